@@ -1,0 +1,40 @@
+# Two commands do everything on a fresh machine with Python 3.11+ and make: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export PYTHONWARNINGS ?=
+
+.PHONY: help demo test check lint install chromium
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
+
+# One stamp a kind of install: nothing is fetched twice, and a changed pyproject installs again.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+install: $(VENV)/.installed-dev ## make the virtual environment with everything the developers use
+
+demo: $(VENV)/.installed ## the main job on the shipped sample: collect → load → judge → report
+	$(BIN)/evalpipe demo
+
+chromium: ## fetch a browser for the report's tests where there is none (Debian; elsewhere set CHROMIUM)
+	@command -v "$${CHROMIUM:-chromium}" >/dev/null 2>&1 || command -v google-chrome >/dev/null 2>&1 \
+	  || { echo "installing chromium for the browser tests"; apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } \
+	  || echo "no chromium and none could be installed: the browser tests are skipped"
+
+test: $(VENV)/.installed-dev chromium ## every test of the suite
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev ## format, lint, types, architecture
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint test ## what CI runs

@@ -1,0 +1,1 @@
+"""From stored rows to findings, checks and the decision."""

@@ -1,0 +1,337 @@
+"""What an analysis says, as data: the one source of the report's HTML, JSON, Markdown, CSV and terminal table.
+
+The JSON of `Analysis` is the report JSON of the contract; additions are free, renames are not. Every number that can be
+missing is None with a `note`; NaN and Infinity never get in. A difference is always treatment − control.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArmValue:
+    """One arm's value of a metric with its own interval, over `n` rows; `numerator`/`denominator` where it is a ratio."""
+
+    value: float | None
+    n: int
+    ci_low: float | None = None
+    ci_high: float | None = None
+    numerator: float | None = None
+    denominator: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MetricResult:
+    """One row of the decision table.
+
+    `unit`: ratio (a share in 0..1) | ms | usd | tokens | tokens_per_second | score_10 | score_1 | any text. `group`:
+    reliability | performance | quality | cost | custom. `scale`: absolute | relative; a relative `margin` is a share
+    (0.1 = 10 %) and the relative interval decides. `direction`: lower | higher (which is better). `finding` is one of
+    `core.experiment.FindingOutcome`, `status` of `stats.estimate.Estimate.status`.
+    """
+
+    name: str
+    label: str
+    group: str
+    unit: str
+    direction: str
+    role: str
+    scale: str
+    control: ArmValue
+    treatment: ArmValue
+    difference: float | None
+    ci_low: float | None
+    ci_high: float | None
+    confidence_level: float
+    p_value: float | None
+    margin: float
+    relative: float | None = None
+    relative_low: float | None = None
+    relative_high: float | None = None
+    standard_error: float | None = None
+    n: int = 0
+    n_clusters: int = 0
+    method: str = ""
+    estimand: str = ""
+    status: str = "ok"
+    finding: str = "undefined"
+    non_inferior: bool = False
+    weight: float = 1.0
+    expected_more_requests: int | None = None
+    """how many more requests would settle an inconclusive metric at the present noise; None = cannot be said"""
+    note: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Agreement:
+    """Judge against labels; kappa and its interval on the atanh scale, Gwet's AC1 beside it."""
+
+    source: str | None = None
+    n_labels: int = 0
+    accuracy: float | None = None
+    accuracy_low: float | None = None
+    accuracy_high: float | None = None
+    kappa: float | None = None
+    kappa_low: float | None = None
+    kappa_high: float | None = None
+    ac1: float | None = None
+    status: str = "no_data"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WinRate:
+    """A win rate under one way to count disagreement between the two orders."""
+
+    rule: str
+    """average (a half for each order) | tie (disagreement is a tie) | left_out"""
+    value: float | None
+    ci_low: float | None
+    ci_high: float | None
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DimensionResult:
+    """One rubric dimension: pairs won, tied and lost by the treatment, and both means."""
+
+    name: str
+    wins: int
+    ties: int
+    losses: int
+    control: float | None
+    treatment: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LengthBin:
+    """Pairs by length difference (treatment − control, characters): is the judge consistent, does it prefer the longer?"""
+
+    low: float
+    high: float
+    n: int
+    win_rate: float | None
+    consistency: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JudgeResult:
+    """One judge (or one source of labels, as `label:SOURCE`) over the experiment's pairs."""
+
+    name: str
+    fingerprint: str
+    mode: str
+    model: str | None
+    simulated: bool
+    imported: bool
+    feeds_decision: bool
+    win_rate: float | None
+    ci_low: float | None
+    ci_high: float | None
+    standard_error: float | None
+    confidence_level: float
+    n_pairs: int
+    n_clusters: int
+    p_value: float | None = None
+    method: str = ""
+    wins: int = 0
+    ties: int = 0
+    losses: int = 0
+    consistency: float | None = None
+    consistency_low: float | None = None
+    consistency_high: float | None = None
+    n_both_orders: int = 0
+    flips: int = 0
+    """pairs whose winner changed with the order"""
+    first_seat_rate: float | None = None
+    first_seat_low: float | None = None
+    first_seat_high: float | None = None
+    rules: list[WinRate] = field(default_factory=list)
+    length_controlled: WinRate | None = None
+    dimensions: list[DimensionResult] = field(default_factory=list)
+    length_bins: list[LengthBin] = field(default_factory=list)
+    agreement: Agreement = Agreement()
+    agreements: list[Agreement] = field(default_factory=list)
+    asked_pairs: int = 0
+    failures: dict[str, int] = field(default_factory=dict)
+    """judgments by failure status, after the last attempt"""
+    missing_low: float | None = None
+    """the win rate if every pair without a verdict had gone to control"""
+    missing_high: float | None = None
+    cost_usd: float | None = None
+    rubric: str | None = None
+    status: str = "ok"
+    note: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Check:
+    """May the data be believed? `status`: pass | warn | fail; a failed check can make the decision invalid."""
+
+    name: str
+    status: str
+    detail: str
+    remedy: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Segment:
+    """One metric within one slice of the traffic; exploratory (false-discovery controlled), never deciding."""
+
+    dimension: str
+    value: str
+    metric: str
+    n: int
+    n_clusters: int
+    control: float | None
+    treatment: float | None
+    difference: float | None
+    ci_low: float | None
+    ci_high: float | None
+    p_value: float | None
+    p_adjusted: float | None
+    discovered: bool
+    finding: str
+    status: str = "ok"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SeriesPoint:
+    """A metric at an instant: cumulative with its (anytime) interval, or one bin's plain rates (`kind` of the series)."""
+
+    at: str
+    control: float | None
+    treatment: float | None
+    difference: float | None
+    ci_low: float | None
+    ci_high: float | None
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Series:
+    metric: str
+    kind: str
+    """cumulative | binned"""
+    points: list[SeriesPoint]
+    decided_at: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LatencyCurve:
+    """The latency distribution of one arm: latency in ms at each of `quantiles` (shares in 0..1)."""
+
+    arm: str
+    quantiles: list[float]
+    values_ms: list[float]
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExampleSide:
+    text: str | None
+    n_cut: int
+    outcome: str
+    error: str | None
+    finish_reason: str | None
+    tool_calls: str | None
+    model: str | None
+    latency_ms: float | None
+    cost_usd: float | None
+    output_tokens: int | None
+    scores: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Example:
+    """A pair to read. `kind`: treatment_lost | treatment_won | judge_contradicted | arm_failed | tie | unjudged."""
+
+    request_id: str
+    kind: str
+    unit_id: str | None
+    started_at: str
+    endpoint: str | None
+    prompt: list[dict[str, str]]
+    """the conversation as [{role, content}], each content cut like the answers"""
+    control: ExampleSide
+    treatment: ExampleSide
+    preference: float | None
+    verdicts: list[dict[str, Any]] = field(default_factory=list)
+    """per judge call: {judge, shown_first, winner, preference, reasoning, status}"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Funnel:
+    """From requests to verdicts. requests = pairs + Σ exclusions, exactly (shadow mode)."""
+
+    requests: int
+    pairs: int
+    exclusions: dict[str, int] = field(default_factory=dict)
+    judgments: dict[str, int] = field(default_factory=dict)
+    judged_pairs: int = 0
+    users: int = 0
+    shadow: dict[str, int] = field(default_factory=dict)
+    """sampled, not_sampled, not_shadowable, shed; they add up to every eligible request"""
+    outcomes: dict[str, dict[str, int]] = field(default_factory=dict)
+    """arm → outcome → exchanges"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decision:
+    """The answer. `reasons` are sentences with their numbers in them, most important first."""
+
+    recommendation: str
+    reasons: list[str]
+    headline: str = ""
+    """one sentence a manager can quote"""
+    rule: str = ""
+    """harm | invalid | ship | max_reached | futility | collect_more"""
+    policy: str = "superiority"
+    looks: str = "anytime"
+    looks_explained: str = ""
+    what_would_change: list[str] = field(default_factory=list)
+    decided_at: str | None = None
+    decided_look: int | None = None
+    utility: float | None = None
+    utility_low: float | None = None
+    utility_high: float | None = None
+    expected_more_requests: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Analysis:
+    """Everything the report knows."""
+
+    experiment: str
+    mode: str
+    generated_at: str
+    provenance: dict[str, Any]
+    """versions, config (secrets never) and its fingerprint, data files, selection, prices with date, the reproduce line;
+    `arms`: {control: {models, provider}, treatment: …}; `first_at`, `last_at`; `simulated_judge`: bool"""
+    funnel: Funnel
+    metrics: list[MetricResult]
+    judges: list[JudgeResult]
+    checks: list[Check]
+    decision: Decision
+    segments: list[Segment] = field(default_factory=list)
+    series: list[Series] = field(default_factory=list)
+    latency: list[LatencyCurve] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
+    schema_version: int = SCHEMA_VERSION
+
+
+def render_analysis_json(analysis: Analysis) -> bytes:
+    """The report JSON, indented, without the examples' texts (they stay in the store and the HTML)."""
+    document = msgspec.to_builtins(analysis)
+    document.pop("examples")
+    return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
+
+
+def read_analysis_json(data: bytes) -> Analysis:
+    """The analysis of a report JSON (for comparing two). Raises `msgspec.ValidationError` where it is not one."""
+    return msgspec.json.decode(data, type=Analysis)

@@ -1,0 +1,93 @@
+"""The Typer application: the list of commands, and the one place where errors become lines and exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from evalpipe import __version__
+from evalpipe.core.text import printable
+from evalpipe.errors import EvalpipeError
+
+COMMANDS = (
+    # name, module in this package, panel
+    ("demo", "demo", "Start"),
+    ("init", "init", "Start"),
+    ("doctor", "doctor", "Start"),
+    ("collect", "collect", "Pipeline"),
+    ("load", "load", "Pipeline"),
+    ("judge", "judge", "Pipeline"),
+    ("report", "report", "Pipeline"),
+    ("gate", "gate", "Decide"),
+    ("plan", "plan", "Decide"),
+    ("sql", "sql", "Decide"),
+    ("canary", "canary", "Roll out"),
+    ("istio", "istio", "Roll out"),
+    ("grafana", "grafana", "Roll out"),
+    ("sim", "sim", "Try out"),
+)
+"""Every command: `evalpipe/cli/MODULE.py` holds a function of the command's name (`-` → `_`), or a Typer `app`."""
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"evalpipe {__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Ship it, keep what we have, or collect more? Two LLM arms compared on production traffic, at no risk to users.
+
+    Start with `evalpipe demo`: it needs no key, no server, no configuration.
+    """
+
+
+def build_app() -> typer.Typer:
+    app = typer.Typer(
+        name="evalpipe",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode="markdown",
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(_root)
+    for name, module_name, panel in COMMANDS:
+        module: Any = importlib.import_module(f"evalpipe.cli.{module_name}")
+        if hasattr(module, "app"):
+            app.add_typer(module.app, name=name, rich_help_panel=panel)
+        else:
+            app.command(name, rich_help_panel=panel)(getattr(module, name))
+    return app
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit. 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted."""
+    try:
+        result = build_app()(arguments, standalone_mode=False)
+    except EvalpipeError as error:
+        typer.echo(f"evalpipe: {printable(str(error))}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("evalpipe: interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:  # `evalpipe sql … | head`: the reader has left, there is nobody to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        # click's own errors (usage, abort) know how to show themselves; its classes moved between typer releases.
+        show = getattr(error, "show", None)
+        if show is None:
+            if type(error).__name__ == "Abort":
+                sys.exit(130)
+            raise
+        show()
+        sys.exit(getattr(error, "exit_code", 1))
+    sys.exit(result if isinstance(result, int) else 0)

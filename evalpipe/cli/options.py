@@ -1,0 +1,20 @@
+"""Options that several commands share, declared once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Config = Annotated[Path | None, typer.Option("--config", "-c", help="Configuration file.  [default: ./evalpipe.toml]")]
+Data = Annotated[Path | None, typer.Option("--data", envvar="EVALPIPE_DATA", help="Data folder.  [default: ./data]")]
+Experiment = Annotated[
+    str | None, typer.Option("--experiment", "-e", help="Experiment name.  [default: the workspace's]")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Since = Annotated[
+    str | None, typer.Option("--since", help="Only log rows from this instant on (ISO 8601; UTC where no zone).")
+]
+Until = Annotated[str | None, typer.Option("--until", help="Only log rows before this instant.")]
+Where = Annotated[str | None, typer.Option("--where", help="Only log rows for which this SQL expression holds.")]

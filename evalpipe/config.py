@@ -1,0 +1,320 @@
+"""evalpipe.toml → a frozen `Config`, checked: every mistake is one line with the key, the value and what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import os
+import re
+import tomllib
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from evalpipe.errors import ConfigError
+
+CONFIG_FILE = "evalpipe.toml"
+
+Percent = Annotated[float, Field(ge=0, le=100)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Redaction = str
+NAMED_REDACTIONS = ("email", "phone", "card", "api_key")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+
+
+class ExperimentConfig(_Section):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+    mode: Literal["shadow", "ab", "canary"] = "shadow"
+    treatment_percent: Percent = 10.0
+    salt: str = ""
+    unit: tuple[str, ...] = ("header:x-user-id", "body:user", "body:metadata.user_id")
+
+    @field_validator("name")
+    @classmethod
+    def _not_a_path(cls, name: str) -> str:
+        if name in {".", ".."}:
+            raise ValueError("must not be '.' or '..'")
+        return name
+
+    @field_validator("unit")
+    @classmethod
+    def _unit_sources(cls, sources: tuple[str, ...]) -> tuple[str, ...]:
+        for source in sources:
+            if not re.fullmatch(r"(header:[A-Za-z0-9!#$%&'*+.^_`|~-]+|body:[^.\s]+(\.[^.\s]+)*)", source):
+                raise ValueError(f"{source!r} is neither 'header:NAME' nor 'body:PATH.TO.FIELD'")
+        return sources
+
+    @property
+    def effective_salt(self) -> str:
+        return self.salt or self.name
+
+
+class ArmConfig(_Section):
+    provider: Literal["openai", "anthropic", "litellm"]
+    base_url: Annotated[str, Field(pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$")] | None = None
+    model: str | None = None
+    rewrite: bool = False
+    api_key_env: str | None = None
+    system_prompt_file: str | None = None
+    params: dict[str, Any] = {}
+    infrastructure_usd_per_request: NonNegative = 0.0
+
+    @property
+    def effective_base_url(self) -> str:
+        defaults = {"openai": "https://api.openai.com/v1", "anthropic": "https://api.anthropic.com"}
+        url = self.base_url or defaults.get(self.provider)
+        if url is None:
+            raise ConfigError(
+                "arms: provider = 'litellm' has no default base_url; set base_url, or leave it to the library"
+            )
+        return url
+
+
+class ArmsConfig(_Section):
+    control: ArmConfig
+    treatment: ArmConfig | None = None
+
+
+class CollectorConfig(_Section):
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8400
+    workers: Annotated[int, Field(ge=1, le=256)] = 1
+    sample_percent: Percent = 100.0
+    connect_timeout_s: Positive = 10.0
+    idle_timeout_s: Positive = 120.0
+    timeout_s: Positive = 600.0
+    shadow_timeout_s: Positive = 120.0
+    fsync_interval_s: Positive = 1.0
+    hash_units: bool = True
+    stream_usage: Literal["as_is", "inject"] = "as_is"
+    shadow_concurrency: Annotated[int, Field(ge=1, le=10_000)] = 64
+    shadow_budget_usd: NonNegative | None = None
+    redact: tuple[Redaction, ...] = ()
+    client_token_env: str = "EVALPIPE_TOKEN"
+
+    @field_validator("redact")
+    @classmethod
+    def _redactions(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            if pattern in NAMED_REDACTIONS:
+                continue
+            if not pattern.startswith("regex:"):
+                allowed = ", ".join(NAMED_REDACTIONS)
+                raise ValueError(f"{pattern!r} is none of {allowed}, and no 'regex:PATTERN'")
+            try:
+                re.compile(pattern.removeprefix("regex:"))
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+        return patterns
+
+
+class JudgeConfig(_Section):
+    name: Annotated[
+        tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v), Field(min_length=1)
+    ] = ("pairwise",)
+    model: str | None = None
+    base_url: str | None = None
+    api_key_env: str | None = None
+    orders: Literal["both", "calibrated", "balanced"] = "both"
+    concurrency: Annotated[int, Field(ge=1, le=1000)] = 16
+    requests_per_minute: Positive = 1000
+    input_tokens_per_minute: Positive = 400_000
+    output_tokens_per_minute: Positive = 80_000
+    max_usd: NonNegative | None = None
+
+
+def _read_margin(value: Any) -> Any:
+    """ "10%" → Margin(0.1, relative); a number → an absolute margin in the metric's unit."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*%\s*", value)
+        if not match:
+            raise ValueError("a margin is a number in the metric's unit, or a percentage such as '10%'")
+        return {"value": float(match.group(1)) / 100, "relative": True}
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return {"value": float(value), "relative": False}
+    return value
+
+
+class Margin(_Section):
+    """The largest acceptable loss: in the metric's unit, or (relative) as a share of control's value."""
+
+    value: NonNegative
+    relative: bool
+
+
+class MetricDecisionConfig(_Section):
+    role: Literal["primary", "guardrail", "diagnostic"] | None = None
+    margin: Annotated[Margin, BeforeValidator(_read_margin)] | None = None
+    weight: NonNegative = 1.0
+
+
+class DecisionConfig(_Section):
+    confidence_level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    looks: Literal["anytime", "fixed"] | tuple[date, ...] = "anytime"
+    policy: Literal["superiority", "noninferiority", "utility"] = "superiority"
+    primary: tuple[str, ...] | None = None
+    min_effect_of_interest: NonNegative = 0.0
+    max_requests: Annotated[int, Field(ge=0)] = 0
+    metrics: dict[str, MetricDecisionConfig] = {}
+
+
+class StageConfig(_Section):
+    percentage: Annotated[float, Field(gt=0, le=100)]
+    duration_hours: NonNegative = 0.0
+    auto_advance: bool = False
+
+
+class CanaryConfig(_Section):
+    stages: tuple[StageConfig, ...] = (
+        StageConfig(percentage=1, duration_hours=2, auto_advance=True),
+        StageConfig(percentage=5, duration_hours=4, auto_advance=True),
+        StageConfig(percentage=10, duration_hours=8),
+        StageConfig(percentage=25, duration_hours=24),
+        StageConfig(percentage=50, duration_hours=48),
+        StageConfig(percentage=100),
+    )
+    guardrails: dict[str, Positive] = {"error_rate": 0.02, "p99_latency_ms": 5000.0}
+    min_requests: Annotated[int, Field(ge=0)] = 50
+    evaluate_every_s: Positive = 10.0
+    shadow_percent: Percent = 0.0
+
+    @field_validator("stages")
+    @classmethod
+    def _rising(cls, stages: tuple[StageConfig, ...]) -> tuple[StageConfig, ...]:
+        shares = [stage.percentage for stage in stages]
+        if not shares or any(later <= earlier for earlier, later in itertools.pairwise(shares)):
+            raise ValueError(f"stages must rise strictly in percentage, got {shares}")
+        return stages
+
+
+class TelemetryConfig(_Section):
+    names: Literal["evalpipe", "otel"] = "evalpipe"
+
+
+class CustomMetricConfig(_Section):
+    sql: str | None = None
+    function: str | None = None
+    """ "package.module:name": a function of a pandas frame of exchanges → a series of values"""
+    direction: Literal["lower", "higher"] = "higher"
+    unit: str = ""
+    label: str | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> CustomMetricConfig:
+        if (self.sql is None) == (self.function is None):
+            raise ValueError('give either sql = "…" or function = "module:name"')
+        return self
+
+
+class PriceConfig(_Section):
+    """USD per million tokens."""
+
+    input: NonNegative
+    output: NonNegative
+    cached_input: NonNegative | None = None
+    cache_write: NonNegative | None = None
+
+
+class Config(_Section):
+    """The whole configuration of a workspace. Secrets are not in it: only the names of environment variables."""
+
+    experiment: ExperimentConfig
+    arms: ArmsConfig | None = None
+    collector: CollectorConfig = CollectorConfig()
+    judge: JudgeConfig = JudgeConfig()
+    decision: DecisionConfig = DecisionConfig()
+    canary: CanaryConfig = CanaryConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
+    metrics: dict[str, CustomMetricConfig] = {}
+    segments: dict[str, str] = {}
+    """name → read-only SQL expression over `exchanges` (control rows)"""
+    prices: dict[str, PriceConfig] = {}
+
+    @model_validator(mode="after")
+    def _treatment_where_served(self) -> Config:
+        if self.experiment.mode != "shadow" and self.arms is not None and self.arms.treatment is None:
+            raise ValueError(f"mode = '{self.experiment.mode}' needs [arms.treatment]")
+        return self
+
+    def require_arms(self) -> ArmsConfig:
+        if self.arms is None:
+            raise ConfigError("evalpipe.toml has no [arms.control]: add it (see `evalpipe init`)")
+        return self.arms
+
+
+def load_config(path: Path) -> Config:
+    """Read and check a configuration file. Raises ConfigError with one line."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ConfigError(f"no {path}: write one with `evalpipe init`, or name another with --config") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        document = tomllib.loads(data.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    return read_config(document, name=str(path))
+
+
+def read_config(document: dict[str, Any], *, name: str = CONFIG_FILE) -> Config:
+    """The configuration of a parsed TOML document. Raises ConfigError with one line for the first mistake."""
+    try:
+        return Config.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError(f"{name}: {_explain(error)}") from None
+
+
+def secret(env_name: str) -> str | None:
+    """A secret from the environment; empty counts as absent."""
+    return os.environ.get(env_name) or None
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    where = [str(part) for part in first["loc"] if part not in {"function-before", "constrained-str"}]
+    key = ".".join(where) or "the file"
+    n_more = error.error_count() - 1
+    more = f" (and {n_more} more)" if n_more else ""
+    if first["type"] == "extra_forbidden":
+        near = _nearest(where)
+        hint = f"; did you mean {near!r}?" if near else ""
+        return f"unknown key {key}{hint}{more}"
+    if first["type"] == "missing":
+        return f"{key} is missing{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    value = first["input"]
+    if isinstance(value, dict | BaseModel):
+        return f"{key}: {message}{more}"
+    return f"{key} = {value!r}: {message}{more}"
+
+
+def _nearest(where: list[str]) -> str | None:
+    """The known key closest to the unknown last part of `where`."""
+    model: type[BaseModel] | None = Config
+    for part in where[:-1]:
+        model = _section_of(model, part)
+        if model is None:
+            return None
+    assert model is not None
+    matches = difflib.get_close_matches(where[-1], list(model.model_fields), n=1, cutoff=0.6)
+    return matches[0] if matches else None
+
+
+def _section_of(model: type[BaseModel] | None, part: str) -> type[BaseModel] | None:
+    if model is None or part not in model.model_fields:
+        return None
+    stack: list[Any] = [model.model_fields[part].annotation]
+    while stack:
+        annotation = stack.pop()
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            return annotation
+        stack.extend(get_args(annotation))
+    return None

@@ -1,0 +1,32 @@
+"""Untrusted text made safe to store and to show, without changing what it says."""
+
+from __future__ import annotations
+
+import re
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+# C0 and C1 controls but tab and newline, DEL, and the bidi controls that can reorder a line shown to a person.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def well_formed(text: str) -> str:
+    """`text` with every lone surrogate replaced by U+FFFD, so that it can be encoded as UTF-8 (Unicode 3.9, U+FFFD)."""
+    return _LONE_SURROGATE.sub("\ufffd", text) if _LONE_SURROGATE.search(text) else text
+
+
+def printable(text: str) -> str:
+    """`text` for a terminal or a log line: controls, ANSI escapes and bidi overrides become visible U+FFFD."""
+    return _CONTROL.sub("\ufffd", well_formed(text))
+
+
+def cut_middle(text: str, limit: int) -> tuple[str, int]:
+    """`text` cut in the middle to at most `limit` characters plus a visible mark; also how many characters were cut.
+
+    Beginning and end are kept: instructions stand at the start and conclusions at the end.
+    """
+    if len(text) <= limit:
+        return text, 0
+    head = (limit + 1) // 2
+    tail = limit - head
+    n_cut = len(text) - limit
+    return f"{text[:head]}\n[… {n_cut:,} characters cut …]\n{text[len(text) - tail :]}", n_cut

@@ -1,0 +1,37 @@
+"""Every error a user can cause: one line that says what is wrong, with the value, and what to do.
+
+The command line turns them into that line on stderr and an exit code; anything else that escapes is our bug and keeps
+its traceback.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class EvalpipeError(Exception):
+    """A user's mistake or a failed run; `str()` is the one line to show. Exit code 1."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class ConfigError(EvalpipeError):
+    """Wrong usage or configuration: an unknown key, an impossible value, a missing file or secret. Exit code 2."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class DataError(EvalpipeError):
+    """The log or the store cannot give what was asked: empty, an arm missing, an unreadable file."""
+
+
+class WorkspaceBusyError(EvalpipeError):
+    """Another evalpipe process holds what this one needs; the message names it."""
+
+
+class BudgetError(EvalpipeError):
+    """A spending cap cannot be kept, e.g. because a price is unknown."""
+
+
+class UpstreamError(EvalpipeError):
+    """A provider could not be reached or refused the work for good (key, quota)."""

@@ -1,0 +1,1 @@
+"""The batch runner that has a language model compare answers."""

@@ -1,0 +1,75 @@
+"""A workspace: where the configuration, the data and the reports lie. The only reader of `Config` is this package."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import evalpipe
+from evalpipe.config import CONFIG_FILE, Config, load_config
+from evalpipe.errors import ConfigError
+
+
+def shipped(folder: str) -> Path:
+    """The folder of that name (`judges`, `prompts`, `data/sample`) that evalpipe ships: in the wheel, else in the checkout."""
+    package = Path(evalpipe.__file__).parent
+    inside = package / "_shipped" / folder
+    return inside if inside.is_dir() else package.parent / folder
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workspace:
+    """`config` is None where a folder has no evalpipe.toml (a log loaded without a workspace)."""
+
+    root: Path
+    data: Path
+    config: Config | None
+    config_path: Path | None = None
+
+    @property
+    def spool(self) -> Path:
+        return self.data / "spool"
+
+    @property
+    def reports(self) -> Path:
+        return self.root / "reports"
+
+    @property
+    def unit_key_path(self) -> Path:
+        """The key of hashed unit ids lies beside the data, never in it."""
+        return self.data.parent / ".evalpipe-unit-key"
+
+    def require_config(self) -> Config:
+        if self.config is None:
+            raise ConfigError(
+                f"no {CONFIG_FILE} in {self.root}: write one with `evalpipe init`, or name another with --config"
+            )
+        return self.config
+
+    def experiment(self, name: str | None) -> str:
+        """The experiment asked for, else the workspace's. Raises ConfigError where neither is known or the name is not allowed."""
+        if name is not None:
+            from evalpipe.config import read_config
+
+            read_config({"experiment": {"name": name}}, name="--experiment")
+            return name
+        return self.require_config().experiment.name
+
+    def judge_folders(self) -> list[Path]:
+        """Where judge files are looked for, the workspace's own first."""
+        return [self.root / "judges", shipped("judges")]
+
+    def prompt_folders(self) -> list[Path]:
+        return [self.root / "prompts", shipped("prompts")]
+
+
+def open_workspace(config: Path | None = None, data: Path | None = None, *, root: Path | None = None) -> Workspace:
+    """The workspace of the working directory, or of the folder of `config`. A missing default configuration is not an
+    error here: `require_config` is asked where one is needed."""
+    path = config or (root or Path.cwd()) / CONFIG_FILE
+    folder = root or path.parent.resolve()
+    loaded = None if config is None and not path.exists() else load_config(path)
+    env = os.environ.get("EVALPIPE_DATA")
+    data_folder = data or (Path(env) if env else folder / "data")
+    return Workspace(root=folder, data=data_folder, config=loaded, config_path=path if loaded else None)

@@ -1,0 +1,1 @@
+"""Provider wire formats ⇄ nouns, pure: bytes in, nouns out, and back."""

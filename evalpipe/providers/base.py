@@ -1,0 +1,92 @@
+"""The seam between wire formats and nouns: what every provider module gives, and the nouns of an answer.
+
+Everything here is pure: bytes in, nouns out. An answer that cannot be read is an `Answer` with outcome `unreadable`,
+never an exception; a request that cannot be copied to the other arm raises `NotShadowableError` with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from evalpipe.core.traffic import Outcome
+
+ENDPOINTS: Mapping[str, str] = {
+    "/v1/chat/completions": "chat.completions",
+    "/v1/responses": "responses",
+    "/v1/messages": "messages",
+}
+"""Collected paths and the endpoint names that logs and Parquet carry."""
+
+
+class NotShadowableError(Exception):
+    """The request has no faithful copy for the other arm; `reason` is a short snake_case word for the funnel."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Usage:
+    """Tokens as billed. `input_tokens` is the whole input, cached and cache-write tokens included; None = not told."""
+
+    input_tokens: int | None = None
+    cached_input_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    cache_write_1h_tokens: int | None = None
+    output_tokens: int | None = None
+    reasoning_tokens: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """What one arm said, in terms all dialects share.
+
+    `tool_calls`: [{"id", "name", "arguments" (parsed JSON, or the raw text where it does not parse)}]. `assembled`: the
+    answer as the JSON text the provider would have sent unstreamed (None where nothing was readable). `content_offset`:
+    body bytes up to and including the first event that carried content (text, tool call, thinking): where the time to
+    first token is measured; None where not streamed or nothing came.
+    """
+
+    outcome: Outcome
+    text: str | None = None
+    tool_calls: list[dict[str, Any]] = field(default_factory=list)
+    finish_reason: str | None = None
+    model: str | None = None
+    usage: Usage = Usage()
+    streamed: bool = False
+    assembled: str | None = None
+    content_offset: int | None = None
+    error_type: str | None = None
+    error_message: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RequestView:
+    """What evalpipe needs to know of a request, in any dialect.
+
+    `messages`: [{"role": system|user|assistant|tool, "content": plain text}], images and files as "[image]" marks,
+    system text first. `conversation_key`: (canonical system text, first user message) for `identity.conversation_id`.
+    """
+
+    model: str | None
+    streamed: bool
+    messages: list[dict[str, str]]
+    system_text: str
+    first_user_message: Any
+    has_tools: bool
+    usage_requested: bool
+    """the stream will carry its usage (always true but for OpenAI chat streams that do not ask for it)"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutgoingRequest:
+    """A request ready to be sent to an arm: path without the base_url's own path ("/v1/messages"), headers without
+    credentials, body."""
+
+    endpoint: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes

@@ -1,0 +1,1 @@
+"""The report: an `Analysis` → HTML, Markdown, CSV, terminal."""

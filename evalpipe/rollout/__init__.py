@@ -1,0 +1,1 @@
+"""From evidence to rollout: canary stages, Istio, Prometheus and Grafana."""

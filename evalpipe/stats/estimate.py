@@ -1,0 +1,31 @@
+"""The one shape every number comes in: a point with its interval, and how it was made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """An estimate with its interval. `status` other than "ok" means: do not conclude from it (numbers may still be given).
+
+    `point`, `ci_low`, `ci_high`, `standard_error` are in the estimand's unit; None = not defined. `df` None = normal limit.
+    `n` counts observations (requests, pairs), `n_clusters` the independent units behind them. Statuses are those of
+    statistics.md 1.4: ok, no_data, missing_arm, n_lt_2, one_cluster, too_few_clusters, zero_variance, tail_too_small,
+    too_few_events, burn_in, too_few_labels, undefined_kappa, relative_undefined, unreliable_judge, length_confounded,
+    invalid_srm.
+    """
+
+    point: float | None
+    ci_low: float | None = None
+    ci_high: float | None = None
+    confidence_level: float = 0.95
+    n: int = 0
+    n_clusters: int = 0
+    standard_error: float | None = None
+    df: float | None = None
+    p_value: float | None = None
+    method: str = ""
+    estimand: str = ""
+    status: str = "ok"
+    note: str | None = None

@@ -1,0 +1,29 @@
+"""Fixtures every test may use: the shared real data and oracles (or a clear skip), and free ports."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real data and oracles beside the checkout; EVALPIPE_SHARED moves it."""
+    path = Path(os.environ.get("EVALPIPE_SHARED", ROOT.parent / "shared"))
+    if not (path / "data").is_dir():
+        pytest.skip(f"no shared data at {path}: set EVALPIPE_SHARED to the folder that holds data/ and oracles/")
+    return path
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port that was free a moment ago, for servers whose port must be known before they start."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
