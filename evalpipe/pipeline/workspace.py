@@ -48,7 +48,7 @@ class Workspace:
         return self.config
 
     def experiment(self, name: str | None) -> str:
-        """The experiment asked for, else the workspace's. Raises ConfigError where neither is known or the name is not allowed."""
+        """The experiment asked for, else the workspace's. Raises ConfigError where neither is known or allowed."""
         if name is not None:
             from evalpipe.config import read_config
 

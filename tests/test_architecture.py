@@ -1,0 +1,48 @@
+"""The house rules as failing tests: layers (import-linter), file sizes, no catch-all modules, the top level."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+MODULES = sorted((ROOT / "evalpipe").rglob("*.py"))
+
+
+def test_every_import_contract_holds() -> None:
+    linter = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([linter, "--no-cache"], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "0 broken" in done.stdout
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_holds_one_concept(path: Path) -> None:
+    assert len(path.read_text("utf-8").splitlines()) <= 450, "past about 300 lines a file usually holds two concepts"
+    assert path.stem not in {"utils", "helpers", "common", "manager", "handler", "misc"}
+    source = path.read_text("utf-8")
+    assert source.startswith('"""') or not source.strip() or path.name == "__main__.py", "say what the module is for"
+
+
+def test_only_the_two_doors_import_a_provider_sdk() -> None:
+    """The judge's client and the demo's traffic are the only places that know an SDK."""
+    importers = {
+        str(path.relative_to(ROOT / "evalpipe"))
+        for path in MODULES
+        for line in path.read_text("utf-8").splitlines()
+        if line.strip().startswith(("import anthropic", "import openai", "from anthropic", "from openai"))
+    }
+    assert all(name.startswith(("judging/", "pipeline/demo")) for name in importers), importers
+
+
+def test_the_top_level_is_the_users() -> None:
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode != 0:
+        pytest.skip("not a git checkout: the list of tracked files is unknown")
+    top = {line.split("/")[0] for line in tracked.stdout.splitlines()}
+    allowed = {"pyproject.toml", "README.md", "evalpipe", "judges", "prompts", "data", "reports", "tests"}
+    allowed |= {"Makefile", "LICENSE", "CHANGELOG.md", "constraints.txt"}
+    assert {name for name in top if not name.startswith(".")} <= allowed

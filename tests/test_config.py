@@ -1,0 +1,104 @@
+"""evalpipe.toml: the template names every key and is valid; every mistake is one line with key, value and a way out."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel
+
+from evalpipe.config import Config, load_config, read_config
+from evalpipe.errors import ConfigError
+from evalpipe.pipeline.init import config_template, init_workspace
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _sections(part)]
+
+
+def _keys(model: type[BaseModel]) -> set[str]:
+    keys = set(model.model_fields)
+    for field in model.model_fields.values():
+        for section in _sections(field.annotation):
+            if section.__name__ != "Margin":  # written as a number or a percentage
+                keys |= _keys(section)
+    return keys
+
+
+def test_the_template_documents_every_key_and_is_valid(tmp_path: Path) -> None:
+    text = config_template(name="first", mode="shadow")
+    missing = {key for key in _keys(Config) if key not in text}
+    assert not missing
+    config = read_config(tomllib.loads(text))
+    assert config.experiment.name == "first"
+    assert config.judge.max_usd == 5.0
+    # What is commented out shows the default: with every comment removed the document is valid, too.
+    lines = [
+        line[2:] if line.startswith("# ") and ("=" in line or line.startswith(("# [", "#  "))) else line
+        for line in text.splitlines()
+    ]
+    everything = read_config(
+        tomllib.loads("\n".join(line for line in lines if not line.startswith(("# ", "function"))))
+    )
+    assert everything.collector == Config.model_validate({"experiment": {"name": "x"}}).collector.model_copy(
+        update={"shadow_budget_usd": 50.0, "redact": everything.collector.redact}
+    )
+    assert everything.canary == Config.model_validate({"experiment": {"name": "x"}}).canary
+
+
+BASE: dict[str, Any] = {"experiment": {"name": "x"}}
+
+
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        ({"experiment": {"name": "x", "mod": "ab"}}, "unknown key experiment.mod; did you mean 'mode'?"),
+        ({"experiment": {"name": "a b"}}, "experiment.name = 'a b'"),
+        ({"experiment": {}}, "experiment.name is missing"),
+        ({"experiment": {"name": "x", "mode": "blue"}}, "experiment.mode = 'blue'"),
+        ({**BASE, "collector": {"port": 70000}}, "collector.port = 70000"),
+        ({**BASE, "collector": {"redact": ["emial"]}}, "'emial' is none of email, phone, card, api_key"),
+        ({**BASE, "arms": {"control": {"provider": "openai", "base_url": "host"}}}, "arms.control.base_url = 'host'"),
+        ({**BASE, "decision": {"metrics": {"cost": {"margin": "a lot"}}}}, "decision.metrics.cost.margin"),
+        ({**BASE, "canary": {"stages": [{"percentage": 5}, {"percentage": 5}]}}, "must rise strictly"),
+        ({**BASE, "judges": {}}, "unknown key judges; did you mean 'judge'?"),
+        ({**BASE, "metrics": {"m": {}}}, "give either sql"),
+    ],
+)
+def test_a_mistake_is_one_line(document: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_config(document)
+    message = str(caught.value)
+    assert expected in message
+    assert "\n" not in message
+    assert message.startswith("evalpipe.toml: ")
+
+
+def test_margins_read_as_absolute_or_relative() -> None:
+    config = read_config({**BASE, "decision": {"metrics": {"a": {"margin": "10%"}, "b": {"margin": 0.02}}}})
+    a, b = config.decision.metrics["a"].margin, config.decision.metrics["b"].margin
+    assert a is not None
+    assert b is not None
+    assert (a.value, a.relative) == (0.1, True)
+    assert (b.value, b.relative) == (0.02, False)
+
+
+def test_init_writes_once_and_never_overwrites(tmp_path: Path) -> None:
+    written = init_workspace(tmp_path / "w", name="n")
+    assert {path.name for path in written} == {"evalpipe.toml", ".gitignore"}
+    assert load_config(tmp_path / "w" / "evalpipe.toml").experiment.name == "n"
+    with pytest.raises(ConfigError, match="exists already"):
+        init_workspace(tmp_path / "w")
+
+
+def test_a_file_that_is_missing_or_no_toml_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="evalpipe init"):
+        load_config(tmp_path / "none.toml")
+    bad = tmp_path / "bad.toml"
+    bad.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load_config(bad)
