@@ -97,6 +97,12 @@ class Exchange:
     simulated: bool = False
     shadow_status: ShadowStatus | None = None
     shadow_reason: str | None = None
+    prompt: str | None = None
+    """the request's conversation as a person reads it"""
+    percentage: float | None = None
+    """share of treatment in force when the request came (ab, canary), in [0, 100]"""
+    forced: bool | None = None
+    """the arm was forced by a tester's header: in no statistic"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
