@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -13,7 +14,7 @@ class Estimate:
     `n` counts observations (requests, pairs), `n_clusters` the independent units behind them. Statuses are those of
     statistics.md 1.4: ok, no_data, missing_arm, n_lt_2, one_cluster, too_few_clusters, zero_variance, tail_too_small,
     too_few_events, burn_in, too_few_labels, undefined_kappa, relative_undefined, unreliable_judge, length_confounded,
-    invalid_srm.
+    invalid_srm. NaN and infinities never get in: they become None.
     """
 
     point: float | None
@@ -29,3 +30,10 @@ class Estimate:
     estimand: str = ""
     status: str = "ok"
     note: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("point", "ci_low", "ci_high", "standard_error", "df", "p_value"):
+            value = getattr(self, name)
+            if value is not None:
+                number = float(value)
+                object.__setattr__(self, name, number if math.isfinite(number) else None)

@@ -1,0 +1,154 @@
+"""Means and ratios over users: the engine behind error rates, tokens, cost, tokens per second and scores (statistics.md 3).
+
+A metric is R = ΣS/ΣW, with S and W summed per user (W = 1 per request for a mean). The variance is the delete-one-user
+jackknife (default) or its linearisation. Rows never come here: the aggregates below are what one SQL pass gives, and
+`arm_aggregate` / `paired_aggregate` make them from per-user arrays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+Variance = Literal["jackknife", "linearised"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spread:
+    """The spread of an estimator over G users, with t_u the user's term in it.
+
+    `v_jack` = (G−1)/G Σ t_u² with t_u = (S_u − R W_u)/(W. − W_u); None where one user holds all of W.
+    `v_lin` = G/(G−1) Σ e_u² with e_u = (S_u − R W_u)/W. ; `m3sum` = Σ e_u³ (the skewness gate).
+    None where G < 2. Paired: t and e are the treatment's minus the control's, subtracted before squaring.
+    """
+
+    v_jack: float | None
+    v_lin: float | None
+    m3sum: float | None = None
+
+    def variance(self, kind: Variance) -> float | None:
+        return self.v_lin if kind == "linearised" or self.v_jack is None else self.v_jack
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArmAggregate:
+    """One arm's ratio metric over its users.
+
+    `n` rows (requests), `n_clusters` users with W > 0, `numerator` ΣS, `denominator` ΣW. `n_events` (binary metrics
+    only): rows with the event, for the ten-events gate; None otherwise.
+    """
+
+    n: int
+    n_clusters: int
+    numerator: float
+    denominator: float
+    spread: Spread | None = None
+    n_events: int | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        return self.numerator / self.denominator if self.n > 0 and self.denominator > 0 else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairedAggregate:
+    """Both arms of the same users (shadow mode). `absolute` is the spread of R_T − R_C, `relative` that of ln R_T − ln R_C.
+
+    relative.v_jack = (G−1)/G Σ (ln(1 − t_Tu/R_T) − ln(1 − t_Cu/R_C))² with t = (S − R W)/(W. − W_u), the jackknife of the
+    log ratio itself; relative.v_lin and m3sum divide each arm's e_u by its R. `relative` is None unless both ratios are > 0
+    (leave its v_jack None where leaving one user out makes a ratio ≤ 0). `n_pairs` = requests with both sides;
+    `n_discordant` (binary metrics only): pairs in which exactly one arm has the event.
+    """
+
+    control: ArmAggregate
+    treatment: ArmAggregate
+    n_pairs: int
+    n_clusters: int
+    absolute: Spread | None
+    relative: Spread | None = None
+    n_discordant: int | None = None
+
+
+def arm_aggregate(
+    numerators: npt.ArrayLike, denominators: npt.ArrayLike, *, n: int | None = None, n_events: int | None = None
+) -> ArmAggregate:
+    """The aggregate of per-user sums S and W (users with W = 0 carry nothing and are dropped). `n` defaults to ΣW, rounded."""
+    s, w = np.asarray(numerators, float), np.asarray(denominators, float)
+    s, w = s[w > 0], w[w > 0]
+    total = float(w.sum())
+    rows = round(total) if n is None else n
+    if len(w) == 0:
+        return ArmAggregate(n=rows, n_clusters=0, numerator=0.0, denominator=0.0, n_events=n_events)
+    e, t = _terms(s, w)
+    return ArmAggregate(
+        n=rows,
+        n_clusters=len(w),
+        numerator=float(s.sum()),
+        denominator=total,
+        spread=_spread(e, t),
+        n_events=n_events,
+    )
+
+
+def paired_aggregate(
+    treatment_numerators: npt.ArrayLike,
+    treatment_denominators: npt.ArrayLike,
+    control_numerators: npt.ArrayLike,
+    control_denominators: npt.ArrayLike,
+    *,
+    n_pairs: int | None = None,
+    n_discordant: int | None = None,
+) -> PairedAggregate:
+    """The aggregate of per-user sums of both arms; a user may miss a side (its W = 0 there)."""
+    st, wt = np.asarray(treatment_numerators, float), np.asarray(treatment_denominators, float)
+    sc, wc = np.asarray(control_numerators, float), np.asarray(control_denominators, float)
+    seen = (wt > 0) | (wc > 0)
+    st, wt, sc, wc = st[seen], wt[seen], sc[seen], wc[seen]
+    treatment, control = arm_aggregate(st, wt), arm_aggregate(sc, wc)
+    pairs = int(min(wt.sum(), wc.sum())) if n_pairs is None else n_pairs
+    absolute = relative = None
+    ratio_t, ratio_c = treatment.ratio, control.ratio
+    if ratio_t is not None and ratio_c is not None:
+        (et, tt), (ec, tc) = _terms(st, wt), _terms(sc, wc)
+        absolute = _spread(et - ec, None if tt is None or tc is None else tt - tc)
+        if ratio_t > 0 and ratio_c > 0:
+            relative = _relative_spread(et / ratio_t - ec / ratio_c, tt, tc, ratio_t, ratio_c)
+    return PairedAggregate(
+        control=control,
+        treatment=treatment,
+        n_pairs=pairs,
+        n_clusters=len(wt),
+        absolute=absolute,
+        relative=relative,
+        n_discordant=n_discordant,
+    )
+
+
+def _terms(s: Array, w: Array) -> tuple[Array, Array | None]:
+    """Linearised terms e and jackknife terms t of every user; t None where one user holds all of W."""
+    total = w.sum()
+    residual = s - (s.sum() / total) * w
+    rest = total - w
+    return residual / total, (residual / rest if (rest > 0).all() else None)
+
+
+def _spread(e: Array, t: Array | None) -> Spread | None:
+    g = len(e)
+    if g < 2:
+        return None
+    return Spread(
+        v_jack=None if t is None else float((g - 1) / g * np.sum(t**2)),
+        v_lin=float(g / (g - 1) * np.sum(e**2)),
+        m3sum=float(np.sum(e**3)),
+    )
+
+
+def _relative_spread(e: Array, tt: Array | None, tc: Array | None, ratio_t: float, ratio_c: float) -> Spread | None:
+    t = None
+    if tt is not None and tc is not None and (tt < ratio_t).all() and (tc < ratio_c).all():
+        t = np.log1p(-tt / ratio_t) - np.log1p(-tc / ratio_c)
+    return _spread(e, t)

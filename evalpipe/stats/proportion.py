@@ -1,0 +1,119 @@
+"""One share and the difference of two, by score limits that stay right at 0 and 1 (statistics.md 3 and 4)."""
+
+from __future__ import annotations
+
+import math
+
+from evalpipe.stats import gates
+from evalpipe.stats.cluster import ArmAggregate
+from evalpipe.stats.estimate import Estimate
+from evalpipe.stats.multiplier import Fixed, Multiplier
+
+
+def wilson_limits(events: float, n: float, c: float) -> tuple[float, float]:
+    """Wilson's score limits of a share with `events` of `n` at critical value `c` (1.96 for 95 %).
+
+    `n` may be an effective (fractional) sample size. n = 0 or c infinite gives (0, 1). Source: Wilson 1927.
+    """
+    if n <= 0 or math.isinf(c):
+        return 0.0, 1.0
+    p = events / n
+    centre = (p + c**2 / (2 * n)) / (1 + c**2 / n)
+    half = c / (1 + c**2 / n) * math.sqrt(p * (1 - p) / n + c**2 / (4 * n**2))
+    low = 0.0 if events <= 0 else max(0.0, centre - half)
+    high = 1.0 if events >= n else min(1.0, centre + half)
+    return low, high
+
+
+def wilson(events: float, n: float, *, alpha: float = 0.05, multiplier: Multiplier | None = None) -> Estimate:
+    """A share of independent observations with Wilson's interval; n = 0 gives status no_data."""
+    mode = multiplier or Fixed()
+    if n <= 0:
+        return Estimate(point=None, confidence_level=1 - alpha, method="wilson", status="no_data")
+    low, high = wilson_limits(events, n, mode.critical(alpha, n=n))
+    return Estimate(
+        point=events / n,
+        ci_low=low,
+        ci_high=high,
+        confidence_level=1 - alpha,
+        n=round(n),
+        n_clusters=round(n),
+        method="wilson",
+        estimand="share",
+    )
+
+
+def effective_n(arm: ArmAggregate) -> float:
+    """n_eff = R(1−R)/v: how many independent rows the clustered ones are worth; `n` itself where v or R(1−R) is 0.
+
+    Never above `n` (users who differ less than chance would say are not worth more than their rows).
+    """
+    ratio = arm.ratio
+    v = None if arm.spread is None else arm.spread.variance("jackknife")
+    if ratio is None or not v or not 0 < ratio < 1:
+        return float(arm.n)
+    return min(float(arm.n), ratio * (1 - ratio) / v)
+
+
+def clustered_proportion(
+    arm: ArmAggregate, *, multiplier: Multiplier | None = None, alpha: float = 0.05
+) -> Estimate:
+    """One arm's share over users: Wilson's limits at the effective sample size."""
+    mode = multiplier or Fixed()
+    ratio = arm.ratio
+    if ratio is None:
+        return Estimate(point=None, confidence_level=1 - alpha, method="wilson", status="no_data")
+    size = effective_n(arm)
+    low, high = wilson_limits(ratio * size, size, mode.critical(alpha, n=arm.n_clusters))
+    status, note = gates.cluster_status(arm.n_clusters)
+    v = None if arm.spread is None else arm.spread.variance("jackknife")
+    return Estimate(
+        point=ratio,
+        ci_low=low,
+        ci_high=high,
+        confidence_level=1 - alpha,
+        n=arm.n,
+        n_clusters=arm.n_clusters,
+        standard_error=math.sqrt(v) if v else None,
+        method=f"wilson n_eff, {mode.mode}",
+        estimand="share",
+        status=status,
+        note=note,
+    )
+
+
+def unpaired_proportion(
+    control: ArmAggregate, treatment: ArmAggregate, *, multiplier: Multiplier | None = None, alpha: float = 0.05
+) -> Estimate:
+    """p_T − p_C by square-and-add of both arms' Wilson limits (Newcombe 1998, method 10 for independent samples).
+
+    For where the variance is 0 (no event in either arm, or nothing but events); under anytime it stays too_few_events.
+    """
+    mode = multiplier or Fixed()
+    c = mode.critical(alpha, n=control.n_clusters + treatment.n_clusters)
+    p_c, p_t = control.ratio, treatment.ratio
+    n, clusters = control.n + treatment.n, control.n_clusters + treatment.n_clusters
+    if p_c is None or p_t is None:
+        status = "no_data" if p_c is None and p_t is None else "missing_arm"
+        return Estimate(point=None, confidence_level=1 - alpha, n=n, n_clusters=clusters, status=status)
+    size_c, size_t = effective_n(control), effective_n(treatment)
+    low_c, high_c = wilson_limits(p_c * size_c, size_c, c)
+    low_t, high_t = wilson_limits(p_t * size_t, size_t, c)
+    status, note = gates.cluster_status(min(control.n_clusters, treatment.n_clusters))
+    if mode.mode == "anytime" and status == "ok" and control.n_events is not None and treatment.n_events is not None:
+        events = min(control.n_events, treatment.n_events)
+        status, note = gates.burn_in_status(
+            n_units=min(control.n_clusters, treatment.n_clusters), paired=False, n_events=events
+        )
+    return Estimate(
+        point=p_t - p_c,
+        ci_low=max(-1.0, p_t - p_c - math.hypot(p_t - low_t, high_c - p_c)),
+        ci_high=min(1.0, p_t - p_c + math.hypot(high_t - p_t, p_c - low_c)),
+        confidence_level=1 - alpha,
+        n=n,
+        n_clusters=clusters,
+        method=f"newcombe wilson, {mode.mode}",
+        estimand="treatment - control",
+        status=status,
+        note=note,
+    )
