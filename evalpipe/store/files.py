@@ -1,0 +1,146 @@
+"""Parquet files that appear whole or not at all: written aside, synced, read back, then renamed."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from evalpipe.errors import DataError
+from evalpipe.store.schema import Dataset
+
+STALE_AFTER_S = 24 * 3600.0
+"""An unfinished file of this age belongs to a process that is gone."""
+
+_LOW_CARDINALITY = (
+    "arm", "role", "provider", "endpoint", "model_requested", "model", "finish_reason", "outcome", "error_type",
+    "config_fingerprint", "shadow_status", "shadow_reason", "judge", "judge_fingerprint", "judge_model", "shown_first",
+    "status", "winner", "source", "unit_id",
+)  # fmt: skip
+
+
+def partition_folder(data: Path, dataset: Dataset, values: tuple[str, ...]) -> Path:
+    """`data/exchanges/experiment=NAME/date=YYYY-MM-DD` for `values` in the order of the dataset's partitions."""
+    folder = data / dataset.name
+    for (name, _), value in zip(dataset.partitions, values, strict=True):
+        folder = folder / f"{name}={value}"
+    return folder
+
+
+def parquet_files(data: Path, dataset: Dataset, experiment: str | None, dates: set[str] | None = None) -> list[Path]:
+    """The finished files of a dataset, sorted by path; of one experiment (and these dates) where given."""
+    first = "experiment=*" if experiment is None else f"experiment={experiment}"
+    pattern = "/".join([first, *["*=*"] * (len(dataset.partitions) - 1), "*.parquet"])
+    found = sorted((data / dataset.name).glob(pattern))
+    if dates is not None and len(dataset.partitions) > 1:
+        wanted = {f"date={date}" for date in dates}
+        found = [path for path in found if path.parent.name in wanted]
+    return [path for path in found if not path.name.startswith(".")]
+
+
+def new_stem(now: datetime | None = None) -> str:
+    """A file name nobody else has, sorting by time."""
+    return f"{(now or datetime.now(UTC)):%Y%m%dT%H%M%S}-{secrets.token_hex(6)}"
+
+
+class ParquetFile:
+    """One Parquet file in the making. Row groups are appended; `finish` makes it visible under its name.
+
+    Pages carry checksums, and `finish` reads every page back before the rename: what is deleted for the sake of this
+    file is deleted only after that.
+    """
+
+    def __init__(self, folder: Path, schema: pa.Schema) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        stem = new_stem()
+        self.path = folder / f"{stem}.parquet"
+        self._temp = folder / f".{stem}.tmp"
+        self._schema = schema
+        self.n_rows = 0
+        self.n_bytes = 0
+        self._file = os.fdopen(os.open(self._temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
+        self._writer = pq.ParquetWriter(
+            self._file,
+            schema,
+            compression="zstd",
+            use_dictionary=[name for name in schema.names if name in _LOW_CARDINALITY],
+            write_page_checksum=True,
+        )
+
+    def append(self, table: pa.Table) -> None:
+        self._writer.write_table(table, row_group_size=max(1, table.num_rows))
+        self.n_rows += table.num_rows
+        self.n_bytes += table.nbytes
+
+    def finish(self) -> Path:
+        """Close, sync, verify, rename. Raises DataError where what was written cannot be read back."""
+        self._writer.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        try:
+            verify(self._temp, self._schema, self.n_rows)
+            self._temp.rename(self.path)
+        except BaseException:
+            self.abandon()
+            raise
+        sync_folder(self.path.parent)
+        return self.path
+
+    def abandon(self) -> None:
+        """Leave nothing behind."""
+        with suppress(OSError, ValueError):  # the writer may be broken already, that is why it is abandoned
+            self._writer.close()
+        self._file.close()
+        self._temp.unlink(missing_ok=True)
+
+
+def verify(path: Path, schema: pa.Schema, n_rows: int) -> None:
+    """Read every page of the file with its checksum. Raises DataError where it is not what was written."""
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            n_found = sum(batch.num_rows for batch in file.iter_batches(batch_size=8192, use_threads=False))
+            same = file.schema_arrow.equals(schema)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path} cannot be read back after writing: {error}") from error
+    if n_found != n_rows or not same:
+        raise DataError(f"{path} holds {n_found} of the {n_rows} rows written: is the disk full or failing?")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and deletions in `folder` survive a power loss."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sweep_stale(data: Path, dataset: Dataset, now: float | None = None) -> int:
+    """Remove unfinished files of processes that died; the number removed."""
+    oldest = (time.time() if now is None else now) - STALE_AFTER_S
+    n_removed = 0
+    for temp in (data / dataset.name).glob("**/.*.tmp"):
+        with suppress(FileNotFoundError):  # its owner may just have renamed it
+            if temp.stat().st_mtime < oldest:
+                temp.unlink()
+                n_removed += 1
+    return n_removed
+
+
+@contextmanager
+def private_file(path: Path, flags: int) -> Iterator[int]:
+    """A descriptor of a file only its owner may read (0600), closed at the end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, flags | os.O_CREAT, 0o600)
+    try:
+        yield handle
+    finally:
+        os.close(handle)

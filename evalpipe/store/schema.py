@@ -1,0 +1,141 @@
+"""The columns of the stored datasets: names, types and meaning, as the contract has them.
+
+Not measured is null, never 0 or "". Times are UTC instants, `_ms` milliseconds, `_usd` dollars, tokens as billed.
+`experiment` (and `date` of exchanges) are folders of the Hive layout, not columns of the files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+_TEXT = pa.string()
+_TIME = pa.timestamp("us", tz="UTC")
+_COUNT = pa.int64()
+_NUMBER = pa.float64()
+_SCORES = pa.map_(pa.string(), pa.float64())
+
+EXCHANGES = pa.schema(
+    [
+        pa.field("request_id", _TEXT, nullable=False),
+        pa.field("arm", _TEXT, nullable=False),
+        pa.field("role", _TEXT, nullable=False),
+        pa.field("unit_id", _TEXT),
+        pa.field("conversation_id", _TEXT),
+        pa.field("started_at", _TIME, nullable=False),
+        pa.field("provider", _TEXT),
+        pa.field("endpoint", _TEXT),
+        pa.field("model_requested", _TEXT),
+        pa.field("model", _TEXT),
+        pa.field("request", _TEXT),
+        pa.field("response", _TEXT),
+        pa.field("meta", _TEXT),
+        pa.field("text", _TEXT),
+        pa.field("tool_calls", _TEXT),
+        pa.field("finish_reason", _TEXT),
+        pa.field("outcome", _TEXT, nullable=False),
+        pa.field("status", pa.int32()),
+        pa.field("error_type", _TEXT),
+        pa.field("error_message", _TEXT),
+        pa.field("latency_ms", _NUMBER),
+        pa.field("ttft_ms", _NUMBER),
+        pa.field("streamed", pa.bool_()),
+        pa.field("input_tokens", _COUNT),
+        pa.field("cached_input_tokens", _COUNT),
+        pa.field("cache_write_tokens", _COUNT),
+        pa.field("output_tokens", _COUNT),
+        pa.field("reasoning_tokens", _COUNT),
+        pa.field("cost_usd", _NUMBER),
+        pa.field("priced_at", _TIME),
+        pa.field("config_fingerprint", _TEXT),
+        pa.field("simulated", pa.bool_(), nullable=False),
+        pa.field("shadow_status", _TEXT),
+        pa.field("shadow_reason", _TEXT),
+        # Beyond the contract: the prompt as a person reads it, and what the split was when the request came.
+        pa.field("prompt", _TEXT),
+        pa.field("percentage", _NUMBER),
+        pa.field("forced", pa.bool_()),
+    ]
+)
+
+JUDGMENTS = pa.schema(
+    [
+        pa.field("judgment_id", _TEXT, nullable=False),
+        pa.field("key", _TEXT, nullable=False),
+        pa.field("attempt", pa.int32(), nullable=False),
+        pa.field("request_id", _TEXT, nullable=False),
+        pa.field("judge", _TEXT, nullable=False),
+        pa.field("judge_fingerprint", _TEXT, nullable=False),
+        pa.field("judge_model", _TEXT),
+        pa.field("shown_first", _TEXT, nullable=False),
+        pa.field("repeat", pa.int32(), nullable=False),
+        pa.field("status", _TEXT, nullable=False),
+        pa.field("winner", _TEXT),
+        pa.field("preference", _NUMBER),
+        pa.field("control_scores", _SCORES),
+        pa.field("treatment_scores", _SCORES),
+        pa.field("reasoning", _TEXT),
+        pa.field("raw_reply", _TEXT),
+        pa.field("input_tokens", _COUNT),
+        pa.field("output_tokens", _COUNT),
+        pa.field("cached_input_tokens", _COUNT),
+        pa.field("cost_usd", _NUMBER),
+        pa.field("latency_ms", _NUMBER),
+        pa.field("judged_at", _TIME),
+        pa.field("batch_id", _TEXT),
+        pa.field("simulated", pa.bool_(), nullable=False),
+        # Beyond the contract: what a reader of the row should know, e.g. how much of an answer was cut.
+        pa.field("note", _TEXT),
+    ]
+)
+
+LABELS = pa.schema(
+    [
+        pa.field("request_id", _TEXT, nullable=False),
+        pa.field("preference", _NUMBER),
+        pa.field("source", _TEXT, nullable=False),
+        pa.field("labeler", _TEXT),
+        pa.field("labeled_at", _TIME),
+        pa.field("note", _TEXT),
+    ]
+)
+
+FEEDBACK = pa.schema(
+    [
+        pa.field("request_id", _TEXT, nullable=False),
+        pa.field("arm", _TEXT),
+        pa.field("rating", _NUMBER, nullable=False),
+        pa.field("comment", _TEXT),
+        pa.field("at", _TIME, nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dataset:
+    """A dataset of the store. `key`: the columns that make a row one of its kind; a second row of that key is not written.
+
+    `partitions`: the folders below the dataset, outermost first, with their SQL types.
+    """
+
+    name: str
+    schema: pa.Schema
+    key: tuple[str, ...]
+    partitions: tuple[tuple[str, str], ...] = (("experiment", "VARCHAR"),)
+
+
+DATASETS = (
+    Dataset(
+        name="exchanges",
+        schema=EXCHANGES,
+        key=("request_id", "arm", "role"),
+        partitions=(("experiment", "VARCHAR"), ("date", "DATE")),
+    ),
+    Dataset(name="judgments", schema=JUDGMENTS, key=("judgment_id",)),
+    Dataset(name="labels", schema=LABELS, key=("request_id", "source", "labeler")),
+    Dataset(name="feedback", schema=FEEDBACK, key=("request_id", "at", "rating", "comment")),
+)
+"""Every dataset; `BY_NAME` finds one."""
+
+BY_NAME = {dataset.name: dataset for dataset in DATASETS}

@@ -1,0 +1,99 @@
+"""Which logged requests a command looks at: `--since`, `--until`, `--where`.
+
+The selection is of requests, made on the row the user was served (for an imported log: control's row): the other arm's
+copy follows its request. So `--where "model = 'gpt-4o'"` keeps the pairs of those requests, and a condition on what a
+user got never selects on what the copy answered.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import duckdb
+
+from evalpipe.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Selection:
+    """`since` (inclusive) and `until` (exclusive) bound `started_at`; `where` is an SQL expression over `exchanges`."""
+
+    since: datetime | None = None
+    until: datetime | None = None
+    where: str | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        return self.since is None and self.until is None and self.where is None
+
+
+def read_selection(since: str | None = None, until: str | None = None, where: str | None = None) -> Selection:
+    """The selection of the command line's options. Raises ConfigError with the option and the value that is wrong."""
+    if where is not None:
+        check_expression(where)
+    return Selection(since=_instant("--since", since), until=_instant("--until", until), where=where)
+
+
+def check_expression(text: str, *, name: str = "--where") -> None:
+    """Refuse anything but one SQL expression. Raises ConfigError."""
+    with duckdb.connect(":memory:") as parser:
+        try:
+            row = parser.execute("SELECT json_serialize_sql($1)", [f"SELECT {text}\n"]).fetchone()
+        except duckdb.Error as error:
+            raise ConfigError(f"{name} {text!r} is not an SQL expression: {error}") from None
+    tree: dict[str, Any] = json.loads(row[0]) if row else {"error": True}
+    if tree["error"]:
+        raise ConfigError(f"{name} {text!r} is not an SQL expression: {tree.get('error_message', 'cannot be read')}")
+    node = tree["statements"][0]["node"]
+    # Anything but a bare expression after SELECT (a list, a FROM, a UNION, a second statement) shows in the tree.
+    plain = (
+        len(tree["statements"]) == 1
+        and node["type"] == "SELECT_NODE"
+        and len(node["select_list"]) == 1
+        and node["select_list"][0]["type"] != "STAR"
+        and not node["select_list"][0]["alias"]
+        and node["from_table"]["type"] == "EMPTY"
+        and not any(
+            node[part] for part in ("modifiers", "where_clause", "group_expressions", "having", "qualify", "sample")
+        )
+    )
+    if not plain:
+        raise ConfigError(f"{name} {text!r} is more than one SQL expression: give only the condition")
+
+
+def select_requests(connection: duckdb.DuckDBPyConnection, selection: Selection) -> None:
+    """Make the table `selected` (experiment, request_id). Raises ConfigError where `where` does not fit the columns."""
+    conditions = ["role <> 'shadow'", "role <> 'replay'", "(role = 'served' OR arm = 'control')"]
+    values: list[datetime] = []
+    for operator, instant in ((">=", selection.since), ("<", selection.until)):
+        if instant is not None:
+            values.append(instant)
+            conditions.append(f"started_at {operator} ${len(values)}")
+    if selection.where is not None:
+        check_expression(selection.where)
+        conditions.append(f"(\n{selection.where}\n)")
+    query = (
+        f"SELECT DISTINCT experiment, request_id FROM stored_exchanges AS exchanges WHERE {' AND '.join(conditions)}"
+    )
+    try:
+        connection.execute(f"CREATE TABLE selected AS {query}", values or None)
+    except duckdb.Error as error:
+        if selection.where is None:
+            raise
+        message = str(error).strip().splitlines()[0]
+        raise ConfigError(f"--where {selection.where!r} does not work: {message}") from None
+
+
+def _instant(option: str, text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        instant = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(
+            f"{option} {text!r} is not an ISO 8601 instant such as 2026-07-01 or 2026-07-01T12:00:00Z"
+        ) from None
+    return instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant.astimezone(UTC)
