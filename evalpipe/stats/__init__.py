@@ -1,1 +1,29 @@
-"""The statistics, pure and small: arrays and counts in, estimates out. Methods: see each docstring for the source."""
+"""The statistics, pure and small: aggregates (or arrays) and counts in, `Estimate`s or small frozen dataclasses out.
+
+Every difference is treatment − control. How one looks is one object, passed as `multiplier=`:
+`multiplier.Fixed()` (default), `multiplier.Anytime(n_star=…)`, `group_sequential.Scheduled(fractions=…)`. Levels: call again with
+`alpha/S` (goals), `alpha` (guardrails), `alpha/K` (harm). All numbers of an `Estimate` are finite or None.
+
+| question | aggregates from SQL | function |
+|---|---|---|
+| mean, ratio, cost, tokens; users in both arms (shadow) | cluster.PairedAggregate | difference.paired_difference(scale=absolute or relative) |
+| the same; separate users (ab, canary) | cluster.ArmAggregate per arm (stages.combine) | difference.unpaired_difference |
+| one arm's own value | cluster.ArmAggregate | difference.arm_interval |
+| error, timeout share, paired | t_only, c_only, n (+ PairedAggregate) | paired.paired_proportion; mcnemar, tango_limits |
+| error, timeout share, separate users, anytime | events per arm and stage, share | conditional.rate_ratio, log_e, log_alarm |
+| latency quantiles | quantile.QuantileAggregate → limit_levels → QuantileLimits | quantile.critical, limit_levels, quantile_difference |
+| judged win rate | ArmAggregate of Σx, pairs; (value, users) counts | winrate.win_rate; betting.bounded_mean |
+| both orders: consistency, seat bias, order kappa | 3×3 winrate.OrderTable | winrate.consistency, first_seat_rate, order_kappa |
+| win rate at equal length | rows or groups (x, dl, user) | lengthcontrol.length_controlled |
+| when may judging stop | (value, users) counts | stopping.look, Evidence.conclusion |
+| judge against labels | q×q table | agreement.agreement; kappa_over_users |
+| sample ratio | users per arm | srm.chi_square, srm.log_e |
+| what is missing | counts | missing.losses, win_rate_bounds, worst_case_win_rate |
+| several metrics in one number | Σ_u e_uj e_uk matrix | utility.utility_from_covariance, utility.utility |
+| many questions | p or e values | multiplicity.holm, benjamini_hochberg, e_benjamini_hochberg |
+| what does the interval say | low, high, margin, status | labels.label, labels.label_estimate |
+| how many are needed | sd, effect, power | planning.* |
+
+`cluster.arm_aggregate`, `cluster.paired_aggregate`, `quantile.quantile_aggregate`, `winrate.order_table` make the aggregates from
+arrays. Methods, formulas and sources stand in each module's docstring.
+"""

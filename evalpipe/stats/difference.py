@@ -101,9 +101,7 @@ def paired_difference(
     point = math.log(ratio_t / ratio_c) if relative else ratio_t - ratio_c
     if pairs.n_pairs == 1:
         return make.undefined("n_lt_2", "one pair: no interval can be had", point)
-    status, note = gates.cluster_status(
-        min(pairs.n_clusters, pairs.control.n_clusters, pairs.treatment.n_clusters)
-    )
+    status, note = gates.cluster_status(min(pairs.n_clusters, pairs.control.n_clusters, pairs.treatment.n_clusters))
     spread = pairs.relative if relative else pairs.absolute
     v = None if spread is None else spread.variance(variance)
     if status == "one_cluster" or spread is None or v is None:

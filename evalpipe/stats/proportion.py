@@ -55,9 +55,7 @@ def effective_n(arm: ArmAggregate) -> float:
     return min(float(arm.n), ratio * (1 - ratio) / v)
 
 
-def clustered_proportion(
-    arm: ArmAggregate, *, multiplier: Multiplier | None = None, alpha: float = 0.05
-) -> Estimate:
+def clustered_proportion(arm: ArmAggregate, *, multiplier: Multiplier | None = None, alpha: float = 0.05) -> Estimate:
     """One arm's share over users: Wilson's limits at the effective sample size."""
     mode = multiplier or Fixed()
     ratio = arm.ratio
