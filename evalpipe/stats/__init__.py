@@ -6,12 +6,12 @@ Every difference is treatment − control. How one looks is one object, passed a
 
 | question | aggregates from SQL | function |
 |---|---|---|
-| mean, ratio, cost, tokens; users in both arms (shadow) | cluster.PairedAggregate | difference.paired_difference(scale=absolute or relative) |
+| mean, ratio, cost; users in both arms (shadow) | cluster.PairedAggregate | difference.paired_difference |
 | the same; separate users (ab, canary) | cluster.ArmAggregate per arm (stages.combine) | difference.unpaired_difference |
 | one arm's own value | cluster.ArmAggregate | difference.arm_interval |
 | error, timeout share, paired | t_only, c_only, n (+ PairedAggregate) | paired.paired_proportion; mcnemar, tango_limits |
 | error, timeout share, separate users, anytime | events per arm and stage, share | conditional.rate_ratio, log_e, log_alarm |
-| latency quantiles | quantile.QuantileAggregate → limit_levels → QuantileLimits | quantile.critical, limit_levels, quantile_difference |
+| latency quantiles | quantile.QuantileAggregate, QuantileLimits | quantile.critical, limit_levels, quantile_difference |
 | judged win rate | ArmAggregate of Σx, pairs; (value, users) counts | winrate.win_rate; betting.bounded_mean |
 | both orders: consistency, seat bias, order kappa | 3×3 winrate.OrderTable | winrate.consistency, first_seat_rate, order_kappa |
 | win rate at equal length | rows or groups (x, dl, user) | lengthcontrol.length_controlled |

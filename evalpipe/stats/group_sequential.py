@@ -12,8 +12,10 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 from scipy import optimize, special
 
+Array = npt.NDArray[np.float64]
 Spending = Literal["obrien_fleming", "pocock"]
 GRID_POINTS = 801
 MAX_LOOKS = 20
@@ -42,32 +44,54 @@ def critical_values(
     _check(fractions)
     nodes, weights = _legendre()
     boundaries: list[float] = []
-    spent, points, density = 0.0, np.empty(0), np.empty(0)
-    for k, t in enumerate(fractions):
+    spent, before = 0.0, 0.0
+    surviving: _Start | _Density = _Start()
+    for t in fractions:
         total = alpha_spent(t, alpha, spending)
         target, spent = (total - spent) / 2, total
-        step = math.sqrt(t - (fractions[k - 1] if k else 0.0))
-
-        def upper_tail(c: float, *, t: float = t, k: int = k, step: float = step) -> float:
-            edge = c * math.sqrt(t)
-            if k == 0:
-                return float(special.ndtr(-c))
-            return float(np.sum(density * special.ndtr((points - edge) / step)))
-
-        c = CANNOT_STOP
-        if target > 0 and upper_tail(CANNOT_STOP) < target:
-            c = float(optimize.brentq(lambda c: upper_tail(c) - target, 0.3, CANNOT_STOP, xtol=1e-12))
+        c = _boundary(surviving, t, before, target)
         boundaries.append(c)
-        if k + 1 < len(fractions):
-            edge = c * math.sqrt(t)
-            new_points = edge * nodes
-            if k == 0:
-                new_density = np.exp(-(new_points**2) / (2 * t)) / math.sqrt(2 * math.pi * t)
-            else:
-                kernel = np.exp(-((new_points[:, None] - points[None, :]) ** 2) / (2 * step**2))
-                new_density = kernel @ density / (step * math.sqrt(2 * math.pi))
-            points, density = new_points, new_density * weights * edge
+        edge = c * math.sqrt(t)
+        surviving = surviving.propagated(edge * nodes, edge * weights, t - before)
+        before = t
     return tuple(boundaries)
+
+
+def _boundary(surviving: _Start | _Density, t: float, before: float, target: float) -> float:
+    """The c whose crossing probability from above is `target`; CANNOT_STOP where even that has more."""
+
+    def excess(c: float) -> float:
+        return surviving.probability_above(c * math.sqrt(t), t - before) - target
+
+    if target <= 0 or excess(CANNOT_STOP) >= 0:
+        return CANNOT_STOP
+    return float(optimize.brentq(excess, 0.3, CANNOT_STOP, xtol=1e-12))
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """The score process before the first look: at 0 for certain."""
+
+    def probability_above(self, edge: float, elapsed: float) -> float:
+        return float(special.ndtr(-edge / math.sqrt(elapsed)))
+
+    def propagated(self, points: Array, widths: Array, elapsed: float) -> _Density:
+        return _Density(points, np.exp(-(points**2) / (2 * elapsed)) / math.sqrt(2 * math.pi * elapsed) * widths)
+
+
+@dataclass(frozen=True, slots=True)
+class _Density:
+    """The score process that has not stopped yet: probability `mass` at `points` (quadrature nodes)."""
+
+    points: Array
+    mass: Array
+
+    def probability_above(self, edge: float, elapsed: float) -> float:
+        return float(np.sum(self.mass * special.ndtr((self.points - edge) / math.sqrt(elapsed))))
+
+    def propagated(self, points: Array, widths: Array, elapsed: float) -> _Density:
+        kernel = np.exp(-((points[:, None] - self.points[None, :]) ** 2) / (2 * elapsed))
+        return _Density(points, kernel @ self.mass / math.sqrt(2 * math.pi * elapsed) * widths)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,8 +144,9 @@ def _boundary_table(fractions: tuple[float, ...], spending: Spending) -> tuple[t
 
 
 @lru_cache(maxsize=1)
-def _legendre() -> tuple[np.ndarray, np.ndarray]:
-    return np.polynomial.legendre.leggauss(GRID_POINTS)
+def _legendre() -> tuple[Array, Array]:
+    nodes, weights = np.polynomial.legendre.leggauss(GRID_POINTS)
+    return np.asarray(nodes), np.asarray(weights)
 
 
 def _check(fractions: tuple[float, ...]) -> None:

@@ -132,6 +132,9 @@ def paired_proportion(
     deff = design_effect(t_only, c_only, n, None if absolute is None else absolute.v_jack)
     c = mode.critical(alpha, n=clusters)
     low, high = tango_limits(t_only / deff, c_only / deff, n / deff, c)
+    p = mode.p_value(tango_statistic(0.0, t_only / deff, c_only / deff, n / deff), n=clusters)
+    if one_each and mode.mode == "fixed":
+        p = mcnemar(t_only, c_only).p_exact
     status, note = gates.cluster_status(clusters)
     if mode.mode == "anytime" and status == "ok":
         status, note = gates.burn_in_status(n_units=clusters, paired=True, n_events=t_only + c_only)
@@ -139,7 +142,7 @@ def paired_proportion(
         point=point,
         ci_low=low,
         ci_high=high,
-        p_value=mcnemar(t_only, c_only).p_exact if one_each and mode.mode == "fixed" else None,
+        p_value=p,
         method=f"tango{'' if deff == 1 else ' / design effect'}, {mode.mode}",
         status=status,
         note=note,

@@ -47,7 +47,7 @@ def unpaired_n(
 
 
 def mcnemar_n(discordant_share: float, effect: float, *, power: float = 0.8, alpha: float = 0.05) -> float:
-    """Pairs for a difference `effect` of paired shares with `discordant_share` psi ≥ |effect| of discordant pairs (Connor 1987)."""
+    """Pairs for a difference `effect` of paired shares when the share psi ≥ |effect| of pairs is discordant (Connor 1987)."""
     effect = _positive(effect)
     if not effect <= discordant_share <= 1:
         raise ValueError(f"the discordant share must lie between the effect {effect} and 1, got {discordant_share}")

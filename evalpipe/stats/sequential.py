@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-Numbers = float | npt.NDArray[np.float64]
+Array = npt.NDArray[np.float64]
 
 
 @lru_cache(maxsize=256)
@@ -30,18 +30,21 @@ def approximate_r(alpha: float) -> float:
     return -2 * math.log(alpha) + math.log(1 - 2 * math.log(alpha))
 
 
-def critical_value(r: Numbers, alpha: float) -> Numbers:
+def critical_value(r: npt.ArrayLike, alpha: float) -> Array:
     """c(r) = sqrt(2 (r+1)/r · ln(sqrt(r+1)/alpha)), the two-sided multiplier at r = rho²·n. Infinite at r = 0."""
+    r = np.asarray(r, float)
     with np.errstate(divide="ignore"):
-        return np.sqrt(2 * (np.asarray(r) + 1) / r * (0.5 * np.log1p(r) - math.log(alpha)))
+        return np.asarray(np.sqrt(2 * (r + 1) / r * (0.5 * np.log1p(r) - math.log(alpha))))
 
 
-def one_sided_critical_value(r: Numbers, alpha: float) -> Numbers:
+def one_sided_critical_value(r: npt.ArrayLike, alpha: float) -> Array:
     """sqrt(2 (r+1)/r · ln(1 + sqrt(r+1)/(2 alpha))): one limit only, at level `alpha`."""
+    r = np.asarray(r, float)
     with np.errstate(divide="ignore"):
-        return np.sqrt(2 * (np.asarray(r) + 1) / r * np.log1p(np.sqrt(np.asarray(r) + 1) / (2 * alpha)))
+        return np.asarray(np.sqrt(2 * (r + 1) / r * np.log1p(np.sqrt(r + 1) / (2 * alpha))))
 
 
-def log_e_value(statistic: Numbers, r: Numbers) -> Numbers:
+def log_e_value(statistic: npt.ArrayLike, r: npt.ArrayLike) -> Array:
     """ln E = r z²/(2(r+1)) − ln(r+1)/2: evidence against "no difference" of z = estimate / standard error."""
-    return np.asarray(r) * np.asarray(statistic) ** 2 / (2 * (np.asarray(r) + 1)) - np.log1p(r) / 2
+    z, r = np.asarray(statistic, float), np.asarray(r, float)
+    return np.asarray(r * z**2 / (2 * (r + 1)) - np.log1p(r) / 2)
