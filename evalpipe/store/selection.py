@@ -56,6 +56,7 @@ def check_expression(text: str, *, name: str = "--where") -> None:
         and node["select_list"][0]["type"] != "STAR"
         and not node["select_list"][0]["alias"]
         and node["from_table"]["type"] == "EMPTY"
+        and node["aggregate_handling"] == "STANDARD_HANDLING"
         and not any(
             node[part] for part in ("modifiers", "where_clause", "group_expressions", "having", "qualify", "sample")
         )

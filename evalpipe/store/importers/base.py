@@ -1,0 +1,161 @@
+"""What every importer gives: nouns out of one document of another tool's log; and the checks they share."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from evalpipe.core.judgment import Judgment
+from evalpipe.core.traffic import Exchange, Feedback, Label
+
+UNKNOWN_TIME = datetime(1970, 1, 1, tzinfo=UTC)
+"""`started_at` of rows whose log tells no time, plus the line number in microseconds: file order is kept, every load of a
+file gives the same rows, and no invented date can be taken for a real one."""
+
+
+class BrokenLineError(ValueError):
+    """This document is not what the format says; `str()` is the reason that is put beside it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Imported:
+    """What one document held."""
+
+    exchanges: Sequence[Exchange] = ()
+    judgments: Sequence[Judgment] = ()
+    labels: Sequence[Label] = ()
+    feedback: Sequence[Feedback] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Importer:
+    """A format: its name for `--format`, whether a document looks like it, and the reader (pure).
+
+    `read(document, line)` gets the parsed JSON and its line number (from 1; the index in a file that is one document).
+    It raises BrokenLineError where the document cannot be read.
+    """
+
+    name: str
+    help: str
+    matches: Callable[[Any], bool]
+    read: Callable[[Any, int], Imported]
+
+
+@dataclass(slots=True)
+class Fields:
+    """Typed reading of a JSON object: a wrong type is a BrokenLineError that names the key."""
+
+    document: Mapping[str, Any]
+    where: str = ""
+    _prefix: str = field(init=False, default="")
+
+    def __post_init__(self) -> None:
+        self._prefix = f"{self.where}." if self.where else ""
+
+    def text(self, key: str, *, required: bool = False) -> str | None:
+        """A string; a number or boolean becomes its JSON text (as logs of test sets have it)."""
+        value = self.document.get(key)
+        if value is None:
+            if required:
+                raise BrokenLineError(f"{self._prefix}{key} is missing")
+            return None
+        if isinstance(value, str):
+            return value
+        if isinstance(value, bool | int | float):
+            return json.dumps(value)
+        raise BrokenLineError(f"{self._prefix}{key} is {_kind(value)}, not text")
+
+    def number(self, key: str, *, low: float = -math.inf, high: float = math.inf) -> float | None:
+        value: Any = self.document.get(key)
+        if value is None or value == "":  # some logs leave a field they could not fill empty
+            return None
+        if isinstance(value, str):
+            try:
+                value = float(value)
+            except ValueError:
+                raise BrokenLineError(f"{self._prefix}{key} = {value[:40]!r} is not a number") from None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise BrokenLineError(f"{self._prefix}{key} is {_kind(value)}, not a number")
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number) or not low <= number <= high:
+            raise BrokenLineError(f"{self._prefix}{key} = {value!r:.40} is out of range")
+        return number
+
+    def count(self, key: str) -> int | None:
+        number = self.number(key, low=0, high=2**53)
+        return None if number is None else int(number)
+
+    def time(self, key: str) -> datetime | None:
+        """An ISO 8601 text, or seconds since the epoch; UTC where no zone is told."""
+        value = self.document.get(key)
+        if value is None:
+            return None
+        try:
+            if isinstance(value, str):
+                instant = datetime.fromisoformat(value)
+                return instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant.astimezone(UTC)
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=float(value))
+        except (ValueError, OverflowError):
+            pass
+        raise BrokenLineError(f"{self._prefix}{key} = {value!r:.40} is no time")
+
+
+def unknown_time(line: int) -> datetime:
+    return UNKNOWN_TIME + timedelta(microseconds=line)
+
+
+def json_text(value: Any) -> str | None:
+    """`value` as JSON text that can be stored anywhere (lone surrogates stay escaped); None stays None."""
+    return None if value is None else json.dumps(value, ensure_ascii=_holds_surrogate(value))
+
+
+def prompt_text(messages: Sequence[Mapping[str, Any]]) -> str:
+    """The conversation as a person reads it: the one user message alone, else each message under its role."""
+    texts = [(str(message.get("role", "user")), content_text(message.get("content"))) for message in messages]
+    if len(texts) == 1 and texts[0][0] == "user":
+        return texts[0][1]
+    return "\n\n".join(f"[{role}]\n{text}" for role, text in texts)
+
+
+def content_text(content: Any) -> str:
+    """The plain text of a message's content, in any dialect: parts joined, what is no text as a mark."""
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        return "\n".join(filter(None, (content_text(part) for part in content)))
+    if isinstance(content, Mapping):
+        for key in ("text", "content", "value"):
+            if isinstance(content.get(key), str):
+                return str(content[key])
+        if "parts" in content:
+            return content_text(content["parts"])
+        return f"[{content.get('type', 'data')}]"
+    return str(content)
+
+
+def _holds_surrogate(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, bool):
+        return "a boolean"
+    if isinstance(value, Mapping):
+        return "an object"
+    if isinstance(value, list):
+        return "a list"
+    return "a number" if isinstance(value, int | float) else f"a {type(value).__name__}"
