@@ -68,6 +68,8 @@ class RequestRecord(msgspec.Struct, frozen=True, tag="request", tag_field="recor
     """whether a treatment copy is due at all (shadow mode, or a shadowed share of the canary)"""
     percentage: float | None = None
     """share of treatment in force (ab, canary)"""
+    stage: int | None = None
+    """number of the history entry that began the canary's stage in force"""
     forced: bool = False
     """the arm was forced by a tester's header: excluded from the statistics"""
     config_fingerprint: str | None = None

@@ -1,0 +1,130 @@
+"""The one who watches: a tick reads what is new, asks the guardrails, and writes the state change they call for."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from evalpipe.core.canary import CanaryEvaluation, CanaryEvent, CanaryState, GuardrailVerdict
+from evalpipe.core.traffic import Arm
+from evalpipe.rollout.guardrails import Guardrail, evaluate_guardrails
+from evalpipe.rollout.history import History
+from evalpipe.rollout.observation import Observation
+from evalpipe.rollout.stages import CONTROLLER, LIVE, Change, Seen, Stage, evaluate
+
+
+class Source(Protocol):
+    """Where the controller gets the answers of a stage from."""
+
+    def begin(self, state: CanaryState) -> Iterable[Observation]:
+        """A stage the controller has not watched yet in this process: what already happened in it, if anything."""
+        ...
+
+    def new(self, state: CanaryState) -> Iterable[Observation]:
+        """What ended since the last call."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ControllerSettings:
+    """`alpha`: false alarm rate of a whole stage. `evaluate_every_s`: time between two looks."""
+
+    stages: Sequence[Stage]
+    min_requests: int = 50
+    evaluate_every_s: float = 10.0
+    alpha: float = 0.05
+
+
+class Controller:
+    """Decides alone only while it holds the election lock (`elected`). All state is in the history; a new one goes on."""
+
+    def __init__(
+        self,
+        history: History,
+        settings: ControllerSettings,
+        source: Source,
+        guardrails: Callable[[], Sequence[Guardrail]],
+    ) -> None:
+        self._history, self._settings, self._source = history, settings, source
+        self._build = guardrails
+        self._guardrails: Sequence[Guardrail] = guardrails()
+        self._entry: int | None = None
+        self._last_at: float | None = None
+        self._watched_s = 0.0
+        self._n = {Arm.CONTROL: 0, Arm.TREATMENT: 0}
+
+    def tick(self, now: float) -> CanaryEvent | None:
+        """One evaluation at `now` (seconds since the epoch). What changed, or None."""
+        state = self._history.state()
+        if state.entry != self._entry:
+            self._begin(state)
+        else:
+            # Only time under watch counts, and a clock that jumps is believed for two intervals at most.
+            step = now - self._last_at if self._last_at is not None else 0.0
+            self._watched_s += min(max(step, 0.0), 2 * self._settings.evaluate_every_s)
+        self._last_at = now
+        self._take(self._source.new(state))
+        verdicts = self._verdicts(state)
+        self._history.write_evaluation(
+            CanaryEvaluation(
+                entry=state.entry,
+                at=now,
+                watched_s=self._watched_s,
+                n_control=self._n[Arm.CONTROL],
+                n_treatment=self._n[Arm.TREATMENT],
+                verdicts=verdicts,
+            )
+        )
+        seen = Seen(watched_s=self._watched_s, n_treatment=self._n[Arm.TREATMENT], verdicts=verdicts)
+
+        def decide(present: CanaryState) -> Change | None:
+            if (
+                present.entry != state.entry
+            ):  # a person moved the canary while we looked: what we saw is of another stage
+                return None
+            return evaluate(
+                present, seen, now=now, stages=self._settings.stages, min_requests=self._settings.min_requests
+            )
+
+        return self._history.apply(decide, now=now, who=CONTROLLER)
+
+    def _begin(self, state: CanaryState) -> None:
+        restarted = self._entry is None
+        self._entry = state.entry
+        self._guardrails = self._build()
+        self._n = {Arm.CONTROL: 0, Arm.TREATMENT: 0}
+        before = self._history.evaluation() if restarted else None
+        self._watched_s = before.watched_s if before is not None and before.entry == state.entry else 0.0
+        self._take(self._source.begin(state))
+
+    def _take(self, observations: Iterable[Observation]) -> None:
+        for seen in observations:
+            self._n[seen.arm] += 1
+            for guardrail in self._guardrails:
+                guardrail.add(seen)
+
+    def _verdicts(self, state: CanaryState) -> list[GuardrailVerdict]:
+        if state.status not in LIVE:
+            return []
+        return evaluate_guardrails(self._guardrails, percentage=state.percentage, alpha=self._settings.alpha)
+
+
+@contextmanager
+def elected(path: Path) -> Iterator[bool]:
+    """Whether this process is the controller: true for the one that holds the lock, which ends with the process itself."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        lock.truncate(0)
+        lock.write(str(os.getpid()).encode())
+        lock.flush()
+        yield True

@@ -1,0 +1,213 @@
+"""The canary's guardrails: absolute limits and differences to control, each valid however often it is looked at.
+
+Every guardrail sees the requests of the present stage once, as they come, and gives a verdict at any time. All share the
+false alarm rate: with K of them each may err with probability alpha/K, over the whole stage, not per look.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from evalpipe.core.canary import GuardrailVerdict
+from evalpipe.core.traffic import Arm
+from evalpipe.errors import ConfigError
+from evalpipe.rollout.observation import RATES, Event, Observation, UserSums, cost_of, latency_of, ttft_of
+from evalpipe.stats import conditional, gates
+from evalpipe.stats.multiplier import DEFAULT_N_STAR_USERS
+from evalpipe.stats.sequential import one_sided_critical_value, optimal_r
+from evalpipe.stats.threshold import effective_events, log_e_above, lower_bound
+
+_QUANTILE = re.compile(r"p(\d{2})(\d?)_(latency|ttft)_ms")
+KNOWN = (*RATES, "p50_latency_ms", "p99_latency_ms", "p50_ttft_ms", "p99_ttft_ms", "cost_per_request_usd", "win_rate")
+
+
+class Guardrail(Protocol):
+    """Sees requests one by one; `verdict` may be asked at any time. `alpha`: its share of the false alarms."""
+
+    def add(self, seen: Observation) -> None: ...
+
+    def verdict(self, *, percentage: float, alpha: float) -> GuardrailVerdict: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Margin:
+    """The largest acceptable loss against control: absolute (a rate), or relative to control's value."""
+
+    value: float
+    relative: bool
+
+
+DEFAULT_MARGINS: Mapping[str, Margin] = {
+    "error_rate": Margin(value=0.005, relative=False),
+    "timeout_rate": Margin(value=0.005, relative=False),
+    "cost_per_request_usd": Margin(value=0.10, relative=True),
+}
+
+
+class RateLimit:
+    """The treatment's rate of an event stays at or under a limit. Also quantile limits: p99 > 5 s means > 1 % exceed 5 s."""
+
+    def __init__(self, name: str, event: Event, limit: float, *, shown_limit: float | None = None) -> None:
+        self.name, self.event, self.limit = name, event, limit
+        self.shown_limit = limit if shown_limit is None else shown_limit
+        self.sums = UserSums()
+
+    def add(self, seen: Observation) -> None:
+        if seen.arm is Arm.TREATMENT and (event := self.event(seen)) is not None:
+            self.sums.add(seen.unit, float(event))
+
+    def verdict(self, *, percentage: float, alpha: float) -> GuardrailVerdict:
+        sums, log_alarm = self.sums, -math.log(alpha)
+        if not sums.n:
+            return _no_data(self.name, "absolute", self.shown_limit, log_alarm)
+        rate = sums.total / sums.n
+        # The linearised variance is O(1) and never above the jackknife's, so it can only alarm too early: the jackknife
+        # is asked when it does.
+        events, n = effective_events(sums.total, sums.n, sums.n_users, sums.linearised_variance())
+        log_e = log_e_above(events, n, self.limit)
+        if log_e >= log_alarm:
+            spread = sums.aggregate().spread
+            events, n = effective_events(sums.total, sums.n, sums.n_users, spread.v_jack if spread else None)
+            log_e = log_e_above(events, n, self.limit)
+        status = "breached" if log_e >= log_alarm else "doubtful" if rate > self.limit else "holds"
+        what = f"{rate:.2%} of {sums.n} requests"
+        if self.shown_limit != self.limit:
+            what += f" exceed {self.shown_limit:g} ms"
+        return GuardrailVerdict(
+            guardrail=self.name,
+            kind="absolute",
+            status=status,
+            value=rate,
+            limit=self.shown_limit,
+            lower=lower_bound(events, n, alpha),
+            log_e=log_e,
+            log_alarm=log_alarm,
+            n=sums.n,
+            note=f"{self.name}: {what}, at most {self.limit:.3g} allowed",
+        )
+
+
+class RateDifference:
+    """The treatment fails no more users than control does, up to a margin: the conditional-event test of statistics.md 5."""
+
+    def __init__(self, name: str, event: Event, margin: Margin) -> None:
+        self.name, self.event, self.margin = name, event, margin
+        self.sums = {Arm.CONTROL: UserSums(), Arm.TREATMENT: UserSums()}
+
+    def add(self, seen: Observation) -> None:
+        if (event := self.event(seen)) is not None:
+            self.sums[seen.arm].add(seen.unit, float(event))
+
+    def verdict(self, *, percentage: float, alpha: float) -> GuardrailVerdict:
+        control, treatment = self.sums[Arm.CONTROL], self.sums[Arm.TREATMENT]
+        log_alarm, share = -math.log(alpha), percentage / 100
+        if not control.n or not treatment.n or not 0 < share < 1:
+            return _no_data(self.name, "difference", None, log_alarm)
+        x, y = treatment.n_users_with_event, control.n_users_with_event
+        # An absolute margin becomes a rate ratio by control's own rate, taken low by one event's worth at most.
+        ratio = 1 + (self.margin.value if self.margin.relative else self.margin.value * control.n / (control.total + 1))
+        allowed = share * ratio / (share * ratio + 1 - share)
+        log_e = conditional.log_alarm([conditional.Stage(treatment_events=x, control_events=y, share=allowed)])
+        difference = treatment.total / treatment.n - control.total / control.n
+        return GuardrailVerdict(
+            guardrail=self.name,
+            kind="difference",
+            status="breached" if log_e >= log_alarm else "holds",
+            value=difference,
+            limit=self.margin.value,
+            log_e=log_e,
+            log_alarm=log_alarm,
+            n=control.n + treatment.n,
+            note=f"{self.name}: treatment {treatment.total / treatment.n:.2%}, control {control.total / control.n:.2%}; "
+            f"users with one: {x} and {y} at {percentage:g} %",
+        )
+
+
+class CostLimit:
+    """The treatment's mean cost a request stays at or under a limit (one-sided asymptotic confidence sequence)."""
+
+    def __init__(self, name: str, limit: float) -> None:
+        self.name, self.limit = name, limit
+        self.sums = UserSums()
+
+    def add(self, seen: Observation) -> None:
+        if seen.arm is Arm.TREATMENT and (cost := cost_of(seen)) is not None:
+            self.sums.add(seen.unit, cost)
+
+    def verdict(self, *, percentage: float, alpha: float) -> GuardrailVerdict:
+        arm = self.sums.aggregate()
+        mean = arm.ratio
+        if mean is None:
+            return _no_data(self.name, "absolute", self.limit, -math.log(alpha))
+        v = None if arm.spread is None else arm.spread.v_jack
+        lower = None
+        if v and arm.n_clusters >= gates.MIN_CLUSTERS_ANYTIME:
+            r = optimal_r(2 * alpha) * arm.n_clusters / DEFAULT_N_STAR_USERS
+            lower = mean - float(one_sided_critical_value(r, alpha)) * math.sqrt(v)
+        breached = lower is not None and lower > self.limit
+        return GuardrailVerdict(
+            guardrail=self.name,
+            kind="absolute",
+            status="breached" if breached else "doubtful" if mean > self.limit else "holds",
+            value=mean,
+            limit=self.limit,
+            lower=lower,
+            log_alarm=-math.log(alpha),
+            n=self.sums.n,
+            note=f"{self.name}: {mean:.3g} USD over {self.sums.n} requests, at most {self.limit:g} allowed",
+        )
+
+
+def _no_data(name: str, kind: str, limit: float | None, log_alarm: float) -> GuardrailVerdict:
+    return GuardrailVerdict(
+        guardrail=name, kind=kind, status="no_data", limit=limit, log_alarm=log_alarm, note=f"{name}: no data yet"
+    )
+
+
+def build_guardrails(limits: Mapping[str, float], margins: Mapping[str, Margin] | None = None) -> list[Guardrail]:
+    """The guardrails of `[canary] guardrails` and, for errors and timeouts, their difference to control.
+
+    `margins` override `DEFAULT_MARGINS`. `win_rate` is built by the caller, who has the verdicts. Raises ConfigError for a
+    name or a limit that means nothing.
+    """
+    built: list[Guardrail] = []
+    for name, limit in limits.items():
+        if name != "win_rate":
+            built.append(_absolute(name, limit))
+    wanted = {**DEFAULT_MARGINS, **(margins or {})}
+    built.extend(
+        RateDifference(name, RATES[name], wanted[name])
+        for name in ("error_rate", "timeout_rate")
+        if name == "error_rate" or name in limits
+    )
+    return built
+
+
+def _absolute(name: str, limit: float) -> Guardrail:
+    if name in RATES:
+        if not 0 < limit < 1:
+            raise ConfigError(f"canary.guardrails.{name} = {limit:g}: a rate lies between 0 and 1 (0.02 is 2 %)")
+        return RateLimit(name, RATES[name], limit)
+    if name == "cost_per_request_usd":
+        return CostLimit(name, limit)
+    match = _QUANTILE.fullmatch(name)
+    if match:
+        level = int(match[1] + match[2]) / 10 ** len(match[1] + match[2])
+        if 0 < level < 1:
+            value_of = latency_of if match[3] == "latency" else ttft_of
+            return RateLimit(
+                name,
+                lambda seen: None if (value := value_of(seen)) is None else value > limit,
+                round(1 - level, 6),
+                shown_limit=limit,
+            )
+    raise ConfigError(f"canary.guardrails.{name}: not a guardrail; known are {', '.join(KNOWN)}")
+
+
+def evaluate_guardrails(guardrails: Sequence[Guardrail], *, percentage: float, alpha: float) -> list[GuardrailVerdict]:
+    """Every verdict, the false alarm rate `alpha` shared equally."""
+    return [one.verdict(percentage=percentage, alpha=alpha / len(guardrails)) for one in guardrails]
