@@ -1,0 +1,83 @@
+"""Untrusted JSON read without surprises: lone surrogates replaced, no NaN or Infinity, and typed looks into its values."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from evalpipe.core.text import well_formed
+
+
+class MalformedJSONError(ValueError):
+    """The bytes are not JSON, or nested deeper than anything sensible."""
+
+
+def parse(data: bytes | str) -> Any:
+    """The JSON value of `data`. Bytes that are not UTF-8 become U+FFFD, lone surrogates too; a number too large for a
+    float is None. Raises MalformedJSONError."""
+    text = data if isinstance(data, str) else str(data, "utf-8", "replace")
+    try:
+        value = json.loads(text, parse_constant=_reject, parse_float=_finite)
+        # Only an escape can bring a lone surrogate in: decoding has replaced the raw ones.
+        return _cleaned(value) if "\\ud" in text or "\\uD" in text else value
+    except RecursionError:
+        raise MalformedJSONError("nested too deeply") from None
+    except ValueError as error:
+        raise MalformedJSONError(str(error)) from None
+
+
+def dump(value: Any) -> str:
+    """`value` as compact JSON text, non-ASCII as it is."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def as_dict(value: Any) -> dict[str, Any]:
+    """`value` where it is an object, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def as_text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def as_count(value: Any) -> int | None:
+    """`value` where it is a count: a whole number, not negative, that fits 64 bits."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+        return None
+    return value
+
+
+def parsed_or_raw(text: str) -> Any:
+    """Tool arguments: the JSON they hold, or the raw text where they do not parse. No arguments at all are {}."""
+    if not text.strip():
+        return {}
+    try:
+        return parse(text)
+    except MalformedJSONError:
+        return well_formed(text)
+
+
+def _reject(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _finite(text: str) -> float | None:
+    value = float(text)
+    return value if math.isfinite(value) else None
+
+
+def _cleaned(value: Any) -> Any:
+    if isinstance(value, str):
+        return well_formed(value)
+    if isinstance(value, list):
+        return [_cleaned(item) for item in value]
+    if isinstance(value, dict):
+        return {well_formed(key): _cleaned(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,62 @@
+"""What a model's name tells: its family (a judge prefers its own), and which parameters it takes."""
+
+from __future__ import annotations
+
+import re
+
+_FAMILIES = (
+    ("claude", re.compile(r"claude|anthropic")),
+    ("gpt", re.compile(r"\bgpt|(^|/)o\d\b|chatgpt|davinci|openai")),
+    ("gemini", re.compile(r"gemini|palm|bison")),
+    ("gemma", re.compile(r"gemma")),
+    ("llama", re.compile(r"llama|vicuna|alpaca")),
+    ("mistral", re.compile(r"mi[sx]tral|ministral|codestral")),
+    ("qwen", re.compile(r"qwen|qwq")),
+    ("deepseek", re.compile(r"deepseek")),
+    ("grok", re.compile(r"grok")),
+    ("phi", re.compile(r"\bphi\b|phi-")),
+    ("smollm", re.compile(r"smollm")),
+    ("command", re.compile(r"command-r|command-a|cohere")),
+    ("nova", re.compile(r"\bnova-")),
+)
+_CLAUDE = re.compile(r"claude-(?:[a-z]+-)?(\d{1,2})(?:[-.](\d{1,2}))?(?!\d)")
+_OPENAI_REASONING = re.compile(r"(?:^|/)(?:o\d|gpt-(?:[5-9]|\d\d))(?!\d)")
+
+
+def family(model: str | None) -> str | None:
+    """The family of a model name ("claude", "gpt", "llama", …), None where the name tells nothing."""
+    if not model:
+        return None
+    lower = model.lower()
+    return next((name for name, pattern in _FAMILIES if pattern.search(lower)), None)
+
+
+def same_family(first: str | None, second: str | None) -> bool:
+    """Whether both models are known to be of one family: a judge may then prefer its kin."""
+    known = family(first)
+    return known is not None and known == family(second)
+
+
+def takes_max_completion_tokens(model: str) -> bool:
+    """Whether the model wants `max_completion_tokens` where others take `max_tokens` (OpenAI's o-series, GPT-5 and on)."""
+    return _OPENAI_REASONING.search(model.lower()) is not None
+
+
+def takes_sampling(model: str) -> bool:
+    """Whether `temperature`, `top_p` and the like may be sent: OpenAI's reasoning models and Claude from Opus 4.7 and
+    the fifth generation on answer 400 to them."""
+    lower = model.lower()
+    return not (takes_max_completion_tokens(lower) or is_newer_claude(lower))
+
+
+def is_newer_claude(model: str) -> bool:
+    """Claude from 4.7 on: no sampling parameters, no `thinking.budget_tokens`, no assistant prefill."""
+    lower = model.lower()
+    if "claude-mythos" in lower:
+        return True
+    match = _CLAUDE.search(lower)
+    if match is None:
+        return False
+    # claude-3-5-sonnet and claude-sonnet-4-20250514: the date is no minor version.
+    version = (int(match[1]), int(match[2] or 0))
+    return version >= (4, 7)

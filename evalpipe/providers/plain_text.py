@@ -1,0 +1,71 @@
+"""Content of any dialect as plain text for people and judges, and the request view built from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from evalpipe.providers.base import RequestView
+from evalpipe.providers.jsontext import as_dict, as_text, dump
+
+_MARKS = {
+    "image_url": "[image]",
+    "input_image": "[image]",
+    "image": "[image]",
+    "file": "[file]",
+    "input_file": "[file]",
+    "document": "[file]",
+    "input_audio": "[audio]",
+}
+_HIDDEN = frozenset({"thinking", "redacted_thinking", "reasoning"})
+
+
+def content_text(content: Any) -> str:
+    """A message's content (a string, or a list of parts or blocks) as text: images and files as marks, thinking left out."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, dict):
+        content = [content]
+    if not isinstance(content, list):
+        return ""
+    return "\n".join(text for text in map(_part_text, content) if text)
+
+
+def _part_text(part: Any) -> str:
+    if isinstance(part, str):
+        return part
+    part = as_dict(part)
+    kind = as_text(part.get("type")) or ""
+    for key in ("text", "refusal"):
+        text = as_text(part.get(key))
+        if text is not None:
+            return text
+    if kind in _MARKS:
+        return _MARKS[kind]
+    if kind == "tool_use":
+        return f"[tool call {part.get('name')}: {dump(part.get('input'))}]"
+    if kind == "tool_result":
+        return content_text(part.get("content"))
+    return f"[{kind}]" if kind and kind not in _HIDDEN else ""
+
+
+def make_view(
+    *,
+    model: str | None,
+    streamed: bool,
+    messages: list[dict[str, str]],
+    first_user: Any,
+    has_tools: bool,
+    usage_requested: bool,
+) -> RequestView:
+    """The view with the system text first, whatever place the dialect gave it."""
+    system = [message for message in messages if message["role"] == "system"]
+    rest = [message for message in messages if message["role"] != "system"]
+    return RequestView(
+        model=model,
+        streamed=streamed,
+        messages=[*system, *rest],
+        system_text="\n\n".join(message["content"] for message in system),
+        first_user_message=first_user,
+        has_tools=has_tools,
+        usage_requested=usage_requested,
+    )
