@@ -35,7 +35,8 @@ def bucket(salt: str, unit_id: str) -> int:
 
 def in_treatment(salt: str, unit_id: str, percent: float) -> bool:
     """Whether the unit belongs to the treatment at `percent` in [0, 100]; raising it never moves a unit out."""
-    return bucket(salt, unit_id) < 100 * percent
+    # 100 * 0.07 is 7.000000000000001 in binary floating point, which would let one bucket too many in
+    return bucket(salt, unit_id) < round(100 * percent, 6)
 
 
 def conversation_id(system_text: str, first_user_message: Any) -> str:

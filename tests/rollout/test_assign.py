@@ -1,0 +1,102 @@
+"""Assignment: the published hash vectors, shares, monotone percentages, independence, forced arms, the canary's share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from evalpipe.collector.assign import POLL_S, CanaryShare, ForcedArmError, Share, assign
+from evalpipe.core.canary import CanaryStatus
+from evalpipe.core.identity import bucket, in_treatment
+from evalpipe.core.traffic import Arm
+from evalpipe.rollout import stages
+from evalpipe.rollout.history import History
+
+VECTORS = json.loads((Path(__file__).parent / "assignment_vectors.json").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("vector", VECTORS["vectors"], ids=lambda vector: ascii(vector["unit_id"])[:24])
+def test_published_vectors(vector: dict[str, object]) -> None:
+    """Recomputed here from the contract's sentence with nothing but a hash library."""
+    text = f"{vector['salt']}:{vector['unit_id']}".encode()
+    assert int.from_bytes(hashlib.sha256(text).digest()[:8], "big") % 10_000 == vector["bucket"]
+    assert bucket(str(vector["salt"]), str(vector["unit_id"])) == vector["bucket"]
+    for percent, expected in vector["treatment_at_percent"].items():  # type: ignore[attr-defined]
+        assert in_treatment(str(vector["salt"]), str(vector["unit_id"]), float(percent)) is expected
+
+
+def test_the_share_is_exact_to_the_hundredth_of_a_percent() -> None:
+    """0.07 % is seven buckets of 10,000, though 100 * 0.07 > 7 in floating point."""
+    units = {bucket("s", str(i)): str(i) for i in range(200_000)}
+    assert sum(in_treatment("s", units[b], 0.07) for b in range(20)) == 7
+    assert not any(in_treatment("s", units[b], 0) for b in range(20))
+    assert all(in_treatment("s", unit, 100) for unit in units.values())
+
+
+def test_raising_the_percentage_moves_nobody_back_and_experiments_are_independent() -> None:
+    n = 50_000
+    first = np.array([bucket("one", f"user-{i}") for i in range(n)])
+    second = np.array([bucket("two", f"user-{i}") for i in range(n)])
+    before = np.zeros(n, bool)
+    for percent in (1, 5, 10, 25, 50, 100):
+        now = first < 100 * percent
+        assert not (before & ~now).any()
+        assert abs(now.mean() - percent / 100) <= 4 * np.sqrt(percent / 100 * (1 - percent / 100) / n)
+        before = now
+    table = np.histogram2d(first, second, bins=10)[0]
+    assert stats.chi2_contingency(table).pvalue > 1e-4
+
+
+@given(st.text(), st.floats(0, 100), st.floats(0, 100))
+def test_any_text_is_a_unit_and_sticks(unit: str, one: float, other: float) -> None:
+    low, high = sorted((one, other))
+    if assign("salt", unit, Share(low)).arm is Arm.TREATMENT:
+        assert assign("salt", unit, Share(high)).arm is Arm.TREATMENT
+    assert assign("salt", unit, Share(low)) == assign("salt", unit, Share(low))
+
+
+def test_forcing_needs_the_token_and_a_real_arm() -> None:
+    share = Share(0.0, 7)
+    forced = assign("s", "u", share, forced="Treatment ", may_force=True)
+    assert (forced.arm, forced.forced, forced.percentage, forced.stage) == (Arm.TREATMENT, True, 0.0, 7)
+    assert assign("s", "u", Share(100.0), forced="control", may_force=True).arm is Arm.CONTROL
+    with pytest.raises(ForcedArmError, match="token") as refused:
+        assign("s", "u", share, forced="treatment")
+    assert refused.value.status == 403
+    with pytest.raises(ForcedArmError, match="control or treatment") as unknown:
+        assign("s", "u", share, forced="b", may_force=True)
+    assert unknown.value.status == 400
+
+
+def test_workers_see_a_change_at_their_next_look(tmp_path: Path) -> None:
+    now = 100.0
+    history = History(tmp_path, "x")
+    share = CanaryShare(history.path, clock=lambda: now)
+    assert share() == Share(0.0)
+    plan = [stages.Stage(percentage=5)]
+    nothing = stages.Seen(watched_s=0, n_treatment=0, verdicts=[])
+    history.apply(
+        lambda state: stages.evaluate(state, nothing, now=1, stages=plan, min_requests=1), now=1, who="controller"
+    )
+    assert share() == Share(0.0), "not looked at again yet"
+    now += POLL_S
+    assert share() == Share(5.0, 1)
+    history.apply(lambda state: stages.rollback(state, now=2, why="bad"), now=2, who="alice")
+    now += POLL_S
+    assert share() == Share(0.0, 2)
+    with history.path.open("ab") as file:  # a line that a power loss cut short is no change
+        file.write(b'{"seq":3,"at":3.0,"who":"x","action":"start","why":"","state":{"status":"running","perce')
+    now += POLL_S
+    assert share() == Share(0.0, 2)
+    assert history.state().status is CanaryStatus.ROLLED_BACK
+    history.apply(lambda _: stages.reset(now=4, why="fixed"), now=4, who="bob")
+    now += POLL_S
+    assert share() == Share(0.0, 3)
+    assert [event.action for event in history.events()] == ["start", "rollback", "reset"]
