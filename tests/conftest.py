@@ -27,3 +27,21 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many oracle cases and values were compared, per file, and which expected values were not, and why."""
+    compared: dict[str, list[int]] = {}
+    not_compared: list[str] = []
+    for report in (r for reports in terminalreporter.stats.values() for r in reports if hasattr(r, "user_properties")):
+        for name, value in report.user_properties if report.when == "teardown" else ():
+            if name == "oracle":
+                compared.setdefault(value[0], []).append(value[1])
+            elif name == "oracle_not_compared":
+                not_compared.append(value)
+    if compared or not_compared:
+        terminalreporter.section("oracle values compared")
+        for file, values in sorted(compared.items()):
+            terminalreporter.write_line(f"{file:36s} {len(values):3d} cases {sum(values):5d} values")
+        for line in sorted(not_compared):
+            terminalreporter.write_line(f"not compared: {line}")

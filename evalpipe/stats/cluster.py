@@ -61,7 +61,9 @@ class PairedAggregate:
     relative.v_jack = (G−1)/G Σ (ln(1 − t_Tu/R_T) − ln(1 − t_Cu/R_C))² with t = (S − R W)/(W. − W_u), the jackknife of the
     log ratio itself; relative.v_lin and m3sum divide each arm's e_u by its R. `relative` is None unless both ratios are > 0
     (leave its v_jack None where leaving one user out makes a ratio ≤ 0). `n_pairs` = requests with both sides;
-    `n_discordant` (binary metrics only): pairs in which exactly one arm has the event.
+    `n_discordant` (binary metrics only): pairs in which exactly one arm has the event. `difference`: where every user has
+    the same W in both arms, Σ(S_T − S_C)/W. with the subtraction done per row or user: R_T − R_C loses the digits of a small
+    difference between large values (and so do the terms: make them from S_T − S_C then).
     """
 
     control: ArmAggregate
@@ -71,6 +73,7 @@ class PairedAggregate:
     absolute: Spread | None
     relative: Spread | None = None
     n_discordant: int | None = None
+    difference: float | None = None
 
 
 def arm_aggregate(
@@ -110,11 +113,16 @@ def paired_aggregate(
     st, wt, sc, wc = st[seen], wt[seen], sc[seen], wc[seen]
     treatment, control = arm_aggregate(st, wt), arm_aggregate(sc, wc)
     pairs = int(min(wt.sum(), wc.sum())) if n_pairs is None else n_pairs
-    absolute = relative = None
+    absolute = relative = difference = None
     ratio_t, ratio_c = treatment.ratio, control.ratio
     if ratio_t is not None and ratio_c is not None:
         (et, tt), (ec, tc) = _terms(st, wt), _terms(sc, wc)
-        absolute = _spread(et - ec, None if tt is None or tc is None else tt - tc)
+        if (wt == wc).all():
+            difference = float((st - sc).sum() / wt.sum())
+            e, t = _terms(st - sc, wt)
+        else:
+            e, t = et - ec, None if tt is None or tc is None else tt - tc
+        absolute = _spread(e, t)
         if ratio_t > 0 and ratio_c > 0:
             relative = _relative_spread(et / ratio_t - ec / ratio_c, tt, tc, ratio_t, ratio_c)
     return PairedAggregate(
@@ -125,6 +133,7 @@ def paired_aggregate(
         absolute=absolute,
         relative=relative,
         n_discordant=n_discordant,
+        difference=difference,
     )
 
 

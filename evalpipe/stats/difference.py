@@ -98,7 +98,8 @@ def paired_difference(
     relative = scale == "relative"
     if relative and not (ratio_c > 0 and ratio_t > 0):
         return make.undefined("relative_undefined", "a ratio needs both arms above zero")
-    point = math.log(ratio_t / ratio_c) if relative else ratio_t - ratio_c
+    exact = ratio_t - ratio_c if pairs.difference is None else pairs.difference
+    point = math.log1p(exact / ratio_c) if relative else exact
     if pairs.n_pairs == 1:
         return make.undefined("n_lt_2", "one pair: no interval can be had", point)
     status, note = gates.cluster_status(min(pairs.n_clusters, pairs.control.n_clusters, pairs.treatment.n_clusters))
@@ -107,7 +108,7 @@ def paired_difference(
     if status == "one_cluster" or spread is None or v is None:
         return make.undefined("one_cluster", note, point)
     se = math.sqrt(v)
-    if se <= NOISE * (1.0 if relative else max(abs(ratio_c), abs(ratio_t))):
+    if se <= NOISE * (1.0 if relative else max(abs(ratio_c), abs(ratio_t), 1e-300)):
         return make.undefined("zero_variance", "the difference never varied", point)
     if mode.mode == "anytime" and status == "ok":
         skew = None if spread.m3sum is None else spread.m3sum / se**3
