@@ -1,0 +1,49 @@
+"""Untrusted text between tags it cannot forge, and the patterns that tell that someone is trying to speak to the judge."""
+
+from __future__ import annotations
+
+import re
+
+from evalpipe.core.text import cut_middle, well_formed
+
+_TAG = re.compile(r"<(?=\s*/?\s*(?:request|response(?:-[12])?)-[0-9A-Za-z])", re.IGNORECASE)
+_NEUTRAL = "\u2039"
+"""‹: reads like the tag it replaces, and closes nothing."""
+
+TRIPWIRES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
+    (name, re.compile(pattern, re.IGNORECASE))
+    for name, pattern in (
+        ("ignore_instructions", r"\b(?:ignore|disregard|forget)\b.{0,30}\b(?:previous|prior|above|earlier|all|your)\b.{0,20}"
+         r"\b(?:instruction|prompt|rule|rubric)"),
+        ("choose_me", r"\b(?:choose|select|pick|prefer|vote for|rate)\b.{0,40}\b(?:this|my|response [12]|answer [12ab]|output"
+         r" \(?[ab12]\)?|the (?:first|second) (?:response|answer))\b.{0,60}\b(?:best|better|winner|highest|superior|10|correct)"),
+        ("names_winner", r"\b(?:response|answer|output|assistant|model) ?[(\[]?[12ab][)\]]? (?:is|wins|should win|must be)\b.{0,20}"
+         r"\b(?:better|best|winner|superior|chosen)?"),
+        ("forged_verdict", r"\"winner\"\s*:|\[\[[abc12]\]\]|\"response_[12]\"\s*:\s*\{"),
+        ("speaks_to_judge", r"\b(?:dear|attention|note to|message to|you are)\b.{0,20}\b(?:judge|grader|evaluator|rater|reviewer)\b"),
+        ("forged_tag", r"<\s*/?\s*(?:request|response(?:-[12])?)-[0-9a-z]|<\|(?:im_start|im_end|system|assistant|user)\|>|"
+         r"\[/?INST\]|</?(?:system|instructions?)>"),
+    )
+)  # fmt: skip
+"""(name, pattern): counted, never acted upon. A hit is no proof: people do ask models about prompts."""
+
+_SCANNED_CHARS = 100_000
+
+
+def tripwires(text: str) -> list[str]:
+    """The names of the patterns that occur in the first 100,000 characters of `text`, in the order of `TRIPWIRES`."""
+    head = text[:_SCANNED_CHARS]
+    return [name for name, pattern in TRIPWIRES if pattern.search(head)]
+
+
+def neutralise(text: str, nonce: str) -> str:
+    """`text` with everything that looks like one of our tags, or names this call's code, made harmless but readable."""
+    safe = _TAG.sub(_NEUTRAL, well_formed(text))
+    return re.sub(re.escape(nonce), "[code]", safe, flags=re.IGNORECASE) if nonce else safe
+
+
+def fence(tag: str, text: str, *, nonce: str, limit: int, state: str | None = None) -> tuple[str, int]:
+    """One block, and how many characters were cut out of its middle to keep it within `limit` characters."""
+    shown, n_cut = cut_middle(text, limit)
+    mark = f' state="{state}"' if state else ""
+    return f"<{tag}-{nonce}{mark}>\n{neutralise(shown, nonce)}\n</{tag}-{nonce}>", n_cut
