@@ -7,18 +7,23 @@ person) appends to and every worker looks at several times a second.
 
 from __future__ import annotations
 
+import hmac
 import os
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
-from typing import Protocol
+from typing import Any
 
 import msgspec
 
+from evalpipe.collector.arms import Assignment, RequestHead
+from evalpipe.collector.heads import HeadError
 from evalpipe.core.canary import last_event
-from evalpipe.core.identity import in_treatment
+from evalpipe.core.identity import conversation_id, in_treatment, unit_in_body
 from evalpipe.core.traffic import Arm
+from evalpipe.providers.registry import read_request
 
+TOKEN_HEADER = "x-evalpipe-token"
 ARM_HEADER = "x-evalpipe-arm"
 """asked by a tester (with the token); on every answer in ab and canary mode"""
 POLL_S = 0.2
@@ -32,25 +37,13 @@ class Share(msgspec.Struct, frozen=True):
     stage: int | None = None
 
 
-class Assignment(msgspec.Struct, frozen=True, kw_only=True):
+class Choice(msgspec.Struct, frozen=True, kw_only=True):
     """`percentage` and `stage` as in force when the arm was chosen; `forced`: by a tester's header, in no statistic."""
 
     arm: Arm
     percentage: float
     stage: int | None = None
     forced: bool = False
-
-
-class ForcedArmError(Exception):
-    """A forced arm that cannot be had; `status` is the HTTP status, the text one line for the tester."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-class ShareSource(Protocol):
-    def __call__(self) -> Share: ...
 
 
 class CanaryShare:
@@ -90,19 +83,87 @@ class CanaryShare:
         self._share = Share(event.state.percentage, event.state.entry) if event else Share(0.0)
 
 
-def assign(salt: str, unit_id: str, share: Share, *, forced: str | None = None, may_force: bool = False) -> Assignment:
+def choose(salt: str, unit_id: str, share: Share, *, forced: str | None = None, may_force: bool = False) -> Choice:
     """The arm of `unit_id` (its raw value) at `share`. `forced`: the tester's header; needs `may_force` (a valid token).
 
-    Raises ForcedArmError for a header without the right to it, or for an arm that does not exist: a tester must not believe
-    to have tested the treatment when control answered.
+    Raises HeadError for a header without the right to it, or for an arm that does not exist: a tester must not believe to
+    have tested the treatment when control answered.
     """
     if forced is not None:
         if not may_force:
-            raise ForcedArmError(403, f"{ARM_HEADER} needs the collector's token in x-evalpipe-token")
+            raise HeadError(403, f"{ARM_HEADER} needs the collector's token in {TOKEN_HEADER}")
         try:
             arm = Arm(forced.strip().lower())
         except ValueError:
-            raise ForcedArmError(400, f"{ARM_HEADER} must be control or treatment") from None
-        return Assignment(arm=arm, percentage=share.percentage, stage=share.stage, forced=True)
+            raise HeadError(400, f"{ARM_HEADER} must be control or treatment") from None
+        return Choice(arm=arm, percentage=share.percentage, stage=share.stage, forced=True)
     arm = Arm.TREATMENT if in_treatment(salt, unit_id, share.percentage) else Arm.CONTROL
-    return Assignment(arm=arm, percentage=share.percentage, stage=share.stage)
+    return Choice(arm=arm, percentage=share.percentage, stage=share.stage)
+
+
+class SplitAssigner:
+    """Ab and canary mode: the arm by the unit's bucket. Without a unit id the conversation is the unit, and is counted so.
+
+    `token`: what a tester must send to force an arm; None = nobody may. `shadow_percent` of the conversations that control
+    serves get a treatment copy as well (canary: pairs for a judge).
+    """
+
+    needs_body = True
+
+    def __init__(
+        self,
+        *,
+        salt: str,
+        unit_sources: tuple[str, ...],
+        share: Callable[[], Share],
+        token: str | None,
+        shadow_percent: float = 0.0,
+    ) -> None:
+        self._salt, self._share, self._token, self._shadow_percent = salt, share, token, shadow_percent
+        self._sources = ("header:x-evalpipe-unit", *unit_sources)
+        self._now = share()
+
+    def tick(self) -> None:
+        self._now = self._share()
+
+    def assign(self, head: RequestHead, body: bytes | None) -> Assignment:
+        document = _document(body or b"")
+        unit_id, source = self._unit(head, document)
+        conversation = head.header(b"x-evalpipe-conversation")
+        if conversation is None:
+            view = read_request(head.endpoint, body or b"")
+            conversation = conversation_id(view.system_text, view.first_user_message)
+        if unit_id is None:
+            unit_id, source = conversation, "conversation"
+        token = head.header(TOKEN_HEADER.encode())
+        may_force = bool(self._token and token and hmac.compare_digest(token.encode(), self._token.encode()))
+        self.tick()
+        forced = head.header(ARM_HEADER.encode())
+        choice = choose(self._salt, unit_id, self._now, forced=forced, may_force=may_force)
+        return Assignment(
+            arm=choice.arm.value,
+            unit_id=unit_id,
+            unit_source=source,
+            conversation_id=conversation,
+            percentage=choice.percentage,
+            stage=choice.stage,
+            forced=choice.forced,
+            eligible=choice.arm is Arm.CONTROL
+            and not choice.forced
+            and in_treatment(f"{self._salt}:shadow", conversation, self._shadow_percent),
+        )
+
+    def _unit(self, head: RequestHead, document: Any) -> tuple[str | None, str]:
+        for source in self._sources:
+            kind, _, where = source.partition(":")
+            value = head.header(where.lower().encode()) if kind == "header" else unit_in_body(document, where)
+            if value:
+                return value, source
+        return None, ""
+
+
+def _document(body: bytes) -> Any:
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.MsgspecError, RecursionError):  # control says what is wrong with it; here it only names nobody
+        return None

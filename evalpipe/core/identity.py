@@ -47,6 +47,16 @@ def conversation_id(system_text: str, first_user_message: Any) -> str:
     return fingerprint([system_text, first_user_message])
 
 
+def unit_in_body(document: Any, path: str) -> str | None:
+    """The unit id at `path` ("metadata.user_id") of a parsed request body: a filled string, or a whole number as text."""
+    value = document
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return value if isinstance(value, str) and value else None
+
+
 def hash_unit(key: bytes, unit_id: str) -> str:
     """The stored form of a unit id: 32 hex digits of HMAC-SHA-256, so that a log names nobody."""
     return hmac.new(key, unit_id.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()[:32]

@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from evalpipe.collector.assign import POLL_S, CanaryShare, ForcedArmError, Share, assign
+from evalpipe.collector.arms import RequestHead
+from evalpipe.collector.assign import POLL_S, CanaryShare, Share, SplitAssigner, choose
+from evalpipe.collector.heads import HeadError
 from evalpipe.core.canary import CanaryStatus
 from evalpipe.core.identity import bucket, in_treatment
 from evalpipe.core.traffic import Arm
@@ -57,21 +59,21 @@ def test_raising_the_percentage_moves_nobody_back_and_experiments_are_independen
 @given(st.text(), st.floats(0, 100), st.floats(0, 100))
 def test_any_text_is_a_unit_and_sticks(unit: str, one: float, other: float) -> None:
     low, high = sorted((one, other))
-    if assign("salt", unit, Share(low)).arm is Arm.TREATMENT:
-        assert assign("salt", unit, Share(high)).arm is Arm.TREATMENT
-    assert assign("salt", unit, Share(low)) == assign("salt", unit, Share(low))
+    if choose("salt", unit, Share(low)).arm is Arm.TREATMENT:
+        assert choose("salt", unit, Share(high)).arm is Arm.TREATMENT
+    assert choose("salt", unit, Share(low)) == choose("salt", unit, Share(low))
 
 
 def test_forcing_needs_the_token_and_a_real_arm() -> None:
     share = Share(0.0, 7)
-    forced = assign("s", "u", share, forced="Treatment ", may_force=True)
+    forced = choose("s", "u", share, forced="Treatment ", may_force=True)
     assert (forced.arm, forced.forced, forced.percentage, forced.stage) == (Arm.TREATMENT, True, 0.0, 7)
-    assert assign("s", "u", Share(100.0), forced="control", may_force=True).arm is Arm.CONTROL
-    with pytest.raises(ForcedArmError, match="token") as refused:
-        assign("s", "u", share, forced="treatment")
+    assert choose("s", "u", Share(100.0), forced="control", may_force=True).arm is Arm.CONTROL
+    with pytest.raises(HeadError, match="token") as refused:
+        choose("s", "u", share, forced="treatment")
     assert refused.value.status == 403
-    with pytest.raises(ForcedArmError, match="control or treatment") as unknown:
-        assign("s", "u", share, forced="b", may_force=True)
+    with pytest.raises(HeadError, match="control or treatment") as unknown:
+        choose("s", "u", share, forced="b", may_force=True)
     assert unknown.value.status == 400
 
 
@@ -100,3 +102,60 @@ def test_workers_see_a_change_at_their_next_look(tmp_path: Path) -> None:
     now += POLL_S
     assert share() == Share(0.0, 3)
     assert [event.action for event in history.events()] == ["start", "rollback", "reset"]
+
+
+def _head(endpoint: str = "chat.completions", **headers: str) -> RequestHead:
+    lines = [(name.replace("_", "-").encode(), value.encode(), b"") for name, value in headers.items()]
+    return RequestHead(request_id="r", endpoint=endpoint, target=b"/", lines=lines)
+
+
+def _assigner(**changes: object) -> SplitAssigner:
+    told: dict[str, object] = {
+        "salt": "s",
+        "unit_sources": ("header:x-user-id", "body:user", "body:metadata.user_id"),
+        "share": lambda: Share(50.0, 3),
+        "token": "secret",
+    }
+    return SplitAssigner(**{**told, **changes})  # type: ignore[arg-type]
+
+
+def test_the_first_source_present_is_the_unit_and_the_conversation_is_the_fallback() -> None:
+    body = json.dumps(
+        {"user": "ü", "metadata": {"user_id": 7}, "messages": [{"role": "user", "content": "hi"}]}
+    ).encode()
+    split = _assigner()
+    for head, expected in (
+        (_head(x_user_id="u1", x_evalpipe_unit="u0"), ("u0", "header:x-evalpipe-unit")),
+        (_head(x_user_id="u1"), ("u1", "header:x-user-id")),
+        (_head(x_user_id=""), ("ü", "body:user")),
+    ):
+        found = split.assign(head, body)
+        assert (found.unit_id, found.unit_source) == expected
+        assert (found.arm == "treatment") == in_treatment("s", expected[0], 50)
+        assert (found.percentage, found.stage, found.forced) == (50.0, 3, False)
+    anonymous = b'{"messages": [{"role": "system", "content": "a"}, {"role": "user", "content": "hi"}]}'
+    longer = anonymous.replace(b"}]", b'}, {"role": "user", "content": "more"}]')
+    one, two = split.assign(_head(), anonymous), split.assign(_head(), longer)
+    assert one.unit_source == two.unit_source == "conversation"
+    assert one.unit_id == two.unit_id == one.conversation_id, "the same opening is the same unit"
+    assert split.assign(_head(), b"no JSON").unit_source == "conversation"
+
+
+def test_only_the_right_token_forces() -> None:
+    forced = {"x_evalpipe_arm": "treatment", "x_user_id": "u"}
+    assert _assigner().assign(_head(**forced, x_evalpipe_token="secret"), b"{}").forced
+    for token, sent in (("secret", "wrong"), (None, "secret"), ("", "")):
+        with pytest.raises(HeadError):
+            _assigner(token=token).assign(_head(**forced, x_evalpipe_token=sent), b"{}")
+
+
+def test_a_share_of_what_control_serves_is_shadowed_by_conversation() -> None:
+    split = _assigner(shadow_percent=30.0, share=lambda: Share(10.0))
+    due = served = 0
+    for i in range(2000):
+        body = json.dumps({"user": f"u{i}", "messages": [{"role": "user", "content": f"question {i}"}]}).encode()
+        found = split.assign(_head(), body)
+        assert not (found.eligible and found.arm == "treatment")
+        served += found.arm == "control"
+        due += found.eligible
+    assert abs(due / served - 0.3) < 4 * (0.3 * 0.7 / served) ** 0.5
