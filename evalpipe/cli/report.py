@@ -1,0 +1,90 @@
+"""`evalpipe report`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from evalpipe.cli import options
+
+
+class Format(StrEnum):
+    html = "html"
+    markdown = "markdown"
+    json = "json"
+    csv = "csv"
+
+
+def report(
+    config: options.Config = None,
+    data: options.Data = None,
+    experiment: options.Experiment = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write.  [default: reports/NAME.html]")
+    ] = None,
+    judge: Annotated[
+        str | None, typer.Option("--judge", help="The judge that decides.  [default: the first configured]")
+    ] = None,
+    since: options.Since = None,
+    until: options.Until = None,
+    where: options.Where = None,
+    format_: Annotated[
+        Format, typer.Option("--format", "-f", help="html writes files; the others go to stdout, or to --output.")
+    ] = Format.html,
+    examples: Annotated[int, typer.Option("--examples", min=0, max=1000, help="Most pairs to read in the HTML.")] = 50,
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option("--compare", metavar="A.json B.json", help="Two reports side by side.")
+    ] = None,
+    index: Annotated[bool, typer.Option("--index", help="A page that lists the reports of the folder.")] = False,
+    open_: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """The report: one HTML file with the recommendation, every metric with its interval, the judge and examples.
+
+    Examples:
+
+    \b
+        evalpipe report --open
+        evalpipe report --format markdown > comment.md
+        evalpipe report --since 2026-03-01 --where "streamed" -o reports/streamed.html
+        evalpipe report --compare reports/march.json reports/april.json
+    """
+    from evalpipe.pipeline import report as pipeline
+    from evalpipe.pipeline.workspace import open_workspace
+
+    workspace = open_workspace(config, data)
+    if index:
+        page, n_reports = pipeline.write_index(output.parent if output else workspace.reports)
+        _done(page, f"lists {n_reports} reports", open_)
+        return
+    if compare:
+        _done(pipeline.write_comparison(*compare, output, workspace.reports), "two reports side by side", open_)
+        return
+    chosen = {"experiment": experiment, "judge": judge, "since": since, "until": until, "where": where}
+    if format_ is not Format.html:
+        document = pipeline.render_as(format_.value, pipeline.analyze(workspace, **chosen))
+        if output:
+            pipeline.write_whole(output, document)
+            typer.echo(f"wrote {output}", err=True)
+        else:
+            typer.echo(document.decode(), nl=False)
+        return
+    written = pipeline.write_report(workspace, **chosen, output=output, max_examples=examples)
+    if as_json:
+        typer.echo(written.json.read_text(encoding="utf-8"), nl=False)
+    else:
+        from evalpipe.report.terminal import print_summary
+
+        print_summary(written.analysis)
+    _done(written.html, f"and {written.json.name} beside it", open_)
+
+
+def _done(path: Path, about: str, open_: bool) -> None:
+    from evalpipe.pipeline.report import open_in_browser
+
+    typer.echo(f"wrote {path} ({about})", err=True)
+    if open_ and not open_in_browser(path):
+        typer.echo("no browser could be started here: open the file yourself", err=True)

@@ -1,0 +1,154 @@
+"""`evalpipe report`: the analysis of a workspace, written as the files people read."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import webbrowser
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from evalpipe.analysis.result import Analysis, read_analysis_json, render_analysis_json
+from evalpipe.errors import DataError, EvalpipeError
+from evalpipe.pipeline.workspace import Workspace
+from evalpipe.report.compare import render_comparison
+from evalpipe.report.index import render_index
+from evalpipe.report.plain_text import render_csv, render_markdown
+from evalpipe.report.render import DEFAULT_EXAMPLES, render
+from evalpipe.report.view import tidy
+
+INDEX = "index.html"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WrittenReport:
+    """The files of one report and what they say."""
+
+    html: Path
+    json: Path
+    analysis: Analysis
+
+
+def write_report(
+    workspace: Workspace,
+    *,
+    experiment: str | None = None,
+    judge: str | None = None,
+    since: str | None = None,
+    until: str | None = None,
+    where: str | None = None,
+    output: Path | None = None,
+    max_examples: int = DEFAULT_EXAMPLES,
+) -> WrittenReport:
+    """Analyse and write reports/NAME.html (or `output`) with the JSON beside it. Raises EvalpipeError."""
+    analysis = analyze(workspace, experiment=experiment, judge=judge, since=since, until=until, where=where)
+    return write_analysis(
+        analysis, output or workspace.reports / f"{analysis.experiment}.html", max_examples=max_examples
+    )
+
+
+def analyze(
+    workspace: Workspace,
+    *,
+    experiment: str | None = None,
+    judge: str | None = None,
+    since: str | None = None,
+    until: str | None = None,
+    where: str | None = None,
+) -> Analysis:
+    from evalpipe.pipeline.analyze import analyze_workspace
+
+    return analyze_workspace(workspace, experiment=experiment, judge=judge, since=since, until=until, where=where)
+
+
+def write_analysis(
+    analysis: Analysis, html: Path, *, max_examples: int = DEFAULT_EXAMPLES, deterministic: bool = False
+) -> WrittenReport:
+    """The HTML at `html` and the JSON beside it, each whole under its name or not at all."""
+    page = render(analysis, deterministic=deterministic, max_examples=max_examples)
+    beside = html.with_suffix(".json")
+    if beside == html:
+        raise EvalpipeError(
+            f"{html}: the report is HTML; give it another ending than .json (the JSON is written beside it)"
+        )
+    write_whole(html, page.encode())
+    write_whole(beside, report_json(analysis, deterministic=deterministic))
+    return WrittenReport(html=html, json=beside, analysis=analysis)
+
+
+def report_json(analysis: Analysis, *, deterministic: bool = False) -> bytes:
+    """The JSON of the contract; texts from outside are made visible, so that every one of them can be encoded."""
+    return render_analysis_json(tidy(analysis, deterministic=deterministic))
+
+
+def sample_report(analysis: Analysis, folder: Path) -> WrittenReport:
+    """`sample.html` and `sample.json` in `folder`, the same bytes on every machine: the clock is the sample's last
+    instant, versions are left out, and every number is rounded before it is shown."""
+    last = analysis.provenance.get("last_at")
+    provenance = {key: value for key, value in analysis.provenance.items() if key != "versions"}
+    at = str(last) if last else analysis.generated_at
+    stable = dataclasses.replace(analysis, generated_at=at, provenance=provenance)
+    return write_analysis(stable, folder / "sample.html", deterministic=True)
+
+
+def load_report(path: Path) -> Analysis:
+    """The analysis of a report's JSON file. Raises DataError in one line."""
+    try:
+        return read_analysis_json(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    except msgspec.DecodeError as error:
+        raise DataError(f"{path} is not the JSON of a report ({error}); `evalpipe report` writes one") from error
+
+
+def write_comparison(first: Path, second: Path, output: Path | None, reports: Path) -> Path:
+    """Two reports' JSON files → one page that shows them side by side."""
+    a, b = load_report(first), load_report(second)
+    path = output or reports / f"compare-{first.stem}-{second.stem}.html"
+    write_whole(path, render_comparison(a, b).encode())
+    return path
+
+
+def write_index(folder: Path) -> tuple[Path, int]:
+    """index.html of a folder of reports, and how many it lists. Files that are no report are counted on the page."""
+    if not folder.is_dir():
+        raise DataError(f"no folder {folder}: `evalpipe report` makes it")
+    found: list[tuple[str, Analysis]] = []
+    skipped = 0
+    for path in sorted(folder.glob("*.json")):
+        html = path.with_suffix(".html")
+        try:
+            analysis = load_report(path)
+        except DataError:
+            skipped += 1
+            continue
+        found.append((html.name if html.exists() else path.name, analysis))
+    page = folder / INDEX
+    write_whole(page, render_index(found, skipped=skipped).encode())
+    return page, len(found)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """The file appears whole under its name or not at all. Raises EvalpipeError where it cannot be written."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(data)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise EvalpipeError(f"cannot write {path}: {error.strerror}") from error
+
+
+def open_in_browser(path: Path) -> bool:
+    """Open a file in the user's browser; False where there is none."""
+    return webbrowser.open(path.resolve().as_uri())
+
+
+def render_as(format_: str, analysis: Analysis) -> bytes:
+    """The report as `markdown`, `json` or `csv`."""
+    if format_ == "json":
+        return report_json(analysis)
+    return (render_markdown if format_ == "markdown" else render_csv)(analysis).encode()

@@ -1,0 +1,98 @@
+"""An interval as a small picture on the axis all rows share, and the same rows as one forest plot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from evalpipe.report.charts.svg import Scale, element, line, nice_ticks, path, picture, text
+
+CELL_WIDTH, CELL_HEIGHT = 220.0, 34.0
+PAD = 8.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mark:
+    """One interval on the shared axis, in the axis' unit. None: open on that side. `finding` picks how certain it looks."""
+
+    label: str
+    low: float | None
+    point: float
+    high: float | None
+    finding: str
+    text: str
+    has_margin: bool = True
+
+
+def axis_reach(bounds: list[float]) -> float:
+    """Half the width of the shared axis in margins: all intervals where they fit, from 2 to 6 margins."""
+    return min(6.0, max([2.0, *(abs(bound) * 1.08 for bound in bounds)]))
+
+
+def interval_cell(mark: Mark, reach: float) -> Markup:
+    """The picture in a row: zero solid, the margin dashed, right of zero is better for the treatment."""
+    x = Scale(-reach, reach, PAD, CELL_WIDTH - PAD)
+    middle = CELL_HEIGHT / 2
+    parts = [line(PAD, middle, CELL_WIDTH - PAD, middle, "track")]
+    if mark.has_margin:
+        parts += [line(x(-1), 4, x(-1), CELL_HEIGHT - 4, "margin-line")]
+        parts += [line(x(1), 8, x(1), CELL_HEIGHT - 8, "margin-line faint")]
+    parts += [line(x(0), 2, x(0), CELL_HEIGHT - 2, "zero-line"), *interval_marks(mark, x, middle, reach)]
+    return picture(
+        *parts,
+        width=CELL_WIDTH,
+        height=CELL_HEIGHT,
+        title=mark.label,
+        description=mark.text,
+        class_="interval",
+    )
+
+
+def interval_marks(mark: Mark, x: Scale, y: float, reach: float) -> list[Markup]:
+    """Bar, point and, where the interval leaves the axis, an arrow head."""
+    low = -reach if mark.low is None else mark.low
+    high = reach if mark.high is None else mark.high
+    parts = [line(x(low), y, x(high), y, f"bar {mark.finding}")]
+    for bound in (low, high):
+        if abs(bound) > reach or bound in {-reach, reach}:
+            # An arrow only on the side the interval leaves the axis; a whole interval beyond it points there too.
+            tip = x(reach) if bound > 0 else x(-reach)
+            back = tip - 7 if bound > 0 else tip + 7
+            parts.append(path([(tip, y), (back, y - 4.5), (back, y + 4.5)], f"arrow {mark.finding}", closed=True))
+        else:
+            parts.append(line(x(bound), y - 5, x(bound), y + 5, f"cap {mark.finding}"))
+    if abs(mark.point) <= reach:
+        parts.append(point_mark(x(mark.point), y, mark.finding))
+    return parts
+
+
+def point_mark(x: float, y: float, finding: str) -> Markup:
+    """A filled disc where something is certain, a hollow one where it is not."""
+    return element("circle", cx=x, cy=y, r=4.6, class_=f"point {finding}")
+
+
+def forest(marks: list[Mark], *, reach: float, title: str, description: str) -> Markup:
+    """All intervals over one axis in margins, in the order given."""
+    row, top, label_width = 26.0, 34.0, 150.0
+    width = 640.0
+    height = top + row * len(marks) + 34
+    x = Scale(-reach, reach, label_width + PAD, width - PAD)
+    bottom = top + row * len(marks)
+    parts = [
+        text(x(0) - 10, 14, "← treatment worse", "axis-word", "end"),
+        text(x(0) + 10, 14, "treatment better →", "axis-word"),
+        line(x(-1), top - 8, x(-1), bottom + 4, "margin-line"),
+        line(x(1), top - 8, x(1), bottom + 4, "margin-line faint"),
+        line(x(0), top - 8, x(0), bottom + 4, "zero-line"),
+        line(x(-reach), bottom + 4, x(reach), bottom + 4, "axis"),
+    ]
+    for tick in sorted({*nice_ticks(-reach, reach, 6), -1.0} - {1.0}):
+        name = "0" if tick == 0 else "margin" if tick == -1 else f"{abs(tick):g}×"
+        parts.append(line(x(tick), bottom + 4, x(tick), bottom + 8, "axis"))
+        parts.append(text(x(tick), bottom + 22, name, "tick", "middle"))
+    for index, mark in enumerate(marks):
+        y = top + row * (index + 0.5)
+        parts.append(text(label_width, y + 4, mark.label, "label", "end"))
+        parts += interval_marks(mark, x, y, reach)
+    return picture(*parts, width=width, height=height, title=title, description=description, class_="chart wide")

@@ -1,0 +1,74 @@
+"""The latency distribution of both arms as cumulative curves, the medians and 99th percentiles marked."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+
+from markupsafe import Markup
+
+from evalpipe.analysis.result import LatencyCurve
+from evalpipe.report.charts.svg import WIDTH, Scale, element, line, log_ticks, path, picture, text
+from evalpipe.report.format import number_format
+
+LEFT, RIGHT, TOP, HEIGHT, BOTTOM = 44.0, 12.0, 26.0, 250.0, 206.0
+
+
+def latency_at(curve: LatencyCurve, share: float) -> float | None:
+    """The latency below which `share` of the answers lie, read off the curve; None beyond its ends."""
+    quantiles, values = curve.quantiles, curve.values_ms
+    at = bisect_left(quantiles, share - 1e-9)
+    if at >= len(quantiles):
+        return None
+    if at == 0 or abs(quantiles[at] - share) < 1e-9:
+        return values[at]
+    left, right = quantiles[at - 1], quantiles[at]
+    return values[at - 1] + (values[at] - values[at - 1]) * (share - left) / (right - left)
+
+
+def short_ms(value: float) -> str:
+    return number_format("ms", largest=value if value >= 10_000 else 0.0, half_width=value / 10).value(value)
+
+
+def latency_chart(curves: list[LatencyCurve]) -> Markup | None:
+    """None where there is nothing to draw."""
+    drawn = [curve for curve in curves if len(curve.values_ms) >= 2 and max(curve.values_ms) > 0]
+    if not drawn:
+        return None
+    values = [value for curve in drawn for value in curve.values_ms if value > 0]
+    low, high = min(values), max(values)
+    x = Scale(low * 0.9, high * 1.1, LEFT, WIDTH - RIGHT, log=True)
+    y = Scale(0.0, 1.0, BOTTOM, TOP)
+    parts: list[Markup] = []
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+        parts += [line(LEFT, y(share), WIDTH - RIGHT, y(share), "grid")]
+        parts += [text(LEFT - 6, y(share) + 4, f"{share * 100:.0f} %", "tick", "end")]
+    ticks = log_ticks(x.low, x.high)
+    shown_to = -100.0
+    for tick in ticks:
+        parts.append(line(x(tick), BOTTOM, x(tick), BOTTOM + 4, "axis"))
+        if x(tick) - shown_to > 58 and LEFT + 10 < x(tick) < WIDTH - RIGHT - 12:
+            parts.append(text(x(tick), BOTTOM + 18, short_ms(tick), "tick", "middle"))
+            shown_to = x(tick)
+    parts.append(
+        text((LEFT + WIDTH - RIGHT) / 2, BOTTOM + 38, "latency (each step of the axis multiplies)", "tick", "middle")
+    )
+    for curve in drawn:
+        points = [(x(value), y(share)) for share, value in zip(curve.quantiles, curve.values_ms, strict=False)]
+        parts.append(path(points, f"curve {curve.arm}"))
+    for curve in drawn:
+        for share in (0.5, 0.99):
+            at = latency_at(curve, share)
+            if at is not None:
+                parts.append(element("circle", cx=x(at), cy=y(share), r=4, class_=f"dot {curve.arm}"))
+    return picture(*parts, height=HEIGHT, title="Latency of both arms", description=latency_words(drawn))
+
+
+def latency_words(curves: list[LatencyCurve]) -> str:
+    """What the picture shows, in words: the medians and 99th percentiles."""
+    sentences = []
+    for curve in curves:
+        half, tail = latency_at(curve, 0.5), latency_at(curve, 0.99)
+        parts = [f"half of its answers within {short_ms(half)}" if half is not None else ""]
+        parts.append(f"99 % within {short_ms(tail)}" if tail is not None else "")
+        sentences.append(f"{curve.arm.capitalize()}: {', '.join(part for part in parts if part)}.")
+    return " ".join(sentences)

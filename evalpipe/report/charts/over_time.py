@@ -1,0 +1,101 @@
+"""A metric over time: a cumulative difference with its interval, or both arms' plain rates per bin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+
+from markupsafe import Markup
+
+from evalpipe.analysis.result import Series, SeriesPoint
+from evalpipe.report.charts.svg import WIDTH, Scale, element, line, nice_ticks, path, picture, text
+from evalpipe.report.format import format_day, format_instant
+
+LEFT, RIGHT, TOP, HEIGHT, BOTTOM = 50.0, 12.0, 22.0, 230.0, 192.0
+Show = Callable[[float], str]
+
+
+def seconds(instant: str) -> float | None:
+    try:
+        return datetime.fromisoformat(instant).timestamp()
+    except ValueError:
+        return None
+
+
+def _times(points: list[SeriesPoint]) -> tuple[list[SeriesPoint], list[float]]:
+    placed = [(point, seconds(point.at)) for point in points]
+    kept = [(point, at) for point, at in placed if at is not None]
+    return [point for point, _ in kept], [at for _, at in kept]
+
+
+def _frame(times: list[float], points: list[SeriesPoint], y: Scale, show: Show) -> tuple[Scale, list[Markup]]:
+    x = Scale(min(times), max(times), LEFT, WIDTH - RIGHT)
+    parts: list[Markup] = []
+    for tick in nice_ticks(min(y.low, y.high), max(y.low, y.high), 4):
+        parts += [line(LEFT, y(tick), WIDTH - RIGHT, y(tick), "grid")]
+        parts += [text(LEFT - 6, y(tick) + 4, show(tick), "tick", "end")]
+    same_day = format_day(points[0].at) == format_day(points[-1].at)
+    name = (lambda at: format_instant(at).split(", ")[-1]) if same_day else format_day
+    parts.append(text(LEFT, BOTTOM + 18, name(points[0].at), "tick"))
+    if len(points) > 1:
+        parts.append(text(WIDTH - RIGHT, BOTTOM + 18, name(points[-1].at), "tick", "end"))
+    return x, parts
+
+
+def win_rate_chart(series: Series, show: Show) -> Markup | None:
+    """The cumulative win rate of the treatment in its confidence sequence, and the look at which it decided."""
+    points, times = _times([p for p in series.points if p.treatment is not None])
+    if len(points) < 2:
+        return None
+    # The series holds the difference θ − 0.5; the picture shows θ.
+    lows = [None if p.ci_low is None else max(0.0, p.ci_low + 0.5) for p in points]
+    highs = [None if p.ci_high is None else min(1.0, p.ci_high + 0.5) for p in points]
+    known = [v for v in (*lows, *highs, *(p.treatment for p in points)) if v is not None]
+    last_reach = max(abs(v - 0.5) for v in known[-3:]) if known else 0.1
+    reach = min(0.5, max(0.1, min(max(abs(v - 0.5) for v in known), last_reach * 4)) * 1.05)
+    y = Scale(0.5 - reach, 0.5 + reach, BOTTOM, TOP)
+    x, parts = _frame(times, points, y, show)
+    band = [(t, lo, hi) for t, lo, hi in zip(times, lows, highs, strict=True) if lo is not None and hi is not None]
+    if len(band) > 1:
+        upper = [(x(t), y(hi)) for t, _, hi in band]
+        lower = [(x(t), y(lo)) for t, lo, _ in reversed(band)]
+        parts.append(path([*upper, *lower], "band", closed=True))
+    parts.append(line(LEFT, y(0.5), WIDTH - RIGHT, y(0.5), "zero-line"))
+    parts.append(path([(x(t), y(p.treatment or 0.0)) for t, p in zip(times, points, strict=True)], "curve treatment"))
+    decided = seconds(series.decided_at) if series.decided_at else None
+    note = ""
+    if decided is not None:
+        at = x(decided)
+        parts.append(line(at, TOP, at, BOTTOM, "look-line"))
+        anchor = "end" if at > WIDTH * 0.6 else "start"
+        parts.append(text(at + (-5 if anchor == "end" else 5), TOP - 6, "decided here", "axis-word", anchor))
+        note = f" It decided at the look of {format_instant(series.decided_at)}."
+    last = points[-1]
+    words = f"At the last look the treatment was preferred in {show(last.treatment or 0.0)} of pairs"
+    if lows[-1] is not None and highs[-1] is not None:
+        words += f", interval {show(lows[-1])} to {show(highs[-1])}"
+    return picture(*parts, height=HEIGHT, title="Win rate over time", description=f"{words}.{note}")
+
+
+def rate_chart(series: Series, show: Show, *, title: str) -> Markup | None:
+    """Both arms' values per bin of time; control dashed with squares, treatment solid with discs."""
+    points, times = _times([p for p in series.points if p.control is not None or p.treatment is not None])
+    if len(points) < 2:
+        return None
+    top = max(v for p in points for v in (p.control, p.treatment) if v is not None)
+    y = Scale(0.0, top * 1.1 or 1.0, BOTTOM, TOP)
+    x, parts = _frame(times, points, y, show)
+    few = len(points) <= 40
+    for arm in ("control", "treatment"):
+        values = [(t, getattr(p, arm)) for t, p in zip(times, points, strict=True)]
+        placed = [(x(t), y(v)) for t, v in values if v is not None]
+        parts.append(path(placed, f"curve {arm}"))
+        if few:
+            parts += [element("circle", cx=px, cy=py, r=3, class_=f"dot {arm}") for px, py in placed]
+    words = f"In the last of {len(points)} intervals of time: control "
+    last = points[-1]
+    words += " and ".join(
+        f"{'' if arm == 'control' else 'treatment '}{'–' if value is None else show(value)}"
+        for arm, value in (("control", last.control), ("treatment", last.treatment))
+    )
+    return picture(*parts, height=HEIGHT, title=title, description=f"{words}. Highest value {show(top)}.")

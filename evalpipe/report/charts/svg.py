@@ -1,0 +1,110 @@
+"""SVG elements and scales: the few primitives the pictures are made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+WIDTH = 480.0
+"""of every figure, in its own units; the page scales it to the column"""
+
+
+def number(value: float) -> str:
+    """A coordinate with at most one decimal: a tenth of a unit is less than a pixel."""
+    text = f"{value:.1f}"
+    text = text.removesuffix(".0")
+    return "0" if text == "-0" else text
+
+
+def element(tag: str, *children: str | Markup, **attributes: float | str | None) -> Markup:
+    """`<tag …>children</tag>`; `class_` → class, other `_` → `-`; None leaves an attribute out. Text is escaped."""
+    parts = [tag]
+    for name, value in attributes.items():
+        if value is None:
+            continue
+        shown = value if isinstance(value, str) else number(value)
+        parts.append(f'{name.rstrip("_").replace("_", "-")}="{escape(shown)}"')
+    inner = Markup("").join(children)
+    return Markup(f"<{' '.join(parts)}>{inner}</{tag}>")
+
+
+def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:
+    return element("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=class_)
+
+
+def text(x: float, y: float, content: str, class_: str = "", anchor: str | None = None) -> Markup:
+    return element("text", content, x=x, y=y, class_=class_ or None, text_anchor=anchor)
+
+
+def rect(x: float, y: float, width: float, height: float, class_: str) -> Markup:
+    return element("rect", x=x, y=y, width=max(width, 0.0), height=height, class_=class_)
+
+
+def path(points: Iterable[tuple[float, float]], class_: str, *, closed: bool = False) -> Markup:
+    drawn = "L".join(f"{number(x)} {number(y)}" for x, y in points)
+    return element("path", d=f"M{drawn}{'Z' if closed else ''}", class_=class_)
+
+
+def picture(
+    *children: Markup, height: float, title: str, description: str, width: float = WIDTH, class_: str = "chart"
+) -> Markup:
+    """A whole picture, named and described for screen readers."""
+    head = element("title", title) + element("desc", description)
+    return element(
+        "svg",
+        head,
+        *children,
+        viewBox=f"0 0 {number(width)} {number(height)}",
+        role="img",
+        aria_label=f"{title}. {description}",
+        class_=class_,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """A straight (or logarithmic) map from data to coordinates; what lies outside the domain is held at its edge."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        low, high, value = (math.log(max(v, 1e-12)) if self.log else v for v in (self.low, self.high, value))
+        share = 0.5 if high == low else (value - low) / (high - low)
+        return self.start + min(1.0, max(0.0, share)) * (self.end - self.start)
+
+
+def nice_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
+    """Round numbers (1, 2, 5 × a power of ten) within [low, high], about `wanted` of them."""
+    if not high > low:
+        return [low]
+    raw = (high - low) / max(wanted, 1)
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [round(k * step, 12) for k in range(first, last + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 × the powers of ten within [low, high]; at least two."""
+    if low <= 0 or high <= low:
+        return [high]
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [m * 10.0**p for p in powers for m in (1, 2, 5) if low <= m * 10.0**p <= high]
+    return ticks if len(ticks) >= 2 else [low, high]
+
+
+HATCH = Markup(
+    '<svg class="defs" width="0" height="0" aria-hidden="true" focusable="false"><defs>'
+    '<pattern id="hatch" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
+    '<rect width="6" height="6" class="hatch-ground"></rect><line x1="0" y1="0" x2="0" y2="6" class="hatch-line"></line>'
+    "</pattern></defs></svg>"
+)
+"""the pattern of losses, once per page"""

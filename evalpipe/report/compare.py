@@ -1,0 +1,118 @@
+"""Two reports side by side: two experiments, or one at two dates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from evalpipe.analysis.result import Analysis
+from evalpipe.report.charts.interval import axis_reach, interval_cell
+from evalpipe.report.figures import mark_of
+from evalpipe.report.format import MISSING, format_count, format_instant
+from evalpipe.report.metric_view import MetricRow
+from evalpipe.report.plain_text import escape_markdown
+from evalpipe.report.render import render_page
+from evalpipe.report.view import ReportView, report_view
+from evalpipe.report.words import FINDINGS
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ComparedMetric:
+    """One metric in both reports; a side without it is None. `verdict` says whether the two agree."""
+
+    label: str
+    a: MetricRow | None
+    b: MetricRow | None
+    verdict: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    a: ReportView
+    b: ReportView
+    name_a: str
+    name_b: str
+    metrics: list[ComparedMetric]
+    facts: list[tuple[str, str, str]]
+
+
+def compare(a: Analysis, b: Analysis) -> Comparison:
+    views = report_view(a, max_examples=0), report_view(b, max_examples=0)
+    rows_a, rows_b = ({row.name: row for row in view.rows} for view in views)
+    names = list(dict.fromkeys([*rows_a, *rows_b]))
+    compared = []
+    for name in names:
+        left, right = rows_a.get(name), rows_b.get(name)
+        shown = left or right
+        assert shown is not None
+        compared.append(ComparedMetric(label=shown.label, a=left, b=right, verdict=agreement(left, right)))
+    name_a, name_b = a.experiment, b.experiment
+    if name_a == name_b:
+        name_a, name_b = f"{name_a}, {views[0].generated}", f"{name_b}, {views[1].generated}"
+    return Comparison(a=views[0], b=views[1], name_a=name_a, name_b=name_b, metrics=compared, facts=_facts(a, b, views))
+
+
+def agreement(a: MetricRow | None, b: MetricRow | None) -> str:
+    """Do two findings on one metric agree? Intervals that do not overlap differ, whatever the findings say."""
+    if a is None or b is None:
+        return "only in one"
+    low_a, high_a = _bounds(a)
+    low_b, high_b = _bounds(b)
+    if None not in (low_a, high_a, low_b, high_b) and (low_a > high_b or low_b > high_a):  # type: ignore[operator]
+        return "different: the intervals do not overlap"
+    if a.finding == b.finding:
+        return f"same finding: {a.finding}"
+    return f"{a.finding}, then {b.finding}; the intervals overlap"
+
+
+def _bounds(row: MetricRow) -> tuple[float | None, float | None]:
+    if row.raw.scale == "relative" and row.raw.relative is not None:
+        return row.raw.relative_low, row.raw.relative_high
+    return row.raw.ci_low, row.raw.ci_high
+
+
+def _facts(a: Analysis, b: Analysis, views: tuple[ReportView, ReportView]) -> list[tuple[str, str, str]]:
+    def judged(analysis: Analysis) -> str:
+        return format_count(analysis.funnel.judged_pairs)
+
+    compared_a, compared_b = ({fact.name: fact.text for fact in view.summary.compared} for view in views)
+    rows = [(name, compared_a.get(name, MISSING), compared_b.get(name, MISSING)) for name in compared_a]
+    return [
+        ("Recommendation", views[0].summary.recommendation_word, views[1].summary.recommendation_word),
+        ("In a sentence", views[0].summary.headline, views[1].summary.headline),
+        ("Made", format_instant(a.generated_at), format_instant(b.generated_at)),
+        ("Requests", format_count(a.funnel.requests), format_count(b.funnel.requests)),
+        ("Pairs", format_count(a.funnel.pairs), format_count(b.funnel.pairs)),
+        ("Users", format_count(a.funnel.users), format_count(b.funnel.users)),
+        ("Judged pairs", judged(a), judged(b)),
+        *rows,
+    ]
+
+
+def render_comparison(a: Analysis, b: Analysis) -> str:
+    """The comparison as one HTML file."""
+    comparison = compare(a, b)
+    rows = [row for metric in comparison.metrics for row in (metric.a, metric.b) if row is not None]
+    effects = [row.effect for row in rows if row.effect is not None and row.effect.has_margin]
+    reach = axis_reach([x for e in effects for x in (e.low, e.point, e.high) if x is not None])
+
+    def picture(row: MetricRow | None) -> Markup:
+        mark = None if row is None else mark_of(row)
+        return Markup() if mark is None else interval_cell(mark, reach if mark.has_margin else 3.0)
+
+    title = f"{comparison.name_a} and {comparison.name_b}: evalpipe comparison"
+    return render_page("compare.html.j2", title=title, comparison=comparison, picture=picture, marks=FINDINGS)
+
+
+def comparison_markdown(a: Analysis, b: Analysis) -> str:
+    comparison = compare(a, b)
+    lines = [f"| | {escape_markdown(comparison.name_a)} | {escape_markdown(comparison.name_b)} |", "|---|---|---|"]
+    lines += [f"| {name} | {escape_markdown(x)} | {escape_markdown(y)} |" for name, x, y in comparison.facts]
+    lines += ["", "| Metric | First | Second | Do they agree? |", "|---|--:|--:|---|"]
+    for metric in comparison.metrics:
+        cells = [
+            MISSING if row is None else f"{row.difference_with_interval} {row.finding}" for row in (metric.a, metric.b)
+        ]
+        lines.append(f"| {escape_markdown(metric.label)} | {cells[0]} | {cells[1]} | {metric.verdict} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,163 @@
+"""Numbers → the text a reader sees. Pure; every rule here is a row of a table test.
+
+One metric's cells share one `NumberFormat`, so that control, treatment, difference and interval have the same unit and
+as many decimals as the interval's width deserves: two significant digits of its half width, never more.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+NBSP = "\u00a0"
+MINUS = "\u2212"
+MISSING = "–"
+
+
+def format_number(value: float, decimals: int, *, signed: bool = False) -> str:
+    """`value` with thousands separators, a true minus sign, never "-0"; `signed` puts a plus before what is above zero."""
+    text = f"{abs(value):,.{decimals}f}"
+    is_zero = not any(digit in "123456789" for digit in text)
+    if is_zero:
+        return text
+    return f"{MINUS if value < 0 else '+' if signed else ''}{text}"
+
+
+def decimals_for(half_width: float | None, largest: float, limit: int) -> int:
+    """Decimals that show two significant digits of `half_width`; without one, three of the largest value. 0..`limit`."""
+    if half_width is not None and half_width > 0:
+        digits = 1 - math.floor(math.log10(half_width))
+    elif largest > 0:
+        digits = 2 - math.floor(math.log10(largest))
+    else:
+        digits = 0
+    return max(0, min(limit, digits))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NumberFormat:
+    """How the numbers of one metric are written: multiplied by `factor`, `decimals` places, between prefix and suffix."""
+
+    factor: float = 1.0
+    decimals: int = 2
+    prefix: str = ""
+    suffix: str = ""
+    difference_suffix: str | None = None
+
+    def value(self, value: float | None) -> str:
+        return MISSING if value is None else self._put(value, self.suffix, signed=False)
+
+    def difference(self, value: float | None) -> str:
+        """A signed difference in the metric's unit ("points" for shares)."""
+        suffix = self.suffix if self.difference_suffix is None else self.difference_suffix
+        return MISSING if value is None else self._put(value, suffix, signed=True)
+
+    def interval(self, low: float | None, high: float | None) -> str:
+        """ "low to high", the unit once; MISSING for a bound that is not there."""
+        suffix = self.suffix if self.difference_suffix is None else self.difference_suffix
+        if low is None and high is None:
+            return MISSING
+        bounds = [MISSING if x is None else self._put(x, "", signed=True) for x in (low, high)]
+        return f"{bounds[0]} to {bounds[1]}{suffix}"
+
+    def value_interval(self, low: float | None, high: float | None) -> str:
+        """The interval of a value (not of a difference): "low to high" with the value's own unit, unsigned."""
+        if low is None or high is None:
+            return MISSING
+        return f"{self._put(low, '', signed=False)} to {self._put(high, self.suffix, signed=False)}"
+
+    def _put(self, value: float, suffix: str, *, signed: bool) -> str:
+        number = format_number(value * self.factor, self.decimals, signed=signed)
+        sign, digits = (number[0], number[1:]) if number[0] in f"+{MINUS}" else ("", number)
+        return f"{sign}{self.prefix}{digits}{suffix}"
+
+
+_UNITS: dict[str, tuple[float, int, str, str, str | None]] = {
+    # unit: factor, most decimals, prefix, suffix, suffix of a difference
+    "ratio": (100.0, 3, "", f"{NBSP}%", f"{NBSP}points"),
+    "usd": (1.0, 8, "$", "", None),
+    "tokens": (1.0, 1, "", "", None),
+    "tokens_per_second": (1.0, 2, "", f"{NBSP}tok/s", None),
+    "score_10": (1.0, 2, "", "", None),
+    "score_1": (1.0, 3, "", "", None),
+}
+
+
+def number_format(unit: str, *, largest: float = 0.0, half_width: float | None = None) -> NumberFormat:
+    """The format for values of `unit` up to `largest` whose interval's half width is `half_width` (None: unknown).
+
+    Latencies from ten seconds on are written in seconds. Unknown units stand after the number as they are.
+    """
+    if unit == "ms":
+        factor, limit, suffix = (0.001, 2, f"{NBSP}s") if largest >= 10_000 else (1.0, 1, f"{NBSP}ms")
+        prefix, difference_suffix = "", None
+    else:
+        default = (1.0, 4, "", f"{NBSP}{unit}" if unit else "", None)
+        factor, limit, prefix, suffix, difference_suffix = _UNITS.get(unit, default)
+    decimals = decimals_for(None if half_width is None else half_width * factor, largest * factor, limit)
+    return NumberFormat(
+        factor=factor, decimals=decimals, prefix=prefix, suffix=suffix, difference_suffix=difference_suffix
+    )
+
+
+def percent_format(half_width: float | None = None, largest: float = 0.0) -> NumberFormat:
+    """For relative differences and other shares that are written as percentages, differences included."""
+    decimals = decimals_for(None if half_width is None else half_width * 100, largest * 100, 2)
+    return NumberFormat(factor=100.0, decimals=decimals, suffix=f"{NBSP}%")
+
+
+def format_percent(share: float | None, decimals: int = 0) -> str:
+    """A share in 0..1 as a percentage; what is not quite none or all is never written as 0 or 100."""
+    if share is None:
+        return MISSING
+    text = format_number(share * 100, decimals)
+    if share > 0 and not any(digit in "123456789" for digit in text):
+        return f"<{NBSP}{format_number(10**-decimals, decimals)}{NBSP}%"
+    if share < 1 and text == format_number(100, decimals):
+        return f">{NBSP}{format_number(100 - 10**-decimals, decimals)}{NBSP}%"
+    return f"{text}{NBSP}%"
+
+
+def format_count(count: float | None) -> str:
+    return MISSING if count is None else format_number(count, 0)
+
+
+def format_p(p_value: float | None) -> str:
+    """A p-value as statisticians print it: three decimals below 0.1, "< 0.001" under that."""
+    if p_value is None:
+        return MISSING
+    if p_value < 0.001:
+        return f"<{NBSP}0.001"
+    return f"{p_value:.3f}" if p_value < 0.1 else f"{p_value:.2f}"
+
+
+def format_usd(amount: float | None) -> str:
+    """An amount of money: cents from a dollar on, two significant digits below."""
+    if amount is None:
+        return MISSING
+    decimals = 2 if abs(amount) >= 1 or amount == 0 else min(8, max(2, 1 - math.floor(math.log10(abs(amount)))))
+    number = format_number(abs(amount), decimals)
+    return f"{MINUS if amount < 0 else ''}${number}"
+
+
+def format_instant(instant: str | None) -> str:
+    """An ISO 8601 instant as "23 Nov 2026, 13:33 UTC"; what is not an instant stays as it is."""
+    if not instant:
+        return MISSING
+    try:
+        at = datetime.fromisoformat(instant)
+    except ValueError:
+        return instant
+    at = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+    return f"{at.day} {_MONTHS[at.month - 1]} {at.year}, {at:%H:%M} UTC"
+
+
+def format_day(instant: str | None) -> str:
+    """The day of an ISO 8601 instant: "23 Nov 2026"."""
+    text = format_instant(instant)
+    return text.split(",")[0]
+
+
+# Not strftime("%b"): month names would follow the machine's locale and the report would differ between machines.
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")

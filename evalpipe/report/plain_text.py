@@ -1,0 +1,82 @@
+"""The same report as Markdown (for a pull request or Slack) and as CSV (for a spreadsheet)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+
+from evalpipe.analysis.result import Analysis
+from evalpipe.report.view import ReportView, report_view, tidy
+from evalpipe.report.words import FINDINGS
+
+_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~-])")
+
+CSV_COLUMNS = (
+    "metric", "label", "group", "role", "unit", "direction", "scale",
+    "control", "control_n", "treatment", "treatment_n", "difference", "ci_low", "ci_high",
+    "relative", "relative_low", "relative_high", "confidence_level", "p_value", "margin", "n", "n_clusters",
+    "method", "status", "finding", "non_inferior", "note",
+)  # fmt: skip
+
+
+def escape_markdown(text: str) -> str:
+    """Untrusted text as one line of Markdown that says just that: no markup, no HTML, no mention of anybody."""
+    line = " ".join(text.split())
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("@", "&#64;")
+    line = re.sub(r"(?i)\b(https?)://", r"\1&#58;//", line)
+    return _SPECIAL.sub(r"\\\1", line)
+
+
+def render_markdown(analysis: Analysis) -> str:
+    """The recommendation, its reasons and the table. Numbers are the strings of the HTML."""
+    view = report_view(analysis, max_examples=0)
+    summary = view.summary
+    lines = [f"## {escape_markdown(view.experiment)}: {escape_markdown(summary.recommendation_word)}", ""]
+    for problem in summary.problems:
+        mark = "🛑" if problem.level == "fail" else "⚠️"
+        lines += [f"> {mark} **{escape_markdown(problem.title)}.** {escape_markdown(problem.detail)}", ""]
+    lines += [f"**{escape_markdown(summary.headline)}**", ""]
+    lines += [f"- {escape_markdown(reason)}" for reason in summary.reasons]
+    lines += ["", *_metric_table(view)]
+    lines += [f"- **{fact.name}** {escape_markdown(fact.text)}" for fact in summary.answers]
+    if view.reproduce:
+        fence = "`" * (max((len(run) for run in re.findall("`+", view.reproduce)), default=0) + 1)
+        lines += ["", f"Reproduce: {fence} {' '.join(view.reproduce.split())} {fence}"]
+    return "\n".join(lines).strip() + "\n"
+
+
+def _metric_table(view: ReportView) -> list[str]:
+    if not view.rows:
+        return []
+    lines = ["| Metric | Control | Treatment | Difference (interval) | Finding |", "|---|--:|--:|--:|---|"]
+    for row in view.rows:
+        finding = f"{FINDINGS[row.finding]} {row.finding_word}".replace("|", "\\|")
+        cells = (escape_markdown(row.label), row.control, row.treatment, row.difference_with_interval, finding)
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def render_csv(analysis: Analysis) -> str:
+    """One line per metric with the numbers as they are, unrounded; missing is empty."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for m in tidy(analysis).metrics:
+        values = (
+            m.name, m.label, m.group, m.role, m.unit, m.direction, m.scale,
+            m.control.value, m.control.n, m.treatment.value, m.treatment.n, m.difference, m.ci_low, m.ci_high,
+            m.relative, m.relative_low, m.relative_high, m.confidence_level, m.p_value, m.margin, m.n, m.n_clusters,
+            m.method, m.status, m.finding, m.non_inferior, m.note,
+        )  # fmt: skip
+        writer.writerow([_cell(value) for value in values])
+    return out.getvalue()
+
+
+def _cell(value: object) -> object:
+    """Text that a spreadsheet would run as a formula gets an apostrophe before it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str) and value[:1] in {"=", "+", "-", "@", "\t"}:
+        return f"'{value}"
+    return "" if value is None else value

@@ -1,0 +1,65 @@
+"""The report in a terminal: the recommendation, the table and the judge, with rich."""
+
+from __future__ import annotations
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from evalpipe.analysis.result import Analysis
+from evalpipe.report.view import ReportView, report_view
+from evalpipe.report.words import FINDINGS
+
+# The terminal's own palette: it fits light and dark themes alike, and stands beside a mark and a word.
+STYLES = {"better": "bold green", "worse": "bold red", "equivalent": "bold", "inconclusive": "dim", "undefined": "dim"}
+HEADLINE_STYLES = {"ship": "bold green", "keep": "bold", "collect_more": "bold", "invalid": "bold red"}
+
+
+def print_summary(analysis: Analysis, console: Console | None = None) -> None:
+    """Print the report's summary (to stdout, or to `console`). Untrusted text is printed as text: no markup, no escapes."""
+    console = console or Console()
+    console.print(summary(report_view(analysis, max_examples=0)))
+
+
+def summary(view: ReportView) -> Group:
+    parts: list[Text | Panel | Table | Padding] = []
+    for problem in view.problems:
+        style = "bold red" if problem.level == "fail" else "yellow"
+        body = Text.assemble((problem.title, style), ("  " + problem.detail, ""))
+        parts.append(Panel(body, border_style=style) if problem.level == "fail" else Padding(body, (0, 1)))
+    word = view.summary.recommendation_word
+    parts.append(Text(f"\n{word}", style=HEADLINE_STYLES.get(view.summary.recommendation, "bold")))
+    parts.append(Text(view.summary.headline))
+    parts += [Padding(Text(f"• {reason}"), (0, 0, 0, 2)) for reason in view.summary.reasons]
+    if view.rows:
+        parts.append(_metrics(view))
+    facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column(overflow="fold")
+    for fact in view.summary.answers:
+        facts.add_row(Text(fact.name), Text(fact.text))
+    parts.append(facts)
+    return Group(*parts)
+
+
+def _metrics(view: ReportView) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), show_edge=False)
+    table.add_column("Metric", overflow="fold")
+    for name in ("Control", "Treatment"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("Difference (interval)", justify="right", overflow="fold")
+    table.add_column("Finding", no_wrap=True)
+    for group, rows in view.groups:
+        table.add_row(Text(group, style="dim italic"), "", "", "", "")
+        for row in rows:
+            table.add_row(
+                Text(row.label),
+                Text(row.control),
+                Text(row.treatment),
+                Text(row.difference_with_interval),
+                Text(f"{FINDINGS[row.finding]} {row.finding_word}", style=STYLES[row.finding]),
+            )
+    return table
