@@ -51,12 +51,15 @@ def takes_sampling(model: str) -> bool:
 
 def is_newer_claude(model: str) -> bool:
     """Claude from 4.7 on: no sampling parameters, no `thinking.budget_tokens`, no assistant prefill."""
-    lower = model.lower()
-    if "claude-mythos" in lower:
-        return True
-    match = _CLAUDE.search(lower)
-    if match is None:
-        return False
-    # claude-3-5-sonnet and claude-sonnet-4-20250514: the date is no minor version.
-    version = (int(match[1]), int(match[2] or 0))
-    return version >= (4, 7)
+    return "claude-mythos" in model.lower() or _claude_version(model) >= (4, 7)
+
+
+def takes_adaptive_thinking(model: str) -> bool:
+    """Claude from 4.6 on decides by itself how long to think."""
+    return is_newer_claude(model) or _claude_version(model) >= (4, 6)
+
+
+def _claude_version(model: str) -> tuple[int, int]:
+    """(major, minor), (0, 0) for anything else. The date of claude-sonnet-4-20250514 is no minor version."""
+    match = _CLAUDE.search(model.lower())
+    return (0, 0) if match is None else (int(match[1]), int(match[2] or 0))

@@ -1,0 +1,112 @@
+"""The door of request translation: a client's request → the request an arm gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from evalpipe.providers.base import ENDPOINTS, NotShadowableError, OutgoingRequest
+from evalpipe.providers.encoding import header
+from evalpipe.providers.jsontext import MalformedJSONError, dump, parse
+from evalpipe.providers.registry import PROVIDERS, speaks
+from evalpipe.providers.translation.conversation import Conversation
+from evalpipe.providers.translation.read_chat import read_chat
+from evalpipe.providers.translation.read_messages import read_messages
+from evalpipe.providers.translation.read_responses import read_responses
+from evalpipe.providers.translation.render_chat import render_chat
+from evalpipe.providers.translation.render_messages import render_messages
+from evalpipe.providers.translation.same_dialect import ask_for_usage, replace_settings, set_params, strip_effects
+
+PATHS: Mapping[str, str] = {endpoint: path for path, endpoint in ENDPOINTS.items()}
+ANTHROPIC_VERSION = "2023-06-01"
+
+_READERS: Mapping[str, Callable[[dict[str, Any]], Conversation]] = {
+    "chat.completions": read_chat,
+    "responses": read_responses,
+    "messages": read_messages,
+}
+_RENDERERS: Mapping[str, Callable[[Conversation, str], dict[str, Any]]] = {
+    "chat.completions": render_chat,
+    "messages": render_messages,
+}
+
+
+def render_treatment_request(
+    endpoint: str,
+    body: bytes,
+    *,
+    provider: str,
+    model: str | None = None,
+    params: Mapping[str, Any] | None = None,
+    system_prompt: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    served: bool = False,
+) -> OutgoingRequest:
+    """The request an arm gets for a client's request at `endpoint`: without credentials, in the arm's own dialect.
+
+    `model`, `params` (the arm's parameter names) and `system_prompt` replace what the client sent. `headers`: the client's,
+    of which only `anthropic-version` and `anthropic-beta` are carried, to an arm of the same dialect. A copy leaves out what
+    leaves traces (storing, provider-side state); with `served` the user's own answer comes from this arm, so in the same
+    dialect nothing but the settings changes. Raises NotShadowableError with the reason where no faithful request exists.
+    """
+    try:
+        document = parse(body)
+    except MalformedJSONError:
+        raise NotShadowableError("unreadable_request") from None
+    if not isinstance(document, dict):
+        raise NotShadowableError("unreadable_request")
+    try:
+        if speaks(provider, endpoint):
+            return _same_dialect(endpoint, body, document, model, params or {}, system_prompt, headers or {}, served)
+        return _other_dialect(endpoint, document, provider, model, params or {}, system_prompt)
+    except (RecursionError, TypeError, AttributeError) as error:
+        # Values of types no provider takes: the provider would refuse the request too.
+        raise NotShadowableError("unreadable_request", type(error).__name__) from error
+
+
+def _same_dialect(
+    endpoint: str,
+    body: bytes,
+    document: dict[str, Any],
+    model: str | None,
+    params: Mapping[str, Any],
+    system_prompt: str | None,
+    headers: Mapping[str, str],
+    served: bool,
+) -> OutgoingRequest:
+    changed = dict(document)
+    if not served:
+        strip_effects(endpoint, changed)
+    replace_settings(endpoint, changed, model=model, params=params, system_prompt=system_prompt)
+    if not served:
+        ask_for_usage(endpoint, changed)
+    return _outgoing(endpoint, body if changed == document else dump(changed).encode(), headers)
+
+
+def _other_dialect(
+    endpoint: str,
+    document: dict[str, Any],
+    provider: str,
+    model: str | None,
+    params: Mapping[str, Any],
+    system_prompt: str | None,
+) -> OutgoingRequest:
+    if model is None:
+        raise NotShadowableError("no_model")
+    conversation = _READERS[endpoint](document)
+    if system_prompt is not None:
+        conversation.system = system_prompt
+    target = PROVIDERS[provider][0]
+    rendered = _RENDERERS[target](conversation, model)
+    set_params(target, rendered, params, model)
+    ask_for_usage(target, rendered)
+    return _outgoing(target, dump(rendered).encode(), {})
+
+
+def _outgoing(endpoint: str, body: bytes, headers: Mapping[str, str]) -> OutgoingRequest:
+    sent = {"content-type": "application/json"}
+    if endpoint == "messages":
+        sent["anthropic-version"] = header(headers, "anthropic-version") or ANTHROPIC_VERSION
+        if header(headers, "anthropic-beta"):
+            sent["anthropic-beta"] = header(headers, "anthropic-beta")
+    return OutgoingRequest(endpoint=endpoint, path=PATHS[endpoint], headers=sent, body=body)

@@ -1,0 +1,166 @@
+"""A request for another model of the same dialect: model, parameters and system prompt replaced, side effects taken out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from evalpipe.providers.base import NotShadowableError
+from evalpipe.providers.jsontext import as_dict, as_list
+from evalpipe.providers.models import (
+    family,
+    is_newer_claude,
+    takes_adaptive_thinking,
+    takes_max_completion_tokens,
+    takes_sampling,
+)
+from evalpipe.providers.translation.read_responses import check_state
+
+_SAMPLING = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "presence_penalty",
+    "frequency_penalty",
+    "logprobs",
+    "top_logprobs",
+    "logit_bias",
+)
+_REASONING = ("reasoning_effort", "verbosity", "reasoning")
+_LIMITS = {
+    "chat.completions": ("max_completion_tokens", "max_tokens"),
+    "responses": ("max_output_tokens", "max_completion_tokens", "max_tokens"),
+    "messages": ("max_tokens", "max_completion_tokens"),
+}
+# State and caches that belong to one organisation, and storing on the user's account.
+_STATE = ("store", "prompt_cache_key", "prompt_cache_retention", "prompt_cache_options", "metadata")
+_SERVER_TOOLS = re.compile(
+    r"web_search|web_fetch|code_execution|code_interpreter|file_search|image_generation|mcp|container|programmatic|^shell"
+)
+
+
+def replace_settings(
+    endpoint: str, body: dict[str, Any], *, model: str | None, params: Mapping[str, Any], system_prompt: str | None
+) -> None:
+    """Write model, parameters and system prompt into `body` (changed in place), and adapt what the new model would refuse."""
+    moved = model is not None and model != body.get("model")
+    if model is not None:
+        body["model"] = model
+    target = str(body.get("model") or "")
+    if moved:
+        _adapt(endpoint, body, target)
+    if system_prompt is not None:
+        _replace_system(endpoint, body, system_prompt)
+    set_params(endpoint, body, params, target)
+
+
+def set_params(endpoint: str, body: dict[str, Any], params: Mapping[str, Any], model: str) -> None:
+    """Write the arm's own parameters over the request's; a token limit under the name the model takes."""
+    names = _LIMITS[endpoint]
+    limits = [key for key in names if key in params]
+    if limits:
+        for key in names:
+            body.pop(key, None)
+    body.update(params)
+    given = [key for key in names if body.get(key) is not None]
+    if not given:
+        return
+    limit = body[given[0]]
+    if endpoint == "chat.completions":
+        name = "max_completion_tokens" if takes_max_completion_tokens(model) else given[0]
+    else:
+        name = names[0]
+    for key in given:
+        del body[key]
+    body[name] = limit
+
+
+def strip_effects(endpoint: str, body: dict[str, Any]) -> None:
+    """Make `body` a copy that leaves nothing behind. Raises NotShadowableError where it could not be answered then."""
+    if endpoint != "messages":
+        for key in _STATE:
+            body.pop(key, None)
+    if endpoint == "responses":
+        check_state(body)
+        body.pop("background", None)
+        body.pop("background_options", None)
+        body["store"] = False  # stored unless told otherwise
+        body["input"] = _without_ids(body.get("input"))
+    if body.get("web_search_options") is not None:
+        raise NotShadowableError("server_tools", "web_search_options")
+    if body.get("container") or body.get("mcp_servers"):
+        raise NotShadowableError("server_tools", "container" if body.get("container") else "mcp_servers")
+    for tool in map(as_dict, as_list(body.get("tools"))):
+        kind = str(tool.get("type") or "")
+        if _SERVER_TOOLS.search(kind):
+            raise NotShadowableError("server_tools", kind[:60])
+    if endpoint == "messages" and body.get("max_tokens") == 0:
+        raise NotShadowableError("cache_prewarm")
+    if _holds_provider_file(body.get("input" if endpoint == "responses" else "messages")):
+        raise NotShadowableError("provider_file")
+
+
+def ask_for_usage(endpoint: str, body: dict[str, Any]) -> None:
+    """Have a chat stream tell its usage; the others always do."""
+    if endpoint == "chat.completions" and body.get("stream") is True:
+        body["stream_options"] = {**as_dict(body.get("stream_options")), "include_usage": True}
+
+
+def _adapt(endpoint: str, body: dict[str, Any], model: str) -> None:
+    if not takes_sampling(model):
+        for key in _SAMPLING:
+            body.pop(key, None)
+    if family(model) == "gpt" and not takes_max_completion_tokens(model):
+        for key in _REASONING:
+            body.pop(key, None)
+    if endpoint != "messages":
+        return
+    thinking = as_dict(body.get("thinking"))
+    if thinking.get("type") == "enabled" and is_newer_claude(model):
+        body["thinking"] = {"type": "adaptive"}
+    elif thinking.get("type") == "adaptive" and not takes_adaptive_thinking(model):
+        del body["thinking"]
+    messages = as_list(body.get("messages"))
+    if messages and as_dict(messages[-1]).get("role") == "assistant" and is_newer_claude(model):
+        raise NotShadowableError("assistant_prefill")
+
+
+def _replace_system(endpoint: str, body: dict[str, Any], prompt: str) -> None:
+    if endpoint == "messages":
+        body["system"] = prompt
+        return
+    key = "messages" if endpoint == "chat.completions" else "input"
+    given = body.get(key)
+    system = {"role": "system", "content": prompt}
+    if isinstance(given, list):
+        first = next(
+            (i for i, m in enumerate(given) if as_dict(m).get("role") not in {"system", "developer"}), len(given)
+        )
+        if first and as_dict(given[0]).get("role") == "developer":
+            system["role"] = "developer"
+        body[key] = given[first:]
+    if endpoint == "responses":
+        body["instructions"] = prompt
+    else:
+        body[key] = [system, *as_list(body.get(key))]
+
+
+def _without_ids(items: Any) -> Any:
+    """Input items without the ids they have in somebody's store, and without reasoning, which only its maker can read."""
+    if not isinstance(items, list):
+        return items
+    kept = [item for item in items if as_dict(item).get("type") != "reasoning"]
+    return [
+        {key: value for key, value in item.items() if key != "id"} if isinstance(item, dict) else item for item in kept
+    ]
+
+
+def _holds_provider_file(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(_holds_provider_file(item) for item in value)
+    if not isinstance(value, dict):
+        return False
+    if isinstance(value.get("file_id"), str):
+        return True
+    return any(_holds_provider_file(value.get(key)) for key in ("content", "source", "file", "output"))
