@@ -122,7 +122,7 @@ class Feedback:
     """An end user's rating of the answer they got: 1 up, 0 down, or any number in [0, 1]."""
 
     request_id: str
-    arm: Arm
+    arm: Arm | None
     rating: float
     comment: str | None
     at: datetime

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from tqdm import tqdm
 
+from evalpipe.config import CollectorConfig
 from evalpipe.errors import ConfigError, DataError
+from evalpipe.pipeline.prices import price_book
+from evalpipe.pipeline.unit_key import unit_key
 from evalpipe.pipeline.workspace import Workspace
-from evalpipe.store.load_files import find_importer, load_file
+from evalpipe.store.exchange_rows import ReadingRules
+from evalpipe.store.files import private_file
+from evalpipe.store.load_files import find_importer, is_spool, load_file
+from evalpipe.store.load_spool import OPEN_LIMIT_S, SpoolLoad
+from evalpipe.store.spool_segments import segment_files
 from evalpipe.store.tally import Tally
+
+PARALLEL_BYTES = 64 * 1024 * 1024
+"""Spools from this size on are parsed by several processes; below, starting them costs more than they save."""
 
 
 def load(
@@ -28,19 +43,81 @@ def load(
     Raises ConfigError for a path or format that does not exist, DataError where a file cannot be read.
     """
     check_writable(workspace.data)
-    files = [file for path in paths for file in _files(path)]
-    if not files:
-        raise DataError("nothing to load")
-    for file in files:
-        find_importer(file, format_name)  # all of them before the first is written
+    spools, files = _sort_paths(workspace, paths, format_name)
+    n_bytes = _n_bytes(files) + sum(_n_bytes(segment_files(spool)) for spool in spools)
     tally = Tally()
-    n_bytes = sum(file.stat().st_size for file in files)
-    with _progress(n_bytes, show_progress) as bar:
+    with _only_load(workspace.data), _progress(n_bytes, show_progress) as bar:
+        for spool in spools:
+            tally.add(_load_spool(workspace, spool, bar))
         for file in files:
             bar.set_description(file.name, refresh=False)
             name = _experiment_of(file, workspace, experiment)
             tally.add(load_file(file, workspace.data, name, format_name=format_name, progress=bar.update))
     return tally
+
+
+def _sort_paths(
+    workspace: Workspace, paths: Sequence[Path], format_name: str
+) -> tuple[list[Path | Sequence[Path]], list[Path]]:
+    """(spools, other files), each looked at before anything is written. Segments that are named make one spool: the
+    records of a request may lie in several."""
+    if not paths:
+        if not segment_files(workspace.spool) and not any((workspace.data / "exchanges").glob("experiment=*")):
+            raise DataError(
+                f"nothing to load: {workspace.spool} holds no log yet; run `evalpipe collect`, or name a file to load"
+            )
+        return [workspace.spool], []
+    spools: list[Path | Sequence[Path]] = []
+    segments: list[Path] = []
+    files: list[Path] = []
+    for path in paths:
+        if path.resolve() == workspace.spool.resolve():
+            spools.append(workspace.spool)
+            continue
+        for file in _files(path):
+            if format_name == "spool" or (format_name == "auto" and is_spool(file)):
+                segments.append(file)
+            else:
+                find_importer(file, format_name)
+                files.append(file)
+    return [*spools, segments] if segments else spools, files
+
+
+def _load_spool(workspace: Workspace, spool: Path | Sequence[Path], bar: tqdm[NoReturn]) -> Tally:
+    config = workspace.config
+    collector = CollectorConfig() if config is None else config.collector
+    rules = ReadingRules(
+        unit_sources=() if config is None else config.experiment.unit,
+        unit_key=unit_key(workspace) if collector.hash_units else None,
+        prices=price_book(config),
+    )
+    bar.set_description("load", refresh=False)
+    n_bytes = _n_bytes(segment_files(spool))
+    return SpoolLoad(
+        workspace.data,
+        spool,
+        rules=rules,
+        now=time.time(),
+        open_limit_s=max(OPEN_LIMIT_S, 2 * (collector.timeout_s + collector.shadow_timeout_s)),
+        processes=min(os.cpu_count() or 1, 8) if n_bytes >= PARALLEL_BYTES else 1,
+        progress=bar.update,
+    ).run()
+
+
+def _n_bytes(files: Sequence[Path]) -> int:
+    return sum(file.stat().st_size for file in files)
+
+
+@contextmanager
+def _only_load(data: Path) -> Iterator[None]:
+    """One load at a time: a second one says so and waits."""
+    with private_file(data / ".load.lock", os.O_RDWR) as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.stderr.write(f"evalpipe: another load is at work in {data}: waiting for it\n")
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def check_writable(data: Path) -> None:
@@ -73,6 +150,6 @@ def _experiment_of(file: Path, workspace: Workspace, name: str | None) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip(".")[:64] or "import"
 
 
-def _progress(n_bytes: int, show: bool | None) -> tqdm:  # type: ignore[type-arg]
+def _progress(n_bytes: int, show: bool | None) -> tqdm[NoReturn]:
     shown = sys.stderr.isatty() if show is None else show
     return tqdm(total=n_bytes, unit="B", unit_scale=True, desc="load", file=sys.stderr, disable=not shown)

@@ -51,6 +51,19 @@ def load_file(
     return tally
 
 
+def is_spool(path: Path) -> bool:
+    """Whether the file is one of the collector's segments."""
+    for n_read, line in enumerate(read_lines(path)):
+        if n_read >= DETECTION_LINES:
+            break
+        try:
+            document = parse(line.data)
+        except ValueError:
+            continue
+        return isinstance(document, dict) and {"record", "request_id", "experiment"} <= document.keys()
+    return False
+
+
 def find_importer(path: Path, format_name: str) -> Importer:
     """The importer of that name, or (`auto`) the first that knows one of the file's first documents."""
     if format_name != "auto":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ class DatasetWriter:
         self.files: list[Path] = []
         self.n_added = 0
         self.n_known = 0
+        self.experiments: set[str] = set()
 
     def __enter__(self) -> DatasetWriter:
         return self
@@ -45,6 +47,7 @@ class DatasetWriter:
     def add(self, experiment: str, table: pa.Table) -> int:
         """Append the rows of `table` that are new. The number of rows added."""
         n_added = 0
+        self.experiments.add(experiment)
         for partition, part in self._partitions(experiment, table):
             new = self._only_new(partition, part)
             if new.num_rows:
@@ -102,22 +105,34 @@ class DatasetWriter:
         return table if all(keep) else table.filter(pa.array(keep, pa.bool_()))
 
     def _stored_keys(self, partition: tuple[str, ...], keys: pa.Table) -> set[tuple[Any, ...]]:
-        experiment, dates = partition[0], set(partition[1:]) or None
-        files = parquet_files(self._data, self._dataset, experiment, dates)
-        if not files:
-            return set()
-        names = ", ".join(f'"{name}"' for name in keys.column_names)
-        same = " AND ".join(f'stored."{name}" IS NOT DISTINCT FROM asked."{name}"' for name in keys.column_names)
-        with duckdb.connect(":memory:") as connection:
-            connection.execute("SET TimeZone = 'UTC'")
-            connection.register("asked", keys)
-            relation = connection.sql(
-                f"SELECT {names} FROM asked SEMI JOIN (SELECT {names} FROM read_parquet($1, union_by_name = true)) "
-                f"AS stored ON {same}",
-                params=[[str(path) for path in files]],
-            )
-            found: pa.Table = relation.to_arrow_table().cast(keys.schema)
-        return set(zip(*(found[name].to_pylist() for name in keys.column_names), strict=True))
+        return known_keys(self._data, self._dataset, partition[0], keys, set(partition[1:]) or None)
+
+
+def known_keys(
+    data: Path,
+    dataset: Dataset,
+    experiment: str,
+    keys: pa.Table,
+    dates: set[str] | None,
+    *,
+    exclude: Collection[Path] = (),
+) -> set[tuple[Any, ...]]:
+    """Which of `keys` (columns of the dataset) stored files of the experiment (and dates) hold, `exclude` left out."""
+    files = [path for path in parquet_files(data, dataset, experiment, dates) if path not in exclude]
+    if not files or not keys.num_rows:
+        return set()
+    names = ", ".join(f'"{name}"' for name in keys.column_names)
+    same = " AND ".join(f'stored."{name}" IS NOT DISTINCT FROM asked."{name}"' for name in keys.column_names)
+    with duckdb.connect(":memory:") as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        connection.register("asked", keys)
+        relation = connection.sql(
+            f"SELECT {names} FROM asked SEMI JOIN (SELECT {names} FROM read_parquet($1, union_by_name = true)) "
+            f"AS stored ON {same}",
+            params=[[str(path) for path in files]],
+        )
+        found: pa.Table = relation.to_arrow_table().cast(keys.schema)
+    return set(zip(*(found[name].to_pylist() for name in keys.column_names), strict=True))
 
 
 def _as_date(instant: datetime) -> date:

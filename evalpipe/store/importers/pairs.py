@@ -159,7 +159,7 @@ def _judgment(fields: Fields, request_id: str, n_seen: Counter[tuple[str, ShownF
         attempt=1,
         request_id=request_id,
         judge=judge,
-        judge_fingerprint=fingerprint(["imported", judge]),
+        judge_fingerprint=f"imported-{fingerprint(judge)}",
         judge_model=model,
         shown_first=shown_first,
         repeat=repeat,

@@ -1,0 +1,272 @@
+"""The records of one request → its exchanges: the answer parsed, timed and priced. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+from evalpipe.core.identity import conversation_id, hash_unit
+from evalpipe.core.spool import Body, Ended, RequestRecord, ResponseRecord, ShadowRecord
+from evalpipe.core.text import well_formed
+from evalpipe.core.traffic import Arm, Exchange, Outcome, Role, ShadowStatus
+from evalpipe.providers.base import Answer, RequestView
+from evalpipe.providers.encoding import EncodingError, decode, header
+from evalpipe.providers.pricing import Cost, Price, cost_of
+from evalpipe.providers.registry import read_answer, read_request
+from evalpipe.store.importers.base import prompt_text
+from evalpipe.store.spool_join import LOST, STOPPED, Entry
+
+SIMULATED_HEADER = "x-simulated-by"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadingRules:
+    """What the configuration says about reading records.
+
+    `unit_sources`: "header:NAME" | "body:PATH", the first one present names the unit (headers were looked at by the
+    collector). `unit_key`: the key of hashed unit ids, None where they are stored as they are. `prices` go before the
+    price library.
+    """
+
+    unit_sources: Sequence[str] = ()
+    unit_key: bytes | None = None
+    prices: Mapping[str, Price] = field(default_factory=dict)
+
+
+def read_exchanges(entry: Entry, rules: ReadingRules) -> list[Exchange]:
+    """The rows of a request that is finished, or given up: the served answer, and the copy's where one was sent."""
+    request = entry.request
+    assert request is not None
+    client = _Client(request, rules)
+    rows = [_served(client, entry)]
+    sent = entry.shadow is not None and entry.shadow.status == ShadowStatus.SAMPLED
+    if entry.copy is not None:
+        rows.append(_answered(client, entry.copy, Role.SHADOW))
+    elif sent and entry.shadow is not None:
+        rows.append(_copy_lost(client, entry.shadow, entry.lost_reason or STOPPED))
+    return rows
+
+
+class _Client:
+    """The request as the client sent it, read once for all its exchanges."""
+
+    def __init__(self, request: RequestRecord, rules: ReadingRules) -> None:
+        self.record = request
+        self.rules = rules
+        self.body = _decoded(request.headers, request.body)
+        self.view = read_request(request.endpoint, self.body)
+        self.prompt = prompt_text(self.view.messages)
+        self.conversation = request.conversation_id or conversation_id(
+            self.view.system_text, self.view.first_user_message
+        )
+        self.unit_id, self.unit_source = self._unit()
+
+    def _unit(self) -> tuple[str, str]:
+        if self.record.unit_id is not None:
+            return self.record.unit_id, self.record.unit_source or "header"
+        paths = [source for source in self.rules.unit_sources if source.startswith("body:")]
+        document = _object(self.body) if paths else {}
+        for source in paths:
+            raw = _at_path(document, source.removeprefix("body:").split("."))
+            if raw:
+                key = self.rules.unit_key
+                return (raw if key is None else hash_unit(key, raw)), source
+        return self.conversation, "conversation"
+
+    def meta(self, response: ResponseRecord | None) -> str:
+        """What has no column of its own, as JSON text."""
+        request = self.record
+        told: dict[str, Any] = {
+            "mode": request.mode,
+            "unit_source": self.unit_source,
+            "target": request.target,
+            "request_headers": dict(request.headers),
+            "usage_requested": self.view.usage_requested,
+        }
+        if request.body.n_dropped_bytes:
+            told["n_request_bytes_dropped"] = request.body.n_dropped_bytes
+        if response is not None:
+            told |= {"ended": response.ended, "first_byte_ms": response.first_byte_ms}
+            told["response_headers"] = dict(response.headers)
+            if response.body.n_dropped_bytes:
+                told["n_response_bytes_dropped"] = response.body.n_dropped_bytes
+        return json.dumps(told)
+
+
+def _served(client: _Client, entry: Entry) -> Exchange:
+    request = client.record
+    status, reason = _fate(entry)
+    if entry.served is None:
+        return Exchange(
+            request_id=request.request_id,
+            arm=Arm(request.arm),
+            role=Role.SERVED,
+            started_at=_instant(request.received_at),
+            endpoint=request.endpoint or None,
+            model_requested=client.view.model,
+            request=_storable(client.body),
+            outcome=Outcome.CLIENT_CLOSED,
+            error_type=entry.lost_reason or STOPPED,
+            streamed=client.view.streamed,
+            shadow_status=status,
+            shadow_reason=reason,
+            **_common(client, None),
+        )
+    return _answered(client, entry.served, Role.SERVED, status, reason)
+
+
+def _fate(entry: Entry) -> tuple[ShadowStatus | None, str | None]:
+    """What became of the copy; a copy nobody decided on any more was shed."""
+    if entry.shadow is not None:
+        return ShadowStatus(entry.shadow.status), entry.shadow.reason
+    assert entry.request is not None
+    if not entry.request.eligible:
+        return None, None
+    return ShadowStatus.SHED, LOST if entry.lost_reason == LOST else STOPPED
+
+
+def _answered(
+    client: _Client,
+    response: ResponseRecord,
+    role: Role,
+    shadow_status: ShadowStatus | None = None,
+    shadow_reason: str | None = None,
+) -> Exchange:
+    body = response.body.data
+    ended = cast(Ended, response.ended)
+    answer = read_answer(response.endpoint, response.status, response.headers, body, ended=ended)
+    sent_view, sent_body = _sent(client, response)
+    outcome = Outcome.TIMEOUT if response.error_type == "timeout" else answer.outcome
+    cost = _cost(client, response, answer, sent_view, outcome)
+    timed_out = outcome is Outcome.TIMEOUT and response.timeout_ms is not None
+    return Exchange(
+        request_id=client.record.request_id,
+        arm=Arm(response.arm),
+        role=role,
+        started_at=_instant(client.record.received_at if role is Role.SERVED else response.started_at),
+        provider=response.provider or None,
+        endpoint=response.endpoint or None,
+        model_requested=sent_view.model,
+        model=answer.model,
+        request=_storable(sent_body),
+        response=answer.assembled if answer.assembled is not None else _raw_text(response, body),
+        text=answer.text,
+        tool_calls=json.dumps(answer.tool_calls) if answer.tool_calls else None,
+        finish_reason=answer.finish_reason,
+        outcome=outcome,
+        status=response.status,
+        error_type=response.error_type or answer.error_type,
+        error_message=response.error_message or answer.error_message,
+        latency_ms=response.timeout_ms if timed_out else response.latency_ms,
+        ttft_ms=_ttft(response, answer),
+        streamed=answer.streamed or sent_view.streamed,
+        input_tokens=answer.usage.input_tokens,
+        cached_input_tokens=answer.usage.cached_input_tokens,
+        cache_write_tokens=answer.usage.cache_write_tokens,
+        output_tokens=answer.usage.output_tokens,
+        reasoning_tokens=answer.usage.reasoning_tokens,
+        cost_usd=None if cost is None else cost.usd + response.infrastructure_usd,
+        priced_at=None if cost is None else cost.priced_at,
+        simulated=bool(header(response.headers, SIMULATED_HEADER)),
+        shadow_status=shadow_status,
+        shadow_reason=shadow_reason,
+        **_common(client, response),
+    )
+
+
+def _copy_lost(client: _Client, shadow: ShadowRecord, reason: str) -> Exchange:
+    """A copy that was sent (or about to be) when its process died: at most once means it is not sent again."""
+    return Exchange(
+        request_id=client.record.request_id,
+        arm=Arm.TREATMENT,
+        role=Role.SHADOW,
+        started_at=_instant(shadow.at),
+        outcome=Outcome.CLIENT_CLOSED,
+        error_type=reason,
+        **_common(client, None),
+    )
+
+
+def _common(client: _Client, response: ResponseRecord | None) -> dict[str, Any]:
+    request = client.record
+    return {
+        "unit_id": client.unit_id,
+        "conversation_id": client.conversation,
+        "meta": client.meta(response),
+        "config_fingerprint": request.config_fingerprint,
+        "prompt": client.prompt,
+        "percentage": request.percentage,
+        "forced": request.forced,
+    }
+
+
+def _sent(client: _Client, response: ResponseRecord) -> tuple[RequestView, bytes]:
+    """What this arm got: the client's own request, or what it was translated to."""
+    if response.sent is None:
+        return client.view, client.body
+    body = response.sent.data
+    return read_request(response.endpoint, body), body
+
+
+def _cost(
+    client: _Client, response: ResponseRecord, answer: Answer, view: RequestView, outcome: Outcome
+) -> Cost | None:
+    at = _instant(response.started_at)
+    if outcome is Outcome.HTTP_ERROR and answer.usage.output_tokens is None:
+        return Cost(
+            usd=0.0, priced_at=at, source="not billed"
+        )  # neither vendor bills a request it refused with an error
+    for model in (answer.model, view.model):
+        cost = cost_of(answer.usage, model=model, provider=response.provider, at=at, prices=client.rules.prices)
+        if cost is not None:
+            return cost
+    return None
+
+
+def _ttft(response: ResponseRecord, answer: Answer) -> float | None:
+    """Ms until the bytes with the first content were there: the first mark at or behind them."""
+    if not answer.streamed or answer.content_offset is None:
+        return None
+    return next((ms for n_bytes, ms in response.marks if n_bytes >= answer.content_offset), None)
+
+
+def _decoded(headers: Mapping[str, str], body: Body) -> bytes:
+    try:
+        return decode(headers, body.data).data
+    except EncodingError:
+        return body.data
+
+
+def _raw_text(response: ResponseRecord, body: bytes) -> str | None:
+    """What came, as text, where no message could be read from it; nothing is null."""
+    if not body:
+        return None
+    return _storable(_decoded(response.headers, response.body))
+
+
+def _storable(body: bytes) -> str:
+    return well_formed(str(body, "utf-8", "replace"))
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _at_path(document: Any, path: Sequence[str]) -> str | None:
+    for key in path:
+        document = document.get(key) if isinstance(document, dict) else None
+    if isinstance(document, bool) or not isinstance(document, str | int):
+        return None
+    return str(document)
+
+
+def _instant(seconds: float) -> datetime:
+    return _EPOCH + timedelta(seconds=seconds)

@@ -1,0 +1,130 @@
+"""The spool's segments as load sees them: which are alive, what whole lines they hold, when one may go.
+
+A segment is `WRITER.NNNNNN.jsonl`. A living writer holds an exclusive flock on its newest one, and locks a new one before
+it lets the old one go.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+EMPTY_AFTER_S = 3600.0
+"""An empty segment of this age was never written to. A younger one may be about to be locked by its new writer."""
+
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Segment:
+    """A segment at the moment it was listed. `n_bytes` is how far it is read: what comes later is for the next load."""
+
+    path: Path
+    writer: str
+    n_bytes: int
+    live: bool
+    """its writer lives; it may go on in a newer segment that is not listed"""
+    locked: bool
+
+
+def segment_files(spool: Path | Sequence[Path]) -> list[Path]:
+    """The segments of a spool folder, or those of the named files that exist."""
+    return sorted(spool.glob("*.jsonl")) if isinstance(spool, Path) else [path for path in spool if path.exists()]
+
+
+def list_segments(spool: Path | Sequence[Path]) -> list[Segment]:
+    """All segments of a spool (a folder, or files), with whose writer lives.
+
+    The order of the looks matters: a writer counts as gone only when, after all its known segments were seen unlocked, no
+    newer one of its has come up.
+    """
+    known: dict[Path, tuple[int, bool]] = {}
+    while True:
+        found = segment_files(spool)
+        if known.keys() == set(found):
+            break
+        known = {path: state for path in found if (state := _look(path)) is not None}
+    live = {_writer(path) for path, (_, locked) in known.items() if locked}
+    return [
+        Segment(path=path, writer=_writer(path), n_bytes=n_bytes, live=_writer(path) in live, locked=locked)
+        for path, (n_bytes, locked) in known.items()
+    ]
+
+
+def read_lines(segment: Segment) -> Iterator[tuple[int, int, bytes]]:
+    """(line number from 1, offset, line without its newline) of the whole lines. A last line without newline is given
+    only where nobody will finish it."""
+    number, offset, rest = 0, 0, b""
+    with segment.path.open("rb") as file:
+        n_left = segment.n_bytes
+        while n_left > 0:
+            chunk = file.read(min(_CHUNK_BYTES, n_left))
+            if not chunk:
+                break
+            n_left -= len(chunk)
+            lines = chunk.split(b"\n")
+            if len(lines) == 1:
+                rest += chunk
+                continue
+            lines[0] = rest + lines[0]
+            rest = lines.pop()
+            for line in lines:
+                number += 1
+                yield number, offset, line
+                offset += len(line) + 1
+    if rest and not segment.locked:
+        yield number + 1, offset, rest
+
+
+def remove(segment: Segment) -> bool:
+    """Delete the segment if it is still what was read and nobody holds it. Whether it is gone."""
+    try:
+        handle = os.open(segment.path, os.O_RDONLY)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        state = os.fstat(handle)
+        grown = state.st_size != segment.n_bytes
+        fresh = state.st_size == 0 and time.time() - state.st_mtime < EMPTY_AFTER_S
+        if grown or fresh:
+            return False
+        segment.path.unlink()
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(handle)
+    return True
+
+
+def _writer(path: Path) -> str:
+    return path.name.removesuffix(".jsonl").rpartition(".")[0] or path.name.removesuffix(".jsonl")
+
+
+def _look(path: Path) -> tuple[int, bool] | None:
+    """(size, whether it is locked) of a segment, None where it is gone. A writer locks before its first write and writes
+    no more once the lock is gone: an unlocked segment whose size did not change around the look is final."""
+    try:
+        n_bytes = path.stat().st_size
+        while True:
+            locked, n_before = _is_locked(path), n_bytes
+            n_bytes = path.stat().st_size
+            if locked or n_bytes == n_before:
+                return n_bytes, locked
+    except FileNotFoundError:
+        return None
+
+
+def _is_locked(path: Path) -> bool:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)  # lets go of the lock, where it was had
+    return False
