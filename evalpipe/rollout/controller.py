@@ -128,3 +128,15 @@ def elected(path: Path) -> Iterator[bool]:
         lock.write(str(os.getpid()).encode())
         lock.flush()
         yield True
+
+
+def is_led(path: Path) -> bool:
+    """Whether some process holds the election lock now."""
+    try:
+        with path.open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False

@@ -16,6 +16,8 @@ from evalpipe.core.canary import CanaryState, CanaryStatus, GuardrailVerdict
 from evalpipe.errors import ConfigError
 
 CONTROLLER = "controller"
+GRACE_S = 60.0
+"""a stage without a duration is not called inconclusive before this"""
 LIVE = frozenset({CanaryStatus.RUNNING, CanaryStatus.PAUSED, CanaryStatus.INCONCLUSIVE, CanaryStatus.DONE})
 """states in which the treatment answers users, so that guardrails are watched"""
 
@@ -80,7 +82,7 @@ def evaluate(
         return None
     lacking = _lacking(seen, min_requests)
     if lacking:
-        if state.status is CanaryStatus.INCONCLUSIVE:
+        if state.status is CanaryStatus.INCONCLUSIVE or seen.watched_s < (stage.duration_s or GRACE_S):
             return None
         return _stay(state, CanaryStatus.INCONCLUSIVE, "inconclusive", lacking)
     held = f"{seen.n_treatment} treatment requests in {seen.watched_s:.0f} s, every guardrail holds"

@@ -1,0 +1,149 @@
+"""`evalpipe canary …`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from evalpipe.cli import options
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="A progressive rollout with guardrails: watch it, approve its gates, roll it back.\n\n"
+    "Example: `evalpipe canary run` beside `evalpipe collect`, then `evalpipe canary status`",
+)
+
+Why = Annotated[str, typer.Option("--why", help="The reason, kept in the history.")]
+By = Annotated[str | None, typer.Option("--by", help="Who decides.  [default: your user name]")]
+
+
+@app.command()
+def run(
+    config: options.Config = None,
+    data: options.Data = None,
+    until_done: Annotated[bool, typer.Option("--until-done", help="End when done (0) or rolled back (1).")] = False,
+) -> None:
+    """Evaluate continuously and move the traffic: the controller.
+
+    `evalpipe collect` runs one by itself; a second one stands by and takes over should the first die.
+
+    Example: `evalpipe canary run`
+    """
+    from evalpipe.core.canary import CanaryEvent, CanaryStatus
+    from evalpipe.core.text import printable
+    from evalpipe.pipeline import canary
+    from evalpipe.pipeline.workspace import open_workspace
+
+    workspace = open_workspace(config, data)
+    told_standby: list[bool] = []
+
+    def show(event: CanaryEvent) -> None:
+        typer.echo(
+            printable(f"{event.action}: {event.state.percentage:g} % ({event.state.status}): {event.why}"), err=True
+        )
+
+    def standby() -> None:
+        if not told_standby:
+            told_standby.append(True)
+            typer.echo("another controller is at work: standing by", err=True)
+
+    canary.run(workspace, on_event=show, on_standby=standby, until_done=until_done)
+    if until_done and canary.read_status(workspace).state.status is CanaryStatus.ROLLED_BACK:
+        raise typer.Exit(1)
+
+
+@app.command()
+def status(config: options.Config = None, data: options.Data = None, as_json: options.Json = False) -> None:
+    """Where the canary stands: state, percentage, requests, guardrails, and why.
+
+    Example: `evalpipe canary status --json`
+    """
+    from evalpipe.core.text import printable
+    from evalpipe.pipeline.canary import read_status
+    from evalpipe.pipeline.canary_words import status_document, status_lines
+    from evalpipe.pipeline.workspace import open_workspace
+
+    found = read_status(open_workspace(config, data))
+    if as_json:
+        typer.echo(json.dumps(status_document(found), indent=2))
+        return
+    for line in status_lines(found):
+        typer.echo(printable(line))
+
+
+@app.command()
+def history(config: options.Config = None, data: options.Data = None, as_json: options.Json = False) -> None:
+    """Every change with who, when and why.
+
+    Example: `evalpipe canary history`
+    """
+    from evalpipe.core.text import printable
+    from evalpipe.pipeline.canary import open_history
+    from evalpipe.pipeline.canary_words import event_document, event_line
+    from evalpipe.pipeline.workspace import open_workspace
+
+    events = open_history(open_workspace(config, data)).events()
+    if as_json:
+        typer.echo(json.dumps([event_document(event) for event in events], indent=2))
+        return
+    for event in events:
+        typer.echo(printable(event_line(event)))
+
+
+@app.command()
+def approve(
+    why: Why = "approved",
+    by: By = None,
+    force: Annotated[bool, typer.Option("--force", help="Skip the rest of a running stage.")] = False,
+    config: options.Config = None,
+    data: options.Data = None,
+) -> None:
+    """Let the canary pass a gate (or an inconclusive stage) into the next stage; a paused one goes on.
+
+    Example: `evalpipe canary approve --why "dashboards look fine"`
+    """
+    _tell("approve", why, by, config, data, force=force)
+
+
+@app.command()
+def pause(why: Why = "paused", by: By = None, config: options.Config = None, data: options.Data = None) -> None:
+    """Hold the present percentage; guardrails stay watched.
+
+    Example: `evalpipe canary pause --why "release freeze"`
+    """
+    _tell("pause", why, by, config, data)
+
+
+@app.command()
+def rollback(
+    why: Why = "rolled back by hand", by: By = None, config: options.Config = None, data: options.Data = None
+) -> None:
+    """Everyone back to control, at once.
+
+    Example: `evalpipe canary rollback --why "complaints"`
+    """
+    _tell("rollback", why, by, config, data)
+
+
+@app.command()
+def reset(why: Why = "reset", by: By = None, config: options.Config = None, data: options.Data = None) -> None:
+    """Start over from the first stage, also after a rollback: only a person can.
+
+    Example: `evalpipe canary reset --why "fixed in build 42"`
+    """
+    _tell("reset", why, by, config, data)
+
+
+def _tell(
+    action: str, why: str, by: str | None, config: options.Config, data: options.Data, *, force: bool = False
+) -> None:
+    from evalpipe.core.text import printable
+    from evalpipe.pipeline.canary import tell
+    from evalpipe.pipeline.canary_words import event_line
+    from evalpipe.pipeline.workspace import open_workspace
+
+    event = tell(open_workspace(config, data), action, why=why, by=by, force=force)
+    typer.echo(printable(event_line(event)))

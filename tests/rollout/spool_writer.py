@@ -1,0 +1,74 @@
+"""Writes what a collector would: request and answer records of a simulated canary, into real spool segments."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+from evalpipe.collector.assign import CanaryShare, choose
+from evalpipe.core.spool import Body, RequestRecord, ResponseRecord, render_record
+
+OK = json.dumps(
+    {
+        "id": "c",
+        "object": "chat.completion",
+        "model": "gpt-4o",
+        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "hi"}}],
+        "usage": {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7},
+    }
+)
+ASK = json.dumps({"model": "gpt-4o", "messages": [{"role": "user", "content": "hello"}]})
+
+
+class SpoolWriter:
+    """`fails(arm, i)` and `latency_ms(arm, i)` shape the answers; the share in force is read as a worker reads it."""
+
+    def __init__(self, data: Path, experiment: str, name: str = "served-test", *, clock=lambda: 1e9) -> None:
+        self.share = CanaryShare(data / "canary" / f"{experiment}.jsonl", clock=iter(itertools.count(0, 10)).__next__)
+        self.experiment, self.clock, self.name = experiment, clock, name
+        self.folder = data / "spool"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.segment, self.n = 0, 0
+
+    def serve(self, n: int, *, fails=lambda arm, i: False, latency_ms=lambda arm, i: 800.0, users: int = 10**9) -> dict:
+        """`n` requests of up to `users` users. How many each arm served."""
+        served = {"control": 0, "treatment": 0}
+        lines = []
+        for _ in range(n):
+            self.n += 1
+            unit = f"user-{self.n % users}"
+            chosen = choose(self.experiment, unit, self.share())
+            arm, request_id = chosen.arm.value, f"{self.name}-{self.n}"
+            served[arm] += 1
+            request = RequestRecord(
+                request_id=request_id,
+                experiment=self.experiment,
+                mode="canary",
+                arm=arm,
+                received_at=self.clock(),
+                unit_id=unit,
+                endpoint="chat.completions",
+                body=Body(text=ASK),
+                percentage=chosen.percentage,
+                stage=chosen.stage,
+            )
+            failed = fails(arm, self.n)
+            response = ResponseRecord(
+                request_id=request_id,
+                experiment=self.experiment,
+                arm=arm,
+                role="served",
+                provider="openai",
+                endpoint="chat.completions",
+                started_at=self.clock(),
+                ended="complete",
+                latency_ms=latency_ms(arm, self.n),
+                status=500 if failed else 200,
+                headers={"content-type": "application/json"},
+                body=Body(text='{"error": {"message": "boom", "type": "server_error"}}' if failed else OK),
+            )
+            lines += [render_record(request), render_record(response)]
+        with (self.folder / f"{self.name}.{self.segment:06}.jsonl").open("ab") as file:
+            file.write(b"".join(lines))
+        return served
