@@ -1,0 +1,35 @@
+"""`evalpipe sql`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from evalpipe.cli import options
+
+
+def sql(
+    query: Annotated[str, typer.Argument(help="The query, in DuckDB's SQL.")],
+    form: Annotated[str, typer.Option("--format", "-f", help="table, csv or json.")] = "table",
+    experiment: options.Experiment = None,
+    config: options.Config = None,
+    data: options.Data = None,
+    as_json: options.Json = False,
+) -> None:
+    """Query the datasets: views `exchanges`, `pairs`, `judgments`, `labels`, `feedback`.
+
+    All experiments unless one is named with --experiment (the column `experiment` tells them apart). Queries read; nothing
+    can be changed, and no other file can be reached. `evalpipe sql "describe pairs"` lists a view's columns.
+
+    ```
+    evalpipe sql "select arm, outcome, count(*), avg(latency_ms) from exchanges group by all"
+    evalpipe sql --format csv "from judgments" > judgments.csv
+    ```
+    """
+    from evalpipe.pipeline.sql import sql as run
+    from evalpipe.pipeline.workspace import open_workspace
+
+    workspace = open_workspace(config, data)
+    name = None if experiment is None else workspace.experiment(experiment)
+    run(workspace, query, experiment=name, form="json" if as_json else form)
