@@ -19,8 +19,8 @@ def sql(
 ) -> None:
     """Query the datasets: views `exchanges`, `pairs`, `judgments`, `labels`, `feedback`.
 
-    All experiments unless one is named with --experiment (the column `experiment` tells them apart). Queries read; nothing
-    can be changed, and no other file can be reached. `evalpipe sql "describe pairs"` lists a view's columns.
+    They hold the workspace's experiment; without a configuration all that were loaded (the column `experiment` tells them
+    apart). Queries read: nothing can be changed, no other file can be reached. `describe pairs` lists a view's columns.
 
     ```
     evalpipe sql "select arm, outcome, count(*), avg(latency_ms) from exchanges group by all"
@@ -30,6 +30,4 @@ def sql(
     from evalpipe.pipeline.sql import sql as run
     from evalpipe.pipeline.workspace import open_workspace
 
-    workspace = open_workspace(config, data)
-    name = None if experiment is None else workspace.experiment(experiment)
-    run(workspace, query, experiment=name, form="json" if as_json else form)
+    run(open_workspace(config, data), query, experiment=experiment, form="json" if as_json else form)

@@ -33,13 +33,16 @@ _BATCH = 1000
 def sql(
     workspace: Workspace, query: str, *, experiment: str | None = None, form: str = "table", out: TextIO | None = None
 ) -> None:
-    """Run `query` on the views of `experiment` (None: of all) and print the result in `form` to `out` (stdout).
+    """Run `query` on the views and print the result in `form` to `out` (stdout).
 
-    Raises ConfigError for a wrong format or query.
+    `experiment`: the one named, else the workspace's, else (a folder without configuration) all that are there. Raises
+    ConfigError for a wrong format or query.
     """
     if form not in FORMATS:
         raise ConfigError(f"--format {form}: choose one of {', '.join(FORMATS)}")
     stream = out or sys.stdout
+    if experiment is not None or workspace.config is not None:
+        experiment = workspace.experiment(experiment)
     with open_store(workspace.data, experiment) as store:
         result = run_query(store, query)
         {"table": _table, "csv": _csv, "json": _json}[form](result, stream)
@@ -77,6 +80,8 @@ def _print_records(console: Console, names: list[str], rows: list[tuple[Any, ...
     for number, row in enumerate(rows, 1):
         console.rule(Text(f"row {number}", style="bold"), align="left")
         block = Table(show_edge=False, show_header=False, box=None)
+        block.add_column(no_wrap=True)
+        block.add_column(overflow="fold")
         for name, value in zip(names, row, strict=True):
             block.add_row(Text(_cell(name), style="bold"), _shown(value))
         console.print(block)

@@ -48,13 +48,25 @@ class Workspace:
         return self.config
 
     def experiment(self, name: str | None) -> str:
-        """The experiment asked for, else the workspace's. Raises ConfigError where neither is known or allowed."""
+        """The experiment asked for, else the workspace's, else (without a configuration) the only one that was loaded.
+
+        Raises ConfigError where none is known or the name is not allowed.
+        """
         if name is not None:
             from evalpipe.config import read_config
 
             read_config({"experiment": {"name": name}}, name="--experiment")
             return name
-        return self.require_config().experiment.name
+        if self.config is not None:
+            return self.config.experiment.name
+        loaded = self.loaded_experiments()
+        if len(loaded) > 1:
+            raise ConfigError(f"several experiments are loaded: name one with --experiment ({', '.join(loaded)})")
+        return loaded[0] if loaded else self.require_config().experiment.name
+
+    def loaded_experiments(self) -> list[str]:
+        """The experiments the data folder holds exchanges of, by name."""
+        return sorted(path.name.removeprefix("experiment=") for path in self.data.glob("exchanges/experiment=*"))
 
     def judge_folders(self) -> list[Path]:
         """Where judge files are looked for, the workspace's own first."""
