@@ -40,6 +40,11 @@ class TextView:
     rest: str
 
     @property
+    def is_plain(self) -> bool:
+        """Whether the rendered text is the raw one, to the letter: one paragraph without markup."""
+        return self.html == Markup("<p>{}</p>\n").format(self.raw)
+
+    @property
     def cut_mark(self) -> str:
         return f"{format_count(self.n_cut)} more characters were cut here" if self.n_cut else ""
 

@@ -18,15 +18,18 @@ from evalpipe.report.metric_view import MetricRow
 from evalpipe.report.words import FINDING_ORDER, plain
 
 
+ARMS = ("control", "treatment")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Figure:
-    """`legend`: whether control and treatment are told apart by line style."""
+    """`legend`: what the dashed and the solid line are, where there are two."""
 
     title: str
     picture: Markup
     caption: str
     wide: bool = False
-    legend: bool = False
+    legend: tuple[str, str] | None = None
 
 
 def shared_reach(rows: list[MetricRow]) -> float:
@@ -108,7 +111,7 @@ def _latency(analysis: Analysis) -> Figure | None:
         picture=picture,
         caption=f"The share of answers that took at most so long; the further left, the faster. Dots: median and 99th "
         f"percentile. {latency_words([c for c in analysis.latency if len(c.values_ms) >= 2])}",
-        legend=True,
+        legend=ARMS,
     )
 
 
@@ -139,7 +142,7 @@ def _binned(analysis: Analysis) -> list[Figure]:
         if picture is not None:
             caption = "Each point is one interval of time on its own, not a running total."
             title = f"{name[:1].upper()}{name[1:]} over time"
-            found.append(Figure(title=title, picture=picture, caption=caption, legend=True))
+            found.append(Figure(title=title, picture=picture, caption=caption, legend=ARMS))
     return found
 
 
@@ -160,8 +163,8 @@ def judge_figures(analysis: Analysis) -> list[Figure]:
                 Figure(
                     title="Does length sway the judge?",
                     picture=picture,
-                    caption="Dashed: share of pairs judged alike in both orders. Solid: the treatment's win rate. A win rate "
-                    "that climbs from left to right means longer answers are preferred.",
+                    legend=("judged alike in both orders", "treatment preferred"),
+                    caption="Pairs by how much longer the treatment's answer is, in characters. A win rate that climbs from left to right means longer answers are preferred.",
                 )
             )
     return found[:1]

@@ -140,7 +140,7 @@ def _agreement_row(agreement: Agreement) -> list[str]:
 
 def _rates(judge: JudgeResult) -> list[RateRow]:
     rules = judge.rules or [
-        WinRate(rule="average", value=judge.win_rate, ci_low=judge.ci_low, ci_high=judge.ci_high, n=judge.n_pairs)
+        WinRate(rule="mean", value=judge.win_rate, ci_low=judge.ci_low, ci_high=judge.ci_high, n=judge.n_pairs)
     ]
     rows = [_rate_row(WIN_RULES.get(rule.rule, plain(rule.rule)), rule) for rule in rules]
     if judge.length_controlled is not None:

@@ -40,13 +40,25 @@ def summary_view(analysis: Analysis, rows: list[MetricRow], judges: list[JudgeVi
     return SummaryView(
         recommendation=decision.recommendation,
         recommendation_word=word,
-        headline=decision.headline or (reasons.pop(0) if reasons else f"{word}."),
+        headline=_headline(decision.headline or (reasons.pop(0) if reasons else ""), word),
         reasons=reasons,
         would_change=list(decision.what_would_change),
         answers=_answers(analysis, rows, judges),
         compared=_compared(analysis, judges),
         problems=problems(analysis),
     )
+
+
+def sentence(text: str) -> str:
+    """The text with a capital first letter."""
+    return text[:1].upper() + text[1:]
+
+
+def _headline(text: str, recommendation: str) -> str:
+    """The sentence under the recommendation, which need not say it again."""
+    head, _, rest = text.partition(": ")
+    same = head.lower() in {recommendation.lower(), "ship", "keep", "collect more", "invalid", "do not decide"}
+    return sentence(rest.strip() if same and rest else text) or f"{recommendation}."
 
 
 def is_simulated(analysis: Analysis) -> bool:
@@ -87,6 +99,8 @@ def _is_about_simulation(check: Check) -> bool:
 
 
 def _answers(analysis: Analysis, rows: list[MetricRow], judges: list[JudgeView]) -> list[Fact]:
+    if not rows:
+        return [Fact(name="On how much?", text=_how_much(analysis))]
     return [
         Fact(name="What got better?", text=_listed(rows, "better", "Nothing is proven better.")),
         Fact(name="What got worse?", text=_worse(rows)),
@@ -105,7 +119,7 @@ def _listed(rows: list[MetricRow], finding: str, nothing: str) -> str:
     if not named:
         return nothing
     more = f"; and {len(named) - 4} more below" if len(named) > 4 else ""
-    return f"{'; '.join(named[:4])}{more}."
+    return f"{sentence('; '.join(named[:4]))}{more}."
 
 
 def _deciding_first(rows: list[MetricRow]) -> list[MetricRow]:
@@ -114,8 +128,6 @@ def _deciding_first(rows: list[MetricRow]) -> list[MetricRow]:
 
 
 def _worse(rows: list[MetricRow]) -> str:
-    if not rows:
-        return "Nothing was measured."
     text = _listed(rows, "worse", "Nothing is proven worse.")
     open_guardrails = [
         row.label
@@ -128,12 +140,12 @@ def _worse(rows: list[MetricRow]) -> str:
 
 
 def _how_sure(analysis: Analysis, rows: list[MetricRow]) -> str:
-    level = rows[0].raw.confidence_level if rows else 0.95
-    looks = analysis.decision.looks_explained or LOOKS.get(analysis.decision.looks, analysis.decision.looks)
+    level = rows[0].raw.confidence_level
+    looks = analysis.decision.looks_explained or LOOKS.get(analysis.decision.looks, "")
     open_rows = [
         row.label for row in rows if row.raw.role == "primary" and row.finding in {"inconclusive", "undefined"}
     ]
-    text = f"Every interval is at {format_percent(level)} confidence; {looks.rstrip('.')}."
+    text = f"Every interval has {format_percent(level)} confidence. {sentence(looks.rstrip('.'))}".rstrip(". ") + "."
     if open_rows:
         text += f" Not settled: {', '.join(open_rows)}."
     return text
@@ -188,6 +200,5 @@ def _compared(analysis: Analysis, judges: list[JudgeView]) -> list[Fact]:
         Fact(name="Policy", text=POLICIES.get(decision.policy, decision.policy)),
     ]
     if level:
-        looks = LOOKS.get(decision.looks, decision.looks)
-        facts.append(Fact(name="Confidence", text=f"{level}; {looks}"))
+        facts.append(Fact(name="Looks", text=f"{decision.looks}, at {level} confidence"))
     return facts

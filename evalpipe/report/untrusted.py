@@ -65,13 +65,10 @@ def cut_bytes(text: str, limit: int) -> tuple[str, int]:
     head = text[:limit]
     encoded = head.encode("utf-8", "surrogatepass")
     if len(encoded) > limit:
-        # "ignore" drops the half character at the cut; surrogates come back as they were.
-        cut = encoded[:limit]
-        while cut and (cut[-1] & 0xC0) == 0x80:
-            cut = cut[:-1]
-        if cut and cut[-1] >= 0xC0:
-            cut = cut[:-1]
-        head = cut.decode("utf-8", "surrogatepass")
+        end = limit
+        while end and (encoded[end] & 0xC0) == 0x80:  # never within a character
+            end -= 1
+        head = encoded[:end].decode("utf-8", "surrogatepass")
     return head, len(text) - len(head)
 
 

@@ -128,6 +128,7 @@ def _grouped(rows: list[MetricRow]) -> list[tuple[str, list[MetricRow]]]:
     return [(name, members) for name, members in grouped if members]
 
 
+_NOTHING: tuple[object, ...] = (None, "", [], {})
 _APART = frozenset({"config", "reproduce", "simulated_judge", "arms", "versions"})
 
 
@@ -136,7 +137,7 @@ def _provenance(analysis: Analysis, *, deterministic: bool) -> tuple[list[Fact],
     provenance = analysis.provenance
     facts = [Fact(name="Report made", text=format_instant(analysis.generated_at))]
     for key, value in provenance.items():
-        if key in _APART or value in (None, "", [], {}):
+        if key in _APART or value in _NOTHING:
             continue
         facts.append(Fact(name=key.replace("_", " ").capitalize(), text=_flat(value)))
     if not deterministic and provenance.get("versions"):
@@ -149,7 +150,7 @@ def _provenance(analysis: Analysis, *, deterministic: bool) -> tuple[list[Fact],
 def _flat(value: Any) -> str:
     """A small value of the provenance as one line of text."""
     if isinstance(value, dict):
-        return "; ".join(f"{key}: {_flat(item)}" for key, item in value.items())
+        return "; ".join(f"{key}: {_flat(item)}" for key, item in value.items() if item not in _NOTHING) or "all"
     if isinstance(value, list):
         return ", ".join(_flat(item) for item in value)
     if isinstance(value, str) and len(value) > 10 and value[4:5] == "-" and "T" in value[10:11]:

@@ -79,6 +79,7 @@ EXAMPLE_KINDS_SHORT = {
 }
 
 WIN_RULES = {
+    "mean": "Mean preference over all pairs",
     "average": "Half a win for each order",
     "tie": "Disagreement is a tie",
     "left_out": "Disagreement left out",
@@ -95,8 +96,8 @@ POLICIES = {
     "utility": "utility: the weighted sum of the differences must be above zero and no guardrail may lose more than its margin",
 }
 LOOKS = {
-    "anytime": "intervals that hold however often one looks",
-    "fixed": "one look at a fixed amount of data",
+    "anytime": "the intervals hold however often one looks",
+    "fixed": "the intervals hold for one look at an amount of data fixed beforehand",
 }
 
 

@@ -53,7 +53,10 @@ def interval_marks(mark: Mark, x: Scale, y: float, reach: float) -> list[Markup]
     """Bar, point and, where the interval leaves the axis, an arrow head."""
     low = -reach if mark.low is None else mark.low
     high = reach if mark.high is None else mark.high
-    parts = [line(x(low), y, x(high), y, f"bar {mark.finding}")]
+    start, end = x(low), x(high)
+    if abs(end - start) < 14 and abs(mark.point) > reach:  # wholly beyond the axis: a stump to carry the arrow head
+        start, end = (start, start + 18) if mark.point < 0 else (end - 18, end)
+    parts = [line(start, y, end, y, f"bar {mark.finding}")]
     for bound in (low, high):
         if abs(bound) > reach or bound in {-reach, reach}:
             # An arrow only on the side the interval leaves the axis; a whole interval beyond it points there too.
