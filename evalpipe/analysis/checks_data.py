@@ -1,0 +1,169 @@
+"""Checks of the log itself: duplicates, clocks, prices, usage, one user's weight, drift."""
+
+from __future__ import annotations
+
+import math
+
+from evalpipe.analysis.checks import PASS, WARN, CheckFunction, Evidence
+from evalpipe.analysis.connection import rows
+from evalpipe.analysis.metrics import Ratio, metrics
+from evalpipe.analysis.result import Check
+from evalpipe.analysis.sums import aggregate, sum_by_user
+from evalpipe.analysis.wording import amount, count, listed, percent
+from evalpipe.stats.difference import paired_difference, unpaired_difference
+
+MAX_USER_SHARE = 0.2
+MAX_UNPRICED = 0.01
+MAX_UNMETERED = 0.05
+MAX_EARLY_US = 1_000_000
+DRIFT_Z = 3.29
+"""two-sided p = .001: two halves of a steady experiment differ by more once in a thousand"""
+DRIFTING = ("error_rate", "cost_per_request_usd", "output_tokens")
+
+
+def duplicates(evidence: Evidence) -> Check:
+    """The same request logged twice."""
+    n = evidence.prepared.n_duplicates
+    if n:
+        return Check(
+            name="duplicate_requests",
+            status=WARN,
+            detail=f"{count(n)} exchanges are in the log twice; the first of each counts",
+            remedy="give every request its own id, and load a log only once",
+        )
+    return Check(name="duplicate_requests", status=PASS, detail="no exchange is in the log twice")
+
+
+def clock_skew(evidence: Evidence) -> Check | None:
+    """Copies that seem to start before the request they copy, or answers that end before they begin."""
+    early = 0
+    if evidence.prepared.paired:
+        early = rows(
+            evidence.connection, f"SELECT count(*) AS n FROM ev_ids WHERE lead_us < {-MAX_EARLY_US}"
+        )[0]["n"]
+    odd = rows(
+        evidence.connection, "SELECT count(*) AS n FROM ev_rows WHERE latency_ms < 0 OR ttft_ms > latency_ms + 1"
+    )[0]["n"]
+    if early or odd:
+        return Check(
+            name="clock_skew",
+            status=WARN,
+            detail=f"{count(early)} copies start a second or more before their request, {count(odd)} answers end before they begin",
+            remedy="check the clocks of the machines that write the log",
+        )
+    return Check(name="clock_skew", status=PASS, detail="the instants in the log are in order")
+
+
+def price_unknown(evidence: Evidence) -> Check | None:
+    """Answers whose cost is not known."""
+    found = rows(
+        evidence.connection,
+        "SELECT treatment, count(*) FILTER (answered) AS n, count(*) FILTER (answered AND cost_usd IS NULL) AS unknown "
+        "FROM ev_rows GROUP BY treatment ORDER BY treatment",
+    )
+    parts = [
+        f"{'treatment' if row['treatment'] else 'control'} {percent(row['unknown'] / row['n'])}"
+        for row in found
+        if row["n"] and row["unknown"] > MAX_UNPRICED * row["n"]
+    ]
+    if parts:
+        return Check(
+            name="price_unknown",
+            status=WARN,
+            detail=f"the cost of some answers is not known ({listed(parts)}); they are left out of the cost",
+            remedy='add the model\'s price under [prices."MODEL"] and load again',
+        )
+    return Check(name="price_unknown", status=PASS, detail="every answer has a price")
+
+
+def no_usage_in_streams(evidence: Evidence) -> Check | None:
+    """Streamed answers that never told their tokens."""
+    row = rows(
+        evidence.connection,
+        "SELECT count(*) AS n, count(*) FILTER (output_tokens IS NULL) AS unknown FROM ev_rows WHERE answered AND streamed",
+    )[0]
+    if not row["n"]:
+        return None
+    detail = f"{count(row['unknown'])} of {count(row['n'])} streamed answers did not tell their tokens"
+    if row["unknown"] > MAX_UNMETERED * row["n"]:
+        return Check(
+            name="no_usage_in_streams",
+            status=WARN,
+            detail=detail,
+            remedy='have clients send stream_options.include_usage, or set stream_usage = "inject" in [collector]',
+        )
+    return Check(name="no_usage_in_streams", status=PASS, detail=detail)
+
+
+def one_user_dominates(evidence: Evidence) -> Check | None:
+    """One user who makes up much of the traffic: their habits are then the result."""
+    if not evidence.prepared.n_rows:
+        return None
+    row = rows(
+        evidence.connection,
+        "SELECT max(n) AS top, sum(n) AS total FROM (SELECT u, count(*) AS n FROM ev_rows GROUP BY u)",
+    )[0]
+    share = row["top"] / row["total"]
+    users = evidence.prepared.n_users
+    detail = f"the busiest of {count(users)} users made {percent(share)} of the requests"
+    if share > MAX_USER_SHARE:
+        return Check(
+            name="one_user_dominates",
+            status=WARN,
+            detail=f"{detail}: the result is largely theirs",
+            remedy="look at the result without them (--where), or wait for more users",
+        )
+    return Check(name="one_user_dominates", status=PASS, detail=detail)
+
+
+def drift(evidence: Evidence) -> Check | None:
+    """Did the difference between the arms change from the first to the second half of the experiment?"""
+    first, last = evidence.prepared.first_us, evidence.prepared.last_us
+    if first is None or last is None or last <= first:
+        return None
+    middle = first + (last - first) // 2
+    chosen = [item for item in metrics() if item.name in DRIFTING]
+    sum_by_user(
+        evidence.connection, chosen, table="ev_halves", group=f"CASE WHEN at_us < {middle} THEN 'first' ELSE 'second' END"
+    )
+    moved = []
+    for position, item in enumerate(chosen):
+        halves = aggregate(evidence.connection, f"m{position}", table="ev_halves")
+        if not isinstance(item.values, Ratio) or set(halves) != {"first", "second"}:
+            continue
+        estimates = []
+        for name in ("first", "second"):
+            half = halves[name]
+            estimates.append(
+                paired_difference(half.paired)
+                if evidence.prepared.paired
+                else unpaired_difference(half.control, half.treatment)
+            )
+        before, after = estimates
+        if not all(one.status == "ok" and one.standard_error for one in estimates):
+            continue
+        assert before.point is not None and after.point is not None
+        se = math.hypot(before.standard_error or 0.0, after.standard_error or 0.0)
+        if abs(after.point - before.point) > DRIFT_Z * se:
+            moved.append(
+                f"{item.label.lower()} from {amount(before.point, item.unit, signed=True)} "
+                f"to {amount(after.point, item.unit, signed=True)}"
+            )
+    if moved:
+        return Check(
+            name="drift",
+            status=WARN,
+            detail=f"the difference between the arms changed from the first half to the second: {listed(moved)}",
+            remedy="look at the series: did a model, a prompt or the traffic change?",
+        )
+    return Check(name="drift", status=PASS, detail="the first and the second half say the same")
+
+
+CHECKS: list[CheckFunction] = [
+    duplicates,
+    clock_skew,
+    price_unknown,
+    no_usage_in_streams,
+    one_user_dominates,
+    drift,
+]

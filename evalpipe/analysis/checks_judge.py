@@ -1,0 +1,140 @@
+"""Checks of the judge that decides: is it consistent, fair, independent, complete, real?"""
+
+from __future__ import annotations
+
+from evalpipe.analysis.checks import FAIL, PASS, WARN, CheckFunction, Evidence
+from evalpipe.analysis.connection import rows
+from evalpipe.analysis.result import Check
+from evalpipe.analysis.wording import count, listed, percent
+from evalpipe.core.experiment import MetricRole
+from evalpipe.providers.models import family, same_family
+from evalpipe.stats.agreement import KAPPA_GATE, LABELS_FOR_A_GATE
+
+FEW_FAILURES = 0.05
+MANY_FAILURES = 0.20
+
+def judge_consistency(evidence: Evidence) -> Check | None:
+    """The same pair, shown in both orders: the same winner?"""
+    judge = evidence.judge
+    if judge is None or judge.consistency is None:
+        return None
+    detail = (
+        f"{judge.name} gave the same verdict in both orders on {percent(judge.consistency)} of "
+        f"{count(judge.n_both_orders)} pairs ({percent(judge.consistency_low)} to {percent(judge.consistency_high)})"
+    )
+    if judge.status == "unreliable_judge":
+        result = evidence.results.get("win_rate")
+        decides = result is not None and result.role == MetricRole.PRIMARY.value
+        return Check(
+            name="judge_consistency",
+            status=FAIL if decides else WARN,
+            detail=f"{detail}: its verdicts depend more on the order than on the answers",
+            remedy="use a stronger judge model or a clearer rubric",
+        )
+    weak = judge.consistency < 0.6
+    return Check(name="judge_consistency", status=WARN if weak else PASS, detail=detail)
+
+
+def seat_bias(evidence: Evidence) -> Check | None:
+    """Does the judge favour what it reads first?"""
+    judge = evidence.judge
+    if judge is None or judge.first_seat_rate is None:
+        return None
+    low, high = judge.first_seat_low, judge.first_seat_high
+    detail = f"the answer shown first got {percent(judge.first_seat_rate)} of the preference"
+    if low is not None and high is not None:
+        detail += f" ({percent(low)} to {percent(high)})"
+        if low > 0.55 or high < 0.45:
+            return Check(
+                name="seat_bias",
+                status=WARN,
+                detail=f"{detail}: each pair is judged in both orders, which evens it out but blurs the result",
+                remedy="use a stronger judge model, or a rubric that asks for reasons before the verdict",
+            )
+    return Check(name="seat_bias", status=PASS, detail=detail)
+
+
+def simulated_judge(evidence: Evidence) -> Check | None:
+    judge = evidence.judge
+    if judge is None:
+        return None
+    if judge.simulated:
+        return Check(
+            name="simulated_judge",
+            status=WARN,
+            detail=f"{judge.name} is a simulated judge: its verdicts follow a fixed rule and say nothing about quality",
+            remedy="judge with a real model before deciding anything",
+        )
+    return Check(name="simulated_judge", status=PASS, detail="the verdicts come from a real judge")
+
+
+def judge_family(evidence: Evidence) -> Check | None:
+    """A judge tends to prefer answers of its own kind."""
+    judge = evidence.judge
+    if judge is None or family(judge.model) is None:
+        return None
+    models = rows(
+        evidence.connection,
+        "SELECT arm, model FROM exchanges WHERE experiment = ? AND model IS NOT NULL GROUP BY ALL ORDER BY ALL",
+        [evidence.experiment],
+    )
+    related = sorted({row["arm"] for row in models if same_family(row["model"], judge.model)})
+    if related and len(related) < 2:
+        return Check(
+            name="judge_family",
+            status=WARN,
+            detail=f"the judge ({judge.model}) is of the same family as {listed(related)}: judges prefer their own kind",
+            remedy="judge with a model of a third family, or measure the judge on labelled pairs",
+        )
+    if related:
+        return Check(name="judge_family", status=PASS, detail=f"the judge ({judge.model}) is of the family of both arms")
+    return Check(name="judge_family", status=PASS, detail=f"the judge ({judge.model}) is of neither arm's family")
+
+
+def coverage(evidence: Evidence) -> Check | None:
+    """How many pairs were judged, and how many of those asked have no verdict."""
+    judge = evidence.judge
+    if judge is None or not judge.asked_pairs:
+        return None
+    pairs, missing = evidence.funnel.pairs, judge.asked_pairs - judge.n_pairs
+    failed = missing / judge.asked_pairs
+    bounds = ""
+    if missing and judge.missing_low is not None and judge.missing_high is not None:
+        bounds = f"; the win rate would be {percent(judge.missing_low)} to {percent(judge.missing_high)} had they all gone one way"
+    detail = (
+        f"{count(judge.n_pairs)} of {count(pairs)} pairs have a verdict, {count(missing)} were asked in vain "
+        f"({percent(failed)}){bounds}"
+    )
+    if failed > MANY_FAILURES:
+        return Check(name="judge_coverage", status=FAIL, detail=detail, remedy="run `evalpipe judge` again: failures are asked again")
+    status = WARN if failed > FEW_FAILURES else PASS
+    return Check(name="judge_coverage", status=status, detail=detail)
+
+
+def judge_agreement(evidence: Evidence) -> Check | None:
+    """Does the judge agree with people, where there are labels?"""
+    judge = evidence.judge
+    if judge is None or not judge.agreement.n_labels:
+        return None
+    found = judge.agreement
+    detail = f"{judge.name} agrees with {found.source} on {percent(found.accuracy)} of {count(found.n_labels)} labelled pairs"
+    if found.kappa is not None and found.kappa_low is not None:
+        detail += f" (kappa {found.kappa:.2f}, at least {found.kappa_low:.2f})"
+        if found.n_labels >= LABELS_FOR_A_GATE and found.kappa_low < KAPPA_GATE:
+            return Check(
+                name="judge_agreement",
+                status=WARN,
+                detail=f"{detail}: less than a judge should to stand in for people",
+                remedy="use a stronger judge model or a clearer rubric, and label more pairs",
+            )
+    return Check(name="judge_agreement", status=PASS, detail=detail)
+
+
+CHECKS: list[CheckFunction] = [
+    coverage,
+    judge_consistency,
+    seat_bias,
+    judge_family,
+    judge_agreement,
+    simulated_judge,
+]

@@ -1,0 +1,330 @@
+"""What each judge found, and how far it may be believed: win rate, consistency, seat bias, length, labels, coverage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from evalpipe.analysis.connection import Connection, rows
+from evalpipe.analysis.labelled import agreements_of
+from evalpipe.analysis.looking import Looking
+from evalpipe.analysis.result import Agreement, DimensionResult, JudgeResult, LengthBin, WinRate
+from evalpipe.analysis.settings import Settings
+from evalpipe.analysis.verdicts import JudgeSeen
+from evalpipe.stats import betting, winrate
+from evalpipe.stats.cluster import arm_aggregate
+from evalpipe.stats.estimate import Estimate
+from evalpipe.stats.labels import label
+from evalpipe.stats.lengthcontrol import is_length_confounded, length_controlled
+from evalpipe.stats.missing import win_rate_bounds
+
+Array = npt.NDArray[np.float64]
+LENGTH_BINS = 5
+METRIC = "win_rate"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdicts:
+    """The pairs of one judge as arrays: preference x, scores by what was shown first (NaN = not judged so), users' sums."""
+
+    x: Array
+    treatment_first: Array
+    control_first: Array
+    length_difference: Array
+    users: npt.NDArray[np.int64]
+
+    @property
+    def both_orders(self) -> npt.NDArray[np.bool_]:
+        return ~np.isnan(self.treatment_first) & ~np.isnan(self.control_first)
+
+
+def judge_results(
+    connection: Connection,
+    judges: Sequence[JudgeSeen],
+    deciding: JudgeSeen | None,
+    *,
+    experiment: str,
+    settings: Settings,
+    looking: Looking,
+    margin: float,
+) -> list[JudgeResult]:
+    """Every judge that names winners, the deciding one first."""
+    wanted = [judge for judge in judges if judge.pairwise]
+    if not wanted:
+        return []
+    connection.execute(
+        "CREATE OR REPLACE TEMP TABLE ev_lengths AS SELECT hash(request_id) AS id, "
+        "any_value(length(text)) FILTER (arm = 'treatment') - any_value(length(text)) FILTER (arm = 'control') AS dl "
+        "FROM exchanges WHERE experiment = ? AND role <> 'replay' "
+        "AND request_id IN (SELECT request_id FROM ev_verdicts) GROUP BY request_id",
+        [experiment],
+    )
+    wanted.sort(key=lambda judge: judge is not deciding)
+    return [
+        _judge_result(
+            connection,
+            judge,
+            experiment=experiment,
+            settings=settings,
+            looking=looking,
+            margin=margin,
+            deciding=judge is deciding,
+        )
+        for judge in wanted
+    ]
+
+
+def _judge_result(
+    connection: Connection,
+    judge: JudgeSeen,
+    *,
+    experiment: str,
+    settings: Settings,
+    looking: Looking,
+    margin: float,
+    deciding: bool,
+) -> JudgeResult:
+    verdicts = _verdicts(connection, judge)
+    alpha = looking.alpha
+    estimate = preference_estimate(verdicts.x, verdicts.users, looking, alpha)
+    both = verdicts.both_orders
+    first, second = _winner(verdicts.treatment_first[both]), _winner(verdicts.control_first[both])
+    n_both = int(both.sum())
+    consistent = winrate.consistency(
+        int((first == second).sum()), n_both, alpha=alpha, minimum=settings.min_consistency
+    )
+    seat = _mean_over_users(
+        (verdicts.treatment_first[both] + 1 - verdicts.control_first[both]) / 2, verdicts.users[both], alpha
+    )
+    calls = _calls(connection, judge, experiment)
+    n, total = len(verdicts.x), float(verdicts.x.sum())
+    bounds = win_rate_bounds(total, n, max(0, calls["asked"] - n))
+    controlled, status, note = _length(verdicts, estimate, looking, margin)
+    if consistent.status == "unreliable_judge":
+        status, note = "unreliable_judge", consistent.note
+    info = next((one for one in settings.judges if one.name == judge.name), None)
+    agreements = agreements_of(connection, judge, alpha=alpha)
+    return JudgeResult(
+        name=judge.name,
+        fingerprint=judge.fingerprint,
+        mode="pairwise",
+        model=judge.model,
+        simulated=judge.simulated,
+        imported=judge.imported,
+        feeds_decision=deciding,
+        win_rate=total / n if n else None,
+        ci_low=estimate.ci_low,
+        ci_high=estimate.ci_high,
+        standard_error=_standard_error(verdicts),
+        confidence_level=1 - alpha,
+        n_pairs=n,
+        n_clusters=estimate.n_clusters,
+        p_value=estimate.p_value,
+        method=estimate.method,
+        wins=int((verdicts.x > 0.5).sum()),
+        ties=int((verdicts.x == 0.5).sum()),
+        losses=int((verdicts.x < 0.5).sum()),
+        consistency=consistent.point,
+        consistency_low=consistent.ci_low,
+        consistency_high=consistent.ci_high,
+        n_both_orders=n_both,
+        flips=int((np.abs(first - second) == 2).sum()),
+        first_seat_rate=seat.point,
+        first_seat_low=seat.ci_low,
+        first_seat_high=seat.ci_high,
+        rules=_rules(verdicts, first, second, looking, estimate),
+        length_controlled=controlled,
+        dimensions=_dimensions(connection, judge),
+        length_bins=_length_bins(verdicts),
+        agreement=agreements[0] if agreements else Agreement(),
+        agreements=agreements,
+        asked_pairs=calls["asked"],
+        failures=calls["failures"],
+        missing_low=None if bounds is None else bounds[0],
+        missing_high=None if bounds is None else bounds[1],
+        cost_usd=calls["cost_usd"],
+        rubric=info.rubric if info else None,
+        status=estimate.status if status == "ok" else status,
+        note=note or estimate.note,
+    )
+
+
+def preference_estimate(x: Array, users: npt.NDArray[np.int64], looking: Looking, alpha: float) -> Estimate:
+    """The win rate of pairs with preferences `x`, clustered by user, by the experiment's way of looking."""
+    sums, counts = _by_user(x, users)
+    means, units = np.unique(np.round(sums / counts, 12), return_counts=True) if len(x) else (np.array([]), np.array([]))
+    return winrate.win_rate(
+        arm_aggregate(sums, counts, n=len(x)),
+        values=means,
+        counts=units,
+        multiplier=looking.multiplier(METRIC),
+        alpha=alpha,
+        bets=looking.bets(METRIC, alpha, sigma2=betting.SIGMA2_BOTH_ORDERS),
+    )
+
+
+def _verdicts(connection: Connection, judge: JudgeSeen) -> Verdicts:
+    found: dict[str, Any] = connection.execute(
+        "SELECT x, coalesce(s_t, 'nan'::DOUBLE) AS s_t, coalesce(s_c, 'nan'::DOUBLE) AS s_c, "
+        "coalesce(dl, 'nan'::DOUBLE)::DOUBLE AS dl, dense_rank() OVER (ORDER BY u) - 1 AS u "
+        "FROM ev_verdicts LEFT JOIN ev_lengths USING (id) WHERE judge = ? AND fingerprint = ? AND complete ORDER BY id",
+        [judge.name, judge.fingerprint],
+    ).fetchnumpy()
+    return Verdicts(
+        x=np.asarray(found["x"], float),
+        treatment_first=np.asarray(found["s_t"], float),
+        control_first=np.asarray(found["s_c"], float),
+        length_difference=np.asarray(found["dl"], float),
+        users=np.asarray(found["u"], np.int64),
+    )
+
+
+def _by_user(values: Array, users: npt.NDArray[np.int64]) -> tuple[Array, Array]:
+    if len(values) == 0:
+        return np.array([]), np.array([])
+    counts = np.bincount(users).astype(float)
+    sums = np.bincount(users, weights=values)
+    return sums[counts > 0], counts[counts > 0]
+
+
+def _mean_over_users(values: Array, users: npt.NDArray[np.int64], alpha: float) -> Estimate:
+    sums, counts = _by_user(values, users)
+    return winrate.first_seat_rate(arm_aggregate(sums, counts, n=len(values)), alpha=alpha)
+
+
+def _standard_error(verdicts: Verdicts) -> float | None:
+    """The plain standard error of the mean preference, clustered by user; 0 where all verdicts are alike."""
+    sums, counts = _by_user(verdicts.x, verdicts.users)
+    spread = arm_aggregate(sums, counts, n=len(verdicts.x)).spread
+    variance = None if spread is None else spread.variance("jackknife")
+    return None if variance is None else math.sqrt(variance)
+
+
+def _winner(scores: Array) -> npt.NDArray[np.int64]:
+    """−1 control, 0 tie, 1 treatment."""
+    return np.sign(scores - 0.5).astype(np.int64)
+
+
+def _rules(
+    verdicts: Verdicts,
+    first: npt.NDArray[np.int64],
+    second: npt.NDArray[np.int64],
+    looking: Looking,
+    average: Estimate,
+) -> list[WinRate]:
+    """The win rate under each way to count pairs whose two orders disagree."""
+    shown = [_shown("average", average)]
+    both = verdicts.both_orders
+    if not both.any():
+        return shown
+    tied = np.where(first == second, verdicts.x[both], 0.5)
+    shown.append(_shown("tie", preference_estimate(tied, verdicts.users[both], looking, looking.alpha)))
+    agreed = np.flatnonzero(both)[first == second]
+    shown.append(
+        _shown(
+            "left_out", preference_estimate(verdicts.x[agreed], verdicts.users[agreed], looking, looking.alpha)
+        )
+    )
+    return shown
+
+
+def _shown(rule: str, estimate: Estimate) -> WinRate:
+    return WinRate(rule=rule, value=estimate.point, ci_low=estimate.ci_low, ci_high=estimate.ci_high, n=estimate.n)
+
+
+def _length(
+    verdicts: Verdicts, raw: Estimate, looking: Looking, margin: float
+) -> tuple[WinRate | None, str, str | None]:
+    """The length-controlled win rate, and whether length explains the raw one away."""
+    known = ~np.isnan(verdicts.length_difference)
+    if known.sum() < 10 or np.ptp(verdicts.x[known]) == 0:
+        return None, "ok", None
+    fitted = length_controlled(
+        verdicts.x[known],
+        verdicts.length_difference[known],
+        verdicts.users[known],
+        multiplier=looking.multiplier(METRIC),
+        alpha=looking.alpha,
+    ).win_rate
+    labels = [_label(raw, margin), _label(fitted, margin)]
+    if is_length_confounded(*labels):
+        shown = 100 * (fitted.point or 0.5)
+        return _shown("length_controlled", fitted), "length_confounded", f"at equal length the win rate is {shown:.0f} %"
+    return _shown("length_controlled", fitted), "ok", fitted.note
+
+
+def _label(estimate: Estimate, margin: float) -> str:
+    low = None if estimate.ci_low is None else estimate.ci_low - 0.5
+    high = None if estimate.ci_high is None else estimate.ci_high - 0.5
+    return label(low, high, margin=margin, status=estimate.status).label
+
+
+def _length_bins(verdicts: Verdicts) -> list[LengthBin]:
+    known = ~np.isnan(verdicts.length_difference)
+    if known.sum() < 2 * LENGTH_BINS:
+        return []
+    dl = verdicts.length_difference[known]
+    edges = np.unique(np.quantile(dl, np.linspace(0, 1, LENGTH_BINS + 1), method="inverted_cdf"))
+    if len(edges) < 2:
+        return []
+    both = verdicts.both_orders[known]
+    x = verdicts.x[known]
+    alike = _winner(np.nan_to_num(verdicts.treatment_first[known], nan=0.5)) == _winner(
+        np.nan_to_num(verdicts.control_first[known], nan=0.5)
+    )
+    bins = []
+    for position, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+        inside = (dl >= low if position == 0 else dl > low) & (dl <= high)
+        n, n_both = int(inside.sum()), int((inside & both).sum())
+        if n:
+            bins.append(
+                LengthBin(
+                    low=float(low),
+                    high=float(high),
+                    n=n,
+                    win_rate=float(x[inside].mean()),
+                    consistency=float(alike[inside & both].mean()) if n_both else None,
+                )
+            )
+    return bins
+
+
+def _dimensions(connection: Connection, judge: JudgeSeen) -> list[DimensionResult]:
+    found = rows(
+        connection,
+        "SELECT dimension AS name, count(*) FILTER (treatment > control) AS wins, count(*) FILTER (treatment = control) AS ties, "
+        "count(*) FILTER (treatment < control) AS losses, avg(control) AS control, avg(treatment) AS treatment "
+        "FROM ev_scores WHERE judge = ? AND fingerprint = ? AND control IS NOT NULL AND treatment IS NOT NULL "
+        "GROUP BY dimension ORDER BY dimension",
+        [judge.name, judge.fingerprint],
+    )
+    return [DimensionResult(**row) for row in found]
+
+
+def _calls(connection: Connection, judge: JudgeSeen, experiment: str) -> dict[str, Any]:
+    """Pairs asked, failures by kind after the last attempt, and what all attempts cost."""
+    failures = {
+        row["status"]: row["n"]
+        for row in rows(
+            connection,
+            "SELECT status, count(*) AS n FROM ev_calls WHERE judge = ? AND fingerprint = ? AND NOT final "
+            "GROUP BY status ORDER BY status",
+            [judge.name, judge.fingerprint],
+        )
+    }
+    asked, cost = connection.execute(
+        "SELECT count(DISTINCT request_id), sum(cost_usd) FROM judgments "
+        "WHERE experiment = ? AND judge = ? AND judge_fingerprint = ?",
+        [experiment, judge.name, judge.fingerprint],
+    ).fetchone()
+    return {"asked": asked, "cost_usd": cost, "failures": failures}
+
+
+def with_decision(result: JudgeResult, *, feeds: bool) -> JudgeResult:
+    """The same judge, marked as the deciding one or not."""
+    return replace(result, feeds_decision=feeds)

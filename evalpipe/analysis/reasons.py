@@ -1,0 +1,196 @@
+"""The decision in sentences: a headline to quote, the reasons in order of weight, and what would change it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from evalpipe.analysis.decide import Ruling
+from evalpipe.analysis.result import Check, MetricResult
+from evalpipe.analysis.settings import Settings
+from evalpipe.analysis.wording import allowed, change, count, listed, percent, sentence
+from evalpipe.core.experiment import MetricRole, Policy
+from evalpipe.stats.estimate import Estimate
+
+WAITING = {
+    "no_data": "nothing was measured",
+    "missing_arm": "one arm has no values",
+    "n_lt_2": "there is one value only",
+    "one_cluster": "all values come from one user",
+    "too_few_clusters": "fewer than five users were seen",
+    "zero_variance": "the values never vary, so no interval can be had",
+    "tail_too_small": "too few requests lie beyond the quantile",
+    "too_few_events": "too few events were seen to look early",
+    "burn_in": "it is too early to look",
+    "relative_undefined": "a ratio needs both arms above zero",
+    "unreliable_judge": "the judge contradicts itself too often",
+    "length_confounded": "longer answers win, and at equal length the other arm does",
+    "invalid_srm": "the data cannot be believed",
+}
+
+
+def headline(ruling: Ruling, results: Mapping[str, MetricResult], settings: Settings, invalid: Sequence[str]) -> str:
+    """One sentence."""
+    if ruling.rule == "harm":
+        return sentence(f"Keep control: {_harm(results[ruling.harmful[0]])}")
+    if ruling.rule == "invalid":
+        return sentence(f"No decision can be made: {invalid[0]}")
+    if ruling.rule == "ship":
+        if ruling.winning:
+            return sentence(f"Ship the treatment: {change(results[ruling.winning[0]])}, and every guardrail holds")
+        if ruling.policy is Policy.UTILITY:
+            return "Ship the treatment: weighed as you asked, its gains outweigh its losses, and every guardrail holds."
+        return "Ship the treatment: every guardrail holds, nothing got worse by more than you allow."
+    if ruling.rule == "max_reached":
+        return f"Keep control: the planned {count(settings.max_requests)} requests are in, and the treatment has not won."
+    if ruling.rule == "futility":
+        return "Keep control: whatever the treatment gains is less than the effect you said is worth having."
+    blocked = _blocked(ruling, results)
+    return sentence("Collect more data" + (f": {blocked}" if blocked else ""))
+
+
+def reasons(
+    ruling: Ruling,
+    results: Mapping[str, MetricResult],
+    settings: Settings,
+    *,
+    invalid: Sequence[str],
+    checks: Sequence[Check],
+    utility: Estimate | None,
+    unmeasured: Sequence[MetricResult],
+) -> list[str]:
+    """Most important first: what decided, what else was found on the metrics that decide, what qualifies it."""
+    deciding = [result for result in results.values() if result.name in _deciding(ruling, results)]
+    found: list[str] = []
+    found += [_harm(results[name]) for name in ruling.harmful]
+    if ruling.rule == "invalid":
+        found += list(invalid)
+    elif ruling.harmful and invalid:
+        found += [f"besides, {reason}" for reason in invalid]
+    if ruling.policy is Policy.NONINFERIORITY and not any(r.role == MetricRole.PRIMARY for r in deciding):
+        found.append("no goal was measured, so the guardrails alone decide: ship when none is worse by more than its margin")
+    for result in deciding:
+        if result.name not in ruling.harmful:
+            found.append(_statement(result, ruling))
+    if utility is not None and utility.point is not None and utility.ci_low is not None and utility.ci_high is not None:
+        side = "gains outweigh losses" if utility.ci_low > 0 else (
+            "losses outweigh gains" if utility.ci_high < 0 else "it is open which way it leans"
+        )
+        found.append(
+            f"weighed by your weights in units of the margins, the sum is {utility.point:+.2f} "
+            f"({utility.ci_low:+.2f} to {utility.ci_high:+.2f}): {side}"
+        )
+    for result in unmeasured:
+        found.append(f"{result.label.lower()} was not measured in either arm, so it is not part of the decision")
+    levels = _levels(ruling, deciding, settings)
+    if levels:
+        found.append(levels)
+    found += [f"warning: {check.detail}" for check in checks if check.status == "warn" and check.name in NOTABLE]
+    return [sentence(text) for text in found]
+
+
+NOTABLE = frozenset({"simulated_judge", "judge_family", "price_unknown", "one_user_dominates", "drift"})
+
+
+def what_would_change(ruling: Ruling, results: Mapping[str, MetricResult]) -> list[str]:
+    """What blocks, and how many more requests it would take at the present noise."""
+    found = []
+    for name in [*ruling.blocking, *[n for n in _goals(results) if n not in ruling.winning]]:
+        result = results[name]
+        what = result.label
+        if name in ruling.harmful:
+            found.append(f"{what}: a loss of no more than {allowed(result)}")
+        elif result.status != "ok":
+            found.append(f"{what}: {WAITING.get(result.status, result.status)}{_note(result)}")
+        elif result.expected_more_requests:
+            unit = "judged pairs" if result.name == "win_rate" else "requests"
+            found.append(f"{what}: about {count(result.expected_more_requests)} more {unit} at the present noise")
+        elif result.finding == "inconclusive":
+            found.append(f"{what}: more requests")
+    return [sentence(text) for text in found]
+
+
+def more_requests(ruling: Ruling, results: Mapping[str, MetricResult]) -> int | None:
+    """The longest wait among the metrics that block."""
+    if ruling.rule != "collect_more":
+        return None
+    waits = [
+        results[name].expected_more_requests
+        for name in [*ruling.blocking, *_goals(results)]
+        if results[name].expected_more_requests
+    ]
+    known = [wait for wait in waits if wait]
+    return max(known) if known else None
+
+
+def _goals(results: Mapping[str, MetricResult]) -> list[str]:
+    return [r.name for r in results.values() if r.role == MetricRole.PRIMARY.value and r.status != "no_data"]
+
+
+def _deciding(ruling: Ruling, results: Mapping[str, MetricResult]) -> list[str]:
+    return [
+        name
+        for name in ruling.verdicts
+        if name in results and results[name].role != MetricRole.DIAGNOSTIC.value
+    ]
+
+
+def _harm(result: MetricResult) -> str:
+    return f"{change(result)}: for certain a loss of more than the {allowed(result)} you allow"
+
+
+def _statement(result: MetricResult, ruling: Ruling) -> str:
+    if result.status != "ok":
+        why = WAITING.get(result.status, result.status)
+        return f"{result.label.lower()}: no conclusion yet, {why}{_note(result)}"
+    what = change(result)
+    goal = result.role == MetricRole.PRIMARY.value
+    if goal and result.name in ruling.winning:
+        small = ", a real difference but smaller than you said matters" if result.finding == "equivalent" else ""
+        return f"{what}: better{small}"
+    if goal and result.name in ruling.losing:
+        return f"{what}: worse"
+    if result.finding == "equivalent":
+        return f"{what}: no difference that matters (less than {allowed(result)} either way)"
+    if result.finding == "better":
+        return f"{what}: better"
+    if result.finding == "worse":
+        if result.non_inferior:
+            return f"{what}: worse, but within the {allowed(result)} you allow"
+        if result.margin > 0 and not goal:
+            return f"{what}: worse, and perhaps by more than the {allowed(result)} you allow"
+        return f"{what}: worse"
+    if not goal and result.non_inferior:
+        return f"{what}: at worst within the {allowed(result)} you allow"
+    if not goal:
+        return f"{what}: a loss of more than the {allowed(result)} you allow cannot be ruled out yet"
+    return f"{what}: not decided yet"
+
+
+def _blocked(ruling: Ruling, results: Mapping[str, MetricResult]) -> str:
+    for name in [*ruling.losing, *ruling.blocking, *[n for n in _goals(results) if n not in ruling.winning]]:
+        return _statement(results[name], ruling)
+    return ""
+
+
+def _levels(ruling: Ruling, deciding: Sequence[MetricResult], settings: Settings) -> str:
+    goals = [r for r in deciding if r.role == MetricRole.PRIMARY.value]
+    if len(goals) > 1:
+        level = ruling.levels[goals[0].name]
+        return (
+            f"with {len(goals)} goals each is judged at the {100 * (1 - level):g} % level, guardrails at "
+            f"{percent(settings.confidence_level)}, harm at {100 * (1 - ruling.harm_level):.4g} %"
+        )
+    if len(deciding) > 1:
+        return (
+            f"goals and guardrails are judged at the {percent(settings.confidence_level)} level, harm at "
+            f"{100 * (1 - ruling.harm_level):.4g} % because {len(deciding)} metrics can raise it"
+        )
+    return ""
+
+
+def _note(result: MetricResult) -> str:
+    return f" ({result.note})" if result.note else ""
+
+
+def names(results: Sequence[MetricResult]) -> str:
+    return listed([result.label for result in results])

@@ -1,0 +1,98 @@
+"""How things went over time: the win rate as it grew with its interval, and plain rates per stretch of time."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import numpy as np
+
+from evalpipe.analysis.connection import Connection, rows
+from evalpipe.analysis.judges import preference_estimate
+from evalpipe.analysis.looking import Looking
+from evalpipe.analysis.result import Series, SeriesPoint
+from evalpipe.analysis.rows import Prepared
+from evalpipe.analysis.verdicts import JudgeSeen
+
+MAX_POINTS = 40
+BINNED = {
+    "error_rate": ("sum(failed::INTEGER)::DOUBLE / count(*)", "attempted"),
+    "p50_latency_ms": ("quantile_disc(latency_ms, 0.5)", "(answered OR timed_out) AND latency_ms IS NOT NULL"),
+    "cost_per_request_usd": ("avg(cost_usd)", "attempted AND cost_usd IS NOT NULL"),
+    "output_tokens": ("avg(output_tokens)", "answered AND output_tokens IS NOT NULL"),
+}
+
+
+def measure_series(
+    connection: Connection, prepared: Prepared, look: Looking, *, judge: JudgeSeen | None
+) -> list[Series]:
+    """Cumulative win rate (by the instant of the request) and binned rates of both arms."""
+    found = []
+    if judge is not None:
+        found += _win_rate(connection, look, judge)
+    if prepared.first_us is None or prepared.last_us is None or prepared.last_us <= prepared.first_us:
+        return found
+    width = max(1, -(-(prepared.last_us - prepared.first_us + 1) // MAX_POINTS))
+    for name, (value, condition) in BINNED.items():
+        points = _bins(connection, value, condition, prepared.first_us, width)
+        if points:
+            found.append(Series(metric=name, kind="binned", points=points))
+    return found
+
+
+def _win_rate(connection: Connection, look: Looking, judge: JudgeSeen) -> list[Series]:
+    data = connection.execute(
+        "SELECT x, dense_rank() OVER (ORDER BY u) - 1 AS u, at_us FROM ev_verdicts "
+        "WHERE judge = ? AND fingerprint = ? AND complete ORDER BY at_us, id",
+        [judge.name, judge.fingerprint],
+    ).fetchnumpy()
+    x, users = np.asarray(data["x"], float), np.asarray(data["u"], np.int64)
+    at = np.asarray(data["at_us"], np.int64)
+    if len(x) < 2:
+        return []
+    points = []
+    for n in np.unique(np.linspace(min(10, len(x)), len(x), MAX_POINTS).astype(int)):
+        estimate = preference_estimate(x[:n], users[:n], look, look.alpha)
+        treated = float(x[:n].mean())
+        points.append(
+            SeriesPoint(
+                at=_iso(int(at[n - 1])),
+                control=1 - treated,
+                treatment=treated,
+                difference=treated - 0.5,
+                ci_low=None if estimate.ci_low is None else estimate.ci_low - 0.5,
+                ci_high=None if estimate.ci_high is None else estimate.ci_high - 0.5,
+                n=int(n),
+            )
+        )
+    return [Series(metric="win_rate", kind="cumulative", points=points)]
+
+
+def _bins(connection: Connection, value: str, condition: str, first_us: int, width: int) -> list[SeriesPoint]:
+    found = rows(
+        connection,
+        f"SELECT (at_us - {first_us}) // {width} AS bin, treatment, {value} AS value, count(*) AS n FROM ev_rows "
+        f"WHERE {condition} GROUP BY ALL ORDER BY bin",
+    )
+    bins: dict[int, dict[bool, tuple[float, int]]] = {}
+    for row in found:
+        bins.setdefault(row["bin"], {})[row["treatment"]] = (row["value"], row["n"])
+    points = []
+    for position, arms in sorted(bins.items()):
+        control, treatment = arms.get(False), arms.get(True)
+        difference = treatment[0] - control[0] if control and treatment else None
+        points.append(
+            SeriesPoint(
+                at=_iso(first_us + position * width),
+                control=control[0] if control else None,
+                treatment=treatment[0] if treatment else None,
+                difference=difference,
+                ci_low=None,
+                ci_high=None,
+                n=(control[1] if control else 0) + (treatment[1] if treatment else 0),
+            )
+        )
+    return points
+
+
+def _iso(us: int) -> str:
+    return datetime.fromtimestamp(us / 1e6, UTC).isoformat(timespec="seconds")

@@ -1,0 +1,164 @@
+"""From rows to per-user sums to the aggregates the statistics take: three SQL passes for all metrics together.
+
+Pass 1 sums every metric's numerator and denominator per user and arm (`ev_users`, one row per group and user); pass 2 makes
+each metric's totals and residual sums from it (statistics.md 3; residuals in a second look, never Σx² − n·x̄²). A group is
+the whole experiment, a canary stage, or one value of a segment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from evalpipe.analysis.connection import Connection, rows
+from evalpipe.analysis.metrics import Metric, Ratio
+from evalpipe.stats.cluster import ArmAggregate, PairedAggregate, Spread
+
+SIDES = ("t", "c")
+ARM = {"t": "treatment", "c": "NOT treatment"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Aggregates:
+    """One metric within one group: each arm alone and both together."""
+
+    control: ArmAggregate
+    treatment: ArmAggregate
+    paired: PairedAggregate
+
+
+def sum_by_user(
+    connection: Connection,
+    metrics: Sequence[Metric],
+    *,
+    table: str = "ev_users",
+    source: str = "ev_rows",
+    group: str = "''",
+    condition: str = "true",
+) -> None:
+    """Pass 1: `table` gets (grp, u) and for every ratio metric `k`: k_st, k_wt, k_nt (treatment) and k_sc, k_wc, k_nc.
+
+    `group` is a SQL expression over `source`, `condition` selects its rows.
+    """
+    parts = []
+    for position, item in enumerate(metrics):
+        values = item.values
+        if not isinstance(values, Ratio):
+            continue
+        measured = f"{values.rows} AND ({values.numerator}) IS NOT NULL AND ({values.denominator}) IS NOT NULL"
+        for side in SIDES:
+            chosen = f"FILTER ({ARM[side]} AND {measured})"
+            name = f"m{position}"
+            parts += [
+                f"coalesce(sum({_number(values.numerator)}) {chosen}, 0)::DOUBLE AS {name}_s{side}",
+                f"coalesce(sum({_number(values.denominator)}) {chosen}, 0)::DOUBLE AS {name}_w{side}",
+            ]
+            if values.denominator != "1":
+                parts.append(f"count(*) {chosen} AS {name}_n{side}")
+    selected = ",\n  ".join(["u", f"{group} AS grp", *dict.fromkeys(parts)])
+    connection.execute(
+        f"CREATE OR REPLACE TEMP TABLE {table} AS SELECT {selected} FROM {source} WHERE {condition} GROUP BY ALL"
+    )
+
+
+def _number(expression: str) -> str:
+    """Booleans are summed as 0 and 1."""
+    return "1" if expression == "1" else f"({expression})::DOUBLE"
+
+
+def aggregate(
+    connection: Connection,
+    name: str,
+    *,
+    table: str = "ev_users",
+    counted: bool = False,
+    binary: bool = False,
+    discordant: Mapping[str, int] | None = None,
+) -> dict[str, Aggregates]:
+    """Pass 2: the aggregates of metric column `name` of `table`, by group.
+
+    `counted`: the rows are counted apart (k_nt, k_nc) because the denominator is not 1 per row. `binary`: events are counted
+    for the gates; `discordant` gives the pairs in which exactly one arm had the event, by group.
+    """
+    n = f"{name}_n" if counted else f"{name}_w"
+    query = f"""
+    WITH v AS (
+      SELECT grp, u, {name}_st AS st, {name}_wt AS wt, {name}_sc AS sc, {name}_wc AS wc, {n}t AS nt, {n}c AS nc
+      FROM {table} WHERE {name}_wt > 0 OR {name}_wc > 0 OR {name}_st <> 0 OR {name}_sc <> 0
+    ), total AS (
+      SELECT grp, count(*) AS g, count(*) FILTER (wt > 0) AS gt, count(*) FILTER (wc > 0) AS gc,
+        sum(st) AS s_t, sum(wt) AS w_t, sum(sc) AS s_c, sum(wc) AS w_c, sum(nt) AS n_t, sum(nc) AS n_c,
+        nullif(sum(wt), 0) AS dt, nullif(sum(wc), 0) AS dc, max(wt) AS max_t, max(wc) AS max_c,
+        sum(least(nt, nc)) AS n_pairs
+      FROM v GROUP BY grp
+    ), terms AS (
+      SELECT v.grp, g, gt, gc, s_t, w_t, s_c, w_c, n_t, n_c, n_pairs, max_t, max_c, s_t / dt AS r_t, s_c / dc AS r_c,
+        coalesce((st - s_t / dt * wt) / dt, 0) AS et, coalesce((sc - s_c / dc * wc) / dc, 0) AS ec,
+        coalesce((st - s_t / dt * wt) / nullif(dt - wt, 0), 0) AS jt,
+        coalesce((sc - s_c / dc * wc) / nullif(dc - wc, 0), 0) AS jc
+      FROM v JOIN total USING (grp)
+    )
+    SELECT grp, any_value(g) AS g, any_value(gt) AS gt, any_value(gc) AS gc, any_value(s_t) AS s_t, any_value(w_t) AS w_t,
+      any_value(s_c) AS s_c, any_value(w_c) AS w_c, any_value(n_t) AS n_t, any_value(n_c) AS n_c,
+      any_value(n_pairs) AS n_pairs, any_value(max_t) AS max_t, any_value(max_c) AS max_c,
+      any_value(r_t) AS r_t, any_value(r_c) AS r_c,
+      sum(jt * jt) AS jtt, sum(jc * jc) AS jcc, sum((jt - jc) * (jt - jc)) AS jdd,
+      sum(et * et) AS ett, sum(ec * ec) AS ecc, sum((et - ec) * (et - ec)) AS edd,
+      sum(pow(et, 3)) AS et3, sum(pow(ec, 3)) AS ec3, sum(pow(et - ec, 3)) AS ed3,
+      sum(pow(CASE WHEN r_t > 0 AND r_c > 0 THEN et / r_t - ec / r_c END, 2)) AS rdd,
+      sum(pow(CASE WHEN r_t > 0 AND r_c > 0 THEN et / r_t - ec / r_c END, 3)) AS rd3,
+      sum(pow(CASE WHEN r_t > 0 AND r_c > 0 AND jt < r_t AND jc < r_c
+                   THEN ln(1 - jt / r_t) - ln(1 - jc / r_c) END, 2)) AS rjj,
+      bool_and(coalesce(jt < r_t AND jc < r_c, false)) AS rj_defined
+    FROM terms GROUP BY grp"""
+    return {
+        str(row["grp"]): _aggregates(row, binary=binary, n_discordant=(discordant or {}).get(str(row["grp"])))
+        for row in rows(connection, query)
+    }
+
+
+def _aggregates(row: Mapping[str, Any], *, binary: bool, n_discordant: int | None) -> Aggregates:
+    arms = {}
+    for side in SIDES:
+        g, whole = row[f"g{side}"], row[f"max_{side}"] >= row[f"w_{side}"]
+        spread = None
+        if g >= 2:
+            spread = Spread(
+                v_jack=None if whole else (g - 1) / g * row[f"j{side}{side}"],
+                v_lin=g / (g - 1) * row[f"e{side}{side}"],
+                m3sum=row[f"e{side}3"],
+            )
+        arms[side] = ArmAggregate(
+            n=int(row[f"n_{side}"]),
+            n_clusters=g,
+            numerator=row[f"s_{side}"],
+            denominator=row[f"w_{side}"],
+            spread=spread,
+            n_events=round(row[f"s_{side}"]) if binary else None,
+        )
+    g = row["g"]
+    absolute = relative = None
+    if g >= 2 and row["r_t"] is not None and row["r_c"] is not None:
+        whole = row["max_t"] >= row["w_t"] or row["max_c"] >= row["w_c"]
+        absolute = Spread(
+            v_jack=None if whole else (g - 1) / g * row["jdd"], v_lin=g / (g - 1) * row["edd"], m3sum=row["ed3"]
+        )
+        if row["r_t"] > 0 and row["r_c"] > 0:
+            defined = row["rj_defined"] and not whole
+            relative = Spread(
+                v_jack=(g - 1) / g * row["rjj"] if defined else None, v_lin=g / (g - 1) * row["rdd"], m3sum=row["rd3"]
+            )
+    return Aggregates(
+        control=arms["c"],
+        treatment=arms["t"],
+        paired=PairedAggregate(
+            control=arms["c"],
+            treatment=arms["t"],
+            n_pairs=int(row["n_pairs"]),
+            n_clusters=g,
+            absolute=absolute,
+            relative=relative,
+            n_discordant=n_discordant,
+        ),
+    )

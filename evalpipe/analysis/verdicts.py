@@ -1,0 +1,204 @@
+"""From judge calls to one verdict per pair and judge: the tables the quality metrics and the judge section stand on.
+
+Tables made here (all temporary; only judged pairs, so they are small):
+
+- `ev_verdicts`: judge, fingerprint, id, u, x (preference for the treatment, the mean of what was answered per order),
+  s_t and s_c (the score with the treatment, the control shown first), `complete` (every order that was promised has a final
+  answer), failures and length difference.
+- `ev_scores`: judge, fingerprint, id, u, dimension, control and treatment (mean score over orders and repeats).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from evalpipe.analysis.connection import Connection, rows
+from evalpipe.analysis.settings import JudgeInfo, Settings
+from evalpipe.core.judgment import FINAL
+
+IMPORTED = "imported"
+"""what the fingerprint of a judge starts with that another tool ran: nothing but its name is known of it"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JudgeSeen:
+    """A judge that the judgments hold: one entry per name and fingerprint (a changed rubric is another judge)."""
+
+    name: str
+    fingerprint: str
+    model: str | None
+    simulated: bool
+    imported: bool
+    pairwise: bool
+    n_pairs: int
+    orders: str
+
+
+def prepare_verdicts(connection: Connection, *, experiment: str, settings: Settings) -> list[JudgeSeen]:
+    """Make `ev_verdicts` and `ev_scores`; returns the judges, the one judged with last first within a name."""
+    final = ", ".join(f"'{status}'" for status in sorted(FINAL))
+    connection.execute(
+        f"""
+        CREATE OR REPLACE TEMP TABLE ev_calls AS
+        SELECT judge, judge_fingerprint AS fingerprint, hash(request_id) AS id, request_id, shown_first, repeat, status,
+          winner, preference, control_scores, treatment_scores, judge_model, simulated, cost_usd,
+          epoch_us(judged_at) AS judged_us, status IN ({final}) AS final
+        FROM judgments WHERE experiment = ?
+        QUALIFY row_number() OVER (
+          PARTITION BY judge, judge_fingerprint, request_id, shown_first, repeat,
+            -- each answer judged alone: a pair then has two rows of that description
+            CASE WHEN shown_first = 'neither' AND winner IS NULL AND preference IS NULL THEN key END
+          ORDER BY status IN ({final}) DESC, judged_at DESC NULLS LAST, attempt DESC) = 1""",
+        [experiment],
+    )
+    judges = _judges_seen(connection, settings.judges)
+    # What was promised to every pair: both orders, unless the configuration says otherwise; nothing in other tools' logs.
+    relaxed = [judge.fingerprint for judge in judges if judge.imported or judge.orders != "both"]
+    connection.execute(
+        """
+        CREATE OR REPLACE TEMP TABLE ev_verdicts AS
+        WITH per_order AS (
+          SELECT judge, fingerprint, id, any_value(request_id) AS request_id, shown_first,
+            avg(preference) FILTER (final) AS p, bool_or(final AND status = 'identical') AS identical,
+            count(*) FILTER (NOT final) AS n_failed
+          FROM ev_calls GROUP BY judge, fingerprint, id, shown_first
+        ), per_pair AS (
+          SELECT judge, fingerprint, id, any_value(request_id) AS request_id, avg(p) AS x,
+            max(p) FILTER (shown_first = 'treatment') AS s_t, max(p) FILTER (shown_first = 'control') AS s_c,
+            bool_or(identical) AS identical, sum(n_failed) AS n_failed
+          FROM per_order GROUP BY judge, fingerprint, id
+        )
+        SELECT v.* EXCLUDE (x), i.u, i.at_us, v.x,
+          v.x IS NOT NULL AND (list_contains(?::VARCHAR[], v.fingerprint) OR v.identical
+            OR (v.s_t IS NOT NULL AND v.s_c IS NOT NULL)) AS complete
+        FROM per_pair v JOIN (SELECT id, u, min(at_us) AS at_us FROM ev_rows GROUP BY id, u) i USING (id)""",
+        [relaxed],
+    )
+    connection.execute(
+        """
+        CREATE OR REPLACE TEMP TABLE ev_scores AS
+        WITH entries AS (
+          SELECT judge, fingerprint, id, false AS treatment, unnest(map_entries(control_scores), recursive := true)
+          FROM ev_calls WHERE final
+          UNION ALL
+          SELECT judge, fingerprint, id, true AS treatment, unnest(map_entries(treatment_scores), recursive := true)
+          FROM ev_calls WHERE final
+        ), means AS (
+          SELECT judge, fingerprint, id, key AS dimension, avg(value) FILTER (NOT treatment) AS control,
+            avg(value) FILTER (treatment) AS treatment
+          FROM entries WHERE value IS NOT NULL GROUP BY ALL
+        )
+        SELECT m.*, i.u FROM means m JOIN (SELECT DISTINCT id, u FROM ev_rows) i USING (id)"""
+    )
+    return judges
+
+
+def _judges_seen(connection: Connection, infos: Sequence[JudgeInfo]) -> list[JudgeSeen]:
+    orders = {info.name: info.orders for info in infos}
+    seen = rows(
+        connection,
+        """
+        SELECT judge, fingerprint, max(judge_model) AS model, bool_or(simulated) AS simulated,
+          bool_or(preference IS NOT NULL OR winner IS NOT NULL OR shown_first IN ('control', 'treatment')) AS pairwise,
+          count(DISTINCT id) AS n_pairs
+        FROM ev_calls GROUP BY judge, fingerprint
+        ORDER BY judge, max(judged_us) DESC NULLS LAST, n_pairs DESC, fingerprint""",
+    )
+    return [
+        JudgeSeen(
+            name=row["judge"],
+            fingerprint=row["fingerprint"],
+            model=row["model"],
+            simulated=bool(row["simulated"]),
+            imported=row["fingerprint"].startswith(IMPORTED),
+            pairwise=bool(row["pairwise"]),
+            n_pairs=row["n_pairs"],
+            orders=orders.get(row["judge"], "both"),
+        )
+        for row in seen
+    ]
+
+
+def deciding_judge(judges: Sequence[JudgeSeen], settings: Settings) -> JudgeSeen | None:
+    """The judge whose win rate decides: the one asked for, else the first configured, else the one with most pairs.
+
+    Of several fingerprints of one name: the configured one, else the one judged with last.
+    """
+    candidates = [judge for judge in judges if judge.pairwise]
+    wanted = [settings.judge] if settings.judge else [info.name for info in settings.judges]
+    fingerprints = {info.name: info.fingerprint for info in settings.judges if info.fingerprint}
+    for name in wanted:
+        named = [judge for judge in candidates if judge.name == name]
+        if named:
+            exact = [judge for judge in named if judge.fingerprint == fingerprints.get(name)]
+            return (exact or named)[0]
+    if settings.judge or not candidates:
+        return None
+    return max(candidates, key=lambda judge: (judge.n_pairs, judge.name))
+
+
+def sum_quality(
+    connection: Connection,
+    *,
+    judge: JudgeSeen | None,
+    pointwise: Sequence[JudgeSeen],
+    paired: bool,
+    table: str = "ev_quality",
+    group: str = "''",
+    join: str = "",
+) -> list[str]:
+    """Per-user sums of every verdict metric that has data, in long form: `table` (metric, grp, u, st, wt, sc, wc).
+
+    Returns the names of the metrics with data. `join` adds a table that `group` refers to (segments).
+    """
+    connection.execute(
+        f"CREATE OR REPLACE TEMP TABLE {table} (metric VARCHAR, grp VARCHAR, u UBIGINT, "
+        "st DOUBLE, wt DOUBLE, sc DOUBLE, wc DOUBLE)"
+    )
+    if judge is not None and paired:
+        connection.execute(
+            f"INSERT INTO {table} SELECT 'win_rate', {group}, v.u, sum(x), count(*), 0.5 * count(*), count(*) "
+            f"FROM ev_verdicts v {join} WHERE judge = ? AND fingerprint = ? AND complete GROUP BY ALL",
+            [judge.name, judge.fingerprint],
+        )
+    taken: set[str] = set()
+    for seen in [*([judge] if judge else []), *pointwise]:
+        dimensions = [
+            row["dimension"]
+            for row in rows(
+                connection,
+                "SELECT DISTINCT dimension FROM ev_scores WHERE judge = ? AND fingerprint = ? ORDER BY dimension",
+                [seen.name, seen.fingerprint],
+            )
+            if row["dimension"] not in taken
+        ]
+        taken.update(dimensions)
+        # A pair counts where both sides have a score; a served answer of a split has only its own.
+        both = "control IS NOT NULL AND treatment IS NOT NULL" if paired else "true"
+        if dimensions:
+            connection.execute(
+                f"INSERT INTO {table} SELECT dimension || '_score', {group}, v.u, coalesce(sum(treatment), 0), "
+                f"count(treatment), coalesce(sum(control), 0), count(control) FROM ev_scores v {join} "
+                f"WHERE judge = ? AND fingerprint = ? AND list_contains(?::VARCHAR[], dimension) AND {both} GROUP BY ALL",
+                [seen.name, seen.fingerprint, dimensions],
+            )
+        if seen is judge and dimensions:
+            connection.execute(
+                f"INSERT INTO {table} SELECT 'judge_score', {group}, v.u, coalesce(sum(treatment), 0), count(treatment), "
+                "coalesce(sum(control), 0), count(control) FROM (SELECT id, u, avg(treatment) AS treatment, avg(control) "
+                f"AS control FROM ev_scores WHERE judge = ? AND fingerprint = ? AND {both} GROUP BY id, u) v {join} GROUP BY ALL",
+                [seen.name, seen.fingerprint],
+            )
+    connection.execute(
+        f"""
+        INSERT INTO {table}
+        SELECT 'user_rating', {group}, v.u, coalesce(sum(rating) FILTER (treatment), 0), count(*) FILTER (treatment),
+          coalesce(sum(rating) FILTER (NOT treatment), 0), count(*) FILTER (NOT treatment)
+        FROM (
+          SELECT hash(request_id) AS id, arm = 'treatment' AS treatment, arg_max(rating, "at") AS rating
+          FROM feedback WHERE arm IS NOT NULL GROUP BY request_id, arm
+        ) f JOIN (SELECT DISTINCT id, u FROM ev_rows) v USING (id) {join} GROUP BY ALL"""
+    )
+    connection.execute(f"DELETE FROM {table} WHERE wt = 0 AND wc = 0")
+    return [row["metric"] for row in rows(connection, f"SELECT DISTINCT metric FROM {table} ORDER BY metric")]

@@ -1,0 +1,139 @@
+"""Findings as sentences a manager understands, with their numbers in them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from evalpipe.analysis.result import MetricResult
+
+MINUS = "−"
+MONEY_DIGITS = 3
+
+
+def amount(value: float | None, unit: str, *, signed: bool = False) -> str:
+    """A value in its unit: 0.012 ratio → "1.2 %", 812.4 ms → "812 ms", 0.00123 usd → "$0.00123"."""
+    if value is None:
+        return "not known"
+    sign = ("+" if value > 0 else MINUS if value < 0 else "") if signed else (MINUS if value < 0 else "")
+    size = abs(value)
+    if unit == "ratio":
+        return f"{sign}{_digits(100 * size)} {'points' if signed else '%'}"
+    if unit == "ms":
+        return f"{sign}{_digits(size)} ms" if size < 10_000 else f"{sign}{_digits(size / 1000)} s"
+    if unit == "usd":
+        return f"{sign}${_significant(size)}"
+    if unit == "tokens_per_second":
+        return f"{sign}{_digits(size)} tokens/s"
+    if unit == "tokens":
+        return f"{sign}{_digits(size)} tokens"
+    if unit == "score_10":
+        return f"{sign}{size:.2f}{'' if signed else ' of 10'}"
+    if unit == "score_1":
+        return f"{sign}{size:.3f}"
+    return f"{sign}{_significant(size)}{' ' + unit if unit else ''}"
+
+
+def percent(share: float | None, *, signed: bool = False) -> str:
+    """0.123 → "12.3 %"."""
+    if share is None:
+        return "not known"
+    sign = ("+" if share > 0 else MINUS if share < 0 else "") if signed else (MINUS if share < 0 else "")
+    return f"{sign}{_digits(100 * abs(share))} %"
+
+
+def count(number: float) -> str:
+    """12345.6 → "12,346"."""
+    return f"{round(number):,}"
+
+
+def rounded_up(number: float) -> int:
+    """Two significant digits, upwards: a forecast is not more precise than that."""
+    if number <= 0:
+        return 0
+    step = 10 ** max(0, math.floor(math.log10(number)) - 1)
+    return math.ceil(number / step) * step
+
+
+def change(result: MetricResult) -> str:
+    """What happened to a metric: "cost per request rose from $0.0012 to $0.0015 (+25 %, +22 % to +28 %)"."""
+    name = result.label[:1].lower() + result.label[1:]
+    if result.name == "win_rate":
+        return (
+            f"the treatment's answers were preferred in {percent(result.treatment.value)} of {count(result.n)} judged pairs "
+            f"({_span(_plus_half(result.ci_low), _plus_half(result.ci_high))})"
+        )
+    before, after = amount(result.control.value, result.unit), amount(result.treatment.value, result.unit)
+    if result.difference is None:
+        return f"{name} cannot be compared ({before} against {after})"
+    verb = "rose" if result.difference > 0 else "fell" if result.difference < 0 else "stayed"
+    moved = f"{name} {verb} from {before} to {after}" if result.difference else f"{name} stayed at {after}"
+    return f"{moved} ({_interval(result)})"
+
+
+def allowed(result: MetricResult) -> str:
+    """The margin in words: "10 %" or "0.5 points"."""
+    if result.scale == "relative":
+        return percent(result.margin)
+    return amount(result.margin, result.unit, signed=True).lstrip("+")
+
+
+def sentence(text: str) -> str:
+    """Capital first, full stop last."""
+    text = text.strip()
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+
+
+def listed(items: Sequence[str]) -> str:
+    """a, b and c."""
+    items = list(items)
+    return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1] if items else ""
+
+
+def _interval(result: MetricResult) -> str:
+    if result.scale == "relative" and result.relative is not None:
+        point = percent(result.relative, signed=True)
+        if result.relative_low is None and result.relative_high is None:
+            return point
+        return f"{point}, {_bounds(percent(result.relative_low, signed=True), percent(result.relative_high, signed=True), result.relative_low, result.relative_high)}"
+    point = amount(result.difference, result.unit, signed=True)
+    if result.ci_low is None and result.ci_high is None:
+        return point
+    low, high = (amount(v, result.unit, signed=True) for v in (result.ci_low, result.ci_high))
+    return f"{point}, {_bounds(low, high, result.ci_low, result.ci_high)}"
+
+
+def _bounds(low: str, high: str, low_value: float | None, high_value: float | None) -> str:
+    if low_value is None:
+        return f"at most {high}"
+    if high_value is None:
+        return f"at least {low}"
+    return f"{low} to {high}"
+
+
+def _span(low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return "no interval yet"
+    return f"{_digits(100 * low)}–{_digits(100 * high)} %"
+
+
+def _plus_half(value: float | None) -> float | None:
+    return None if value is None else min(1.0, max(0.0, value + 0.5))
+
+
+def _digits(size: float) -> str:
+    """Three significant digits, no more decimals than help."""
+    if size == 0:
+        return "0"
+    if size >= 100:
+        return f"{size:,.0f}"
+    decimals = max(0, 2 - math.floor(math.log10(size)))
+    text = f"{size:.{min(decimals, 6)}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _significant(size: float) -> str:
+    if size == 0:
+        return "0"
+    decimals = max(0, MONEY_DIGITS - 1 - math.floor(math.log10(size)))
+    return f"{size:,.{min(decimals, 12)}f}"

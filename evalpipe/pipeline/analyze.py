@@ -1,0 +1,152 @@
+"""Configuration and store → `Analysis`: what `report` and `gate` share."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+import evalpipe
+from evalpipe.analysis.analyze import analyze
+from evalpipe.analysis.result import Analysis
+from evalpipe.analysis.settings import CustomMetric, JudgeInfo, MetricRule, Settings
+from evalpipe.config import ArmConfig, Config
+from evalpipe.core.identity import fingerprint
+from evalpipe.errors import DataError
+from evalpipe.pipeline.workspace import Workspace
+from evalpipe.store.datasets import Store, open_store
+from evalpipe.store.selection import read_selection
+
+LIBRARIES = ("duckdb", "numpy", "scipy")
+
+
+def analyze_workspace(
+    workspace: Workspace,
+    *,
+    experiment: str | None = None,
+    judge: str | None = None,
+    since: str | None = None,
+    until: str | None = None,
+    where: str | None = None,
+    now: datetime | None = None,
+    details: bool = True,
+) -> Analysis:
+    """The analysis of an experiment as configured. Raises EvalpipeError in one line."""
+    selection = read_selection(since, until, where)
+    name = experiment_name(workspace, experiment)
+    at = now or datetime.now(UTC)
+    options = {"judge": judge, "since": since, "until": until, "where": where}
+    with open_store(workspace.data, name, selection=selection) as store:
+        return analyze(
+            store.connection,
+            experiment=name,
+            mode=mode_of(workspace.config),
+            settings=settings_of(workspace, judge=judge),
+            now=at,
+            provenance=provenance(workspace, store, name, options),
+            details=details,
+        )
+
+
+def experiment_name(workspace: Workspace, asked: str | None) -> str:
+    """The experiment asked for, else the workspace's, else the only one the data folder holds."""
+    if asked is not None or workspace.config is not None:
+        return workspace.experiment(asked)
+    with open_store(workspace.data) as store:
+        known = store.experiments()
+    if len(known) == 1:
+        return known[0]
+    if not known:
+        raise DataError(f"no data in {workspace.data}: run `evalpipe load`, or name the folder with --data")
+    raise DataError(f"{workspace.data} holds {len(known)} experiments ({', '.join(known)}): name one with --experiment")
+
+
+def mode_of(config: Config | None) -> str:
+    """Without a workspace a log is compared request by request, as in shadow mode."""
+    return config.experiment.mode if config else "shadow"
+
+
+def settings_of(workspace: Workspace, *, judge: str | None = None) -> Settings:
+    """What the analysis is told, from the configuration (its defaults where there is none)."""
+    config = workspace.config
+    if config is None:
+        return Settings(judge=judge)
+    decision = config.decision
+    return Settings(
+        confidence_level=decision.confidence_level,
+        looks=decision.looks,
+        policy=decision.policy,
+        primary=decision.primary,
+        min_effect_of_interest=decision.min_effect_of_interest,
+        max_requests=decision.max_requests,
+        metrics={
+            name: MetricRule(
+                role=rule.role,
+                margin=None if rule.margin is None else rule.margin.value,
+                margin_relative=rule.margin is not None and rule.margin.relative,
+                weight=rule.weight,
+            )
+            for name, rule in decision.metrics.items()
+        },
+        custom=tuple(
+            CustomMetric(
+                name=name,
+                sql=one.sql,
+                function=one.function,
+                direction=one.direction,
+                unit=one.unit,
+                label=one.label,
+            )
+            for name, one in config.metrics.items()
+        ),
+        segments=config.segments,
+        judges=tuple(JudgeInfo(name=name, orders=config.judge.orders) for name in config.judge.name),
+        judge=judge,
+        treatment_percent=config.experiment.treatment_percent if config.experiment.mode == "ab" else None,
+        arms=_arms(config),
+    )
+
+
+def provenance(workspace: Workspace, store: Store, name: str, options: Mapping[str, str | None]) -> dict[str, Any]:
+    """Where the numbers come from, so that they can be had again: versions, configuration, files, selection."""
+    config = workspace.config
+    chosen = {key: value for key, value in options.items() if value is not None}
+    return {
+        "evalpipe": evalpipe.__version__,
+        "versions": {
+            "python": platform.python_version(),
+            **{library: metadata.version(library) for library in LIBRARIES},
+        },
+        "config": None if config is None else config.model_dump(mode="json", exclude_none=True),
+        "config_fingerprint": None if config is None else fingerprint(config.model_dump(mode="json")),
+        "data": _data(store),
+        "selection": chosen,
+        "reproduce": _reproduce(name, chosen),
+    }
+
+
+def _data(store: Store) -> dict[str, Any]:
+    """The files by number, size and a hash of their names and sizes: Parquet files are never changed in place."""
+    listed = [(path.relative_to(store.data).as_posix(), path.stat().st_size) for path in store.files]
+    digest = hashlib.sha256("\n".join(f"{path} {size}" for path, size in sorted(listed)).encode()).hexdigest()[:16]
+    return {"n_files": len(listed), "n_bytes": sum(size for _, size in listed), "fingerprint": digest}
+
+
+def _reproduce(name: str, chosen: Mapping[str, str]) -> str:
+    import shlex
+
+    extra = [part for key, value in chosen.items() for part in (f"--{key}", value)]
+    return shlex.join(["evalpipe", "report", "--experiment", name, *extra])
+
+
+def _arms(config: Config) -> dict[str, dict[str, Any]]:
+    if config.arms is None:
+        return {}
+
+    def expected(arm: ArmConfig | None) -> dict[str, Any]:
+        return {} if arm is None else {"provider": arm.provider, "model": arm.model}
+
+    return {"control": expected(config.arms.control), "treatment": expected(config.arms.treatment)}
