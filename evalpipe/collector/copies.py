@@ -1,0 +1,118 @@
+"""One treatment copy on its way: sent over the same connections as served traffic, its answer kept and timed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from time import perf_counter, time
+
+from evalpipe.collector.framing import BodyReader
+from evalpipe.collector.heads import Line, join_path
+from evalpipe.collector.kept import KeptAnswer
+from evalpipe.collector.settings import Origin
+from evalpipe.collector.upstream import Pool, Upstream
+from evalpipe.providers.base import OutgoingRequest
+
+
+class Copy:
+    """An `AnswerSink`. `on_end` is called once, when the answer ended in whatever way."""
+
+    head_request = False
+
+    def __init__(
+        self, request_id: str, outgoing: OutgoingRequest, *, max_bytes: int, on_end: Callable[[Copy], None]
+    ) -> None:
+        self.request_id, self.outgoing = request_id, outgoing
+        self._max_bytes, self._on_end = max_bytes, on_end
+        self._upstream: Upstream | None = None
+        self._sent = self._last_byte = 0.0
+        self._over = False
+        self.started_at = 0.0
+        self.first_byte_ms: float | None = None
+        self.latency_ms = 0.0
+        self.answer: KeptAnswer | None = None
+        self.ended = ""
+        self.message = ""
+        self.timeout_ms: float | None = None
+        self.reserved_usd = 0.0
+
+    def start(self, loop: asyncio.AbstractEventLoop, pool: Pool, origin: Origin, key_line: bytes) -> None:
+        head = [
+            b"POST %b HTTP/1.1" % join_path(origin.base_path, self.outgoing.path.encode("ascii")),
+            b"Host: " + origin.authority.encode("ascii"),
+            *(f"{name}: {value}".encode("latin-1") for name, value in self.outgoing.headers.items()),
+            b"Content-Length: %d" % len(self.outgoing.body),
+        ]
+        if key_line:
+            head.append(key_line)
+        data = b"\r\n".join(head) + b"\r\n\r\n" + self.outgoing.body
+        self._sent, self.started_at = perf_counter(), time()
+        upstream = pool.get(origin)
+        if upstream is None:
+            self._connecting = loop.create_task(self._connect(pool, origin, data))
+        else:
+            self._begin(upstream, data)
+
+    async def _connect(self, pool: Pool, origin: Origin, data: bytes) -> None:
+        try:
+            upstream = await pool.connect(origin)
+        except TimeoutError:
+            self.lost("timeout", f"no connection to {origin.authority} in time")
+        except OSError as error:
+            self.lost("connect_error", f"no connection to {origin.authority}: {error}")
+        else:
+            if self._over:
+                pool.put(upstream)
+            else:
+                self._begin(upstream, data)
+
+    def _begin(self, upstream: Upstream, data: bytes) -> None:
+        self._upstream = upstream
+        upstream.begin(self)
+        upstream.request_sent = True
+        upstream.transport.write(data)
+
+    def check(self, now: float, timeout_s: float) -> None:
+        """Called a few times a second with perf_counter."""
+        if not self._over and now - self._sent > timeout_s:
+            upstream, self._upstream = self._upstream, None
+            if upstream is not None:
+                upstream.abandon()
+            self.timeout_ms = timeout_s * 1000
+            self.lost("timeout", f"no whole answer within {timeout_s:g} s")
+
+    def interim(self, head: bytes) -> None:
+        """Of no interest here."""
+
+    def head(
+        self, status: int, status_line: bytes, lines: list[Line], reader: BodyReader, *, last: bool, followed: bool
+    ) -> None:
+        self.first_byte_ms = (perf_counter() - self._sent) * 1000
+        self.answer = KeptAnswer(status, lines, self._max_bytes)
+        if last:
+            self._end("complete")
+
+    def body(self, framed: bytes, payload: list[bytes], *, last: bool) -> None:
+        assert self.answer is not None
+        self.answer.add(payload, (perf_counter() - self._sent) * 1000)
+        if last:
+            self._end("complete")
+
+    def lost(self, ended: str, message: str) -> None:
+        self.message = message
+        self._end(ended)
+
+    def _end(self, ended: str) -> None:
+        if self._over:
+            return
+        self._over = True
+        self._upstream = None
+        self.ended = ended
+        self.latency_ms = (perf_counter() - self._sent) * 1000
+        self._on_end(self)
+
+    def pause_sending(self) -> None:
+        """The whole copy is in memory anyway."""
+
+    def resume_sending(self) -> None:
+        """See `pause_sending`."""

@@ -1,0 +1,92 @@
+"""Where a message body ends. Bytes are taken as they come; llhttp reads the chunk framing, nothing is re-written here."""
+
+from __future__ import annotations
+
+import httptools
+
+from evalpipe.collector.heads import CHUNKED, UNTIL_CLOSE, HeadError
+
+_CHUNKED_REQUEST = b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n"
+"""Framing is the same both ways, and as a request llhttp knows no body that ends with the connection."""
+
+
+class BodyReader:
+    """Splits what arrives into the body's own bytes and what follows it.
+
+    `take(data)` → (framed, payload, rest): the bytes of this body with their chunk framing, the payload pieces in them,
+    and the bytes after the body's end (b"" while it goes on). `done` once the end was seen.
+    """
+
+    __slots__ = ("_chunks", "_left", "done", "until_close")
+
+    def __init__(self, length: int) -> None:
+        self.until_close = length == UNTIL_CLOSE
+        self._chunks = _Chunks() if length == CHUNKED else None
+        self._left = length
+        self.done = length == 0
+
+    @property
+    def chunked(self) -> bool:
+        return self._chunks is not None
+
+    def take(self, data: bytes) -> tuple[bytes, list[bytes], bytes]:
+        if self._chunks is not None:
+            return self._take_chunked(self._chunks, data)
+        if self.until_close:
+            return data, [data], b""
+        n = len(data)
+        if n < self._left:
+            self._left -= n
+            return data, [data], b""
+        left, self._left, self.done = self._left, 0, True
+        if n == left:
+            return data, [data], b""
+        return data[:left], [data[:left]], data[left:]
+
+    def _take_chunked(self, chunks: _Chunks, data: bytes) -> tuple[bytes, list[bytes], bytes]:
+        start = 0
+        for end in _possible_ends(data):
+            chunks.feed(data[start:end] if start or end < len(data) else data)
+            start = end
+            if chunks.done:
+                break
+        self.done = chunks.done
+        payload, chunks.payload = chunks.payload, []
+        return (data, payload, b"") if start == len(data) else (data[:start], payload, data[start:])
+
+
+def _possible_ends(data: bytes) -> list[int]:
+    """Offsets after which a chunked body may end (its last bytes are CRLF CRLF, maybe begun in the piece before), so that
+    the parser is never fed past the end; the end of `data` is the last of them."""
+    ends = [at + 1 for at in range(3) if data[at : at + 1] == b"\n"] if b"\n" in data[:3] else []
+    found = data.find(b"\r\n\r\n")
+    while found >= 0:
+        ends.append(found + 4)
+        found = data.find(b"\r\n\r\n", found + 2)
+    if not ends or ends[-1] != len(data):
+        ends.append(len(data))
+    return ends
+
+
+class _Chunks:
+    """llhttp on a chunked body."""
+
+    __slots__ = ("_parser", "done", "payload")
+
+    def __init__(self) -> None:
+        self.done = False
+        self.payload: list[bytes] = []
+        self._parser = httptools.HttpRequestParser(self)
+        self._parser.feed_data(_CHUNKED_REQUEST)
+
+    def feed(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            raise HeadError(400, f"malformed chunked body: {error}") from None
+
+    def on_body(self, data: bytes) -> None:
+        self.payload.append(data)
+
+    def on_message_complete(self) -> None:
+        self.done = True

@@ -1,0 +1,170 @@
+"""Message heads: lines as they were received, what they mean for framing, and what may pass on (RFC 9110, RFC 9112).
+
+llhttp (strict) decides whether a head is HTTP at all: it refuses obs-fold, bare LF, control characters, repeated or
+signed or conflicting lengths. What is here only reads lines that passed it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import httptools
+
+HOP_BY_HOP = frozenset(
+    b"connection keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer transfer-encoding upgrade "
+    b"http2-settings".split()
+)
+CREDENTIALS = frozenset(b"authorization x-api-key api-key x-goog-api-key".split())
+OWN_PREFIX = b"x-evalpipe-"
+
+LOGGED_REQUEST_HEADERS = frozenset(
+    b"content-type content-encoding user-agent accept accept-encoding anthropic-version anthropic-beta openai-beta "
+    b"idempotency-key x-stainless-lang x-stainless-retry-count".split()
+)
+LOGGED_RESPONSE_HEADERS = frozenset(
+    b"content-type content-encoding retry-after request-id x-request-id x-simulated-by openai-processing-ms openai-version "
+    b"x-should-retry server-timing".split()
+)
+LOGGED_RESPONSE_PREFIXES = (b"x-ratelimit-", b"anthropic-ratelimit-")
+
+
+class HeadError(Exception):
+    """Not HTTP, or HTTP that a proxy must not pass on; `status` is what the sender is told."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Line(tuple[bytes, bytes, bytes]):
+    """One header line: (name in lower case, value without surrounding blanks, the line as received)."""
+
+    __slots__ = ()
+
+
+_KNOWN: dict[bytes, Line] = {}
+"""Lines repeat on every request of a client: what they mean is remembered. In memory only; bounded."""
+_MAX_KNOWN = 8192
+_MAX_KNOWN_LENGTH = 256
+
+
+def read_lines(head: bytes) -> tuple[bytes, list[Line]]:
+    """The first line and the header lines of a head that llhttp accepted (blank line at its end included)."""
+    first, *raw_lines = head[:-4].split(b"\r\n")
+    known = _KNOWN
+    lines = []
+    for raw in raw_lines:
+        line = known.get(raw)
+        if line is None:
+            name, _, value = raw.partition(b":")
+            line = Line((name.lower(), value.strip(b" \t"), raw))
+            if len(raw) <= _MAX_KNOWN_LENGTH:
+                if len(known) >= _MAX_KNOWN:
+                    known.clear()
+                known[raw] = line
+        lines.append(line)
+    return first, lines
+
+
+class _NoEvents:
+    """A head alone is fed: nobody listens."""
+
+
+_no_events = _NoEvents()
+
+
+def check_request(head: bytes) -> bool:
+    """Whether the client keeps the connection after this request. Raises HeadError where the head is not HTTP/1."""
+    parser = httptools.HttpRequestParser(_no_events)
+    try:
+        parser.feed_data(head)
+    except httptools.HttpParserUpgrade:  # Upgrade and HTTP2-Settings are hop-by-hop: ignored, as RFC 9110 7.8 allows
+        pass
+    except httptools.HttpParserError as error:
+        raise HeadError(400, f"malformed request: {error}") from None
+    if parser.get_http_version() not in {"1.1", "1.0"}:
+        raise HeadError(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
+    return bool(parser.should_keep_alive())
+
+
+def check_response(head: bytes) -> tuple[int, bool]:
+    """The status, and whether the server keeps the connection. Raises HeadError where the head is not HTTP/1."""
+    parser = httptools.HttpResponseParser(_no_events)
+    try:
+        parser.feed_data(head)
+    except httptools.HttpParserUpgrade:
+        raise HeadError(502, "the server switched protocols") from None
+    except httptools.HttpParserError as error:
+        raise HeadError(502, f"malformed answer: {error}") from None
+    return parser.get_status_code(), parser.should_keep_alive()
+
+
+def named_by_connection(lines: Iterable[Line]) -> frozenset[bytes]:
+    """Headers that the Connection header makes hop-by-hop."""
+    names: set[bytes] = set()
+    for name, value, _ in lines:
+        if name == b"connection":
+            names.update(token.strip().lower() for token in value.split(b","))
+    return frozenset(names - {b"close", b"keep-alive", b""})
+
+
+CHUNKED = -1
+UNTIL_CLOSE = -2
+
+
+def request_length(lines: Iterable[Line]) -> int:
+    """Body length of a request, or CHUNKED (RFC 9112 6.3)."""
+    length = 0
+    for name, value, _ in lines:
+        if name == b"content-length":
+            length = int(value)
+        elif name == b"transfer-encoding":
+            if value.lower() != b"chunked":
+                raise HeadError(501, "only the chunked transfer encoding is understood")
+            return CHUNKED
+    return length
+
+
+def response_length(status: int, lines: Iterable[Line], *, head_request: bool) -> int:
+    """Body length of an answer, or CHUNKED, or UNTIL_CLOSE (RFC 9112 6.3)."""
+    if head_request or status in {204, 304} or status < 200:
+        return 0
+    length = UNTIL_CLOSE
+    for name, value, _ in lines:
+        if name == b"transfer-encoding":
+            if value.lower() != b"chunked":
+                raise HeadError(502, "the server used a transfer encoding other than chunked")
+            return CHUNKED
+        if name == b"content-length":
+            length = int(value)
+    return length
+
+
+def logged(lines: Iterable[Line], allowed: frozenset[bytes], prefixes: tuple[bytes, ...] = ()) -> dict[str, str]:
+    """The headers that may be written to the spool."""
+    kept: dict[str, str] = {}
+    for name, value, _ in lines:
+        if name in allowed or (prefixes and name.startswith(prefixes)):
+            kept[str(name, "latin-1")] = str(value, "latin-1")
+    return kept
+
+
+def target_path(target: bytes) -> bytes:
+    """Path and query of a request target; the origin in an absolute one is dropped: upstreams come from the configuration."""
+    if target.startswith(b"/"):
+        return target
+    scheme, separator, rest = target.partition(b"://")
+    if separator and scheme.lower() in {b"http", b"https"}:
+        slash, question = rest.find(b"/"), rest.find(b"?")
+        if slash >= 0 and (question < 0 or slash < question):
+            return rest[slash:]
+        return b"/" + rest[question:] if question >= 0 else b"/"
+    raise HeadError(400, "the request target must be a path")
+
+
+def join_path(base_path: str, target: bytes) -> bytes:
+    """The arm's base path plus the client's target, a `/v1` that both hold standing once."""
+    base = base_path.encode("ascii")
+    if base.endswith(b"/v1") and (target == b"/v1" or target.startswith((b"/v1/", b"/v1?"))):
+        return base[: -len(b"/v1")] + target
+    return base + target

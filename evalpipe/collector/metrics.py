@@ -1,0 +1,135 @@
+"""Prometheus metrics under the contract's names, added up over all processes of the collector.
+
+`PROMETHEUS_MULTIPROC_DIR` must be set before this module is imported: then every process counts in its own mapped file,
+and what a killed process counted stays.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+_LATENCY_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
+_OVERHEAD_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25)
+
+_registry = CollectorRegistry()
+REQUESTS = Counter(
+    "evalpipe_requests_total",
+    "Exchanges, by what HTTP tells",
+    ["experiment", "arm", "role", "outcome"],
+    registry=_registry,
+)
+DURATION = Histogram(
+    "evalpipe_request_duration_seconds",
+    "From the request sent to the answer's end",
+    ["experiment", "arm", "role"],
+    buckets=_LATENCY_BUCKETS,
+    registry=_registry,
+)
+FIRST_TOKEN = Histogram(
+    "evalpipe_time_to_first_token_seconds",
+    "From the request sent to the first bytes of a streamed answer",
+    ["experiment", "arm", "role"],
+    buckets=_LATENCY_BUCKETS,
+    registry=_registry,
+)
+TOKENS = Counter("evalpipe_tokens_total", "Tokens as billed", ["experiment", "arm", "role", "kind"], registry=_registry)
+COST = Counter("evalpipe_cost_usd_total", "Cost at list prices", ["experiment", "arm", "role"], registry=_registry)
+SHED = Counter(
+    "evalpipe_shadow_shed_total", "Copies not sent under pressure", ["experiment", "reason"], registry=_registry
+)
+SHADOW = Counter(
+    "evalpipe_shadow_decisions_total", "What became of copies", ["experiment", "status"], registry=_registry
+)
+OVERHEAD = Histogram(
+    "evalpipe_proxy_overhead_seconds",
+    "Time the collector itself spent on a request and its answer's end",
+    buckets=_OVERHEAD_BUCKETS,
+    registry=_registry,
+)
+LOST = Counter("evalpipe_records_lost_total", "Records that could not be written", ["process"], registry=_registry)
+REFUSED = Counter(
+    "evalpipe_refused_requests_total", "Requests refused before any arm saw them", ["status"], registry=_registry
+)
+PASSED = Counter("evalpipe_passed_through_total", "Requests to paths that are not collected", registry=_registry)
+CANARY = Gauge(
+    "evalpipe_canary_percentage",
+    "Share of treatment in force",
+    ["experiment"],
+    multiprocess_mode="mostrecent",
+    registry=_registry,
+)
+
+
+class Metrics:
+    """What one process counts. Children are looked up once: labels cost more than counting."""
+
+    def __init__(self, experiment: str, process: str) -> None:
+        self._experiment, self._process = experiment, process
+        self._outcomes: dict[tuple[str, str, str], Counter] = {}
+        self._durations: dict[tuple[str, str], Histogram] = {}
+        self._first_tokens: dict[tuple[str, str], Histogram] = {}
+
+    def exchange(self, arm: str, role: str, outcome: str, seconds: float, first_token_ms: float | None) -> None:
+        counter = self._outcomes.get((arm, role, outcome))
+        if counter is None:
+            counter = self._outcomes[arm, role, outcome] = REQUESTS.labels(self._experiment, arm, role, outcome)
+        counter.inc()
+        duration = self._durations.get((arm, role))
+        if duration is None:
+            duration = self._durations[arm, role] = DURATION.labels(self._experiment, arm, role)
+        duration.observe(seconds)
+        if first_token_ms is not None:
+            first = self._first_tokens.get((arm, role))
+            if first is None:
+                first = self._first_tokens[arm, role] = FIRST_TOKEN.labels(self._experiment, arm, role)
+            first.observe(first_token_ms / 1000)
+
+    def served(self, arm: str, outcome: str, seconds: float, first_token_ms: float | None) -> None:
+        self.exchange(arm, "served", outcome, seconds, first_token_ms)
+
+    def overhead(self, seconds: float) -> None:
+        OVERHEAD.observe(seconds)
+
+    def shed(self, reason: str) -> None:
+        SHED.labels(self._experiment, reason).inc()
+
+    def shadow(self, status: str) -> None:
+        SHADOW.labels(self._experiment, status).inc()
+
+    def tokens(self, arm: str, role: str, kind: str, n: int) -> None:
+        TOKENS.labels(self._experiment, arm, role, kind).inc(n)
+
+    def cost(self, arm: str, role: str, usd: float) -> None:
+        COST.labels(self._experiment, arm, role).inc(usd)
+
+    def lost(self) -> None:
+        LOST.labels(self._process).inc()
+
+    def refused(self, status: int) -> None:
+        REFUSED.labels(str(status)).inc()
+
+    def passed_through(self) -> None:
+        PASSED.inc()
+
+    def canary(self, percentage: float) -> None:
+        CANARY.labels(self._experiment).set(percentage)
+
+
+def render_metrics(folder: str) -> bytes:
+    """The sum over all processes that count in `folder`, in Prometheus' text format."""
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, path=folder)  # type: ignore[no-untyped-call]
+    return generate_latest(registry)
+
+
+def total_lost(folder: str) -> float:
+    """Records lost, over all processes."""
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, path=folder)  # type: ignore[no-untyped-call]
+    return sum(
+        sample.value
+        for metric in registry.collect()
+        for sample in metric.samples
+        if sample.name == "evalpipe_records_lost_total"
+    )

@@ -1,0 +1,267 @@
+"""The treatment leg: decides for every eligible request what becomes of its copy, sends it, keeps the answer.
+
+It lives in its own process and reads what the workers write, so nothing here can delay, change or fail a served answer.
+Each decision is a record before it is acted on. The queue is bounded in number, bytes and age; what does not fit is shed,
+visibly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import deque
+from collections.abc import Callable, Mapping
+from time import perf_counter, time
+
+from evalpipe.collector.copies import Copy
+from evalpipe.collector.metrics import Metrics
+from evalpipe.collector.pricing import Pricer
+from evalpipe.collector.quota import pause_s
+from evalpipe.collector.settings import CollectorSettings
+from evalpipe.collector.shadow_state import Place
+from evalpipe.collector.spooling import SpoolWriter
+from evalpipe.collector.upstream import Pool
+from evalpipe.core.identity import conversation_id, in_treatment
+from evalpipe.core.spool import Body, RequestRecord, ResponseRecord, ShadowRecord, render_record
+from evalpipe.providers.base import Answer, NotShadowableError, OutgoingRequest
+from evalpipe.providers.registry import read_request
+from evalpipe.providers.translation.request import render_treatment_request
+
+_SAMPLING_SALT = "evalpipe-shadow"
+"""sampling is independent of the assignment's salt: a sampled conversation is no likelier in one arm"""
+_MAX_TOKENS = re.compile(rb'"max_(?:completion_|output_)?tokens"\s*:\s*([0-9]{1,9})')
+
+
+class _Waiting:
+    __slots__ = ("outgoing", "place", "received_at", "request_id", "size")
+
+    def __init__(self, record: RequestRecord, place: Place | None, outgoing: OutgoingRequest) -> None:
+        self.request_id, self.received_at = record.request_id, record.received_at
+        self.place, self.outgoing, self.size = place, outgoing, len(outgoing.body)
+
+
+class Mirror:
+    """`redact` is applied to bodies before they are written."""
+
+    def __init__(
+        self,
+        settings: CollectorSettings,
+        loop: asyncio.AbstractEventLoop,
+        writer: SpoolWriter,
+        pool: Pool,
+        metrics: Metrics,
+        pricer: Pricer,
+        *,
+        spent_usd: float,
+        redact: Callable[[Body, str | None], Body] | None = None,
+    ) -> None:
+        assert settings.treatment is not None
+        self._settings, self._loop, self._writer, self._pool = settings, loop, writer, pool
+        self._metrics, self._pricer = metrics, pricer
+        self._redact = redact
+        self._arm = settings.treatment
+        self._origin = self._arm.origin
+        self._key_line = self._arm.key_line
+        self._shares_quota = self._origin == settings.control.origin
+        self._queue: deque[_Waiting] = deque()
+        self._queued_bytes = 0
+        self._flying: set[Copy] = set()
+        self._hold_until = 0.0
+        self._reserved_usd = 0.0
+        self.spent_usd = spent_usd
+
+    # --- what comes in
+
+    def take(self, record: RequestRecord, place: Place | None) -> None:
+        """An eligible request, as the client sent it."""
+        if not self._is_sampled(record):
+            self._decide(record.request_id, "not_sampled", None)
+            return
+        if time() - record.received_at > self._settings.shadow_queue_age_s:
+            self._shed(record.request_id, "too_old")
+            return
+        arm = self._arm
+        if record.body.n_dropped_bytes:
+            self._decide(record.request_id, "not_shadowable", "request_too_large")
+            return
+        try:
+            outgoing = render_treatment_request(
+                record.endpoint,
+                record.body.data,
+                provider=arm.provider,
+                model=arm.model,
+                params=arm.params,
+                system_prompt=arm.system_prompt,
+                headers=record.headers,
+            )
+        except NotShadowableError as error:
+            self._decide(record.request_id, "not_shadowable", error.reason)
+            return
+        self._queue.append(_Waiting(record, place, outgoing))
+        self._queued_bytes += len(outgoing.body)
+        self._pump()
+        settings = self._settings
+        while len(self._queue) > settings.shadow_queue or self._queued_bytes > settings.shadow_queue_bytes:
+            self._shed(self._pop().request_id, "queue_full")
+
+    def lost(self, request_id: str, reason: str) -> None:
+        """A request whose original is gone: it cannot be copied any more."""
+        self._decide(request_id, "not_shadowable", reason)
+
+    def saw(self, record: ResponseRecord) -> None:
+        """A served answer: its tokens and cost are counted, and its quota headers heeded where the arms share a limit."""
+        arm = self._settings.control if record.arm == "control" else self._arm
+        answer = self._pricer.read(record)
+        self._count(answer, record.arm, record.role, self._pricer.cost(answer, arm))
+        if self._shares_quota or record.arm == "treatment":
+            self._heed(record.status, record.headers)
+
+    # --- deciding
+
+    def _is_sampled(self, record: RequestRecord) -> bool:
+        percent = self._settings.sample_percent
+        if percent >= 100 or self._settings.mode != "shadow":
+            return True
+        conversation = record.conversation_id
+        if conversation is None:
+            view = read_request(record.endpoint, record.body.data)
+            known = view.first_user_message is not None
+            conversation = conversation_id(view.system_text, view.first_user_message) if known else record.request_id
+        return in_treatment(_SAMPLING_SALT, conversation, percent)
+
+    def _decide(self, request_id: str, status: str, reason: str | None) -> bool:
+        self._metrics.shadow(status)
+        return self._writer.append_line(
+            render_record(
+                ShadowRecord(
+                    request_id=request_id, experiment=self._settings.experiment, status=status, at=time(), reason=reason
+                )
+            )
+        )
+
+    def _shed(self, request_id: str, reason: str) -> None:
+        self._metrics.shed(reason)
+        self._decide(request_id, "shed", reason)
+
+    def _pop(self) -> _Waiting:
+        waiting = self._queue.popleft()
+        self._queued_bytes -= waiting.size
+        return waiting
+
+    # --- sending
+
+    def _pump(self) -> None:
+        """Send what may be sent now."""
+        while self._queue and len(self._flying) < self._settings.shadow_concurrency and time() >= self._hold_until:
+            waiting = self._pop()
+            copy = Copy(
+                waiting.request_id, waiting.outgoing, max_bytes=self._settings.max_logged_bytes, on_end=self._ended
+            )
+            if not self._reserve(copy):
+                self._shed(waiting.request_id, "budget")
+                continue
+            if not self._decide(waiting.request_id, "sampled", None):
+                self._reserved_usd -= copy.reserved_usd
+                self._metrics.shed("unwritable")  # without its record a copy might be sent twice: it is not sent
+                continue
+            self._flying.add(copy)
+            copy.start(self._loop, self._pool, self._origin, self._key_line)
+
+    def _reserve(self, copy: Copy) -> bool:
+        budget = self._settings.shadow_budget_usd
+        if budget is None:
+            return True
+        body = copy.outgoing.body
+        limit = _MAX_TOKENS.search(body)
+        worst = self._pricer.worst_cost(self._arm, len(body), int(limit.group(1)) if limit else None)
+        worst += self._arm.infrastructure_usd
+        if self.spent_usd + self._reserved_usd + worst > budget:
+            return False
+        copy.reserved_usd = worst
+        self._reserved_usd += worst
+        return True
+
+    def _ended(self, copy: Copy) -> None:
+        self._flying.discard(copy)
+        self._reserved_usd -= copy.reserved_usd
+        answer = copy.answer
+        encoding = None if answer is None else answer.headers.get("content-encoding")
+        failed = copy.ended not in {"complete", "closed_by_upstream"}
+        record = ResponseRecord(
+            request_id=copy.request_id,
+            experiment=self._settings.experiment,
+            arm="treatment",
+            role="shadow",
+            provider=self._arm.provider,
+            endpoint=copy.outgoing.endpoint,
+            started_at=copy.started_at,
+            ended=copy.ended,
+            latency_ms=copy.latency_ms,
+            first_byte_ms=copy.first_byte_ms,
+            marks=[] if answer is None else answer.marks,
+            status=None if answer is None else answer.status,
+            headers={} if answer is None else answer.headers,
+            body=self._for_disk(Body() if answer is None else answer.kept.body, encoding),
+            sent=self._for_disk(Body.of(copy.outgoing.body), None),
+            error_type=copy.ended if failed else None,
+            error_message=copy.message or None,
+            timeout_ms=copy.timeout_ms,
+            infrastructure_usd=self._arm.infrastructure_usd,
+        )
+        self._writer.append_line(render_record(record))
+        read = self._pricer.read(record)
+        cost = self._pricer.cost(read, self._arm)
+        self.spent_usd += (cost or 0.0) + self._arm.infrastructure_usd
+        first_token_ms = answer.marks[0][1] if answer is not None and answer.marks else None
+        self._metrics.exchange("treatment", "shadow", read.outcome.value, copy.latency_ms / 1000, first_token_ms)
+        self._count(read, "treatment", "shadow", cost)
+        self._heed(record.status, record.headers)
+        self._pump()
+
+    def _for_disk(self, body: Body, encoding: str | None) -> Body:
+        return body if self._redact is None else self._redact(body, encoding)
+
+    def _count(self, answer: Answer, arm: str, role: str, cost: float | None) -> None:
+        usage = answer.usage
+        kinds = (
+            ("input", usage.input_tokens),
+            ("cached_input", usage.cached_input_tokens),
+            ("output", usage.output_tokens),
+        )
+        for kind, n in kinds:
+            if n:
+                self._metrics.tokens(arm, role, kind, n)
+        if cost is not None:
+            self._metrics.cost(arm, role, cost)
+
+    def _heed(self, status: int | None, headers: Mapping[str, str]) -> None:
+        if not headers:
+            return
+        pause = pause_s(status, headers, time())
+        if pause:
+            self._hold_until = max(self._hold_until, time() + pause)
+
+    # --- time and end
+
+    def tick(self) -> None:
+        """To be called a few times a second."""
+        now = perf_counter()
+        for copy in list(self._flying):
+            copy.check(now, self._settings.shadow_timeout_s)
+        oldest = time() - self._settings.shadow_queue_age_s
+        while self._queue and self._queue[0].received_at < oldest:
+            self._shed(self._pop().request_id, "too_old")
+        self._pump()
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._queue and not self._flying
+
+    def shed_queue(self, reason: str) -> None:
+        """At the end: what has not been sent will not be."""
+        while self._queue:
+            self._shed(self._pop().request_id, reason)
+
+    def waiting(self) -> list[Place]:
+        """Where the requests that wait are recorded."""
+        return [waiting.place for waiting in self._queue if waiting.place is not None]

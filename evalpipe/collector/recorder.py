@@ -1,0 +1,173 @@
+"""Flights → records in the spool (and, under redaction, originals to the treatment process through memory)."""
+
+from __future__ import annotations
+
+import re
+from time import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from evalpipe.collector.heads import LOGGED_REQUEST_HEADERS, logged
+from evalpipe.collector.kept import KeptAnswer
+from evalpipe.collector.settings import CollectorSettings
+from evalpipe.collector.spooling import SpoolWriter
+from evalpipe.core.identity import hash_unit
+from evalpipe.core.spool import Body, FeedbackRecord, RequestRecord, ResponseRecord, ShadowRecord, render_record
+
+if TYPE_CHECKING:
+    from evalpipe.collector.flight import Flight
+    from evalpipe.collector.metrics import Metrics
+    from evalpipe.collector.originals import OriginalsOut
+    from evalpipe.collector.redaction import Redactor
+
+_SECRET_QUERY = re.compile(
+    rb"([?&](?:[^=&]*(?:key|token|secret|signature|password|sig|auth)[^=&]*)=)[^&]*", re.IGNORECASE
+)
+
+
+class Recorder:
+    def __init__(
+        self,
+        settings: CollectorSettings,
+        writer: SpoolWriter,
+        metrics: Metrics,
+        *,
+        redactor: Redactor | None,
+        originals: OriginalsOut | None,
+    ) -> None:
+        self._settings, self._writer, self._metrics = settings, writer, metrics
+        self._redactor, self._originals = redactor, originals
+        self._unit_key = settings.unit_key.value.encode("latin-1")
+
+    def request(self, flight: Flight, *, whole: bool = True) -> None:
+        """The request record; `whole` False: the arm answered before the request was in, so no copy is due."""
+        assignment = flight.assignment
+        assert assignment is not None and flight.endpoint is not None
+        lines = flight.request.head.lines
+        body = flight.kept_request.body
+        eligible = assignment.eligible and whole
+        record = RequestRecord(
+            request_id=flight.request_id,
+            experiment=self._settings.experiment,
+            mode=self._settings.mode,
+            arm=assignment.arm,
+            received_at=flight.started_at,
+            unit_id=self._stored_id(assignment.unit_id),
+            unit_source=assignment.unit_source,
+            conversation_id=self._stored_id(assignment.conversation_id),
+            endpoint=flight.endpoint,
+            method=str(flight.request.method, "latin-1"),
+            target=str(_without_secrets(flight.request.target), "latin-1"),
+            headers=logged(lines, LOGGED_REQUEST_HEADERS),
+            body=body,
+            eligible=eligible,
+            percentage=assignment.percentage,
+            stage=assignment.stage,
+            forced=assignment.forced,
+            config_fingerprint=self._settings.config_fingerprint,
+        )
+        if self._redactor is None:
+            self._writer.append_line(render_record(record))
+            return
+        encoding = record.headers.get("content-encoding")
+        self._writer.append(
+            _replaced(record, body=self._redactor.body(body, encoding), target=self._redactor.text(record.target))
+        )
+        if eligible and self._originals is not None:
+            reason = self._originals.send(render_record(record))
+            if reason is not None:
+                self.shadow(flight.request_id, *reason)
+
+    def response(self, flight: Flight, ended: str, message: str | None, kept: KeptAnswer | None) -> None:
+        assignment = flight.assignment
+        assert assignment is not None and flight.endpoint is not None
+        latency_ms = flight.latency_ms
+        arm = flight.arm
+        body = _EMPTY if kept is None else kept.kept.body
+        headers = {} if kept is None else kept.headers
+        sent = None if flight.sent_body is None else Body.of(flight.sent_body)
+        if self._redactor is not None:
+            encoding = headers.get("content-encoding")
+            body = self._redactor.body(body, encoding)
+            message = None if message is None else self._redactor.text(message)
+            sent = None if sent is None else self._redactor.body(sent, None)
+        failed = ended not in {"complete", "closed_by_upstream", "client_closed"}
+        self._writer.append(
+            ResponseRecord(
+                request_id=flight.request_id,
+                experiment=self._settings.experiment,
+                arm=arm.arm,
+                role="served",
+                provider=arm.provider,
+                endpoint=flight.endpoint,
+                started_at=flight.started_at,
+                ended=ended,
+                latency_ms=latency_ms,
+                first_byte_ms=flight.first_byte_ms,
+                marks=[] if kept is None else kept.marks,
+                status=flight.status or None,
+                headers=headers,
+                body=body,
+                sent=sent,
+                error_type=ended if failed else None,
+                error_message=message or None,
+                timeout_ms=flight.timeout_ms,
+                infrastructure_usd=arm.infrastructure_usd,
+            )
+        )
+        first_token_ms = kept.marks[0][1] if kept is not None and kept.marks else None
+        self._metrics.served(arm.arm, _outcome(ended, flight.status), latency_ms / 1000, first_token_ms)
+
+    def shadow(self, request_id: str, status: str, reason: str) -> None:
+        self._writer.append(
+            ShadowRecord(
+                request_id=request_id, experiment=self._settings.experiment, status=status, at=time(), reason=reason
+            )
+        )
+        if status == "shed":
+            self._metrics.shed(reason)
+
+    def feedback(self, request_id: str, rating: float, comment: str | None) -> bool:
+        """False: it could not be written."""
+        arm = {"c": "control", "t": "treatment"}.get(request_id[-1:])
+        if comment is not None and self._redactor is not None:
+            comment = self._redactor.text(comment)
+        return self._writer.append(
+            FeedbackRecord(
+                request_id=request_id,
+                experiment=self._settings.experiment,
+                arm=arm,
+                rating=rating,
+                at=time(),
+                comment=comment,
+            )
+        )
+
+    def _stored_id(self, raw: str | None) -> str | None:
+        if raw is None:
+            return None
+        if self._settings.hash_units or (self._redactor is not None and self._redactor.text(raw) != raw):
+            return hash_unit(self._unit_key, raw)
+        return raw
+
+
+_EMPTY = Body()
+
+
+def _replaced(record: RequestRecord, *, body: Body, target: str) -> RequestRecord:
+    return msgspec.structs.replace(record, body=body, target=target)
+
+
+def _without_secrets(target: bytes) -> bytes:
+    """Some clients carry a key in the query."""
+    return _SECRET_QUERY.sub(rb"\1redacted", target) if b"?" in target else target
+
+
+def _outcome(ended: str, status: int) -> str:
+    """What HTTP alone tells; refusals and the like are read from the bodies later."""
+    if ended in {"complete", "closed_by_upstream"}:
+        return "ok" if status < 400 else "http_error"
+    if ended in {"timeout", "client_closed"}:
+        return ended
+    return "unreadable" if ended == "cut" and status < 400 else "http_error"

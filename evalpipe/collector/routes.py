@@ -1,0 +1,114 @@
+"""The collector's own routes: health, ready, metrics, the last verdict, feedback."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evalpipe.collector.answers import render_json
+from evalpipe.collector.heads import Line
+from evalpipe.collector.metrics import render_metrics, total_lost
+
+if TYPE_CHECKING:
+    from evalpipe.collector.worker import Worker
+
+Answer = tuple[int, bytes, str]
+_JSON = "application/json"
+_METRICS = "text/plain; version=0.0.4; charset=utf-8"
+_MAX_COMMENT = 10_000
+
+
+class Routes:
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._verdict = Path(worker.settings.data) / "verdict.json"
+
+    def answer(self, method: bytes, target: bytes, lines: list[Line], body: bytes) -> Answer:
+        """Status, body and content type for one of the own paths."""
+        path = target.partition(b"?")[0].removeprefix(b"/_evalpipe/")
+        known = {b"health": b"GET", b"ready": b"GET", b"metrics": b"GET", b"gate": b"GET POST", b"feedback": b"POST"}
+        methods = known.get(path)
+        if methods is None:
+            return _json(404, {"error": "no such route; there are health, ready, metrics, gate, feedback"})
+        if (b"GET" if method == b"HEAD" else method) not in methods.split():
+            return _json(405, {"error": f"use {methods.decode().replace(' ', ' or ')}"})
+        if path == b"health":
+            return self._health()
+        if path == b"ready":
+            return _json(503 if self._worker.stopping else 200, {"ready": not self._worker.stopping})
+        if path == b"metrics":
+            return 200, render_metrics(self._worker.metrics_dir), _METRICS
+        if path == b"gate":
+            return self._gate(post=method == b"POST")
+        return self._feedback(body)
+
+    def _health(self) -> Answer:
+        """200 as long as users are served; "degraded" with the reasons where records are lost."""
+        writer = self._worker.writer
+        n_lost = int(total_lost(self._worker.metrics_dir))
+        reasons = []
+        if writer.last_error is not None:
+            reasons.append(f"records cannot be written: {writer.last_error}")
+        if n_lost:
+            reasons.append(f"{n_lost} records were lost")
+        return _json(
+            200,
+            {
+                "status": "degraded" if reasons else "ok",
+                "reasons": reasons,
+                "records_lost": n_lost,
+                "experiment": self._worker.settings.experiment,
+                "mode": self._worker.settings.mode,
+                "in_flight": len(self._worker.flights),
+            },
+        )
+
+    def _gate(self, *, post: bool) -> Answer:
+        try:
+            raw = self._verdict.read_bytes()
+            verdict: dict[str, Any] = json.loads(raw)
+            age_s = max(0.0, time.time() - self._verdict.stat().st_mtime)
+            recommendation = verdict.get("recommendation") or verdict.get("decision", {}).get("recommendation")
+        except FileNotFoundError:
+            return _json(
+                409 if post else 404, {"error": "no verdict yet: run `evalpipe gate --watch`", "recommendation": None}
+            )
+        except (OSError, ValueError, AttributeError) as error:
+            return _json(
+                409 if post else 500, {"error": f"the verdict cannot be read: {error}", "recommendation": None}
+            )
+        status = 200 if not post or recommendation == "ship" else 409
+        return _json(status, {**verdict, "recommendation": recommendation, "age_s": round(age_s, 3)})
+
+    def _feedback(self, body: bytes) -> Answer:
+        try:
+            feedback = json.loads(body)
+        except ValueError:
+            return _json(400, {"error": "the body is not JSON"})
+        request_id = feedback.get("request_id") if isinstance(feedback, dict) else None
+        if not isinstance(request_id, str) or not 0 < len(request_id) <= 200:
+            return _json(400, {"error": "request_id is missing: it is the x-evalpipe-request-id of the answer"})
+        rating = feedback.get("rating")
+        value = {"up": 1.0, "down": 0.0}.get(rating) if isinstance(rating, str) else rating
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not (math.isfinite(value) and 0 <= value <= 1)
+        ):
+            return _json(400, {"error": 'rating must be "up", "down" or a number from 0 to 1'})
+        comment = feedback.get("comment")
+        if comment is not None and (not isinstance(comment, str) or len(comment) > _MAX_COMMENT):
+            return _json(400, {"error": f"comment must be a text of at most {_MAX_COMMENT} characters"})
+        if comment is not None:
+            comment = comment.encode("utf-8", "replace").decode()
+        request_id = request_id.encode("utf-8", "replace").decode()
+        if not self._worker.recorder.feedback(request_id, float(value), comment):
+            return _json(503, {"error": "the rating could not be written"})
+        return _json(200, {"accepted": True})
+
+
+def _json(status: int, value: Any) -> Answer:
+    return status, render_json(value), _JSON

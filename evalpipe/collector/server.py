@@ -1,0 +1,292 @@
+"""One client connection: finds requests in what arrives, gives each to a flight, one at a time, in order."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, cast
+
+from evalpipe.collector.answers import render_answer, render_provider_error
+from evalpipe.collector.arms import RequestHead
+from evalpipe.collector.flight import Flight
+from evalpipe.collector.framing import BodyReader
+from evalpipe.collector.heads import (
+    CHUNKED,
+    HeadError,
+    Line,
+    check_request,
+    read_lines,
+    request_length,
+    target_path,
+)
+
+if TYPE_CHECKING:
+    from evalpipe.collector.worker import Worker
+
+OWN_ROUTES = b"/_evalpipe/"
+_MAX_WAITING_BYTES = 256 << 10
+"""pipelined bytes held while an answer is under way; then the client is no longer read"""
+_MAX_OWN_BODY = 64 << 10
+_LINGER_S = 2.0
+_REFUSED_METHODS = frozenset((b"CONNECT", b"TRACE"))
+
+
+class Request:
+    """One request of a client."""
+
+    __slots__ = ("expects", "head", "http10", "keep", "length", "method", "reader", "target")
+
+    def __init__(self, method: bytes, target: bytes, http10: bool, keep: bool, lines: list[Line]) -> None:
+        self.method, self.target, self.http10, self.keep = method, target, http10, keep
+        self.length = request_length(lines)
+        self.reader = BodyReader(self.length)
+        self.expects = any(name == b"expect" for name, _, _ in lines)
+        self.head = RequestHead(request_id="", endpoint="", target=target, lines=lines)
+
+
+class Client(asyncio.Protocol):
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self.transport: asyncio.Transport = cast(asyncio.Transport, None)
+        self.flight: Flight | None = None
+        self._request: Request | None = None
+        self._own_body: list[bytes] | None = None
+        self._buffer = b""
+        self._searched = 0
+        self._head_since: float | None = None
+        self._linger_until: float | None = None
+        self._paused_reading = False
+        self._upload_paused = False
+        self._closing = False
+        self.write_paused = False
+        self.waits_since = worker.now
+
+    # --- the connection
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self._worker.clients.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._worker.clients.discard(self)
+        self._closing = True
+        flight, self.flight = self.flight, None
+        if flight is not None:
+            flight.client_gone()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def pause_writing(self) -> None:
+        self.write_paused = True
+        self.waits_since = self._worker.now
+        if self.flight is not None:
+            self.flight.pause_answer()
+
+    def resume_writing(self) -> None:
+        self.write_paused = False
+        if self.flight is not None:
+            self.flight.resume_answer()
+
+    # --- bytes in
+
+    def data_received(self, data: bytes) -> None:
+        self.waits_since = self._worker.now
+        if self._closing:
+            return
+        if self._buffer:
+            data = self._buffer + data
+            self._buffer = b""
+        try:
+            self._process(data)
+        except HeadError as error:
+            self._refuse(error.status, str(error))
+
+    def _process(self, data: bytes) -> None:
+        while data and not self._closing:
+            request = self._request
+            if request is not None:
+                framed, payload, data = request.reader.take(data)
+                self._body(request, payload, len(framed))
+                continue
+            if self.flight is not None:  # pipelined: waits until the answer before it is out
+                self._buffer = data
+                if len(data) > _MAX_WAITING_BYTES and not self._paused_reading:
+                    self._paused_reading = True
+                    self.transport.pause_reading()
+                return
+            if data.startswith(b"\r\n"):  # RFC 9112 2.2: empty lines before a request line are ignored
+                data = data[2:]
+                continue
+            end = data.find(b"\r\n\r\n", max(0, self._searched - 3)) + 4
+            if end < 4:
+                if len(data) > self._worker.settings.max_head_bytes:
+                    raise HeadError(431, "the request head is too large")
+                self._buffer, self._searched = data, len(data)
+                if self._head_since is None:
+                    self._head_since = self._worker.now
+                return
+            self._searched, self._head_since = 0, None
+            head = data if end == len(data) else data[:end]
+            data = data[end:]
+            self._head(head, data)
+
+    def _head(self, head: bytes, following: bytes) -> None:
+        worker = self._worker
+        if len(head) > worker.settings.max_head_bytes:
+            raise HeadError(431, "the request head is too large")
+        keep = check_request(head)
+        first, lines = read_lines(head)
+        method, target, version = first.split(b" ")
+        if method in _REFUSED_METHODS:
+            raise HeadError(405, "this method is not proxied")
+        http10 = version == b"HTTP/1.0"
+        n_hosts = sum(name == b"host" for name, _, _ in lines)
+        if n_hosts > 1 or (n_hosts == 0 and not http10):
+            raise HeadError(400, "exactly one Host header is needed")
+        request = Request(method, target_path(target), http10, keep and not worker.stopping, lines)
+        if request.length > worker.settings.max_body_bytes:
+            raise HeadError(413, "the request body is too large")
+        if http10 and request.length == CHUNKED:
+            raise HeadError(400, "HTTP/1.0 knows no chunked bodies")
+        refusal = worker.guard.refusal(request.target, lines)
+        if refusal is not None:
+            raise HeadError(*refusal)
+        if not request.reader.done:
+            self._request = request
+        if request.target.startswith(OWN_ROUTES):
+            if request.length > _MAX_OWN_BODY:
+                raise HeadError(413, "the request body is too large")
+            self._own_body = []
+            if request.expects and not request.reader.done:
+                self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            if request.reader.done:
+                self._answer_own(request)
+            return
+        self.flight = Flight(worker, self, request)
+        self.flight.start(body_follows=bool(following) and not request.reader.done)
+
+    def _body(self, request: Request, payload: list[bytes], n_framed: int) -> None:
+        done = request.reader.done
+        if done:
+            self._request = None
+        if self._own_body is not None:
+            self._own_body += payload
+            if sum(map(len, self._own_body)) > _MAX_OWN_BODY:
+                raise HeadError(413, "the request body is too large")
+            if done:
+                self._answer_own(request)
+        elif self.flight is not None:
+            self.flight.request_body(payload, n_framed, done)
+        elif done:  # the answer was out before the request was in: what was left of it is read and dropped
+            self._next(request)
+
+    # --- what is written
+
+    def _answer_own(self, request: Request) -> None:
+        body = b"".join(self._own_body or [])
+        self._own_body = None
+        status, answer, content_type = self._worker.routes.answer(
+            request.method, request.target, request.head.lines, body
+        )
+        self.transport.write(
+            render_answer(
+                status,
+                answer,
+                content_type=content_type,
+                keep=request.keep,
+                http10=request.http10,
+                head_only=request.method == b"HEAD",
+            )
+        )
+        self._next(request)
+
+    def finished(self, flight: Flight, *, keep: bool) -> None:
+        """The flight's answer is out. `keep` False: its end is the connection's end."""
+        self.flight = None
+        request = flight.request
+        request.keep = request.keep and keep
+        if self._request is None:
+            self._next(request)
+        elif request.expects:  # without its 100 the client may never send the body: nobody can tell what comes next
+            self.linger()
+        else:
+            self.resume_upload()
+
+    def pause_upload(self) -> None:
+        """The arm takes the request more slowly than the client sends it."""
+        if self._request is not None and not self._upload_paused:
+            self._upload_paused = True
+            self.transport.pause_reading()
+
+    def resume_upload(self) -> None:
+        if self._upload_paused:
+            self._upload_paused = False
+            self.waits_since = self._worker.now
+            self.transport.resume_reading()
+
+    def _next(self, request: Request) -> None:
+        self._request = None
+        self.waits_since = self._worker.now
+        if not request.keep or self._worker.stopping:
+            self.close()
+            return
+        if self._paused_reading:
+            self._paused_reading = False
+            self.transport.resume_reading()
+        if self._buffer:
+            self._worker.loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        if self._buffer and self.flight is None:
+            self.data_received(b"")
+
+    def _refuse(self, status: int, message: str) -> None:
+        """What was sent is not a request that can be passed on; where it ends is not known, so the connection ends."""
+        flight, self.flight = self.flight, None
+        if flight is not None:
+            flight.client_gone()
+            if flight.answer_started:  # no second answer may be mixed into the first
+                self.abort()
+                return
+        self._worker.metrics.refused(status)
+        self.transport.write(render_answer(status, render_provider_error(False, status, message, None), keep=False))
+        self.linger()
+
+    def linger(self) -> None:
+        """End the connection with bytes of the client still to come: they are read and dropped for a moment, since closing
+        on them would reset the connection and take the answer with it."""
+        self._closing = True
+        self._buffer = b""
+        self._linger_until = self._worker.now + _LINGER_S
+        self.transport.write_eof()
+
+    def close(self) -> None:
+        self._closing = True
+        self._buffer = b""
+        self.transport.close()
+
+    def abort(self) -> None:
+        self._closing = True
+        self.transport.abort()
+
+    # --- time
+
+    def check(self, now: float) -> None:
+        """Called a few times a second: ends connections on which nothing moves."""
+        settings = self._worker.settings
+        waited = now - self.waits_since
+        if self._linger_until is not None:
+            if now > self._linger_until:
+                self.transport.abort()
+        elif self.write_paused:
+            if waited > settings.body_timeout_s:
+                self.abort()
+        elif self._request is not None:
+            if waited > settings.body_timeout_s and not self._upload_paused:
+                self.abort()
+        elif self.flight is None:
+            if self._head_since is not None:
+                if now - self._head_since > settings.head_timeout_s:
+                    self._refuse(408, "the request head did not arrive in time")
+            elif waited > settings.keep_alive_s or self._worker.stopping:
+                self.close()

@@ -1,0 +1,140 @@
+"""What a collector is told: plain frozen values, made from the configuration by `pipeline.collect`.
+
+They cross process borders as JSON over a pipe, never on a command line, so a key in them shows in no process list.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+
+class Secret(msgspec.Struct, frozen=True):
+    """A key or token; its text is only had by asking for `value`."""
+
+    value: str
+
+    def __repr__(self) -> str:
+        return "Secret(…)"
+
+    __str__ = __repr__
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """Where an arm's server is: the key of the connection pool."""
+
+    host: str
+    port: int
+    tls: bool
+    authority: str
+    """value of the Host header"""
+    base_path: str
+    """path of the base_url, without a trailing slash"""
+
+    @classmethod
+    def of(cls, base_url: str) -> Origin:
+        parts = urlsplit(base_url)
+        tls = parts.scheme == "https"
+        host = parts.hostname or ""
+        shown = f"[{host}]" if ":" in host else host
+        port = parts.port or (443 if tls else 80)
+        authority = shown if parts.port is None else f"{shown}:{parts.port}"
+        return cls(host, port, tls, authority, parts.path.rstrip("/"))
+
+
+class ArmSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """One arm. `params` and `system_prompt` override the client's where the request is written (treatment, `rewrite`)."""
+
+    arm: str
+    provider: str
+    base_url: str
+    model: str | None = None
+    rewrite: bool = False
+    api_key: Secret | None = None
+    system_prompt: str | None = None
+    params: dict[str, Any] = {}
+    infrastructure_usd: float = 0.0
+
+    @property
+    def origin(self) -> Origin:
+        return Origin.of(self.base_url)
+
+    @property
+    def key_line(self) -> bytes:
+        """The header line that carries the arm's key; b"" where the client's own passes through."""
+        if self.api_key is None:
+            return b""
+        prefix = b"x-api-key: " if self.provider == "anthropic" else b"Authorization: Bearer "
+        return prefix + self.api_key.value.encode("latin-1")
+
+    def speaks(self, endpoint: str) -> bool:
+        """Whether the arm's server understands the endpoint's dialect as it is. LiteLLM speaks all of them."""
+        return self.provider == "litellm" or (endpoint == "messages") == (self.provider == "anthropic")
+
+
+class CollectorSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a worker or the treatment process needs. Times in seconds, sizes in bytes, shares in percent."""
+
+    experiment: str
+    control: ArmSettings
+    spool: str
+    """folder of the segments"""
+    data: str
+    """folder of the data (verdict.json, canary state)"""
+    mode: str = "shadow"
+    treatment: ArmSettings | None = None
+    treatment_percent: float = 10.0
+    salt: str = ""
+    unit_sources: tuple[str, ...] = ()
+    config_fingerprint: str | None = None
+    sample_percent: float = 100.0
+    shadow_percent: float = 0.0
+    """canary: share of control-served conversations that are shadowed as well"""
+    connect_timeout_s: float = 10.0
+    idle_timeout_s: float = 120.0
+    timeout_s: float = 600.0
+    shadow_timeout_s: float = 120.0
+    fsync_interval_s: float = 1.0
+    hash_units: bool = True
+    unit_key: Secret = Secret("")
+    inject_stream_usage: bool = False
+    shadow_concurrency: int = 64
+    shadow_budget_usd: float | None = None
+    prices: dict[str, dict[str, float | None]] = {}
+    redact: tuple[str, ...] = ()
+    client_token: Secret | None = None
+    ca_file: str | None = None
+    """extra trust for TLS upstreams (a company's CA)"""
+    max_body_bytes: int = 128 << 20
+    max_logged_bytes: int = 64 << 20
+    max_head_bytes: int = 64 << 10
+    head_timeout_s: float = 30.0
+    """a client has this long to send a whole request head"""
+    body_timeout_s: float = 60.0
+    """between two bytes of a request, or of an answer the client does not read"""
+    keep_alive_s: float = 75.0
+    """an idle client connection"""
+    upstream_keep_alive_s: float = 4.5
+    """an idle connection to an arm; shorter than the 5 s after which uvicorn and llama.cpp close theirs"""
+    segment_bytes: int = 64 << 20
+    segment_s: float = 300.0
+    shadow_queue: int = 1000
+    """copies that may wait"""
+    shadow_queue_bytes: int = 64 << 20
+    shadow_queue_age_s: float = 30.0
+    """a copy that waited longer is shed"""
+    metrics_dir: str | None = None
+    shadow_socket: str | None = None
+    """where originals go to the treatment process when redaction keeps them off the disk"""
+
+    @property
+    def effective_salt(self) -> str:
+        return self.salt or self.experiment
+
+    def arm(self, name: str) -> ArmSettings:
+        if name == "control":
+            return self.control
+        assert self.treatment is not None
+        return self.treatment

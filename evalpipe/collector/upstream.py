@@ -1,0 +1,258 @@
+"""Connections to the arms' servers: kept alive, one exchange at a time on each, the answer's bytes handed on as they come."""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import ssl
+from collections import deque
+from typing import Protocol, cast
+
+from evalpipe.collector.framing import BodyReader
+from evalpipe.collector.heads import HeadError, Line, check_response, read_lines, response_length
+from evalpipe.collector.settings import Origin
+
+MAX_HEAD_BYTES = 256 << 10
+_CHECK_AFTER_S = 0.5
+"""a connection idle for longer is asked whether the server has closed it before it is used again"""
+
+
+class AnswerSink(Protocol):
+    """Who receives an answer. `interim` and `head` come before `body`; exactly one of `lost` or a `body` with done."""
+
+    head_request: bool
+
+    def interim(self, head: bytes) -> None: ...
+
+    def head(
+        self, status: int, status_line: bytes, lines: list[Line], reader: BodyReader, *, last: bool, followed: bool
+    ) -> None:
+        """`last`: the answer has no body, this is all of it. `followed`: `body` is called at once with what came along."""
+
+    def body(self, framed: bytes, payload: list[bytes], *, last: bool) -> None: ...
+
+    def lost(self, ended: str, message: str) -> None: ...
+
+    def pause_sending(self) -> None: ...
+
+    def resume_sending(self) -> None: ...
+
+
+class Upstream(asyncio.Protocol):
+    """One connection. `begin` binds it to a sink; when the answer has ended it goes back to its pool, or closes."""
+
+    def __init__(self, pool: Pool, origin: Origin) -> None:
+        self._pool, self._origin = pool, origin
+        self.transport: asyncio.Transport = cast(asyncio.Transport, None)
+        self.closed = False
+        self.idle_since = 0.0
+        self.n_answers = 0
+        self._sink: AnswerSink | None = None
+        self._buffer = b""
+        self._reader: BodyReader | None = None
+        self._keep = True
+        self.request_sent = False
+        """set by the sink when all of the request was written; before, an answer ends the connection"""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def begin(self, sink: AnswerSink) -> None:
+        self._sink, self._reader, self._buffer, self._keep = sink, None, b"", True
+        self.request_sent = False
+
+    def abandon(self) -> None:
+        """Nobody wants this answer any more: the server sees the connection close."""
+        self._sink = None
+        self.transport.abort()
+
+    def is_stale(self) -> bool:
+        """Whether the server has sent or closed something while the connection was idle."""
+        fd = self.transport.get_extra_info("socket").fileno()
+        if fd < 0:
+            return True
+        poller = select.poll()
+        poller.register(fd, select.POLLIN)
+        return bool(poller.poll(0))
+
+    def data_received(self, data: bytes) -> None:
+        sink = self._sink
+        if sink is None:  # a server that talks without being asked
+            self.transport.abort()
+            return
+        try:
+            self._receive(sink, data)
+        except HeadError as error:
+            self._fail("protocol_error", str(error))
+
+    def _receive(self, sink: AnswerSink, data: bytes) -> None:
+        reader = self._reader
+        if reader is not None:
+            framed, payload, rest = reader.take(data)
+            self._hand_on(sink, reader, framed, payload, rest)
+            return
+        if self._buffer:
+            data = self._buffer + data
+            self._buffer = b""
+        while True:
+            end = data.find(b"\r\n\r\n") + 4
+            if end < 4:
+                if len(data) > MAX_HEAD_BYTES:
+                    raise HeadError(502, "the head of the answer is too large")
+                self._buffer = data
+                return
+            head = data if end == len(data) else data[:end]
+            data = data[end:]
+            status, keep = check_response(head)
+            if status >= 200:
+                break
+            sink.interim(head)
+            if not data:
+                return
+        status_line, lines = read_lines(head)
+        length = response_length(status, lines, head_request=sink.head_request)
+        self._keep = keep
+        self._reader = reader = BodyReader(length)
+        if not data:
+            last = reader.done
+            if last:
+                self._release()
+            sink.head(status, status_line, lines, reader, last=last, followed=False)
+            return
+        if reader.done:  # an answer without a body, and bytes behind it: not ours to pass on
+            self._keep = False
+            self._release()
+            sink.head(status, status_line, lines, reader, last=True, followed=False)
+            return
+        sink.head(status, status_line, lines, reader, last=False, followed=True)
+        framed, payload, rest = reader.take(data)
+        self._hand_on(sink, reader, framed, payload, rest)
+
+    def _hand_on(self, sink: AnswerSink, reader: BodyReader, framed: bytes, payload: list[bytes], rest: bytes) -> None:
+        if reader.done:
+            if rest:
+                self._keep = False
+            self._release()
+        sink.body(framed, payload, last=reader.done)
+
+    def _release(self) -> None:
+        self._sink = self._reader = None
+        self.n_answers += 1
+        if self._keep and self.request_sent and not self.closed:
+            self._pool.put(self)
+        else:
+            self.transport.close()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed = True
+        self._pool.forget(self)
+        sink, self._sink = self._sink, None
+        if sink is None:
+            return
+        reader = self._reader
+        if reader is not None and reader.until_close and exc is None:
+            reader.done = True
+            sink.lost("closed_by_upstream", "")
+        elif reader is None:
+            sink.lost("cut", f"the server closed the connection without an answer{_reason(exc)}")
+        else:
+            sink.lost("cut", f"the server broke off its answer{_reason(exc)}")
+
+    def _fail(self, ended: str, message: str) -> None:
+        sink, self._sink = self._sink, None
+        self.transport.abort()
+        if sink is not None:
+            sink.lost(ended, message)
+
+    def pause_writing(self) -> None:
+        if self._sink is not None:
+            self._sink.pause_sending()
+
+    def resume_writing(self) -> None:
+        if self._sink is not None:
+            self._sink.resume_sending()
+
+    @property
+    def origin(self) -> Origin:
+        return self._origin
+
+
+def _reason(error: Exception | None) -> str:
+    return f": {error}" if error is not None and str(error) else ""
+
+
+class Pool:
+    """Idle connections by origin, the last used first; the others run into their age and are closed."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        keep_alive_s: float,
+        connect_timeout_s: float,
+        ca_file: str | None = None,
+    ) -> None:
+        self._loop = loop
+        self._keep_alive_s, self._connect_timeout_s = keep_alive_s, connect_timeout_s
+        self._idle: dict[Origin, deque[Upstream]] = {}
+        self._ca_file = ca_file
+        self._tls: ssl.SSLContext | None = None
+
+    def get(self, origin: Origin) -> Upstream | None:
+        """An idle connection the server still holds open, or None."""
+        idle = self._idle.get(origin)
+        now = self._loop.time()
+        while idle:
+            upstream = idle.pop()
+            age = now - upstream.idle_since
+            if upstream.closed or upstream.transport.is_closing():
+                continue
+            if age > self._keep_alive_s or (age > _CHECK_AFTER_S and upstream.is_stale()):
+                upstream.transport.close()
+                continue
+            return upstream
+        return None
+
+    async def connect(self, origin: Origin) -> Upstream:
+        """A new connection. Raises TimeoutError or OSError (ssl.SSLError is one)."""
+        async with asyncio.timeout(self._connect_timeout_s):
+            _, protocol = await self._loop.create_connection(
+                lambda: Upstream(self, origin),
+                origin.host,
+                origin.port,
+                ssl=self._context() if origin.tls else None,
+                server_hostname=origin.host if origin.tls else None,
+            )
+        return protocol
+
+    def put(self, upstream: Upstream) -> None:
+        upstream.idle_since = self._loop.time()
+        self._idle.setdefault(upstream.origin, deque()).append(upstream)
+
+    def forget(self, upstream: Upstream) -> None:
+        idle = self._idle.get(upstream.origin)
+        if idle and upstream in idle:
+            idle.remove(upstream)
+
+    def tick(self) -> None:
+        """To be called about once a second: closes what was idle too long."""
+        limit = self._loop.time() - self._keep_alive_s
+        for idle in self._idle.values():
+            while idle and idle[0].idle_since < limit:
+                idle.popleft().transport.close()
+
+    def close(self) -> None:
+        for idle in self._idle.values():
+            while idle:
+                idle.pop().transport.close()
+
+    def _context(self) -> ssl.SSLContext:
+        if self._tls is None:
+            self._tls = ssl.create_default_context()
+            if self._ca_file:
+                self._tls.load_verify_locations(self._ca_file)
+            self._tls.set_alpn_protocols(["http/1.1"])
+        return self._tls

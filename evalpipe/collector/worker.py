@@ -1,0 +1,198 @@
+"""One serving process: its listening socket, connections, pool, spool segment; ends gracefully on SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from evalpipe.collector.arms import Assigner, RequestHead, Rewriter, ShadowAssigner
+from evalpipe.collector.guard import Guard
+from evalpipe.collector.metrics import Metrics
+from evalpipe.collector.recorder import Recorder
+from evalpipe.collector.routes import Routes
+from evalpipe.collector.settings import ArmSettings, CollectorSettings, Origin
+from evalpipe.collector.spooling import SpoolWriter
+from evalpipe.collector.upstream import Pool
+from evalpipe.providers.base import ENDPOINTS
+
+if TYPE_CHECKING:
+    from evalpipe.collector.flight import Flight
+    from evalpipe.collector.server import Client
+
+TICK_S = 0.1
+_BACKLOG = 4096
+
+
+class Worker:
+    """What flights and clients share in one process."""
+
+    def __init__(self, settings: CollectorSettings, loop: asyncio.AbstractEventLoop) -> None:
+        self.settings, self.loop = settings, loop
+        self.now = loop.time()
+        self.stopping = False
+        self.flights: set[Flight] = set()
+        self.clients: set[Client] = set()
+        self.metrics_dir = settings.metrics_dir or ""
+        self.metrics = Metrics(settings.experiment, f"served-{os.getpid()}")
+        self.writer = SpoolWriter(
+            Path(settings.spool),
+            f"served-{time.time_ns() // 1_000_000}-{os.getpid()}",
+            segment_bytes=settings.segment_bytes,
+            segment_s=settings.segment_s,
+            on_lost=self._lost,
+        )
+        self.pool = Pool(
+            loop,
+            keep_alive_s=settings.upstream_keep_alive_s,
+            connect_timeout_s=settings.connect_timeout_s,
+            ca_file=settings.ca_file,
+        )
+        redactor = originals = None
+        if settings.redact:
+            from evalpipe.collector.originals import OriginalsOut
+            from evalpipe.collector.redaction import Redactor
+
+            redactor = Redactor(settings.redact)
+            if settings.treatment is not None and settings.shadow_socket:
+                originals = OriginalsOut(loop, settings.shadow_socket, settings.shadow_queue_bytes)
+        self._originals = originals
+        self.recorder = Recorder(settings, self.writer, self.metrics, redactor=redactor, originals=originals)
+        self.routes = Routes(self)
+        self.guard = Guard(settings)
+        self.assigner = _assigner(settings)
+        self._rewriter: Rewriter | None = None
+        self.needs_body = self.assigner.needs_body or settings.control.rewrite
+        self._endpoints = {path.encode(): name for path, name in ENDPOINTS.items()}
+        self._origins = {arm.arm: arm.origin for arm in (settings.control, settings.treatment) if arm is not None}
+        self._key_lines = {
+            arm.arm: arm.key_line
+            for arm in (settings.control, settings.treatment)
+            if arm is not None and arm.api_key is not None
+        }
+        self._next_tick = 0.0
+
+    # --- what a flight asks
+
+    def endpoint(self, method: bytes, target: bytes) -> str | None:
+        """The collected endpoint, or None: the request passes through without a log."""
+        return self._endpoints.get(target.partition(b"?")[0]) if method == b"POST" else None
+
+    def new_request_id(self) -> str:
+        """Sorts by time; cannot be guessed, since it is the right to rate the answer."""
+        return f"{time.time_ns() // 1_000_000:012x}{os.urandom(10).hex()}"
+
+    def origin(self, arm: ArmSettings) -> Origin:
+        return self._origins[arm.arm]
+
+    def key_line(self, arm: ArmSettings) -> bytes:
+        return self._key_lines[arm.arm]
+
+    def own_lines(self, flight: Flight) -> list[bytes]:
+        """The collector's own answer headers."""
+        lines = [b"x-evalpipe-request-id: " + flight.request_id.encode("ascii")]
+        if flight.assignment is not None and self.settings.mode != "shadow":
+            lines.append(b"x-evalpipe-arm: " + flight.assignment.arm.encode("ascii"))
+        return lines
+
+    def rewrite(self, head: RequestHead, arm: ArmSettings, body: bytes) -> bytes | None:
+        """The body written for the arm, or None: it goes out as it came."""
+        if self._rewriter is None:
+            return None
+        return self._rewriter(head, body, arm.arm)
+
+    # --- life
+
+    def _lost(self, reason: str) -> None:
+        self.metrics.lost()
+        if self.writer.n_lost == 1 or self.writer.n_lost % 1000 == 0:
+            print(f"evalpipe: {self.writer.n_lost} records LOST: {reason}", file=sys.stderr, flush=True)  # noqa: T201
+
+    def tick(self) -> None:
+        self.now = now = self.loop.time()
+        at = perf_counter()
+        for flight in list(self.flights):
+            flight.check(at)
+        for client in list(self.clients):
+            client.check(now)
+        self.assigner.tick()
+        if now >= self._next_tick:
+            self._next_tick = now + 1
+            self.pool.tick()
+            self.writer.tick()
+
+    async def run(self, sock: socket.socket, stop: asyncio.Event) -> None:
+        """Serve until `stop` is set and what is under way has ended."""
+        from evalpipe.collector.server import Client
+
+        self.writer.open()
+        if self._originals is not None:
+            self._originals.start()
+        server = await self.loop.create_server(lambda: Client(self), sock=sock, backlog=_BACKLOG)
+        syncing = self.loop.create_task(self._sync())
+        while not stop.is_set():
+            await self._pause(stop)
+        self.stopping = True
+        server.close()
+        deadline = self.loop.time() + self.settings.timeout_s
+        while (self.flights or any(client.transport.get_write_buffer_size() for client in self.clients)) and (
+            self.loop.time() < deadline
+        ):
+            self.tick()
+            await asyncio.sleep(TICK_S / 4)
+        for client in list(self.clients):
+            client.close()
+        syncing.cancel()
+        await asyncio.gather(syncing, return_exceptions=True)
+        if self._originals is not None:
+            await self._originals.drain()
+        self.pool.close()
+        self.writer.close()
+
+    async def _pause(self, stop: asyncio.Event) -> None:
+        self.tick()
+        try:
+            async with asyncio.timeout(TICK_S):
+                await stop.wait()
+        except TimeoutError:
+            return
+
+    async def _sync(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.fsync_interval_s)
+            await self.loop.run_in_executor(None, self.writer.sync)
+
+
+def _assigner(settings: CollectorSettings) -> Assigner:
+    if settings.mode == "shadow":
+        return ShadowAssigner(unit_sources=settings.unit_sources, eligible=settings.treatment is not None)
+    from evalpipe.collector.assign import CanaryShare, Share, SplitAssigner
+
+    history = Path(settings.data) / "canary" / f"{settings.experiment}.jsonl"
+    token = settings.client_token
+    return SplitAssigner(
+        salt=settings.effective_salt,
+        unit_sources=settings.unit_sources,
+        share=CanaryShare(history) if settings.mode == "canary" else lambda: Share(settings.treatment_percent),
+        token=None if token is None else token.value,
+        shadow_percent=settings.shadow_percent,
+    )
+
+
+def stop_signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    """SIGTERM and SIGINT ask for the graceful end; so does the parent's disappearance (end of stdin)."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
+    def parent_spoke() -> None:
+        if not os.read(0, 1):
+            loop.remove_reader(0)
+            stop.set()
+
+    loop.add_reader(0, parent_spoke)

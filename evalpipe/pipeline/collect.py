@@ -1,0 +1,165 @@
+"""`evalpipe collect`: the configuration as plain settings, checked where only a running collector would notice."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from evalpipe.collector.settings import ArmSettings, CollectorSettings, Secret
+from evalpipe.collector.supervisor import Run, run_collector
+from evalpipe.config import ArmConfig, Config, secret
+from evalpipe.core.identity import fingerprint
+from evalpipe.errors import BudgetError, ConfigError
+from evalpipe.pipeline.prices import price_book
+from evalpipe.pipeline.unit_key import unit_key
+from evalpipe.pipeline.workspace import Workspace
+from evalpipe.providers.pricing import is_priced
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def collect(
+    workspace: Workspace,
+    *,
+    host: str | None = None,
+    port: int | None = None,
+    workers: int | None = None,
+    load_every: str | None = None,
+    insecure: bool = False,
+) -> None:
+    """Serve until SIGTERM or Ctrl-C. Raises ConfigError, BudgetError or WorkspaceBusyError where it cannot begin."""
+    config = workspace.require_config()
+    settings = collector_settings(workspace)
+    host = host or config.collector.host
+    if not is_loopback(host) and settings.client_token is None and not insecure:
+        raise ConfigError(
+            f"collector.host = {host!r} is reachable from other machines: set a client token in "
+            f"${config.collector.client_token_env}, or say --insecure"
+        )
+    load_every_s = None if load_every is None else read_duration(load_every)
+    load_command = [sys.executable, "-m", "evalpipe", "load", "--data", str(workspace.data)]
+    if workspace.config_path is not None:
+        load_command += ["--config", str(workspace.config_path)]
+    run_collector(
+        Run(
+            settings=settings,
+            host=host,
+            port=config.collector.port if port is None else port,
+            n_workers=workers or config.collector.workers,
+            load_every_s=load_every_s,
+            load_command=load_command,
+        )
+    )
+
+
+def collector_settings(workspace: Workspace) -> CollectorSettings:
+    """Everything the collector's processes are told."""
+    config = workspace.require_config()
+    arms = config.require_arms()
+    options, experiment = config.collector, config.experiment
+    control = _arm(workspace, "control", arms.control)
+    treatment = None if arms.treatment is None else _arm(workspace, "treatment", arms.treatment)
+    prices = price_book(config)
+    if treatment is not None and options.shadow_budget_usd is not None:
+        now = datetime.now(UTC)
+        if treatment.model is None or not is_priced(treatment.model, treatment.provider, at=now, prices=prices):
+            raise BudgetError(
+                f"collector.shadow_budget_usd cannot be kept: no price is known for arms.treatment.model = "
+                f"{treatment.model!r}; add it under [prices], or leave the budget out"
+            )
+    token = secret(options.client_token_env)
+    return CollectorSettings(
+        experiment=experiment.name,
+        control=control,
+        treatment=treatment,
+        spool=str(workspace.spool.resolve()),
+        data=str(workspace.data.resolve()),
+        mode=experiment.mode,
+        treatment_percent=experiment.treatment_percent,
+        salt=experiment.salt,
+        unit_sources=experiment.unit,
+        config_fingerprint=config_fingerprint(config),
+        sample_percent=options.sample_percent,
+        shadow_percent=config.canary.shadow_percent,
+        connect_timeout_s=options.connect_timeout_s,
+        idle_timeout_s=options.idle_timeout_s,
+        timeout_s=options.timeout_s,
+        shadow_timeout_s=options.shadow_timeout_s,
+        fsync_interval_s=options.fsync_interval_s,
+        hash_units=options.hash_units,
+        unit_key=Secret(unit_key(workspace).decode("latin-1")),
+        inject_stream_usage=options.stream_usage == "inject",
+        shadow_concurrency=options.shadow_concurrency,
+        shadow_budget_usd=options.shadow_budget_usd,
+        prices={
+            model: {
+                "input": price.input,
+                "output": price.output,
+                "cached_input": price.cached_input,
+                "cache_write": price.cache_write,
+            }
+            for model, price in prices.items()
+        },
+        redact=options.redact,
+        client_token=None if token is None else Secret(token),
+    )
+
+
+def config_fingerprint(config: Config) -> str:
+    """Of what decides the answers: the arms and the experiment. Written on every record."""
+    document = config.model_dump(mode="json", include={"arms", "experiment"})
+    return fingerprint(document)
+
+
+def _arm(workspace: Workspace, name: str, arm: ArmConfig) -> ArmSettings:
+    key = None
+    if arm.api_key_env is not None:
+        key = secret(arm.api_key_env)
+        if key is None:
+            raise ConfigError(f"arms.{name}.api_key_env = {arm.api_key_env!r}: this environment variable is not set")
+        if not key.isascii() or not key.isprintable() or key != key.strip():
+            raise ConfigError(f"${arm.api_key_env} holds blanks or characters that cannot stand in a header")
+    return ArmSettings(
+        arm=name,
+        provider=arm.provider,
+        base_url=arm.effective_base_url,
+        model=arm.model,
+        rewrite=arm.rewrite,
+        api_key=None if key is None else Secret(key),
+        system_prompt=_system_prompt(workspace, name, arm),
+        params=arm.params,
+        infrastructure_usd=arm.infrastructure_usd_per_request,
+    )
+
+
+def _system_prompt(workspace: Workspace, name: str, arm: ArmConfig) -> str | None:
+    if arm.system_prompt_file is None:
+        return None
+    path = workspace.root / Path(arm.system_prompt_file)
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"arms.{name}.system_prompt_file = {arm.system_prompt_file!r} cannot be read: {error}"
+        ) from None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def read_duration(text: str) -> float:
+    """ "10m", "30s", "1h" → seconds."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(s|m|h)", text.strip())
+    if match is None or float(match.group(1)) == 0:
+        raise ConfigError(f"--load-every {text!r}: give a duration such as 30s, 10m or 1h")
+    return float(match.group(1)) * _UNITS[match.group(2)]
