@@ -236,11 +236,12 @@ def read_status(workspace: Workspace) -> Status:
     event = history.last()
     state = event.state if event else CanaryState()
     evaluation = history.evaluation()
+    shown = evaluation is not None and (evaluation.entry == state.entry or state.status is CanaryStatus.ROLLED_BACK)
     return Status(
         experiment=config.experiment.name,
         state=state,
         event=event,
-        evaluation=evaluation if evaluation is not None and evaluation.entry == state.entry else None,
+        evaluation=evaluation if shown else None,
         stages=configured_stages(config),
         watched=is_led(history.controller_lock_path),
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from evalpipe.core.canary import CanaryEvaluation, CanaryEvent, CanaryState, GuardrailVerdict
+from evalpipe.core.canary import CanaryEvaluation, CanaryEvent, CanaryState, CanaryStatus, GuardrailVerdict
 from evalpipe.core.traffic import Arm
 from evalpipe.rollout.guardrails import Guardrail, evaluate_guardrails
 from evalpipe.rollout.history import History
@@ -70,16 +70,17 @@ class Controller:
         self._last_at = now
         self._take(self._source.new(state))
         verdicts = self._verdicts(state)
-        self._history.write_evaluation(
-            CanaryEvaluation(
-                entry=state.entry,
-                at=now,
-                watched_s=self._watched_s,
-                n_control=self._n[Arm.CONTROL],
-                n_treatment=self._n[Arm.TREATMENT],
-                verdicts=verdicts,
+        if state.status is not CanaryStatus.ROLLED_BACK:  # there, what led to the rollback stays to be seen
+            self._history.write_evaluation(
+                CanaryEvaluation(
+                    entry=state.entry,
+                    at=now,
+                    watched_s=self._watched_s,
+                    n_control=self._n[Arm.CONTROL],
+                    n_treatment=self._n[Arm.TREATMENT],
+                    verdicts=verdicts,
+                )
             )
-        )
         seen = Seen(watched_s=self._watched_s, n_treatment=self._n[Arm.TREATMENT], verdicts=verdicts)
 
         def decide(present: CanaryState) -> Change | None:

@@ -1,0 +1,116 @@
+"""`evalpipe istio`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from evalpipe.cli import options
+
+
+def istio(
+    kind: Annotated[str, typer.Option("--kind", "-k", help="istio | argo | flagger | kustomize")] = "istio",
+    split: Annotated[
+        str, typer.Option("--split", help="istio: who splits, the mesh or evalpipe (which keeps users in their arm).")
+    ] = "mesh",
+    percentage: Annotated[
+        float | None, typer.Option("--percentage", "-p", help="Share of treatment.  [default: the one in force]")
+    ] = None,
+    stage: Annotated[int | None, typer.Option("--stage", help="The share of this stage, from 1.")] = None,
+    host: Annotated[str, typer.Option("--host", help="The name clients call.")] = "llm.example.internal",
+    service: Annotated[str, typer.Option("--service", help="The collectors' Kubernetes service.")] = "evalpipe",
+    port: Annotated[int, typer.Option("--port", help="Its port.")] = 8400,
+    namespace: Annotated[str | None, typer.Option("--namespace", "-n", help="Kubernetes namespace.")] = None,
+    gateway: Annotated[list[str] | None, typer.Option("--gateway", help="Istio gateways to bind to.")] = None,
+    target: Annotated[str, typer.Option("--target", help="flagger: the Deployment that is rolled out.")] = "evalpipe",
+    prometheus: Annotated[
+        str, typer.Option("--prometheus", help="argo, flagger: Prometheus.")
+    ] = "http://prometheus:9090",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write here (kustomize: a folder).  [default: stdout]")
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="istio: render again on every change of the canary.")] = False,
+    apply: Annotated[bool, typer.Option("--apply", help="Hand it to kubectl.")] = False,
+    config: options.Config = None,
+    data: options.Data = None,
+) -> None:
+    """Manifests for a cluster: an Istio split, Argo Rollouts, Flagger, or a Kustomize set to run collectors.
+
+    ```
+    evalpipe istio --percentage 10 | kubectl apply -f -
+    evalpipe istio --watch --apply          # the mesh follows the canary
+    evalpipe istio --kind kustomize -o deploy
+    ```
+    """
+    from evalpipe.errors import ConfigError
+    from evalpipe.pipeline import istio as pipeline
+    from evalpipe.pipeline.workspace import open_workspace
+    from evalpipe.rollout.argo import AnalysisSettings
+    from evalpipe.rollout.flagger import FlaggerSettings
+    from evalpipe.rollout.istio import MeshSettings
+
+    workspace = open_workspace(config, data)
+    configured = workspace.require_config()
+    name = configured.experiment.name.lower().replace("_", "-").replace(".", "-").strip("-")
+    collector = f"http://{service}:{port}"
+
+    def deliver(text: str) -> None:
+        if out is not None:
+            try:
+                out.write_text(text, "utf-8")
+            except OSError as error:
+                raise ConfigError(f"cannot write {out}: {error.strerror}") from error
+        elif not apply:
+            typer.echo(text, nl=False)
+        if apply:
+            typer.echo(pipeline.apply(text), err=True)
+
+    if kind not in pipeline.KINDS:
+        raise ConfigError(f"--kind {kind}: one of {', '.join(pipeline.KINDS)}")
+    if watch and kind != "istio":
+        raise ConfigError(f"--watch follows the canary's share, which --kind {kind} does not hold")
+    if kind == "kustomize":
+        if out is None:
+            raise ConfigError("--kind kustomize writes files: give a folder with --out")
+        for path in pipeline.write_kustomize(workspace, out):
+            typer.echo(f"wrote {path}")
+        return
+    if kind == "argo":
+        limits = AnalysisSettings(
+            name=name,
+            experiment=configured.experiment.name,
+            collector=collector,
+            prometheus=prometheus,
+            namespace=namespace,
+            error_rate=pipeline.guardrail(configured, "error_rate", 0.02),
+            p99_latency_s=pipeline.guardrail(configured, "p99_latency_ms", 5000.0) / 1000,
+        )
+        deliver(pipeline.render_argo(workspace, limits))
+        return
+    if kind == "flagger":
+        rollout = FlaggerSettings(
+            name=name,
+            experiment=configured.experiment.name,
+            target=target,
+            collector=collector,
+            prometheus=prometheus,
+            namespace=namespace,
+            port=port,
+            stages=pipeline.whole_stages(configured),
+            error_rate=pipeline.guardrail(configured, "error_rate", 0.02),
+        )
+        deliver(pipeline.render_flagger(workspace, rollout))
+        return
+    mesh = MeshSettings(
+        name=name, host=host, service=service, namespace=namespace, port=port, gateways=tuple(gateway or ())
+    )
+    if watch:
+        if percentage is not None or stage is not None:
+            raise ConfigError("--watch follows the canary: leave --percentage and --stage out")
+        pipeline.watch(
+            workspace, lambda now: pipeline.render_istio(workspace, mesh, split, now), deliver, wait=pipeline.sleep
+        )
+        return
+    deliver(pipeline.render_istio(workspace, mesh, split, pipeline.share(workspace, percentage, stage)))

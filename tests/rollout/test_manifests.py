@@ -1,0 +1,214 @@
+"""Manifests: valid by the projects' own schemas, the forced arm first, weights that add up, and what a user may get wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from typer import Typer
+from typer.testing import CliRunner
+
+from evalpipe.cli.istio import istio
+from evalpipe.errors import ConfigError
+from evalpipe.pipeline import istio as pipeline
+from evalpipe.pipeline.canary import open_history, tell
+from evalpipe.pipeline.workspace import Workspace, open_workspace
+from evalpipe.rollout.istio import MeshSettings, render_mesh_split, weights
+from evalpipe.rollout.kustomize import kustomize_files
+
+CONFIG = """
+[experiment]
+name = "Claude_migration.v1"
+mode = "canary"
+[arms.control]
+provider = "openai"
+[arms.treatment]
+provider = "anthropic"
+"""
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    (tmp_path / "evalpipe.toml").write_text(CONFIG)
+    return open_workspace(root=tmp_path)
+
+
+@pytest.fixture(scope="session")
+def schemas(shared: Path) -> dict[str, Any]:
+    folder = shared / "data" / "schemas"
+    found: dict[str, Any] = {}
+    for path in folder.glob("*.json"):
+        found |= json.loads(path.read_text("utf-8"))
+    return found
+
+
+def run(workspace: Workspace, *arguments: str) -> str:
+    config = str(workspace.root / "evalpipe.toml")
+    app = Typer()
+    app.command()(istio)
+    result = CliRunner().invoke(app, ["--config", config, *arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def check(schemas: dict[str, Any], manifest: dict[str, Any]) -> None:
+    key = f"{manifest['kind']}.{manifest['apiVersion'].split('/')[1]}"
+    jsonschema.Draft202012Validator(_strict(schemas[key])).validate(manifest)
+
+
+def _strict(schema: Any) -> Any:
+    """As the API server sees it: an unknown field is a mistake wherever fields are listed. (Kubernetes prunes them.)"""
+    if isinstance(schema, dict):
+        closed = {key: _strict(value) for key, value in schema.items()}
+        open_ended = schema.get("x-kubernetes-preserve-unknown-fields") or "additionalProperties" in schema
+        if isinstance(schema.get("properties"), dict) and schema.get("type") == "object" and not open_ended:
+            closed["additionalProperties"] = False
+            closed["properties"] = (
+                {"apiVersion": {}, "kind": {}, "metadata": {}, **closed["properties"]}
+                if "spec" in schema["properties"]
+                else closed["properties"]
+            )
+        return closed
+    return [_strict(item) for item in schema] if isinstance(schema, list) else schema
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("percentage", [0, 1, 10, 50, 100])
+@pytest.mark.parametrize("split", ["mesh", "evalpipe"])
+def test_istio_is_valid_and_a_forced_arm_comes_first(
+    workspace: Workspace, schemas: dict[str, Any], percentage: int, split: str
+) -> None:
+    text = run(workspace, "-p", str(percentage), "--split", split, "-n", "llm", "--gateway", "edge")
+    manifests = list(yaml.safe_load_all(text))
+    assert [(m["kind"], m["apiVersion"]) for m in manifests] == [
+        ("VirtualService", "networking.istio.io/v1"),
+        ("DestinationRule", "networking.istio.io/v1"),
+    ]
+    for manifest in manifests:
+        check(schemas, manifest)
+        assert manifest["metadata"]["name"] == "claude-migration-v1"
+    for route in manifests[0]["spec"]["http"]:
+        assert sum(target["weight"] for target in route["route"]) == 100
+    if split == "mesh":
+        *forced, last = manifests[0]["spec"]["http"]
+        assert [route["match"][0]["headers"]["x-evalpipe-arm"]["exact"] for route in forced] == ["treatment", "control"]
+        assert [(t["destination"]["subset"], t["weight"]) for t in last["route"]] == [
+            ("control", 100 - percentage),
+            ("treatment", percentage),
+        ]
+        assert "match" not in last
+
+
+@pytest.mark.shared
+def test_argo_and_flagger_are_valid(workspace: Workspace, schemas: dict[str, Any]) -> None:
+    (template,) = yaml.safe_load_all(run(workspace, "--kind", "argo"))
+    check(schemas, template)
+    gate = template["spec"]["metrics"][0]
+    assert gate["provider"]["web"]["url"].endswith("/_evalpipe/gate")
+    canary, *templates = yaml.safe_load_all(run(workspace, "--kind", "flagger", "--target", "bot"))
+    check(schemas, canary)
+    assert canary["spec"]["targetRef"]["name"] == "bot"
+    assert canary["spec"]["analysis"]["stepWeights"] == [1, 5, 10, 25, 50]
+    assert {hook["url"].rsplit("/", 1)[1] for hook in canary["spec"]["analysis"]["webhooks"]} == {"gate", "ready"}
+    assert {t["metadata"]["name"] for t in templates} == {
+        m["templateRef"]["name"] for m in canary["spec"]["analysis"]["metrics"]
+    }
+
+
+@pytest.mark.shared
+def test_the_schema_check_would_see_a_mistake(schemas: dict[str, Any]) -> None:
+    service, _ = render_mesh_split(MeshSettings(name="x", host="h"), 10)
+    service["spec"]["http"][0]["rout"] = []
+    with pytest.raises(jsonschema.ValidationError):
+        check(schemas, service)
+
+
+@given(st.integers(0, 100))
+def test_weights_add_up(percentage: int) -> None:
+    assert weights(percentage) == (100 - percentage, percentage)
+
+
+@pytest.mark.parametrize("percentage", [0.5, -1, 101])
+def test_a_share_the_mesh_cannot_split_is_refused(percentage: float) -> None:
+    with pytest.raises(ConfigError):
+        weights(percentage)
+
+
+def test_watch_renders_again_on_every_change(workspace: Workspace) -> None:
+    history = open_history(workspace)
+    from evalpipe.rollout import stages
+
+    plan = [stages.Stage(percentage=5), stages.Stage(percentage=25)]
+    nothing = stages.Seen(watched_s=0, n_treatment=0, verdicts=[])
+    steps = iter(
+        [
+            lambda: None,
+            lambda: history.apply(
+                lambda s: stages.evaluate(s, nothing, now=1, stages=plan, min_requests=1), now=1, who="controller"
+            ),
+            lambda: None,
+            lambda: tell(workspace, "rollback", why="bad", now=2),
+        ]
+    )
+
+    def wait(seconds: float) -> bool:
+        step = next(steps, None)
+        if step is None:
+            return True
+        step()
+        return False
+
+    seen: list[str] = []
+    pipeline.watch(workspace, lambda share: f"{share:g}", seen.append, wait=wait)
+    assert seen == ["0", "5", "0"]
+
+
+def test_kustomize_builds_and_holds_the_configuration(workspace: Workspace, tmp_path: Path) -> None:
+    folder = tmp_path / "deploy"
+    run(workspace, "--kind", "kustomize", "-o", str(folder))
+    assert (folder / "evalpipe.toml").read_text() == CONFIG
+    kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
+    documents = [d for name in kustomization["resources"] for d in yaml.safe_load_all((folder / name).read_text())]
+    assert {d["kind"] for d in documents} == {"PersistentVolumeClaim", "Service", "Deployment", "CronJob"}
+    with pytest.raises(ConfigError, match="exists already"):
+        pipeline.write_kustomize(workspace, folder)
+    assert set(kustomize_files()) <= {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--kind", "helm"], "one of istio, argo, flagger, kustomize"),
+        (["--kind", "kustomize"], "give a folder"),
+        (["-p", "10", "--stage", "2"], "give one of them"),
+        (["--stage", "9"], "has 1 to 6"),
+        (["-p", "0.5"], "whole percents"),
+        (["--split", "both"], "mesh or evalpipe"),
+    ],
+)
+def test_mistakes_are_one_line(workspace: Workspace, arguments: list[str], line: str) -> None:
+    with pytest.raises(ConfigError, match=line):
+        run(workspace, *arguments)
+
+
+def test_apply_hands_it_to_kubectl(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program named kubectl that keeps its input: no cluster is needed to see what it would get."""
+    fake = tmp_path / "bin" / "kubectl"
+    fake.parent.mkdir()
+    fake.write_text(f'#!/bin/sh\n[ "$1 $2 $3" = "apply -f -" ] && cat > {tmp_path}/applied && echo configured\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}:/usr/bin:/bin")
+    run(workspace, "-p", "25", "--apply")
+    assert [m["kind"] for m in yaml.safe_load_all((tmp_path / "applied").read_text())] == [
+        "VirtualService",
+        "DestinationRule",
+    ]
+    fake.write_text("#!/bin/sh\necho 'error: no cluster' >&2\nexit 1\n")
+    with pytest.raises(Exception, match="no cluster"):
+        run(workspace, "-p", "25", "--apply")
