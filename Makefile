@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PYTHONWARNINGS ?=
 
-.PHONY: help demo test check lint install chromium
+.PHONY: help demo test check lint install chromium check-statistics
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
@@ -36,5 +36,8 @@ lint: $(VENV)/.installed-dev ## format, lint, types, architecture
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+check-statistics: $(VENV)/.installed-dev ## simulate error rates, coverage and sample sizes (minutes; not in the suite)
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python tests/check_statistics/run.py
 
 check: lint test ## what CI runs

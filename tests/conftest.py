@@ -34,7 +34,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     compared: dict[str, list[int]] = {}
     not_compared: list[str] = []
     for report in (r for reports in terminalreporter.stats.values() for r in reports if hasattr(r, "user_properties")):
-        for name, value in report.user_properties if report.when == "teardown" else ():
+        for name, value in report.user_properties if getattr(report, "when", "") == "teardown" else ():
             if name == "oracle":
                 compared.setdefault(value[0], []).append(value[1])
             elif name == "oracle_not_compared":

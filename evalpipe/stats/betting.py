@@ -63,9 +63,11 @@ def log_wealth(values: npt.ArrayLike, counts: npt.ArrayLike, mean: float, bets: 
 def log_wealth_path(values: npt.ArrayLike, mean: float, bets: Bets) -> tuple[Array, Array]:
     """ln E+ and ln E− after every observation in arrival order; `values` of shape (…, n), result of the same shape."""
     x = np.asarray(values, float)
-    up = np.stack([np.cumsum(np.log1p(c * (x - mean) / mean), axis=-1) for c in bets.stakes])
-    down = np.stack([np.cumsum(np.log1p(-c * (x - mean) / (1 - mean)), axis=-1) for c in bets.stakes])
-    return np.logaddexp.reduce(up) - math.log(len(bets.stakes)), np.logaddexp.reduce(down) - math.log(len(bets.stakes))
+    up, down = np.full(x.shape, -np.inf), np.full(x.shape, -np.inf)
+    for c in bets.stakes:
+        np.logaddexp(up, np.cumsum(np.log1p(c * (x - mean) / mean), axis=-1), out=up)
+        np.logaddexp(down, np.cumsum(np.log1p(-c * (x - mean) / (1 - mean)), axis=-1), out=down)
+    return up - math.log(len(bets.stakes)), down - math.log(len(bets.stakes))
 
 
 def limits(values: npt.ArrayLike, counts: npt.ArrayLike, bets: Bets, *, alpha: float = 0.05) -> tuple[float, float]:

@@ -23,10 +23,13 @@ MAX_LOG_RATIO = 30.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:
-    """Users with at least one event per arm, while the treatment had the share `share` (0 < share < 1) of the users."""
+    """Users with at least one event per arm, while the treatment had the share `share` (0 < share < 1) of the users.
 
-    treatment_events: int
-    control_events: int
+    Counts may be fractional (divided by a design effect).
+    """
+
+    treatment_events: float
+    control_events: float
     share: float
 
     def __post_init__(self) -> None:
@@ -61,7 +64,7 @@ def rate_ratio(stages: Sequence[Stage], *, alpha: float = 0.05, prior_weight: fl
     """Treatment's event rate / control's, minus 1, with its exact anytime interval (compare with a relative margin).
 
     The point is the ratio of counts weighed by the shares (None without a control event). No event at all: status
-    too_few_events and an unbounded interval. `n` = events.
+    too_few_events. Stages that no common ratio fits: burn_in, without an interval. `n` = events.
     """
     x = sum(stage.treatment_events for stage in stages)
     y = sum(stage.control_events for stage in stages)
@@ -82,6 +85,19 @@ def rate_ratio(stages: Sequence[Stage], *, alpha: float = 0.05, prior_weight: fl
         return sum(_log_e(stage, log_ratio, prior_weight) for stage in stages) - needed
 
     inner = min(max(centre, -MAX_LOG_RATIO), MAX_LOG_RATIO)
+    p_value = math.exp(-max(0.0, excess(0.0) + needed))
+    if excess(inner) >= 0:
+        return Estimate(
+            point=math.expm1(centre) if math.isfinite(centre) else None,
+            confidence_level=1 - alpha,
+            n=round(x + y),
+            n_clusters=round(x + y),
+            p_value=p_value,
+            method=method,
+            estimand=estimand,
+            status="burn_in",
+            note="the stages contradict each other: no one rate ratio fits them",
+        )
     low = high = None
     if x > 0 and excess(-MAX_LOG_RATIO) > 0:
         low = optimize.brentq(excess, -MAX_LOG_RATIO, inner, xtol=1e-12)
@@ -92,9 +108,9 @@ def rate_ratio(stages: Sequence[Stage], *, alpha: float = 0.05, prior_weight: fl
         ci_low=-1.0 if low is None else math.expm1(low),
         ci_high=None if high is None else math.expm1(high),
         confidence_level=1 - alpha,
-        n=x + y,
-        n_clusters=x + y,
-        p_value=math.exp(-max(0.0, excess(0.0) + needed)),
+        n=round(x + y),
+        n_clusters=round(x + y),
+        p_value=p_value,
         method=method,
         estimand=estimand,
     )
