@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
 import evalpipe
 from evalpipe.analysis.analyze import analyze
+from evalpipe.analysis.record import ExperimentRecord, new_record, take_look
 from evalpipe.analysis.result import Analysis
 from evalpipe.analysis.settings import CustomMetric, JudgeInfo, MetricRule, Settings
 from evalpipe.config import ArmConfig, Config
 from evalpipe.core.identity import fingerprint
 from evalpipe.errors import DataError
+from evalpipe.pipeline.record import load_record, recording, save_record
 from evalpipe.pipeline.workspace import Workspace
 from evalpipe.store.datasets import Store, open_store
 from evalpipe.store.selection import read_selection
@@ -37,18 +40,41 @@ def analyze_workspace(
     """The analysis of an experiment as configured. Raises EvalpipeError in one line."""
     selection = read_selection(since, until, where)
     name = experiment_name(workspace, experiment)
+    mode, settings = mode_of(workspace.config), settings_of(workspace, judge=judge)
     at = now or datetime.now(UTC)
     options = {"judge": judge, "since": since, "until": until, "where": where}
     with open_store(workspace.data, name, selection=selection) as store:
-        return analyze(
-            store.connection,
-            experiment=name,
-            mode=mode_of(workspace.config),
-            settings=settings_of(workspace, judge=judge),
-            now=at,
-            provenance=provenance(workspace, store, name, options),
-            details=details,
-        )
+        facts = provenance(workspace, store, name, options)
+        record = planned_record(workspace, name, mode, settings, at)
+
+        def look() -> Analysis:
+            return analyze(
+                store.connection,
+                experiment=name,
+                mode=mode,
+                settings=replace(settings, n_star=record.n_star),
+                now=at,
+                provenance={**facts, "n_star": record.n_star, "n_looks": record.n_looks},
+                details=details,
+            )
+
+        if not selection.is_empty or judge is not None:  # a part of the data, or another judge: no look of the experiment
+            return look()
+        with recording(workspace.data, name):
+            record = planned_record(workspace, name, mode, settings, at)
+            analysis, after = take_look(look(), record, mode=mode, settings=settings, data=facts["data"]["fingerprint"])
+            if after != load_record(workspace.data, name):
+                save_record(workspace.data, after)
+            return analysis
+
+
+def planned_record(
+    workspace: Workspace, name: str, mode: str, settings: Settings, now: datetime
+) -> ExperimentRecord:
+    """The experiment's record, or the one its first look will write."""
+    return load_record(workspace.data, name) or new_record(
+        experiment=name, mode=mode, settings=settings, now=now.astimezone(UTC).isoformat(timespec="seconds")
+    )
 
 
 def experiment_name(workspace: Workspace, asked: str | None) -> str:

@@ -1,0 +1,66 @@
+"""`evalpipe gate`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from evalpipe.cli import options
+
+
+def gate(
+    config: options.Config = None,
+    data: options.Data = None,
+    experiment: options.Experiment = None,
+    judge: Annotated[
+        str | None, typer.Option("--judge", help="The judge that decides.  [default: the first configured]")
+    ] = None,
+    since: options.Since = None,
+    until: options.Until = None,
+    where: options.Where = None,
+    watch: Annotated[
+        float | None,
+        typer.Option(
+            "--watch", metavar="SECONDS", min=0.1, help="Keep the verdict the collector serves fresh, until stopped."
+        ),
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """The decision as an exit code, for pipelines: 0 ship, 10 keep, 11 collect_more, 12 invalid.
+
+    Also writes `data/verdict.json`, which the collector serves at `/_evalpipe/gate`.
+
+    Examples:
+
+    \b
+        evalpipe gate && kubectl apply -f treatment.yaml
+        evalpipe gate --json
+        evalpipe gate --watch 10
+    """
+    from evalpipe.core.text import printable
+    from evalpipe.errors import ConfigError
+    from evalpipe.pipeline import gate as pipeline
+    from evalpipe.pipeline.workspace import open_workspace
+
+    workspace = open_workspace(config, data)
+    if watch is not None:
+        if any(option is not None for option in (judge, since, until, where)):
+            raise ConfigError("--watch looks at the whole experiment: leave out --judge, --since, --until and --where")
+        for document in pipeline.watch(workspace, every_s=watch, experiment=experiment):
+            if as_json:
+                typer.echo(json.dumps(document, ensure_ascii=False))
+            else:
+                typer.echo(printable(f"{document['computed_at']}  {document['recommendation']}  {document['headline']}"))
+        return
+    document = pipeline.verdict(
+        workspace, experiment=experiment, judge=judge, since=since, until=until, where=where
+    )
+    if as_json:
+        typer.echo(json.dumps(document, ensure_ascii=False, indent=2))
+    else:
+        typer.echo(printable(document["headline"]))
+        for reason in document["reasons"]:
+            typer.echo(printable(f"  - {reason}"))
+    raise typer.Exit(pipeline.exit_code(document))
