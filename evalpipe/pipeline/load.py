@@ -20,9 +20,10 @@ from evalpipe.pipeline.prices import price_book
 from evalpipe.pipeline.unit_key import unit_key
 from evalpipe.pipeline.workspace import Workspace
 from evalpipe.store.exchange_rows import ReadingRules
-from evalpipe.store.files import private_file
+from evalpipe.store.files import private_file, sweep_stale
 from evalpipe.store.load_files import find_importer, is_spool, load_file
 from evalpipe.store.load_spool import OPEN_LIMIT_S, SpoolLoad
+from evalpipe.store.schema import DATASETS
 from evalpipe.store.spool_segments import segment_files
 from evalpipe.store.tally import Tally
 
@@ -47,6 +48,8 @@ def load(
     n_bytes = _n_bytes(files) + sum(_n_bytes(segment_files(spool)) for spool in spools)
     tally = Tally()
     with _only_load(workspace.data), _progress(n_bytes, show_progress) as bar:
+        for dataset in DATASETS:
+            sweep_stale(workspace.data, dataset)
         for spool in spools:
             tally.add(_load_spool(workspace, spool, bar))
         for file in files:

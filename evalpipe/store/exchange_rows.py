@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
-from evalpipe.core.identity import conversation_id, hash_unit
+from evalpipe.core.identity import conversation_id, hash_unit, unit_in_body
 from evalpipe.core.spool import Body, Ended, RequestRecord, ResponseRecord, ShadowRecord
 from evalpipe.core.text import well_formed
 from evalpipe.core.traffic import Arm, Exchange, Outcome, Role, ShadowStatus
@@ -16,6 +16,7 @@ from evalpipe.providers.base import Answer, RequestView
 from evalpipe.providers.encoding import EncodingError, decode, header
 from evalpipe.providers.pricing import Cost, Price, cost_of
 from evalpipe.providers.registry import read_answer, read_request
+from evalpipe.store.documents import parse
 from evalpipe.store.importers.base import prompt_text
 from evalpipe.store.spool_join import LOST, STOPPED, Entry
 
@@ -71,7 +72,7 @@ class _Client:
         paths = [source for source in self.rules.unit_sources if source.startswith("body:")]
         document = _object(self.body) if paths else {}
         for source in paths:
-            raw = _at_path(document, source.removeprefix("body:").split("."))
+            raw = unit_in_body(document, source.removeprefix("body:"))
             if raw:
                 key = self.rules.unit_key
                 return (raw if key is None else hash_unit(key, raw)), source
@@ -87,6 +88,8 @@ class _Client:
             "request_headers": dict(request.headers),
             "usage_requested": self.view.usage_requested,
         }
+        if request.stage is not None:
+            told["stage"] = request.stage
         if request.body.n_dropped_bytes:
             told["n_request_bytes_dropped"] = request.body.n_dropped_bytes
         if response is not None:
@@ -254,18 +257,10 @@ def _storable(body: bytes) -> str:
 
 def _object(body: bytes) -> dict[str, Any]:
     try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
+        document = parse(body)
+    except ValueError:
         return {}
     return document if isinstance(document, dict) else {}
-
-
-def _at_path(document: Any, path: Sequence[str]) -> str | None:
-    for key in path:
-        document = document.get(key) if isinstance(document, dict) else None
-    if isinstance(document, bool) or not isinstance(document, str | int):
-        return None
-    return str(document)
 
 
 def _instant(seconds: float) -> datetime:
