@@ -64,3 +64,12 @@ class KeptAnswer:
         if self.streamed and len(self.marks) < MAX_MARKS:
             self.n_bytes += sum(map(len, payload))
             self.marks.append((self.n_bytes, round(at_ms, 3)))
+
+
+def http_outcome(ended: str, status: int | None) -> str:
+    """The outcome as far as HTTP alone tells; refusals and the like are read from the bodies when the log is loaded."""
+    if ended in {"complete", "closed_by_upstream"}:
+        return "ok" if status is not None and status < 400 else "http_error"
+    if ended in {"timeout", "client_closed"}:
+        return ended
+    return "unreadable" if ended == "cut" and status is not None and status < 400 else "http_error"

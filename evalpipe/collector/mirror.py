@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from time import perf_counter, time
 
 from evalpipe.collector.copies import Copy
+from evalpipe.collector.kept import http_outcome
 from evalpipe.collector.metrics import Metrics
 from evalpipe.collector.pricing import Pricer
 from evalpipe.collector.quota import pause_s
@@ -23,7 +24,7 @@ from evalpipe.collector.spooling import SpoolWriter
 from evalpipe.collector.upstream import Pool
 from evalpipe.core.identity import conversation_id, in_treatment
 from evalpipe.core.spool import Body, RequestRecord, ResponseRecord, ShadowRecord, render_record
-from evalpipe.providers.base import Answer, NotShadowableError, OutgoingRequest
+from evalpipe.providers.base import NotShadowableError, OutgoingRequest
 from evalpipe.providers.registry import read_request
 from evalpipe.providers.translation.request import render_treatment_request
 
@@ -62,7 +63,7 @@ class Mirror:
         self._arm = settings.treatment
         self._origin = self._arm.origin
         self._key_line = self._arm.key_line
-        self._shares_quota = self._origin == settings.control.origin
+        self.shares_quota = self._origin == settings.control.origin
         self._queue: deque[_Waiting] = deque()
         self._queued_bytes = 0
         self._flying: set[Copy] = set()
@@ -109,12 +110,8 @@ class Mirror:
         self._decide(request_id, "not_shadowable", reason)
 
     def saw(self, record: ResponseRecord) -> None:
-        """A served answer: its tokens and cost are counted, and its quota headers heeded where the arms share a limit."""
-        arm = self._settings.control if record.arm == "control" else self._arm
-        answer = self._pricer.read(record)
-        self._count(answer, record.arm, record.role, self._pricer.cost(answer, arm))
-        if self._shares_quota or record.arm == "treatment":
-            self._heed(record.status, record.headers)
+        """A served answer's quota headers are heeded where the arms share a limit."""
+        self._heed(record.status, record.headers)
 
     # --- deciding
 
@@ -209,30 +206,18 @@ class Mirror:
             infrastructure_usd=self._arm.infrastructure_usd,
         )
         self._writer.append_line(render_record(record))
-        read = self._pricer.read(record)
-        cost = self._pricer.cost(read, self._arm)
-        self.spent_usd += (cost or 0.0) + self._arm.infrastructure_usd
+        if self._settings.shadow_budget_usd is not None:
+            cost = self._pricer.cost(self._pricer.read(record), self._arm)
+            # An answer that does not tell its usage may still have been billed: what was reserved counts then.
+            self.spent_usd += copy.reserved_usd if cost is None else cost + self._arm.infrastructure_usd
         first_token_ms = answer.marks[0][1] if answer is not None and answer.marks else None
-        self._metrics.exchange("treatment", "shadow", read.outcome.value, copy.latency_ms / 1000, first_token_ms)
-        self._count(read, "treatment", "shadow", cost)
+        outcome = http_outcome(copy.ended, record.status)
+        self._metrics.exchange("treatment", "shadow", outcome, copy.latency_ms / 1000, first_token_ms)
         self._heed(record.status, record.headers)
         self._pump()
 
     def _for_disk(self, body: Body, encoding: str | None) -> Body:
         return body if self._redact is None else self._redact(body, encoding)
-
-    def _count(self, answer: Answer, arm: str, role: str, cost: float | None) -> None:
-        usage = answer.usage
-        kinds = (
-            ("input", usage.input_tokens),
-            ("cached_input", usage.cached_input_tokens),
-            ("output", usage.output_tokens),
-        )
-        for kind, n in kinds:
-            if n:
-                self._metrics.tokens(arm, role, kind, n)
-        if cost is not None:
-            self._metrics.cost(arm, role, cost)
 
     def _heed(self, status: int | None, headers: Mapping[str, str]) -> None:
         if not headers:

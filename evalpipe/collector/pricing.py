@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from evalpipe.collector.settings import ArmSettings, CollectorSettings
 from evalpipe.core.spool import ResponseRecord
@@ -14,10 +17,25 @@ _DEFAULT_OUTPUT_TOKENS = 4096
 """reserved where a request names no limit"""
 _BYTES_PER_TOKEN = 2.0
 """cautious: reserves more than any tokenizer counts for text"""
+_LINEAR_BELOW = 32_000
+"""input tokens under which no provider's price depends on the prompt's length: costs are sums of products there"""
+_RATES_KEPT_S = 300.0
+"""list prices change by the day"""
+
+
+class _Rates(NamedTuple):
+    """USD per token."""
+
+    input: float
+    cached: float
+    output: float
+    until: float
 
 
 class Pricer:
-    def __init__(self, settings: CollectorSettings) -> None:
+    def __init__(self, settings: CollectorSettings, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._rates: dict[tuple[str, str], _Rates] = {}
         self._prices = {
             model: Price(
                 input=price["input"] or 0.0,
@@ -27,11 +45,8 @@ class Pricer:
             )
             for model, price in settings.prices.items()
         }
-
-    def warm_up(self, settings: CollectorSettings) -> None:
-        """Read the price library now: the first copy's latency must not hold the time that takes."""
         for arm in (settings.control, settings.treatment):
-            if arm is not None:
+            if arm is not None:  # reads the price library now: no copy's latency shall hold the time that takes
                 self.worst_cost(arm, 1, 1)
 
     def read(self, record: ResponseRecord) -> Answer:
@@ -40,18 +55,42 @@ class Pricer:
 
     def cost(self, answer: Answer, arm: ArmSettings) -> float | None:
         """USD of one answer, or None where usage or price are unknown."""
-        model = answer.model or arm.model
-        now = datetime.now(UTC)
-        found = cost_of(answer.usage, model=model, provider=arm.provider, at=now, prices=self._prices)
-        if found is None and answer.model and arm.model:
-            found = cost_of(answer.usage, model=arm.model, provider=arm.provider, at=now, prices=self._prices)
-        return None if found is None else found.usd
+        for model in (answer.model, arm.model):
+            if model is not None and (usd := self._cost(answer.usage, model, arm.provider)) is not None:
+                return usd
+        return None
 
     def worst_cost(self, arm: ArmSettings, n_request_bytes: int, max_output_tokens: int | None) -> float:
         """USD to reserve before a copy is sent; 0 where the model has no price (that is refused at the start)."""
+        if arm.model is None:
+            return 0.0
         usage = Usage(
             input_tokens=int(n_request_bytes / _BYTES_PER_TOKEN) + 1,
             output_tokens=max_output_tokens or _DEFAULT_OUTPUT_TOKENS,
         )
-        cost = cost_of(usage, model=arm.model, provider=arm.provider, at=datetime.now(UTC), prices=self._prices)
-        return 0.0 if cost is None else cost.usd
+        return self._cost(usage, arm.model, arm.provider) or 0.0
+
+    def _cost(self, usage: Usage, model: str, provider: str) -> float | None:
+        if usage.input_tokens is None or usage.output_tokens is None:
+            return None
+        if usage.input_tokens >= _LINEAR_BELOW or usage.cache_write_tokens:
+            return self._list_cost(usage, model, provider)
+        rates = self._rates.get((model, provider))
+        if rates is None or rates.until < self._clock():
+            rates = self._rates[model, provider] = self._find_rates(model, provider)
+        if rates.input < 0:
+            return None
+        cached = usage.cached_input_tokens or 0
+        return (usage.input_tokens - cached) * rates.input + cached * rates.cached + usage.output_tokens * rates.output
+
+    def _find_rates(self, model: str, provider: str) -> _Rates:
+        def usd(n_input: int, n_cached: int, n_output: int) -> float:
+            usage = Usage(input_tokens=n_input, cached_input_tokens=n_cached or None, output_tokens=n_output)
+            cost = self._list_cost(usage, model, provider)
+            return -1.0 if cost is None else cost / 1000
+
+        return _Rates(usd(1000, 0, 0), usd(1000, 1000, 0), usd(0, 0, 1000), self._clock() + _RATES_KEPT_S)
+
+    def _list_cost(self, usage: Usage, model: str, provider: str) -> float | None:
+        found = cost_of(usage, model=model, provider=provider, at=datetime.now(UTC), prices=self._prices)
+        return None if found is None else found.usd

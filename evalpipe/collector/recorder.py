@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from evalpipe.collector.heads import LOGGED_REQUEST_HEADERS, logged
-from evalpipe.collector.kept import KeptAnswer
+from evalpipe.collector.kept import KeptAnswer, http_outcome
 from evalpipe.collector.settings import CollectorSettings
 from evalpipe.collector.spooling import SpoolWriter
 from evalpipe.core.identity import hash_unit
@@ -117,7 +117,7 @@ class Recorder:
             )
         )
         first_token_ms = kept.marks[0][1] if kept is not None and kept.marks else None
-        self._metrics.served(arm.arm, _outcome(ended, flight.status), latency_ms / 1000, first_token_ms)
+        self._metrics.served(arm.arm, http_outcome(ended, flight.status), latency_ms / 1000, first_token_ms)
 
     def shadow(self, request_id: str, status: str, reason: str) -> None:
         self._writer.append(
@@ -162,12 +162,3 @@ def _replaced(record: RequestRecord, *, body: Body, target: str) -> RequestRecor
 def _without_secrets(target: bytes) -> bytes:
     """Some clients carry a key in the query."""
     return _SECRET_QUERY.sub(rb"\1redacted", target) if b"?" in target else target
-
-
-def _outcome(ended: str, status: int) -> str:
-    """What HTTP alone tells; refusals and the like are read from the bodies later."""
-    if ended in {"complete", "closed_by_upstream"}:
-        return "ok" if status < 400 else "http_error"
-    if ended in {"timeout", "client_closed"}:
-        return ended
-    return "unreadable" if ended == "cut" and status < 400 else "http_error"

@@ -24,6 +24,8 @@ class Place(msgspec.Struct, frozen=True, array_like=True):
 class ShadowState(msgspec.Struct, kw_only=True):
     offsets: dict[str, int] = {}
     """segment → bytes read; own segments too"""
+    accounted: dict[str, int] = {}
+    """segment → bytes whose answers are in the metrics"""
     waiting: list[Place] = []
     """requests read but not decided"""
     spent_usd: dict[str, float] = {}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from evalpipe.collector.accounting import Accountant
 from evalpipe.collector.metrics import Metrics
 from evalpipe.collector.mirror import Mirror
 from evalpipe.collector.pricing import Pricer
@@ -27,6 +28,10 @@ POLL_S = 0.002
 IDLE_POLL_S = 0.01
 """while none come"""
 _SAVE_S = 1.0
+_LOOK_S = 0.1
+_ACCOUNTING_S = 0.005
+"""at most this long at a time: copies that come meanwhile wait"""
+_REQUEST, _RESPONSE = b'{"record":"request"', b'{"record":"response"'
 _MAX_LINES = 256
 """records taken before the network has its turn again"""
 
@@ -51,6 +56,8 @@ class ShadowProcess:
             ca_file=settings.ca_file,
         )
         self._saved_at = 0.0
+        self._mirror: Mirror | None = None
+        self._decided: set[str] = set()
 
     def _lost(self, reason: str) -> None:
         self._metrics.lost()
@@ -62,28 +69,29 @@ class ShadowProcess:
             return
         state = load_state(self._folder)
         pricer = Pricer(self._settings)
-        pricer.warm_up(self._settings)
-        redact = self._redaction()
+        decided, self._spent = self._own_past(state, pricer)
         self._writer.open()
-        decided, spent_usd = self._own_past(state, pricer)
-        self._spent_elsewhere = {k: v for k, v in state.spent_usd.items() if k != self._settings.experiment}
-        self._mirror = Mirror(
-            self._settings,
-            self._loop,
-            self._writer,
-            self._pool,
-            self._metrics,
-            pricer,
-            spent_usd=spent_usd,
-            redact=redact,
-        )
+        self._accountant = Accountant(self._settings, self._folder, state.accounted, self._metrics, pricer)
         self._tail = SpoolTail(self._folder, "served-", state.offsets)
+        if self._settings.treatment is not None:
+            self._mirror = Mirror(
+                self._settings,
+                self._loop,
+                self._writer,
+                self._pool,
+                self._metrics,
+                pricer,
+                spent_usd=self._spent.get(self._settings.experiment, 0.0),
+                redact=self._redaction(),
+            )
         try:
             self._resume(state, decided)
-            await self._follow(stop, decided)
+            self._decided = decided
+            await self._follow(stop)
             await self._finish()
         finally:
             self._save()
+            self._accountant.close()
             self._pool.close()
             self._writer.close()
             self._tail.close()
@@ -105,30 +113,31 @@ class ShadowProcess:
         os.close(fd)
         return None
 
-    def _own_past(self, state: ShadowState, pricer: Pricer) -> tuple[set[str], float]:
-        """What was decided and spent after the state was last saved."""
+    def _own_past(self, state: ShadowState, pricer: Pricer) -> tuple[set[str], dict[str, float]]:
+        """Requests decided after the state was last saved, and what was spent until now, by experiment."""
         decided: set[str] = set()
-        spent = state.spent_usd.get(self._settings.experiment, 0.0)
+        spent = dict(state.spent_usd)
         past = SpoolTail(self._folder, "shadow-", state.offsets)
         past.look_for_segments()
         arm = self._settings.treatment
-        assert arm is not None
         for line in past.read():
             record = _read(line.line)
             if isinstance(record, ShadowRecord):
                 decided.add(record.request_id)
-            elif isinstance(record, ResponseRecord) and record.experiment == self._settings.experiment:
-                spent += (pricer.cost(pricer.read(record), arm) or 0.0) + record.infrastructure_usd
+            elif isinstance(record, ResponseRecord) and arm is not None:
+                usd = (pricer.cost(pricer.read(record), arm) or 0.0) + record.infrastructure_usd
+                spent[record.experiment] = spent.get(record.experiment, 0.0) + usd
         self._own_offsets = past.offsets()
         past.close()
         return decided, spent
 
     def _resume(self, state: ShadowState, decided: set[str]) -> None:
         """Requests the last life had read but not decided."""
+        self._decided = decided
         for place in state.waiting:
             line = read_line_at(self._folder / place.segment, place.offset)
             if line is not None:
-                self._handle(TailedLine(place.segment, place.offset, line), decided)
+                self._handle(TailedLine(place.segment, place.offset, line))
 
     def _redaction(self) -> Callable[[Body, str | None], Body] | None:
         if not self._settings.redact:
@@ -139,61 +148,79 @@ class ShadowProcess:
 
     # --- the loop
 
-    async def _follow(self, stop: asyncio.Event, decided: set[str]) -> None:
+    async def _follow(self, stop: asyncio.Event) -> None:
         looked_at = 0.0
         while not stop.is_set():
             now = self._loop.time()
-            if now - looked_at > 0.1:
+            if now - looked_at > _LOOK_S:
                 looked_at = now
-                self._tail.look_for_segments()
-                self._mirror.tick()
-                self._writer.tick()
-                if now - self._saved_at > _SAVE_S:
-                    self._tail.let_go()
-                    self._save()
-                    self._pool.tick()
-                    self._loop.run_in_executor(None, self._writer.sync)
-            n_lines = await self._take_in(decided)
-            await asyncio.sleep(POLL_S if n_lines else IDLE_POLL_S)
+                self._look(now)
+            if await self._take_in():
+                await asyncio.sleep(POLL_S)
+            else:
+                self._accountant.work(_ACCOUNTING_S)
+                await asyncio.sleep(IDLE_POLL_S)
 
-    async def _take_in(self, decided: set[str]) -> int:
+    def _look(self, now: float) -> None:
+        self._tail.look_for_segments()
+        self._accountant.look_for_segments()
+        if self._mirror is not None:
+            self._mirror.tick()
+        self._writer.tick()
+        if now - self._saved_at > _SAVE_S:
+            self._tail.let_go()
+            self._accountant.let_go()
+            self._save()
+            self._pool.tick()
+            self._loop.run_in_executor(None, self._writer.sync)
+
+    async def _take_in(self) -> int:
         n_lines = 0
         for line in self._tail.read():
-            self._handle(line, decided)
+            self._handle(line)
             n_lines += 1
             if n_lines % _MAX_LINES == 0:
                 await asyncio.sleep(0)
         return n_lines
 
-    def _handle(self, line: TailedLine, decided: set[str]) -> None:
-        record = _read(line.line)
-        if isinstance(record, RequestRecord):
-            if record.eligible and record.experiment == self._settings.experiment:
-                if record.request_id in decided:
-                    decided.discard(record.request_id)
-                else:
-                    self._mirror.take(record, Place(line.segment, line.offset))
-        elif isinstance(record, ResponseRecord) and record.experiment == self._settings.experiment:
-            self._mirror.saw(record)
+    def _handle(self, line: TailedLine) -> None:
+        mirror = self._mirror
+        if mirror is None:
+            return
+        if line.line.startswith(_REQUEST):
+            record = _read(line.line)
+            if not isinstance(record, RequestRecord) or not record.eligible:
+                return
+            if record.request_id in self._decided:
+                self._decided.discard(record.request_id)
+            elif record.experiment == self._settings.experiment:
+                mirror.take(record, Place(line.segment, line.offset))
+        elif mirror.shares_quota and line.line.startswith(_RESPONSE):
+            record = _read(line.line)
+            if isinstance(record, ResponseRecord):
+                mirror.saw(record)
 
     async def _finish(self) -> None:
         """The workers have ended: decide all they recorded, let the copies under way end."""
         self._tail.look_for_segments()
-        await self._take_in(set())
+        await self._take_in()
         deadline = self._loop.time() + self._settings.shadow_timeout_s
-        while not self._mirror.is_idle and self._loop.time() < deadline:
+        while self._mirror is not None and not self._mirror.is_idle and self._loop.time() < deadline:
             await asyncio.sleep(0.02)
             self._mirror.tick()
-        self._mirror.shed_queue("stopping")
+        if self._mirror is not None:
+            self._mirror.shed_queue("stopping")
 
     def _save(self) -> None:
-        if not hasattr(self, "_mirror"):
-            return
         self._saved_at = self._loop.time()
+        if self._mirror is not None:
+            self._spent[self._settings.experiment] = self._mirror.spent_usd
+        self._own_offsets.update(self._writer.position())
         state = ShadowState(
-            offsets={**self._own_offsets, **self._writer.position(), **self._tail.offsets()},
-            waiting=self._mirror.waiting(),
-            spent_usd={**self._spent_elsewhere, self._settings.experiment: self._mirror.spent_usd},
+            offsets={**self._own_offsets, **self._tail.offsets()},
+            accounted=self._accountant.offsets(),
+            waiting=[] if self._mirror is None else self._mirror.waiting(),
+            spent_usd=self._spent,
         )
         try:
             save_state(self._folder, state)

@@ -172,7 +172,8 @@ class _Supervisor:
         self._workers = [
             _Child(["serve", str(sock.fileno())], (sock.fileno(),), line, metrics_dir, run.say) for sock in sockets
         ]
-        self._shadows = [] if settings.treatment is None else [_Child(["shadow"], (), line, metrics_dir, run.say)]
+        # Without a treatment it sends nothing and still counts tokens and dollars.
+        self._shadows = [_Child(["shadow"], (), line, metrics_dir, run.say)]
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()

@@ -32,10 +32,12 @@ class _Segment:
         while piece := os.pread(self.fd, _PIECE, self.offset + len(self._partial)):
             data = self._partial + piece
             start, search = 0, len(self._partial)
+            self._partial = b""
             while (end := data.find(b"\n", search)) >= 0:
-                yield TailedLine(self.name, self.offset, data[start:end])
+                line = TailedLine(self.name, self.offset, data[start:end])
                 self.offset += end + 1 - start
                 start = search = end + 1
+                yield line
             self._partial = data[start:]
 
     def at_end(self) -> bool:
