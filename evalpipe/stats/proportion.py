@@ -61,9 +61,12 @@ def clustered_proportion(arm: ArmAggregate, *, multiplier: Multiplier | None = N
     ratio = arm.ratio
     if ratio is None:
         return Estimate(point=None, confidence_level=1 - alpha, method="wilson", status="no_data")
-    size = effective_n(arm)
-    low, high = wilson_limits(ratio * size, size, mode.critical(alpha, n=arm.n_clusters))
     status, note = gates.cluster_status(arm.n_clusters)
+    low: float | None = None
+    high: float | None = None
+    if status != "one_cluster" or arm.n == 1:
+        size = effective_n(arm)
+        low, high = wilson_limits(ratio * size, size, mode.critical(alpha, n=arm.n_clusters))
     v = None if arm.spread is None else arm.spread.variance("jackknife")
     return Estimate(
         point=ratio,
