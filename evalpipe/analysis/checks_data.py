@@ -16,6 +16,7 @@ MAX_USER_SHARE = 0.2
 MAX_UNPRICED = 0.01
 MAX_UNMETERED = 0.05
 MAX_EARLY_US = 1_000_000
+MAX_DRIFT_ROWS = 2_000_000
 DRIFT_Z = 3.29
 """two-sided p = .001: two halves of a steady experiment differ by more once in a thousand"""
 DRIFTING = ("error_rate", "cost_per_request_usd", "output_tokens")
@@ -38,9 +39,7 @@ def clock_skew(evidence: Evidence) -> Check | None:
     """Copies that seem to start before the request they copy, or answers that end before they begin."""
     early = 0
     if evidence.prepared.paired:
-        early = rows(
-            evidence.connection, f"SELECT count(*) AS n FROM ev_ids WHERE lead_us < {-MAX_EARLY_US}"
-        )[0]["n"]
+        early = rows(evidence.connection, f"SELECT count(*) AS n FROM ev_ids WHERE lead_us < {-MAX_EARLY_US}")[0]["n"]
     odd = rows(
         evidence.connection, "SELECT count(*) AS n FROM ev_rows WHERE latency_ms < 0 OR ttft_ms > latency_ms + 1"
     )[0]["n"]
@@ -123,8 +122,13 @@ def drift(evidence: Evidence) -> Check | None:
         return None
     middle = first + (last - first) // 2
     chosen = [item for item in metrics() if item.name in DRIFTING]
+    every = max(1, -(-evidence.prepared.n_rows // MAX_DRIFT_ROWS))  # whole users, by hash
     sum_by_user(
-        evidence.connection, chosen, table="ev_halves", group=f"CASE WHEN at_us < {middle} THEN 'first' ELSE 'second' END"
+        evidence.connection,
+        chosen,
+        table="ev_halves",
+        group=f"CASE WHEN at_us < {middle} THEN 'first' ELSE 'second' END",
+        condition=f"u % {every} = 0",
     )
     moved = []
     for position, item in enumerate(chosen):

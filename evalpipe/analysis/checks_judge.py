@@ -13,6 +13,7 @@ from evalpipe.stats.agreement import KAPPA_GATE, LABELS_FOR_A_GATE
 FEW_FAILURES = 0.05
 MANY_FAILURES = 0.20
 
+
 def judge_consistency(evidence: Evidence) -> Check | None:
     """The same pair, shown in both orders: the same winner?"""
     judge = evidence.judge
@@ -87,7 +88,9 @@ def judge_family(evidence: Evidence) -> Check | None:
             remedy="judge with a model of a third family, or measure the judge on labelled pairs",
         )
     if related:
-        return Check(name="judge_family", status=PASS, detail=f"the judge ({judge.model}) is of the family of both arms")
+        return Check(
+            name="judge_family", status=PASS, detail=f"the judge ({judge.model}) is of the family of both arms"
+        )
     return Check(name="judge_family", status=PASS, detail=f"the judge ({judge.model}) is of neither arm's family")
 
 
@@ -106,7 +109,12 @@ def coverage(evidence: Evidence) -> Check | None:
         f"({percent(failed)}){bounds}"
     )
     if failed > MANY_FAILURES:
-        return Check(name="judge_coverage", status=FAIL, detail=detail, remedy="run `evalpipe judge` again: failures are asked again")
+        return Check(
+            name="judge_coverage",
+            status=FAIL,
+            detail=detail,
+            remedy="run `evalpipe judge` again: failures are asked again",
+        )
     status = WARN if failed > FEW_FAILURES else PASS
     return Check(name="judge_coverage", status=status, detail=detail)
 

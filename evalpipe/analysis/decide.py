@@ -67,9 +67,7 @@ def decide(evidence: Sequence[Evidence], situation: Situation) -> Ruling:
     guardrails = [item for item in deciding if item.role is MetricRole.GUARDRAIL]
     alpha = situation.alpha
     harm_level = alpha / max(1, len(deciding))
-    levels = {
-        item.name: alpha / max(1, len(goals)) if item.role is MetricRole.PRIMARY else alpha for item in evidence
-    }
+    levels = {item.name: alpha / max(1, len(goals)) if item.role is MetricRole.PRIMARY else alpha for item in evidence}
     verdicts = {item.name: _verdict(item, levels[item.name]) for item in evidence}
     policy = situation.policy if goals or situation.policy is Policy.UTILITY else Policy.NONINFERIORITY
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from evalpipe.analysis.connection import Connection, rows
+from evalpipe.analysis.connection import Connection, rows, scalar
 from evalpipe.analysis.result import Example, ExampleSide
 from evalpipe.analysis.rows import Prepared
 from evalpipe.analysis.settings import Settings
@@ -19,6 +19,10 @@ from evalpipe.providers.registry import read_request
 
 MAX_CHARACTERS = 6000
 MAX_MESSAGES = 40
+LATEST = 100_000
+"""of larger logs, examples are taken from the latest requests only: texts are then read from a few row groups"""
+MARGIN_US = 60_000_000
+"""a copy's clock may run behind its request's"""
 MAX_REQUEST = 400_000
 """characters of a request's JSON that are read as messages; a longer one shows its prompt as text"""
 
@@ -36,13 +40,17 @@ def select_examples(
     if not prepared.paired:
         return []
     name, fingerprint = (judge.name, judge.fingerprint) if judge else ("", "")
+    n_requests = prepared.n_rows // 2
+    since_us = scalar(
+        connection, "SELECT quantile_disc(at_us, ?) FROM ev_ids", [max(0.0, 1 - LATEST / max(1, n_requests))]
+    )
     connection.execute(
         f"""
         CREATE OR REPLACE TEMP TABLE ev_examples AS
         SELECT id, kind, x FROM (
           SELECT i.id, {KINDS} AS kind, v.x FROM ev_ids i
           LEFT JOIN (SELECT * FROM ev_verdicts WHERE judge = ? AND fingerprint = ?) v USING (id)
-          WHERE control_attempted AND treatment_attempted
+          WHERE control_attempted AND treatment_attempted AND i.at_us >= {since_us}
         ) QUALIFY row_number() OVER (PARTITION BY kind ORDER BY hash(id)) <= ?""",
         [name, fingerprint, settings.n_examples],
     )
@@ -57,9 +65,9 @@ def select_examples(
             || right(x.text, {half}) ELSE x.text END AS text,
           CASE WHEN length(x.request) <= {MAX_REQUEST} THEN x.request END AS request, left(x.prompt, {MAX_CHARACTERS}) AS prompt
         FROM exchanges x JOIN ev_examples e ON hash(x.request_id) = e.id
-        WHERE x.experiment = ? AND x.role <> 'replay'
+        WHERE x.experiment = ? AND x.role <> 'replay' AND x.started_at >= ?
         ORDER BY e.kind, hash(e.id), x.request_id, x.arm""",
-        [experiment],
+        [experiment, datetime.fromtimestamp((since_us - MARGIN_US) / 1e6, UTC)],
     )
     by_request: dict[str, dict[str, dict[str, Any]]] = {}
     for row in found:
@@ -94,9 +102,7 @@ def _verdicts(
 def _example(request_id: str, arms: Mapping[str, dict[str, Any]], verdicts: list[dict[str, Any]]) -> Example:
     control, treatment = arms["control"], arms["treatment"]
     scores = {side: _mean_scores(verdicts, f"{side}_scores") for side in ("control", "treatment")}
-    shown = [
-        {key: value for key, value in verdict.items() if not key.endswith("_scores")} for verdict in verdicts
-    ]
+    shown = [{key: value for key, value in verdict.items() if not key.endswith("_scores")} for verdict in verdicts]
     return Example(
         request_id=request_id,
         kind=control["kind"],

@@ -22,9 +22,7 @@ FORBIDDEN_FUNCTIONS = frozenset(
 FORBIDDEN_NODES = frozenset({"SUBQUERY", "WINDOW", "PARAMETER", "LAMBDA_SUBQUERY", "STAR", "DEFAULT"})
 """Other tables come in only through a subquery; windows and aggregates look at other rows."""
 
-AGGREGATES_SQL = (
-    "SELECT list(DISTINCT function_name) FROM duckdb_functions() WHERE function_type IN ('aggregate', 'table', 'pragma')"
-)
+AGGREGATES_SQL = "SELECT list(DISTINCT function_name) FROM duckdb_functions() WHERE function_type IN ('aggregate', 'table', 'pragma')"
 
 
 def check_expression(connection: Connection, expression: str, *, name: str, relation: str = "exchanges") -> None:
@@ -70,7 +68,9 @@ def _walk(node: Any, *, name: str, expression: str, aggregates: set[str]) -> Non
     if not isinstance(node, dict):
         return
     if node.get("class") in FORBIDDEN_NODES or node.get("type") in FORBIDDEN_NODES:
-        raise ConfigError(f"{name} = {expression!r}: subqueries, windows and * are not allowed, only this row's columns")
+        raise ConfigError(
+            f"{name} = {expression!r}: subqueries, windows and * are not allowed, only this row's columns"
+        )
     function = str(node.get("function_name", "")).lower()
     if function in FORBIDDEN_FUNCTIONS:
         raise ConfigError(f"{name} = {expression!r}: {function}() looks outside the row and is not allowed")

@@ -65,5 +65,7 @@ def _values(function: Callable[[Any], Any], frame: Any, wanted: CustomMetric) ->
     except Exception as error:  # noqa: BLE001 - the user's code: whatever it raises is their line to read
         raise ConfigError(f"{key} = {wanted.function!r} failed: {type(error).__name__}: {error}") from error
     if len(values) != len(frame):
-        raise ConfigError(f"{key} = {wanted.function!r} gave {len(values)} values for {len(frame)} rows: one each is needed")
+        raise ConfigError(
+            f"{key} = {wanted.function!r} gave {len(values)} values for {len(frame)} rows: one each is needed"
+        )
     return values

@@ -14,7 +14,12 @@ from evalpipe.analysis.verdicts import JudgeSeen, sum_quality
 from evalpipe.stats import conditional, stages
 from evalpipe.stats.cluster import PairedAggregate
 
-EVENTS = {"error_rate": "failed", "timeout_rate": "timed_out", "refusal_rate": "refused", "truncation_rate": "truncated"}
+EVENTS = {
+    "error_rate": "failed",
+    "timeout_rate": "timed_out",
+    "refusal_rate": "refused",
+    "truncation_rate": "truncated",
+}
 
 
 def measure_all(

@@ -157,7 +157,9 @@ def _judge_result(
 def preference_estimate(x: Array, users: npt.NDArray[np.int64], looking: Looking, alpha: float) -> Estimate:
     """The win rate of pairs with preferences `x`, clustered by user, by the experiment's way of looking."""
     sums, counts = _by_user(x, users)
-    means, units = np.unique(np.round(sums / counts, 12), return_counts=True) if len(x) else (np.array([]), np.array([]))
+    means, units = (
+        np.unique(np.round(sums / counts, 12), return_counts=True) if len(x) else (np.array([]), np.array([]))
+    )
     return winrate.win_rate(
         arm_aggregate(sums, counts, n=len(x)),
         values=means,
@@ -226,9 +228,7 @@ def _rules(
     shown.append(_shown("tie", preference_estimate(tied, verdicts.users[both], looking, looking.alpha)))
     agreed = np.flatnonzero(both)[first == second]
     shown.append(
-        _shown(
-            "left_out", preference_estimate(verdicts.x[agreed], verdicts.users[agreed], looking, looking.alpha)
-        )
+        _shown("left_out", preference_estimate(verdicts.x[agreed], verdicts.users[agreed], looking, looking.alpha))
     )
     return shown
 
@@ -254,7 +254,11 @@ def _length(
     labels = [_label(raw, margin), _label(fitted, margin)]
     if is_length_confounded(*labels):
         shown = 100 * (fitted.point or 0.5)
-        return _shown("length_controlled", fitted), "length_confounded", f"at equal length the win rate is {shown:.0f} %"
+        return (
+            _shown("length_controlled", fitted),
+            "length_confounded",
+            f"at equal length the win rate is {shown:.0f} %",
+        )
     return _shown("length_controlled", fitted), "ok", fitted.note
 
 

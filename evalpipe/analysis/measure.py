@@ -65,9 +65,7 @@ def measure_ratio(
     alpha = looking.alpha
     if found is None:
         empty = ArmValue(value=None, n=0)
-        return Measured(
-            metric=item, control=empty, treatment=empty, at=lambda level, scale: _nothing("no_data", level)
-        )
+        return Measured(metric=item, control=empty, treatment=empty, at=lambda level, scale: _nothing("no_data", level))
     multiplier = looking.multiplier(item.name)
     binary = isinstance(item.values, Ratio) and item.values.binary
 
@@ -78,9 +76,7 @@ def measure_ratio(
             return paired_difference(found.paired, multiplier=multiplier, alpha=level, scale=scale)
         if binary and looking.mode == "anytime" and counts is not None:
             return _split_share(item, found, looking, counts, support, level, scale)
-        return unpaired_difference(
-            found.control, found.treatment, multiplier=multiplier, alpha=level, scale=scale
-        )
+        return unpaired_difference(found.control, found.treatment, multiplier=multiplier, alpha=level, scale=scale)
 
     return Measured(
         metric=item,
@@ -97,9 +93,7 @@ def measure_preference(
     value per user, else by the cluster engine."""
     if found is None:
         empty = ArmValue(value=None, n=0)
-        return Measured(
-            metric=item, control=empty, treatment=empty, at=lambda level, scale: _nothing("no_data", level)
-        )
+        return Measured(metric=item, control=empty, treatment=empty, at=lambda level, scale: _nothing("no_data", level))
 
     users = found.treatment
 
@@ -154,9 +148,7 @@ def _paired_share(
         if both is not None and sum(both[1]) >= 2:
             bets = looking.bets(item.name, alpha, sigma2=SIGMA2_PAIRED_BINARY)
             exact = betting.bounded_mean(*both, bets, alpha=alpha, n=counts.n)
-            return replace(
-                _shifted(exact, -0.5, factor=2.0), method="betting on users' paired outcomes, anytime"
-            )
+            return replace(_shifted(exact, -0.5, factor=2.0), method="betting on users' paired outcomes, anytime")
     return estimate
 
 

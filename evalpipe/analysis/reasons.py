@@ -41,7 +41,9 @@ def headline(ruling: Ruling, results: Mapping[str, MetricResult], settings: Sett
             return "Ship the treatment: weighed as you asked, its gains outweigh its losses, and every guardrail holds."
         return "Ship the treatment: every guardrail holds, nothing got worse by more than you allow."
     if ruling.rule == "max_reached":
-        return f"Keep control: the planned {count(settings.max_requests)} requests are in, and the treatment has not won."
+        return (
+            f"Keep control: the planned {count(settings.max_requests)} requests are in, and the treatment has not won."
+        )
     if ruling.rule == "futility":
         return "Keep control: whatever the treatment gains is less than the effect you said is worth having."
     blocked = _blocked(ruling, results)
@@ -67,13 +69,17 @@ def reasons(
     elif ruling.harmful and invalid:
         found += [f"besides, {reason}" for reason in invalid]
     if ruling.policy is Policy.NONINFERIORITY and not any(r.role == MetricRole.PRIMARY for r in deciding):
-        found.append("no goal was measured, so the guardrails alone decide: ship when none is worse by more than its margin")
+        found.append(
+            "no goal was measured, so the guardrails alone decide: ship when none is worse by more than its margin"
+        )
     for result in deciding:
         if result.name not in ruling.harmful:
             found.append(_statement(result, ruling))
     if utility is not None and utility.point is not None and utility.ci_low is not None and utility.ci_high is not None:
-        side = "gains outweigh losses" if utility.ci_low > 0 else (
-            "losses outweigh gains" if utility.ci_high < 0 else "it is open which way it leans"
+        side = (
+            "gains outweigh losses"
+            if utility.ci_low > 0
+            else ("losses outweigh gains" if utility.ci_high < 0 else "it is open which way it leans")
         )
         found.append(
             f"weighed by your weights in units of the margins, the sum is {utility.point:+.2f} "
@@ -127,11 +133,7 @@ def _goals(results: Mapping[str, MetricResult]) -> list[str]:
 
 
 def _deciding(ruling: Ruling, results: Mapping[str, MetricResult]) -> list[str]:
-    return [
-        name
-        for name in ruling.verdicts
-        if name in results and results[name].role != MetricRole.DIAGNOSTIC.value
-    ]
+    return [name for name in ruling.verdicts if name in results and results[name].role != MetricRole.DIAGNOSTIC.value]
 
 
 def _harm(result: MetricResult) -> str:

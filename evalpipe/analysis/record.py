@@ -99,9 +99,7 @@ def take_look(
     if record.rules != rules:
         record = replace(record, rules=rules, decided=None)
     if record.last_data != data:
-        record = replace(
-            record, n_looks=record.n_looks + 1, last_data=data, last_look_at=analysis.generated_at
-        )
+        record = replace(record, n_looks=record.n_looks + 1, last_data=data, last_look_at=analysis.generated_at)
     if analysis.decision.looks == "fixed":
         return analysis, record
     look = analysis.decision.decided_look or record.n_looks
@@ -126,9 +124,7 @@ def take_look(
         analysis,
         decision=_standing(analysis.decision, decided, moved),
         checks=[*analysis.checks, check],
-        series=[
-            replace(one, decided_at=decided.at) if one.kind == "cumulative" else one for one in analysis.series
-        ],
+        series=[replace(one, decided_at=decided.at) if one.kind == "cumulative" else one for one in analysis.series],
     ), record
 
 

@@ -81,8 +81,14 @@ def prepare_rows(
             f"experiment {experiment!r} has no exchanges in the selection: run `evalpipe collect` and `evalpipe load`, "
             "or name another with --experiment"
         )
-    n_duplicates = _drop_duplicates(connection)
     _bill_failures(connection)
+    _by_request(connection, paired=paired)
+    n_duplicates = int(
+        scalar(connection, "SELECT coalesce(sum(n - has_control::INT - has_treatment::INT), 0) FROM ev_ids")
+    )
+    if n_duplicates:
+        _drop_duplicates(connection)
+        _by_request(connection, paired=paired)
     if paired:
         _pair(connection, until_us)
         n_contaminated = 0
@@ -103,19 +109,12 @@ def prepare_rows(
     )
 
 
-def _drop_duplicates(connection: Connection) -> int:
-    """Keep the first of exchanges that were logged twice; looked for by count, so the usual case costs one aggregate."""
-    n_twice = scalar(
-        connection,
-        "SELECT count(*) - count(DISTINCT (id)) FILTER (WHERE NOT treatment) - count(DISTINCT (id)) FILTER (WHERE treatment) "
-        "FROM ev_all",
+def _drop_duplicates(connection: Connection) -> None:
+    """Keep the first of exchanges that were logged twice."""
+    connection.execute(
+        "CREATE OR REPLACE TEMP TABLE ev_all AS SELECT * FROM ev_all "
+        "QUALIFY row_number() OVER (PARTITION BY id, treatment ORDER BY at_us) = 1"
     )
-    if n_twice:
-        connection.execute(
-            "CREATE OR REPLACE TEMP TABLE ev_all AS SELECT * FROM ev_all "
-            "QUALIFY row_number() OVER (PARTITION BY id, treatment ORDER BY at_us) = 1"
-        )
-    return int(n_twice)
 
 
 def _bill_failures(connection: Connection) -> None:
@@ -127,7 +126,14 @@ def _bill_failures(connection: Connection) -> None:
     )
 
 
-def _pair(connection: Connection, until_us: int | None) -> None:
+def _by_request(connection: Connection, *, paired: bool) -> None:
+    """`ev_ids`: one row per request. A split has no copies, so only the sides are needed there."""
+    if not paired:
+        connection.execute(
+            "CREATE OR REPLACE TEMP TABLE ev_ids AS SELECT id, count(*) AS n, bool_or(NOT treatment) AS has_control, "
+            "bool_or(treatment) AS has_treatment FROM ev_all GROUP BY id"
+        )
+        return
     connection.execute(
         """
         CREATE OR REPLACE TEMP TABLE ev_ids AS
@@ -135,6 +141,7 @@ def _pair(connection: Connection, until_us: int | None) -> None:
           any_value(u) FILTER (NOT treatment) AS u,
           min(at_us) FILTER (NOT treatment) AS at_us,
           min(at_us) FILTER (treatment) - min(at_us) FILTER (NOT treatment) AS lead_us,
+          count(*) AS n,
           bool_or(NOT treatment) AS has_control,
           bool_or(treatment) AS has_treatment,
           bool_or(attempted) FILTER (NOT treatment) AS control_attempted,
@@ -153,6 +160,9 @@ def _pair(connection: Connection, until_us: int | None) -> None:
           any_value(shadow_reason) FILTER (NOT treatment) AS shadow_reason
         FROM ev_all GROUP BY id"""
     )
+
+
+def _pair(connection: Connection, until_us: int | None) -> None:
     if until_us is not None:  # a request counts by its own instant: its copy starts a moment later
         connection.execute("DELETE FROM ev_ids WHERE at_us >= ?", [until_us])
     # The unit of a pair is its control row's: whatever the copy's row says, both sides are one user's request.

@@ -1,11 +1,12 @@
 """Where does the treatment lose? Metrics within slices of the traffic: exploratory, false discoveries controlled, worst first.
 
-Segments never decide. Values are those of the request (control's row, or the served one). Above a million exchanges whole
+Segments never decide. Values are those of the request (control's row, or the served one). Above 300,000 exchanges whole
 users are sampled by hash; text is then not read, so the language is left out.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -24,7 +25,7 @@ from evalpipe.stats.estimate import Estimate
 from evalpipe.stats.labels import label, orient
 from evalpipe.stats.multiplicity import benjamini_hochberg
 
-MAX_ROWS = 1_000_000
+MAX_ROWS = 300_000
 MAX_VALUES = 12
 MIN_PAIRS = 10
 FALSE_DISCOVERY_RATE = 0.1
@@ -91,7 +92,9 @@ def _prepare(
     shares = [k / bins for k in range(1, bins)]
     side = "arm = 'control'" if prepared.paired else "true"
     length = "input_tokens"
-    measured = scalar(connection, "SELECT count(input_tokens) FROM ev_rows WHERE NOT treatment OR ?", [not prepared.paired])
+    measured = scalar(
+        connection, "SELECT count(input_tokens) FROM ev_rows WHERE NOT treatment OR ?", [not prepared.paired]
+    )
     if not measured and reads_text:
         length = "length(prompt)"
     expressions: dict[str, str] = {
@@ -115,8 +118,7 @@ def _prepare(
     connection.execute(
         f"CREATE OR REPLACE TEMP TABLE ev_dimensions AS SELECT hash(request_id) AS id, {selected} FROM exchanges "
         f"WHERE experiment = ? AND {side} AND role <> 'replay' "
-        f"AND hash(coalesce(unit_id, conversation_id, request_id)) % {every} = 0 "
-        "QUALIFY row_number() OVER (PARTITION BY request_id) = 1",
+        f"AND hash(coalesce(unit_id, conversation_id, request_id)) % {every} = 0",
         [experiment],
     )
     column = columns["prompt_length"]
@@ -124,7 +126,7 @@ def _prepare(
     connection.execute(
         f"CREATE OR REPLACE TEMP TABLE ev_segment_rows AS SELECT r.*, d.* EXCLUDE (id, {column}), "
         f"{_bin(column, sorted(set(edges)), 'tokens' if length == 'input_tokens' else 'characters')} AS {column} "
-        "FROM ev_rows r JOIN ev_dimensions d USING (id)"
+        f"FROM ev_rows r JOIN (SELECT DISTINCT ON (id) * FROM ev_dimensions) d USING (id) WHERE r.u % {every} = 0"
     )
     usable = []
     for name, column in columns.items():
@@ -151,8 +153,7 @@ def _bin(column: str, edges: list[float], unit: str) -> str:
         return "NULL::VARCHAR"
     cases = [f"WHEN {column} <= {edges[0]!r} THEN 'up to {edges[0]:,.0f} {unit}'"]
     cases += [
-        f"WHEN {column} <= {high!r} THEN '{low:,.0f} to {high:,.0f} {unit}'"
-        for low, high in zip(edges[:-1], edges[1:], strict=True)
+        f"WHEN {column} <= {high!r} THEN '{low:,.0f} to {high:,.0f} {unit}'" for low, high in itertools.pairwise(edges)
     ]
     return f"CASE WHEN {column} IS NULL THEN NULL {' '.join(cases)} ELSE 'over {edges[-1]:,.0f} {unit}' END"
 
@@ -222,13 +223,15 @@ def _estimate(group: Aggregates, item: Metric, look: Looking, *, relative: bool)
     if look.paired:
         return paired_difference(group.paired, multiplier=multiplier, alpha=look.alpha, scale=scale)  # type: ignore[arg-type]
     return unpaired_difference(
-        group.control, group.treatment, multiplier=multiplier, alpha=look.alpha, scale=scale  # type: ignore[arg-type]
+        group.control,
+        group.treatment,
+        multiplier=multiplier,
+        alpha=look.alpha,
+        scale=scale,  # type: ignore[arg-type]
     )
 
 
-def _exact(
-    connection: Connection, item: Metric, value: str, k: str, table: str, look: Looking
-) -> Estimate | None:
+def _exact(connection: Connection, item: Metric, value: str, k: str, table: str, look: Looking) -> Estimate | None:
     """Few users or events: the exact betting interval on the users' paired outcomes."""
     counted = rows(
         connection,
@@ -241,9 +244,7 @@ def _exact(
     bets = look.bets(item.name, look.alpha, sigma2=SIGMA2_PAIRED_BINARY)
     exact = betting.bounded_mean([r["x"] for r in counted], [r["n"] for r in counted], bets, alpha=look.alpha)
     assert exact.point is not None and exact.ci_low is not None and exact.ci_high is not None
-    return replace(
-        exact, point=2 * exact.point - 1, ci_low=2 * exact.ci_low - 1, ci_high=2 * exact.ci_high - 1
-    )
+    return replace(exact, point=2 * exact.point - 1, ci_low=2 * exact.ci_low - 1, ci_high=2 * exact.ci_high - 1)
 
 
 def _discover(found: list[Segment]) -> list[Segment]:

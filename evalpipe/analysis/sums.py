@@ -41,30 +41,36 @@ def sum_by_user(
 
     `group` is a SQL expression over `source`, `condition` selects its rows.
     """
-    parts = []
+    sums: dict[str, str] = {}
     for position, item in enumerate(metrics):
         values = item.values
         if not isinstance(values, Ratio):
             continue
-        measured = f"{values.rows} AND ({values.numerator}) IS NOT NULL AND ({values.denominator}) IS NOT NULL"
-        for side in SIDES:
-            chosen = f"FILTER ({ARM[side]} AND {measured})"
-            name = f"m{position}"
-            parts += [
-                f"coalesce(sum({_number(values.numerator)}) {chosen}, 0)::DOUBLE AS {name}_s{side}",
-                f"coalesce(sum({_number(values.denominator)}) {chosen}, 0)::DOUBLE AS {name}_w{side}",
-            ]
-            if values.denominator != "1":
-                parts.append(f"count(*) {chosen} AS {name}_n{side}")
-    selected = ",\n  ".join(["u", f"{group} AS grp", *dict.fromkeys(parts)])
-    connection.execute(
-        f"CREATE OR REPLACE TEMP TABLE {table} AS SELECT {selected} FROM {source} WHERE {condition} GROUP BY ALL"
+        name = f"m{position}"
+        # Yes/no columns are never NULL; leaving the test out lets the database see that their counts are one and the same.
+        tests = [] if values.binary else [f"({values.numerator}) IS NOT NULL"]
+        tests += [] if values.denominator == "1" else [f"({values.denominator}) IS NOT NULL"]
+        measured = " AND ".join([values.rows, *tests])
+        if values.binary:
+            sums[f"{name}_s"] = f"count(*) FILTER ({measured} AND {values.numerator})"
+        else:
+            sums[f"{name}_s"] = f"sum(({values.numerator})::DOUBLE) FILTER ({measured})"
+        if values.denominator == "1":
+            sums[f"{name}_w"] = f"count(*) FILTER ({measured})"
+        else:
+            sums[f"{name}_w"] = f"sum(({values.denominator})::DOUBLE) FILTER ({measured})"
+            sums[f"{name}_n"] = f"count(*) FILTER ({measured})"
+    # Once per user and arm, then the two arms beside each other: half the work of summing each arm apart.
+    inner = ", ".join(f"{expression} AS {name}" for name, expression in sums.items())
+    outer = ", ".join(
+        f"coalesce(any_value({name}) FILTER ({ARM[side]}), 0)::DOUBLE AS {name}{side}"
+        for name in sums
+        for side in SIDES
     )
-
-
-def _number(expression: str) -> str:
-    """Booleans are summed as 0 and 1."""
-    return "1" if expression == "1" else f"({expression})::DOUBLE"
+    connection.execute(
+        f"CREATE OR REPLACE TEMP TABLE {table} AS WITH by_arm AS (SELECT u, {group} AS grp, treatment, {inner} "
+        f"FROM {source} WHERE {condition} GROUP BY ALL) SELECT u, grp, {outer} FROM by_arm GROUP BY u, grp"
+    )
 
 
 def aggregate(

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evalpipe.analysis.connection import Connection, rows
+from evalpipe.analysis.connection import Connection, rows, scalar
 from evalpipe.analysis.settings import JudgeInfo, Settings
 from evalpipe.core.judgment import FINAL
 
@@ -190,6 +190,14 @@ def sum_quality(
                 f"AS control FROM ev_scores WHERE judge = ? AND fingerprint = ? AND {both} GROUP BY id, u) v {join} GROUP BY ALL",
                 [seen.name, seen.fingerprint],
             )
+    if scalar(connection, "SELECT count(*) FROM feedback"):
+        _sum_ratings(connection, table, group, join)
+    connection.execute(f"DELETE FROM {table} WHERE wt = 0 AND wc = 0")
+    return [row["metric"] for row in rows(connection, f"SELECT DISTINCT metric FROM {table} ORDER BY metric")]
+
+
+def _sum_ratings(connection: Connection, table: str, group: str, join: str) -> None:
+    """The end users' ratings, the last one of each answer."""
     connection.execute(
         f"""
         INSERT INTO {table}
@@ -200,5 +208,3 @@ def sum_quality(
           FROM feedback WHERE arm IS NOT NULL GROUP BY request_id, arm
         ) f JOIN (SELECT DISTINCT id, u FROM ev_rows) v USING (id) {join} GROUP BY ALL"""
     )
-    connection.execute(f"DELETE FROM {table} WHERE wt = 0 AND wc = 0")
-    return [row["metric"] for row in rows(connection, f"SELECT DISTINCT metric FROM {table} ORDER BY metric")]
