@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import webbrowser
@@ -20,6 +21,8 @@ from evalpipe.report.render import DEFAULT_EXAMPLES, render
 from evalpipe.report.view import tidy
 
 INDEX = "index.html"
+MACHINE_FACTS = frozenset({"evalpipe", "versions", "data"})
+"""what the provenance says of one machine: versions, and the sizes of the files it wrote"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +90,7 @@ def sample_report(analysis: Analysis, folder: Path) -> WrittenReport:
     """`sample.html` and `sample.json` in `folder`, the same bytes on every machine: the clock is the sample's last
     instant, versions are left out, and every number is rounded before it is shown."""
     last = analysis.provenance.get("last_at")
-    provenance = {key: value for key, value in analysis.provenance.items() if key != "versions"}
+    provenance = {key: value for key, value in analysis.provenance.items() if key not in MACHINE_FACTS}
     at = str(last) if last else analysis.generated_at
     stable = dataclasses.replace(analysis, generated_at=at, provenance=provenance)
     return write_analysis(stable, folder / "sample.html", deterministic=True)
@@ -138,7 +141,8 @@ def write_whole(path: Path, data: bytes) -> None:
         part.write_bytes(data)
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise EvalpipeError(f"cannot write {path}: {error.strerror}") from error
 
 

@@ -17,7 +17,6 @@ from evalpipe.report.format import format_percent, number_format
 from evalpipe.report.metric_view import MetricRow
 from evalpipe.report.words import FINDING_ORDER, plain
 
-
 ARMS = ("control", "treatment")
 
 
@@ -164,7 +163,8 @@ def judge_figures(analysis: Analysis) -> list[Figure]:
                     title="Does length sway the judge?",
                     picture=picture,
                     legend=("judged alike in both orders", "treatment preferred"),
-                    caption="Pairs by how much longer the treatment's answer is, in characters. A win rate that climbs from left to right means longer answers are preferred.",
+                    caption="Pairs by how much longer the treatment's answer is, in characters. A win rate "
+                    "that climbs from left to right means longer answers are preferred.",
                 )
             )
     return found[:1]

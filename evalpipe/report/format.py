@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 NBSP = "\u00a0"
 MINUS = "\u2212"
 MISSING = "–"
+MAX_UNIT = 16
+"""characters of a metric's own unit that stand after a number"""
 
 
 def format_number(value: float, decimals: int, *, signed: bool = False) -> str:
@@ -93,7 +95,8 @@ def number_format(unit: str, *, largest: float = 0.0, half_width: float | None =
         factor, limit, suffix = (0.001, 2, f"{NBSP}s") if largest >= 10_000 else (1.0, 1, f"{NBSP}ms")
         prefix, difference_suffix = "", None
     else:
-        default = (1.0, 4, "", f"{NBSP}{unit}" if unit else "", None)
+        short = unit if len(unit) <= MAX_UNIT else f"{unit[: MAX_UNIT - 1]}…"
+        default = (1.0, 4, "", f"{NBSP}{short}" if unit else "", None)
         factor, limit, prefix, suffix, difference_suffix = _UNITS.get(unit, default)
     decimals = decimals_for(None if half_width is None else half_width * factor, largest * factor, limit)
     return NumberFormat(

@@ -17,6 +17,7 @@ from evalpipe.report.charts.svg import HATCH, Scale
 from evalpipe.report.figures import row_picture, shared_reach
 from evalpipe.report.judge_view import AGREEMENT_COLUMNS, JudgeView, RateRow
 from evalpipe.report.metric_view import MetricRow
+from evalpipe.report.untrusted import visible
 from evalpipe.report.view import report_view
 from evalpipe.report.words import CHECK_MARKS, FINDING_ORDER
 
@@ -83,6 +84,8 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("evalpipe.report"),
         autoescape=True,
+        # The one door to the page: whatever text is put in, wherever it comes from, shows what it hides.
+        finalize=lambda value: visible(value) if type(value) is str else value,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

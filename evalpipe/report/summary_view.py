@@ -85,7 +85,7 @@ def problems(analysis: Analysis) -> list[Problem]:
                 found.append(
                     Problem(
                         level=status,
-                        title=check.name.replace("_", " ").capitalize(),
+                        title=sentence(check.name.replace("_", " ")),
                         detail=check.detail,
                         remedy=check.remedy or "",
                     )

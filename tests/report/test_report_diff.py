@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 
 import pytest
-from evalpipe.report.diff import word_diff
 from hypothesis import given
 from hypothesis import strategies as st
+
+from evalpipe.report.diff import word_diff
 
 
 def kinds(control: str, treatment: str) -> list[tuple[str, str]]:

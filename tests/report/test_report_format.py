@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from evalpipe.report.format import (
     MINUS,
     decimals_for,
@@ -15,8 +18,6 @@ from evalpipe.report.format import (
     number_format,
     percent_format,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 S = "\u00a0"  # the space between number and unit never breaks
 

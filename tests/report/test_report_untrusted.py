@@ -6,16 +6,18 @@ import html.parser
 import time
 
 import pytest
-from evalpipe.report.plain_text import escape_markdown
-from evalpipe.report.untrusted import MARKDOWN_TAGS, cut_bytes, markdown_html, one_line, visible
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from evalpipe.report.plain_text import escape_markdown
+from evalpipe.report.untrusted import MARKDOWN_TAGS, cut_bytes, markdown_html, one_line, visible
 
 TEXTS = st.text(st.characters(exclude_categories=()), max_size=200)
 MARKUP = st.lists(
     st.sampled_from(
         ["<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "[a](javascript:alert(1))", "![i](http://x/y.png)",
-         "</pre></details></main>", "<svg onload=alert(1)>", "`", "**", "# h", "\n\n", "> ", "- ", "|a|b|\n|-|-|\n|<b>|", "{{7*7}}",
+         "</pre></details></main>", "<svg onload=alert(1)>", "`", "**", "# h", "\n\n", "> ", "- ", "|a|b|\n|-|-|\n|<b>|",
+         "{{7*7}}",
          "<style>*{display:none}</style>", "&lt;b&gt;", "\x00", "<!--", "]]>", "<http://x.example>", "```html\n<b>\n```",
          '"><', "[x]: http://e.example/ \"t\"\n", "\u202e", "<a href=//x>", "<form action=//x>"]
     ), max_size=12,
