@@ -12,16 +12,19 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from evalpipe.collector.arms import Assignment, RequestHead
 from evalpipe.collector.heads import HeadError
-from evalpipe.core.canary import last_event
+from evalpipe.core.canary import last_event, read_evaluation
 from evalpipe.core.identity import conversation_id, in_treatment, unit_in_body
 from evalpipe.core.traffic import Arm
 from evalpipe.providers.registry import read_request
+
+if TYPE_CHECKING:
+    from evalpipe.collector.metrics import Metrics
 
 TOKEN_HEADER = "x-evalpipe-token"
 ARM_HEADER = "x-evalpipe-arm"
@@ -99,6 +102,30 @@ def choose(salt: str, unit_id: str, share: Share, *, forced: str | None = None, 
         return Choice(arm=arm, percentage=share.percentage, stage=share.stage, forced=True)
     arm = Arm.TREATMENT if in_treatment(salt, unit_id, share.percentage) else Arm.CONTROL
     return Choice(arm=arm, percentage=share.percentage, stage=share.stage)
+
+
+class RolloutGauges:
+    """The share in force and the canary's guardrails as metrics; looked at once a second by every worker."""
+
+    def __init__(self, share: Callable[[], Share], evaluation: Path, metrics: Metrics) -> None:
+        self._share, self._evaluation, self._metrics = share, evaluation, metrics
+        self._version: tuple[int, int] | None = None
+
+    def tick(self) -> None:
+        self._metrics.canary(self._share().percentage)
+        try:
+            found = self._evaluation.stat()
+            if (found.st_ino, found.st_mtime_ns) == self._version:
+                return
+            verdicts = read_evaluation(self._evaluation.read_bytes()).verdicts
+        except (OSError, ValueError):  # not yet there: no controller has looked
+            return
+        self._version = (found.st_ino, found.st_mtime_ns)
+        breached: dict[str, bool] = {}
+        for verdict in verdicts:
+            breached[verdict.guardrail] = breached.get(verdict.guardrail, False) or verdict.status == "breached"
+        for name, is_breached in breached.items():
+            self._metrics.guardrail(name, is_breached)
 
 
 class SplitAssigner:

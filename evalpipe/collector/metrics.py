@@ -60,6 +60,21 @@ CANARY = Gauge(
     registry=_registry,
 )
 
+GUARDRAIL = Gauge(
+    "evalpipe_guardrail_breached",
+    "1 where the canary's last evaluation found the guardrail breached",
+    ["experiment", "guardrail"],
+    multiprocess_mode="mostrecent",
+    registry=_registry,
+)
+RATING = Histogram(
+    "evalpipe_user_rating",
+    "Users' ratings of answers, 0 to 1",
+    ["experiment", "arm"],
+    buckets=(0, 0.25, 0.5, 0.75, 1),
+    registry=_registry,
+)
+
 
 class Metrics:
     """What one process counts. Children are looked up once: labels cost more than counting."""
@@ -114,6 +129,12 @@ class Metrics:
 
     def canary(self, percentage: float) -> None:
         CANARY.labels(self._experiment).set(percentage)
+
+    def guardrail(self, name: str, breached: bool) -> None:
+        GUARDRAIL.labels(self._experiment, name).set(float(breached))
+
+    def rated(self, arm: str | None, rating: float) -> None:
+        RATING.labels(self._experiment, arm or "unknown").observe(rating)
 
 
 def render_metrics(folder: str) -> bytes:

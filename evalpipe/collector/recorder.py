@@ -133,6 +133,7 @@ class Recorder:
         arm = {"c": "control", "t": "treatment"}.get(request_id[-1:])
         if comment is not None and self._redactor is not None:
             comment = self._redactor.text(comment)
+        self._metrics.rated(arm, rating)
         return self._writer.append(
             FeedbackRecord(
                 request_id=request_id,

@@ -23,6 +23,9 @@ from evalpipe.collector.upstream import Pool
 from evalpipe.providers.base import ENDPOINTS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from evalpipe.collector.assign import RolloutGauges, Share
     from evalpipe.collector.flight import Flight
     from evalpipe.collector.server import Client
 
@@ -67,6 +70,7 @@ class Worker:
         self.routes = Routes(self)
         self.guard = Guard(settings)
         self.assigner = _assigner(settings)
+        self._gauges = _gauges(settings, self.metrics)
         self._rewriter: Rewriter | None = None
         self.needs_body = self.assigner.needs_body or settings.control.rewrite
         self._endpoints = {path.encode(): name for path, name in ENDPOINTS.items()}
@@ -126,6 +130,8 @@ class Worker:
             self._next_tick = now + 1
             self.pool.tick()
             self.writer.tick()
+            if self._gauges is not None:
+                self._gauges.tick()
 
     async def run(self, sock: socket.socket, stop: asyncio.Event) -> None:
         """Serve until `stop` is set and what is under way has ended."""
@@ -172,17 +178,33 @@ class Worker:
 def _assigner(settings: CollectorSettings) -> Assigner:
     if settings.mode == "shadow":
         return ShadowAssigner(unit_sources=settings.unit_sources, eligible=settings.treatment is not None)
-    from evalpipe.collector.assign import CanaryShare, Share, SplitAssigner
+    from evalpipe.collector.assign import SplitAssigner
 
-    history = Path(settings.data) / "canary" / f"{settings.experiment}.jsonl"
     token = settings.client_token
     return SplitAssigner(
         salt=settings.effective_salt,
         unit_sources=settings.unit_sources,
-        share=CanaryShare(history) if settings.mode == "canary" else lambda: Share(settings.treatment_percent),
+        share=_share(settings),
         token=None if token is None else token.value,
         shadow_percent=settings.shadow_percent,
     )
+
+
+def _share(settings: CollectorSettings) -> Callable[[], Share]:
+    from evalpipe.collector.assign import CanaryShare, Share
+
+    if settings.mode == "canary":
+        return CanaryShare(Path(settings.data) / "canary" / f"{settings.experiment}.jsonl")
+    return lambda: Share(settings.treatment_percent)
+
+
+def _gauges(settings: CollectorSettings, metrics: Metrics) -> RolloutGauges | None:
+    if settings.mode == "shadow":
+        return None
+    from evalpipe.collector.assign import RolloutGauges
+
+    evaluation = Path(settings.data) / "canary" / f"{settings.experiment}.evaluation.json"
+    return RolloutGauges(_share(settings), evaluation, metrics)
 
 
 def stop_signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:

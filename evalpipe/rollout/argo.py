@@ -32,7 +32,8 @@ def error_rate_query(experiment: str, arm: str, window: str) -> str:
 
 def latency_query(experiment: str, arm: str, window: str, quantile: float) -> str:
     selector = f'experiment="{experiment}",arm="{arm}",role="served"'
-    return f"histogram_quantile({quantile:g}, sum by (le) (rate(evalpipe_request_duration_seconds_bucket{{{selector}}}[{window}])))"
+    rates = f"rate(evalpipe_request_duration_seconds_bucket{{{selector}}}[{window}])"
+    return f"histogram_quantile({quantile:g}, sum by (le) ({rates}))"
 
 
 def render_analysis_template(settings: AnalysisSettings) -> Manifest:
