@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 
+from decisions import decision_lines
 from few_users import coverage_lines
 from judged_pairs import judged_pairs_lines
 from lines import Line
@@ -34,6 +35,7 @@ PARTS: list[tuple[Callable[..., list[Line]], tuple[object, ...], dict[str, objec
     (mean_lines, ("skewed cost, capped", draw_capped_cost, ".025"), {"replications": 2000, "seed": 3}),
     (mean_lines, ("judge score 0-10, paired", draw_score, ".041"), {"replications": 2000, "seed": 1}),
     (judged_pairs_lines, (), {"replications": 2000, "seed": 9}),
+    (decision_lines, (), {"replications": 2000, "seed": 10}),
 ]
 
 
