@@ -17,10 +17,11 @@ TRIPWIRES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
          r"\b(?:instruction|prompt|rule|rubric)"),
         ("choose_me", r"\b(?:choose|select|pick|prefer|vote for|rate)\b.{0,40}\b(?:this|my|response [12]|answer [12ab]|output"
          r" \(?[ab12]\)?|the (?:first|second) (?:response|answer))\b.{0,60}\b(?:best|better|winner|highest|superior|10|correct)"),
-        ("names_winner", r"\b(?:response|answer|output|assistant|model) ?[(\[]?[12ab][)\]]? (?:is|wins|should win|must be)\b.{0,20}"
-         r"\b(?:better|best|winner|superior|chosen)?"),
+        ("names_winner", r"\b(?:response|answer|output|assistant|model) ?[(\[]?[12ab][)\]]? (?:is|wins|should win|must be)\b"
+         r".{0,20}\b(?:better|best|winner|superior|chosen)\b"),
         ("forged_verdict", r"\"winner\"\s*:|\[\[[abc12]\]\]|\"response_[12]\"\s*:\s*\{"),
-        ("speaks_to_judge", r"\b(?:dear|attention|note to|message to|you are)\b.{0,20}\b(?:judge|grader|evaluator|rater|reviewer)\b"),
+        ("speaks_to_judge", r"\b(?:dear|attention|note to|message to|you are)\b.{0,20}"
+         r"\b(?:judge|grader|evaluator|rater|reviewer)\b"),
         ("forged_tag", r"<\s*/?\s*(?:request|response(?:-[12])?)-[0-9a-z]|<\|(?:im_start|im_end|system|assistant|user)\|>|"
          r"\[/?INST\]|</?(?:system|instructions?)>"),
     )

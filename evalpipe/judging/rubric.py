@@ -141,7 +141,7 @@ def reply_schema(
     """The JSON schema of a reply. Verdict last: a schema with the verdict first changes verdicts. No numeric bounds: the
     providers' structured outputs refuse them; the reader checks the range."""
     number = {"type": "integer" if whole_scores(scale) else "number"}
-    scores = {name: number for name in dimensions}
+    scores = dict.fromkeys(dimensions, number)
     first: dict[str, Any] = {"reasoning": {"type": "string"}} if reasoning else {}
     if mode is JudgeMode.POINTWISE:
         return _object({**first, **scores})

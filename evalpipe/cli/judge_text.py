@@ -1,0 +1,98 @@
+"""What `evalpipe judge` prints for people. Untrusted text is made printable here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from evalpipe.core.text import printable
+from evalpipe.judging.estimate import CostEstimate
+from evalpipe.judging.tally import RunTally
+
+
+def tally_lines(tallies: Sequence[RunTally]) -> list[str]:
+    """The summary of a run, judge by judge."""
+    lines = []
+    for tally in tallies:
+        lines.append(f"{tally.judge} ({tally.fingerprint}): {_ended(tally)}")
+        details = [
+            f"already judged {tally.n_known:,}" if tally.n_known else "",
+            f"repaired {tally.n_repairs:,}" if tally.n_repairs else "",
+            f"shortened {tally.n_cut:,}" if tally.n_cut else "",
+            f"winner against its own scores {tally.n_contradictions:,}" if tally.n_contradictions else "",
+        ]
+        lines += [f"  {detail}" for detail in details if detail]
+        if tally.failed:
+            lines.append(f"  failed (asked again next time): {_counts(tally.failed)}")
+        if tally.retried:
+            lines.append(f"  asked again meanwhile: {_counts(tally.retried)}")
+        if tally.tripwires:
+            lines.append(f"  texts that speak to the judge (counted, not obeyed): {_counts(tally.tripwires)}")
+        lines.append(f"  {tally.input_tokens:,} input and {tally.output_tokens:,} output tokens, {_spent(tally)}")
+        if tally.n_simulated:
+            lines.append("  SIMULATED judge: these verdicts measure nothing")
+        if tally.stopped:
+            lines.append(f"  stopped: {tally.stopped}" + (f" ({printable(tally.message)})" if tally.message else ""))
+    return lines
+
+
+def estimate_lines(estimates: Sequence[CostEstimate]) -> list[str]:
+    lines = []
+    for one in estimates:
+        money = (
+            "price not known" if one.usd is None else f"about ${one.usd:,.4f}, as a batch ${one.batch_usd or 0:,.4f}"
+        )
+        lines.append(
+            f"{one.judge} ({one.model}): {one.units:,} to judge, {one.calls:,} calls ({one.known:,} known, {one.identical:,} "
+            f"identical), about {one.input_tokens:,} input and {one.output_tokens:,} output tokens, {money}"
+        )
+    return lines
+
+
+def judge_lines(judges: Sequence[Mapping[str, Any]]) -> list[str]:
+    width = max((len(judge["name"]) for judge in judges), default=0)
+    return [
+        f"{'*' if judge['configured'] else ' '} {judge['name']:<{width}}  {judge['fingerprint']}  {judge['mode']:<9}  "
+        f"{judge['provider']}/{judge['model']}  {', '.join(judge['dimensions'])}"
+        for judge in judges
+    ]
+
+
+def prompt_lines(prompts: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = []
+    for prompt in prompts:
+        alone = f"{prompt['arm']} alone" if prompt["arm"] else f"{prompt['shown_first']} first"
+        sent = dict(prompt["sent"])
+        messages = sent.pop("messages")
+        system = sent.pop("system", None)
+        lines.append(f"=== {prompt['judge']}, {alone} ===")
+        if system:
+            lines += ["--- system ---", _shown(system)]
+        for message in messages:
+            lines += [f"--- {message['role']} ---", _shown(message["content"])]
+        lines += ["--- parameters ---", json.dumps(sent, indent=2)]
+    lines.append("(the code in the tags is drawn anew for every call)")
+    return lines
+
+
+def _shown(text: str) -> str:
+    return "\n".join(printable(line) for line in text.split("\n"))
+
+
+def _ended(tally: RunTally) -> str:
+    if not tally.n_planned:
+        return "nothing to do, everything is judged"
+    return f"{tally.n_ended:,} of {tally.n_planned:,} judgments ({_counts(tally.asked) or 'none'})"
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{printable(name)} {n:,}" for name, n in ordered if n)
+
+
+def _spent(tally: RunTally) -> str:
+    if tally.spent_usd is None:
+        return "cost not known"
+    guessed = f", {tally.n_estimated_costs:,} of the calls at an estimate" if tally.n_estimated_costs else ""
+    return f"${tally.spent_usd:,.4f}{guessed}"

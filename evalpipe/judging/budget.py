@@ -1,0 +1,99 @@
+"""Money and tokens before a call: what it will probably use, and the most it can cost. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from evalpipe.providers.base import Usage
+
+CostOf = Callable[[Usage], float | None]
+"""Usage → USD at this judge's price; None where no price is known."""
+
+SCHEMA_OVERHEAD_TOKENS = 1000
+"""The most that a provider adds on its own account for a structured reply or a forced tool (a few hundred are usual)."""
+
+OUTPUT_QUANTILE = 0.75
+_WINDOW = 200
+_FIRST_TOKENS_PER_CHAR = 0.3
+_FIRST_OUTPUT_TOKENS = 300
+
+
+@dataclass(slots=True)
+class TokenEstimator:
+    """Expected tokens of a call, learned from the calls before: input as a moving ratio to characters, output as a moving
+    quantile of the last 200 replies. Reserving max_tokens would leave most of an output limit unused."""
+
+    max_tokens: int
+    _inputs: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=_WINDOW))
+    _outputs: deque[int] = field(default_factory=lambda: deque(maxlen=_WINDOW))
+    _n_chars: int = 0
+    _n_tokens: int = 0
+    _output: int | None = None
+
+    def learn(self, n_chars: int, usage: Usage) -> None:
+        if usage.input_tokens is not None:
+            if len(self._inputs) == _WINDOW:
+                chars, tokens = self._inputs[0]
+                self._n_chars -= chars
+                self._n_tokens -= tokens
+            self._inputs.append((n_chars, usage.input_tokens))
+            self._n_chars += n_chars
+            self._n_tokens += usage.input_tokens
+        if usage.output_tokens is not None:
+            self._outputs.append(usage.output_tokens)
+            self._output = None
+
+    def input_tokens(self, n_chars: int) -> int:
+        ratio = self._n_tokens / self._n_chars if self._n_chars else _FIRST_TOKENS_PER_CHAR
+        return math.ceil(n_chars * ratio)
+
+    def output_tokens(self) -> int:
+        """What to reserve of the output limit."""
+        if self._output is None:
+            if self._outputs:
+                ordered = sorted(self._outputs)
+                self._output = ordered[min(len(ordered) - 1, int(OUTPUT_QUANTILE * len(ordered)))]
+            else:
+                self._output = min(self.max_tokens, _FIRST_OUTPUT_TOKENS)
+        return self._output
+
+    def mean_output_tokens(self) -> int:
+        """What a reply of unknown length probably held."""
+        if not self._outputs:
+            return min(self.max_tokens, _FIRST_OUTPUT_TOKENS)
+        return round(sum(self._outputs) / len(self._outputs))
+
+
+def most_input_tokens(n_bytes: int) -> int:
+    """The most input tokens a text of `n_bytes` (UTF-8) can be: no tokenizer makes more than one token a byte."""
+    return n_bytes + SCHEMA_OVERHEAD_TOKENS
+
+
+@dataclass(slots=True)
+class Budget:
+    """A hard cap in USD. `spent` is what is known; `held` is the worst case of calls in flight and of calls whose bill
+    will never be known for certain. spent + held never passes the cap. `cap` None: no cap, only the account."""
+
+    cap: float | None
+    spent: float = 0.0
+    held: float = 0.0
+
+    def reserve(self, worst: float) -> bool:
+        """Hold `worst` USD for a call; False where it does not fit."""
+        if self.cap is not None and self.spent + self.held + worst > self.cap + 1e-12:
+            return False
+        self.held += worst
+        return True
+
+    def settle(self, worst: float, cost: float, *, certain: bool = True) -> None:
+        """Book a call at `cost`. Where that is an estimate, the rest of the worst case stays held."""
+        self.spent += cost
+        self.held -= worst if certain else min(cost, worst)
+        self.held = max(self.held, 0.0)
+
+    @property
+    def left(self) -> float | None:
+        return None if self.cap is None else max(self.cap - self.spent - self.held, 0.0)

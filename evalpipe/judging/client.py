@@ -1,0 +1,248 @@
+"""The only door to the vendors' SDKs: one call in, one Reply out. Errors are told apart here, by status, and nowhere else.
+
+The SDKs' own retries are off: the runner's policy knows the limits and the budget, theirs does not.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+from evalpipe.core.text import printable
+from evalpipe.core.traffic import Outcome
+from evalpipe.errors import ConfigError
+from evalpipe.judging.call import Fate, JudgeClient, Reply, Turns, fate_of_status
+from evalpipe.judging.ratelimits import read_limits, read_retry_after
+from evalpipe.judging.spec import JudgeSpec
+from evalpipe.judging.wire import TOOL, chat_params, message_params
+from evalpipe.providers.base import Answer
+from evalpipe.providers.registry import read_answer
+
+SIMULATED_HEADER = "x-simulated-by"
+CONNECT_TIMEOUT_S = 15.0
+_NO_KEY = "not-needed"
+_LONGEST_MESSAGE = 300
+
+
+def open_client(spec: JudgeSpec, *, concurrency: int) -> JudgeClient:
+    """The client of a judge. Raises ConfigError where its key is missing from the environment, or its SDK from the
+    installation."""
+    if spec.provider == "litellm":
+        return _LiteLLMClient(spec)
+    return _SdkClient(spec, concurrency)
+
+
+def api_key(spec: JudgeSpec) -> str:
+    """The judge's key. A server on this machine needs none."""
+    key = os.environ.get(spec.api_key_env) if spec.api_key_env else None
+    if key:
+        return key
+    if is_local(spec.base_url):
+        return _NO_KEY
+    if spec.api_key_env:
+        raise ConfigError(f"judge {spec.name!r} needs a key: set {spec.api_key_env} in the environment")
+    raise ConfigError(f"judge {spec.name!r} names no key: add api_key_env to judges/{spec.name}.toml")
+
+
+def is_local(base_url: str | None) -> bool:
+    """Whether the URL's host is this machine."""
+    host = urlsplit(base_url or "").hostname or ""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def open_sdk(spec: JudgeSpec, concurrency: int) -> Any:
+    """The vendor's async SDK client. Environment proxies are not asked for a server on this machine."""
+    limits = {"max_connections": concurrency + 4, "max_keepalive_connections": concurrency + 4}
+    trust_env = not is_local(spec.base_url)
+    sdk: Any
+    if spec.provider == "anthropic":
+        import anthropic as sdk
+        from anthropic import AsyncAnthropic as Client
+    else:
+        import openai as sdk
+        from openai import AsyncOpenAI as Client  # type: ignore[assignment]
+    import httpx2
+
+    http = sdk.DefaultAsyncHttpxClient(
+        limits=httpx2.Limits(**limits),
+        timeout=httpx2.Timeout(spec.timeout_s, connect=CONNECT_TIMEOUT_S),
+        trust_env=trust_env,
+    )
+    return Client(api_key=api_key(spec), base_url=spec.base_url, max_retries=0, http_client=http)
+
+
+class _SdkClient:
+    """anthropic and openai: one shape, as both SDKs are made by one generator."""
+
+    def __init__(self, spec: JudgeSpec, concurrency: int) -> None:
+        self._client = open_sdk(spec, concurrency)
+        self._extra = {"extra_body": dict(spec.params)} if spec.params else {}
+        self._spec = spec
+        self._create: Callable[..., Awaitable[Any]]
+        self._build: Callable[[JudgeSpec, Turns], dict[str, Any]]
+        if spec.provider == "anthropic":
+            self._endpoint = "messages"
+            self._create = self._client.messages.with_raw_response.create
+            self._build = message_params
+        else:
+            self._endpoint = "chat.completions"
+            self._create = self._client.chat.completions.with_raw_response.create
+            self._build = chat_params
+
+    async def ask(self, turns: Turns) -> Reply:
+        started = time.monotonic()
+        params = self._build(self._spec, turns)
+        try:
+            raw = await self._create(**params, **self._extra)
+            response = raw.http_response
+            body = await response.aread()
+        except Exception as error:  # noqa: BLE001  the door: everything an SDK raises becomes a reply, or is raised again
+            return _failed(error, (time.monotonic() - started) * 1000)
+        return read_reply(
+            self._endpoint, response.status_code, response.headers, body, latency_ms=(time.monotonic() - started) * 1000
+        )
+
+    async def close(self) -> None:
+        await self._client.close()
+
+
+class _LiteLLMClient:
+    """The `litellm` library, an optional extra: any provider it knows, the model named as it names them."""
+
+    def __init__(self, spec: JudgeSpec) -> None:
+        try:
+            import litellm
+        except ImportError:
+            raise ConfigError(
+                f"judge {spec.name!r} needs the litellm library: pip install 'evalpipe[litellm]'"
+            ) from None
+        self._litellm = litellm
+        self._spec = spec
+        self._key = api_key(spec) if spec.api_key_env or spec.base_url else None
+
+    async def ask(self, turns: Turns) -> Reply:
+        started = time.monotonic()
+        spec = self._spec
+        try:
+            found = await self._litellm.acompletion(
+                **chat_params(spec, turns),
+                **spec.params,
+                api_key=self._key,
+                api_base=spec.base_url,
+                timeout=spec.timeout_s,
+                num_retries=0,
+            )
+        except Exception as error:  # noqa: BLE001  the door: everything an SDK raises becomes a reply, or is raised again
+            return _failed(error, (time.monotonic() - started) * 1000)
+        hidden = getattr(found, "_hidden_params", None) or {}
+        headers = {
+            str(name).lower().removeprefix("llm_provider-"): str(value)
+            for name, value in (hidden.get("additional_headers") or {}).items()
+        }
+        body = json.dumps(found.model_dump()).encode()
+        return read_reply("chat.completions", 200, headers, body, latency_ms=(time.monotonic() - started) * 1000)
+
+    async def close(self) -> None:
+        return None
+
+
+def read_reply(
+    endpoint: str, status: int, headers: Mapping[str, str], body: bytes, *, latency_ms: float | None = None
+) -> Reply:
+    """The reply in an HTTP answer with status 200."""
+    answer = read_answer(endpoint, status, {"content-type": "application/json"}, body)
+    limits = read_limits(headers)
+    simulated = SIMULATED_HEADER in headers
+    if answer.outcome in {Outcome.UNREADABLE, Outcome.HTTP_ERROR}:
+        return Reply(
+            fate=Fate.BROKEN,
+            answer=answer,
+            kind=answer.error_type or "unreadable",
+            message=_short(answer.error_message or "the answer cannot be read"),
+            limits=limits,
+            latency_ms=latency_ms,
+            simulated=simulated,
+        )
+    return Reply(
+        fate=Fate.ANSWERED,
+        answer=answer,
+        text=_said(answer),
+        limits=limits,
+        latency_ms=latency_ms,
+        simulated=simulated,
+    )
+
+
+def _said(answer: Answer) -> str:
+    for call in answer.tool_calls:
+        if call.get("name") == TOOL:
+            arguments = call.get("arguments")
+            return arguments if isinstance(arguments, str) else json.dumps(arguments)
+    return answer.text or ""
+
+
+def _failed(error: Exception, latency_ms: float) -> Reply:
+    """An exception of an SDK → a reply. What is none of its kinds is a bug of ours and is raised again."""
+    status = getattr(error, "status_code", None)
+    response = getattr(error, "response", None)
+    if isinstance(status, int):
+        headers = {str(name).lower(): str(value) for name, value in (getattr(response, "headers", None) or {}).items()}
+        if 200 <= status < 300:  # the SDK refused the body of a good answer: it was generated, so it is billed
+            return Reply(fate=Fate.BROKEN, kind="malformed", message=_short(str(error)), latency_ms=latency_ms)
+        kind, message = _vendor_error(error)
+        return Reply(
+            fate=fate_of_status(status, kind, message),
+            kind=f"http_{status}",
+            message=_short(message),
+            limits=read_limits(headers),
+            retry_after_s=read_retry_after(headers, datetime.now(UTC)),
+            latency_ms=latency_ms,
+            simulated=SIMULATED_HEADER in headers,
+        )
+    names = {base.__name__ for base in type(error).__mro__}
+    if "APITimeoutError" in names or "TimeoutException" in names or "Timeout" in names:
+        connecting = _caused_by(error, "ConnectTimeout", "PoolTimeout")
+        fate = Fate.NO_CONNECTION if connecting else Fate.BROKEN
+        return Reply(fate=fate, kind="timeout", message="no answer in time", latency_ms=latency_ms)
+    if "APIConnectionError" in names or "TransportError" in names:
+        if _caused_by(error, "ConnectError", "ProxyError", "UnsupportedProtocol", "ClientConnectorError"):
+            message = _short(str(error.__cause__ or error))
+            return Reply(fate=Fate.NO_CONNECTION, kind="no_connection", message=message, latency_ms=latency_ms)
+        return Reply(fate=Fate.BROKEN, kind="cut", message="the answer broke off", latency_ms=latency_ms)
+    if "APIError" in names or "DecodingError" in names:  # e.g. a body that cannot be decoded
+        return Reply(fate=Fate.BROKEN, kind="malformed", message=_short(str(error)), latency_ms=latency_ms)
+    raise error
+
+
+def _caused_by(error: BaseException, *names: str) -> bool:
+    seen: BaseException | None = error
+    while seen is not None:
+        if any(base.__name__ in names for base in type(seen).__mro__):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def _vendor_error(error: Exception) -> tuple[str, str]:
+    body = getattr(error, "body", None)
+    inner = body.get("error", body) if isinstance(body, dict) else None
+    if isinstance(inner, dict):
+        kind = inner.get("code") or inner.get("type")
+        return str(kind or ""), str(inner.get("message") or error)
+    return "", str(error)
+
+
+def _short(text: str) -> str:
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= _LONGEST_MESSAGE else line[:_LONGEST_MESSAGE] + "…"

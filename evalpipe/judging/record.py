@@ -1,0 +1,188 @@
+"""A planned call and what came back → the Judgment that is stored. Pure."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from evalpipe.core.judgment import Judgment, JudgmentStatus, Winner
+from evalpipe.core.text import well_formed
+from evalpipe.core.traffic import Outcome
+from evalpipe.judging.call import Reply
+from evalpipe.judging.plan import Ask
+from evalpipe.judging.reply import UnreadableReplyError, read_reply
+from evalpipe.judging.rubric import Message, answer_message, pair_message
+from evalpipe.judging.spec import JudgeSpec
+
+LOST = "lost"
+"""The reason of a call that was sent and never heard of again: the process ended first."""
+
+MOST = "cost_at_most_usd"
+"""In the note of a call whose bill is an estimate: the most it can have cost. A cap counts this."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Booking:
+    """What a call is booked at. `at_most` only where `cost_usd` is an estimate."""
+
+    cost_usd: float | None
+    at_most: float | None = None
+
+
+def message_of(ask: Ask, spec: JudgeSpec, nonce: str) -> Message:
+    """The user message of a planned call."""
+    limits = {"max_request_chars": spec.max_request_chars, "max_response_chars": spec.max_response_chars}
+    if ask.arm is not None:
+        answer = ask.control or ask.treatment
+        assert answer is not None
+        return answer_message(ask.request, ask.arm, answer, nonce=nonce, **limits)
+    assert ask.control is not None and ask.treatment is not None
+    return pair_message(ask.request, ask.control, ask.treatment, shown_first=ask.shown_first, nonce=nonce, **limits)
+
+
+def sent(
+    ask: Ask, attempt: int, spec: JudgeSpec, *, booking: Booking, at: datetime, batch_id: str | None = None
+) -> Judgment:
+    """How a call stands from the moment it is sent until it ends: lost, at an estimated cost."""
+    return _judgment(
+        ask,
+        attempt,
+        spec,
+        status=JudgmentStatus.ERROR,
+        cost_usd=booking.cost_usd,
+        judged_at=at,
+        batch_id=batch_id,
+        note=render_note(error=LOST, **{MOST: booking.at_most}),
+    )
+
+
+def identical(ask: Ask, spec: JudgeSpec, *, at: datetime) -> Judgment:
+    """A tie nobody had to be asked about."""
+    return _judgment(
+        ask,
+        ask.attempt + 1,
+        spec,
+        status=JudgmentStatus.IDENTICAL,
+        winner=Winner.TIE,
+        preference=0.5,
+        cost_usd=0.0,
+        judged_at=at,
+    )
+
+
+def failure(
+    ask: Ask,
+    attempt: int,
+    spec: JudgeSpec,
+    reply: Reply,
+    *,
+    booking: Booking,
+    at: datetime,
+    message: Message | None = None,
+) -> Judgment:
+    """A call that gave no readable answer."""
+    return _judgment(
+        ask,
+        attempt,
+        spec,
+        status=JudgmentStatus.ERROR,
+        cost_usd=booking.cost_usd,
+        latency_ms=reply.latency_ms,
+        judged_at=at,
+        simulated=reply.simulated,
+        note=render_note(
+            error=reply.kind or reply.fate.value, message=reply.message, **{MOST: booking.at_most}, **_facts(message)
+        ),
+    )
+
+
+def answered(
+    ask: Ask,
+    attempt: int,
+    spec: JudgeSpec,
+    reply: Reply,
+    *,
+    cost_usd: float | None,
+    at: datetime,
+    message: Message | None = None,
+    repair: bool = False,
+    batch_id: str | None = None,
+) -> Judgment:
+    """A call that was answered: a verdict, or a refusal, a truncation, an unreadable reply."""
+    answer = reply.answer
+    assert answer is not None
+    facts: dict[str, Any] = {**_facts(message), "repair": repair}
+    values: dict[str, Any] = {}
+    if answer.outcome is Outcome.REFUSED:
+        status = JudgmentStatus.REFUSED
+        facts["error"] = "refused"
+    elif answer.outcome is Outcome.TRUNCATED:
+        status = JudgmentStatus.TRUNCATED
+        facts["error"] = "truncated"
+    else:
+        status, values, told = read_verdict(reply.text, ask, spec)
+        facts.update(told)
+    return _judgment(
+        ask,
+        attempt,
+        spec,
+        status=status,
+        judge_model=answer.model or spec.model,
+        raw_reply=well_formed(reply.text),
+        input_tokens=answer.usage.input_tokens,
+        output_tokens=answer.usage.output_tokens,
+        cached_input_tokens=answer.usage.cached_input_tokens,
+        cost_usd=cost_usd,
+        latency_ms=reply.latency_ms,
+        judged_at=at,
+        simulated=reply.simulated,
+        batch_id=batch_id,
+        note=render_note(**facts),
+        **values,
+    )
+
+
+def read_verdict(text: str, ask: Ask, spec: JudgeSpec) -> tuple[JudgmentStatus, dict[str, Any], dict[str, Any]]:
+    """(status, the judgment's fields, what the note says) of a reply's text."""
+    try:
+        verdict = read_reply(text, spec, shown_first=ask.shown_first, arm=ask.arm)
+    except UnreadableReplyError as error:
+        return (
+            JudgmentStatus.UNPARSEABLE,
+            {},
+            {"error": "empty" if not text.strip() else "unparseable", "message": str(error)},
+        )
+    fields = {
+        "winner": verdict.winner,
+        "preference": verdict.preference,
+        "control_scores": verdict.control_scores,
+        "treatment_scores": verdict.treatment_scores,
+        "reasoning": None if verdict.reasoning is None else well_formed(verdict.reasoning),
+    }
+    return JudgmentStatus.OK, fields, {"contradiction": verdict.contradiction}
+
+
+def render_note(**facts: Any) -> str | None:
+    """The facts that hold, as a JSON object; None where there are none."""
+    held = {name: value for name, value in facts.items() if value}
+    return json.dumps(held, ensure_ascii=True, sort_keys=True) if held else None
+
+
+def _facts(message: Message | None) -> dict[str, Any]:
+    return {} if message is None else {"cut": dict(message.cut), "tripwires": dict(message.tripwires)}
+
+
+def _judgment(ask: Ask, attempt: int, spec: JudgeSpec, *, judge_model: str | None = None, **values: Any) -> Judgment:
+    return Judgment(
+        key=ask.key,
+        attempt=attempt,
+        request_id=ask.request_id,
+        judge=spec.name,
+        judge_fingerprint=spec.fingerprint,
+        judge_model=judge_model or spec.model,
+        shown_first=ask.shown_first,
+        repeat=ask.repeat,
+        **values,
+    )

@@ -1,0 +1,287 @@
+"""The runner: one process, many calls in flight, each bounded by the limits, the budget and the user's patience.
+
+Each judgment is in the journal before another call takes its place. A call that failed for a reason that costs nothing is
+asked again after a pause, in its place; one that may have been billed is written down first. Ctrl-C finishes what is in
+flight; a second one stops at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
+from typing import Protocol
+
+from evalpipe.core.judgment import Judgment, JudgmentStatus
+from evalpipe.judging.budget import Budget, CostOf, TokenEstimator, most_input_tokens
+from evalpipe.judging.call import FREE, Fate, JudgeClient, Reply, Turns
+from evalpipe.judging.journal import Journal
+from evalpipe.judging.limiter import Limiter, Need
+from evalpipe.judging.plan import Ask, read_note
+from evalpipe.judging.ratelimits import DEFAULT_PAUSE_S
+from evalpipe.judging.record import Booking, answered, failure, identical, message_of, sent
+from evalpipe.judging.rubric import Message, repair_message
+from evalpipe.judging.spec import JudgeSpec
+from evalpipe.judging.tally import RunTally
+from evalpipe.providers.base import Usage
+
+MAX_FREE_TRIES = 8
+"""Tries of one call at a server that fails without charge: about two minutes of back-off."""
+MAX_PAUSES = 60
+"""429s of one call; each is waited out."""
+MAX_PAID_TRIES = 3
+"""Tries of one call whose answers break off: each may be billed."""
+BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
+_LOOK_AGAIN_S = 0.05
+"""While a limit is waited for, it is looked at this often: a settled call or a header may have freed it sooner."""
+_NOTHING = Need(requests=0.0)
+
+
+class Clock(Protocol):
+    """Time and chance, so that tests can hold them."""
+
+    def monotonic(self) -> float: ...
+
+    def utc(self) -> datetime: ...
+
+    async def sleep(self, seconds: float) -> None: ...
+
+    def jitter(self) -> float:
+        """A number in [0, 1)."""
+        ...
+
+    def nonce(self) -> str:
+        """16 hex digits nobody can foresee."""
+        ...
+
+
+@dataclass(kw_only=True)
+class Runner:
+    """Everything one judge's run needs. `watch` is told of every judgment that ended and may answer with a reason to
+    stop; `rotate` is called between pages and puts what the journal holds into the store."""
+
+    spec: JudgeSpec
+    client: JudgeClient
+    limiter: Limiter
+    budget: Budget
+    cost_of: CostOf
+    journal: Journal
+    clock: Clock
+    tally: RunTally
+    concurrency: int
+    watch: Callable[[Ask, Judgment], str | None] = lambda ask, judgment: None
+    show: Callable[[], None] = lambda: None
+    rotate: Callable[[], Awaitable[None]] | None = None
+    n_in_flight: int = field(default=0, init=False)
+    _stopping: str = field(default="", init=False)
+    _error: BaseException | None = field(default=None, init=False)
+
+    async def run(self, pages: Iterator[list[Ask]]) -> None:
+        """Judge everything that is planned, or until something stops the run (`tally.stopped`, `tally.message`)."""
+        self._estimator = TokenEstimator(max_tokens=self.spec.max_tokens)
+        self._gate = asyncio.Lock()
+        self._changed = asyncio.Event()
+        self._stopped = asyncio.Event()
+        self._n_system_chars = len(self.spec.system)
+        self._n_system_bytes = len(self.spec.system.encode("utf-8", "surrogatepass")) + len(str(self.spec.schema))
+        slots = asyncio.Semaphore(self.concurrency)
+        self._tasks: set[asyncio.Task[None]] = set()
+        page = await asyncio.to_thread(next, pages, None)
+        try:
+            while page is not None and not self.is_stopping():
+                following = asyncio.create_task(asyncio.to_thread(next, pages, None))
+                for ask in page:
+                    if ask.is_identical:
+                        self._end(ask, self._write(identical(ask, self.spec, at=self.clock.utc())))
+                        continue
+                    await slots.acquire()
+                    if self.is_stopping():
+                        slots.release()
+                        break
+                    task = asyncio.create_task(self._judge(ask))
+                    self._tasks.add(task)
+                    task.add_done_callback(partial(self._finished, slots))
+                self._raise_ours()
+                page = await following
+                if self.rotate is not None:
+                    await self.rotate()
+            while self._tasks:
+                await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+        self._raise_ours()
+
+    def is_stopping(self) -> bool:
+        """Whether nothing more is to be started."""
+        return bool(self._stopping)
+
+    def stop(self, reason: str, message: str | None = None) -> None:
+        """Start nothing more; what is in flight is finished. The first reason stands."""
+        if not self._stopping:
+            self._stopping = self.tally.stopped = reason
+            self.tally.message = message
+            self._stopped.set()
+            self._changed.set()
+
+    def stop_now(self) -> None:
+        """Drop what is in flight: it stays in the journal as sent."""
+        self.stop("interrupted")
+        for task in self._tasks:
+            task.cancel()
+
+    def _finished(self, slots: asyncio.Semaphore, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        slots.release()
+
+    def _raise_ours(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    async def _judge(self, ask: Ask) -> None:
+        try:
+            await self._judge_one(ask)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001  a bug of ours: raised by `run`, once what is in flight has ended
+            self._error = self._error or error
+            self.stop("failed")
+
+    async def _judge_one(self, ask: Ask) -> None:
+        message = message_of(ask, self.spec, self.clock.nonce())
+        turns = [("user", message.text)]
+        judgment = await self._call(ask, ask.attempt + 1, turns, message)
+        if judgment is not None and judgment.status is JudgmentStatus.UNPARSEABLE and not self._stopping:
+            self.tally.n_repairs += 1
+            again = repair_turns(turns, judgment)
+            judgment = await self._call(ask, judgment.attempt + 1, again, message, repair=True) or judgment
+        if judgment is not None:
+            self._end(ask, judgment)
+
+    async def _call(
+        self, ask: Ask, attempt: int, turns: Turns, message: Message, *, repair: bool = False
+    ) -> Judgment | None:
+        """One answered call, however many tries it takes; None where the run stopped before it was sent."""
+        n_chars = self._n_system_chars + sum(len(text) for _, text in turns)
+        n_bytes = self._n_system_bytes + sum(len(text.encode("utf-8", "surrogatepass")) for _, text in turns)
+        worst = self._price(most_input_tokens(n_bytes), self.spec.max_tokens)
+        n_free = n_pauses = n_paid = 0
+        judgment: Judgment | None = None
+        while True:
+            need = Need(
+                input_tokens=self._estimator.input_tokens(n_chars), output_tokens=self._estimator.output_tokens()
+            )
+            if not await self._go(need, worst or 0.0):
+                return judgment  # how the last try failed, or None where there was none
+            guess = self._price(round(need.input_tokens), self._estimator.mean_output_tokens())
+            booking = Booking(cost_usd=guess, at_most=worst)
+            self.journal.begin(sent(ask, attempt, self.spec, booking=booking, at=self.clock.utc()))
+            self.n_in_flight += 1
+            try:
+                reply = await self.client.ask(turns)
+            finally:
+                self.n_in_flight -= 1
+                self._changed.set()
+            self._settle(need, reply)
+            now = self.clock.utc()
+            if reply.fate is Fate.ANSWERED:
+                self._estimator.learn(n_chars, reply.usage)
+                cost = self.cost_of(reply.usage)
+                told = Booking(cost_usd=cost) if cost is not None else booking
+                self._book(worst, told)
+                judgment = answered(
+                    ask, attempt, self.spec, reply, cost_usd=told.cost_usd, at=now, message=message, repair=repair
+                )
+                return self._write(judgment)
+            told = Booking(cost_usd=0.0) if reply.fate in FREE else booking
+            self._book(worst, told)
+            judgment = failure(ask, attempt, self.spec, reply, booking=told, at=now, message=message)
+            if reply.fate is Fate.FATAL:
+                self.stop("refused", f"{reply.kind}: {reply.message}")
+            n_paid += reply.fate is Fate.BROKEN
+            self._write(judgment)
+            n_free += reply.fate in (Fate.SERVER_ERROR, Fate.NO_CONNECTION)
+            n_pauses += reply.fate is Fate.RATE_LIMITED
+            last = n_paid >= MAX_PAID_TRIES or n_free >= MAX_FREE_TRIES or n_pauses >= MAX_PAUSES
+            if last or self._stopping or reply.fate in (Fate.REJECTED, Fate.FATAL):
+                return judgment
+            self.tally.retried[reply.kind or reply.fate.value] += 1
+            attempt += reply.fate is Fate.BROKEN
+            await self._pause(reply, n_free)
+
+    async def _go(self, need: Need, worst: float) -> bool:
+        """Wait for the budget and the limits, first come first served; False where the run stops instead."""
+        async with self._gate:
+            while not self._stopping:
+                if not self.budget.reserve(worst):
+                    if self.n_in_flight == 0:
+                        self.stop("budget", "the next call might pass the cap")
+                        return False
+                    self._changed.clear()
+                    await self._changed.wait()
+                    continue
+                wait = self.limiter.reserve(self.clock.monotonic(), need)
+                if wait <= 0:
+                    return True
+                self.budget.settle(worst, 0.0)
+                await self.clock.sleep(min(wait, _LOOK_AGAIN_S))
+        return False
+
+    def _settle(self, need: Need, reply: Reply) -> None:
+        now = self.clock.monotonic()
+        usage = reply.usage
+        if reply.fate is Fate.ANSWERED:
+            fresh = (usage.input_tokens or 0) - (usage.cached_input_tokens or 0)
+            used = Need(input_tokens=fresh, output_tokens=usage.output_tokens or 0)
+        elif reply.fate in (Fate.NO_CONNECTION, Fate.RATE_LIMITED):
+            used = _NOTHING
+        else:
+            used = need  # it may have counted; what the provider says next corrects it
+        self.limiter.settle(now, need, used)
+        self.limiter.observe(now, reply.limits)
+        if reply.fate is Fate.RATE_LIMITED:
+            wait = DEFAULT_PAUSE_S if reply.retry_after_s is None else reply.retry_after_s
+            self.limiter.pause(now, wait)
+
+    async def _pause(self, reply: Reply, n_free: int) -> None:
+        """Back off with full jitter; a 429's pause is the limiter's, and everybody's."""
+        if reply.fate is Fate.RATE_LIMITED:
+            return
+        longest = min(BACKOFF_S * 2 ** max(n_free - 1, 0), LONGEST_BACKOFF_S)
+        wait = max(longest * self.clock.jitter(), reply.retry_after_s or 0.0)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._stopped.wait(), wait)
+
+    def _price(self, input_tokens: int, output_tokens: int) -> float | None:
+        return self.cost_of(Usage(input_tokens=input_tokens, output_tokens=output_tokens))
+
+    def _book(self, worst: float | None, booking: Booking) -> None:
+        self.budget.settle(worst or 0.0, booking.cost_usd or 0.0, certain=booking.at_most is None)
+        self.tally.n_estimated_costs += booking.at_most is not None
+        self._changed.set()
+
+    def _write(self, judgment: Judgment) -> Judgment:
+        self.journal.append(judgment)
+        self.tally.book(judgment)
+        return judgment
+
+    def _end(self, ask: Ask, judgment: Judgment) -> None:
+        """A planned call has come to its end for this run."""
+        self.tally.end(judgment)
+        reason = self.watch(ask, judgment)
+        if reason:
+            self.stop("decided", reason)
+        self.show()
+
+
+def repair_turns(turns: Turns, judgment: Judgment) -> Turns:
+    """The turns of the one repair: the unreadable reply, and what was wrong with it. An empty reply is no turn."""
+    asked = repair_message(str(read_note(judgment.note).get("message", "it is not the JSON object asked for")))
+    said = judgment.raw_reply or ""
+    if said.strip():
+        return [*turns, ("assistant", said), ("user", asked)]
+    ((role, text),) = turns
+    return [(role, f"{text}\n\n{asked}")]

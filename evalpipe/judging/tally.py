@@ -1,0 +1,88 @@
+"""What a run did: counts for the progress line, the summary and `--json`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from evalpipe.core.judgment import FINAL, Judgment
+from evalpipe.judging.plan import read_note
+
+
+@dataclass(slots=True)
+class RunTally:
+    """`n_planned` calls; `asked` judgments that ended, by status; `retried` calls that cost nothing, by kind; `failed`
+    judgments that are not final, by reason. `stopped`: why the run ended before its plan, None where it did not."""
+
+    judge: str
+    fingerprint: str
+    n_planned: int = 0
+    n_known: int = 0
+    asked: Counter[str] = field(default_factory=Counter)
+    retried: Counter[str] = field(default_factory=Counter)
+    failed: Counter[str] = field(default_factory=Counter)
+    tripwires: Counter[str] = field(default_factory=Counter)
+    n_calls: int = 0
+    n_repairs: int = 0
+    n_contradictions: int = 0
+    n_cut: int = 0
+    n_simulated: int = 0
+    n_estimated_costs: int = 0
+    spent_usd: float | None = 0.0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    stopped: str | None = None
+    message: str | None = None
+
+    def book(self, judgment: Judgment) -> None:
+        """Count what a call cost, whatever became of it."""
+        self.n_calls += judgment.latency_ms is not None
+        self.input_tokens += judgment.input_tokens or 0
+        self.output_tokens += judgment.output_tokens or 0
+        self.n_simulated += judgment.simulated
+        if judgment.cost_usd is None and judgment.input_tokens is not None:
+            self.spent_usd = None
+        if self.spent_usd is not None:
+            self.spent_usd += judgment.cost_usd or 0.0
+
+    def end(self, judgment: Judgment) -> None:
+        """Count how a planned call ended: `judgment` is its last attempt of this run."""
+        self.asked[judgment.status.value] += 1
+        note = read_note(judgment.note)
+        self.n_contradictions += bool(note.get("contradiction"))
+        self.n_cut += bool(note.get("cut"))
+        self.tripwires.update({name for names in note.get("tripwires", {}).values() for name in names})
+        if judgment.status not in FINAL:
+            self.failed[str(note.get("error", judgment.status.value))] += 1
+
+    @property
+    def n_ended(self) -> int:
+        return sum(self.asked.values())
+
+    @property
+    def n_failed(self) -> int:
+        return sum(self.failed.values())
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "judge": self.judge,
+            "fingerprint": self.fingerprint,
+            "planned": self.n_planned,
+            "known": self.n_known,
+            "judgments": dict(sorted(self.asked.items())),
+            "failures": dict(sorted(self.failed.items())),
+            "retries": dict(sorted(self.retried.items())),
+            "calls": self.n_calls,
+            "repairs": self.n_repairs,
+            "contradictions": self.n_contradictions,
+            "cut": self.n_cut,
+            "tripwires": dict(sorted(self.tripwires.items())),
+            "input_tokens": self.input_tokens,
+            "output_tokens": self.output_tokens,
+            "spent_usd": self.spent_usd,
+            "estimated_costs": self.n_estimated_costs,
+            "simulated": self.n_simulated > 0,
+            "stopped": self.stopped,
+            "message": self.message,
+        }
