@@ -1,1 +1,1 @@
-"""Simulated providers: real HTTP servers that speak the wire formats of OpenAI and Anthropic."""
+"""Simulated providers: real HTTP servers that answer from a corpus, keep limits, fail on request and keep a ledger."""

@@ -1,0 +1,137 @@
+"""Routes of a simulated provider: completions, models, token counts, batches, and its own `/_sim/` pages."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+from urllib.parse import parse_qs
+
+from evalpipe.errors import EvalpipeError
+from evalpipe.providers.base import ENDPOINTS
+from evalpipe.providers.jsontext import MalformedJSONError, as_dict, dump, parse
+from evalpipe.sim.batch_store import BatchStore
+from evalpipe.sim.batches_anthropic import MessageBatches
+from evalpipe.sim.batches_openai import OpenAIBatches
+from evalpipe.sim.corpus import Corpus, load_corpus
+from evalpipe.sim.engine import Engine
+from evalpipe.sim.headers import MARK, common_headers, error_answer
+from evalpipe.sim.http import HttpRequest, Responder
+from evalpipe.sim.judge import SimulatedJudge
+from evalpipe.sim.ledger import Ledger
+from evalpipe.sim.requests import BadRequestError, read_sim_request
+from evalpipe.sim.serve import Completions
+from evalpipe.sim.settings import SimSettings, changed
+
+_JSON = ("content-type", "application/json")
+
+
+class SimApp:
+    """One simulated provider: its engine, ledger and batches, and the routes to them."""
+
+    def __init__(self, settings: SimSettings) -> None:
+        corpus = load_corpus(settings.corpus) if settings.corpus is not None else Corpus()
+        self.ledger = Ledger(prices=dict(settings.prices))
+        self.engine = Engine(settings, corpus, SimulatedJudge(settings.judge, settings.seed))
+        self.completions = Completions(self.engine, self.ledger)
+        store = BatchStore(settings.state)
+        self.message_batches = MessageBatches(self.engine, self.ledger, store)
+        self.openai_batches = OpenAIBatches(self.engine, self.ledger, store)
+
+    async def handle(self, request: HttpRequest, responder: Responder) -> None:
+        """Answer one HTTP request."""
+        # Both a base_url with /v1 and one without it work, as at many compatible servers.
+        path = request.path if request.path.startswith(("/v1/", "/_sim/")) else f"/v1{request.path}"
+        endpoint = ENDPOINTS.get(path)
+        if endpoint is not None and request.method == "POST":
+            await self.completions.serve(endpoint, request, responder)
+        elif path.startswith("/_sim/"):
+            await self._own(path, request, responder)
+        elif path.startswith("/v1/messages/batches"):
+            await self.message_batches.handle(path, request, responder)
+        elif path.startswith(("/v1/files", "/v1/batches")):
+            await self.openai_batches.handle(path, request, responder)
+        elif path == "/v1/messages/count_tokens" and request.method == "POST":
+            await self._count_tokens(request, responder)
+        elif path == "/v1/models" and request.method == "GET":
+            await self._models(request, responder)
+        else:
+            await _not_found(path, responder)
+
+    async def _own(self, path: str, request: HttpRequest, responder: Responder) -> None:
+        if path == "/_sim/health":
+            await _json(responder, 200, {"status": "ok", "corpus_answers": len(self.engine.corpus)})
+        elif path == "/_sim/ledger" and request.method == "GET":
+            query = parse_qs(request.target.partition("?")[2])
+            await _json(responder, 200, self.ledger.document(with_calls=query.get("calls", ["0"])[0] in {"1", "true"}))
+        elif path == "/_sim/reset" and request.method == "POST":
+            self.ledger.reset()
+            self.completions.forget_limits()
+            await _json(responder, 200, {"status": "reset"})
+        elif path == "/_sim/config" and request.method == "GET":
+            await _json(responder, 200, self._config())
+        elif path == "/_sim/config" and request.method == "POST":
+            await self._configure(request, responder)
+        else:
+            await _not_found(path, responder)
+
+    async def _configure(self, request: HttpRequest, responder: Responder) -> None:
+        try:
+            document = as_dict(parse(request.body))
+            before, after = self.engine.settings, changed(self.engine.settings, document)
+            if after.judge != before.judge:
+                self.engine.judge = SimulatedJudge(after.judge, after.seed)
+        except (MalformedJSONError, EvalpipeError) as error:
+            await _json(responder, 400, {"error": {"message": str(error), "type": "invalid_request_error"}})
+            return
+        self.engine.settings = after
+        if after.limits != before.limits:
+            self.completions.forget_limits()
+        await _json(responder, 200, self._config())
+
+    def _config(self) -> Any:
+        document = asdict(self.engine.settings)
+        return parse(dump({key: value for key, value in document.items() if key != "prices"} | _paths(document)))
+
+    async def _count_tokens(self, request: HttpRequest, responder: Responder) -> None:
+        try:
+            facts = read_sim_request("messages", {"max_tokens": 1, **as_dict(parse(request.body))})
+        except (MalformedJSONError, BadRequestError) as error:
+            await responder.whole(400, [_JSON, MARK], error_answer("messages", 400, "req_sim", str(error)))
+            return
+        await _json(responder, 200, {"input_tokens": facts.input_tokens})
+
+    async def _models(self, request: HttpRequest, responder: Responder) -> None:
+        models = self.engine.corpus.models
+        if "anthropic-version" in request.headers:
+            rows = [
+                {"type": "model", "id": name, "display_name": name, "created_at": "2026-01-01T00:00:00Z"}
+                for name in models
+            ]
+            page = {
+                "first_id": models[0] if models else None,
+                "last_id": models[-1] if models else None,
+                "has_more": False,
+            }
+            await _json(responder, 200, {"data": rows, **page})
+            return
+        listed = [{"id": name, "object": "model", "created": 0, "owned_by": "evalpipe-sim"} for name in models]
+        await _json(responder, 200, {"object": "list", "data": rows})
+
+
+async def _json(responder: Responder, status: int, document: Any) -> None:
+    await responder.whole(status, [_JSON, MARK], dump(document).encode("utf-8", "replace"))
+
+
+async def _not_found(path: str, responder: Responder) -> None:
+    endpoint = "messages" if path.startswith("/v1/messages") else "chat.completions"
+    headers = [_JSON, *common_headers(endpoint, "req_sim")]
+    await responder.whole(404, headers, error_answer(endpoint, 404, "req_sim", f"unknown route {path[:100]}"))
+
+
+def _paths(document: dict[str, Any]) -> dict[str, Any]:
+    judge = document["judge"]
+    return {
+        "corpus": str(document["corpus"]) if document["corpus"] else None,
+        "state": str(document["state"]) if document["state"] else None,
+        "judge": {**judge, "pairs": str(judge["pairs"]) if judge["pairs"] else None},
+    }
