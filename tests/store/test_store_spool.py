@@ -1,0 +1,419 @@
+"""Loading the spool: records joined by request, whoever died when; each request one row an arm, nothing lost, nothing twice."""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import gzip
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from spool_builders import T0, copy, request, served, shadow, write_segment
+
+from evalpipe.core.identity import hash_unit
+from evalpipe.core.spool import Body, FeedbackRecord, Record, render_record
+from evalpipe.providers.pricing import Price
+from evalpipe.store.datasets import open_store
+from evalpipe.store.exchange_rows import ReadingRules
+from evalpipe.store.load_spool import SpoolLoad
+from evalpipe.store.spool_segments import EMPTY_AFTER_S, list_segments
+from evalpipe.store.tally import Tally
+
+NOW = T0 + 60
+
+
+def load(root: Path, now: float = NOW, processes: int = 1, **rules: Any) -> Tally:
+    load = SpoolLoad(root / "data", root / "spool", rules=ReadingRules(**rules), now=now, processes=processes)
+    return load.run()
+
+
+def rows(root: Path, query: str) -> list[tuple[Any, ...]]:
+    with open_store(root / "data") as store:
+        return store.connection.sql(query).fetchall()
+
+
+def segments(root: Path) -> list[str]:
+    return sorted(path.name for path in (root / "spool").glob("*.jsonl"))
+
+
+@contextmanager
+def living(path: Path) -> Iterator[None]:
+    """Hold the segment's lock, as its writer does."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def test_a_request_and_its_copy_become_two_rows(tmp_path: Path) -> None:
+    body = {"model": "gpt-4o", "messages": [{"role": "user", "content": "Why?"}], "user": "ann"}
+    write_segment(tmp_path / "spool", "served-1.000001", [request("r1", body=body), served("r1", text="Because.")])
+    write_segment(tmp_path / "spool", "shadow-1.000001", [shadow("r1"), copy("r1", at=T0 + 0.5, latency_ms=1200.0)])
+    tally = load(
+        tmp_path,
+        unit_sources=["header:x-user-id", "body:user"],
+        unit_key=b"key",
+        prices={"gpt-4o": Price(input=2.5, output=10.0), "claude-haiku-4-5": Price(input=1.0, output=5.0)},
+    )
+    assert (tally.n_exchanges, tally.n_segments_deleted, segments(tmp_path)) == (2, 2, [])
+    got = rows(
+        tmp_path,
+        "SELECT arm, role, unit_id, started_at, provider, endpoint, model_requested, model, text, outcome, status, latency_ms, "
+        "input_tokens, output_tokens, cost_usd, prompt, finish_reason, shadow_status, simulated, streamed "
+        "FROM exchanges ORDER BY arm",
+    )
+    unit = hash_unit(b"key", "ann")
+    # cost: 1000 input and 100 output tokens at 2.5 and 10 USD per million; 900 and 120 at 1 and 5
+    assert got == [
+        ("control", "served", unit, datetime.fromtimestamp(T0, UTC), "openai", "chat.completions", "gpt-4o",
+         "gpt-4o-2024-08-06", "Because.", "ok", 200, 800.0, 1000, 100, pytest.approx(0.0035), "Why?", "stop", "sampled", False,
+         False),
+        ("treatment", "shadow", unit, datetime.fromtimestamp(T0 + 0.5, UTC), "anthropic", "messages", "gpt-4o",
+         "claude-haiku-4-5", "A copy's answer", "ok", 200, 1200.0, 900, 120, pytest.approx(0.0015), "Why?", "end_turn", None,
+         False, False),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4)))[::5])
+def test_the_order_of_the_records_does_not_matter(tmp_path: Path, order: tuple[int, ...]) -> None:
+    records: list[Record] = [request("r1"), served("r1"), shadow("r1"), copy("r1")]
+    for n, i in enumerate(order):
+        write_segment(tmp_path / "spool", f"w{n}-{i}.000001", [records[i]])
+    load(tmp_path)
+    assert rows(tmp_path, "SELECT arm, outcome, shadow_status FROM exchanges ORDER BY arm") == [
+        ("control", "ok", "sampled"),
+        ("treatment", "ok", None),
+    ]
+
+
+def test_what_a_living_writer_has_not_finished_waits(tmp_path: Path) -> None:
+    path = write_segment(
+        tmp_path / "spool", "served-1.000001", [request("r1", eligible=False), served("r1"), request("r2")]
+    )
+    with living(path):
+        tally = load(tmp_path)
+        assert (tally.n_exchanges, tally.n_waiting, segments(tmp_path)) == (1, 1, ["served-1.000001.jsonl"])
+        with path.open("ab") as file:
+            file.write(render_record(served("r2")))
+            file.write(render_record(shadow("r2", "not_sampled"))[:20])  # still being written
+        tally = load(tmp_path)
+        assert (tally.n_exchanges, tally.n_waiting, tally.n_rejected) == (0, 1, 0)
+        with path.open("ab") as file:
+            file.write(render_record(shadow("r2", "not_sampled"))[20:])
+        assert load(tmp_path).n_exchanges == 1
+        assert segments(tmp_path) == ["served-1.000001.jsonl"]
+    load(tmp_path)
+    assert segments(tmp_path) == []
+    assert rows(tmp_path, "SELECT request_id, outcome FROM exchanges ORDER BY 1") == [("r1", "ok"), ("r2", "ok")]
+
+
+def test_what_a_dead_writer_did_not_finish_is_a_row_in_no_metric(tmp_path: Path) -> None:
+    write_segment(
+        tmp_path / "spool", "served-1.000001", [request("r1"), request("r2"), served("r2"), request("r3"), served("r3")]
+    )
+    write_segment(tmp_path / "spool", "shadow-1.000001", [shadow("r1"), copy("r1"), shadow("r2")])
+    tally = load(tmp_path)
+    assert (tally.n_stopped, tally.n_waiting, segments(tmp_path)) == (3, 0, [])
+    got = rows(
+        tmp_path,
+        "SELECT request_id, arm, outcome, error_type, shadow_status, shadow_reason FROM exchanges ORDER BY 1, 2",
+    )
+    assert got == [
+        ("r1", "control", "client_closed", "collector_stopped", "sampled", None),
+        ("r1", "treatment", "ok", None, None, None),
+        ("r2", "control", "ok", None, "sampled", None),
+        ("r2", "treatment", "client_closed", "collector_stopped", None, None),
+        ("r3", "control", "ok", None, "shed", "collector_stopped"),
+    ]
+
+
+def test_a_writer_that_went_on_in_a_newer_segment_lives(tmp_path: Path) -> None:
+    write_segment(tmp_path / "spool", "served-1.000001", [request("r1", eligible=False)])
+    with living(write_segment(tmp_path / "spool", "served-1.000002", [])):
+        assert load(tmp_path).n_waiting == 1
+        assert segments(tmp_path) == ["served-1.000001.jsonl", "served-1.000002.jsonl"]
+        write_segment(tmp_path / "spool", "served-1.000002", [served("r1")])
+        load(tmp_path)
+        assert segments(tmp_path) == ["served-1.000002.jsonl"]
+    assert rows(tmp_path, "SELECT outcome FROM exchanges") == [("ok",)]
+
+
+def test_a_request_whose_copy_is_undecided_waits_only_while_somebody_lives(tmp_path: Path) -> None:
+    write_segment(tmp_path / "spool", "served-1.000001", [request("r1"), served("r1")])
+    with living(write_segment(tmp_path / "spool", "served-2.000001", [])):
+        assert load(tmp_path).n_waiting == 1
+    load(tmp_path)
+    assert rows(tmp_path, "SELECT shadow_status FROM exchanges") == [("shed",)]
+
+
+def test_a_record_that_is_overdue_beyond_every_timeout_is_given_up(tmp_path: Path) -> None:
+    path = write_segment(
+        tmp_path / "spool", "served-1.000001", [request("r1"), served("r1"), request("r2", eligible=False)]
+    )
+    with living(path):
+        assert load(tmp_path, now=T0 + 3599).n_waiting == 2
+        assert load(tmp_path, now=T0 + 3601).n_stopped == 2
+    got = rows(
+        tmp_path, "SELECT request_id, outcome, error_type, shadow_status, shadow_reason FROM exchanges ORDER BY 1"
+    )
+    assert got == [("r1", "ok", None, "shed", "record_lost"), ("r2", "client_closed", "record_lost", None, None)]
+
+
+def test_an_empty_segment_that_may_be_about_to_be_locked_stays(tmp_path: Path) -> None:
+    path = write_segment(tmp_path / "spool", "served-1.000001", [])
+    load(tmp_path)
+    assert path.exists()
+    os.utime(path, (path.stat().st_mtime - EMPTY_AFTER_S - 1,) * 2)
+    load(tmp_path)
+    assert not path.exists()
+
+
+def test_a_segment_that_grew_after_it_was_listed_is_not_deleted(tmp_path: Path) -> None:
+    path = write_segment(tmp_path / "spool", "served-1.000001", [request("r1", eligible=False), served("r1")])
+
+    def grow(n_bytes: int) -> None:
+        with path.open("ab") as file:
+            file.write(b"\n")
+
+    SpoolLoad(tmp_path / "data", tmp_path / "spool", rules=ReadingRules(), now=NOW, progress=grow).run()
+    assert path.exists()
+    assert load(tmp_path).n_known == 1
+    assert not path.exists()
+
+
+def test_broken_lines_are_put_aside_with_file_and_line(tmp_path: Path) -> None:
+    lines: list[Record | bytes] = [
+        request("r1", eligible=False),
+        b"{broken\n",
+        b'{"record":"poem","request_id":"x"}\n',
+        b"\xff\xfe\n",
+        render_record(request("r2", arm="left")),
+        render_record(request("r3", experiment="../../etc")),
+        render_record(request("r4", at=1e300)),
+        b"[" * 50_000 + b"\n",
+        served("r1"),
+        served("ghost"),
+        b'{"record":"request","request_id":"cut off',
+    ]
+    path = write_segment(tmp_path / "spool", "served-1.000001", lines)
+    tally = load(tmp_path)
+    assert (tally.n_exchanges, tally.n_rejected, segments(tmp_path)) == (1, 9, [])
+    entries = [json.loads(line) for line in Path(tally.rejected[0]).read_text().splitlines()]
+    assert {entry["file"] for entry in entries} == {str(path)}
+    assert sorted(entry["line"] for entry in entries) == [2, 3, 4, 5, 6, 7, 8, 10, 11]
+    by_line = {entry["line"]: entry for entry in entries}
+    assert base64.b64decode(by_line[4]["base64"]) == b"\xff\xfe"
+    assert "left" in by_line[5]["reason"]
+    assert "no request record" in by_line[10]["reason"]
+    assert {path.name for path in (tmp_path / "data" / "exchanges").iterdir()} == {".lock", "experiment=exp"}
+
+
+def test_loading_a_copied_segment_again_adds_nothing(tmp_path: Path) -> None:
+    records: list[Record] = [request("r1"), served("r1"), shadow("r1"), copy("r1")]
+    rating = FeedbackRecord(request_id="r1", experiment="exp", arm="control", rating=1.0, at=T0, comment="good")
+    for _ in range(2):
+        write_segment(tmp_path / "spool", "served-1.000001", [*records, rating])
+        write_segment(tmp_path / "spool", "served-1.000002", [*records, rating])
+        load(tmp_path)
+    assert rows(tmp_path, "SELECT count(*) FROM exchanges") == [(2,)]
+    assert rows(tmp_path, "SELECT arm, rating, comment FROM feedback") == [("control", 1.0, "good")]
+    assert segments(tmp_path) == []
+
+
+def test_a_load_that_died_after_writing_is_finished_by_the_next(tmp_path: Path) -> None:
+    parts: list[list[Record]] = [[request("r1"), served("r1")], [shadow("r1"), copy("r1")]]
+    for kept in (0, 1):  # the load died between the two deletions
+        for n, records in enumerate(parts):
+            write_segment(tmp_path / "spool", f"w{n}.000001", records)
+        load(tmp_path)
+        write_segment(tmp_path / "spool", f"w{kept}.000001", parts[kept])
+        tally = load(tmp_path)
+        assert (tally.n_exchanges, tally.n_rejected, tally.n_stopped, segments(tmp_path)) == (0, 0, 0, [])
+    assert rows(tmp_path, "SELECT shadow_status, outcome FROM exchanges ORDER BY arm") == [
+        ("sampled", "ok"),
+        (None, "ok"),
+    ]
+
+
+def test_a_timeout_counts_as_its_limit(tmp_path: Path) -> None:
+    late = served(
+        "r1", body=b"", ended="timeout", status=504, error_type="timeout", timeout_ms=600_000.0, latency_ms=600_004.0
+    )
+    write_segment(tmp_path / "spool", "served-1.000001", [request("r1", eligible=False), late])
+    load(tmp_path)
+    got = rows(tmp_path, "SELECT outcome, status, error_type, latency_ms, text, cost_usd FROM exchanges")
+    assert got == [("timeout", 504, "timeout", 600_000.0, None, None)]
+
+
+def test_time_to_first_token_is_when_the_first_content_was_there(tmp_path: Path) -> None:
+    def chunk(**delta: str) -> bytes:
+        document = {
+            "id": "c",
+            "object": "chat.completion.chunk",
+            "model": "m",
+            "choices": [{"index": 0, "delta": delta}],
+        }
+        return b"data: " + json.dumps(document).encode() + b"\n\n"
+
+    first, second = chunk(role="assistant", content=""), chunk(content="Hello")
+    end = b'data: {"id":"c","model":"m","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+    marks = [(len(first), 100.0), (len(first + second), 250.0), (len(first + second + end), 400.0)]
+    headers = {"content-type": "text/event-stream", "x-simulated-by": "evalpipe-sim"}
+    record = served("r1", body=first + second + end, marks=marks, headers=headers)
+    zipped = served("r2", body=gzip.compress(first + second + end), headers={**headers, "content-encoding": "gzip"})
+    write_segment(
+        tmp_path / "spool", "s.000001", [request("r1", eligible=False), record, request("r2", eligible=False), zipped]
+    )
+    load(tmp_path)
+    got = rows(
+        tmp_path, "SELECT text, ttft_ms, streamed, outcome, simulated, input_tokens FROM exchanges ORDER BY request_id"
+    )
+    assert got == [("Hello", 250.0, True, "ok", True, None), ("Hello", None, True, "ok", True, None)]
+
+
+def test_who_the_unit_is(tmp_path: Path) -> None:
+    def ask(**fields: Any) -> dict[str, Any]:
+        return {"messages": [{"role": "user", "content": "Hi"}], **fields}
+
+    records: list[Record] = []
+    for n, fields in enumerate([{"unit_id": "hashed", "unit_source": "header:x-user-id"}, {"body": ask(user="ann")},
+                                {"body": ask(metadata={"user_id": 7})}, {"body": ask()}, {"body": ask(user="")},
+                                {"body": ask(), "conversation_id": "conv"}]):  # fmt: skip
+        records += [request(f"r{n}", eligible=False, **fields), served(f"r{n}")]
+    write_segment(tmp_path / "spool", "s.000001", records)
+    load(tmp_path, unit_sources=["header:x-user-id", "body:user", "body:metadata.user_id"])
+    units = [unit for (unit,) in rows(tmp_path, "SELECT unit_id FROM exchanges ORDER BY request_id")]
+    assert units[:3] == ["hashed", "ann", "7"]
+    assert units[3] == units[4] and len(units[3]) == 16  # the same opening words are one unit
+    assert units[5] == "conv"
+
+
+def test_hostile_bodies_are_stored_as_text(tmp_path: Path) -> None:
+    hostile = [
+        b'{"model":"\\ud800","messages":[{"role":"user","content":"\\udc00 \\u0000"}]}',
+        b"\xff\x00 not json",
+        b"",
+        b"[" * 20_000,
+        json.dumps({"messages": [{"role": "user", "content": "x" * 10_000_000}]}).encode(),
+    ]
+    records: list[Record] = []
+    for n, body in enumerate(hostile):
+        answer = b'{"choices":[{"index":0,"message":{"content":"\\ud83d <script>"},"finish_reason":"stop"}]}'
+        records += [request(f"r{n}", eligible=False, body=body), served(f"r{n}", body=answer)]
+    write_segment(tmp_path / "spool", "s.000001", records)
+    tally = load(tmp_path)
+    assert (tally.n_exchanges, tally.n_rejected) == (len(hostile), 0)
+    assert {text for (text,) in rows(tmp_path, "SELECT text FROM exchanges")} == {"� <script>"}
+    assert rows(tmp_path, "SELECT max(length(prompt)) FROM exchanges") == [(10_000_000,)]
+
+
+def test_several_processes_give_the_same_rows(tmp_path: Path) -> None:
+    query = "SELECT * EXCLUDE (meta) FROM exchanges ORDER BY request_id, arm"
+    got = []
+    for processes in (1, 2):
+        root = tmp_path / str(processes)
+        names = [f"r{n}" for n in range(50)]
+        write_segment(root / "spool", "served-1.000001", [r for name in names for r in (request(name), served(name))])
+        write_segment(root / "spool", "shadow-1.000001", [r for name in names for r in (shadow(name), copy(name))])
+        assert load(root, processes=processes).n_exchanges == 100
+        got.append(rows(root, query))
+    assert got[0] == got[1]
+
+
+PLAN = st.lists(
+    st.tuples(
+        st.sampled_from(["served", "served+copy", "not_sampled", "undecided", "unanswered", "copy_lost"]),
+        st.integers(0, 2),  # the worker
+        st.integers(0, 5),  # records written between this request and its answers
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(plan=PLAN, cuts=st.lists(st.integers(1, 10), max_size=4), rotate=st.integers(1, 6))
+def test_however_records_and_loads_interleave_each_request_is_there_once(
+    tmp_path_factory: pytest.TempPathFactory, plan: list[tuple[str, int, int]], cuts: list[int], rotate: int
+) -> None:
+    root = tmp_path_factory.mktemp("interleaved")
+    events: list[tuple[int, int, str, Record]] = []  # (position, tie, writer, record)
+    expected = set()
+    for n, (fate, worker, delay) in enumerate(plan):
+        name, at, writer = f"r{n}", T0 + n, f"served-{worker}"
+        events.append((2 * n, n, writer, request(name, at=at, eligible=fate != "served")))
+        if fate != "unanswered":
+            events.append((2 * n + 1 + delay, n, writer, served(name, at=at)))
+        if fate in {"served+copy", "copy_lost", "unanswered"}:
+            events.append((2 * n + 1 + delay, n, "shadow-0", shadow(name, at=at)))
+        if fate in {"served+copy", "unanswered"}:
+            events.append((2 * n + 2 + 2 * delay, n, "shadow-0", copy(name, at=at)))
+        if fate == "not_sampled":
+            events.append((2 * n + 1 + delay, n, "shadow-0", shadow(name, "not_sampled", at=at)))
+        status = {"served": None, "not_sampled": "not_sampled", "undecided": "shed"}.get(fate, "sampled")
+        expected.add((name, "control", "client_closed" if fate == "unanswered" else "ok", status))
+        if status == "sampled":
+            expected.add((name, "treatment", "client_closed" if fate == "copy_lost" else "ok", None))
+    events.sort(key=lambda event: event[:2])
+
+    spool = root / "spool"
+    spool.mkdir()
+    handles: dict[str, tuple[int, int, int]] = {}  # writer → (descriptor, segment number, records in it)
+    stops = set(itertools.accumulate(cuts))
+    for n, (_, _, writer, record) in enumerate(events):
+        handle, number, n_records = handles.get(writer, (-1, 0, rotate))
+        if n_records == rotate:
+            new = os.open(spool / f"{writer}.{number + 1:06d}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            fcntl.flock(new, fcntl.LOCK_EX)
+            if handle >= 0:
+                os.close(handle)
+            handle, number, n_records = new, number + 1, 0
+        os.write(handle, render_record(record))
+        handles[writer] = handle, number, n_records + 1
+        if n in stops:
+            load(root)
+    for handle, _, _ in handles.values():
+        os.close(handle)
+    tally = load(root)
+
+    assert (tally.n_waiting, tally.n_rejected, segments(root)) == (0, 0, [])
+    got = rows(root, "SELECT request_id, arm, outcome, shadow_status FROM exchanges")
+    assert len(got) == len(expected)
+    assert set(got) == expected
+
+
+def test_the_living_are_told_from_the_dead(tmp_path: Path) -> None:
+    for name in ("a.000001", "a.000002", "b.000001", "odd"):
+        write_segment(tmp_path, name, [request("r")])
+    with living(tmp_path / "a.000002.jsonl"):
+        found = {
+            segment.path.name: (segment.writer, segment.live, segment.locked) for segment in list_segments(tmp_path)
+        }
+    assert found == {
+        "a.000001.jsonl": ("a", True, False),
+        "a.000002.jsonl": ("a", True, True),
+        "b.000001.jsonl": ("b", False, False),
+        "odd.jsonl": ("odd", False, False),
+    }
+
+
+def test_what_has_no_column_is_in_meta(tmp_path: Path) -> None:
+    cut = served("r1")
+    cut = msgspec.structs.replace(cut, body=Body(text='{"choices":[', n_dropped_bytes=99))
+    write_segment(tmp_path / "spool", "s.000001", [request("r1", eligible=False, target="/v1/chat/completions"), cut])
+    load(tmp_path)
+    meta = json.loads(rows(tmp_path, "SELECT meta FROM exchanges")[0][0])
+    assert (meta["ended"], meta["target"], meta["unit_source"]) == ("complete", "/v1/chat/completions", "conversation")
+    assert meta["n_response_bytes_dropped"] == 99
