@@ -44,13 +44,14 @@ def wilson(events: float, n: float, *, alpha: float = 0.05, multiplier: Multipli
 
 
 def effective_n(arm: ArmAggregate) -> float:
-    """n_eff = R(1−R)/v: how many independent rows the clustered ones are worth; `n` itself where v or R(1−R) is 0.
+    """n_eff = R(1−R)/v: how many independent rows the clustered ones are worth; `n` itself where v or R(1−R) is 0, or where
+    every user has one row.
 
     Never above `n` (users who differ less than chance would say are not worth more than their rows).
     """
     ratio = arm.ratio
     v = None if arm.spread is None else arm.spread.variance("jackknife")
-    if ratio is None or not v or not 0 < ratio < 1:
+    if ratio is None or not v or not 0 < ratio < 1 or arm.n_clusters == arm.n:
         return float(arm.n)
     return min(float(arm.n), ratio * (1 - ratio) / v)
 

@@ -205,6 +205,16 @@ def order_means(treatment_first: ArmAggregate, control_first: ArmAggregate, *, a
     )
 
 
+def order_adjusted(mean_treatment_first: float, mean_control_first: float) -> float | None:
+    """A sensitivity: sigmoid of the intercept of a logit on order (+1 / −1), which undoes the shrinking of θ towards ½ by a
+    seat bias. The fit is saturated, so it is the mean of the two logits; None where an order's mean is 0 or 1."""
+    means = (mean_treatment_first, mean_control_first)
+    if not all(0 < mean < 1 for mean in means):
+        return None
+    intercept = sum(math.log(mean / (1 - mean)) for mean in means) / 2
+    return 1 / (1 + math.exp(-intercept))
+
+
 def _estimate(
     users: ArmAggregate,
     alpha: float,

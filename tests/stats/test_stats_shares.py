@@ -12,6 +12,7 @@ from statsmodels.stats.multitest import multipletests
 
 from evalpipe.stats import agreement, labels, missing, multiplicity, paired, planning, quantile, winrate
 from evalpipe.stats.cluster import arm_aggregate, paired_aggregate
+from evalpipe.stats.difference import arm_interval
 from evalpipe.stats.estimate import Estimate
 from evalpipe.stats.lengthcontrol import is_length_confounded, length_controlled
 from evalpipe.stats.multiplier import Anytime
@@ -119,6 +120,23 @@ def test_order_table_by_hand() -> None:
     assert table.by_first_seat == {0.0: 0, 0.25: 1, 0.5: 3, 0.75: 0, 1.0: 1}
     assert winrate.consistency(20, 100).status == "unreliable_judge"
     assert winrate.consistency(50, 100).status == "ok"
+
+
+def test_order_adjustment_undoes_a_seat_bias() -> None:
+    """A preference of logit .4 seen through a seat bias of logit 1 either way: the plain mean shrinks, the adjusted not."""
+    first, second = (1 / (1 + math.exp(-(0.4 + bias))) for bias in (1, -1))
+    truth = 1 / (1 + math.exp(-0.4))
+    assert (first + second) / 2 < truth - 0.015
+    assert winrate.order_adjusted(first, second) == pytest.approx(truth)
+    assert winrate.order_adjusted(1.0, 0.5) is None
+
+
+def test_one_row_per_user_is_plain_wilson() -> None:
+    failed = np.zeros(80)
+    failed[:7] = 1
+    arm = arm_aggregate(failed, np.ones(80), n_events=7)
+    estimate = arm_interval(arm)
+    assert (estimate.ci_low, estimate.ci_high) == pytest.approx(wilson_limits(7, 80, Z))
 
 
 @settings(max_examples=40)
