@@ -18,7 +18,7 @@ def parse(data: bytes | str) -> Any:
     float is None. Raises MalformedJSONError."""
     text = data if isinstance(data, str) else str(data, "utf-8", "replace")
     try:
-        value = json.loads(text, parse_constant=_reject, parse_float=_finite)
+        value = _decoder.decode(text)
         # Only an escape can bring a lone surrogate in: decoding has replaced the raw ones.
         return _cleaned(value) if "\\ud" in text or "\\uD" in text else value
     except RecursionError:
@@ -29,7 +29,7 @@ def parse(data: bytes | str) -> Any:
 
 def dump(value: Any) -> str:
     """`value` as compact JSON text, non-ASCII as it is."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return _encoder.encode(value)
 
 
 def as_dict(value: Any) -> dict[str, Any]:
@@ -81,3 +81,8 @@ def _cleaned(value: Any) -> Any:
     if isinstance(value, dict):
         return {well_formed(key): _cleaned(item) for key, item in value.items()}
     return value
+
+
+# Made once: json.loads and json.dumps build new ones at every call with options.
+_decoder = json.JSONDecoder(parse_constant=_reject, parse_float=_finite)
+_encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)

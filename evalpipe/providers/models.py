@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 _FAMILIES = (
     ("claude", re.compile(r"claude|anthropic")),
@@ -23,6 +24,7 @@ _CLAUDE = re.compile(r"claude-(?:[a-z]+-)?(\d{1,2})(?:[-.](\d{1,2}))?(?!\d)")
 _OPENAI_REASONING = re.compile(r"(?:^|/)(?:o\d|gpt-(?:[5-9]|\d\d))(?!\d)")
 
 
+@lru_cache(maxsize=1024)
 def family(model: str | None) -> str | None:
     """The family of a model name ("claude", "gpt", "llama", …), None where the name tells nothing."""
     if not model:
@@ -37,11 +39,13 @@ def same_family(first: str | None, second: str | None) -> bool:
     return known is not None and known == family(second)
 
 
+@lru_cache(maxsize=1024)
 def takes_max_completion_tokens(model: str) -> bool:
     """Whether the model wants `max_completion_tokens` where others take `max_tokens` (OpenAI's o-series, GPT-5 and on)."""
     return _OPENAI_REASONING.search(model.lower()) is not None
 
 
+@lru_cache(maxsize=1024)
 def takes_sampling(model: str) -> bool:
     """Whether `temperature`, `top_p` and the like may be sent: OpenAI's reasoning models and Claude from Opus 4.7 and
     the fifth generation on answer 400 to them."""
@@ -49,11 +53,13 @@ def takes_sampling(model: str) -> bool:
     return not (takes_max_completion_tokens(lower) or is_newer_claude(lower))
 
 
+@lru_cache(maxsize=1024)
 def is_newer_claude(model: str) -> bool:
     """Claude from 4.7 on: no sampling parameters, no `thinking.budget_tokens`, no assistant prefill."""
     return "claude-mythos" in model.lower() or _claude_version(model) >= (4, 7)
 
 
+@lru_cache(maxsize=1024)
 def takes_adaptive_thinking(model: str) -> bool:
     """Claude from 4.6 on decides by itself how long to think."""
     return is_newer_claude(model) or _claude_version(model) >= (4, 6)

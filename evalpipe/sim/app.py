@@ -115,7 +115,7 @@ class SimApp:
             await _json(responder, 200, {"data": rows, **page})
             return
         listed = [{"id": name, "object": "model", "created": 0, "owned_by": "evalpipe-sim"} for name in models]
-        await _json(responder, 200, {"object": "list", "data": rows})
+        await _json(responder, 200, {"object": "list", "data": listed})
 
 
 async def _json(responder: Responder, status: int, document: Any) -> None:

@@ -67,7 +67,8 @@ class SimSettings:
     """`port` 0: any free one. `speed`: recorded and generated times are divided by it. `ttft_ms` and
     `tokens_per_second` hold for answers the corpus has no times for; `max_latency_ms` caps every answer's duration after
     `speed`. `state`: folder where batches and their results survive a restart (None: memory only). `batch_seconds`: how
-    long a batch takes. `bill_faults`: whether answers the server itself broke (cut, stall, malformed) are billed."""
+    long a batch takes. `bill_faults`: whether answers the server itself broke (cut, stall,
+    malformed, error_event) are billed, as generated tokens usually are."""
 
     host: str = "127.0.0.1"
     port: int = 0
@@ -86,7 +87,7 @@ class SimSettings:
     seed: int = 0
     state: Path | None = None
     batch_seconds: float = 1.0
-    bill_faults: bool = False
+    bill_faults: bool = True
     prices: Mapping[str, Price] = field(default_factory=dict)
     cache_min_tokens: int = 4096
 
@@ -139,7 +140,17 @@ def changed(settings: SimSettings, document: Mapping[str, Any]) -> SimSettings:
 
 
 _SIMPLE = frozenset(
-    {"speed", "ttft_ms", "tokens_per_second", "max_latency_ms", "slow_s", "stall_s", "retry_after_s", "batch_seconds"}
+    {
+        "speed",
+        "ttft_ms",
+        "tokens_per_second",
+        "max_latency_ms",
+        "slow_s",
+        "stall_s",
+        "retry_after_s",
+        "batch_seconds",
+        "bill_faults",
+    }
 )
 _CHANGEABLE = _SIMPLE | {"limits", "judge", "models", "faults"}
 

@@ -76,7 +76,7 @@ def _same_dialect(
 ) -> OutgoingRequest:
     changed = dict(document)
     if not served:
-        strip_effects(endpoint, changed)
+        strip_effects(endpoint, changed, may_hold_files=b"file_id" in body)
     replace_settings(endpoint, changed, model=model, params=params, system_prompt=system_prompt)
     if not served:
         ask_for_usage(endpoint, changed)

@@ -76,8 +76,11 @@ def set_params(endpoint: str, body: dict[str, Any], params: Mapping[str, Any], m
     body[name] = limit
 
 
-def strip_effects(endpoint: str, body: dict[str, Any]) -> None:
-    """Make `body` a copy that leaves nothing behind. Raises NotShadowableError where it could not be answered then."""
+def strip_effects(endpoint: str, body: dict[str, Any], *, may_hold_files: bool = True) -> None:
+    """Make `body` a copy that leaves nothing behind. Raises NotShadowableError where it could not be answered then.
+
+    `may_hold_files` False spares the walk through all messages: the caller knows that no file id is in them.
+    """
     if endpoint != "messages":
         for key in _STATE:
             body.pop(key, None)
@@ -97,7 +100,7 @@ def strip_effects(endpoint: str, body: dict[str, Any]) -> None:
             raise NotShadowableError("server_tools", kind[:60])
     if endpoint == "messages" and body.get("max_tokens") == 0:
         raise NotShadowableError("cache_prewarm")
-    if _holds_provider_file(body.get("input" if endpoint == "responses" else "messages")):
+    if may_hold_files and _holds_provider_file(body.get("input" if endpoint == "responses" else "messages")):
         raise NotShadowableError("provider_file")
 
 
