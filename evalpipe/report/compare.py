@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from evalpipe.analysis.result import Analysis
+from evalpipe.core.format import MISSING, format_count, format_instant
 from evalpipe.report.charts.interval import axis_reach, interval_cell
 from evalpipe.report.figures import mark_of
-from evalpipe.report.format import MISSING, format_count, format_instant
 from evalpipe.report.metric_view import MetricRow
 from evalpipe.report.plain_text import escape_markdown
 from evalpipe.report.render import render_page

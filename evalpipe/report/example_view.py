@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from evalpipe.analysis.result import Example, ExampleSide
-from evalpipe.report.diff import WordDiff, word_diff
-from evalpipe.report.format import (
+from evalpipe.core.format import (
     MISSING,
     NBSP,
     NumberFormat,
@@ -19,6 +18,7 @@ from evalpipe.report.format import (
     format_usd,
     number_format,
 )
+from evalpipe.report.diff import WordDiff, word_diff
 from evalpipe.report.untrusted import cut_bytes, markdown_html, one_line, visible
 from evalpipe.report.words import EXAMPLE_KINDS, EXAMPLE_KINDS_SHORT, plain
 
@@ -93,6 +93,21 @@ class ExampleView:
 def example_views(examples: list[Example], *, experiment: str) -> list[ExampleView]:
     limit = text_limit(examples)
     return [_example(n, example, limit, experiment) for n, example in enumerate(examples, start=1)]
+
+
+def chosen(examples: list[Example], limit: int) -> list[Example]:
+    """At most `limit` examples, as even over the kinds as there are, kind by kind in reading order."""
+    kinds = list(EXAMPLE_KINDS)
+    by_kind: dict[str, list[Example]] = {kind: [] for kind in kinds}
+    for example in examples:
+        by_kind[example.kind if example.kind in by_kind else "unjudged"].append(example)
+    while (total := sum(map(len, by_kind.values()))) > limit:
+        longest = max(kinds, key=lambda kind: len(by_kind[kind]))
+        surplus = total - limit
+        second = max(len(by_kind[kind]) for kind in kinds if kind != longest)
+        drop = max(1, min(surplus, len(by_kind[longest]) - second))
+        del by_kind[longest][len(by_kind[longest]) - drop :]
+    return [example for kind in kinds for example in by_kind[kind]]
 
 
 def example_groups(views: list[ExampleView]) -> list[tuple[str, str, int]]:
@@ -220,7 +235,7 @@ def _outcome(example: Example) -> str:
         return "no verdict"
     share = NumberFormat(factor=100.0, decimals=0, suffix=f"{NBSP}%").value(example.preference)
     if example.preference == 0.5:
-        return "tie"
+        return "" if example.kind == "tie" else "tie"
     winner = "treatment" if example.preference > 0.5 else "control"
     return f"{winner} preferred" if example.preference in {0.0, 1.0} else f"preference for treatment {share}"
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from evalpipe.analysis.result import Analysis, MetricResult, Series
+from evalpipe.core.format import format_percent, number_format
 from evalpipe.report.charts.dimensions import dimension_chart
 from evalpipe.report.charts.funnel import funnel_chart
 from evalpipe.report.charts.interval import Mark, axis_reach, forest, interval_cell
 from evalpipe.report.charts.latency import latency_chart, latency_words
 from evalpipe.report.charts.length import length_chart
 from evalpipe.report.charts.over_time import rate_chart, win_rate_chart
-from evalpipe.report.format import format_percent, number_format
 from evalpipe.report.metric_view import MetricRow
 from evalpipe.report.words import FINDING_ORDER, plain
 
@@ -27,7 +27,6 @@ class Figure:
     title: str
     picture: Markup
     caption: str
-    wide: bool = False
     legend: tuple[str, str] | None = None
 
 
@@ -78,7 +77,6 @@ def _forest(rows: list[MetricRow]) -> Figure | None:
         caption="One unit is the metric's own margin, the largest loss that was declared acceptable. A bar wholly right of "
         "the dashed line rules out a loss beyond the margin; wholly right of zero, the treatment is better. A filled point "
         "is a settled finding, a hollow one is not. An arrow leaves the axis.",
-        wide=True,
     )
 
 
@@ -94,9 +92,9 @@ def _win_rate(analysis: Analysis) -> Figure | None:
     if picture is None:
         return None
     return Figure(
-        title="Win rate of the treatment over time",
+        title="Win rate of the treatment as pairs came in",
         picture=picture,
-        caption="All pairs judged up to that moment. The band is the interval that may be looked at any time; when it leaves "
+        caption="All pairs judged up to that point. The band is the interval that may be looked at any time; when it leaves "
         "the line at 50 %, one arm is preferred for certain, at the stated confidence.",
     )
 
@@ -152,6 +150,9 @@ def _shower(series: Series, metric: MetricResult | None):  # type: ignore[no-unt
     return scale.value
 
 
+_LENGTH_LINES = ("judged alike in both orders", "treatment preferred")
+
+
 def judge_figures(analysis: Analysis) -> list[Figure]:
     """The judge's own pictures: consistency and win rate by length difference."""
     found: list[Figure] = []
@@ -162,8 +163,8 @@ def judge_figures(analysis: Analysis) -> list[Figure]:
                 Figure(
                     title="Does length sway the judge?",
                     picture=picture,
-                    legend=("judged alike in both orders", "treatment preferred"),
-                    caption="Pairs by how much longer the treatment's answer is, in characters. A win rate "
+                    legend=_LENGTH_LINES if any(b.consistency is not None for b in judge.length_bins) else None,
+                    caption="Solid: how often the treatment was preferred, by how much longer its answer is. A line "
                     "that climbs from left to right means longer answers are preferred.",
                 )
             )
@@ -188,5 +189,4 @@ def funnel_figure(analysis: Analysis) -> Figure | None:
         title="From requests to verdicts",
         picture=picture,
         caption=f"{caption} Judgments by status: {calls}." if calls else caption,
-        wide=True,
     )

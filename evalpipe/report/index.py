@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from evalpipe.analysis.result import Analysis
-from evalpipe.report.format import format_count, format_instant
+from evalpipe.core.format import format_count, format_instant
 from evalpipe.report.render import render_page
 from evalpipe.report.summary_view import is_simulated
 from evalpipe.report.untrusted import visible

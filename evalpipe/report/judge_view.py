@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from evalpipe.analysis.result import Agreement, JudgeResult, WinRate
-from evalpipe.report.format import (
+from evalpipe.core.format import (
     MISSING,
     NBSP,
     NumberFormat,
@@ -142,10 +143,13 @@ def _rates(judge: JudgeResult) -> list[RateRow]:
     rules = judge.rules or [
         WinRate(rule="mean", value=judge.win_rate, ci_low=judge.ci_low, ci_high=judge.ci_high, n=judge.n_pairs)
     ]
+    one_order = judge.n_both_orders == 0
+    if one_order:  # without a second order there is no disagreement to count one way or another
+        rules = [dataclasses.replace(rules[0], rule="mean")]
     rows = [_rate_row(WIN_RULES.get(rule.rule, plain(rule.rule)), rule) for rule in rules]
     if judge.length_controlled is not None:
         rows.append(_rate_row("Had both answers been equally long", judge.length_controlled))
-    if judge.missing_low is not None and judge.missing_high is not None:
+    if judge.missing_low is not None and judge.missing_high is not None and judge.missing_low < judge.missing_high:
         bounds = WinRate(
             rule="bounds", value=None, ci_low=judge.missing_low, ci_high=judge.missing_high, n=judge.asked_pairs
         )
@@ -177,7 +181,10 @@ def _facts(judge: JudgeResult) -> list[Fact]:
         facts.append(Fact(name="Coverage", text=_coverage(judge)))
         facts.append(Fact(name="Consistency", text=_consistency(judge)))
         seat = share_with_interval(judge.first_seat_rate, judge.first_seat_low, judge.first_seat_high)
-        facts.append(Fact(name="Picks the first seat", text=f"{seat} of clear verdicts (50{NBSP}% = no seat bias)"))
+        seat_text = f"{seat} of clear verdicts (50{NBSP}% = no seat bias)"
+        facts.append(
+            Fact(name="Picks the first seat", text="not measured" if judge.first_seat_rate is None else seat_text)
+        )
         facts.append(Fact(name="Cost of judging", text=format_usd(judge.cost_usd)))
         facts.append(Fact(name="Fingerprint", text=judge.fingerprint))
     facts.append(Fact(name="Method", text=judge.method or MISSING))

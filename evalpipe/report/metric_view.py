@@ -5,16 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from evalpipe.analysis.result import ArmValue, MetricResult
-from evalpipe.report.format import (
+from evalpipe.analysis.shown import ShownMetric, metric_formats, shown_metric
+from evalpipe.core.format import (
     MISSING,
     NBSP,
     NumberFormat,
     format_count,
     format_p,
     number_format,
-    percent_format,
 )
 from evalpipe.report.words import DIRECTIONS, FINDINGS, GROUPS, ROLES, status_words
+
+
+def is_measured(metric: MetricResult) -> bool:
+    """Whether either arm has a single observation of it."""
+    return metric.control.n > 0 or metric.treatment.n > 0 or metric.difference is not None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,36 +96,26 @@ def effect_of(metric: MetricResult) -> Effect | None:
 
 
 def metric_row(metric: MetricResult) -> MetricRow:
-    values, difference, relative = _formats(metric)
-    absolute_text = difference.difference(metric.difference)
-    absolute_interval = difference.interval(metric.ci_low, metric.ci_high)
-    relative_text = relative.difference(metric.relative)
-    relative_interval = relative.interval(metric.relative_low, metric.relative_high)
-    by_ratio = metric.scale == "relative" and metric.relative is not None
-    if by_ratio:
-        shown, interval, aside = relative_text, relative_interval, absolute_text
-    else:
-        shown, interval = absolute_text, absolute_interval
-        aside = "" if metric.relative is None else f"{relative_text} of control"
+    shown = shown_metric(metric)
     finding = metric.finding if metric.finding in FINDINGS else "undefined"
     return MetricRow(
         name=metric.name,
         label=metric.label or metric.name,
         group=GROUPS.get(metric.group, metric.group),
         role=ROLES.get(metric.role, metric.role),
-        control=values.value(metric.control.value),
+        control=shown.control,
         control_n=_count_text(metric.control, metric.unit),
-        treatment=values.value(metric.treatment.value),
+        treatment=shown.treatment,
         treatment_n=_count_text(metric.treatment, metric.unit),
-        difference=shown,
-        interval=interval,
-        aside=aside,
+        difference=shown.difference,
+        interval=shown.interval,
+        aside=shown.aside,
         finding=finding,
         finding_word=finding,
         finding_note=_finding_note(metric, finding),
         effect=effect_of(metric),
-        facts=_facts(metric, values, margin_text(metric)),
-        how_to_read=_how_to_read(metric, shown, interval, finding),
+        facts=_facts(metric, metric_formats(metric).values, margin_text(metric)),
+        how_to_read=_how_to_read(metric, shown, finding),
         note=metric.note or "",
         raw=metric,
     )
@@ -135,23 +130,6 @@ def margin_text(metric: MetricResult) -> str:
     scale = number_format(metric.unit, largest=metric.margin)
     suffix = scale.suffix if scale.difference_suffix is None else scale.difference_suffix
     return f"{scale.prefix}{metric.margin * scale.factor:g}{suffix}"
-
-
-def _formats(metric: MetricResult) -> tuple[NumberFormat, NumberFormat, NumberFormat]:
-    """The formats of the values, the absolute and the relative difference."""
-    values = [abs(v) for v in (metric.control.value, metric.treatment.value) if v is not None]
-    largest = max(values, default=0.0)
-    absolute_half = _half_width(metric.ci_low, metric.ci_high)
-    arm_halves = [_half_width(arm.ci_low, arm.ci_high) for arm in (metric.control, metric.treatment)]
-    known = [half for half in (absolute_half, *arm_halves) if half]
-    own = number_format(metric.unit, largest=largest, half_width=min(known, default=None))
-    difference = own if absolute_half else number_format(metric.unit, largest=abs(metric.difference or 0.0) or largest)
-    relative = percent_format(_half_width(metric.relative_low, metric.relative_high), abs(metric.relative or 0.0))
-    return own, difference, relative
-
-
-def _half_width(low: float | None, high: float | None) -> float | None:
-    return None if low is None or high is None else (high - low) / 2
 
 
 def _count_text(arm: ArmValue, unit: str) -> str:
@@ -176,7 +154,7 @@ def _facts(metric: MetricResult, values: NumberFormat, margin: str) -> list[Fact
     facts = [
         Fact(name="Role", text=f"{ROLES.get(metric.role, metric.role)}; {DIRECTIONS.get(metric.direction, '')}"),
         Fact(name="Margin", text=margin),
-        Fact(name="Observations", text=f"{format_count(metric.n)} from {users} independent users"),
+        Fact(name="Observations", text=f"{format_count(metric.n)} from {users} users"),
         Fact(name="Method", text=metric.method or MISSING),
         Fact(name="p-value", text=format_p(metric.p_value)),
         Fact(name="Interval", text=f"{metric.confidence_level * 100:g}{NBSP}% confidence"),
@@ -197,13 +175,14 @@ def _facts(metric: MetricResult, values: NumberFormat, margin: str) -> list[Fact
     return facts
 
 
-def _how_to_read(metric: MetricResult, shown: str, interval: str, finding: str) -> str:
+def _how_to_read(metric: MetricResult, shown: ShownMetric, finding: str) -> str:
     """One or two sentences for somebody who has never read an interval."""
-    subject = metric.label or metric.name
+    subject = (metric.label or metric.name)[:1].lower() + (metric.label or metric.name)[1:]
     if finding == "undefined":
         return f"Nothing can be concluded on {subject}: {status_words(metric.status)}."
     against = "an even split" if metric.name == "win_rate" else "control"
-    seen = f"Against {against}, the treatment's {subject} differs by {shown}; values from {interval} fit the data."
+    seen = f"Against {against}, the treatment's {subject} differs by {shown.difference}; "
+    seen += f"values from {shown.interval} fit the data."
     ends = {
         "better": "The whole interval lies on the better side of zero.",
         "worse": "The whole interval lies on the worse side of zero.",

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from evalpipe.analysis.result import Analysis, MetricResult, Segment
+from evalpipe.core.format import format_count, format_p, number_format
 from evalpipe.report.charts.interval import Mark, interval_cell
-from evalpipe.report.format import format_count, format_p, number_format
 from evalpipe.report.metric_view import sign
 from evalpipe.report.words import FINDING_ORDER, plain
 
-MAX_SEGMENTS = 40
+MAX_SEGMENTS = 24
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,10 +33,11 @@ class SegmentRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SegmentTable:
-    """`n_hidden` of all segments are not shown: the least bad ones beyond the cap."""
+    """Not shown: `n_hidden`, the least bad ones beyond the cap, and `n_silent`, where nothing happened in either arm."""
 
     rows: list[SegmentRow]
     n_hidden: int
+    n_silent: int
     n_discovered: int
 
 
@@ -44,12 +45,14 @@ def segment_table(analysis: Analysis) -> SegmentTable | None:
     if not analysis.segments:
         return None
     metrics = {metric.name: metric for metric in analysis.metrics}
+    told = [s for s in analysis.segments if s.status not in {"no_data", "missing_arm"} and (s.control or s.treatment)]
     reach = {name: _reach(name, analysis.segments) for name in {segment.metric for segment in analysis.segments}}
-    ordered = sorted(analysis.segments, key=lambda s: _badness(s, metrics.get(s.metric), reach[s.metric]))
+    ordered = sorted(told, key=lambda s: _badness(s, metrics.get(s.metric), reach[s.metric]))
     rows = [_row(segment, metrics.get(segment.metric), reach[segment.metric]) for segment in ordered[:MAX_SEGMENTS]]
     return SegmentTable(
         rows=rows,
         n_hidden=max(0, len(ordered) - MAX_SEGMENTS),
+        n_silent=len(analysis.segments) - len(told),
         n_discovered=sum(segment.discovered for segment in analysis.segments),
     )
 

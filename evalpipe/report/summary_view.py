@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from evalpipe.analysis.result import Analysis, Check
-from evalpipe.report.format import NBSP, format_count, format_day, format_percent
+from evalpipe.core.format import NBSP, format_count, format_day, format_percent, readable_instants
 from evalpipe.report.judge_view import JudgeView
 from evalpipe.report.metric_view import Fact, MetricRow
 from evalpipe.report.words import LOOKS, MODES, POLICIES, RECOMMENDATIONS
@@ -36,13 +36,17 @@ class SummaryView:
 def summary_view(analysis: Analysis, rows: list[MetricRow], judges: list[JudgeView]) -> SummaryView:
     decision = analysis.decision
     word = RECOMMENDATIONS.get(decision.recommendation, decision.recommendation)
-    reasons = [reason for reason in decision.reasons if reason and reason != decision.headline]
+    reasons = [readable_instants(reason) for reason in decision.reasons if reason]
+    headline = _headline(readable_instants(decision.headline) or (reasons.pop(0) if reasons else ""), word)
+    warned = [check.detail for check in analysis.checks if check.status != "pass"]
+    # What the headline or a problem above it says already is not said again.
+    reasons = [r for r in reasons if r not in {headline, decision.headline} and not any(w and w in r for w in warned)]
     return SummaryView(
         recommendation=decision.recommendation,
         recommendation_word=word,
-        headline=_headline(decision.headline or (reasons.pop(0) if reasons else ""), word),
+        headline=headline,
         reasons=reasons,
-        would_change=list(decision.what_would_change),
+        would_change=[readable_instants(line) for line in decision.what_would_change],
         answers=_answers(analysis, rows, judges),
         compared=_compared(analysis, judges),
         problems=problems(analysis),
@@ -52,6 +56,12 @@ def summary_view(analysis: Analysis, rows: list[MetricRow], judges: list[JudgeVi
 def sentence(text: str) -> str:
     """The text with a capital first letter."""
     return text[:1].upper() + text[1:]
+
+
+def full_sentence(text: str) -> str:
+    """Capital first, full stop last."""
+    shown = sentence(text.strip())
+    return shown if not shown or shown[-1] in ".!?…" else f"{shown}."
 
 
 def _headline(text: str, recommendation: str) -> str:
@@ -86,8 +96,8 @@ def problems(analysis: Analysis) -> list[Problem]:
                     Problem(
                         level=status,
                         title=sentence(check.name.replace("_", " ")),
-                        detail=check.detail,
-                        remedy=check.remedy or "",
+                        detail=full_sentence(check.detail),
+                        remedy=full_sentence(check.remedy or ""),
                     )
                 )
     return found
@@ -154,7 +164,10 @@ def _how_sure(analysis: Analysis, rows: list[MetricRow]) -> str:
 def _how_much(analysis: Analysis) -> str:
     funnel = analysis.funnel
     text = f"{format_count(funnel.pairs)} pairs of answers from {format_count(funnel.requests)} requests"
-    text += f" by {format_count(funnel.users)} users" if funnel.users else ""
+    if funnel.users and funnel.users == funnel.requests:
+        text += ", each counted as its own user"
+    elif funnel.users:
+        text += f" by {format_count(funnel.users)} users"
     text += f"; {format_count(funnel.judged_pairs)} pairs judged" if funnel.judged_pairs else "; none judged"
     first, last = analysis.provenance.get("first_at"), analysis.provenance.get("last_at")
     return f"{text}{_period(first, last)}."
@@ -183,8 +196,12 @@ def _arm(analysis: Analysis, arm: str) -> str:
     models = about.get("models") or about.get("model") or []
     names = [models] if isinstance(models, str) else [str(model) for model in models]
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    provider = about.get("provider")
-    return f"{shown or 'model not recorded'}{f' ({provider})' if provider else ''}"
+    listed = about.get("providers") or about.get("provider") or []
+    notes = [listed] if isinstance(listed, str) else [str(provider) for provider in listed]
+    if about.get("simulated"):
+        notes.append("simulated answers")
+    aside = f" ({', '.join(notes)})" if notes else ""
+    return f"{shown or 'model not recorded'}{aside}"
 
 
 def _compared(analysis: Analysis, judges: list[JudgeView]) -> list[Fact]:

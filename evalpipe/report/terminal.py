@@ -36,6 +36,8 @@ def summary(view: ReportView) -> Group:
     parts += [Padding(Text(f"• {reason}"), (0, 0, 0, 2)) for reason in view.summary.reasons]
     if view.rows:
         parts.append(_metrics(view))
+    if view.unmeasured:
+        parts.append(Text(f"Not measured: {', '.join(view.unmeasured)}.", style="dim"))
     facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     facts.add_column(style="bold", no_wrap=True)
     facts.add_column(overflow="fold")

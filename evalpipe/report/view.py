@@ -11,13 +11,13 @@ from typing import Any
 import msgspec
 
 from evalpipe.analysis.result import Analysis
-from evalpipe.report.example_view import ExampleView, example_groups, example_views
+from evalpipe.core.format import format_count, format_instant
+from evalpipe.report.example_view import ExampleView, chosen, example_groups, example_views
 from evalpipe.report.figures import Figure, figures, funnel_figure, judge_figures
-from evalpipe.report.format import format_instant
 from evalpipe.report.judge_view import JudgeView, judge_view
-from evalpipe.report.metric_view import Fact, MetricRow, metric_row
+from evalpipe.report.metric_view import Fact, MetricRow, is_measured, metric_row
 from evalpipe.report.segment_view import SegmentTable, segment_table
-from evalpipe.report.summary_view import Problem, SummaryView, summary_view
+from evalpipe.report.summary_view import Problem, SummaryView, full_sentence, summary_view
 from evalpipe.report.untrusted import visible
 from evalpipe.report.words import FINDINGS, GROUPS
 
@@ -40,6 +40,8 @@ class ReportView:
     generated: str
     summary: SummaryView
     groups: list[tuple[str, list[MetricRow]]]
+    unmeasured: list[str]
+    """labels of the metrics without a single observation"""
     figures: list[Figure]
     judges: list[JudgeView]
     judge_figures: list[Figure]
@@ -64,9 +66,9 @@ class ReportView:
 
 def report_view(analysis: Analysis, *, deterministic: bool = False, max_examples: int = 50) -> ReportView:
     """The view of an analysis. `deterministic` rounds every number first and leaves out what differs between machines."""
-    examples = example_views(analysis.examples[:max_examples], experiment=analysis.experiment)
+    examples = example_views(chosen(analysis.examples, max_examples), experiment=analysis.experiment)
     analysis = tidy(analysis, deterministic=deterministic)
-    rows = [metric_row(metric) for metric in analysis.metrics]
+    rows = [metric_row(metric) for metric in analysis.metrics if is_measured(metric)]
     judges = [judge_view(judge) for judge in analysis.judges]
     facts, config, reproduce = _provenance(analysis, deterministic=deterministic)
     return ReportView(
@@ -75,6 +77,7 @@ def report_view(analysis: Analysis, *, deterministic: bool = False, max_examples
         generated=format_instant(analysis.generated_at),
         summary=summary_view(analysis, rows, judges),
         groups=_grouped(rows),
+        unmeasured=[m.label or m.name for m in analysis.metrics if not is_measured(m)],
         figures=figures(analysis, rows),
         judges=judges,
         judge_figures=judge_figures(analysis),
@@ -82,7 +85,12 @@ def report_view(analysis: Analysis, *, deterministic: bool = False, max_examples
         examples=examples,
         example_groups=example_groups(examples),
         checks=[
-            CheckRow(name=c.name.replace("_", " "), status=c.status, detail=c.detail, remedy=c.remedy or "")
+            CheckRow(
+                name=c.name.replace("_", " "),
+                status=c.status,
+                detail=full_sentence(c.detail),
+                remedy=full_sentence(c.remedy or ""),
+            )
             for c in analysis.checks
         ],
         funnel=funnel_figure(analysis),
@@ -129,7 +137,7 @@ def _grouped(rows: list[MetricRow]) -> list[tuple[str, list[MetricRow]]]:
 
 
 _NOTHING: tuple[object, ...] = (None, "", [], {})
-_APART = frozenset({"config", "reproduce", "simulated_judge", "arms", "versions"})
+_APART = frozenset({"config", "reproduce", "simulated_judge", "arms", "versions", "n_star", "data", "judge"})
 
 
 def _provenance(analysis: Analysis, *, deterministic: bool) -> tuple[list[Fact], str, str]:
@@ -142,8 +150,12 @@ def _provenance(analysis: Analysis, *, deterministic: bool) -> tuple[list[Fact],
         facts.append(Fact(name=key.replace("_", " ").capitalize(), text=_flat(value)))
     if not deterministic and provenance.get("versions"):
         facts.append(Fact(name="Versions", text=_flat(provenance["versions"])))
-    config = provenance.get("config")
-    text = json.dumps(config, indent=2, ensure_ascii=False) if config else ""
+    data = provenance.get("data")
+    if isinstance(data, dict) and not deterministic:
+        size = f"{format_count(data.get('n_files'))} files, {format_count(data.get('n_bytes'))} bytes"
+        facts.append(Fact(name="Data", text=f"{size}, fingerprint {data.get('fingerprint')}"))
+    plan = {key: provenance[key] for key in ("config", "n_star") if provenance.get(key)}
+    text = json.dumps(plan, indent=2, ensure_ascii=False) if plan else ""
     return facts, text, str(provenance.get("reproduce") or "")
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evalpipe.report.format import (
+from evalpipe.core.format import (
     MINUS,
     decimals_for,
     format_count,

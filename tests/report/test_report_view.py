@@ -137,7 +137,7 @@ def test_segments_are_worst_first_and_capped() -> None:
     many = dataclasses.replace(analysis, segments=analysis.segments * 10)
     capped = segment_table(many)
     assert capped is not None
-    assert (len(capped.rows), capped.n_hidden) == (40, 40)
+    assert (len(capped.rows), capped.n_hidden) == (24, 56)
 
 
 def test_every_picture_is_well_formed_described_and_without_style() -> None:

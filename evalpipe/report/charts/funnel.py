@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
+from evalpipe.core.format import format_count
 from evalpipe.report.charts.svg import picture, rect, text
-from evalpipe.report.format import format_count
 
-WIDTH, LABEL, COUNT, ROW, BAR = 640.0, 190.0, 84.0, 28.0, 16.0
+WIDTH, LABEL, COUNT, ROW, BAR = 480.0, 150.0, 84.0, 26.0, 15.0
 
 
 def funnel_chart(steps: list[tuple[str, int, str]]) -> Markup | None:
@@ -30,5 +30,4 @@ def funnel_chart(steps: list[tuple[str, int, str]]) -> Markup | None:
         height=ROW * len(steps) + 10,
         title="From requests to verdicts",
         description=f"{words}.",
-        class_="chart wide",
     )

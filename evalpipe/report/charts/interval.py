@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from evalpipe.report.charts.svg import Scale, element, line, nice_ticks, path, picture, text
+from evalpipe.report.charts.svg import WIDTH, Scale, element, line, nice_ticks, path, picture, text
 
 CELL_WIDTH, CELL_HEIGHT = 220.0, 34.0
 PAD = 8.0
@@ -77,8 +77,8 @@ def point_mark(x: float, y: float, finding: str) -> Markup:
 
 def forest(marks: list[Mark], *, reach: float, title: str, description: str) -> Markup:
     """All intervals over one axis in margins, in the order given."""
-    row, top, label_width = 26.0, 34.0, 150.0
-    width = 640.0
+    row, top, label_width = 24.0, 34.0, 172.0
+    width = WIDTH
     height = top + row * len(marks) + 34
     x = Scale(-reach, reach, label_width + PAD, width - PAD)
     bottom = top + row * len(marks)
@@ -90,7 +90,7 @@ def forest(marks: list[Mark], *, reach: float, title: str, description: str) -> 
         line(x(0), top - 8, x(0), bottom + 4, "zero-line"),
         line(x(-reach), bottom + 4, x(reach), bottom + 4, "axis"),
     ]
-    for tick in sorted({*nice_ticks(-reach, reach, 6), -1.0} - {1.0}):
+    for tick in sorted({*nice_ticks(-reach, reach, 4), -1.0} - {1.0}):
         name = "0" if tick == 0 else "margin" if tick == -1 else f"{abs(tick):g}×"
         parts.append(line(x(tick), bottom + 4, x(tick), bottom + 8, "axis"))
         parts.append(text(x(tick), bottom + 22, name, "tick", "middle"))
@@ -98,4 +98,4 @@ def forest(marks: list[Mark], *, reach: float, title: str, description: str) -> 
         y = top + row * (index + 0.5)
         parts.append(text(label_width, y + 4, mark.label, "label", "end"))
         parts += interval_marks(mark, x, y, reach)
-    return picture(*parts, width=width, height=height, title=title, description=description, class_="chart wide")
+    return picture(*parts, width=width, height=height, title=title, description=description, class_="chart")

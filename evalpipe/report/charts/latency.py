@@ -7,8 +7,8 @@ from bisect import bisect_left
 from markupsafe import Markup
 
 from evalpipe.analysis.result import LatencyCurve
+from evalpipe.core.format import number_format
 from evalpipe.report.charts.svg import WIDTH, Scale, element, line, log_ticks, path, picture, text
-from evalpipe.report.format import number_format
 
 LEFT, RIGHT, TOP, HEIGHT, BOTTOM = 44.0, 12.0, 26.0, 250.0, 206.0
 

@@ -8,10 +8,11 @@ from datetime import datetime
 from markupsafe import Markup
 
 from evalpipe.analysis.result import Series, SeriesPoint
+from evalpipe.core.format import format_day, format_instant
 from evalpipe.report.charts.svg import WIDTH, Scale, element, line, nice_ticks, path, picture, text
-from evalpipe.report.format import format_day, format_instant
 
 LEFT, RIGHT, TOP, HEIGHT, BOTTOM = 50.0, 12.0, 22.0, 230.0, 192.0
+YEAR_S = 366 * 86400.0
 Show = Callable[[float], str]
 
 
@@ -22,13 +23,21 @@ def seconds(instant: str) -> float | None:
         return None
 
 
-def _times(points: list[SeriesPoint]) -> tuple[list[SeriesPoint], list[float]]:
-    placed = [(point, seconds(point.at)) for point in points]
+def _times(points: list[SeriesPoint], *, by_count: bool = False) -> tuple[list[SeriesPoint], list[float]]:
+    placed = [(point, float(point.n) if by_count else seconds(point.at)) for point in points]
     kept = [(point, at) for point, at in placed if at is not None]
     return [point for point, _ in kept], [at for _, at in kept]
 
 
-def _frame(times: list[float], points: list[SeriesPoint], y: Scale, show: Show) -> tuple[Scale, list[Markup]]:
+def has_times(points: list[SeriesPoint]) -> bool:
+    """False for imports without a time, whose instants only count up from the epoch."""
+    known = [at for point in points if (at := seconds(point.at)) is not None]
+    return bool(known) and max(known) >= YEAR_S and max(known) > min(known)
+
+
+def _frame(
+    times: list[float], points: list[SeriesPoint], y: Scale, show: Show, *, by_count: bool = False
+) -> tuple[Scale, list[Markup]]:
     x = Scale(min(times), max(times), LEFT, WIDTH - RIGHT)
     parts: list[Markup] = []
     for tick in nice_ticks(min(y.low, y.high), max(y.low, y.high), 4):
@@ -36,16 +45,20 @@ def _frame(times: list[float], points: list[SeriesPoint], y: Scale, show: Show) 
         parts += [text(LEFT - 6, y(tick) + 4, show(tick), "tick", "end")]
     same_day = format_day(points[0].at) == format_day(points[-1].at)
     name = (lambda at: format_instant(at).split(", ")[-1]) if same_day else format_day
-    parts.append(text(LEFT, BOTTOM + 18, name(points[0].at), "tick"))
-    if len(points) > 1:
-        parts.append(text(WIDTH - RIGHT, BOTTOM + 18, name(points[-1].at), "tick", "end"))
+    first, last = name(points[0].at), name(points[-1].at)
+    if by_count:
+        first, last = f"{points[0].n:,}", f"{points[-1].n:,} pairs"
+    parts.append(text(LEFT, BOTTOM + 18, first, "tick"))
+    parts.append(text(WIDTH - RIGHT, BOTTOM + 18, last, "tick", "end"))
     return x, parts
 
 
 def win_rate_chart(series: Series, show: Show) -> Markup | None:
     """The cumulative win rate of the treatment in its confidence sequence, and the look at which it decided."""
-    points, times = _times([p for p in series.points if p.treatment is not None])
-    if len(points) < 2:
+    wanted = [p for p in series.points if p.treatment is not None]
+    by_count = not has_times(wanted)
+    points, times = _times(wanted, by_count=by_count)
+    if len(points) < 2 or max(times) <= min(times):
         return None
     # The series holds the difference θ − 0.5; the picture shows θ.
     lows = [None if p.ci_low is None else max(0.0, p.ci_low + 0.5) for p in points]
@@ -54,7 +67,7 @@ def win_rate_chart(series: Series, show: Show) -> Markup | None:
     last_reach = max(abs(v - 0.5) for v in known[-3:]) if known else 0.1
     reach = min(0.5, max(0.1, min(max(abs(v - 0.5) for v in known), last_reach * 4)) * 1.05)
     y = Scale(0.5 - reach, 0.5 + reach, BOTTOM, TOP)
-    x, parts = _frame(times, points, y, show)
+    x, parts = _frame(times, points, y, show, by_count=by_count)
     band = [(t, lo, hi) for t, lo, hi in zip(times, lows, highs, strict=True) if lo is not None and hi is not None]
     if len(band) > 1:
         upper = [(x(t), y(hi)) for t, _, hi in band]
@@ -62,14 +75,14 @@ def win_rate_chart(series: Series, show: Show) -> Markup | None:
         parts.append(path([*upper, *lower], "band", closed=True))
     parts.append(line(LEFT, y(0.5), WIDTH - RIGHT, y(0.5), "zero-line"))
     parts.append(path([(x(t), y(p.treatment or 0.0)) for t, p in zip(times, points, strict=True)], "curve treatment"))
-    decided = seconds(series.decided_at) if series.decided_at else None
+    decided = _decided(series, points, times)
     note = ""
     if decided is not None:
         at = x(decided)
         parts.append(line(at, TOP, at, BOTTOM, "look-line"))
         anchor = "end" if at > WIDTH * 0.6 else "start"
         parts.append(text(at + (-5 if anchor == "end" else 5), TOP - 6, "decided here", "axis-word", anchor))
-        note = f" It decided at the look of {format_instant(series.decided_at)}."
+        note = " It decided at the marked look."
     last = points[-1]
     words = f"At the last look the treatment was preferred in {show(last.treatment or 0.0)} of pairs"
     if lows[-1] is not None and highs[-1] is not None:
@@ -77,13 +90,26 @@ def win_rate_chart(series: Series, show: Show) -> Markup | None:
     return picture(*parts, height=HEIGHT, title="Win rate over time", description=f"{words}.{note}")
 
 
+def _decided(series: Series, points: list[SeriesPoint], times: list[float]) -> float | None:
+    """Where the deciding look lies on the axis; None where it is not among what is drawn."""
+    instant = seconds(series.decided_at) if series.decided_at else None
+    if instant is None:
+        return None
+    for point, at in zip(points, times, strict=True):
+        if (seconds(point.at) or 0.0) >= instant:
+            return at
+    return None
+
+
 def rate_chart(series: Series, show: Show, *, title: str) -> Markup | None:
     """Both arms' values per bin of time; control dashed with squares, treatment solid with discs."""
     points, times = _times([p for p in series.points if p.control is not None or p.treatment is not None])
-    if len(points) < 2:
+    if len(points) < 2 or not has_times(points):
         return None
     top = max(v for p in points for v in (p.control, p.treatment) if v is not None)
-    y = Scale(0.0, top * 1.1 or 1.0, BOTTOM, TOP)
+    if top <= 0:
+        return None  # nothing happened in any interval: the table says so
+    y = Scale(0.0, top * 1.1, BOTTOM, TOP)
     x, parts = _frame(times, points, y, show)
     few = len(points) <= 40
     for arm in ("control", "treatment"):

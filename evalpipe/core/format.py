@@ -7,6 +7,7 @@ as many decimals as the interval's width deserves: two significant digits of its
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -153,6 +154,8 @@ def format_instant(instant: str | None) -> str:
     except ValueError:
         return instant
     at = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+    if at.year == 1970:  # imports without a time are counted up from the epoch, to keep their order
+        return "time not recorded"
     return f"{at.day} {_MONTHS[at.month - 1]} {at.year}, {at:%H:%M} UTC"
 
 
@@ -163,4 +166,12 @@ def format_day(instant: str | None) -> str:
 
 
 # Not strftime("%b"): month names would follow the machine's locale and the report would differ between machines.
+_ISO = re.compile(r"\b\d{4}-\d\d-\d\dT\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:\d\d)?(?!\w)")
+
+
+def readable_instants(text: str) -> str:
+    """A sentence with its ISO 8601 instants written as people write them."""
+    return _ISO.sub(lambda match: format_instant(match.group()), text)
+
+
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
