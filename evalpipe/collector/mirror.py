@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from time import perf_counter, time
 
 from evalpipe.collector.copies import Copy
@@ -18,6 +18,7 @@ from evalpipe.collector.kept import http_outcome
 from evalpipe.collector.metrics import Metrics
 from evalpipe.collector.pricing import Pricer
 from evalpipe.collector.quota import pause_s
+from evalpipe.collector.redaction import Redactor
 from evalpipe.collector.settings import CollectorSettings
 from evalpipe.collector.shadow_state import Place
 from evalpipe.collector.spooling import SpoolWriter
@@ -42,7 +43,7 @@ class _Waiting:
 
 
 class Mirror:
-    """`redact` is applied to bodies before they are written."""
+    """`redactor` is applied to what is written, never to what is sent."""
 
     def __init__(
         self,
@@ -54,17 +55,18 @@ class Mirror:
         pricer: Pricer,
         *,
         spent_usd: float,
-        redact: Callable[[Body, str | None], Body] | None = None,
+        redactor: Redactor | None = None,
     ) -> None:
         assert settings.treatment is not None
         self._settings, self._loop, self._writer, self._pool = settings, loop, writer, pool
         self._metrics, self._pricer = metrics, pricer
-        self._redact = redact
+        self._redactor = redactor
         self._arm = settings.treatment
         self._origin = self._arm.origin
         self._key_line = self._arm.key_line
         self.shares_quota = self._origin == settings.control.origin
         self._queue: deque[_Waiting] = deque()
+        self._queued: dict[str, _Waiting] = {}
         self._queued_bytes = 0
         self._flying: set[Copy] = set()
         self._hold_until = 0.0
@@ -98,12 +100,20 @@ class Mirror:
         except NotShadowableError as error:
             self._decide(record.request_id, "not_shadowable", error.reason)
             return
-        self._queue.append(_Waiting(record, place, outgoing))
+        waiting = _Waiting(record, place, outgoing)
+        self._queue.append(waiting)
+        self._queued[record.request_id] = waiting
         self._queued_bytes += len(outgoing.body)
         self._pump()
         settings = self._settings
         while len(self._queue) > settings.shadow_queue or self._queued_bytes > settings.shadow_queue_bytes:
             self._shed(self._pop().request_id, "queue_full")
+
+    def located(self, request_id: str, place: Place) -> None:
+        """Where a request that came through memory is recorded."""
+        waiting = self._queued.get(request_id)
+        if waiting is not None:
+            waiting.place = place
 
     def lost(self, request_id: str, reason: str) -> None:
         """A request whose original is gone: it cannot be copied any more."""
@@ -142,6 +152,7 @@ class Mirror:
 
     def _pop(self) -> _Waiting:
         waiting = self._queue.popleft()
+        del self._queued[waiting.request_id]
         self._queued_bytes -= waiting.size
         return waiting
 
@@ -182,7 +193,8 @@ class Mirror:
         self._flying.discard(copy)
         self._reserved_usd -= copy.reserved_usd
         answer = copy.answer
-        encoding = None if answer is None else answer.headers.get("content-encoding")
+        headers = {} if answer is None else answer.headers
+        encoding = headers.get("content-encoding")
         failed = copy.ended not in {"complete", "closed_by_upstream"}
         record = ResponseRecord(
             request_id=copy.request_id,
@@ -197,7 +209,7 @@ class Mirror:
             first_byte_ms=copy.first_byte_ms,
             marks=[] if answer is None else answer.marks,
             status=None if answer is None else answer.status,
-            headers={} if answer is None else answer.headers,
+            headers=headers if self._redactor is None else self._redactor.headers(headers),
             body=self._for_disk(Body() if answer is None else answer.kept.body, encoding),
             sent=self._for_disk(Body.of(copy.outgoing.body), None),
             error_type=copy.ended if failed else None,
@@ -213,11 +225,11 @@ class Mirror:
         first_token_ms = answer.marks[0][1] if answer is not None and answer.marks else None
         outcome = http_outcome(copy.ended, record.status)
         self._metrics.exchange("treatment", "shadow", outcome, copy.latency_ms / 1000, first_token_ms)
-        self._heed(record.status, record.headers)
+        self._heed(record.status, headers)
         self._pump()
 
     def _for_disk(self, body: Body, encoding: str | None) -> Body:
-        return body if self._redact is None else self._redact(body, encoding)
+        return body if self._redactor is None else self._redactor.body(body, encoding)
 
     def _heed(self, status: int | None, headers: Mapping[str, str]) -> None:
         if not headers:

@@ -72,7 +72,12 @@ class Recorder:
             return
         encoding = record.headers.get("content-encoding")
         self._writer.append(
-            _replaced(record, body=self._redactor.body(body, encoding), target=self._redactor.text(record.target))
+            msgspec.structs.replace(
+                record,
+                body=self._redactor.body(body, encoding),
+                target=self._redactor.text(record.target),
+                headers=self._redactor.headers(record.headers),
+            )
         )
         if eligible and self._originals is not None:
             reason = self._originals.send(render_record(record))
@@ -90,6 +95,7 @@ class Recorder:
         if self._redactor is not None:
             encoding = headers.get("content-encoding")
             body = self._redactor.body(body, encoding)
+            headers = self._redactor.headers(headers)
             message = None if message is None else self._redactor.text(message)
             sent = None if sent is None else self._redactor.body(sent, None)
         failed = ended not in {"complete", "closed_by_upstream", "client_closed"}
@@ -100,7 +106,7 @@ class Recorder:
                 arm=arm.arm,
                 role="served",
                 provider=arm.provider,
-                endpoint=flight.endpoint,
+                endpoint=flight.answer_endpoint or flight.endpoint,
                 started_at=flight.started_at,
                 ended=ended,
                 latency_ms=latency_ms,
@@ -154,10 +160,6 @@ class Recorder:
 
 
 _EMPTY = Body()
-
-
-def _replaced(record: RequestRecord, *, body: Body, target: str) -> RequestRecord:
-    return msgspec.structs.replace(record, body=body, target=target)
 
 
 def _without_secrets(target: bytes) -> bytes:

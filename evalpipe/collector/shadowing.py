@@ -7,7 +7,6 @@ import fcntl
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -15,13 +14,15 @@ import msgspec
 from evalpipe.collector.accounting import Accountant
 from evalpipe.collector.metrics import Metrics
 from evalpipe.collector.mirror import Mirror
+from evalpipe.collector.originals import OriginalsIn
 from evalpipe.collector.pricing import Pricer
+from evalpipe.collector.redaction import Redactor
 from evalpipe.collector.settings import CollectorSettings
 from evalpipe.collector.shadow_state import Place, ShadowState, load_state, save_state
 from evalpipe.collector.spooling import SpoolWriter
 from evalpipe.collector.tail import SpoolTail, TailedLine, read_line_at
 from evalpipe.collector.upstream import Pool
-from evalpipe.core.spool import Body, RequestRecord, ResponseRecord, ShadowRecord, read_record
+from evalpipe.core.spool import RequestRecord, ResponseRecord, ShadowRecord, read_record
 
 POLL_S = 0.002
 """while records come"""
@@ -31,7 +32,7 @@ _SAVE_S = 1.0
 _LOOK_S = 0.1
 _ACCOUNTING_S = 0.005
 """at most this long at a time: copies that come meanwhile wait"""
-_REQUEST, _RESPONSE = b'{"record":"request"', b'{"record":"response"'
+_REQUEST, _RESPONSE, _SHADOW = b'{"record":"request"', b'{"record":"response"', b'{"record":"shadow"'
 _MAX_LINES = 256
 """records taken before the network has its turn again"""
 
@@ -58,6 +59,7 @@ class ShadowProcess:
         self._saved_at = 0.0
         self._mirror: Mirror | None = None
         self._decided: set[str] = set()
+        self._originals: OriginalsIn | None = None
 
     def _lost(self, reason: str) -> None:
         self._metrics.lost()
@@ -82,14 +84,17 @@ class ShadowProcess:
                 self._metrics,
                 pricer,
                 spent_usd=self._spent.get(self._settings.experiment, 0.0),
-                redact=self._redaction(),
+                redactor=Redactor(self._settings.redact) if self._settings.redact else None,
             )
         try:
             self._resume(state, decided)
-            self._decided = decided
+            if self._mirror is not None and self._settings.shadow_socket:
+                await self._listen_for_originals(self._mirror, self._settings.shadow_socket)
             await self._follow(stop)
             await self._finish()
         finally:
+            if self._originals is not None:
+                self._originals.close()
             self._save()
             self._accountant.close()
             self._pool.close()
@@ -136,15 +141,20 @@ class ShadowProcess:
         self._decided = decided
         for place in state.waiting:
             line = read_line_at(self._folder / place.segment, place.offset)
-            if line is not None:
+            if line is not None and self._settings.shadow_socket and self._mirror is not None:
+                record = _read(line)
+                if isinstance(record, RequestRecord) and record.request_id not in decided:
+                    self._mirror.lost(record.request_id, "copy_lost")
+            elif line is not None:
                 self._handle(TailedLine(place.segment, place.offset, line))
 
-    def _redaction(self) -> Callable[[Body, str | None], Body] | None:
-        if not self._settings.redact:
-            return None
-        from evalpipe.collector.redaction import Redactor
-
-        return Redactor(self._settings.redact).body
+    async def _listen_for_originals(self, mirror: Mirror, path: str) -> None:
+        """Redaction keeps originals off the disk: they come through memory. Those of the last life are gone."""
+        self._originals = OriginalsIn(mirror)
+        self._tail.look_for_segments()
+        await self._take_in()
+        self._originals.give_up_all()
+        await self._originals.listen(path)
 
     # --- the loop
 
@@ -166,6 +176,8 @@ class ShadowProcess:
         self._accountant.look_for_segments()
         if self._mirror is not None:
             self._mirror.tick()
+        if self._originals is not None:
+            self._originals.tick()
         self._writer.tick()
         if now - self._saved_at > _SAVE_S:
             self._tail.let_go()
@@ -193,8 +205,16 @@ class ShadowProcess:
                 return
             if record.request_id in self._decided:
                 self._decided.discard(record.request_id)
-            elif record.experiment == self._settings.experiment:
+            elif record.experiment != self._settings.experiment:
+                return
+            elif self._originals is not None:
+                self._originals.recorded(record, Place(line.segment, line.offset))
+            else:
                 mirror.take(record, Place(line.segment, line.offset))
+        elif self._originals is not None and line.line.startswith(_SHADOW):
+            record = _read(line.line)
+            if isinstance(record, ShadowRecord):  # the worker could not hand it over and has said so
+                self._originals.decided(record.request_id)
         elif mirror.shares_quota and line.line.startswith(_RESPONSE):
             record = _read(line.line)
             if isinstance(record, ResponseRecord):
@@ -204,12 +224,18 @@ class ShadowProcess:
         """The workers have ended: decide all they recorded, let the copies under way end."""
         self._tail.look_for_segments()
         await self._take_in()
+        if self._originals is not None:
+            await self._originals.drain()
         deadline = self._loop.time() + self._settings.shadow_timeout_s
         while self._mirror is not None and not self._mirror.is_idle and self._loop.time() < deadline:
             await asyncio.sleep(0.02)
             self._mirror.tick()
         if self._mirror is not None:
             self._mirror.shed_queue("stopping")
+
+    def _waiting(self) -> list[Place]:
+        waiting = [] if self._mirror is None else self._mirror.waiting()
+        return waiting if self._originals is None else waiting + self._originals.waiting()
 
     def _save(self) -> None:
         self._saved_at = self._loop.time()
@@ -219,7 +245,7 @@ class ShadowProcess:
         state = ShadowState(
             offsets={**self._own_offsets, **self._tail.offsets()},
             accounted=self._accountant.offsets(),
-            waiting=[] if self._mirror is None else self._mirror.waiting(),
+            waiting=self._waiting(),
             spent_usd=self._spent,
         )
         try:
