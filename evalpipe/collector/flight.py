@@ -6,21 +6,21 @@ import asyncio
 from time import perf_counter, time
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from evalpipe.collector.answers import render_answer, render_provider_error
 from evalpipe.collector.arms import Assignment, RequestHead
 from evalpipe.collector.framing import BodyReader
 from evalpipe.collector.heads import (
     CHUNKED,
-    CREDENTIALS,
-    HOP_BY_HOP,
-    OWN_PREFIX,
     HeadError,
     Line,
-    join_path,
-    named_by_connection,
 )
 from evalpipe.collector.kept import KeptAnswer, KeptBody
+from evalpipe.collector.passing import pass_answer_lines, render_passed_head
+from evalpipe.collector.translate import TranslatedAnswer, render_outgoing_head, say_to_treatment
 from evalpipe.collector.upstream import Upstream
+from evalpipe.providers.base import NotShadowableError, OutgoingRequest
 
 if TYPE_CHECKING:
     from evalpipe.collector.server import Client, Request
@@ -44,6 +44,8 @@ class Flight:
         self._unsent: list[bytes] = []
         self._request_done = False
         self._sent_body: bytes | None = None
+        self._outgoing: OutgoingRequest | None = None
+        self._translated: TranslatedAnswer | None = None
         self._kept_request = KeptBody(worker.settings.max_logged_bytes)
         self._kept_answer: KeptAnswer | None = None
         self._n_request_bytes = 0
@@ -71,12 +73,14 @@ class Flight:
             return
         if self.request.reader.done:
             self._request_done = True
-            self._choose(b"")
-            self._send(self._render_head(), flush=True)
-            self._request_ended()
+            if self._waits_for_body:
+                self._send_whole()
+            elif self._choose(b""):
+                self._send(self._render_head(), flush=True)
+                self._request_ended()
             return
-        self._choose(None)
-        self._send(self._render_head(), flush=not body_follows)
+        if self._choose(None):
+            self._send(self._render_head(), flush=not body_follows)
 
     def request_body(self, payload: list[bytes], n_framed: int, done: bool) -> None:
         """Pieces of the request's body as they come; `n_framed` counts chunk framing and trailers too."""
@@ -98,28 +102,52 @@ class Flight:
         if done:
             self._request_ended()
 
-    def _choose(self, body: bytes | None) -> None:
-        """Which arm serves."""
+    def _choose(self, body: bytes | None) -> bool:
+        """Which arm serves. False: the request is refused, and answered."""
+        self.arm = self.worker.settings.control
         if self.endpoint is None:
-            self.arm = self.worker.settings.control
-            return
+            return True
         head = RequestHead(
             request_id=self.request_id,
             endpoint=self.endpoint,
             target=self.request.target,
             lines=self.request.head.lines,
         )
-        self.assignment = self.worker.assigner.assign(head, body)
-        self.arm = self.worker.settings.arm(self.assignment.arm)
-        self.request_id += "c" if self.assignment.arm == "control" else "t"
+        try:
+            assignment = self.worker.assigner.assign(head, body)
+            if assignment.arm == "treatment":
+                assignment = self._to_treatment(head, assignment, body or b"")
+        except HeadError as error:
+            self.worker.metrics.refused(error.status)
+            self._end_without_answer(error.status, "refused", str(error))
+            return False
+        self.assignment = assignment
+        self.arm = self.worker.settings.arm(assignment.arm)
+        self.request_id += "c" if assignment.arm == "control" else "t"
         self._request_head = head
+        return True
+
+    def _to_treatment(self, head: RequestHead, assignment: Assignment, body: bytes) -> Assignment:
+        """Say the request to the treatment arm. Where that cannot be done control serves, outside the statistics."""
+        treatment = self.worker.settings.arm("treatment")
+        try:
+            self._outgoing = say_to_treatment(treatment, head, body)
+        except NotShadowableError as error:
+            if assignment.forced:
+                raise HeadError(400, f"this request cannot be said to the treatment arm: {error}") from None
+            return msgspec.structs.replace(assignment, arm="control", forced=True)
+        return assignment
 
     def _send_whole(self) -> None:
         """The body was needed to choose the arm, or is written for it: it goes out whole, with a length."""
         body = self._kept_request.data
         if self._kept_request.n_dropped:
             raise HeadError(413, "the request body is too large")
-        self._choose(body)
+        if not self._choose(body):
+            return
+        if self._outgoing is not None:
+            self._send_to_treatment(self._outgoing, body)
+            return
         rewritten = self.worker.rewrite(self._request_head, self.arm, body)
         if rewritten is not None:
             body = self._sent_body = rewritten
@@ -127,34 +155,33 @@ class Flight:
         self._send(body, flush=True)
         self._request_ended()
 
+    def _send_to_treatment(self, outgoing: OutgoingRequest, body: bytes) -> None:
+        key_line = b"" if self.arm.api_key is None else self.worker.key_line(self.arm)
+        if outgoing.body != body:
+            self._sent_body = outgoing.body
+        if outgoing.endpoint != self.endpoint:
+            self._translated = TranslatedAnswer(
+                outgoing,
+                self._request_head,
+                body,
+                http10=self.request.http10,
+                head_lines=self.worker.own_lines(self),
+            )
+        self._send(
+            render_outgoing_head(outgoing, self._request_head, self.worker.origin(self.arm), key_line), flush=False
+        )
+        self._send(outgoing.body, flush=True)
+        self._request_ended()
+
     def _render_head(self, whole_length: int | None = None) -> bytes:
-        origin = self.worker.origin(self.arm)
-        request = self.request
-        lines = request.head.lines
-        dropped = named_by_connection(lines)
-        head = [b"%b %b HTTP/1.1" % (request.method, join_path(origin.base_path, request.target))]
-        host = b"Host: " + origin.authority.encode("ascii")
-        own_key = self.arm.api_key is not None
-        for name, _, raw in lines:
-            if name in HOP_BY_HOP or name in dropped or name.startswith(OWN_PREFIX):
-                continue
-            if name == b"host":
-                raw, host = host, b""
-            elif (own_key and name in CREDENTIALS) or (whole_length is not None and name in _REWRITTEN):
-                continue
-            head.append(raw)
-        if host:
-            head.insert(1, host)
-        if own_key:
-            head.append(self.worker.key_line(self.arm))
-        if whole_length is not None:
-            head.append(b"Content-Length: %d" % whole_length)
-            if self.worker.settings.inject_stream_usage:
-                head.append(b"Accept-Encoding: identity")
-        elif request.length == CHUNKED:
-            head.append(b"Transfer-Encoding: chunked")
-        head.append(b"\r\n")
-        return b"\r\n".join(head)
+        key_line = b"" if self.arm.api_key is None else self.worker.key_line(self.arm)
+        return render_passed_head(
+            self.request,
+            self.worker.origin(self.arm),
+            key_line,
+            whole_length=whole_length,
+            identity=self.worker.settings.inject_stream_usage,
+        )
 
     def _send(self, data: bytes, *, flush: bool) -> None:
         upstream = self._upstream
@@ -219,19 +246,14 @@ class Flight:
         self._answer_started = True
         self._status = status
         request = self.request
-        dropped = named_by_connection(lines)
+        if self._translated is not None:
+            self._kept_answer = KeptAnswer(status, lines, self.worker.settings.max_logged_bytes)
+            request.keep = request.keep and not self.worker.stopping
+            self._write_translated(self._translated.head(status, lines, keep=request.keep), last=last)
+            return
         self._until_close = reader.until_close
         self._dechunk = reader.chunked and request.http10
-        head = [b"HTTP/1.1" + status_line[8:]]
-        has_length = False
-        for name, _, raw in lines:
-            if name == b"transfer-encoding" and reader.chunked and not self._dechunk:
-                head.append(raw)
-                continue
-            if name in HOP_BY_HOP or name in dropped or name.startswith(OWN_PREFIX):
-                continue
-            has_length = has_length or name == b"content-length"
-            head.append(raw)
+        head, has_length = pass_answer_lines(status_line, lines, chunked=reader.chunked and not self._dechunk)
         keep = request.keep and not self._until_close and not self._dechunk and not self.worker.stopping
         request.keep = keep
         if not keep:
@@ -255,6 +277,9 @@ class Flight:
         now = self._last_byte = perf_counter()
         if self._kept_answer is not None:
             self._kept_answer.add(payload, (now - self._sent) * 1000)
+        if self._translated is not None:
+            self._write_translated(self._translated.feed(b"".join(payload)), last=last)
+            return
         data = b"".join(payload) if self._dechunk else framed
         if self._head_bytes:
             data = self._head_bytes + data
@@ -267,14 +292,31 @@ class Flight:
         elif data:
             self.client.transport.write(data)
 
+    def _write_translated(self, data: bytes, *, last: bool) -> None:
+        assert self._translated is not None
+        if last:
+            data += self._translated.finish(keep=self.request.keep)
+            self.request.keep = self.request.keep and not (self.request.http10 and self._translated.streamed)
+            self._end("complete")
+        if data:
+            self.client.transport.write(data)
+        if last:
+            self._leave(keep=self.request.keep)
+
     def lost(self, ended: str, message: str) -> None:
         self._upstream = None
         if self._ended:
             return
-        if not self._answer_started:
+        translated = self._translated
+        if translated is not None and ended == "closed_by_upstream":
+            self._write_translated(b"", last=True)
+            return
+        if not self._answer_started or (translated is not None and not translated.head_sent):
             self._end_without_answer(502, ended, message)
             return
         self._end(ended, message=message)
+        if translated is not None:
+            self.client.transport.write(translated.broken(message))
         request = self.request
         request.keep = False
         if ended != "closed_by_upstream" and (self._until_close or self._dechunk):
@@ -287,7 +329,8 @@ class Flight:
             return
         if ended == "timeout":
             status = 504
-        self._status = status
+        if not self._answer_started:
+            self._status = status
         self._connecting = None
         anthropic = self.endpoint == "messages" or (self.endpoint is None and self.arm.provider == "anthropic")
         answer = render_provider_error(anthropic, status, f"evalpipe: {message}", self.request_id)
@@ -398,5 +441,7 @@ class Flight:
     def sent_body(self) -> bytes | None:
         return self._sent_body
 
-
-_REWRITTEN = frozenset((b"content-length", b"accept-encoding"))
+    @property
+    def answer_endpoint(self) -> str | None:
+        """The endpoint of the dialect the arm answers in."""
+        return self.endpoint if self._outgoing is None else self._outgoing.endpoint

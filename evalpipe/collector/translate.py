@@ -1,0 +1,122 @@
+"""Serving from the treatment arm: the request as that arm must get it, and its answer in the client's own dialect.
+
+Control's requests never come here. A request that cannot be said to the treatment faithfully is served by control and left
+out of the statistics: the user must not pay for our experiment.
+"""
+
+from __future__ import annotations
+
+from time import time
+
+from evalpipe.collector.arms import RequestHead
+from evalpipe.collector.heads import Line, join_path
+from evalpipe.collector.settings import ArmSettings, Origin
+from evalpipe.providers.base import OutgoingRequest
+from evalpipe.providers.translation.request import render_treatment_request
+
+_CARRIED = frozenset(b"accept accept-encoding user-agent openai-beta".split())
+"""client headers a treatment arm of the same dialect gets besides the dialect's own; never credentials or cookies"""
+_RETURNED = frozenset(b"retry-after retry-after-ms x-should-retry".split())
+"""answer headers that mean the same in every dialect"""
+
+
+def say_to_treatment(arm: ArmSettings, head: RequestHead, body: bytes) -> OutgoingRequest:
+    """The request the treatment arm gets. Raises NotShadowableError where there is no faithful one."""
+    headers = {str(name, "latin-1"): str(value, "latin-1") for name, value, _ in head.lines}
+    return render_treatment_request(
+        head.endpoint,
+        body,
+        provider=arm.provider,
+        model=arm.model,
+        params=arm.params,
+        system_prompt=arm.system_prompt,
+        headers=headers,
+        served=True,
+    )
+
+
+def render_outgoing_head(outgoing: OutgoingRequest, head: RequestHead, origin: Origin, key_line: bytes) -> bytes:
+    """The HTTP head of the request to the treatment arm, blank line included."""
+    lines = [
+        b"POST %b HTTP/1.1" % join_path(origin.base_path, outgoing.path.encode("ascii")),
+        b"Host: " + origin.authority.encode("ascii"),
+        *(f"{name}: {value}".encode("latin-1") for name, value in outgoing.headers.items()),
+        b"Content-Length: %d" % len(outgoing.body),
+    ]
+    if outgoing.endpoint == head.endpoint:
+        lines += [raw for name, _, raw in head.lines if name in _CARRIED]
+    else:
+        lines.append(b"Accept-Encoding: identity")  # what is translated must be read
+    if key_line:
+        lines.append(key_line)
+    return b"\r\n".join(lines) + b"\r\n\r\n"
+
+
+class TranslatedAnswer:
+    """The arm's answer as the client gets it: framed for HTTP/1.1 or 1.0, streamed as it comes or whole at its end."""
+
+    def __init__(
+        self,
+        outgoing: OutgoingRequest,
+        head: RequestHead,
+        body: bytes,
+        *,
+        http10: bool,
+        head_lines: list[bytes],
+    ) -> None:
+        from evalpipe.providers.translation.answer import AnswerTranslator
+
+        self._translator = AnswerTranslator(
+            outgoing.endpoint,
+            head.endpoint,
+            request_body=body,
+            answer_id=head.request_id,
+            created=int(time()),
+        )
+        self._http10, self._head_lines = http10, head_lines
+        self._status, self._content_type, self.streamed = 0, "", False
+        self._returned: list[bytes] = []
+        self.head_sent = False
+
+    def head(self, status: int, lines: list[Line], *, keep: bool) -> bytes:
+        """What the client gets when the arm's head is in: its own head where the answer is streamed, else nothing yet."""
+        headers = {str(name, "latin-1"): str(value, "latin-1") for name, value, _ in lines}
+        self._status, self._content_type, self.streamed = self._translator.head(status, headers)
+        self._returned = [raw for name, _, raw in lines if name in _RETURNED]
+        if not self.streamed:
+            return b""
+        self.head_sent = True
+        framing = [] if self._http10 else [b"Transfer-Encoding: chunked"]
+        return self._render_head([*framing, b"Cache-Control: no-cache"], keep=keep and not self._http10)
+
+    def feed(self, data: bytes) -> bytes:
+        return self._framed(self._translator.feed(data))
+
+    def finish(self, *, keep: bool) -> bytes:
+        """What is still due when the arm's answer is complete; for an answer that is not streamed, all of it."""
+        rest = self._translator.finish()
+        if self.streamed:
+            return self._framed(rest) + (b"" if self._http10 else b"0\r\n\r\n")
+        self.head_sent = True
+        return self._render_head([b"Content-Length: %d" % len(rest)], keep=keep) + rest
+
+    def broken(self, message: str) -> bytes:
+        """What a client whose stream broke off is told before the connection ends without its last chunk."""
+        return self._framed(self._translator.broken(message))
+
+    def _framed(self, data: bytes) -> bytes:
+        if not data or self._http10 or not self.streamed:
+            return data
+        return b"%x\r\n%b\r\n" % (len(data), data)
+
+    def _render_head(self, framing: list[bytes], *, keep: bool) -> bytes:
+        connection = [] if keep and not self._http10 else [b"Connection: " + (b"keep-alive" if keep else b"close")]
+        lines = [
+            b"HTTP/1.1 %d " % self._status,
+            b"Content-Type: " + self._content_type.encode("latin-1"),
+            *framing,
+            *self._returned,
+            *connection,
+            *self._head_lines,
+        ]
+        return b"\r\n".join(lines) + b"\r\n\r\n"
