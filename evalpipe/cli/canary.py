@@ -25,6 +25,7 @@ def run(
     config: options.Config = None,
     data: options.Data = None,
     until_done: Annotated[bool, typer.Option("--until-done", help="End when done (0) or rolled back (1).")] = False,
+    with_parent: Annotated[bool, typer.Option("--with-parent", hidden=True, help="End when stdin closes.")] = False,
 ) -> None:
     """Evaluate continuously and move the traffic: the controller.
 
@@ -50,7 +51,8 @@ def run(
             told_standby.append(True)
             typer.echo("another controller is at work: standing by", err=True)
 
-    canary.run(workspace, on_event=show, on_standby=standby, until_done=until_done)
+    wait = canary.wait_for_parent if with_parent else canary.sleep
+    canary.run(workspace, on_event=show, on_standby=standby, wait=wait, until_done=until_done)
     if until_done and canary.read_status(workspace).state.status is CanaryStatus.ROLLED_BACK:
         raise typer.Exit(1)
 

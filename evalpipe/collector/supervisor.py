@@ -39,6 +39,8 @@ class Run:
     n_workers: int = 1
     load_every_s: float | None = None
     load_command: list[str] = field(default_factory=list)
+    controller_command: list[str] = field(default_factory=list)
+    """what watches the canary; kept alive beside the workers, ends when its stdin closes"""
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: T201
 
 
@@ -183,11 +185,13 @@ class _Supervisor:
         everyone = [*self._workers, *self._shadows]
         tasks = {child: loop.create_task(child.run()) for child in everyone}
         load = loop.create_task(self._load_now_and_then())
+        watching = loop.create_task(self._watch_canary())
         failed = await self._until_ready(everyone, stop)
         if failed is None and not stop.is_set():
             self._run.say(f"listening on {_url(self._sockets[0])}")
             await stop.wait()
         load.cancel()
+        watching.cancel()
         for group in (self._workers, self._shadows):  # the treatment leg still decides what the last workers recorded
             for child in group:
                 child.stop()
@@ -212,6 +216,19 @@ class _Supervisor:
             waiting.cancel()
             return None if stop.is_set() else f"the collector's processes were not ready within {_READY_S:g} s"
         return next((child.failed for child in children if child.failed), None)
+
+    async def _watch_canary(self) -> None:
+        """Nobody watched is a canary without guardrails: a controller that ends gets a successor."""
+        while self._run.controller_command:
+            process = await asyncio.create_subprocess_exec(*self._run.controller_command, stdin=asyncio.subprocess.PIPE)
+            try:
+                code = await process.wait()
+            except asyncio.CancelledError:
+                process.terminate()
+                await process.wait()
+                raise
+            self._run.say(f"evalpipe: the canary's controller ended ({code}); another one takes its place")
+            await asyncio.sleep(1)
 
     async def _load_now_and_then(self) -> None:
         if not self._run.load_every_s:

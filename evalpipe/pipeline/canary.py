@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import getpass
+import select
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -159,9 +161,15 @@ def _judged_since(workspace: Workspace, experiment: str, judge: str, history: Hi
         ).fetchall()
 
 
-def _sleep(seconds: float) -> bool:
+def sleep(seconds: float) -> bool:
     time.sleep(seconds)
     return False
+
+
+def wait_for_parent(seconds: float) -> bool:
+    """Wait so long, or until stdin closes: then the collector that started this process is gone (True)."""
+    readable, _, _ = select.select([sys.stdin], [], [], seconds)
+    return bool(readable)
 
 
 def run(
@@ -170,7 +178,7 @@ def run(
     on_event: Callable[[CanaryEvent], None],
     on_standby: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.time,
-    wait: Callable[[float], bool] = _sleep,
+    wait: Callable[[float], bool] = sleep,
     until_done: bool = False,
 ) -> None:
     """Watch and steer until `wait(seconds)` returns True, or, with `until_done`, until the canary is done or rolled back.

@@ -51,8 +51,21 @@ def collect(
             n_workers=workers or config.collector.workers,
             load_every_s=load_every_s,
             load_command=load_command,
+            controller_command=_controller_command(workspace),
         )
     )
+
+
+def _controller_command(workspace: Workspace) -> list[str]:
+    """What watches the canary beside the workers; empty in the other modes."""
+    config = workspace.require_config()
+    if config.experiment.mode != "canary":
+        return []
+    from evalpipe.pipeline.canary import canary_config  # the store and its libraries: only where a canary is watched
+
+    canary_config(workspace)
+    command = [sys.executable, "-m", "evalpipe", "canary", "run", "--with-parent", "--data", str(workspace.data)]
+    return command if workspace.config_path is None else [*command, "--config", str(workspace.config_path)]
 
 
 def collector_settings(workspace: Workspace) -> CollectorSettings:
