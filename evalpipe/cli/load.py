@@ -18,6 +18,9 @@ def load(
     log_format: Annotated[
         str, typer.Option("--format", "-f", help="auto, spool, pairs, or one of the formats listed above.")
     ] = "auto",
+    arm: Annotated[
+        str, typer.Option("--arm", help="control or treatment: whose answers a log without arms holds.")
+    ] = "control",
     experiment: options.Experiment = None,
     config: options.Config = None,
     data: options.Data = None,
@@ -28,17 +31,20 @@ def load(
     Loading twice adds nothing. A broken line is put aside in `data/rejected/` with its file, line number and reason,
     and stops nothing. It may run while the collector writes.
 
-    Formats: `spool` (the collector's), `pairs` (JSONL: pair_id, prompt, response_a, response_b, label, judgements).
+    Formats: `spool` (the collector's), `pairs` (JSONL: pair_id, prompt, response_a for control, response_b for treatment,
+    label, judgements), and logs of one arm: `litellm`, `langfuse`, `otel` (gen_ai spans), `tensorzero`, `inspect`, `http`
+    (recorded requests). `auto` finds out.
 
     ```
     evalpipe load
     evalpipe load --format pairs recorded_pairs.jsonl
+    evalpipe load --arm treatment new_model.json
     ```
     """
     from evalpipe.pipeline.load import load as run
     from evalpipe.pipeline.workspace import open_workspace
 
-    tally = run(open_workspace(config, data), paths or [], experiment=experiment, format_name=log_format)
+    tally = run(open_workspace(config, data), paths or [], experiment=experiment, format_name=log_format, arm=arm)
     if as_json:
         typer.echo(json.dumps(tally.as_json()))
         return

@@ -15,6 +15,7 @@ from typing import NoReturn
 from tqdm import tqdm
 
 from evalpipe.config import CollectorConfig
+from evalpipe.core.traffic import Arm
 from evalpipe.errors import ConfigError, DataError
 from evalpipe.pipeline.prices import price_book
 from evalpipe.pipeline.unit_key import unit_key
@@ -37,12 +38,16 @@ def load(
     *,
     experiment: str | None = None,
     format_name: str = "auto",
+    arm: str = "control",
     show_progress: bool | None = None,
 ) -> Tally:
     """Load `paths` (without one: the workspace's spool). Rows that are there already are not added again.
 
-    Raises ConfigError for a path or format that does not exist, DataError where a file cannot be read.
+    `arm`: whose answers another tool's log holds, where its format does not tell. Raises ConfigError for a path, format or
+    arm that does not exist, DataError where a file cannot be read.
     """
+    if arm not in set(Arm):
+        raise ConfigError(f"--arm {arm}: choose control or treatment")
     check_writable(workspace.data)
     spools, files = _sort_paths(workspace, paths, format_name)
     n_bytes = _n_bytes(files) + sum(_n_bytes(segment_files(spool)) for spool in spools)
@@ -55,7 +60,7 @@ def load(
         for file in files:
             bar.set_description(file.name, refresh=False)
             name = _experiment_of(file, workspace, experiment)
-            tally.add(load_file(file, workspace.data, name, format_name=format_name, progress=bar.update))
+            tally.add(load_file(file, workspace.data, name, format_name=format_name, arm=Arm(arm), progress=bar.update))
     return tally
 
 

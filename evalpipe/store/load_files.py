@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from evalpipe.core.traffic import Arm
 from evalpipe.errors import ConfigError, DataError
 from evalpipe.store.datasets import writing
 from evalpipe.store.documents import Line, parse, read_lines
@@ -31,15 +33,19 @@ def load_file(
     experiment: str,
     *,
     format_name: str = "auto",
+    arm: Arm = Arm.CONTROL,
     progress: Callable[[int], object] = lambda n_bytes: None,
 ) -> Tally:
-    """Load one file into `experiment`. Raises ConfigError for an unknown format, DataError for an unreadable file."""
+    """Load one file into `experiment`; `arm`: whose answers they are, where the format does not tell.
+
+    Raises ConfigError for an unknown format, DataError for an unreadable file.
+    """
     importer = find_importer(path, format_name)
     rejects = Rejects(data, path)
     tally = Tally(experiments={experiment}, n_files=1)
     with _Writers(data, experiment) as writers:
         for line in read_lines(path):
-            imported = _read(importer, line, rejects)
+            imported = _read(importer, line, rejects, arm)
             if imported is not None:
                 writers.add(imported, len(line.data))
             progress(line.n_read_bytes)
@@ -88,9 +94,12 @@ def find_importer(path: Path, format_name: str) -> Importer:
     raise ConfigError(f"{path} is in no format that is known here: say it with --format (spool, {names})")
 
 
-def _read(importer: Importer, line: Line, rejects: Rejects) -> Imported | None:
+def _read(importer: Importer, line: Line, rejects: Rejects, arm: Arm) -> Imported | None:
     try:
-        return importer.read(parse(line.data), line.number)
+        imported = importer.read(parse(line.data), line.number)
+        if importer.tells_arms or arm is Arm.CONTROL:
+            return imported
+        return replace(imported, exchanges=[replace(exchange, arm=arm) for exchange in imported.exchanges])
     except BrokenLineError as error:
         reason = str(error)
     except ValueError as error:

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from evalpipe.store.importers import pairs
+from evalpipe.store.importers import inspect_log, langfuse, litellm, opentelemetry, pairs, recorded_http, tensorzero
 from evalpipe.store.importers.base import Importer
 
-IMPORTERS: tuple[Importer, ...] = (pairs.IMPORTER,)
+IMPORTERS: tuple[Importer, ...] = (
+    pairs.IMPORTER,
+    litellm.IMPORTER,
+    langfuse.IMPORTER,
+    opentelemetry.IMPORTER,
+    tensorzero.IMPORTER,
+    inspect_log.IMPORTER,
+    recorded_http.IMPORTER,
+)
 """In the order they are tried when the format is not told."""
 
 

@@ -43,6 +43,8 @@ class Importer:
     help: str
     matches: Callable[[Any], bool]
     read: Callable[[Any, int], Imported]
+    tells_arms: bool = False
+    """the documents say which answer is control's and which treatment's"""
 
 
 @dataclass(slots=True)
@@ -113,8 +115,22 @@ def unknown_time(line: int) -> datetime:
 
 
 def json_text(value: Any) -> str | None:
-    """`value` as JSON text that can be stored anywhere (lone surrogates stay escaped); None stays None."""
-    return None if value is None else json.dumps(value, ensure_ascii=_holds_surrogate(value))
+    """`value` as JSON text that can be stored and queried anywhere: lone surrogates stay escaped, NaN and Infinity, which
+    are no JSON, become null. None stays None."""
+    if value is None:
+        return None
+    try:
+        return json.dumps(value, ensure_ascii=_holds_surrogate(value), allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def prompt_text(messages: Sequence[Mapping[str, Any]]) -> str:

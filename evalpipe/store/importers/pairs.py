@@ -195,4 +195,5 @@ IMPORTER = Importer(
     help="JSONL: pair_id, prompt, response_a (control), response_b (treatment), label, judgements",
     matches=matches,
     read=read,
+    tells_arms=True,
 )
