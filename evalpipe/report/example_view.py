@@ -237,7 +237,11 @@ def _outcome(example: Example) -> str:
     if example.preference == 0.5:
         return "" if example.kind == "tie" else "tie"
     winner = "treatment" if example.preference > 0.5 else "control"
-    return f"{winner} preferred" if example.preference in {0.0, 1.0} else f"preference for treatment {share}"
+    return (
+        f"{winner} preferred"
+        if min(example.preference, 1 - example.preference) < 0.005
+        else f"preference for treatment {share}"
+    )
 
 
 def _verdict(verdict: dict[str, object], limit: int, request_id: str, experiment: str) -> VerdictView:

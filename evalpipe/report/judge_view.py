@@ -41,6 +41,9 @@ class JudgeView:
 
     name: str
     is_labels: bool
+    is_shown: bool
+    """in full; the others are folded"""
+    preferred: str
     feeds_decision: bool
     simulated: bool
     trust: str
@@ -61,6 +64,8 @@ def judge_view(judge: JudgeResult) -> JudgeView:
     return JudgeView(
         name=judge.name,
         is_labels=judge.name.startswith("label:"),
+        is_shown=judge.feeds_decision,
+        preferred=share_with_interval(judge.win_rate, judge.ci_low, judge.ci_high),
         feeds_decision=judge.feeds_decision,
         simulated=judge.simulated,
         trust=trust,

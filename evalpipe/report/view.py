@@ -69,7 +69,7 @@ def report_view(analysis: Analysis, *, deterministic: bool = False, max_examples
     examples = example_views(chosen(analysis.examples, max_examples), experiment=analysis.experiment)
     analysis = tidy(analysis, deterministic=deterministic)
     rows = [metric_row(metric) for metric in analysis.metrics if is_measured(metric)]
-    judges = [judge_view(judge) for judge in analysis.judges]
+    judges = _deciding_first([judge_view(judge) for judge in analysis.judges])
     facts, config, reproduce = _provenance(analysis, deterministic=deterministic)
     return ReportView(
         title=f"{analysis.experiment}: evalpipe report",
@@ -99,6 +99,14 @@ def report_view(analysis: Analysis, *, deterministic: bool = False, max_examples
         reproduce=reproduce,
         marks=FINDINGS,
     )
+
+
+def _deciding_first(judges: list[JudgeView]) -> list[JudgeView]:
+    """The judge that decides, then people's labels, then the rest; where none decides, the first is shown in full."""
+    ordered = sorted(judges, key=lambda judge: (not judge.feeds_decision, not judge.is_labels))
+    if ordered and not any(judge.is_shown for judge in ordered):
+        ordered[0] = dataclasses.replace(ordered[0], is_shown=True)
+    return ordered
 
 
 def tidy(analysis: Analysis, *, deterministic: bool = False) -> Analysis:

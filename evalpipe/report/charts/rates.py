@@ -43,7 +43,7 @@ def rate_cell(rate: Rate, x: Scale, *, label: str, description: str) -> Markup:
 
 def rate_axis_cell(x: Scale) -> Markup:
     """The head of the column: where the axis begins and ends."""
-    ticks = nice_ticks(x.low, x.high, 4)
+    ticks = nice_ticks(x.low, x.high, 2)
     parts = [text(x(tick), 12, f"{tick * 100:g} %", "tick", "middle") for tick in ticks]
     return picture(
         *parts,
