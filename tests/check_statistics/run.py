@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 
+from canary_cost import canary_cost_lines
 from decisions import decision_lines
 from few_users import coverage_lines
+from identical_arms import identical_arms_lines
 from judged_pairs import judged_pairs_lines
 from lines import Line
 from tail import p99_lines
@@ -34,7 +36,9 @@ PARTS: list[tuple[Callable[..., list[Line]], tuple[object, ...], dict[str, objec
     (mean_lines, ("mean latency, paired", draw_latency, ".027"), {"replications": 2000, "seed": 2}),
     (mean_lines, ("skewed cost, capped", draw_capped_cost, ".025"), {"replications": 2000, "seed": 3}),
     (mean_lines, ("judge score 0-10, paired", draw_score, ".041"), {"replications": 2000, "seed": 1}),
+    (canary_cost_lines, (), {"replications": 1000, "seed": 11}),
     (judged_pairs_lines, (), {"replications": 2000, "seed": 9}),
+    (identical_arms_lines, (), {}),
     (decision_lines, (), {"replications": 2000, "seed": 10}),
 ]
 
