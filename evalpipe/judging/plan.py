@@ -1,13 +1,13 @@
 """What is unanswered: the planned calls of one judge, as an anti-join in DuckDB, and their texts page by page.
 
-The plan is a narrow table (no texts) in the order of the run: pairs at random but fixed by the seed, so that a partial run
-is a fair sample and a later run goes on where it stopped; both orders of a pair adjacent. Texts are fetched for the next
-page only, so memory does not grow with the log.
+The plan is a narrow table (ids, no texts) in the order of the run: pairs at random but fixed by the seed, so that a partial
+run is a fair sample and a later run goes on where it stopped; both orders of a pair adjacent. Texts are fetched for the
+next page only, so memory does not grow with the log.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -24,9 +24,14 @@ CALIBRATION_PAIRS = 50
 CALIBRATION_SHARE = 0.2
 """`calibrated` judges both orders of the first 50 pairs and of a fifth of the rest (statistics.md 7)."""
 
-_PAGE_MIN, _PAGE_MAX = 400, 8_000
+_PAGE_MIN, _PAGE_MAX = 250, 1_000
 _N_PAGES = 50
 """A page is a fiftieth of the plan within these bounds: every page scans the log once."""
+
+_NOTHING_OPEN = "CREATE OR REPLACE TEMP TABLE judging_open (request_id VARCHAR, n_open BIGINT)"
+"""What the third statement would find on a first run, without reading a text."""
+
+_BITS = {Arm.CONTROL: 1, Arm.TREATMENT: 2}
 
 
 class Connection(Protocol):
@@ -58,8 +63,8 @@ class Ask:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """The calls still to be made: `n_calls` over `n_units` pairs (pointwise: answers). `n_eligible` pairs or answers could
-    be judged at all, `n_done` of their calls are final already."""
+    """The calls still to be made: `n_calls` over `n_units` requests, of `n_eligible` that could be judged at all; `n_done`
+    calls of this judge are final already."""
 
     n_eligible: int
     n_units: int
@@ -76,15 +81,15 @@ def make_plan(
     seed: str = "",
     limit: int | None = None,
     by_user: bool = False,
-    pending: Sequence[str] = (),
+    pending: Sequence[tuple[str, str]] = (),
 ) -> Plan:
-    """Make the table `judging_plan`. `limit`: at most so many pairs (answers), from the front of the order. `by_user`: all
-    pairs of a user adjacent. `pending`: keys that wait in a provider's batch and must not be asked again."""
+    """Make the table `judging_plan`. `limit`: only the first so many requests of the order. `by_user`: all requests of a
+    user adjacent. `pending`: (request_id, key) of calls that wait in a provider's batch and must not be made again."""
     values = {
         "seed": seed,
         "fingerprint": spec.fingerprint,
         "repeats": spec.repeats,
-        "orders": orders if spec.mode is JudgeMode.PAIRWISE else "both",
+        "orders": orders,
         "calibration_pairs": CALIBRATION_PAIRS,
         "calibration_share": CALIBRATION_SHARE,
         "answered": sorted(ANSWERED),
@@ -92,84 +97,130 @@ def make_plan(
         "by_user": by_user,
         "limit": limit if limit is not None else 2**62,
     }
-    connection.execute("CREATE OR REPLACE TEMP TABLE judging_pending (key VARCHAR)")
+    connection.execute("CREATE OR REPLACE TEMP TABLE judging_pending (request_id VARCHAR, key VARCHAR)")
     if pending:
-        connection.execute("INSERT INTO judging_pending SELECT unnest($1::VARCHAR[])", [list(pending)])
+        columns = [[request_id for request_id, _ in pending], [key for _, key in pending]]
+        connection.execute("INSERT INTO judging_pending SELECT unnest($1::VARCHAR[]), unnest($2::VARCHAR[])", columns)
     for statement in _statements(f"plan_{spec.mode}.sql"):
+        if "judging_open AS" in statement and not _any_tried(connection):
+            statement = _NOTHING_OPEN
         used = {name: value for name, value in values.items() if f"${name}" in statement}
         connection.execute(statement, used or None)
-    counts = connection.execute(
-        "SELECT (SELECT count(*) FROM judging_asked), count(DISTINCT rank), count(*), (SELECT n FROM judging_done) "
-        "FROM judging_plan"
+    n_eligible, n_units, n_calls, n_done = connection.execute(
+        "SELECT (SELECT count(*) FROM judging_asked), count(*), coalesce(sum(n_calls), 0), "
+        "(SELECT count(*) FROM judging_tried WHERE final) FROM judging_plan"
     ).fetchone()
-    n_eligible, n_units, n_calls, n_done = counts
-    connection.execute("DROP TABLE judging_asked")
-    page = min(max(n_calls // _N_PAGES, _PAGE_MIN), _PAGE_MAX)
-    return Plan(n_eligible=n_eligible, n_units=n_units, n_calls=n_calls, n_done=n_done, page_size=page)
+    connection.execute("DROP TABLE judging_asked; DROP TABLE judging_open; DROP TABLE judging_pending")
+    page = min(max(n_units // _N_PAGES, _PAGE_MIN), _PAGE_MAX)
+    return Plan(n_eligible=n_eligible, n_units=n_units, n_calls=int(n_calls), n_done=n_done, page_size=page)
 
 
 def pages(connection: Connection, spec: JudgeSpec, plan: Plan) -> Iterator[list[Ask]]:
     """The planned calls in order, a page at a time."""
-    (query,) = _statements(f"page_{spec.mode}.sql")
-    read = _read_pair if spec.mode is JudgeMode.PAIRWISE else _read_answer
-    for start in range(0, plan.n_calls, plan.page_size):
-        values = {"fingerprint": spec.fingerprint, "start": start, "end": start + plan.page_size}
-        yield [read(row) for row in connection.execute(query, values).fetchall()]
+    for start in range(0, plan.n_units, plan.page_size):
+        rows = connection.execute(
+            "SELECT request_id, sides FROM judging_plan WHERE position >= $1 AND position < $2 ORDER BY position",
+            [start, start + plan.page_size],
+        ).fetchall()
+        tried = connection.execute(
+            "SELECT key, attempt, final FROM judging_tried WHERE request_id IN (SELECT request_id FROM judging_plan "
+            "WHERE position >= $1 AND position < $2)",
+            [start, start + plan.page_size],
+        ).fetchall()
+        known = {key: (attempt, final) for key, attempt, final in tried}
+        asks = _asks(connection, spec, rows, known)
+        yield [ask for ask in asks if not known.get(ask.key, (0, False))[1]]
 
 
-def ask_of(connection: Connection, spec: JudgeSpec, request_id: str, *, orders: Orders = "both") -> list[Ask]:
-    """The calls for one request, final or not (`--show-prompt`). Empty where both arms' answers are not there."""
-    (query,) = _statements(f"page_{spec.mode}.sql")
-    connection.execute(
-        "CREATE OR REPLACE TEMP TABLE judging_plan AS "
-        "SELECT (row_number() OVER ()) - 1 AS position, 0::UBIGINT AS rank, $request_id AS request_id, '' AS content, side, "
-        "0 AS repeat, 0 AS attempt FROM (VALUES ('control'), ('treatment')) AS sides(side)",
-        {"request_id": request_id},
-    )
-    rows = connection.execute(query, {"fingerprint": spec.fingerprint, "start": 0, "end": 2}).fetchall()
-    read = _read_pair if spec.mode is JudgeMode.PAIRWISE else _read_answer
-    asks = [read(row) for row in rows]
-    return asks[:1] if orders == "balanced" else asks
+def asks_of(connection: Connection, spec: JudgeSpec, request_id: str) -> list[Ask]:
+    """The calls for one request in both orders, final or not (`--show-prompt`); empty where nothing can be judged."""
+    return [ask for ask in _asks(connection, spec, [(request_id, 3)], {}) if ask.repeat == 0]
 
 
-def _read_pair(row: tuple[Any, ...]) -> Ask:
-    key, attempt, request_id, side, repeat, prompt, *answers = row
-    return Ask(
-        key=key,
-        attempt=attempt,
-        request_id=request_id,
-        shown_first=ShownFirst(side),
-        repeat=repeat,
-        request=prompt or "",
-        control=shown_answer(*answers[:3]),
-        treatment=shown_answer(*answers[3:]),
-    )
+def _asks(
+    connection: Connection, spec: JudgeSpec, rows: Sequence[tuple[str, int]], known: dict[str, tuple[int, bool]]
+) -> list[Ask]:
+    found: dict[str, dict[str, tuple[Any, ...]]] = {}
+    for request_id, arm, *texts in connection.execute(
+        "SELECT request_id, arm, prompt, text, tool_calls, outcome FROM exchanges WHERE role <> 'replay' "
+        "AND list_contains($2::VARCHAR[], outcome) AND request_id IN (SELECT unnest($1::VARCHAR[]))",
+        [[request_id for request_id, _ in rows], sorted(ANSWERED)],
+    ).fetchall():
+        found.setdefault(request_id, {})[arm] = tuple(texts)
+    read = _pair_asks if spec.mode is JudgeMode.PAIRWISE else _answer_asks
+    return [
+        ask for request_id, sides in rows for ask in read(spec, request_id, sides, found.get(request_id, {}), known)
+    ]
 
 
-def _read_answer(row: tuple[Any, ...]) -> Ask:
-    key, attempt, request_id, side, repeat, prompt, *answer = row
-    arm, shown = Arm(side), shown_answer(*answer)
-    return Ask(
-        key=key,
-        attempt=attempt,
-        request_id=request_id,
-        shown_first=ShownFirst.NEITHER,
-        repeat=repeat,
-        request=prompt or "",
-        arm=arm,
-        control=shown if arm is Arm.CONTROL else None,
-        treatment=shown if arm is Arm.TREATMENT else None,
-    )
+def _pair_asks(
+    spec: JudgeSpec, request_id: str, sides: int, texts: dict[str, tuple[Any, ...]], known: dict[str, tuple[int, bool]]
+) -> Iterator[Ask]:
+    if len(texts) < 2:
+        return
+    prompt, *control = texts[Arm.CONTROL]
+    _, *treatment = texts[Arm.TREATMENT]
+    content = f"{_content(prompt, *control)}:{_content(texts[Arm.TREATMENT][0], *treatment, with_prompt=False)}"
+    seen = shown_answer(*control), shown_answer(*treatment)
+    for repeat in range(spec.repeats):
+        for arm, bit in _BITS.items():
+            if sides & bit:
+                key = judgment_key(request_id, content, spec.fingerprint, arm, repeat)
+                yield Ask(
+                    key=key,
+                    attempt=known.get(key, (0, False))[0],
+                    request_id=request_id,
+                    shown_first=ShownFirst(arm.value),
+                    repeat=repeat,
+                    request=prompt or "",
+                    control=seen[0],
+                    treatment=seen[1],
+                )
+
+
+def _answer_asks(
+    spec: JudgeSpec, request_id: str, sides: int, texts: dict[str, tuple[Any, ...]], known: dict[str, tuple[int, bool]]
+) -> Iterator[Ask]:
+    for repeat in range(spec.repeats):
+        for arm, bit in _BITS.items():
+            if sides & bit and arm in texts:
+                prompt, *answer = texts[arm]
+                key = judgment_key(request_id, _content(prompt, *answer), spec.fingerprint, arm, repeat)
+                shown = shown_answer(*answer)
+                yield Ask(
+                    key=key,
+                    attempt=known.get(key, (0, False))[0],
+                    request_id=request_id,
+                    shown_first=ShownFirst.NEITHER,
+                    repeat=repeat,
+                    request=prompt or "",
+                    arm=arm,
+                    control=shown if arm is Arm.CONTROL else None,
+                    treatment=shown if arm is Arm.TREATMENT else None,
+                )
+
+
+def judgment_key(request_id: str, content: str, fingerprint: str, side: Arm, repeat: int) -> str:
+    """The key of a judgment: SHA-256 over the request and its answers (`content`, hashes of their texts), the judge, the
+    order (pointwise: the arm) and the repeat. The same sum stands in the plan's SQL."""
+    return _sha256(f"{request_id}:{content}:{fingerprint}:{side.value}:{repeat}")
+
+
+def _content(
+    prompt: str | None, text: str | None, tool_calls: str | None, outcome: str, *, with_prompt: bool = True
+) -> str:
+    sizes = ":".join("-1" if part is None else str(len(part.encode())) for part in (prompt, text, tool_calls))
+    return _sha256(f"{sizes}:{outcome}:{(prompt or '') if with_prompt else ''}{text or ''}{tool_calls or ''}")
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _any_tried(connection: Connection) -> bool:
+    return connection.execute("SELECT 1 FROM judging_tried LIMIT 1").fetchone() is not None
 
 
 def _statements(name: str) -> list[str]:
     text = resources.files("evalpipe.judging").joinpath(name).read_text(encoding="utf-8")
     return [statement for statement in (part.strip() for part in text.split(";\n")) if statement]
-
-
-def read_note(note: str | None) -> dict[str, Any]:
-    """The note of a judgment as a dictionary; empty where there is none."""
-    if not note:
-        return {}
-    found = json.loads(note)
-    return found if isinstance(found, dict) else {}

@@ -1,50 +1,62 @@
--- Pairs both arms answered, with one hash over everything a judge would read. The texts themselves go no further.
+-- The pairs both arms answered, in the order of the run. `sides`: 1 = control shown first, 2 = treatment, 3 = both orders.
+-- Texts are not read here: a plan of a million pairs needs ids only.
 CREATE OR REPLACE TEMP TABLE judging_asked AS
-WITH hashed AS (
-    SELECT request_id, arm, unit_id,
-        sha256(concat(
-            coalesce(strlen(prompt), -1), ':', coalesce(strlen(text), -1), ':', coalesce(strlen(tool_calls), -1), ':', outcome, ':',
-            CASE WHEN arm = 'control' THEN prompt END, text, tool_calls)) AS content
-    FROM exchanges
+WITH answered AS (
+    SELECT request_id, arm, unit_id FROM exchanges
     WHERE role <> 'replay' AND outcome IN (SELECT unnest($answered::VARCHAR[]))
 ), ranked AS (
     SELECT control.request_id,
-        CASE WHEN $by_user THEN md5_number_upper(concat($seed, ':', coalesce(control.unit_id, control.request_id))) ELSE 0 END AS user_rank,
-        md5_number_upper(concat($seed, ':', control.request_id)) AS pair_rank,
-        concat(control.content, treatment.content) AS content
-    FROM hashed AS control JOIN hashed AS treatment USING (request_id)
-    WHERE control.arm = 'control' AND treatment.arm = 'treatment'
+        CASE WHEN $by_user THEN md5_number_upper(concat($seed, ':', coalesce(control.unit_id, control.request_id))) ELSE 0 END
+            AS user_rank,
+        md5_number(concat($seed, ':', control.request_id)) AS pair_rank
+    FROM (FROM answered WHERE arm = 'control') AS control
+    SEMI JOIN (FROM answered WHERE arm = 'treatment') AS treatment USING (request_id)
+), numbered AS (
+    SELECT (row_number() OVER (ORDER BY user_rank, pair_rank)) - 1 AS rank, request_id,
+        CASE WHEN pair_rank % 2 = 1 THEN 2 ELSE 1 END AS coin,
+        (pair_rank // 2) % 10000 < $calibration_share * 10000 AS calibrates
+    FROM ranked
 )
-SELECT (row_number() OVER (ORDER BY user_rank, pair_rank, request_id) - 1)::UBIGINT AS rank, request_id, content
-FROM ranked
+SELECT rank, request_id,
+    (CASE WHEN $orders = 'both' OR ($orders = 'calibrated' AND (calibrates OR rank < $calibration_pairs)) THEN 3 ELSE coin END)::UTINYINT
+        AS sides
+FROM numbered WHERE rank < $limit ORDER BY rank
 ;
 
 -- What was asked before, by key: the anti-join's other side.
 CREATE OR REPLACE TEMP TABLE judging_tried AS
-SELECT key, max(attempt) AS attempt, bool_or(status IN (SELECT unnest($final::VARCHAR[]))) AS final
+SELECT any_value(request_id) AS request_id, key, max(attempt) AS attempt,
+    bool_or(status IN (SELECT unnest($final::VARCHAR[]))) AS final
 FROM judgments WHERE judge_fingerprint = $fingerprint GROUP BY key
 UNION ALL
-SELECT key, 0, true FROM judging_pending
+SELECT request_id, key, 0, true FROM judging_pending
+;
+
+-- Only where something was asked are the texts read and hashed: a changed answer is another question.
+CREATE OR REPLACE TEMP TABLE judging_open AS
+WITH asked AS (
+    FROM judging_asked SEMI JOIN judging_tried USING (request_id)
+), hashed AS (
+    SELECT request_id, arm, sha256(concat(
+        coalesce(strlen(prompt), -1), ':', coalesce(strlen(text), -1), ':', coalesce(strlen(tool_calls), -1), ':', outcome, ':',
+        CASE WHEN arm = 'control' THEN prompt END, text, tool_calls)) AS content
+    FROM exchanges
+    WHERE role <> 'replay' AND request_id IN (SELECT request_id FROM asked)
+), calls AS (
+    SELECT request_id, sha256(concat(
+        request_id, ':', control.content, ':', treatment.content, ':', $fingerprint, ':', sides.side, ':', repeat)) AS key
+    FROM asked
+    JOIN hashed AS control USING (request_id) JOIN hashed AS treatment USING (request_id)
+    JOIN (VALUES ('control', 1), ('treatment', 2)) AS sides(side, bit) ON asked.sides & sides.bit <> 0
+    CROSS JOIN (SELECT unnest(range($repeats)) AS repeat) AS repeats
+    WHERE control.arm = 'control' AND treatment.arm = 'treatment'
+)
+SELECT request_id, count(*) FILTER (WHERE NOT coalesce(tried.final, false)) AS n_open
+FROM calls LEFT JOIN judging_tried AS tried USING (key, request_id) GROUP BY request_id
 ;
 
 CREATE OR REPLACE TEMP TABLE judging_plan AS
-WITH calls AS (
-    SELECT rank, request_id, content, side, repeat,
-        sha256(concat(request_id, ':', content, ':', $fingerprint, ':', side, ':', repeat)) AS key
-    FROM judging_asked
-    CROSS JOIN (VALUES ('control'), ('treatment')) AS sides(side)
-    CROSS JOIN (SELECT unnest(range($repeats)) AS repeat) AS repeats
-    WHERE rank < $limit AND (
-        $orders = 'both'
-        OR ($orders = 'calibrated' AND (rank < $calibration_pairs
-            OR md5_number_lower(concat($seed, ':both:', request_id)) / 18446744073709551616.0 < $calibration_share))
-        OR (side = 'treatment') = (md5_number_lower(concat($seed, ':coin:', request_id)) % 2 = 1))
-)
-SELECT (row_number() OVER (ORDER BY rank, repeat, side)) - 1 AS position,
-    rank, request_id, content, side, repeat, coalesce(tried.attempt, 0) AS attempt
-FROM calls LEFT JOIN judging_tried AS tried USING (key)
-WHERE NOT coalesce(tried.final, false)
-ORDER BY position
-;
-
-CREATE OR REPLACE TEMP TABLE judging_done AS SELECT count(*) AS n FROM judging_tried WHERE final
+SELECT (row_number() OVER (ORDER BY rank)) - 1 AS position, request_id, sides,
+    coalesce(n_open, bit_count(sides) * $repeats) AS n_calls
+FROM judging_asked LEFT JOIN judging_open USING (request_id)
+WHERE coalesce(n_open, 1) > 0 ORDER BY position

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -11,16 +10,11 @@ from evalpipe.core.judgment import Judgment, JudgmentStatus, Winner
 from evalpipe.core.text import well_formed
 from evalpipe.core.traffic import Outcome
 from evalpipe.judging.call import Reply
+from evalpipe.judging.note import LOST, MOST, render_note
 from evalpipe.judging.plan import Ask
 from evalpipe.judging.reply import UnreadableReplyError, read_reply
 from evalpipe.judging.rubric import Message, answer_message, pair_message
 from evalpipe.judging.spec import JudgeSpec
-
-LOST = "lost"
-"""The reason of a call that was sent and never heard of again: the process ended first."""
-
-MOST = "cost_at_most_usd"
-"""In the note of a call whose bill is an estimate: the most it can have cost. A cap counts this."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,12 +156,6 @@ def read_verdict(text: str, ask: Ask, spec: JudgeSpec) -> tuple[JudgmentStatus, 
         "reasoning": None if verdict.reasoning is None else well_formed(verdict.reasoning),
     }
     return JudgmentStatus.OK, fields, {"contradiction": verdict.contradiction}
-
-
-def render_note(**facts: Any) -> str | None:
-    """The facts that hold, as a JSON object; None where there are none."""
-    held = {name: value for name, value in facts.items() if value}
-    return json.dumps(held, ensure_ascii=True, sort_keys=True) if held else None
 
 
 def _facts(message: Message | None) -> dict[str, Any]:

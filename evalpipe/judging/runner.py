@@ -20,7 +20,8 @@ from evalpipe.judging.budget import Budget, CostOf, TokenEstimator, most_input_t
 from evalpipe.judging.call import FREE, Fate, JudgeClient, Reply, Turns
 from evalpipe.judging.journal import Journal
 from evalpipe.judging.limiter import Limiter, Need
-from evalpipe.judging.plan import Ask, read_note
+from evalpipe.judging.note import read_note
+from evalpipe.judging.plan import Ask
 from evalpipe.judging.ratelimits import DEFAULT_PAUSE_S
 from evalpipe.judging.record import Booking, answered, failure, identical, message_of, sent
 from evalpipe.judging.rubric import Message, repair_message

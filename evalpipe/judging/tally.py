@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from evalpipe.core.judgment import FINAL, Judgment
-from evalpipe.judging.plan import read_note
+from evalpipe.judging.note import read_note
 
 
 @dataclass(slots=True)

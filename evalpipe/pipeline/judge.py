@@ -18,9 +18,10 @@ from evalpipe.judging.clock import SystemClock
 from evalpipe.judging.estimate import CostEstimate, estimate
 from evalpipe.judging.journal import Journal, compact, judging_lock
 from evalpipe.judging.limiter import Limiter
-from evalpipe.judging.plan import Plan, ask_of, make_plan, pages
+from evalpipe.judging.note import MOST
+from evalpipe.judging.plan import Plan, asks_of, make_plan, pages
 from evalpipe.judging.progress import Progress
-from evalpipe.judging.record import MOST, message_of
+from evalpipe.judging.record import message_of
 from evalpipe.judging.runner import Runner
 from evalpipe.judging.spec import JudgeSpec, judge_names, load_judge
 from evalpipe.judging.tally import RunTally
@@ -113,7 +114,7 @@ def show_prompts(workspace: Workspace, request_id: str, options: JudgeOptions) -
     shown = []
     with open_store(workspace.data, experiment_name(workspace, options.experiment)) as store:
         for spec in specs_of(workspace, options.judges):
-            asks = ask_of(store.connection, spec, request_id)
+            asks = asks_of(store.connection, spec, request_id)
             if not asks:
                 raise DataError(f"no request {request_id!r} with answers that {spec.name} could judge")
             for ask in asks:
