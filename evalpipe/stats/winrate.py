@@ -19,6 +19,8 @@ from evalpipe.stats.multiplier import Fixed, Multiplier
 from evalpipe.stats.proportion import wilson
 
 NULL = 0.5
+MAX_APART = 0.02
+"""the mean over pairs and the mean over users may differ by this much without a remark"""
 MIN_CONSISTENCY = 0.5
 """a judge whose consistency lies below this (its Wilson upper limit) decides nothing: unreliable_judge"""
 
@@ -37,6 +39,8 @@ def win_rate(
     `users`: per user S = Σx and W = judged pairs. `values`, `counts`: the users' mean preferences and how many users have
     each (GROUP BY), needed under anytime and where nothing varies. Fixed and scheduled: the cluster engine; anytime: the
     betting e-process over users (exact; `bets` default to n_star 1000). All ties are fine: then too the betting interval.
+    The point is always the mean over pairs; where users with many pairs differ from the others the betting interval, which
+    is about the mean over users, is widened to hold it and the note says so.
     """
     mode = multiplier or Fixed()
     if users.ratio is None:
@@ -48,18 +52,7 @@ def win_rate(
     if exact and (mode.mode == "anytime" or not varies):
         stakes = bets or betting.tuned_bets(getattr(mode, "n_star", 1000), alpha=alpha)
         bet = betting.bounded_mean(values, counts, stakes, alpha=alpha, null=NULL, n=users.n)
-        return Estimate(
-            point=bet.point,
-            ci_low=bet.ci_low,
-            ci_high=bet.ci_high,
-            confidence_level=bet.confidence_level,
-            n=users.n,
-            n_clusters=bet.n_clusters,
-            standard_error=se if varies else None,
-            p_value=bet.p_value,
-            method=bet.method,
-            estimand="win rate, mean over users",
-        )
+        return _over_users(users, bet, se if varies else None)
     status, note = gates.cluster_status(users.n_clusters)
     if se is None:
         status = "n_lt_2" if users.n == 1 else "one_cluster"
@@ -76,6 +69,27 @@ def win_rate(
     p = mode.p_value((users.ratio - NULL) / se, df=df, n=users.n_clusters, standard_error=se)
     low, high = users.ratio - c * se, users.ratio + c * se
     return _estimate(users, alpha, mode.mode, se=se, low=low, high=high, p=p, status=status, note=note)
+
+
+def _over_users(users: ArmAggregate, bet: Estimate, se: float | None) -> Estimate:
+    point, low, high, note = users.ratio, bet.ci_low, bet.ci_high, None
+    if point is not None and low is not None and high is not None and bet.point is not None:
+        low, high = min(low, point), max(high, point)
+        if abs(point - bet.point) > MAX_APART:
+            note = f"users with many pairs differ: {point:.3f} over pairs, {bet.point:.3f} over users"
+    return Estimate(
+        point=point,
+        ci_low=low,
+        ci_high=high,
+        confidence_level=bet.confidence_level,
+        n=users.n,
+        n_clusters=bet.n_clusters,
+        standard_error=se,
+        p_value=bet.p_value,
+        method=bet.method,
+        estimand="win rate; the interval is for the mean over users",
+        note=note,
+    )
 
 
 def win_rate_from_preferences(

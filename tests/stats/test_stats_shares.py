@@ -111,6 +111,16 @@ def test_win_rate_mirrors(x: list[float], anytime: bool) -> None:
     assert forward.p_value == pytest.approx(backward.p_value, abs=1e-9)
 
 
+def test_a_user_with_many_pairs_moves_the_win_rate_but_counts_once_in_the_interval() -> None:
+    """One user lost all of 300 pairs, 100 users won theirs: .25 over pairs, .99 over users."""
+    sums, pairs = np.array([0.0] + [1.0] * 100), np.array([300.0] + [1.0] * 100)
+    users = arm_aggregate(sums, pairs)
+    estimate = winrate.win_rate(users, values=[0.0, 1.0], counts=[1, 100], multiplier=Anytime(n_star=100))
+    assert estimate.point == pytest.approx(0.25) and estimate.ci_low == pytest.approx(0.25)
+    assert (estimate.ci_high or 0) > 0.95 and estimate.n_clusters == 101
+    assert "over users" in (estimate.note or "")
+
+
 def test_order_table_by_hand() -> None:
     """Five pairs: T twice, T then C (the first seat twice), C twice, tie and T, both ties."""
     table = winrate.order_table([1, 1, 0, 0.5, 0.5], [1, 0, 0, 1, 0.5])
