@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -48,41 +48,56 @@ def header(headers: Mapping[str, str], name: str) -> str:
 
 
 def decode(headers: Mapping[str, str], body: bytes) -> Decoded:
-    """The body without its content encodings. Raises EncodingError."""
-    names = [name.strip().lower() for name in header(headers, "content-encoding").split(",") if name.strip()]
-    names = [name for name in names if name != "identity"]
-    if not names:
+    """The body without its content encoding, cut bodies as far as they go. Raises EncodingError."""
+    decoder = StreamDecoder(headers)
+    if decoder.is_identity:
         return Decoded(data=body)
-    if len(names) > 1:
-        raise EncodingError(f"more than one content encoding: {', '.join(names)[:80]}")
     parts: list[bytes] = []
     offsets: list[tuple[int, int]] = []
     total = 0
-    try:
-        for encoded, part in _pieces(names[0], body):
-            total += len(part)
-            if total > MAX_DECODED_BYTES:
-                raise EncodingError(f"unpacks to more than {MAX_DECODED_BYTES // 2**20} MiB")
-            parts.append(part)
-            offsets.append((encoded, total))
-    except (zlib.error, brotli.error, zstandard.ZstdError) as error:
-        raise EncodingError(f"not {names[0]}: {error}") from error
+    for start in range(0, len(body), _PIECE):
+        piece = body[start : start + _PIECE]
+        part = decoder.feed(piece)
+        total += len(part)
+        parts.append(part)
+        offsets.append((start + len(piece), total))
     return Decoded(data=b"".join(parts), offsets=tuple(offsets))
 
 
-def _pieces(name: str, body: bytes) -> Iterator[tuple[int, bytes]]:
-    decompress = _decompressor(name, body)
-    for start in range(0, len(body), _PIECE):
-        piece = body[start : start + _PIECE]
-        yield start + len(piece), decompress(piece)
+class StreamDecoder:
+    """Decodes a body piece by piece. Raises EncodingError for encodings it does not know and bytes that are not in them."""
+
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        named = [name.strip().lower() for name in header(headers, "content-encoding").split(",")]
+        names = [name for name in named if name and name != "identity"]
+        if len(names) > 1:
+            raise EncodingError(f"more than one content encoding: {', '.join(names)[:80]}")
+        self.is_identity = not names
+        self._name = names[0] if names else ""
+        self._decompress: _Decompressor | None = None
+        self._total = 0
+
+    def feed(self, piece: bytes) -> bytes:
+        if self.is_identity or not piece:
+            return piece
+        try:
+            if self._decompress is None:
+                self._decompress = _decompressor(self._name, piece)
+            data = self._decompress(piece)
+        except (zlib.error, brotli.error, zstandard.ZstdError) as error:
+            raise EncodingError(f"not {self._name}: {error}") from error
+        self._total += len(data)
+        if self._total > MAX_DECODED_BYTES:
+            raise EncodingError(f"unpacks to more than {MAX_DECODED_BYTES // 2**20} MiB")
+        return data
 
 
-def _decompressor(name: str, body: bytes) -> _Decompressor:
+def _decompressor(name: str, first: bytes) -> _Decompressor:
     if name in {"gzip", "x-gzip"}:
         return _bounded(zlib.decompressobj(16 + zlib.MAX_WBITS))
     if name == "deflate":
         # Some servers send raw deflate where RFC 9110 asks for the zlib format; the first bytes tell them apart.
-        zlib_format = len(body) >= 2 and body[0] & 0x0F == 8 and int.from_bytes(body[:2], "big") % 31 == 0
+        zlib_format = len(first) >= 2 and first[0] & 0x0F == 8 and int.from_bytes(first[:2], "big") % 31 == 0
         return _bounded(zlib.decompressobj(zlib.MAX_WBITS if zlib_format else -zlib.MAX_WBITS))
     if name == "br":
         decompressor = brotli.Decompressor()

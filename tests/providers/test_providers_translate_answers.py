@@ -1,0 +1,206 @@
+"""Answers said in another dialect: the client reads what the arm said, plain, streamed in any pieces, and in errors."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evalpipe.core.traffic import Outcome
+from evalpipe.providers.base import Usage
+from evalpipe.providers.jsontext import dump
+from evalpipe.providers.registry import read_answer
+from evalpipe.providers.translation.answer import AnswerTranslator
+from evalpipe.providers.translation.reply import Reply, ReplyCall, ReplyWriter, stream_reply
+from evalpipe.providers.translation.write_chat import ChatWriter, plain_chat
+from evalpipe.providers.translation.write_messages import MessagesWriter, plain_messages
+
+JSON = {"content-type": "application/json"}
+SSE = {"content-type": "text/event-stream"}
+ROUTES = [
+    ("messages", "chat.completions"),
+    ("chat.completions", "messages"),
+    ("messages", "responses"),
+    ("chat.completions", "responses"),
+]
+
+USAGE = Usage(input_tokens=50, cached_input_tokens=10, output_tokens=7)
+texts = st.text(max_size=30)
+calls = st.lists(
+    st.builds(
+        ReplyCall,
+        id=st.from_regex(r"[a-z0-9_]{1,8}", fullmatch=True),
+        name=st.sampled_from(["f", "g", "get_weather"]),
+        arguments=st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=8), max_size=3).map(dump),
+    ),
+    max_size=3,
+)
+replies = st.builds(
+    lambda text, calls, stop: Reply(
+        id="a",
+        model="m",
+        created=1,
+        text=text if text or not calls else None,
+        calls=calls,
+        stop="tool_use" if calls else stop,
+        usage=USAGE,
+    ),
+    texts,
+    calls,
+    st.sampled_from(["end", "max_tokens", "stop_sequence"]),
+)
+
+
+def plain(endpoint: str, reply: Reply) -> bytes:
+    return dump(plain_messages(reply) if endpoint == "messages" else plain_chat(reply)).encode()
+
+
+def writer(endpoint: str) -> ReplyWriter:
+    if endpoint == "messages":
+        return MessagesWriter(answer_id="a", model="m")
+    return ChatWriter(answer_id="a", model="m", created=1, include_usage=True)
+
+
+def request(*, stream: bool) -> bytes:
+    return dump({"model": "asked", "stream": stream, "stream_options": {"include_usage": True}}).encode()
+
+
+def translate(route: tuple[str, str], body: bytes, *, stream: bool, cuts: list[int] = [], status: int = 200) -> bytes:  # noqa: B006
+    translator = AnswerTranslator(*route, request_body=request(stream=stream), answer_id="new", created=5)
+    translator.head(status, SSE if stream and status == 200 else JSON)
+    pieces, start = [], 0
+    for cut in [*sorted(cuts), len(body)]:
+        pieces.append(translator.feed(body[start : max(cut, start)]))
+        start = max(cut, start)
+    return b"".join(pieces) + translator.finish()
+
+
+def said(endpoint: str, body: bytes, *, stream: bool) -> tuple[Any, ...]:
+    answer = read_answer(endpoint, 200, SSE if stream else JSON, body)
+    usage = (answer.usage.input_tokens, answer.usage.cached_input_tokens, answer.usage.output_tokens)
+    return answer.outcome, answer.text or "", answer.tool_calls, usage
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@settings(max_examples=40)
+@given(reply=replies)
+def test_plain_answers_say_the_same(route: tuple[str, str], reply: Reply) -> None:
+    body = plain(route[0], reply)
+    assert said(route[1], translate(route, body, stream=False), stream=False) == said(route[0], body, stream=False)
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@settings(max_examples=40)
+@given(reply=replies, cuts=st.lists(st.integers(0, 3000), max_size=10))
+def test_streams_say_the_same_in_any_pieces(route: tuple[str, str], reply: Reply, cuts: list[int]) -> None:
+    body = stream_reply(writer(route[0]), reply)
+    translated = translate(route, body, stream=True, cuts=[min(cut, len(body)) for cut in cuts])
+    assert said(route[1], translated, stream=True) == said(route[0], body, stream=True)
+    whole = AnswerTranslator(*route, request_body=request(stream=True), answer_id="new", created=5)
+    whole.head(200, SSE)
+    assert whole.feed(body) + whole.finish() == translated
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_content_is_passed_on_as_it_comes(route: tuple[str, str]) -> None:
+    arm = writer(route[0])
+    translator = AnswerTranslator(*route, request_body=request(stream=True), answer_id="new", created=5)
+    assert translator.head(200, SSE) == (200, "text/event-stream; charset=utf-8", True)
+    translator.feed(arm.start(USAGE))
+    assert b"Hel" in translator.feed(arm.text("Hel"))
+    assert b"lo" in translator.feed(arm.text("lo"))
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.9])
+def test_a_cut_stream_ends_in_an_error_event(route: tuple[str, str], share: float) -> None:
+    arm = writer(route[0])
+    body = arm.start(USAGE) + b"".join(arm.text(f"word{i} ") for i in range(20))
+    translated = translate(route, body[: int(len(body) * share)], stream=True)
+    answer = read_answer(route[1], 200, SSE, translated)
+    assert answer.outcome is Outcome.HTTP_ERROR
+    assert answer.error_message is not None
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_an_error_event_stays_an_error_event_and_is_the_last(route: tuple[str, str]) -> None:
+    arm = writer(route[0])
+    body = arm.start(USAGE) + arm.text("half") + arm.error("overloaded_error", "Overloaded")
+    answer = read_answer(route[1], 200, SSE, translate(route, body, stream=True))
+    assert (answer.outcome, answer.error_message) == (Outcome.HTTP_ERROR, "Overloaded")
+
+
+@pytest.mark.parametrize(
+    ("route", "status", "body", "expected_status", "kind"),
+    [
+        (ROUTES[0], 529, {"type": "error", "error": {"type": "overloaded_error", "message": "m"}}, 503, "server_error"),
+        (
+            ROUTES[0],
+            429,
+            {"type": "error", "error": {"type": "rate_limit_error", "message": "m"}},
+            429,
+            "rate_limit_error",
+        ),
+        (ROUTES[1], 503, {"error": {"type": "server_error", "message": "m"}}, 529, "overloaded_error"),
+        (ROUTES[1], 400, {"error": {"type": "invalid_request_error", "message": "m"}}, 400, "invalid_request_error"),
+        (ROUTES[1], 401, {"error": {"type": "invalid_request_error", "message": "m"}}, 401, "authentication_error"),
+    ],
+)
+def test_errors_in_the_clients_shape(
+    route: tuple[str, str], status: int, body: Any, expected_status: int, kind: str
+) -> None:
+    for stream in (False, True):
+        translator = AnswerTranslator(*route, request_body=request(stream=stream), answer_id="new", created=5)
+        assert translator.head(status, JSON) == (expected_status, "application/json", False)
+        translator.feed(dump(body).encode())
+        error = json.loads(translator.finish())
+        assert (error["error"]["type"], error["error"]["message"]) == (kind, "m")
+        assert ("type" in error) == (route[1] == "messages")
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("body", [b"", b"{", b"<html>", b"[]", b'{"choices":[]}'])
+def test_garbage_becomes_an_error(route: tuple[str, str], body: bytes) -> None:
+    error = json.loads(translate(route, body, stream=False))
+    assert error["error"]["message"]
+    streamed = read_answer(route[1], 200, SSE, translate(route, body, stream=True))
+    assert streamed.outcome is Outcome.HTTP_ERROR
+
+
+def test_interleaved_parallel_calls_are_put_in_order() -> None:
+    def chunk(index: int, **function: str) -> bytes:
+        more = {"id": f"id{index}"} if "name" in function else {}
+        delta = {"tool_calls": [{"index": index, "function": function, **more}]}
+        return b"data: " + dump({"choices": [{"index": 0, "delta": delta}]}).encode() + b"\n\n"
+
+    end = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"tool_calls"}]}\n\ndata: [DONE]\n\n'
+    body = (
+        chunk(0, name="f", arguments="")
+        + chunk(1, name="g", arguments='{"b"')
+        + chunk(0, arguments='{"a":1}')
+        + chunk(1, arguments=":2}")
+        + end
+    )
+    answer = read_answer("messages", 200, SSE, translate(ROUTES[1], body, stream=True))
+    assert [(call["name"], call["arguments"]) for call in answer.tool_calls] == [("f", {"a": 1}), ("g", {"b": 2})]
+
+
+def test_usage_chunk_only_where_the_client_asked() -> None:
+    arm = writer("messages")
+    body = stream_reply(arm, Reply(id="a", model="m", created=1, text="x", usage=USAGE))
+    asked = translate(ROUTES[0], body, stream=True)
+    assert b'"usage":{"prompt_tokens":50' in asked
+    translator = AnswerTranslator(*ROUTES[0], request_body=b'{"stream":true}', answer_id="new", created=5)
+    translator.head(200, SSE)
+    assert b"usage" not in translator.feed(body) + translator.finish()
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@settings(max_examples=60)
+@given(body=st.binary(max_size=200), stream=st.booleans())
+def test_any_bytes_are_survived(route: tuple[str, str], body: bytes, stream: bool) -> None:
+    translate(route, body, stream=stream)
+    translate(route, b"data: " + body + b"\n\n", stream=stream)
