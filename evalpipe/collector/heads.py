@@ -73,8 +73,8 @@ class _NoEvents:
 _no_events = _NoEvents()
 
 
-def check_request(head: bytes) -> bool:
-    """Whether the client keeps the connection after this request. Raises HeadError where the head is not HTTP/1."""
+def check_request(head: bytes) -> None:
+    """Raises HeadError where the head is not HTTP/1."""
     parser = httptools.HttpRequestParser(_no_events)
     try:
         parser.feed_data(head)
@@ -84,11 +84,10 @@ def check_request(head: bytes) -> bool:
         raise HeadError(400, f"malformed request: {error}") from None
     if parser.get_http_version() not in {"1.1", "1.0"}:
         raise HeadError(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
-    return bool(parser.should_keep_alive())
 
 
-def check_response(head: bytes) -> tuple[int, bool]:
-    """The status, and whether the server keeps the connection. Raises HeadError where the head is not HTTP/1."""
+def check_response(head: bytes) -> int:
+    """The status. Raises HeadError where the head is not HTTP/1."""
     parser = httptools.HttpResponseParser(_no_events)
     try:
         parser.feed_data(head)
@@ -96,7 +95,8 @@ def check_response(head: bytes) -> tuple[int, bool]:
         raise HeadError(502, "the server switched protocols") from None
     except httptools.HttpParserError as error:
         raise HeadError(502, f"malformed answer: {error}") from None
-    return parser.get_status_code(), parser.should_keep_alive()
+    status: int = parser.get_status_code()
+    return status
 
 
 def named_by_connection(lines: Iterable[Line]) -> frozenset[bytes]:
@@ -106,6 +106,15 @@ def named_by_connection(lines: Iterable[Line]) -> frozenset[bytes]:
         if name == b"connection":
             names.update(token.strip().lower() for token in value.split(b","))
     return frozenset(names - {b"close", b"keep-alive", b""})
+
+
+def keeps_alive(lines: Iterable[Line], *, http10: bool) -> bool:
+    """Whether the sender keeps the connection after this message (RFC 9112 9.3)."""
+    tokens: set[bytes] = set()
+    for name, value, _ in lines:
+        if name == b"connection":
+            tokens.update(token.strip().lower() for token in value.split(b","))
+    return b"close" not in tokens and (not http10 or b"keep-alive" in tokens)
 
 
 CHUNKED = -1

@@ -14,6 +14,7 @@ from evalpipe.collector.heads import (
     HeadError,
     Line,
     check_request,
+    keeps_alive,
     read_lines,
     request_length,
     target_path,
@@ -134,7 +135,7 @@ class Client(asyncio.Protocol):
         worker = self._worker
         if len(head) > worker.settings.max_head_bytes:
             raise HeadError(431, "the request head is too large")
-        keep = check_request(head)
+        check_request(head)
         first, lines = read_lines(head)
         method, target, version = first.split(b" ")
         if method in _REFUSED_METHODS:
@@ -143,7 +144,8 @@ class Client(asyncio.Protocol):
         n_hosts = sum(name == b"host" for name, _, _ in lines)
         if n_hosts > 1 or (n_hosts == 0 and not http10):
             raise HeadError(400, "exactly one Host header is needed")
-        request = Request(method, target_path(target), http10, keep and not worker.stopping, lines)
+        keep = keeps_alive(lines, http10=http10) and not worker.stopping
+        request = Request(method, target_path(target), http10, keep, lines)
         if request.length > worker.settings.max_body_bytes:
             raise HeadError(413, "the request body is too large")
         if http10 and request.length == CHUNKED:

@@ -9,7 +9,7 @@ from collections import deque
 from typing import Protocol, cast
 
 from evalpipe.collector.framing import BodyReader
-from evalpipe.collector.heads import HeadError, Line, check_response, read_lines, response_length
+from evalpipe.collector.heads import HeadError, Line, check_response, keeps_alive, read_lines, response_length
 from evalpipe.collector.settings import Origin
 
 MAX_HEAD_BYTES = 256 << 10
@@ -103,7 +103,7 @@ class Upstream(asyncio.Protocol):
                 return
             head = data if end == len(data) else data[:end]
             data = data[end:]
-            status, keep = check_response(head)
+            status = check_response(head)
             if status >= 200:
                 break
             sink.interim(head)
@@ -111,7 +111,7 @@ class Upstream(asyncio.Protocol):
                 return
         status_line, lines = read_lines(head)
         length = response_length(status, lines, head_request=sink.head_request)
-        self._keep = keep
+        self._keep = keeps_alive(lines, http10=status_line.startswith(b"HTTP/1.0"))
         self._reader = reader = BodyReader(length)
         if not data:
             last = reader.done
