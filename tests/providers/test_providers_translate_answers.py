@@ -164,8 +164,11 @@ def test_errors_in_the_clients_shape(
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("body", [b"", b"{", b"<html>", b"[]", b'{"choices":[]}'])
 def test_garbage_becomes_an_error(route: tuple[str, str], body: bytes) -> None:
-    error = json.loads(translate(route, body, stream=False))
-    assert error["error"]["message"]
+    translator = AnswerTranslator(*route, request_body=request(stream=False), answer_id="new", created=5)
+    assert translator.head(200, JSON)[0] == translator.status == 200
+    translator.feed(body)
+    assert json.loads(translator.finish())["error"]["message"]
+    assert translator.status == 502
     streamed = read_answer(route[1], 200, SSE, translate(route, body, stream=True))
     assert streamed.outcome is Outcome.HTTP_ERROR
 

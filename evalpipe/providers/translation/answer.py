@@ -55,6 +55,8 @@ class AnswerTranslator:
         self._answer_id = answer_id
         self._created = created
         self._status = 200
+        self.status = 200
+        """of the client's answer; after `finish` of an unstreamed answer that could not be read it is 502"""
         self._headers: Mapping[str, str] = {}
         self._body: list[bytes] = []
         self._stream: _Stream | None = None
@@ -62,8 +64,9 @@ class AnswerTranslator:
     def head(self, status: int, headers: Mapping[str, str]) -> tuple[int, str, bool]:
         """(status, content type, streamed) of the client's answer."""
         self._status, self._headers = status, headers
+        self.status = self._client_status(status)
         if not 200 <= status < 300 or self._request.get("stream") is not True:
-            return self._client_status(status), JSON, False
+            return self.status, JSON, False
         writer = self._writer()
         if "text/event-stream" in header(headers, "content-type").lower():
             with contextlib.suppress(EncodingError):  # then the whole body is read, and `finish` tells why it cannot be
@@ -89,6 +92,7 @@ class AnswerTranslator:
         message = answer.error_message or "the provider's answer could not be read"
         if self._request.get("stream") is True and self._status < 300:
             return self._writer().error(kind, message)
+        self.status = self._client_status(self._status if self._status >= 300 else 502)
         code = answer.error_type if self._client_endpoint != "messages" else None
         return dump(error_body(self._client_endpoint, kind, message, code=code)).encode()
 
