@@ -90,7 +90,9 @@ def workers(supervisor: int) -> list[int]:
 
 
 def records(spool: Path) -> list[Record]:
-    return [read_record(line) for path in sorted(spool.glob("*.jsonl")) for line in path.read_bytes().splitlines() if line]
+    return [
+        read_record(line) for path in sorted(spool.glob("*.jsonl")) for line in path.read_bytes().splitlines() if line
+    ]
 
 
 def served(spool: Path) -> list[tuple[RequestRecord, ResponseRecord]]:
