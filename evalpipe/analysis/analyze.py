@@ -204,7 +204,9 @@ def _decision(
     unmeasured = [
         result
         for result in results.values()
-        if result.name not in ruling.verdicts and result.role != MetricRole.DIAGNOSTIC.value
+        if result.name not in ruling.verdicts
+        and result.role != MetricRole.DIAGNOSTIC.value
+        and (result.group != "quality" or result.name == "win_rate")  # scores and ratings count where there are any
     ]
     return Decision(
         recommendation=ruling.recommendation.value,

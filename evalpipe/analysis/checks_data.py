@@ -16,7 +16,7 @@ MAX_USER_SHARE = 0.2
 MAX_UNPRICED = 0.01
 MAX_UNMETERED = 0.05
 MAX_EARLY_US = 1_000_000
-MAX_DRIFT_ROWS = 2_000_000
+MAX_DRIFT_ROWS = 1_000_000
 DRIFT_Z = 3.29
 """two-sided p = .001: two halves of a steady experiment differ by more once in a thousand"""
 DRIFTING = ("error_rate", "cost_per_request_usd", "output_tokens")
@@ -47,7 +47,8 @@ def clock_skew(evidence: Evidence) -> Check | None:
         return Check(
             name="clock_skew",
             status=WARN,
-            detail=f"{count(early)} copies start a second or more before their request, {count(odd)} answers end before they begin",
+            detail=f"{count(early)} copies start a second or more before their request, "
+            f"{count(odd)} answers end before they begin",
             remedy="check the clocks of the machines that write the log",
         )
     return Check(name="clock_skew", status=PASS, detail="the instants in the log are in order")
@@ -98,9 +99,10 @@ def one_user_dominates(evidence: Evidence) -> Check | None:
     """One user who makes up much of the traffic: their habits are then the result."""
     if not evidence.prepared.n_rows:
         return None
+    # m0 is the error rate: its denominator is every attempted request
     row = rows(
         evidence.connection,
-        "SELECT max(n) AS top, sum(n) AS total FROM (SELECT u, count(*) AS n FROM ev_rows GROUP BY u)",
+        "SELECT max(n) AS top, sum(n) AS total FROM (SELECT u, sum(m0_wt + m0_wc) AS n FROM ev_users GROUP BY u)",
     )[0]
     share = row["top"] / row["total"]
     users = evidence.prepared.n_users

@@ -84,7 +84,8 @@ def judge_family(evidence: Evidence) -> Check | None:
         return Check(
             name="judge_family",
             status=WARN,
-            detail=f"the judge ({judge.model}) is of the same family as {listed(related)}: judges prefer their own kind",
+            detail=f"the judge ({judge.model}) is of the same family as {listed(related)}: "
+            "judges prefer their own kind",
             remedy="judge with a model of a third family, or measure the judge on labelled pairs",
         )
     if related:

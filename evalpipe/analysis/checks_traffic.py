@@ -9,11 +9,32 @@ from evalpipe.analysis.connection import rows
 from evalpipe.analysis.result import Check
 from evalpipe.analysis.wording import count, percent
 from evalpipe.stats import srm
-from evalpipe.stats.missing import MAX_SHED_SHARE, losses, too_much_shed
+from evalpipe.stats.missing import MAX_SHED_SHARE, losses, too_much_shed, worst_case_win_rate
 
 MAX_CONTAMINATED = 0.001
 MIN_LOST_SHARE = 0.005
 """lopsided losses below this share of the requests are named but do not forbid a decision: they cannot turn it"""
+
+
+MIN_REQUESTS = 20
+"""an arm that is still empty after so many requests will not fill by waiting"""
+
+
+def both_arms(evidence: Evidence) -> Check | None:
+    """Is there anything to compare?"""
+    seen = {arm: sum(outcomes.values()) for arm, outcomes in evidence.funnel.outcomes.items()}
+    empty = [arm for arm in ("control", "treatment") if not seen.get(arm)]
+    if not empty:
+        return None
+    arm, other = empty[0], "treatment" if empty[0] == "control" else "control"
+    n = seen.get(other, 0)
+    return Check(
+        name="both_arms",
+        status=FAIL if evidence.prepared.paired and n >= MIN_REQUESTS else WARN,
+        detail=f"the {arm} arm is empty: the log holds {count(n)} exchanges of {other} and none of {arm}, "
+        "so nothing can be compared",
+        remedy="see that the collector sends copies (`evalpipe doctor`), or name the experiment with --experiment",
+    )
 
 
 def sample_ratio(evidence: Evidence) -> Check | None:
@@ -133,9 +154,24 @@ def missing_answers(evidence: Evidence) -> Check | None:
         f"of {count(row['n'])} pairs the treatment alone failed in {count(row['t'])}, control alone in {count(row['c'])}, "
         f"both in {count(row['both'])}; quality is compared on the rest only"
     )
+    judge = evidence.judge
+    if (
+        judge is not None
+        and judge.n_pairs
+        and row["t"] + row["c"]
+        and judge.n_pairs > 0.9 * (row["n"] - row["t"] - row["c"])
+    ):
+        worst = worst_case_win_rate(
+            (judge.win_rate or 0.0) * judge.n_pairs,
+            judge.n_pairs,
+            control_failed=row["c"],
+            treatment_failed=row["t"],
+            both_failed=row["both"],
+        )
+        detail += f" (each lost pair counted against the side that failed, the win rate would be {percent(worst)})"
     share = (row["t"] + row["c"] + row["both"]) / row["n"]
     lopsided = losses(row["t"], row["c"]).lopsided
     return Check(name="missing_answers", status=WARN if lopsided or share > 0.1 else PASS, detail=detail)
 
 
-CHECKS: list[CheckFunction] = [sample_ratio, arm_contamination, pairing, shed, missing_answers]
+CHECKS: list[CheckFunction] = [both_arms, sample_ratio, arm_contamination, pairing, shed, missing_answers]

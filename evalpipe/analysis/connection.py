@@ -24,8 +24,8 @@ def rows(connection: Connection, query: str, parameters: list[Any] | None = None
 def scalar(connection: Connection, query: str, parameters: list[Any] | None = None) -> Any:
     """The first value of the first row; None where there is no row."""
     result = connection.execute(query, parameters) if parameters else connection.execute(query)
-    row = result.fetchone()
-    return None if row is None else row[0]
+    found = result.fetchall()  # to the end: an unfinished result would block the connection
+    return found[0][0] if found else None
 
 
 def columns(connection: Connection, relation: str) -> set[str]:

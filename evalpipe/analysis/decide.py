@@ -17,7 +17,8 @@ Limits = tuple[float | None, float | None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evidence:
-    """One metric before the rules: `limits(alpha)` = (low, high) oriented, `margin` in the same unit, `status` of the estimate."""
+    """One metric before the rules: `limits(alpha)` = (low, high) oriented, `margin` in the same unit, `status` the
+    estimate's."""
 
     name: str
     role: MetricRole

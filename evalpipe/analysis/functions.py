@@ -62,7 +62,7 @@ def _values(function: Callable[[Any], Any], frame: Any, wanted: CustomMetric) ->
     try:
         found = list(function(frame))
         values = [None if value is None or value != value else float(value) for value in found]
-    except Exception as error:  # noqa: BLE001 - the user's code: whatever it raises is their line to read
+    except Exception as error:
         raise ConfigError(f"{key} = {wanted.function!r} failed: {type(error).__name__}: {error}") from error
     if len(values) != len(frame):
         raise ConfigError(

@@ -64,12 +64,12 @@ def _pairs(connection: Connection) -> tuple[int, int, dict[str, int]]:
             WHEN has_treatment THEN 'treatment_' || coalesce(treatment_lost, 'missing')
             WHEN shadow_status IN ('not_sampled', 'shed') THEN shadow_status
             WHEN shadow_status = 'not_shadowable'
-              THEN 'not_shadowable' || coalesce(': ' || nullif(shadow_reason, ''), '')
-            ELSE 'treatment_missing' END AS reason, count(*) AS n
-        FROM ev_ids GROUP BY ALL ORDER BY n DESC, reason""",
+              THEN 'not_shadowable' || coalesce(': ' || reason, '')
+            ELSE 'treatment_missing' END AS why, count(*) AS n
+        FROM ev_ids LEFT JOIN ev_reasons USING (id) GROUP BY ALL ORDER BY n DESC, 1""",
     )
-    pairs = next((row["n"] for row in counted if row["reason"] == "pair"), 0)
-    exclusions = {row["reason"]: row["n"] for row in counted if row["reason"] != "pair"}
+    pairs = next((row["n"] for row in counted if row["why"] == "pair"), 0)
+    exclusions = {row["why"]: row["n"] for row in counted if row["why"] != "pair"}
     return pairs + sum(exclusions.values()), pairs, exclusions
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from evalpipe.analysis.connection import Connection, rows
 from evalpipe.analysis.looking import Looking
 from evalpipe.analysis.measure import BinaryCounts, Measured, Support, measure_preference, measure_ratio
-from evalpipe.analysis.metrics import Metric, Quantile, Ratio, Verdict
-from evalpipe.analysis.quantiles import measure_quantiles
+from evalpipe.analysis.metrics import Metric, Ratio, Verdict
+from evalpipe.analysis.quantiles import QuantilePass
 from evalpipe.analysis.sums import Aggregates, aggregate, sum_by_user
 from evalpipe.analysis.verdicts import JudgeSeen, sum_quality
 from evalpipe.stats import conditional, stages
@@ -33,7 +33,15 @@ def measure_all(
 ) -> list[Measured]:
     """Every metric of `items` in their order; one that has no data comes with status no_data."""
     ratios = [item for item in items if isinstance(item.values, Ratio)]
-    sum_by_user(connection, ratios, group="''" if looking.paired else "stage::VARCHAR")
+    quantiles = QuantilePass(connection, items, looking, only=None if looking.paired else _latest_stage(connection))
+    if looking.paired:
+        sum_by_user(connection, [*ratios, *quantiles.helpers])
+        below, first = "ev_users", len(ratios)
+    else:
+        # Stages are combined for means; a quantile has no such sum, so it is taken over the latest stage's rows.
+        sum_by_user(connection, ratios, group="stage::VARCHAR")
+        sum_by_user(connection, quantiles.helpers, table="ev_below")
+        below, first = "ev_below", 0
     sum_quality(connection, judge=judge, pointwise=pointwise, paired=looking.paired)
     measured: dict[str, Measured] = {}
     for position, item in enumerate(ratios):
@@ -41,10 +49,16 @@ def measure_all(
     for item in items:
         if isinstance(item.values, Verdict):
             measured[item.name] = _verdict(connection, item, looking)
-    quantiles = [item for item in items if isinstance(item.values, Quantile)]
-    for one in measure_quantiles(connection, quantiles, looking, alphas):
+    columns = [f"m{first + position}" for position in range(len(quantiles.helpers))]
+    for one in quantiles.measure(columns, below, alphas):
         measured[one.metric.name] = one
     return [measured[item.name] for item in items]
+
+
+def _latest_stage(connection: Connection) -> str | None:
+    """The rows of the present percentage, where there were several: early control traffic is no match for late treatment."""
+    found = rows(connection, "SELECT stage, max(at_us) AS last FROM ev_rows GROUP BY stage ORDER BY last DESC")
+    return f"stage = {found[0]['stage']!r}::FLOAT" if len(found) > 1 else None
 
 
 def combined(groups: Mapping[str, Aggregates]) -> Aggregates | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -189,8 +190,8 @@ def _verdicts(connection: Connection, judge: JudgeSeen) -> Verdicts:
 def _by_user(values: Array, users: npt.NDArray[np.int64]) -> tuple[Array, Array]:
     if len(values) == 0:
         return np.array([]), np.array([])
-    counts = np.bincount(users).astype(float)
-    sums = np.bincount(users, weights=values)
+    counts = np.asarray(np.bincount(users), float)
+    sums = np.asarray(np.bincount(users, weights=values), float)
     return sums[counts > 0], counts[counts > 0]
 
 
@@ -282,7 +283,7 @@ def _length_bins(verdicts: Verdicts) -> list[LengthBin]:
         np.nan_to_num(verdicts.control_first[known], nan=0.5)
     )
     bins = []
-    for position, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    for position, (low, high) in enumerate(itertools.pairwise(edges)):
         inside = (dl >= low if position == 0 else dl > low) & (dl <= high)
         n, n_both = int(inside.sum()), int((inside & both).sum())
         if n:
@@ -325,7 +326,7 @@ def _calls(connection: Connection, judge: JudgeSeen, experiment: str) -> dict[st
         "SELECT count(DISTINCT request_id), sum(cost_usd) FROM judgments "
         "WHERE experiment = ? AND judge = ? AND judge_fingerprint = ?",
         [experiment, judge.name, judge.fingerprint],
-    ).fetchone()
+    ).fetchall()[0]
     return {"asked": asked, "cost_usd": cost, "failures": failures}
 
 

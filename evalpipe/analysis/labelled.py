@@ -24,7 +24,7 @@ def prepare_labels(connection: Connection, *, experiment: str) -> None:
         "CREATE OR REPLACE TEMP TABLE ev_labels AS SELECT source, l.id, i.u, preference FROM ("
         "  SELECT source, hash(request_id) AS id, avg(preference) AS preference FROM labels "
         "  WHERE experiment = ? AND preference IS NOT NULL GROUP BY source, request_id"
-        ") l JOIN (SELECT DISTINCT id, u FROM ev_rows) i USING (id)",
+        ") l JOIN ev_ids i USING (id)",
         [experiment],
     )
 
@@ -52,7 +52,7 @@ def label_results(connection: Connection, looking: Looking) -> list[JudgeResult]
             "SELECT count(*) FILTER (preference > 0.5), count(*) FILTER (preference = 0.5), "
             "count(*) FILTER (preference < 0.5) FROM ev_labels WHERE source = ?",
             [row["source"]],
-        ).fetchone()
+        ).fetchall()[0]
         variance = None if users.spread is None else users.spread.variance("jackknife")
         results.append(
             JudgeResult(

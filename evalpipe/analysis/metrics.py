@@ -19,12 +19,14 @@ class Ratio:
     """Σ `numerator` ÷ Σ `denominator` over the rows for which `rows` holds; SQL over the columns of `ev_rows`.
 
     Rows where the numerator or the denominator is NULL (not measured) are left out. `binary`: an event or not per row.
+    `factor` multiplies the numerator: the same sums in another unit.
     """
 
     numerator: str
     rows: str
     denominator: str = "1"
     binary: bool = False
+    factor: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -319,7 +321,7 @@ def _cost_per_request() -> Values:
 )
 def _cost_per_1000() -> Values:
     """dollars billed per thousand requests"""
-    return Ratio(numerator="(cost_usd * 1000)", rows="attempted")
+    return Ratio(numerator="cost_usd", rows="attempted", factor=1000.0)
 
 
 @metric(

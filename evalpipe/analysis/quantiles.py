@@ -15,7 +15,7 @@ from evalpipe.analysis.looking import Looking
 from evalpipe.analysis.measure import Measured
 from evalpipe.analysis.metrics import Metric, Quantile, Ratio
 from evalpipe.analysis.result import ArmValue, LatencyCurve
-from evalpipe.analysis.sums import aggregate, sum_by_user
+from evalpipe.analysis.sums import Aggregates, aggregate
 from evalpipe.stats.cluster import ArmAggregate
 from evalpipe.stats.difference import Scale
 from evalpipe.stats.estimate import Estimate
@@ -28,7 +28,7 @@ from evalpipe.stats.quantile import (
     quantile_difference,
 )
 
-CURVE = tuple(round(0.01 * k, 2) for k in range(1, 100)) + (0.995, 0.999)
+CURVE = (*(round(0.01 * k, 2) for k in range(1, 100)), 0.995, 0.999)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,25 +43,45 @@ class _Request:
     n_users: int
 
 
-def measure_quantiles(
-    connection: Connection, items: Sequence[Metric], looking: Looking, alphas: Sequence[float]
-) -> list[Measured]:
-    """Every quantile metric of `items`, with intervals ready at each level of `alphas`."""
-    quantiles = [(item, item.values) for item in items if isinstance(item.values, Quantile)]
-    points = _points(connection, [values for _, values in quantiles])
-    helpers = []
-    for item, values in quantiles:
-        treated, control = (points[values.value, values.rows, arm].get(values.share) for arm in (True, False))
-        limit = f"CASE WHEN treatment THEN {_literal(treated)} ELSE {_literal(control)} END"
-        below = Ratio(numerator=f"({values.value} <= {limit})", rows=f"({values.rows} AND {values.value} IS NOT NULL)")
-        helpers.append(replace(item, values=below))
-    sum_by_user(connection, helpers, table="ev_below")
-    requests = []
-    for position, (item, values) in enumerate(quantiles):
-        found = aggregate(connection, f"m{position}", table="ev_below").get("")
-        requests.append(_request(item, values, found, points, looking, alphas))
-    limits = _quantiles_at(connection, requests)
-    return [_measured(request, looking, limits) for request in requests]
+class QuantilePass:
+    """The quantile metrics of one experiment, in the three passes. Pass 2 may be shared with the means' sums: `helpers` are
+    the metrics (share of rows at or below the quantile) to sum per user."""
+
+    def __init__(
+        self, connection: Connection, items: Sequence[Metric], looking: Looking, *, only: str | None = None
+    ) -> None:
+        """`only`: a condition on the rows that count, on top of each metric's own."""
+        self._connection, self._looking = connection, looking
+        chosen = [(item, item.values) for item in items if isinstance(item.values, Quantile)]
+        self._quantiles = [
+            (item, values if only is None else replace(values, rows=f"({values.rows} AND {only})"))
+            for item, values in chosen
+        ]
+        self._points = _points(connection, [values for _, values in self._quantiles])
+        self.helpers = []
+        for item, values in self._quantiles:
+            treated, control = (self._points[values.value, values.rows, arm].get(values.share) for arm in (True, False))
+            limit = f"CASE WHEN treatment THEN {_literal(treated)} ELSE {_literal(control)} END"
+            below = Ratio(
+                numerator=f"({values.value} <= {limit})", rows=f"({values.rows} AND {values.value} IS NOT NULL)"
+            )
+            self.helpers.append(replace(item, values=replace(below, binary=True)))
+
+    def measure(self, columns: Sequence[str], table: str, alphas: Sequence[float]) -> list[Measured]:
+        """Every metric, with intervals ready at each level of `alphas`; `columns`: the helpers' columns of `table`."""
+        requests = [
+            _request(
+                item,
+                values,
+                aggregate(self._connection, column, table=table).get(""),
+                self._points,
+                self._looking,
+                alphas,
+            )
+            for (item, values), column in zip(self._quantiles, columns, strict=True)
+        ]
+        limits = _quantiles_at(self._connection, requests)
+        return [_measured(request, self._looking, limits) for request in requests]
 
 
 def latency_curves(connection: Connection) -> list[LatencyCurve]:
@@ -99,16 +119,14 @@ def _points(
 def _request(
     item: Metric,
     values: Quantile,
-    found: object,
+    found: Aggregates | None,
     points: dict[tuple[str, str, bool], dict[float, float | None]],
     looking: Looking,
     alphas: Sequence[float],
 ) -> _Request:
-    from evalpipe.analysis.sums import Aggregates
-
     arms = {arm: _empty() for arm in (False, True)}
     correlation, users = 0.0, 0
-    if isinstance(found, Aggregates):
+    if found is not None:
         for arm, side in ((False, found.control), (True, found.treatment)):
             arms[arm] = _arm(side, points[values.value, values.rows, arm].get(values.share))
         both = found.paired.absolute

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from evalpipe.analysis.decide import Ruling
 from evalpipe.analysis.result import Check, MetricResult
 from evalpipe.analysis.settings import Settings
-from evalpipe.analysis.wording import allowed, change, count, listed, percent, sentence
+from evalpipe.analysis.wording import allowed, change, count, percent, sentence
 from evalpipe.core.experiment import MetricRole, Policy
 from evalpipe.stats.estimate import Estimate
 
@@ -17,11 +17,11 @@ WAITING = {
     "n_lt_2": "there is one value only",
     "one_cluster": "all values come from one user",
     "too_few_clusters": "fewer than five users were seen",
-    "zero_variance": "the values never vary, so no interval can be had",
+    "zero_variance": "the values never vary, so no interval can be had (where that is by design, make it a diagnostic)",
     "tail_too_small": "too few requests lie beyond the quantile",
     "too_few_events": "too few events were seen to look early",
     "burn_in": "it is too early to look",
-    "relative_undefined": "a ratio needs both arms above zero",
+    "relative_undefined": "a ratio needs both arms above zero (give an absolute margin, or make it a diagnostic)",
     "unreliable_judge": "the judge contradicts itself too often",
     "length_confounded": "longer answers win, and at equal length the other arm does",
     "invalid_srm": "the data cannot be believed",
@@ -36,7 +36,9 @@ def headline(ruling: Ruling, results: Mapping[str, MetricResult], settings: Sett
         return sentence(f"No decision can be made: {invalid[0]}")
     if ruling.rule == "ship":
         if ruling.winning:
-            return sentence(f"Ship the treatment: {change(results[ruling.winning[0]])}, and every guardrail holds")
+            return sentence(
+                f"Ship the treatment: {change(results[ruling.winning[0]], subject='its')}, and every guardrail holds"
+            )
         if ruling.policy is Policy.UTILITY:
             return "Ship the treatment: weighed as you asked, its gains outweigh its losses, and every guardrail holds."
         return "Ship the treatment: every guardrail holds, nothing got worse by more than you allow."
@@ -86,7 +88,7 @@ def reasons(
             f"({utility.ci_low:+.2f} to {utility.ci_high:+.2f}): {side}"
         )
     for result in unmeasured:
-        found.append(f"{result.label.lower()} was not measured in either arm, so it is not part of the decision")
+        found.append(f"{_lower(result.label)} was not measured in either arm, so it is not part of the decision")
     levels = _levels(ruling, deciding, settings)
     if levels:
         found.append(levels)
@@ -99,6 +101,8 @@ NOTABLE = frozenset({"simulated_judge", "judge_family", "price_unknown", "one_us
 
 def what_would_change(ruling: Ruling, results: Mapping[str, MetricResult]) -> list[str]:
     """What blocks, and how many more requests it would take at the present noise."""
+    if ruling.rule == "ship":
+        return []
     found = []
     for name in [*ruling.blocking, *[n for n in _goals(results) if n not in ruling.winning]]:
         result = results[name]
@@ -106,7 +110,12 @@ def what_would_change(ruling: Ruling, results: Mapping[str, MetricResult]) -> li
         if name in ruling.harmful:
             found.append(f"{what}: a loss of no more than {allowed(result)}")
         elif result.status != "ok":
-            found.append(f"{what}: {WAITING.get(result.status, result.status)}{_note(result)}")
+            found.append(f"{what}: {_why(result)}")
+        elif result.finding == "equivalent":
+            found.append(
+                f'{what}: there is no difference that matters; to ship without a win set policy = "noninferiority", '
+                "to stop without one set max_requests or min_effect_of_interest"
+            )
         elif result.expected_more_requests:
             unit = "judged pairs" if result.name == "win_rate" else "requests"
             found.append(f"{what}: about {count(result.expected_more_requests)} more {unit} at the present noise")
@@ -142,8 +151,7 @@ def _harm(result: MetricResult) -> str:
 
 def _statement(result: MetricResult, ruling: Ruling) -> str:
     if result.status != "ok":
-        why = WAITING.get(result.status, result.status)
-        return f"{result.label.lower()}: no conclusion yet, {why}{_note(result)}"
+        return f"{_lower(result.label)}: no conclusion yet, {_why(result)}"
     what = change(result)
     goal = result.role == MetricRole.PRIMARY.value
     if goal and result.name in ruling.winning:
@@ -190,9 +198,10 @@ def _levels(ruling: Ruling, deciding: Sequence[MetricResult], settings: Settings
     return ""
 
 
-def _note(result: MetricResult) -> str:
-    return f" ({result.note})" if result.note else ""
+def _why(result: MetricResult) -> str:
+    why = WAITING.get(result.status, result.status)
+    return f"{why} ({result.note})" if result.note and "(" not in why else why
 
 
-def names(results: Sequence[MetricResult]) -> str:
-    return listed([result.label for result in results])
+def _lower(label: str) -> str:
+    return label[:1].lower() + label[1:]

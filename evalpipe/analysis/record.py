@@ -104,7 +104,8 @@ def take_look(
         return analysis, record
     look = analysis.decision.decided_look or record.n_looks
     deciding = [one for one in analysis.metrics if one.role != MetricRole.DIAGNOSTIC.value]
-    if record.decided is None:
+    decided = record.decided
+    if decided is None:
         if analysis.decision.recommendation not in FINAL:
             return analysis, record
         decided = Decided(
@@ -116,8 +117,6 @@ def take_look(
             intervals={one.name: (one.ci_low, one.ci_high) for one in deciding},
         )
         record = replace(record, decided=decided)
-    decided = record.decided
-    assert decided is not None
     moved = _moved(decided, deciding)
     check = _nonstationary(moved, decided)
     return replace(

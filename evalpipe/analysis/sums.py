@@ -41,36 +41,45 @@ def sum_by_user(
 
     `group` is a SQL expression over `source`, `condition` selects its rows.
     """
-    sums: dict[str, str] = {}
+    columns: dict[str, str] = {}  # what to sum → its column; metrics that share a sum share the column
+    outer: list[str] = []
     for position, item in enumerate(metrics):
-        values = item.values
-        if not isinstance(values, Ratio):
+        if not isinstance(item.values, Ratio):
             continue
-        name = f"m{position}"
-        # Yes/no columns are never NULL; leaving the test out lets the database see that their counts are one and the same.
-        tests = [] if values.binary else [f"({values.numerator}) IS NOT NULL"]
-        tests += [] if values.denominator == "1" else [f"({values.denominator}) IS NOT NULL"]
-        measured = " AND ".join([values.rows, *tests])
-        if values.binary:
-            sums[f"{name}_s"] = f"count(*) FILTER ({measured} AND {values.numerator})"
-        else:
-            sums[f"{name}_s"] = f"sum(({values.numerator})::DOUBLE) FILTER ({measured})"
-        if values.denominator == "1":
-            sums[f"{name}_w"] = f"count(*) FILTER ({measured})"
-        else:
-            sums[f"{name}_w"] = f"sum(({values.denominator})::DOUBLE) FILTER ({measured})"
-            sums[f"{name}_n"] = f"count(*) FILTER ({measured})"
+        for part, (expression, factor) in _sums(item.values).items():
+            column = columns.setdefault(expression, f"s{len(columns)}")
+            times = "" if factor == 1 else f"{factor!r} * "
+            outer += [
+                f"{times}coalesce(any_value({column}) FILTER ({ARM[side]}), 0)::DOUBLE AS m{position}_{part}{side}"
+                for side in SIDES
+            ]
     # Once per user and arm, then the two arms beside each other: half the work of summing each arm apart.
-    inner = ", ".join(f"{expression} AS {name}" for name, expression in sums.items())
-    outer = ", ".join(
-        f"coalesce(any_value({name}) FILTER ({ARM[side]}), 0)::DOUBLE AS {name}{side}"
-        for name in sums
-        for side in SIDES
-    )
+    inner = ", ".join(f"{expression} AS {column}" for expression, column in columns.items())
     connection.execute(
         f"CREATE OR REPLACE TEMP TABLE {table} AS WITH by_arm AS (SELECT u, {group} AS grp, treatment, {inner} "
-        f"FROM {source} WHERE {condition} GROUP BY ALL) SELECT u, grp, {outer} FROM by_arm GROUP BY u, grp"
+        f"FROM {source} WHERE {condition} GROUP BY ALL) SELECT u, grp, {', '.join(outer)} FROM by_arm GROUP BY u, grp"
     )
+
+
+def _sums(values: Ratio) -> dict[str, tuple[str, float]]:
+    """The sums of a ratio by part (s numerator, w denominator, n rows): (SQL aggregate, factor)."""
+    # Yes/no columns are never NULL; leaving the test out lets their counts be one and the same.
+    tests = [] if values.binary else [f"({values.numerator}) IS NOT NULL"]
+    tests += [] if values.denominator == "1" else [f"({values.denominator}) IS NOT NULL"]
+    measured = " AND ".join([values.rows, *tests])
+    if values.binary:
+        return {
+            "s": (f"count(*) FILTER ({measured} AND {values.numerator})", 1.0),
+            "w": (f"count(*) FILTER ({measured})", 1.0),
+        }
+    numerator = (f"sum(({values.numerator})::DOUBLE) FILTER ({measured})", values.factor)
+    if values.denominator == "1":
+        return {"s": numerator, "w": (f"count(*) FILTER ({measured})", 1.0)}
+    return {
+        "s": numerator,
+        "w": (f"sum(({values.denominator})::DOUBLE) FILTER ({measured})", 1.0),
+        "n": (f"count(*) FILTER ({measured})", 1.0),
+    }
 
 
 def aggregate(
@@ -96,10 +105,15 @@ def aggregate(
       SELECT grp, count(*) AS g, count(*) FILTER (wt > 0) AS gt, count(*) FILTER (wc > 0) AS gc,
         sum(st) AS s_t, sum(wt) AS w_t, sum(sc) AS s_c, sum(wc) AS w_c, sum(nt) AS n_t, sum(nc) AS n_c,
         nullif(sum(wt), 0) AS dt, nullif(sum(wc), 0) AS dc, max(wt) AS max_t, max(wc) AS max_c,
-        sum(least(nt, nc)) AS n_pairs
+        sum(least(nt, nc)) AS n_pairs,
+        -- Where every user has both sides alike, the difference is summed itself: R_T - R_C would lose its digits.
+        bool_and(wt = wc) AS balanced, sum(st - sc) / nullif(sum(wt), 0) AS delta
       FROM v GROUP BY grp
     ), terms AS (
       SELECT v.grp, g, gt, gc, s_t, w_t, s_c, w_c, n_t, n_c, n_pairs, max_t, max_c, s_t / dt AS r_t, s_c / dc AS r_c,
+        balanced, delta,
+        CASE WHEN balanced THEN coalesce((st - sc - delta * wt) / dt, 0) END AS eb,
+        CASE WHEN balanced THEN coalesce((st - sc - delta * wt) / nullif(dt - wt, 0), 0) END AS jb,
         coalesce((st - s_t / dt * wt) / dt, 0) AS et, coalesce((sc - s_c / dc * wc) / dc, 0) AS ec,
         coalesce((st - s_t / dt * wt) / nullif(dt - wt, 0), 0) AS jt,
         coalesce((sc - s_c / dc * wc) / nullif(dc - wc, 0), 0) AS jc
@@ -109,9 +123,10 @@ def aggregate(
       any_value(s_c) AS s_c, any_value(w_c) AS w_c, any_value(n_t) AS n_t, any_value(n_c) AS n_c,
       any_value(n_pairs) AS n_pairs, any_value(max_t) AS max_t, any_value(max_c) AS max_c,
       any_value(r_t) AS r_t, any_value(r_c) AS r_c,
-      sum(jt * jt) AS jtt, sum(jc * jc) AS jcc, sum((jt - jc) * (jt - jc)) AS jdd,
-      sum(et * et) AS ett, sum(ec * ec) AS ecc, sum((et - ec) * (et - ec)) AS edd,
-      sum(pow(et, 3)) AS et3, sum(pow(ec, 3)) AS ec3, sum(pow(et - ec, 3)) AS ed3,
+      any_value(CASE WHEN balanced THEN delta END) AS difference,
+      sum(jt * jt) AS jtt, sum(jc * jc) AS jcc, sum(pow(coalesce(jb, jt - jc), 2)) AS jdd,
+      sum(et * et) AS ett, sum(ec * ec) AS ecc, sum(pow(coalesce(eb, et - ec), 2)) AS edd,
+      sum(pow(et, 3)) AS et3, sum(pow(ec, 3)) AS ec3, sum(pow(coalesce(eb, et - ec), 3)) AS ed3,
       sum(pow(CASE WHEN r_t > 0 AND r_c > 0 THEN et / r_t - ec / r_c END, 2)) AS rdd,
       sum(pow(CASE WHEN r_t > 0 AND r_c > 0 THEN et / r_t - ec / r_c END, 3)) AS rd3,
       sum(pow(CASE WHEN r_t > 0 AND r_c > 0 AND jt < r_t AND jc < r_c
@@ -166,5 +181,6 @@ def _aggregates(row: Mapping[str, Any], *, binary: bool, n_discordant: int | Non
             absolute=absolute,
             relative=relative,
             n_discordant=n_discordant,
+            difference=row["difference"],
         ),
     )

@@ -72,7 +72,7 @@ def prepare_verdicts(connection: Connection, *, experiment: str, settings: Setti
         SELECT v.* EXCLUDE (x), i.u, i.at_us, v.x,
           v.x IS NOT NULL AND (list_contains(?::VARCHAR[], v.fingerprint) OR v.identical
             OR (v.s_t IS NOT NULL AND v.s_c IS NOT NULL)) AS complete
-        FROM per_pair v JOIN (SELECT id, u, min(at_us) AS at_us FROM ev_rows GROUP BY id, u) i USING (id)""",
+        FROM per_pair v JOIN ev_ids i USING (id)""",
         [relaxed],
     )
     connection.execute(
@@ -89,7 +89,7 @@ def prepare_verdicts(connection: Connection, *, experiment: str, settings: Setti
             avg(value) FILTER (treatment) AS treatment
           FROM entries WHERE value IS NOT NULL GROUP BY ALL
         )
-        SELECT m.*, i.u FROM means m JOIN (SELECT DISTINCT id, u FROM ev_rows) i USING (id)"""
+        SELECT m.*, i.u FROM means m JOIN ev_ids i USING (id)"""
     )
     return judges
 
@@ -206,5 +206,5 @@ def _sum_ratings(connection: Connection, table: str, group: str, join: str) -> N
         FROM (
           SELECT hash(request_id) AS id, arm = 'treatment' AS treatment, arg_max(rating, "at") AS rating
           FROM feedback WHERE arm IS NOT NULL GROUP BY request_id, arm
-        ) f JOIN (SELECT DISTINCT id, u FROM ev_rows) v USING (id) {join} GROUP BY ALL"""
+        ) f JOIN ev_ids v USING (id) {join} GROUP BY ALL"""
     )

@@ -51,24 +51,24 @@ def rounded_up(number: float) -> int:
     """Two significant digits, upwards: a forecast is not more precise than that."""
     if number <= 0:
         return 0
-    step = 10 ** max(0, math.floor(math.log10(number)) - 1)
+    step = int(10 ** max(0, math.floor(math.log10(number)) - 1))
     return math.ceil(number / step) * step
 
 
-def change(result: MetricResult) -> str:
-    """What happened to a metric: "cost per request rose from $0.0012 to $0.0015 (+25 %, +22 % to +28 %)"."""
+def change(result: MetricResult, *, subject: str = "the treatment's") -> str:
+    """What happened to a metric: "cost per request rose from $0.0012 to $0.0015 (+25 %, +22 to +28 %)"."""
     name = result.label[:1].lower() + result.label[1:]
     if result.name == "win_rate":
         return (
-            f"the treatment's answers were preferred in {percent(result.treatment.value)} of {count(result.n)} judged pairs "
+            f"{subject} answers were preferred in {percent(result.treatment.value)} of {count(result.n)} judged pairs "
             f"({_span(_plus_half(result.ci_low), _plus_half(result.ci_high))})"
         )
     before, after = amount(result.control.value, result.unit), amount(result.treatment.value, result.unit)
     if result.difference is None:
         return f"{name} cannot be compared ({before} against {after})"
-    verb = "rose" if result.difference > 0 else "fell" if result.difference < 0 else "stayed"
-    moved = f"{name} {verb} from {before} to {after}" if result.difference else f"{name} stayed at {after}"
-    return f"{moved} ({_interval(result)})"
+    if before == after:
+        return f"{name} stayed at {after} ({_interval(result)})"
+    return f"{name} {'rose' if result.difference > 0 else 'fell'} from {before} to {after} ({_interval(result)})"
 
 
 def allowed(result: MetricResult) -> str:
@@ -91,24 +91,30 @@ def listed(items: Sequence[str]) -> str:
 
 
 def _interval(result: MetricResult) -> str:
+    """ "+25 %, +22 to +28 %": the difference and its limits on the scale that decides."""
     if result.scale == "relative" and result.relative is not None:
-        point = percent(result.relative, signed=True)
-        if result.relative_low is None and result.relative_high is None:
-            return point
-        return f"{point}, {_bounds(percent(result.relative_low, signed=True), percent(result.relative_high, signed=True), result.relative_low, result.relative_high)}"
-    point = amount(result.difference, result.unit, signed=True)
-    if result.ci_low is None and result.ci_high is None:
-        return point
-    low, high = (amount(v, result.unit, signed=True) for v in (result.ci_low, result.ci_high))
-    return f"{point}, {_bounds(low, high, result.ci_low, result.ci_high)}"
+        point, low, high = result.relative, result.relative_low, result.relative_high
+        shown = [None if value is None else percent(value, signed=True) for value in (point, low, high)]
+    else:
+        shown = [
+            None if value is None else amount(value, result.unit, signed=True)
+            for value in (result.difference, result.ci_low, result.ci_high)
+        ]
+    middle, lower, upper = shown
+    if lower is None and upper is None:
+        return f"{middle}, no interval yet"
+    if lower is None:
+        return f"{middle}, at most {upper}"
+    if upper is None:
+        return f"{middle}, at least {lower}"
+    return f"{middle}, {_without_unit(lower, upper)} to {upper}"
 
 
-def _bounds(low: str, high: str, low_value: float | None, high_value: float | None) -> str:
-    if low_value is None:
-        return f"at most {high}"
-    if high_value is None:
-        return f"at least {low}"
-    return f"{low} to {high}"
+def _without_unit(lower: str, upper: str) -> str:
+    """The lower limit without the unit that the upper one repeats."""
+    if " " in lower and lower.rsplit(" ", 1)[1] == upper.rsplit(" ", 1)[-1]:
+        return lower.rsplit(" ", 1)[0]
+    return lower
 
 
 def _span(low: float | None, high: float | None) -> str:

@@ -33,12 +33,13 @@ def verdict(
 
     An experiment without data yet is collect_more, not an error: a rollout asks from its first second on.
     """
+    analysis: Analysis | None = None
     try:
         analysis = analyze_workspace(
             workspace, experiment=experiment, judge=judge, since=since, until=until, where=where, details=False
         )
+        decision, name = analysis.decision, analysis.experiment
     except DataError as error:
-        analysis = None
         decision = Decision(
             recommendation=Recommendation.COLLECT_MORE.value,
             rule="collect_more",
@@ -46,8 +47,6 @@ def verdict(
             headline="Collect more data: there is none yet.",
         )
         name = experiment_name(workspace, experiment)
-    else:
-        decision, name = analysis.decision, analysis.experiment
     document = _document(name, decision, analysis)
     if since is None and until is None and where is None and judge is None:
         write_atomically(workspace.data / VERDICT, json.dumps(document, ensure_ascii=False, indent=2).encode() + b"\n")
