@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,7 @@ def read_lines(path: Path) -> Iterator[Line]:
                         yield Line(number=number, data=data.rstrip(b"\r\n"), n_read_bytes=len(data))
                 return
             yield from _whole(file.read())
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise DataError(f"cannot read {path}: {reason}") from error
 

@@ -7,11 +7,15 @@ it lets the old one go.
 from __future__ import annotations
 
 import fcntl
+import gzip
 import os
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from evalpipe.errors import DataError
 
 EMPTY_AFTER_S = 3600.0
 """An empty segment of this age was never written to. A younger one may be about to be locked by its new writer."""
@@ -59,25 +63,35 @@ def read_lines(segment: Segment) -> Iterator[tuple[int, int, bytes]]:
     """(line number from 1, offset, line without its newline) of the whole lines. A last line without newline is given
     only where nobody will finish it."""
     number, offset, rest = 0, 0, b""
-    with segment.path.open("rb") as file:
-        n_left = segment.n_bytes
-        while n_left > 0:
-            chunk = file.read(min(_CHUNK_BYTES, n_left))
-            if not chunk:
-                break
-            n_left -= len(chunk)
-            lines = chunk.split(b"\n")
-            if len(lines) == 1:
-                rest += chunk
-                continue
-            lines[0] = rest + lines[0]
-            rest = lines.pop()
-            for line in lines:
-                number += 1
-                yield number, offset, line
-                offset += len(line) + 1
+    for chunk in _chunks(segment):
+        lines = chunk.split(b"\n")
+        if len(lines) == 1:
+            rest += chunk
+            continue
+        lines[0] = rest + lines[0]
+        rest = lines.pop()
+        for line in lines:
+            number += 1
+            yield number, offset, line
+            offset += len(line) + 1
     if rest and not segment.locked:
         yield number + 1, offset, rest
+
+
+def _chunks(segment: Segment) -> Iterator[bytes]:
+    if segment.path.suffix != ".gz":
+        with segment.path.open("rb") as file:
+            n_left = segment.n_bytes
+            while n_left > 0 and (chunk := file.read(min(_CHUNK_BYTES, n_left))):
+                n_left -= len(chunk)
+                yield chunk
+        return
+    try:  # a log that was put away; nobody appends to it
+        with gzip.open(segment.path) as packed:
+            while chunk := packed.read(_CHUNK_BYTES):
+                yield chunk
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"cannot read {segment.path}: {error}") from error
 
 
 def remove(segment: Segment) -> bool:
@@ -102,7 +116,8 @@ def remove(segment: Segment) -> bool:
 
 
 def _writer(path: Path) -> str:
-    return path.name.removesuffix(".jsonl").rpartition(".")[0] or path.name.removesuffix(".jsonl")
+    name = path.name.removesuffix(".gz").removesuffix(".jsonl")
+    return name.rpartition(".")[0] or name
 
 
 def _look(path: Path) -> tuple[int, bool] | None:

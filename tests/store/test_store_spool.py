@@ -22,6 +22,9 @@ from spool_builders import T0, copy, request, served, shadow, write_segment
 
 from evalpipe.core.identity import hash_unit
 from evalpipe.core.spool import Body, FeedbackRecord, Record, render_record
+from evalpipe.errors import DataError
+from evalpipe.pipeline.load import load as load_paths
+from evalpipe.pipeline.workspace import Workspace
 from evalpipe.providers.pricing import Price
 from evalpipe.store.datasets import open_store
 from evalpipe.store.exchange_rows import ReadingRules
@@ -417,3 +420,25 @@ def test_what_has_no_column_is_in_meta(tmp_path: Path) -> None:
     meta = json.loads(rows(tmp_path, "SELECT meta FROM exchanges")[0][0])
     assert (meta["ended"], meta["target"], meta["unit_source"]) == ("complete", "/v1/chat/completions", "conversation")
     assert meta["n_response_bytes_dropped"] == 99
+
+
+def test_a_packed_log_that_is_named_is_read_and_kept(tmp_path: Path) -> None:
+    workspace = Workspace(root=tmp_path, data=tmp_path / "data", config=None)
+    lines = b"".join(render_record(record) for record in (request("r1", eligible=False), served("r1")))
+    packed = tmp_path / "old.jsonl.gz"
+    packed.write_bytes(gzip.compress(lines))
+    assert load_paths(workspace, [packed]).n_exchanges == 1
+    assert load_paths(workspace, [packed]).n_exchanges == 0
+    assert packed.exists()
+    cut = tmp_path / "cut.jsonl.gz"
+    cut.write_bytes(gzip.compress(lines * 2000)[:-20])
+    with pytest.raises(DataError, match="cannot read"):
+        load_paths(workspace, [cut])
+
+
+def test_the_segments_of_a_named_folder_are_one_spool(tmp_path: Path) -> None:
+    workspace = Workspace(root=tmp_path, data=tmp_path / "data", config=None)
+    write_segment(tmp_path / "backup", "served-1.000001", [request("r1"), served("r1")])
+    write_segment(tmp_path / "backup", "shadow-1.000001", [shadow("r1"), copy("r1")])
+    assert load_paths(workspace, [tmp_path / "backup"]).n_exchanges == 2
+    assert len(list((tmp_path / "backup").iterdir())) == 2

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from evalpipe.core.identity import conversation_id
 from evalpipe.core.judgment import Judgment
 from evalpipe.core.traffic import Exchange, Feedback, Label
 
@@ -139,6 +140,13 @@ def prompt_text(messages: Sequence[Mapping[str, Any]]) -> str:
     if len(texts) == 1 and texts[0][0] == "user":
         return texts[0][1]
     return "\n\n".join(f"[{role}]\n{text}" for role, text in texts)
+
+
+def conversation_of(messages: Sequence[Mapping[str, Any]]) -> str | None:
+    """The conversation's id by its system text and first user message; None where no user says anything."""
+    system = "\n".join(content_text(message.get("content")) for message in messages if message.get("role") == "system")
+    first = next((content_text(message.get("content")) for message in messages if message.get("role") == "user"), None)
+    return None if first is None else conversation_id(system, first)
 
 
 def content_text(content: Any) -> str:

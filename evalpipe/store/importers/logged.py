@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from evalpipe.core.identity import conversation_id
 from evalpipe.core.traffic import Arm, Exchange, Outcome, Role
-from evalpipe.store.importers.base import content_text, json_text, prompt_text
+from evalpipe.store.importers.base import conversation_of, json_text, prompt_text
 
 _REFUSED = frozenset({"content_filter", "refusal", "safety"})
 _TRUNCATED = frozenset({"length", "max_tokens", "model_length", "model_context_window_exceeded"})
@@ -37,11 +36,9 @@ def logged_exchange(
         outcome = Outcome.REFUSED
     elif finish_reason in _TRUNCATED:
         outcome = Outcome.TRUNCATED
-    system = "\n".join(content_text(m.get("content")) for m in messages if m.get("role") == "system")
-    first = next((content_text(m.get("content")) for m in messages if m.get("role") == "user"), None)
     columns.setdefault("unit_id", None)
     if columns.get("conversation_id") is None:
-        columns["conversation_id"] = None if first is None else conversation_id(system, first)
+        columns["conversation_id"] = conversation_of(messages)
     return Exchange(
         request_id=request_id,
         arm=Arm.CONTROL,

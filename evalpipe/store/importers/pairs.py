@@ -19,6 +19,7 @@ from evalpipe.store.importers.base import (
     Fields,
     Imported,
     Importer,
+    conversation_of,
     json_text,
     prompt_text,
     unknown_time,
@@ -79,7 +80,7 @@ def _exchange(
         arm=arm,
         role=Role.IMPORTED,
         unit_id=fields.text("unit_id"),
-        conversation_id=fields.text("conversation_id"),
+        conversation_id=fields.text("conversation_id") or conversation_of(messages),
         started_at=started_at,
         # The request is written down in the shape of a chat completion, so that whoever reads requests can read it.
         endpoint="chat.completions",
