@@ -1,0 +1,83 @@
+"""`make sample`: reports/sample.html from the shipped sample, the same bytes on every machine.
+
+The sample's log (what two small models really answered, with the latencies that were measured) is loaded, judged by the
+simulated judge with stated rules, and reported as of the sample's last instant.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import string
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
+from importlib import resources
+from pathlib import Path
+
+from evalpipe.config import CONFIG_FILE
+from evalpipe.errors import DataError
+from evalpipe.pipeline.analyze import analyze_workspace
+from evalpipe.pipeline.children import Child
+from evalpipe.pipeline.judge import JudgeOptions, judge
+from evalpipe.pipeline.load import load
+from evalpipe.pipeline.report import WrittenReport, sample_report
+from evalpipe.pipeline.sample import LOG, after, sample_folder
+from evalpipe.pipeline.unit_key import UNIT_KEY_ENV
+from evalpipe.pipeline.workspace import Workspace, open_workspace
+
+SEGMENT = "served-sample.000001.jsonl"
+
+
+def build_sample_report(reports: Path) -> WrittenReport:
+    """Write sample.html and sample.json into `reports`. Raises EvalpipeError."""
+    with tempfile.TemporaryDirectory(prefix="evalpipe-sample-") as temp, _environment():
+        folder = Path(temp)
+        log = sample_folder() / LOG
+        arguments = ["sim", "--port", "0", "--judge", "checks", "--ttft-ms", "0", "--tokens-per-second", "100000"]
+        with Child("evalpipe", arguments, log=folder / "sim.log", name="the simulated judge") as sim:
+            workspace = _workspace(folder, sim.wait_listening())
+            spool = workspace.spool
+            spool.mkdir(parents=True)
+            (spool / SEGMENT).write_bytes(gzip.decompress(log.read_bytes()))
+            load(workspace, show_progress=False)
+            judge(workspace, JudgeOptions(show_progress=False))
+        first = analyze_workspace(workspace)
+        last = first.provenance.get("last_at")
+        if not last:
+            raise DataError(f"{log} holds no request with a time")
+        analysis = analyze_workspace(workspace, now=after(datetime.fromisoformat(str(last))))
+        provenance = {**analysis.provenance, "config": None, "config_fingerprint": None, "reproduce": "evalpipe demo"}
+        return sample_report(replace(analysis, provenance=provenance), reports)
+
+
+def _workspace(folder: Path, sim_url: str) -> Workspace:
+    template = resources.files("evalpipe.pipeline").joinpath("demo.toml.template").read_text("utf-8")
+    urls = {"judge_url": sim_url, "control_url": f"{sim_url}/v1", "treatment_url": f"{sim_url}/v1"}
+    text = string.Template(template).substitute(urls, sim_port=sim_url.rsplit(":", 1)[1], collector_port=8400)
+    (folder / CONFIG_FILE).write_text(text, "utf-8")
+    return open_workspace(folder / CONFIG_FILE, folder / "data")
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """One key for the hashed users, so that the same ones are the same everywhere; any key for the simulated judge."""
+    wanted = {UNIT_KEY_ENV: "sample", "EVALPIPE_DEMO_KEY": "sample"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+if __name__ == "__main__":
+    written = build_sample_report(Path("reports"))
+    sys.stderr.write(f"wrote {written.html} and {written.json.name}\n")
