@@ -14,7 +14,8 @@ Finder = Callable[[str], Iterator[Span]]
 
 _AT_DOMAIN = re.compile(r"@\w[\w-]{0,62}(?:\.[\w-]{1,63}){1,10}")
 _LOCAL_PART_END = re.compile(r"[\w.!#$%&'*+/=?^`{|}~-]{1,128}\Z")
-_DIGIT_GROUPS = re.compile(r"[0-9]+(?:[ .\u00a0-][0-9]+)*")
+_DIGIT_GROUPS = re.compile(r"[0-9]{3,}(?:[ .\u00a0-][0-9]{3,})*")
+_NOT_DIGIT = re.compile(r"[^0-9]+")
 _GROUP = re.compile(r"[0-9]+")
 _PHONE_CANDIDATE = re.compile(r"(?<![\w.])(?:\+|\(|00)?\(?[0-9](?:[ ().\-/\u00a0]{0,3}[0-9]){6,16}(?![\w])")
 _DATE = re.compile(r"(?:19|20)[0-9]{2}([-/.])[01][0-9]\1[0-3][0-9]")
@@ -66,7 +67,7 @@ def _card_from(text: str, groups: list[Span], first: int) -> int | None:
         return None
     for last in range(first, min(first + 6, len(groups))):
         start, end = groups[last]
-        if end - start < 3 or len(digits) + end - start > 19:
+        if len(digits) + end - start > 19:
             break
         digits += text[start:end]
         if len(digits) >= 13 and _luhn(digits):
@@ -96,8 +97,8 @@ def find_phones(text: str) -> Iterator[Span]:
         shown = match.group()
         if _DATE.match(shown):
             continue
-        n_digits = sum(c.isdigit() for c in shown)
-        separated = any(c in " ().-/\u00a0" for c in shown)
+        n_digits = len(_NOT_DIGIT.sub("", shown))
+        separated = n_digits < len(shown.removeprefix("+"))
         if n_digits < 7:
             continue
         if separated and n_digits >= 9 and shown[0] in "0(+" and n_digits <= 15:
