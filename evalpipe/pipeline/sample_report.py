@@ -14,11 +14,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
 
 from evalpipe.config import CONFIG_FILE
+from evalpipe.core.spool import RequestRecord, read_record
 from evalpipe.errors import DataError
 from evalpipe.pipeline.analyze import analyze_workspace
 from evalpipe.pipeline.children import Child
@@ -45,13 +46,18 @@ def build_sample_report(reports: Path) -> WrittenReport:
             (spool / SEGMENT).write_bytes(gzip.decompress(log.read_bytes()))
             load(workspace, show_progress=False)
             judge(workspace, JudgeOptions(show_progress=False))
-        first = analyze_workspace(workspace)
-        last = first.provenance.get("last_at")
-        if not last:
-            raise DataError(f"{log} holds no request with a time")
-        analysis = analyze_workspace(workspace, now=after(datetime.fromisoformat(str(last))))
+        analysis = analyze_workspace(workspace, now=after(last_instant(log)))
         provenance = {**analysis.provenance, "config": None, "config_fingerprint": None, "reproduce": "evalpipe demo"}
         return sample_report(replace(analysis, provenance=provenance), reports)
+
+
+def last_instant(log: Path) -> datetime:
+    """When the log's last request came in."""
+    records = map(read_record, gzip.decompress(log.read_bytes()).splitlines())
+    received = [record.received_at for record in records if isinstance(record, RequestRecord)]
+    if not received:
+        raise DataError(f"{log} holds no request")
+    return datetime.fromtimestamp(max(received), UTC).replace(microsecond=0)
 
 
 def _workspace(folder: Path, sim_url: str) -> Workspace:

@@ -65,7 +65,9 @@ def figures(analysis: Analysis, rows: list[MetricRow]) -> list[Figure]:
 
 
 def _forest(rows: list[MetricRow]) -> Figure | None:
-    marks = [(row, mark) for row in rows if (mark := mark_of(row)) is not None and mark.has_margin]
+    drawable = [(row, mark) for row in rows if (mark := mark_of(row)) is not None and mark.has_margin]
+    marks = [(row, mark) for row, mark in drawable if row.finding != "undefined"]
+    n_undefined = len(drawable) - len(marks)
     if len(marks) < 2:
         return None
     marks.sort(key=lambda pair: (FINDING_ORDER.index(pair[0].finding), pair[1].point))
@@ -76,7 +78,8 @@ def _forest(rows: list[MetricRow]) -> Figure | None:
         picture=forest([mark for _, mark in marks], reach=reach, title="Forest plot of all metrics", description=words),
         caption="One unit is the metric's own margin, the largest loss that was declared acceptable. A bar wholly right of "
         "the dashed line rules out a loss beyond the margin; wholly right of zero, the treatment is better. A filled point "
-        "is a settled finding, a hollow one is not. An arrow leaves the axis.",
+        "is a settled finding, a hollow one is not. An arrow leaves the axis."
+        + (f" Left out: {n_undefined} of which nothing can be concluded yet." if n_undefined else ""),
     )
 
 

@@ -14,7 +14,7 @@ from evalpipe.core.format import (
     format_p,
     number_format,
 )
-from evalpipe.report.words import DIRECTIONS, FINDINGS, GROUPS, ROLES, status_words
+from evalpipe.report.words import DIRECTIONS, FINDINGS, GROUPS, ROLES, status_note, status_words
 
 
 def is_measured(metric: MetricResult) -> bool:
@@ -143,7 +143,7 @@ def _count_text(arm: ArmValue, unit: str) -> str:
 def _finding_note(metric: MetricResult, finding: str) -> str:
     """What matters beside the finding: can a loss beyond the margin be ruled out?"""
     if finding == "undefined":
-        return status_words(metric.status)
+        return status_note(metric.status)
     if metric.margin <= 0 or finding in {"better", "equivalent"}:
         return ""
     return "loss within its margin" if metric.non_inferior else "loss beyond margin not ruled out"

@@ -34,7 +34,7 @@ def render_markdown(analysis: Analysis) -> str:
     summary = view.summary
     lines = [f"## {escape_markdown(view.experiment)}: {escape_markdown(summary.recommendation_word)}", ""]
     for problem in summary.problems:
-        mark = "🛑" if problem.level == "fail" else "⚠️"
+        mark = "⚠️" if problem.level == "warn" else "🛑"
         lines += [f"> {mark} **{escape_markdown(problem.title)}.** {escape_markdown(problem.detail)}", ""]
     lines += [f"**{escape_markdown(summary.headline)}**", ""]
     lines += [f"- {escape_markdown(reason)}" for reason in summary.reasons]

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from evalpipe.analysis.result import Analysis
 from evalpipe.report.charts.rates import Rate, rate_axis, rate_axis_cell, rate_cell
@@ -90,8 +90,18 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["code"] = _code_spans
     environment.filters["slug"] = lambda text: re.sub(r"[^a-z0-9]+", "-", str(text).lower()).strip("-")
     return environment
+
+
+def _code_spans(text: str) -> Markup:
+    """Plain text whose `backticks` become <code>; everything is escaped, an odd backtick stays."""
+    parts = visible(text).split("`")
+    if len(parts) % 2 == 0:
+        return Markup(escape(visible(text)))
+    shown = [Markup("<code>{}</code>").format(part) if n % 2 else escape(part) for n, part in enumerate(parts)]
+    return Markup("").join(shown)
 
 
 @cache

@@ -33,7 +33,7 @@ class SegmentRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SegmentTable:
-    """Not shown: `n_hidden`, the least bad ones beyond the cap, and `n_silent`, where nothing happened in either arm."""
+    """Not shown: `n_hidden`, the least bad ones beyond the cap, and `n_silent`, of which nothing can be said."""
 
     rows: list[SegmentRow]
     n_hidden: int
@@ -45,7 +45,7 @@ def segment_table(analysis: Analysis) -> SegmentTable | None:
     if not analysis.segments:
         return None
     metrics = {metric.name: metric for metric in analysis.metrics}
-    told = [s for s in analysis.segments if s.status not in {"no_data", "missing_arm"} and (s.control or s.treatment)]
+    told = [s for s in analysis.segments if s.status == "ok" and (s.control or s.treatment)]
     reach = {name: _reach(name, analysis.segments) for name in {segment.metric for segment in analysis.segments}}
     ordered = sorted(told, key=lambda s: _badness(s, metrics.get(s.metric), reach[s.metric]))
     rows = [_row(segment, metrics.get(segment.metric), reach[segment.metric]) for segment in ordered[:MAX_SEGMENTS]]

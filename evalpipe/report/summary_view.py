@@ -13,7 +13,7 @@ from evalpipe.report.words import LOOKS, MODES, POLICIES, RECOMMENDATIONS
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
-    """Something a reader must know before anything else. `level`: fail | warn."""
+    """Something a reader must know before anything else. `level`: simulated | fail | warn."""
 
     level: str
     title: str
@@ -82,11 +82,11 @@ def problems(analysis: Analysis) -> list[Problem]:
     if is_simulated(analysis):
         found.append(
             Problem(
-                level="fail",
+                level="simulated",
                 title="Simulated judge",
                 detail="The verdicts in this report were made by a program that follows a stated rule, not by a language "
                 "model and not by people. They show how evalpipe works. They do not say which arm is better.",
-                remedy="Judge with a real model: set its key, then run evalpipe judge and evalpipe report.",
+                remedy="Judge with a real model: set its key, then run `evalpipe judge` and `evalpipe report`.",
             )
         )
     for status in ("fail", "warn"):

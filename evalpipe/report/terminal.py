@@ -27,9 +27,9 @@ def print_summary(analysis: Analysis, console: Console | None = None) -> None:
 def summary(view: ReportView) -> Group:
     parts: list[Text | Panel | Table | Padding] = []
     for problem in view.problems:
-        style = "bold red" if problem.level == "fail" else "yellow"
+        style = "yellow" if problem.level == "warn" else "bold red"
         body = Text.assemble((problem.title, style), ("  " + problem.detail, ""))
-        parts.append(Panel(body, border_style=style) if problem.level == "fail" else Padding(body, (0, 1)))
+        parts.append(Panel(body, border_style=style) if problem.level == "simulated" else Padding(body, (0, 1)))
     word = view.summary.recommendation_word
     parts.append(Text(f"\n{word}", style=HEADLINE_STYLES.get(view.summary.recommendation, "bold")))
     parts.append(Text(view.summary.headline))

@@ -132,10 +132,13 @@ def _walk(value: Any, rounded: bool) -> Any:
 
 
 def round_significant(value: float, digits: int = SIGNIFICANT_DIGITS) -> float:
-    """`value` to that many significant digits; 0, NaN and infinities as they are."""
+    """`value` to that many significant digits; 0, NaN and infinities as they are.
+
+    Rounded to three digits more first: sums in another order differ in the last bits, and on a tie those would decide.
+    """
     if value == 0 or not math.isfinite(value):
         return value
-    return float(f"{value:.{digits - 1}e}")
+    return float(f"{float(f'{value:.{digits + 2}e}'):.{digits - 1}e}")
 
 
 def _grouped(rows: list[MetricRow]) -> list[tuple[str, list[MetricRow]]]:

@@ -56,6 +56,24 @@ _STATUSES = {
 }
 
 
+_SHORT_STATUSES = {
+    "one_cluster": "one user only",
+    "zero_variance": "no variation",
+    "tail_too_small": "too few in the tail",
+    "burn_in": "too early to say",
+    "relative_undefined": "no relative difference",
+    "length_confounded": "confounded with length",
+    "invalid_srm": "one side is missing rows",
+    "undefined_kappa": "not defined",
+    "unreliable_judge": "judge not reliable enough",
+}
+
+
+def status_note(status: str) -> str:
+    """A status in the few words a table has room for."""
+    return _SHORT_STATUSES.get(status, status_words(status))
+
+
 def status_words(status: str) -> str:
     """A status of the statistics in plain words."""
     return _STATUSES.get(status, status.replace("_", " "))

@@ -91,9 +91,11 @@ def forest(marks: list[Mark], *, reach: float, title: str, description: str) -> 
         line(x(-reach), bottom + 4, x(reach), bottom + 4, "axis"),
     ]
     for tick in sorted({*nice_ticks(-reach, reach, 4), -1.0} - {1.0}):
-        name = "0" if tick == 0 else "margin" if tick == -1 else f"{abs(tick):g}×"
         parts.append(line(x(tick), bottom + 4, x(tick), bottom + 8, "axis"))
-        parts.append(text(x(tick), bottom + 22, name, "tick", "middle"))
+        if tick == -1:  # ends at its line, so that it stays clear of the zero however narrow the axis is
+            parts.append(text(x(tick) + 6, bottom + 22, "margin", "tick", "end"))
+        elif not -1 > tick > -reach * 0.6:
+            parts.append(text(x(tick), bottom + 22, f"{abs(tick):g}×" if tick else "0", "tick", "middle"))
     for index, mark in enumerate(marks):
         y = top + row * (index + 0.5)
         parts.append(text(label_width, y + 4, mark.label, "label", "end"))

@@ -25,8 +25,11 @@ def latency_at(curve: LatencyCurve, share: float) -> float | None:
     return values[at - 1] + (values[at] - values[at - 1]) * (share - left) / (right - left)
 
 
-def short_ms(value: float) -> str:
-    return number_format("ms", largest=value if value >= 10_000 else 0.0, half_width=value / 10).value(value)
+def short_ms(value: float, largest: float = 0.0) -> str:
+    """A latency with two digits; in seconds where the `largest` of the picture is."""
+    return number_format("ms", largest=max(value, largest), half_width=value * 0.4 if largest else value / 10).value(
+        value
+    )
 
 
 def latency_chart(curves: list[LatencyCurve]) -> Markup | None:
@@ -47,7 +50,7 @@ def latency_chart(curves: list[LatencyCurve]) -> Markup | None:
     for tick in ticks:
         parts.append(line(x(tick), BOTTOM, x(tick), BOTTOM + 4, "axis"))
         if x(tick) - shown_to > 58 and LEFT + 10 < x(tick) < WIDTH - RIGHT - 12:
-            parts.append(text(x(tick), BOTTOM + 18, short_ms(tick), "tick", "middle"))
+            parts.append(text(x(tick), BOTTOM + 18, short_ms(tick, high), "tick", "middle"))
             shown_to = x(tick)
     parts.append(
         text((LEFT + WIDTH - RIGHT) / 2, BOTTOM + 38, "latency (each step of the axis multiplies)", "tick", "middle")
