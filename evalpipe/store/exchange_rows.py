@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
+import msgspec
+
 from evalpipe.core.identity import conversation_id, hash_unit, unit_in_body
 from evalpipe.core.spool import Body, Ended, RequestRecord, ResponseRecord, ShadowRecord
 from evalpipe.core.text import well_formed
@@ -97,7 +99,7 @@ class _Client:
             told["response_headers"] = dict(response.headers)
             if response.body.n_dropped_bytes:
                 told["n_response_bytes_dropped"] = response.body.n_dropped_bytes
-        return json.dumps(told)
+        return msgspec.json.encode(told).decode()
 
 
 def _served(client: _Client, entry: Entry) -> Exchange:

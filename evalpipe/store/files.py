@@ -105,8 +105,8 @@ class ParquetFile:
 def verify(path: Path, schema: pa.Schema, n_rows: int) -> None:
     """Read every page of the file with its checksum. Raises DataError where it is not what was written."""
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            n_found = sum(batch.num_rows for batch in file.iter_batches(batch_size=8192, use_threads=False))
+        with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False, buffer_size=1 << 20) as file:
+            n_found = sum(batch.num_rows for batch in file.iter_batches(batch_size=1024, use_threads=False))
             same = file.schema_arrow.equals(schema)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be read back after writing: {error}") from error

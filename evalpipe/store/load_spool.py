@@ -27,8 +27,8 @@ from evalpipe.store.spool_stream import read_spool
 from evalpipe.store.tally import Tally
 from evalpipe.store.writer import DatasetWriter, known_keys
 
-BATCH_ENTRIES = 4000
-BATCH_BYTES = 32 * 1024 * 1024
+BATCH_ENTRIES = 2000
+BATCH_BYTES = 16 * 1024 * 1024
 """Requests, and bytes of their records, that are parsed and written at once."""
 
 OPEN_LIMIT_S = 3600.0
@@ -61,6 +61,10 @@ class SpoolLoad:
         self._feedback: dict[str, list[Feedback]] = {}
         self._tally = Tally()
         self._segments: list[Segment] = []
+        self._stored_experiments = {
+            path.name.removeprefix("experiment=") for path in data.glob("exchanges/experiment=*")
+        }
+        """experiments that had rows before this load: only there can something be known"""
 
     def run(self) -> Tally:
         """Load what is there. The caller holds the load lock."""
@@ -148,6 +152,9 @@ class SpoolLoad:
                 wanted.setdefault(experiment, []).append((entry, at, key))
         missing: set[int] = set()
         for experiment, items in wanted.items():
+            if experiment not in self._stored_experiments:
+                missing |= {id(entry) for entry, _, _ in items}
+                continue
             stored = known_keys(
                 self._data,
                 BY_NAME["exchanges"],

@@ -14,6 +14,9 @@ from evalpipe.store.spool_segments import Segment, read_lines
 MAX_TIME_S = 253402300800.0
 """The end of year 9999, where calendars end."""
 
+_ARMS, _SHADOW_STATUSES = frozenset(Arm), frozenset(ShadowStatus)
+_ROLES = frozenset({Role.SERVED, Role.SHADOW})
+
 Reject = Callable[[Segment, int, bytes, str], None]
 
 
@@ -31,11 +34,11 @@ def read_spool(
 
 def check_record(record: Record) -> None:
     """Refuse words and times outside what they may be. Raises ValueError with the field."""
-    if isinstance(record, RequestRecord | ResponseRecord) and record.arm not in Arm.__members__.values():
+    if isinstance(record, RequestRecord | ResponseRecord) and record.arm not in _ARMS:
         raise ValueError(f"arm {record.arm[:40]!r} is neither control nor treatment")
-    if isinstance(record, ResponseRecord) and record.role not in {Role.SERVED, Role.SHADOW}:
+    if isinstance(record, ResponseRecord) and record.role not in _ROLES:
         raise ValueError(f"role {record.role[:40]!r} is neither served nor shadow")
-    if isinstance(record, ShadowRecord) and record.status not in ShadowStatus.__members__.values():
+    if isinstance(record, ShadowRecord) and record.status not in _SHADOW_STATUSES:
         raise ValueError(f"shadow status {record.status[:40]!r} is unknown")
     if isinstance(record, FeedbackRecord) and not 0 <= record.rating <= 1:
         raise ValueError(f"rating {record.rating!r} is not in [0, 1]")
