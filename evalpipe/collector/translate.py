@@ -12,6 +12,7 @@ from evalpipe.collector.arms import RequestHead
 from evalpipe.collector.heads import Line, join_path
 from evalpipe.collector.settings import ArmSettings, Origin
 from evalpipe.providers.base import OutgoingRequest
+from evalpipe.providers.translation.answer import AnswerTranslator
 from evalpipe.providers.translation.request import render_treatment_request
 
 _CARRIED = frozenset(b"accept accept-encoding user-agent openai-beta".split())
@@ -64,8 +65,6 @@ class TranslatedAnswer:
         http10: bool,
         head_lines: list[bytes],
     ) -> None:
-        from evalpipe.providers.translation.answer import AnswerTranslator
-
         self._translator = AnswerTranslator(
             outgoing.endpoint,
             head.endpoint,
@@ -98,6 +97,7 @@ class TranslatedAnswer:
         if self.streamed:
             return self._framed(rest) + (b"" if self._http10 else b"0\r\n\r\n")
         self.head_sent = True
+        self._status = self._translator.status
         return self._render_head([b"Content-Length: %d" % len(rest)], keep=keep) + rest
 
     def broken(self, message: str) -> bytes:
