@@ -149,10 +149,10 @@ def check_prices(workspace: Workspace, config: Config) -> Iterator[Diagnosis]:
 
 
 def check_judges(workspace: Workspace, config: Config) -> Iterator[Diagnosis]:
-    from evalpipe.pipeline.judge import load_judges
+    from evalpipe.pipeline.judge import specs_of
 
     try:
-        specs = load_judges(workspace, None)
+        specs = specs_of(workspace)
     except EvalpipeError as error:
         yield Diagnosis(name="judge", status="fail", detail=str(error))
         return
@@ -174,7 +174,7 @@ def check_tokens(workspace: Workspace, config: Config) -> Iterator[Diagnosis]:
         yield Diagnosis(
             name="unit key",
             status="pass",
-            detail=f"user ids are hashed with the key in {workspace.unit_key_path.name} (replicas need the same: EVALPIPE_UNIT_KEY)",
+            detail=f"user ids are hashed, key in {workspace.unit_key_path.name} (replicas share one by EVALPIPE_UNIT_KEY)",
         )
 
 

@@ -1,0 +1,158 @@
+"""The command line as a user meets it: real processes, one clear line for every mistake, help with an example."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from evalpipe.cli.app import COMMANDS
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = """
+[experiment]
+name = "try"
+[arms.control]
+provider = "openai"
+base_url = "http://127.0.0.1:9/v1"
+model = "m"
+[arms.treatment]
+provider = "openai"
+base_url = "http://127.0.0.1:9/v1"
+model = "n"
+"""
+PAIR = {
+    "pair_id": "p1",
+    "prompt": "Say hi",
+    "response_a": "hi",
+    "response_b": "hello",
+    "label": "a",
+    "label_source": "test",
+}
+
+
+def run(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if not key.endswith("_API_KEY")} | (env or {})
+    return subprocess.run(
+        [sys.executable, "-m", "evalpipe", *arguments],
+        cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def one_line(done: subprocess.CompletedProcess[str], code: int) -> str:
+    """The one line of an error, after checking that it is one, and no traceback."""
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("evalpipe: ")]
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    (tmp_path / "evalpipe.toml").write_text(CONFIG)
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", [name for name, _, _ in COMMANDS])
+def test_every_command_has_help_with_an_example(command: str, tmp_path: Path) -> None:
+    done = run(command, "--help", cwd=tmp_path, env={"COLUMNS": "200"})
+    assert done.returncode == 0, done.stderr
+    assert re.search(rf"evalpipe {command}\b", done.stdout.split("Usage:", 1)[-1].split("\n", 1)[1]), "no example"
+
+
+def test_every_command_stands_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    missing = [name for name, _, _ in COMMANDS if f"evalpipe {name}" not in readme]
+    assert not missing
+
+
+def test_a_wrong_config_key_names_the_nearest(workspace: Path) -> None:
+    (workspace / "evalpipe.toml").write_text(CONFIG + "\n[colector]\nport = 1\n")
+    assert "unknown key colector; did you mean 'collector'?" in one_line(run("report", cwd=workspace), 2)
+
+
+def test_no_workspace_says_how_to_make_one(tmp_path: Path) -> None:
+    assert "evalpipe init" in one_line(run("collect", cwd=tmp_path), 2)
+
+
+def test_a_missing_key_is_told_before_anything_is_sent(workspace: Path) -> None:
+    (workspace / "pairs.jsonl").write_text(json.dumps(PAIR) + "\n")
+    assert run("load", "pairs.jsonl", cwd=workspace).returncode == 0
+    assert "ANTHROPIC_API_KEY" in one_line(run("judge", cwd=workspace), 2)
+
+
+def test_a_missing_arm_key_is_told_before_the_collector_listens(workspace: Path) -> None:
+    text = CONFIG + 'api_key_env = "EVALPIPE_TEST_ABSENT_KEY"\n'
+    (workspace / "evalpipe.toml").write_text(text)
+    line = one_line(run("collect", "--port", "0", cwd=workspace), 2)
+    assert "EVALPIPE_TEST_ABSENT_KEY" in line
+
+
+def test_a_port_in_use_is_one_line(workspace: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = run("collect", "--port", str(port), cwd=workspace)
+    line = one_line(done, done.returncode)
+    assert done.returncode in (1, 2)
+    assert str(port) in line
+
+
+@pytest.mark.parametrize("command", [["load", "pairs.jsonl"], ["collect", "--port", "0"]])
+def test_an_unwritable_data_folder_is_one_line(workspace: Path, command: list[str]) -> None:
+    (workspace / "pairs.jsonl").write_text(json.dumps(PAIR) + "\n")
+    (workspace / "file").write_text("not a folder")
+    line = one_line(run(*command, "--data", "file/data", cwd=workspace), 2)
+    assert "file/data" in line
+
+
+@pytest.mark.parametrize("command", ["report", "judge", "load", "gate"])
+def test_an_empty_log_is_one_line(workspace: Path, command: str) -> None:
+    done = run(command, cwd=workspace, env={"ANTHROPIC_API_KEY": "k"})
+    one_line(done, done.returncode)
+    assert done.returncode in (1, 2)
+
+
+def test_one_arm_missing_is_said_in_the_report(workspace: Path) -> None:
+    (workspace / "pairs.jsonl").write_text(json.dumps({**PAIR, "response_b": None}) + "\n")
+    assert run("load", "pairs.jsonl", "--format", "pairs", cwd=workspace).returncode == 0
+    done = run("report", "--json", cwd=workspace)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["decision"]["recommendation"] in ("collect_more", "invalid")
+    error_rate = next(metric for metric in report["metrics"] if metric["name"] == "error_rate")
+    assert error_rate["finding"] == "undefined"
+    assert error_rate["status"] in ("missing_arm", "no_data")
+
+
+def test_an_unknown_option_is_a_usage_error(tmp_path: Path) -> None:
+    done = run("report", "--no-such-option", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--no-such-option" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_doctor_finds_what_would_fail(workspace: Path) -> None:
+    done = run("doctor", "--json", cwd=workspace)
+    assert done.returncode == 1
+    found = {item["name"]: item for item in json.loads(done.stdout)}
+    assert found["upstream control"]["status"] == "fail"
+    assert "http://127.0.0.1:9/v1" in found["upstream control"]["detail"]
+    assert found["price control"]["status"] == "warn"
+    assert found["folder data"]["status"] == "pass"
+
+
+def test_init_then_doctor_reads_the_template(tmp_path: Path) -> None:
+    assert run("init", "w", "--name", "first", cwd=tmp_path).returncode == 0
+    done = run("doctor", "--json", cwd=tmp_path / "w", env={"ANTHROPIC_API_KEY": "k"})
+    names = [item["name"] for item in json.loads(done.stdout)]
+    assert "judge" in names
+    assert "key arms.treatment" in names
