@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PYTHONWARNINGS ?=
 
-.PHONY: help demo test check lint install chromium check-statistics
+.PHONY: help demo sample test check lint install chromium check-statistics
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
@@ -27,6 +27,9 @@ chromium: ## fetch a browser for the report's tests where there is none (Debian;
 	@command -v "$${CHROMIUM:-chromium}" >/dev/null 2>&1 || command -v google-chrome >/dev/null 2>&1 \
 	  || { echo "installing chromium for the browser tests"; apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } \
 	  || echo "no chromium and none could be installed: the browser tests are skipped"
+
+sample: $(VENV)/.installed-dev ## reports/sample.html from the shipped sample: the same bytes on every machine
+	$(BIN)/python -m evalpipe.pipeline.sample_report
 
 test: $(VENV)/.installed-dev chromium ## every test of the suite
 	$(BIN)/python -m pytest

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib import resources
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from evalpipe.pipeline.children import Child
 from evalpipe.pipeline.judge import JudgeOptions, judge
 from evalpipe.pipeline.load import load
 from evalpipe.pipeline.report import WrittenReport, sample_report
-from evalpipe.pipeline.sample import LOG, after, sample_folder
+from evalpipe.pipeline.sample import LOG, sample_folder
 from evalpipe.pipeline.unit_key import UNIT_KEY_ENV
 from evalpipe.pipeline.workspace import Workspace, open_workspace
 
@@ -46,7 +46,7 @@ def build_sample_report(reports: Path) -> WrittenReport:
             (spool / SEGMENT).write_bytes(gzip.decompress(log.read_bytes()))
             load(workspace, show_progress=False)
             judge(workspace, JudgeOptions(show_progress=False))
-        analysis = analyze_workspace(workspace, now=after(last_instant(log)))
+        analysis = analyze_workspace(workspace, now=last_instant(log) + timedelta(seconds=1))
         provenance = {**analysis.provenance, "config": None, "config_fingerprint": None, "reproduce": "evalpipe demo"}
         return sample_report(replace(analysis, provenance=provenance), reports)
 
