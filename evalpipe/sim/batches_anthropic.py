@@ -139,7 +139,7 @@ class MessageBatches:
     def _list(self, request: HttpRequest, base: str) -> dict[str, Any]:
         query = parse_qs(request.target.partition("?")[2])
         newest_first = [batch for batch in reversed(list(self._store.batches.values())) if batch.vendor == "anthropic"]
-        limit = min(max(int(_first(query, "limit", "20")), 1), 1000)
+        limit = read_limit(_first(query, "limit", "20"))
         ids = [batch.id for batch in newest_first]
         after, before = _first(query, "after_id", ""), _first(query, "before_id", "")
         if after in ids:
@@ -172,6 +172,14 @@ class MessageBatches:
             "archived_at": None,
             "results_url": f"{base}{_PREFIX}/{batch.id}/results" if ended else None,
         }
+
+
+def read_limit(text: str) -> int:
+    """A page size of a query, from 1 to 1,000. Raises BadRequestError."""
+    try:
+        return min(max(int(text), 1), 1000)
+    except ValueError:
+        raise BadRequestError(f"limit: {text[:40]!r} is not a number") from None
 
 
 def _draw(engine: Engine, model: str, rng: Random) -> str | None:

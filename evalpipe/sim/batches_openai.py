@@ -13,6 +13,7 @@ from evalpipe.providers.base import ENDPOINTS
 from evalpipe.providers.jsontext import MalformedJSONError, as_dict, as_text, dump, parse
 from evalpipe.sim.batch_run import answer_item
 from evalpipe.sim.batch_store import BatchStore, StoredBatch
+from evalpipe.sim.batches_anthropic import read_limit
 from evalpipe.sim.engine import Engine
 from evalpipe.sim.headers import common_headers, error_answer
 from evalpipe.sim.http import HttpRequest, Responder
@@ -163,7 +164,7 @@ class OpenAIBatches:
         ids = [batch.id for batch in batches]
         if after in ids:
             batches = batches[ids.index(after) + 1 :]
-        limit = int(query.get("limit", ["20"])[0])
+        limit = read_limit(query.get("limit", ["20"])[0])
         for batch in batches[:limit]:
             self._advance(batch)
         page = [_show(batch) for batch in batches[:limit]]

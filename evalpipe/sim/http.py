@@ -169,7 +169,12 @@ class _Connection(asyncio.Protocol):
         while self._queue and not self._transport.is_closing():
             request, keep_alive = self._queue.pop(0)
             responder = Responder(self, keep_alive=keep_alive)
-            await self._handler(request, responder)
+            try:
+                await self._handler(request, responder)
+            except Exception:
+                # A bug of ours: the client must not wait for ever, and the traceback must be seen.
+                self._transport.close()
+                raise
             if not responder.keep_alive or not responder.finished:
                 self._transport.close()
                 return

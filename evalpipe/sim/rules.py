@@ -28,8 +28,8 @@ PENALTIES = {"empty": 9, "echo": 4, "language": 3, "format": 3, "loop": 3, "cut"
 _LANGUAGES = {
     "english": "the and is of to in that for with you are this it as on be have can not your",
     "german": "der die das und ist nicht ein eine mit für auf sie den von zu im auch ich wir sind wie",
-    "french": "le la les et est une des pour dans que qui avec sur vous pas du au nous sont ce votre",
-    "spanish": "el la los las y es una de que en para con por no del su se como está más usted",
+    "french": "le la les et est un une il elle des pour dans que qui avec sur vous pas du au nous sont ce votre",
+    "spanish": "el la los las y es un una de que en para con por no del su se como está más usted",
     "italian": "il la che è di un una per con non del della sono come più gli nel anche questo si",
     "portuguese": "o a os as e é de que em um uma para com não do da se por mais como você",
     "dutch": "de het een en is van dat niet te op voor met zijn aan ook maar bij wordt naar je",
