@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Protocol
 
 import msgspec
@@ -50,37 +49,6 @@ class Assigner(Protocol):
 
     def tick(self) -> None:
         """Called a few times a second: the moment to look at a state file (canary percentage)."""
-
-
-class Translation(Protocol):
-    """One request served by an arm that speaks another dialect than the client."""
-
-    path: str
-    """without the arm's base path"""
-    headers: Mapping[str, str]
-    """complete but for Host, Content-Length and credentials"""
-    body: bytes
-    endpoint: str
-    """the dialect the arm answers in"""
-
-    def head(self, status: int, headers: Mapping[str, str]) -> tuple[int, list[tuple[str, str]], bool]:
-        """The client's status and headers, and whether the answer is streamed (else it is translated whole)."""
-
-    def feed(self, data: bytes) -> bytes:
-        """What the client gets for this piece of the arm's (decoded) answer; b"" where nothing is due yet."""
-
-    def finish(self) -> bytes:
-        """What the client still gets when the arm's answer is complete."""
-
-
-class Translator(Protocol):
-    def __call__(self, head: RequestHead, body: bytes, arm_name: str) -> Translation:
-        """Raises `HeadError` (status, message) where the request cannot be said in the arm's dialect."""
-
-
-class Rewriter(Protocol):
-    def __call__(self, head: RequestHead, body: bytes, arm_name: str) -> bytes:
-        """The body with the arm's model, parameters and system prompt, in the same dialect."""
 
 
 class ShadowAssigner:

@@ -2,238 +2,43 @@
 
 from __future__ import annotations
 
-import asyncio
 from time import perf_counter, time
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from evalpipe.collector.answers import render_answer, render_provider_error
-from evalpipe.collector.arms import Assignment, RequestHead
 from evalpipe.collector.framing import BodyReader
-from evalpipe.collector.heads import (
-    CHUNKED,
-    HeadError,
-    Line,
-)
-from evalpipe.collector.kept import KeptAnswer, KeptBody
-from evalpipe.collector.passing import pass_answer_lines, render_passed_head
-from evalpipe.collector.translate import TranslatedAnswer, render_outgoing_head, say_to_treatment
-from evalpipe.collector.upstream import Upstream
-from evalpipe.providers.base import NotShadowableError, OutgoingRequest
+from evalpipe.collector.heads import Line
+from evalpipe.collector.kept import KeptAnswer
+from evalpipe.collector.outbound import Outbound
+from evalpipe.collector.passing import pass_answer_lines
+from evalpipe.collector.upstream import AnswerSink
 
 if TYPE_CHECKING:
     from evalpipe.collector.server import Client, Request
     from evalpipe.collector.worker import Worker
 
-_MAX_UNSENT = 256 << 10
-"""request bytes held while the arm's connection is made; then the client is no longer read"""
 
-
-class Flight:
+class Flight(Outbound):
     """An `AnswerSink`. Collected requests (`endpoint` set) leave a request record and a response record."""
 
     def __init__(self, worker: Worker, client: Client, request: Request) -> None:
-        self.worker, self.client, self.request = worker, client, request
-        self.head_request = request.method == b"HEAD"
-        self.endpoint = worker.endpoint(request.method, request.target)
-        self.request_id = worker.new_request_id()
-        self.assignment: Assignment | None = None
-        self._upstream: Upstream | None = None
-        self._connecting: asyncio.Task[None] | None = None
-        self._unsent: list[bytes] = []
-        self._request_done = False
-        self._sent_body: bytes | None = None
-        self._outgoing: OutgoingRequest | None = None
-        self._translated: TranslatedAnswer | None = None
-        self._kept_request = KeptBody(worker.settings.max_logged_bytes)
+        super().__init__(worker, client, request)
+        worker.flights.add(self)
+        self.answer_started = False
+        self.status = 0
+        """what the client saw"""
+        self.timeout_ms: float | None = None
         self._kept_answer: KeptAnswer | None = None
-        self._n_request_bytes = 0
-        self._answer_started = False
-        self._ended = False
+        self._reframe = False
         self._dechunk = False
         self._until_close = False
-        self._dripping = False
         self._head_bytes = b""
-        self._status = 0
-        self.started_at = 0.0
-        self.arrived = perf_counter()
-        self._sent = self._first_byte = self._last_byte = 0.0
-        self._overhead = 0.0
+        self._first_byte = self._last_byte = 0.0
 
-    # --- request
+    def _sink(self) -> AnswerSink:
+        return self
 
-    def start(self, *, body_follows: bool) -> None:
-        """The head is in. `body_follows`: bytes of the body are handed over right after this call."""
-        self.worker.flights.add(self)
-        self._waits_for_body = self.endpoint is not None and self.worker.needs_body
-        if self._waits_for_body and not self.request.reader.done:
-            if self.request.expects:
-                self.client.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            return
-        if self.request.reader.done:
-            self._request_done = True
-            if self._waits_for_body:
-                self._send_whole()
-            elif self._choose(b""):
-                self._send(self._render_head(), flush=True)
-                self._request_ended()
-            return
-        if self._choose(None):
-            self._send(self._render_head(), flush=not body_follows)
-
-    def request_body(self, payload: list[bytes], n_framed: int, done: bool) -> None:
-        """Pieces of the request's body as they come; `n_framed` counts chunk framing and trailers too."""
-        self._n_request_bytes += n_framed
-        if self._n_request_bytes > self.worker.settings.max_body_bytes:
-            raise HeadError(413, "the request body is too large")
-        if self.endpoint is not None:
-            self._kept_request.add(payload)
-        self._request_done = done
-        if self._waits_for_body:
-            if done:
-                self._send_whole()
-            return
-        if self.request.length == CHUNKED:
-            framed = b"".join([b"%x\r\n%b\r\n" % (len(piece), piece) for piece in payload])
-            self._send(framed + b"0\r\n\r\n" if done else framed, flush=True)
-        else:
-            self._send(payload[0] if len(payload) == 1 else b"".join(payload), flush=True)
-        if done:
-            self._request_ended()
-
-    def _choose(self, body: bytes | None) -> bool:
-        """Which arm serves. False: the request is refused, and answered."""
-        self.arm = self.worker.settings.control
-        if self.endpoint is None:
-            return True
-        head = RequestHead(
-            request_id=self.request_id,
-            endpoint=self.endpoint,
-            target=self.request.target,
-            lines=self.request.head.lines,
-        )
-        try:
-            assignment = self.worker.assigner.assign(head, body)
-            if assignment.arm == "treatment":
-                assignment = self._to_treatment(head, assignment, body or b"")
-        except HeadError as error:
-            self.worker.metrics.refused(error.status)
-            self._end_without_answer(error.status, "refused", str(error))
-            return False
-        self.assignment = assignment
-        self.arm = self.worker.settings.arm(assignment.arm)
-        self.request_id += "c" if assignment.arm == "control" else "t"
-        self._request_head = head
-        return True
-
-    def _to_treatment(self, head: RequestHead, assignment: Assignment, body: bytes) -> Assignment:
-        """Say the request to the treatment arm. Where that cannot be done control serves, outside the statistics."""
-        treatment = self.worker.settings.arm("treatment")
-        try:
-            self._outgoing = say_to_treatment(treatment, head, body)
-        except NotShadowableError as error:
-            if assignment.forced:
-                raise HeadError(400, f"this request cannot be said to the treatment arm: {error}") from None
-            return msgspec.structs.replace(assignment, arm="control", forced=True)
-        return assignment
-
-    def _send_whole(self) -> None:
-        """The body was needed to choose the arm, or is written for it: it goes out whole, with a length."""
-        body = self._kept_request.data
-        if self._kept_request.n_dropped:
-            raise HeadError(413, "the request body is too large")
-        if not self._choose(body):
-            return
-        if self._outgoing is not None:
-            self._send_to_treatment(self._outgoing, body)
-            return
-        rewritten = self.worker.rewrite(self._request_head, self.arm, body)
-        if rewritten is not None:
-            body = self._sent_body = rewritten
-        self._send(self._render_head(len(body)), flush=False)
-        self._send(body, flush=True)
-        self._request_ended()
-
-    def _send_to_treatment(self, outgoing: OutgoingRequest, body: bytes) -> None:
-        key_line = b"" if self.arm.api_key is None else self.worker.key_line(self.arm)
-        if outgoing.body != body:
-            self._sent_body = outgoing.body
-        if outgoing.endpoint != self.endpoint:
-            self._translated = TranslatedAnswer(
-                outgoing,
-                self._request_head,
-                body,
-                http10=self.request.http10,
-                head_lines=self.worker.own_lines(self),
-            )
-        self._send(
-            render_outgoing_head(outgoing, self._request_head, self.worker.origin(self.arm), key_line), flush=False
-        )
-        self._send(outgoing.body, flush=True)
-        self._request_ended()
-
-    def _render_head(self, whole_length: int | None = None) -> bytes:
-        key_line = b"" if self.arm.api_key is None else self.worker.key_line(self.arm)
-        return render_passed_head(
-            self.request,
-            self.worker.origin(self.arm),
-            key_line,
-            whole_length=whole_length,
-            identity=self.worker.settings.inject_stream_usage,
-        )
-
-    def _send(self, data: bytes, *, flush: bool) -> None:
-        upstream = self._upstream
-        if upstream is None and self._connecting is None and not self._ended:
-            upstream = self.worker.pool.get(self.worker.origin(self.arm))
-            if upstream is None:
-                self._connecting = self.worker.loop.create_task(self._connect())
-            else:
-                upstream.begin(self)
-                self._upstream = upstream
-        self._unsent.append(data)
-        if not flush:
-            return
-        if upstream is not None:
-            unsent, self._unsent = self._unsent, []
-            upstream.transport.write(unsent[0] if len(unsent) == 1 else b"".join(unsent))
-        elif sum(map(len, self._unsent)) > _MAX_UNSENT:
-            self.client.pause_upload()
-
-    async def _connect(self) -> None:
-        origin = self.worker.origin(self.arm)
-        timeout_s = self.worker.settings.connect_timeout_s
-        try:
-            upstream = await self.worker.pool.connect(origin)
-        except TimeoutError:
-            self._end_without_answer(504, "timeout", f"no connection to {origin.authority} within {timeout_s:g} s")
-            return
-        except OSError as error:
-            self._end_without_answer(502, "connect_error", f"no connection to {origin.authority}: {error}")
-            return
-        if self._ended:
-            self.worker.pool.put(upstream)
-            return
-        upstream.begin(self)
-        self._upstream = upstream
-        upstream.request_sent = self._request_done
-        unsent, self._unsent = self._unsent, []
-        self.client.resume_upload()
-        upstream.transport.write(b"".join(unsent))
-
-    def _request_ended(self) -> None:
-        """All of the request is in and on its way: now, while the arm works, its record is written."""
-        now = perf_counter()
-        self._sent = now
-        self.started_at = time()
-        if self._upstream is not None:
-            self._upstream.request_sent = True
-        if self.assignment is not None:
-            self.worker.recorder.request(self)
-        self._overhead = perf_counter() - self.arrived if self.request.length < _MAX_UNSENT else 0.0
-
-    # --- answer
+    # --- the answer
 
     def interim(self, head: bytes) -> None:
         if not self.request.http10:
@@ -243,8 +48,8 @@ class Flight:
         self, status: int, status_line: bytes, lines: list[Line], reader: BodyReader, *, last: bool, followed: bool
     ) -> None:
         self._first_byte = self._last_byte = perf_counter()
-        self._answer_started = True
-        self._status = status
+        self.answer_started = True
+        self.status = status
         request = self.request
         if self._translated is not None:
             self._kept_answer = KeptAnswer(status, lines, self.worker.settings.max_logged_bytes)
@@ -253,6 +58,9 @@ class Flight:
             return
         self._until_close = reader.until_close
         self._dechunk = reader.chunked and request.http10
+        if self._stripper is not None and not _can_be_stripped(lines, reader):
+            self._stripper = None
+        self._reframe = self._stripper is not None and reader.chunked and not self._dechunk
         head, has_length = pass_answer_lines(status_line, lines, chunked=reader.chunked and not self._dechunk)
         keep = request.keep and not self._until_close and not self._dechunk and not self.worker.stopping
         request.keep = keep
@@ -280,7 +88,14 @@ class Flight:
         if self._translated is not None:
             self._write_translated(self._translated.feed(b"".join(payload)), last=last)
             return
-        data = b"".join(payload) if self._dechunk else framed
+        if self._stripper is not None:
+            data = self._stripper.feed(b"".join(payload))
+            if last:
+                data += self._stripper.finish()
+            if self._reframe:
+                data = (b"%x\r\n%b\r\n" % (len(data), data) if data else b"") + (b"0\r\n\r\n" if last else b"")
+        else:
+            data = b"".join(payload) if self._dechunk else framed
         if self._head_bytes:
             data = self._head_bytes + data
             self._head_bytes = b""
@@ -311,7 +126,7 @@ class Flight:
         if translated is not None and ended == "closed_by_upstream":
             self._write_translated(b"", last=True)
             return
-        if not self._answer_started or (translated is not None and not translated.head_sent):
+        if not self.answer_started or (translated is not None and not translated.head_sent):
             self._end_without_answer(502, ended, message)
             return
         self._end(ended, message=message)
@@ -329,8 +144,8 @@ class Flight:
             return
         if ended == "timeout":
             status = 504
-        if not self._answer_started:
-            self._status = status
+        if not self.answer_started:
+            self.status = status
         self._connecting = None
         anthropic = self.endpoint == "messages" or (self.endpoint is None and self.arm.provider == "anthropic")
         answer = render_provider_error(anthropic, status, f"evalpipe: {message}", self.request_id)
@@ -382,12 +197,6 @@ class Flight:
 
     # --- flow and time
 
-    def pause_sending(self) -> None:
-        self.client.pause_upload()
-
-    def resume_sending(self) -> None:
-        self.client.resume_upload()
-
     def pause_answer(self) -> None:
         if self._upstream is not None:
             self._upstream.transport.pause_reading()
@@ -405,7 +214,7 @@ class Flight:
         limit_s = 0.0
         if now - self._sent > settings.timeout_s:
             limit_s = settings.timeout_s
-        elif self._answer_started and not self.client.write_paused and now - self._last_byte > settings.idle_timeout_s:
+        elif self.answer_started and not self.client.write_paused and now - self._last_byte > settings.idle_timeout_s:
             limit_s = settings.idle_timeout_s
         if not limit_s:
             return
@@ -415,33 +224,17 @@ class Flight:
         self.timeout_ms = limit_s * 1000
         self.lost("timeout", f"no whole answer within {limit_s:g} s")
 
-    timeout_ms: float | None = None
-
     @property
     def latency_ms(self) -> float:
         return (perf_counter() - self._sent) * 1000
 
     @property
     def first_byte_ms(self) -> float | None:
-        return (self._first_byte - self._sent) * 1000 if self._answer_started else None
+        return (self._first_byte - self._sent) * 1000 if self.answer_started else None
 
-    @property
-    def answer_started(self) -> bool:
-        return self._answer_started
 
-    @property
-    def status(self) -> int:
-        return self._status
-
-    @property
-    def kept_request(self) -> KeptBody:
-        return self._kept_request
-
-    @property
-    def sent_body(self) -> bytes | None:
-        return self._sent_body
-
-    @property
-    def answer_endpoint(self) -> str | None:
-        """The endpoint of the dialect the arm answers in."""
-        return self.endpoint if self._outgoing is None else self._outgoing.endpoint
+def _can_be_stripped(lines: list[Line], reader: BodyReader) -> bool:
+    """Whether usage can be taken out on the way: a stream, uncompressed, whose head promises no length."""
+    found = {name: value for name, value, _ in lines}
+    stream = found.get(b"content-type", b"").lower().startswith(b"text/event-stream")
+    return stream and (reader.chunked or reader.until_close) and b"content-encoding" not in found

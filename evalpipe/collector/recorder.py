@@ -17,6 +17,7 @@ from evalpipe.core.spool import Body, FeedbackRecord, RequestRecord, ResponseRec
 
 if TYPE_CHECKING:
     from evalpipe.collector.flight import Flight
+    from evalpipe.collector.outbound import Outbound
     from evalpipe.collector.metrics import Metrics
     from evalpipe.collector.originals import OriginalsOut
     from evalpipe.collector.redaction import Redactor
@@ -40,7 +41,7 @@ class Recorder:
         self._redactor, self._originals = redactor, originals
         self._unit_key = settings.unit_key.value.encode("latin-1")
 
-    def request(self, flight: Flight, *, whole: bool = True) -> None:
+    def request(self, flight: Outbound, *, whole: bool = True) -> None:
         """The request record; `whole` False: the arm answered before the request was in, so no copy is due."""
         assignment = flight.assignment
         assert assignment is not None and flight.endpoint is not None

@@ -12,7 +12,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from evalpipe.collector.arms import Assigner, RequestHead, Rewriter, ShadowAssigner
+from evalpipe.collector.arms import Assigner, ShadowAssigner
 from evalpipe.collector.guard import Guard
 from evalpipe.collector.metrics import Metrics
 from evalpipe.collector.recorder import Recorder
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from evalpipe.collector.assign import RolloutGauges, Share
     from evalpipe.collector.flight import Flight
+    from evalpipe.collector.outbound import Outbound
     from evalpipe.collector.server import Client
 
 TICK_S = 0.1
@@ -71,8 +72,7 @@ class Worker:
         self.guard = Guard(settings)
         self.assigner = _assigner(settings)
         self._gauges = _gauges(settings, self.metrics)
-        self._rewriter: Rewriter | None = None
-        self.needs_body = self.assigner.needs_body or settings.control.rewrite
+        self.needs_body = self.assigner.needs_body or settings.control.rewrite or settings.inject_stream_usage
         self._endpoints = {path.encode(): name for path, name in ENDPOINTS.items()}
         self._origins = {arm.arm: arm.origin for arm in (settings.control, settings.treatment) if arm is not None}
         self._key_lines = {
@@ -98,18 +98,20 @@ class Worker:
     def key_line(self, arm: ArmSettings) -> bytes:
         return self._key_lines[arm.arm]
 
-    def own_lines(self, flight: Flight) -> list[bytes]:
+    def own_lines(self, flight: Outbound) -> list[bytes]:
         """The collector's own answer headers."""
         lines = [b"x-evalpipe-request-id: " + flight.request_id.encode("ascii")]
         if flight.assignment is not None and self.settings.mode != "shadow":
             lines.append(b"x-evalpipe-arm: " + flight.assignment.arm.encode("ascii"))
         return lines
 
-    def rewrite(self, head: RequestHead, arm: ArmSettings, body: bytes) -> bytes | None:
-        """The body written for the arm, or None: it goes out as it came."""
-        if self._rewriter is None:
-            return None
-        return self._rewriter(head, body, arm.arm)
+    def rewrite(self, endpoint: str, arm: ArmSettings, body: bytes) -> bytes:
+        """The body as the arm gets it: as it came, unless `rewrite` says otherwise."""
+        if not arm.rewrite:
+            return body
+        from evalpipe.collector.rewriting import rewrite
+
+        return rewrite(endpoint, body, arm)
 
     # --- life
 

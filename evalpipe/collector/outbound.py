@@ -1,0 +1,247 @@
+"""The way out of one request: which arm serves it, its bytes to that arm as they come, its record when they are all in."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from time import perf_counter, time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from evalpipe.collector.arms import Assignment, RequestHead
+from evalpipe.collector.heads import CHUNKED, HeadError
+from evalpipe.collector.kept import KeptBody
+from evalpipe.collector.passing import render_passed_head
+from evalpipe.collector.settings import ArmSettings
+from evalpipe.collector.stream_usage import UsageStripper, ask_for_usage
+from evalpipe.collector.translate import TranslatedAnswer, render_outgoing_head, say_to_treatment
+from evalpipe.collector.upstream import AnswerSink, Upstream
+from evalpipe.providers.base import NotShadowableError, OutgoingRequest
+
+if TYPE_CHECKING:
+    from evalpipe.collector.server import Client, Request
+    from evalpipe.collector.worker import Worker
+
+_MAX_UNSENT = 256 << 10
+"""request bytes held while the arm's connection is made; then the client is no longer read"""
+
+
+class Outbound(ABC):
+    """The half of a flight that deals with the request."""
+
+    def __init__(self, worker: Worker, client: Client, request: Request) -> None:
+        self.worker, self.client, self.request = worker, client, request
+        self.head_request = request.method == b"HEAD"
+        self.endpoint = worker.endpoint(request.method, request.target)
+        self.request_id = worker.new_request_id()
+        self.arm: ArmSettings = worker.settings.control
+        self.assignment: Assignment | None = None
+        self.kept_request = KeptBody(worker.settings.max_logged_bytes)
+        self.sent_body: bytes | None = None
+        """what the arm got, where it differs from what the client sent"""
+        self.started_at = 0.0
+        self.arrived = perf_counter()
+        self._sent = 0.0
+        self._overhead = 0.0
+        self._ended = False
+        self._upstream: Upstream | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._unsent: list[bytes] = []
+        self._request_done = False
+        self._n_request_bytes = 0
+        self._outgoing: OutgoingRequest | None = None
+        self._translated: TranslatedAnswer | None = None
+        self._stripper: UsageStripper | None = None
+
+    @abstractmethod
+    def _end_without_answer(self, status: int, ended: str, message: str) -> None:
+        """The arm gives no answer: the client gets one of ours."""
+
+    @abstractmethod
+    def _sink(self) -> AnswerSink:
+        """Who receives the answer."""
+
+    def start(self, *, body_follows: bool) -> None:
+        """The head is in. `body_follows`: bytes of the body are handed over right after this call."""
+        self._waits_for_body = self.endpoint is not None and self.worker.needs_body
+        if self._waits_for_body and not self.request.reader.done:
+            if self.request.expects:
+                self.client.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            return
+        if self.request.reader.done:
+            self._request_done = True
+            if self._waits_for_body:
+                self._send_whole()
+            elif self._choose(b""):
+                self._send(self._render_head(), flush=True)
+                self._request_ended()
+            return
+        if self._choose(None):
+            self._send(self._render_head(), flush=not body_follows)
+
+    def request_body(self, payload: list[bytes], n_framed: int, done: bool) -> None:
+        """Pieces of the request's body as they come; `n_framed` counts chunk framing and trailers too."""
+        self._n_request_bytes += n_framed
+        if self._n_request_bytes > self.worker.settings.max_body_bytes:
+            raise HeadError(413, "the request body is too large")
+        if self.endpoint is not None:
+            self.kept_request.add(payload)
+        self._request_done = done
+        if self._waits_for_body:
+            if done:
+                self._send_whole()
+            return
+        if self.request.length == CHUNKED:
+            framed = b"".join([b"%x\r\n%b\r\n" % (len(piece), piece) for piece in payload])
+            self._send(framed + b"0\r\n\r\n" if done else framed, flush=True)
+        else:
+            self._send(payload[0] if len(payload) == 1 else b"".join(payload), flush=True)
+        if done:
+            self._request_ended()
+
+    def _choose(self, body: bytes | None) -> bool:
+        """Which arm serves. False: the request is refused, and answered."""
+        if self.endpoint is None:
+            return True
+        head = RequestHead(
+            request_id=self.request_id,
+            endpoint=self.endpoint,
+            target=self.request.target,
+            lines=self.request.head.lines,
+        )
+        try:
+            assignment = self.worker.assigner.assign(head, body)
+            if assignment.arm == "treatment":
+                assignment = self._to_treatment(head, assignment, body or b"")
+        except HeadError as error:
+            self.worker.metrics.refused(error.status)
+            self._end_without_answer(error.status, "refused", str(error))
+            return False
+        self.assignment = assignment
+        self.arm = self.worker.settings.arm(assignment.arm)
+        self.request_id += "c" if assignment.arm == "control" else "t"
+        self._request_head = head
+        return True
+
+    def _to_treatment(self, head: RequestHead, assignment: Assignment, body: bytes) -> Assignment:
+        """Say the request to the treatment arm. Where that cannot be done control serves, outside the statistics."""
+        treatment = self.worker.settings.arm("treatment")
+        try:
+            self._outgoing = say_to_treatment(treatment, head, body)
+        except NotShadowableError as error:
+            if assignment.forced:
+                raise HeadError(400, f"this request cannot be said to the treatment arm: {error}") from None
+            return msgspec.structs.replace(assignment, arm="control", forced=True)
+        return assignment
+
+    def _send_whole(self) -> None:
+        """The body was needed to choose the arm, or is written for it: it goes out whole, with a length."""
+        body = self.kept_request.data
+        if self.kept_request.n_dropped:
+            raise HeadError(413, "the request body is too large")
+        if not self._choose(body):
+            return
+        if self._outgoing is not None:
+            self._send_to_treatment(self._outgoing, body)
+            return
+        written = self.worker.rewrite(self._request_head.endpoint, self.arm, body)
+        asked = None
+        if self.worker.settings.inject_stream_usage and self.endpoint == "chat.completions":
+            asked = ask_for_usage(written)
+        if asked is not None:
+            written, self._stripper = asked, UsageStripper()
+        if written != body:
+            self.sent_body = written
+        self._send(self._render_head(len(written)), flush=False)
+        self._send(written, flush=True)
+        self._request_ended()
+
+    def _send_to_treatment(self, outgoing: OutgoingRequest, body: bytes) -> None:
+        key_line = self.arm.key_line
+        if outgoing.body != body:
+            self.sent_body = outgoing.body
+        if outgoing.endpoint != self.endpoint:
+            self._translated = TranslatedAnswer(
+                outgoing,
+                self._request_head,
+                body,
+                http10=self.request.http10,
+                head_lines=self.worker.own_lines(self),
+            )
+        self._send(
+            render_outgoing_head(outgoing, self._request_head, self.worker.origin(self.arm), key_line), flush=False
+        )
+        self._send(outgoing.body, flush=True)
+        self._request_ended()
+
+    def _render_head(self, whole_length: int | None = None) -> bytes:
+        key_line = self.arm.key_line
+        return render_passed_head(
+            self.request,
+            self.worker.origin(self.arm),
+            key_line,
+            whole_length=whole_length,
+            identity=self._stripper is not None,
+        )
+
+    def _send(self, data: bytes, *, flush: bool) -> None:
+        upstream = self._upstream
+        if upstream is None and self._connecting is None and not self._ended:
+            upstream = self.worker.pool.get(self.worker.origin(self.arm))
+            if upstream is None:
+                self._connecting = self.worker.loop.create_task(self._connect())
+            else:
+                upstream.begin(self._sink())
+                self._upstream = upstream
+        self._unsent.append(data)
+        if not flush:
+            return
+        if upstream is not None:
+            unsent, self._unsent = self._unsent, []
+            upstream.transport.write(unsent[0] if len(unsent) == 1 else b"".join(unsent))
+        elif sum(map(len, self._unsent)) > _MAX_UNSENT:
+            self.client.pause_upload()
+
+    async def _connect(self) -> None:
+        origin = self.worker.origin(self.arm)
+        timeout_s = self.worker.settings.connect_timeout_s
+        try:
+            upstream = await self.worker.pool.connect(origin)
+        except TimeoutError:
+            self._end_without_answer(504, "timeout", f"no connection to {origin.authority} within {timeout_s:g} s")
+            return
+        except OSError as error:
+            self._end_without_answer(502, "connect_error", f"no connection to {origin.authority}: {error}")
+            return
+        if self._ended:
+            self.worker.pool.put(upstream)
+            return
+        upstream.begin(self._sink())
+        self._upstream = upstream
+        upstream.request_sent = self._request_done
+        unsent, self._unsent = self._unsent, []
+        self.client.resume_upload()
+        upstream.transport.write(b"".join(unsent))
+
+    def _request_ended(self) -> None:
+        """All of the request is in and on its way: now, while the arm works, its record is written."""
+        now = perf_counter()
+        self._sent = now
+        self.started_at = time()
+        if self._upstream is not None:
+            self._upstream.request_sent = True
+        if self.assignment is not None:
+            self.worker.recorder.request(self)
+        self._overhead = perf_counter() - self.arrived if self.request.length < _MAX_UNSENT else 0.0
+
+    @property
+    def answer_endpoint(self) -> str | None:
+        """The endpoint of the dialect the arm answers in."""
+        return self.endpoint if self._outgoing is None else self._outgoing.endpoint
+
+    def pause_sending(self) -> None:
+        self.client.pause_upload()
+
+    def resume_sending(self) -> None:
+        self.client.resume_upload()
