@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from evalpipe.cli.app import COMMANDS
+from evalpipe.core.spool import Body, RequestRecord, ResponseRecord, render_record
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = """
@@ -114,7 +115,13 @@ def test_an_unwritable_data_folder_is_one_line(workspace: Path, command: list[st
     assert "file/data" in line
 
 
-@pytest.mark.parametrize("command", ["report", "judge", "load", "gate"])
+def test_the_gate_of_an_empty_log_says_collect_more(workspace: Path) -> None:
+    done = run("gate", cwd=workspace)
+    assert done.returncode == 11
+    assert "evalpipe collect" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["report", "judge", "load"])
 def test_an_empty_log_is_one_line(workspace: Path, command: str) -> None:
     done = run(command, cwd=workspace, env={"ANTHROPIC_API_KEY": "k"})
     one_line(done, done.returncode)
@@ -122,8 +129,24 @@ def test_an_empty_log_is_one_line(workspace: Path, command: str) -> None:
 
 
 def test_one_arm_missing_is_said_in_the_report(workspace: Path) -> None:
-    (workspace / "pairs.jsonl").write_text(json.dumps({**PAIR, "response_b": None}) + "\n")
-    assert run("load", "pairs.jsonl", "--format", "pairs", cwd=workspace).returncode == 0
+    """A log of control alone (no treatment was configured yet): nothing is compared, and the report says so."""
+    lines = []
+    for n in range(3):
+        body = Body.of(json.dumps({"model": "m", "messages": [{"role": "user", "content": f"hi {n}"}]}).encode())
+        answer = {
+            "model": "m",
+            "choices": [{"message": {"role": "assistant", "content": "ho"}, "finish_reason": "stop"}],
+        }
+        name = {"request_id": f"r{n}", "experiment": "try", "arm": "control", "endpoint": "chat.completions"}
+        lines.append(RequestRecord(**name, mode="shadow", received_at=1.7e9 + n, body=body))
+        lines.append(
+            ResponseRecord(
+                **name, role="served", provider="openai", started_at=1.7e9 + n, ended="complete", latency_ms=5, status=200,
+                body=Body.of(json.dumps(answer).encode()),
+            )
+        )  # fmt: skip
+    (workspace / "log.jsonl").write_bytes(b"".join(map(render_record, lines)))
+    assert run("load", "log.jsonl", cwd=workspace).returncode == 0
     done = run("report", "--json", cwd=workspace)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -131,6 +154,9 @@ def test_one_arm_missing_is_said_in_the_report(workspace: Path) -> None:
     error_rate = next(metric for metric in report["metrics"] if metric["name"] == "error_rate")
     assert error_rate["finding"] == "undefined"
     assert error_rate["status"] in ("missing_arm", "no_data")
+    assert report["funnel"]["requests"] == 3
+    assert report["funnel"]["pairs"] == 0
+    assert "treatment" in " ".join(report["decision"]["reasons"])
 
 
 def test_an_unknown_option_is_a_usage_error(tmp_path: Path) -> None:

@@ -8,11 +8,12 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from evalpipe.collector.settings import ArmSettings, CollectorSettings, Secret
+from evalpipe.collector.settings import IN_PROCESS, ArmSettings, CollectorSettings, Secret
 from evalpipe.collector.supervisor import Run, run_collector
 from evalpipe.config import ArmConfig, Config, secret
 from evalpipe.core.identity import fingerprint
 from evalpipe.errors import BudgetError, ConfigError
+from evalpipe.pipeline.load import check_writable
 from evalpipe.pipeline.prices import price_book
 from evalpipe.pipeline.unit_key import unit_key
 from evalpipe.pipeline.workspace import Workspace
@@ -32,6 +33,7 @@ def collect(
 ) -> None:
     """Serve until SIGTERM or Ctrl-C. Raises ConfigError, BudgetError or WorkspaceBusyError where it cannot begin."""
     config = workspace.require_config()
+    check_writable(workspace.data)
     settings = collector_settings(workspace)
     host = host or config.collector.host
     if not is_loopback(host) and settings.client_token is None and not insecure:
@@ -138,7 +140,7 @@ def _arm(workspace: Workspace, name: str, arm: ArmConfig) -> ArmSettings:
     return ArmSettings(
         arm=name,
         provider=arm.provider,
-        base_url=arm.effective_base_url,
+        base_url=IN_PROCESS if arm.provider == "litellm" and arm.base_url is None else arm.effective_base_url,
         model=arm.model,
         rewrite=arm.rewrite,
         api_key=None if key is None else Secret(key),
