@@ -49,6 +49,8 @@ class ExperimentRecord:
     last_look_at: str | None = None
     last_data: str | None = None
     decided: Decided | None = None
+    planned: bool = False
+    """whether n* comes from `evalpipe plan --save`, else it is the default"""
     schema_version: int = 1
 
 

@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 
 from evalpipe.analysis.result import MetricResult
+from evalpipe.analysis.shown import metric_formats, shown_metric
+from evalpipe.core.format import MINUS, MISSING
 
-MINUS = "−"
 MONEY_DIGITS = 3
 
 
@@ -56,19 +57,24 @@ def rounded_up(number: float) -> int:
 
 
 def change(result: MetricResult, *, subject: str = "the treatment's") -> str:
-    """What happened to a metric: "cost per request rose from $0.0012 to $0.0015 (+25 %, +22 to +28 %)"."""
+    """What happened to a metric: "cost per request rose from $0.0012 to $0.0015 (+25 %, +22 to +28 %)".
+
+    The digits are those of the table (`shown_metric`).
+    """
+    shown = shown_metric(result)
     name = result.label[:1].lower() + result.label[1:]
     if result.name == "win_rate":
-        return (
-            f"{subject} answers were preferred in {percent(result.treatment.value)} of {count(result.n)} judged pairs "
-            f"({_span(_plus_half(result.ci_low), _plus_half(result.ci_high))})"
-        )
-    before, after = amount(result.control.value, result.unit), amount(result.treatment.value, result.unit)
+        formats = metric_formats(result).values
+        span = formats.value_interval(_plus_half(result.ci_low), _plus_half(result.ci_high))
+        between = f" ({span})" if span != MISSING else ""
+        value = formats.value(result.treatment.value)
+        return f"{subject} answers were preferred in {value} of {count(result.n)} judged pairs{between}"
     if result.difference is None:
-        return f"{name} cannot be compared ({before} against {after})"
-    if before == after:
-        return f"{name} stayed at {after} ({_interval(result)})"
-    return f"{name} {'rose' if result.difference > 0 else 'fell'} from {before} to {after} ({_interval(result)})"
+        return f"{name} cannot be compared ({shown.control} against {shown.treatment})"
+    moved = f"{shown.difference}, {shown.interval}" if shown.interval != MISSING else shown.difference
+    if shown.control == shown.treatment:
+        return f"{name} stayed at {shown.treatment} ({moved})"
+    return f"{name} {'rose' if result.difference > 0 else 'fell'} from {shown.control} to {shown.treatment} ({moved})"
 
 
 def allowed(result: MetricResult) -> str:
@@ -88,39 +94,6 @@ def listed(items: Sequence[str]) -> str:
     """a, b and c."""
     items = list(items)
     return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1] if items else ""
-
-
-def _interval(result: MetricResult) -> str:
-    """ "+25 %, +22 to +28 %": the difference and its limits on the scale that decides."""
-    if result.scale == "relative" and result.relative is not None:
-        point, low, high = result.relative, result.relative_low, result.relative_high
-        shown = [None if value is None else percent(value, signed=True) for value in (point, low, high)]
-    else:
-        shown = [
-            None if value is None else amount(value, result.unit, signed=True)
-            for value in (result.difference, result.ci_low, result.ci_high)
-        ]
-    middle, lower, upper = shown
-    if lower is None and upper is None:
-        return f"{middle}, no interval yet"
-    if lower is None:
-        return f"{middle}, at most {upper}"
-    if upper is None:
-        return f"{middle}, at least {lower}"
-    return f"{middle}, {_without_unit(lower, upper)} to {upper}"
-
-
-def _without_unit(lower: str, upper: str) -> str:
-    """The lower limit without the unit that the upper one repeats."""
-    if " " in lower and lower.rsplit(" ", 1)[1] == upper.rsplit(" ", 1)[-1]:
-        return lower.rsplit(" ", 1)[0]
-    return lower
-
-
-def _span(low: float | None, high: float | None) -> str:
-    if low is None or high is None:
-        return "no interval yet"
-    return f"{_digits(100 * low)}–{_digits(100 * high)} %"
 
 
 def _plus_half(value: float | None) -> float | None:

@@ -23,6 +23,7 @@ COMMANDS = (
     ("judge", "judge", "Pipeline"),
     ("report", "report", "Pipeline"),
     ("gate", "gate", "Decide"),
+    ("plan", "plan", "Decide"),
     ("sql", "sql", "Decide"),
     ("canary", "canary", "Roll out"),
     ("istio", "istio", "Roll out"),

@@ -36,41 +36,44 @@ def analyze_workspace(
     where: str | None = None,
     now: datetime | None = None,
     details: bool = True,
+    pilot: bool = False,
 ) -> Analysis:
-    """The analysis of an experiment as configured. Raises EvalpipeError in one line."""
+    """The analysis of an experiment as configured. Raises EvalpipeError in one line.
+
+    `pilot`: to learn how noisy the metrics are, by plain intervals; no look of the experiment, nothing is recorded.
+    """
     selection = read_selection(since, until, where)
     name = experiment_name(workspace, experiment)
     mode, settings = mode_of(workspace.config), settings_of(workspace, judge=judge)
+    settings = replace(settings, looks="fixed") if pilot else settings
     at = now or datetime.now(UTC)
     options = {"judge": judge, "since": since, "until": until, "where": where}
     with open_store(workspace.data, name, selection=selection) as store:
         facts = provenance(workspace, store, name, options)
-        record = planned_record(workspace, name, mode, settings, at)
+        plan = planned_record(workspace, name, mode, settings, at)
 
         def look() -> Analysis:
             return analyze(
                 store.connection,
                 experiment=name,
                 mode=mode,
-                settings=replace(settings, n_star=record.n_star),
+                settings=replace(settings, n_star=plan.n_star),
                 now=at,
-                provenance={**facts, "n_star": record.n_star, "n_looks": record.n_looks},
+                provenance={**facts, "n_star": plan.n_star, "n_looks": plan.n_looks},
                 details=details,
             )
 
-        if not selection.is_empty or judge is not None:  # a part of the data, or another judge: no look of the experiment
+        if pilot or not selection.is_empty or judge is not None:  # a part of it, or another judge: no look of it
             return look()
         with recording(workspace.data, name):
-            record = planned_record(workspace, name, mode, settings, at)
-            analysis, after = take_look(look(), record, mode=mode, settings=settings, data=facts["data"]["fingerprint"])
+            plan = planned_record(workspace, name, mode, settings, at)
+            analysis, after = take_look(look(), plan, mode=mode, settings=settings, data=facts["data"]["fingerprint"])
             if after != load_record(workspace.data, name):
                 save_record(workspace.data, after)
             return analysis
 
 
-def planned_record(
-    workspace: Workspace, name: str, mode: str, settings: Settings, now: datetime
-) -> ExperimentRecord:
+def planned_record(workspace: Workspace, name: str, mode: str, settings: Settings, now: datetime) -> ExperimentRecord:
     """The experiment's record, or the one its first look will write."""
     return load_record(workspace.data, name) or new_record(
         experiment=name, mode=mode, settings=settings, now=now.astimezone(UTC).isoformat(timespec="seconds")
