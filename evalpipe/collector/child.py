@@ -1,4 +1,4 @@
-"""`python -m evalpipe.collector.child serve FD` or `… shadow`: the collector's processes, started by the supervisor.
+"""`python -m evalpipe.collector.child serve FD`, `… shadow`, `… litellm FD`: the processes the supervisor starts.
 
 Settings come as one JSON line on stdin, which stays open: its end says that the supervisor is gone. One line on stdout
 says that the process is ready. Imported lazily and lightly: a worker holds no SDK, no pandas, no configuration model.
@@ -61,7 +61,11 @@ def _ready() -> None:
 
 def main() -> None:
     settings = _settings()
-    if sys.argv[1] == "serve":
+    if sys.argv[1] == "litellm":
+        from evalpipe.collector.litellm_bridge import serve_litellm
+
+        serve_litellm(int(sys.argv[2]))
+    elif sys.argv[1] == "serve":
         uvloop.run(_serve(settings, int(sys.argv[2])))
     else:
         uvloop.run(_shadow(settings))

@@ -10,6 +10,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+IN_PROCESS = "litellm://library"
+"""base_url of an arm that is the litellm library itself; the supervisor puts the address of its bridge here"""
+
 
 class Secret(msgspec.Struct, frozen=True):
     """A key or token; its text is only had by asking for `value`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import importlib.util
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from evalpipe.collector.settings import CollectorSettings
+from evalpipe.collector.settings import IN_PROCESS, CollectorSettings
 from evalpipe.errors import ConfigError, EvalpipeError, WorkspaceBusyError
 
 _BACKLOG = 4096
@@ -168,12 +169,17 @@ class _Supervisor:
     def __init__(self, run: Run, sockets: list[socket.socket], metrics_dir: str) -> None:
         self._run, self._sockets = run, sockets
         settings = msgspec.structs.replace(run.settings, metrics_dir=metrics_dir)
+        settings, bridge = _bridged(settings)
         if settings.redact and settings.treatment is not None:
             settings = msgspec.structs.replace(settings, shadow_socket=str(Path(metrics_dir) / "originals.sock"))
         line = msgspec.json.encode(settings) + b"\n"
         self._workers = [
             _Child(["serve", str(sock.fileno())], (sock.fileno(),), line, metrics_dir, run.say) for sock in sockets
         ]
+        self._bridges = []
+        if bridge is not None:
+            self._bridges = [_Child(["litellm", str(bridge.fileno())], (bridge.fileno(),), line, metrics_dir, run.say)]
+            self._sockets = [*sockets, bridge]
         # Without a treatment it sends nothing and still counts tokens and dollars.
         self._shadows = [_Child(["shadow"], (), line, metrics_dir, run.say)]
 
@@ -182,7 +188,7 @@ class _Supervisor:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled, stop)
-        everyone = [*self._workers, *self._shadows]
+        everyone = [*self._bridges, *self._workers, *self._shadows]
         tasks = {child: loop.create_task(child.run()) for child in everyone}
         load = loop.create_task(self._load_now_and_then())
         watching = loop.create_task(self._watch_canary())
@@ -192,7 +198,8 @@ class _Supervisor:
             await stop.wait()
         load.cancel()
         watching.cancel()
-        for group in (self._workers, self._shadows):  # the treatment leg still decides what the last workers recorded
+        # Workers first: the treatment leg still decides what they recorded last, and may need the bridge for it.
+        for group in (self._workers, self._shadows, self._bridges):
             for child in group:
                 child.stop()
             await asyncio.gather(*(tasks[child] for child in group), return_exceptions=True)
@@ -201,7 +208,7 @@ class _Supervisor:
 
     def _signalled(self, stop: asyncio.Event) -> None:
         if stop.is_set():  # asked twice: at once
-            for child in (*self._workers, *self._shadows):
+            for child in (*self._workers, *self._shadows, *self._bridges):
                 child.stop(kill=True)
         stop.set()
 
@@ -246,6 +253,22 @@ class _Supervisor:
                 raise
             if code:
                 self._run.say(f"evalpipe: load ended with exit code {code}")
+
+
+def _bridged(settings: CollectorSettings) -> tuple[CollectorSettings, socket.socket | None]:
+    """The settings with the litellm library's arms at the address of a bridge on loopback, and its listening socket.
+
+    The socket stays open here, so that a bridge that dies has a successor at the same address.
+    """
+    arms = {arm.arm: arm for arm in (settings.control, settings.treatment) if arm and arm.base_url == IN_PROCESS}
+    if not arms:
+        return settings, None
+    if importlib.util.find_spec("litellm") is None:
+        raise ConfigError("provider = 'litellm' without a base_url needs the library: pip install 'evalpipe[litellm]'")
+    sock = socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG)
+    here = f"http://127.0.0.1:{sock.getsockname()[1]}"
+    moved = {name: msgspec.structs.replace(arm, base_url=here) for name, arm in arms.items()}
+    return msgspec.structs.replace(settings, **moved), sock
 
 
 def _url(sock: socket.socket) -> str:
