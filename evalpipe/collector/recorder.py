@@ -17,9 +17,9 @@ from evalpipe.core.spool import Body, FeedbackRecord, RequestRecord, ResponseRec
 
 if TYPE_CHECKING:
     from evalpipe.collector.flight import Flight
-    from evalpipe.collector.outbound import Outbound
     from evalpipe.collector.metrics import Metrics
     from evalpipe.collector.originals import OriginalsOut
+    from evalpipe.collector.outbound import Outbound
     from evalpipe.collector.redaction import Redactor
 
 _SECRET_QUERY = re.compile(
