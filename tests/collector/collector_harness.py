@@ -118,6 +118,8 @@ class RawUpstream:
                 task.cancel()
             self._loop.call_later(0.05, self._loop.stop)
 
+        if self._loop.is_closed():
+            return
         self._loop.call_soon_threadsafe(end)
         self._thread.join(10)
         self._loop.close()
@@ -213,7 +215,13 @@ class Running:
         """ "serve"/"shadow" → pid."""
         import psutil
 
-        return {child.cmdline()[3]: child.pid for child in psutil.Process(self.process.pid).children()}
+        found = {}
+        for child in psutil.Process(self.process.pid).children():
+            try:
+                found[child.cmdline()[3]] = child.pid
+            except (psutil.Error, IndexError):  # on its way out, or not yet what it will be
+                continue
+        return found
 
     def records(self) -> list[Record]:
         return read_spool(self.data / "spool")
