@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from evalpipe.cli import options
+
+if TYPE_CHECKING:
+    from evalpipe.pipeline.judge import JudgeOptions
+    from evalpipe.pipeline.workspace import Workspace
 
 
 def judge(
@@ -29,6 +34,22 @@ def judge(
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Print pairs, calls, tokens and dollars; send nothing.")
     ] = False,
+    batch: Annotated[
+        bool, typer.Option("--batch", help="Use the provider's batches: half the price, done within hours.")
+    ] = False,
+    status: Annotated[bool, typer.Option("--status", help="With --batch: show open batches; submit nothing.")] = False,
+    cancel: Annotated[bool, typer.Option("--cancel", help="With --batch: cancel open batches.")] = False,
+    until_decided: Annotated[
+        bool, typer.Option("--until-decided", help="Stop as soon as the win rate is decided (valid at any time).")
+    ] = False,
+    self_test: Annotated[
+        bool, typer.Option("--self-test", help="Put known cases to the judge: may it be trusted? Exit 1 where not.")
+    ] = False,
+    audit: Annotated[
+        bool,
+        typer.Option("--audit", help="Seat bias, consistency, length effect, agreement with labels; sends nothing."),
+    ] = False,
+    reparse: Annotated[bool, typer.Option("--reparse", help="Read stored raw replies again; sends nothing.")] = False,
     list_judges: Annotated[bool, typer.Option("--list", help="Show the judges with their fingerprints.")] = False,
     show_prompt: Annotated[
         str | None, typer.Option("--show-prompt", metavar="REQUEST_ID", help="Print exactly what would be sent.")
@@ -46,11 +67,14 @@ def judge(
     It may be stopped (Ctrl-C, or harder) and started again at any time: what is answered is never asked or paid again.
 
     ```
+    evalpipe judge --self-test
     evalpipe judge --estimate
     evalpipe judge --limit 100 --max-usd 0.50
+    evalpipe judge --batch
     ```
     """
-    from evalpipe.cli.judge_text import estimate_lines, judge_lines, prompt_lines, tally_lines
+    from evalpipe.cli import judge_text as text
+    from evalpipe.errors import ConfigError
     from evalpipe.pipeline import judge as pipeline
     from evalpipe.pipeline.load import load
     from evalpipe.pipeline.workspace import open_workspace
@@ -63,6 +87,7 @@ def judge(
         max_usd=max_usd,
         selection=read_selection(since, until, where),
         experiment=experiment,
+        until_decided=until_decided,
     )
 
     def tell(document: object, lines: list[str]) -> None:
@@ -71,20 +96,59 @@ def judge(
         else:
             typer.echo("\n".join(lines))
 
+    if (status or cancel) and not batch:
+        raise ConfigError("--status and --cancel are about batches: add --batch")
+    if batch and until_decided:
+        raise ConfigError("--until-decided looks after every ten pairs, a batch answers all at once: leave one out")
     if list_judges:
         found = pipeline.list_judges(workspace)
-        tell({"judges": found}, judge_lines(found))
+        tell({"judges": found}, text.judge_lines(found))
         return 0
     if paths:
         load(workspace, paths, experiment=experiment)
     if show_prompt is not None:
         prompts = pipeline.show_prompts(workspace, show_prompt, chosen)
-        tell({"prompts": prompts}, prompt_lines(prompts))
+        tell({"prompts": prompts}, text.prompt_lines(prompts))
         return 0
     if estimate:
         estimates = pipeline.estimate_judging(workspace, chosen)
-        tell({"estimates": [one.as_json() for one in estimates]}, estimate_lines(estimates))
+        tell({"estimates": [one.as_json() for one in estimates]}, text.estimate_lines(estimates))
         return 0
-    tallies = pipeline.judge(workspace, chosen)
-    tell({"runs": [tally.as_json() for tally in tallies]}, tally_lines(tallies))
+    if self_test or audit or reparse:
+        return _trust(workspace, chosen, tell, self_test=self_test, audit=audit)
+    if status or cancel:
+        from evalpipe.pipeline.judge_batches import cancel_batches, see_batches
+
+        batches = (cancel_batches if cancel else see_batches)(workspace, chosen)
+        tell({"batches": batches}, text.batch_lines(batches))
+        return 0
+    from evalpipe.pipeline.judge_batches import judge_by_batches
+
+    tallies = pipeline.judge(workspace, chosen, by=judge_by_batches if batch else None)
+    tell({"runs": [tally.as_json() for tally in tallies]}, text.tally_lines(tallies))
     return 130 if any(tally.stopped == "interrupted" for tally in tallies) else 0
+
+
+def _trust(
+    workspace: Workspace,
+    chosen: JudgeOptions,
+    tell: Callable[[object, list[str]], None],
+    *,
+    self_test: bool,
+    audit: bool,
+) -> int:
+    """What tells whether a judge may be believed."""
+    from evalpipe.cli import judge_text as text
+    from evalpipe.pipeline import judge_trust as pipeline
+
+    if self_test:
+        tests = pipeline.self_test(workspace, chosen)
+        tell({"self_tests": [test.as_json() for test in tests]}, text.self_test_lines(tests))
+        return 0 if all(test.trusted for test in tests) else 1
+    if audit:
+        audits = pipeline.audit_judges(workspace, chosen)
+        tell({"audits": [one.as_json() for one in audits]}, text.audit_lines(audits))
+        return 0
+    changes = pipeline.reparse(workspace, chosen)
+    tell({"reparsed": changes}, text.reparse_lines(changes))
+    return 0

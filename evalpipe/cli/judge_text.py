@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evalpipe.core.text import printable
+from evalpipe.judging.audit import Audit
 from evalpipe.judging.estimate import CostEstimate
+from evalpipe.judging.selftest import SelfTest
 from evalpipe.judging.tally import RunTally
 
 
@@ -74,6 +76,76 @@ def prompt_lines(prompts: Sequence[Mapping[str, Any]]) -> list[str]:
         lines += ["--- parameters ---", json.dumps(sent, indent=2)]
     lines.append("(the code in the tags is drawn anew for every call)")
     return lines
+
+
+def batch_lines(batches: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not batches:
+        return ["no open batches"]
+    lines = []
+    for one in batches:
+        counts = _counts(one.get("counts") or {})
+        requests = f", {one['requests']:,} requests" if "requests" in one else ""
+        lines.append(
+            f"{one['judge']}: {one['batch_id'] or one['batch']}{requests}: {one['state']}"
+            + (f" ({counts})" if counts else "")
+        )
+    return lines
+
+
+def self_test_lines(tests: Sequence[SelfTest]) -> list[str]:
+    lines = []
+    for test in tests:
+        verdict = "may be trusted with these cases" if test.trusted else "is NOT to be trusted"
+        cost = "" if test.cost_usd is None else f" (${test.cost_usd:.4f})"
+        lines.append(f"{test.judge} ({test.fingerprint}) {verdict}{cost}")
+        for case in test.cases:
+            mark = "ok  " if case.passed else "FAIL"
+            lines.append(
+                f"  {mark}  {case.kind:<9}  {case.name}, {case.shown_first} first: {case.got}, expected {case.expected}"
+            )
+        lines += [f"  - {reason}" for reason in test.reasons]
+    return lines
+
+
+def audit_lines(audits: Sequence[Audit]) -> list[str]:
+    words = {
+        True: "nothing speaks against it",
+        False: "is NOT to be trusted on this log",
+        None: "not enough is known to trust it",
+    }
+    lines = []
+    for one in audits:
+        found = one.result
+        lines.append(f"{printable(found.name)} ({found.fingerprint}): {words[one.trusted]}")
+        lines += [f"  - {printable(reason)}" for reason in one.reasons]
+        rows = [
+            ("pairs judged", f"{found.n_pairs:,}"),
+            ("consistent when swapped", _share(found.consistency, found.consistency_low, found.consistency_high)),
+            ("first seat wins", _share(found.first_seat_rate, found.first_seat_low, found.first_seat_high)),
+            ("longer answer wins", _share(one.longer_wins, None, None)),
+        ]
+        for agreement in found.agreements:
+            kappa = "" if agreement.kappa is None else f", kappa {agreement.kappa:.2f}"
+            if agreement.kappa_low is not None and agreement.kappa_high is not None:
+                kappa += f" ({agreement.kappa_low:.2f} to {agreement.kappa_high:.2f})"
+            accuracy = _share(agreement.accuracy, agreement.accuracy_low, agreement.accuracy_high)
+            rows.append(
+                (f"agrees with {printable(str(agreement.source))}", f"{accuracy} of {agreement.n_labels:,}{kappa}")
+            )
+        lines += [f"  {name:<26} {value}" for name, value in rows]
+        if found.simulated:
+            lines.append("  SIMULATED judge: these verdicts measure nothing")
+    return lines
+
+
+def reparse_lines(changes: Mapping[str, Mapping[str, int]]) -> list[str]:
+    return [f"{name}: {_counts(counts) or 'no reply'} read otherwise now" for name, counts in changes.items()]
+
+
+def _share(value: float | None, low: float | None, high: float | None) -> str:
+    if value is None:
+        return "not known"
+    return f"{value:.1%}" + (f" ({low:.1%} to {high:.1%})" if low is not None and high is not None else "")
 
 
 def _shown(text: str) -> str:

@@ -108,7 +108,7 @@ class _SdkClient:
             response = raw.http_response
             body = await response.aread()
         except Exception as error:  # noqa: BLE001  the door: everything an SDK raises becomes a reply, or is raised again
-            return _failed(error, (time.monotonic() - started) * 1000)
+            return failed_reply(error, (time.monotonic() - started) * 1000)
         return read_reply(
             self._endpoint, response.status_code, response.headers, body, latency_ms=(time.monotonic() - started) * 1000
         )
@@ -144,7 +144,7 @@ class _LiteLLMClient:
                 num_retries=0,
             )
         except Exception as error:  # noqa: BLE001  the door: everything an SDK raises becomes a reply, or is raised again
-            return _failed(error, (time.monotonic() - started) * 1000)
+            return failed_reply(error, (time.monotonic() - started) * 1000)
         hidden = getattr(found, "_hidden_params", None) or {}
         headers = {
             str(name).lower().removeprefix("llm_provider-"): str(value)
@@ -192,7 +192,7 @@ def _said(answer: Answer) -> str:
     return answer.text or ""
 
 
-def _failed(error: Exception, latency_ms: float) -> Reply:
+def failed_reply(error: Exception, latency_ms: float | None) -> Reply:
     """An exception of an SDK → a reply. What is none of its kinds is a bug of ours and is raised again."""
     status = getattr(error, "status_code", None)
     response = getattr(error, "response", None)

@@ -109,8 +109,9 @@ def make_plan(
     n_eligible, n_units, n_calls, n_done = connection.execute(
         "SELECT (SELECT count(*) FROM judging_asked), count(*), coalesce(sum(n_calls), 0), "
         "(SELECT count(*) FROM judging_tried WHERE final) FROM judging_plan"
-    ).fetchone()
-    connection.execute("DROP TABLE judging_asked; DROP TABLE judging_open; DROP TABLE judging_pending")
+    ).fetchall()[0]
+    for table in ("open", "pending") if by_user else ("open", "pending", "asked"):
+        connection.execute(f"DROP TABLE judging_{table}")
     page = min(max(n_units // _N_PAGES, _PAGE_MIN), _PAGE_MAX)
     return Plan(n_eligible=n_eligible, n_units=n_units, n_calls=int(n_calls), n_done=n_done, page_size=page)
 
@@ -132,9 +133,9 @@ def pages(connection: Connection, spec: JudgeSpec, plan: Plan) -> Iterator[list[
         yield [ask for ask in asks if not known.get(ask.key, (0, False))[1]]
 
 
-def asks_of(connection: Connection, spec: JudgeSpec, request_id: str) -> list[Ask]:
-    """The calls for one request in both orders, final or not (`--show-prompt`); empty where nothing can be judged."""
-    return [ask for ask in _asks(connection, spec, [(request_id, 3)], {}) if ask.repeat == 0]
+def asks_of(connection: Connection, spec: JudgeSpec, request_ids: Sequence[str]) -> list[Ask]:
+    """Every call these requests could need, final or not; nothing for a request that cannot be judged."""
+    return _asks(connection, spec, [(request_id, 3) for request_id in request_ids], {})
 
 
 def _asks(
@@ -218,7 +219,7 @@ def _sha256(text: str) -> str:
 
 
 def _any_tried(connection: Connection) -> bool:
-    return connection.execute("SELECT 1 FROM judging_tried LIMIT 1").fetchone() is not None
+    return bool(connection.execute("SELECT 1 FROM judging_tried LIMIT 1").fetchall())
 
 
 def _statements(name: str) -> list[str]:

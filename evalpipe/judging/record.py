@@ -75,6 +75,7 @@ def failure(
     booking: Booking,
     at: datetime,
     message: Message | None = None,
+    batch_id: str | None = None,
 ) -> Judgment:
     """A call that gave no readable answer."""
     return _judgment(
@@ -86,6 +87,7 @@ def failure(
         latency_ms=reply.latency_ms,
         judged_at=at,
         simulated=reply.simulated,
+        batch_id=batch_id,
         note=render_note(
             error=reply.kind or reply.fate.value, message=reply.message, **{MOST: booking.at_most}, **_facts(message)
         ),

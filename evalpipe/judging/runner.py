@@ -18,7 +18,6 @@ from typing import Protocol
 from evalpipe.core.judgment import Judgment, JudgmentStatus
 from evalpipe.judging.budget import Budget, CostOf, TokenEstimator, most_input_tokens
 from evalpipe.judging.call import FREE, Fate, JudgeClient, Reply, Turns
-from evalpipe.judging.journal import Journal
 from evalpipe.judging.limiter import Limiter, Need
 from evalpipe.judging.note import read_note
 from evalpipe.judging.plan import Ask
@@ -39,6 +38,14 @@ BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
 _LOOK_AGAIN_S = 0.05
 """While a limit is waited for, it is looked at this often: a settled call or a header may have freed it sooner."""
 _NOTHING = Need(requests=0.0)
+
+
+class Records(Protocol):
+    """Where calls are written down: `journal.Journal`."""
+
+    def begin(self, judgment: Judgment) -> None: ...
+
+    def append(self, judgment: Judgment) -> None: ...
 
 
 class Clock(Protocol):
@@ -62,20 +69,22 @@ class Clock(Protocol):
 @dataclass(kw_only=True)
 class Runner:
     """Everything one judge's run needs. `watch` is told of every judgment that ended and may answer with a reason to
-    stop; `rotate` is called between pages and puts what the journal holds into the store."""
+    stop; `rotate` is called between pages and puts what the journal holds into the store; `ask_identical`: also put the same
+    answer twice to the judge (a test of the judge)."""
 
     spec: JudgeSpec
     client: JudgeClient
     limiter: Limiter
     budget: Budget
     cost_of: CostOf
-    journal: Journal
+    journal: Records
     clock: Clock
     tally: RunTally
     concurrency: int
     watch: Callable[[Ask, Judgment], str | None] = lambda ask, judgment: None
     show: Callable[[], None] = lambda: None
     rotate: Callable[[], Awaitable[None]] | None = None
+    ask_identical: bool = False
     n_in_flight: int = field(default=0, init=False)
     _stopping: str = field(default="", init=False)
     _error: BaseException | None = field(default=None, init=False)
@@ -95,7 +104,7 @@ class Runner:
             while page is not None and not self.is_stopping():
                 following = asyncio.create_task(asyncio.to_thread(next, pages, None))
                 for ask in page:
-                    if ask.is_identical:
+                    if ask.is_identical and not self.ask_identical:
                         self._end(ask, self._write(identical(ask, self.spec, at=self.clock.utc())))
                         continue
                     await slots.acquire()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ from evalpipe.judging.budget import Budget, CostOf
 from evalpipe.judging.client import api_key, open_client
 from evalpipe.judging.clock import SystemClock
 from evalpipe.judging.estimate import CostEstimate, estimate
+from evalpipe.judging.intents import OPEN, intents, pending
 from evalpipe.judging.journal import Journal, compact, judging_lock
 from evalpipe.judging.limiter import Limiter
 from evalpipe.judging.note import MOST
@@ -27,6 +28,7 @@ from evalpipe.judging.spec import JudgeSpec, judge_names, load_judge
 from evalpipe.judging.tally import RunTally
 from evalpipe.judging.wire import shown_params
 from evalpipe.pipeline.analyze import experiment_name
+from evalpipe.pipeline.judge_deciding import decider_of
 from evalpipe.pipeline.load import check_writable
 from evalpipe.pipeline.prices import price_book
 from evalpipe.pipeline.workspace import Workspace
@@ -47,26 +49,31 @@ class JudgeOptions:
     judges: Sequence[str] = ()
     limit: int | None = None
     max_usd: float | None = None
+    until_decided: bool = False
     selection: Selection = field(default_factory=Selection)
     experiment: str | None = None
     show_progress: bool | None = None
 
 
-def judge(workspace: Workspace, options: JudgeOptions) -> list[RunTally]:
-    """Judge what is unanswered, judge after judge. Raises EvalpipeError; a run that was stopped early says so in its
-    tally."""
+JudgeBy = Callable[[Workspace, Store, JudgeSpec, JudgeOptions], RunTally]
+"""How one judge does its work: call by call, or in batches."""
+
+
+def judge(workspace: Workspace, options: JudgeOptions, *, by: JudgeBy | None = None) -> list[RunTally]:
+    """Judge what is unanswered, judge after judge, call by call unless `by` says how. Raises EvalpipeError; a run that was
+    stopped early says so in its tally."""
+    by = by or judge_online
     specs = specs_of(workspace, options.judges)
     name = experiment_name(workspace, options.experiment)
     check_writable(workspace.data)
     for spec in specs:
         api_key(spec)  # a missing key is told before the first call of the first judge
-    folder = journal_folder(workspace, name)
     tallies = []
-    with judging_lock(folder):
+    with judging_lock(journal_folder(workspace, name)):
         recover(workspace, name)
         for spec in specs:
             with open_store(workspace.data, name, selection=options.selection) as store:
-                tallies.append(_judge_one(workspace, store, spec, options, folder))
+                tallies.append(by(workspace, store, spec, options))
             recover(workspace, name)
             if tallies[-1].stopped in ("interrupted", "refused"):
                 break
@@ -114,7 +121,7 @@ def show_prompts(workspace: Workspace, request_id: str, options: JudgeOptions) -
     shown = []
     with open_store(workspace.data, experiment_name(workspace, options.experiment)) as store:
         for spec in specs_of(workspace, options.judges):
-            asks = asks_of(store.connection, spec, request_id)
+            asks = [ask for ask in asks_of(store.connection, spec, [request_id]) if not ask.repeat]
             if not asks:
                 raise DataError(f"no request {request_id!r} with answers that {spec.name} could judge")
             for ask in asks:
@@ -148,11 +155,19 @@ def journal_folder(workspace: Workspace, experiment: str) -> Path:
     return workspace.data / "judgments" / f"experiment={experiment}"
 
 
+def batches_folder(workspace: Workspace, experiment: str) -> Path:
+    return journal_folder(workspace, experiment) / "batches"
+
+
 def plan_of(workspace: Workspace, store: Store, spec: JudgeSpec, *, limit: int | None, by_user: bool = False) -> Plan:
     """The plan of one judge over the open store. Raises DataError where there is nothing it could judge at all."""
     config = settings_of(workspace)
-    seed = workspace.config.experiment.effective_salt if workspace.config else store.experiment or ""
-    plan = make_plan(store.connection, spec, orders=config.orders, seed=seed, limit=limit, by_user=by_user)
+    experiment = store.experiment or ""
+    seed = workspace.config.experiment.effective_salt if workspace.config else experiment
+    waiting = pending(batches_folder(workspace, experiment), spec.fingerprint)
+    plan = make_plan(
+        store.connection, spec, orders=config.orders, seed=seed, limit=limit, by_user=by_user, pending=waiting
+    )
     if not plan.n_eligible:
         what = "pair both arms answered" if spec.mode == "pairwise" else "answer"
         hint = " (a log with one answer per request needs a pointwise judge)" if spec.mode == "pairwise" else ""
@@ -172,6 +187,16 @@ def price_of(workspace: Workspace, spec: JudgeSpec, *, batch: bool = False) -> C
     return price
 
 
+def held_by_batches(workspace: Workspace, experiment: str, spec: JudgeSpec) -> float:
+    """USD that open batches of this judge can still cost."""
+    found = intents(batches_folder(workspace, experiment))
+    return sum(one.at_most_usd or 0.0 for one in found if one.state in OPEN and one.judge == spec.name)
+
+
+def cap_of(workspace: Workspace, options: JudgeOptions) -> float | None:
+    return options.max_usd if options.max_usd is not None else settings_of(workspace).max_usd
+
+
 def budget_of(store: Store, spec: JudgeSpec, cap: float | None, price: CostOf) -> Budget:
     """The cap, and what was spent under it by this judge in this experiment before. Raises BudgetError where a cap is set
     and the price is not known."""
@@ -183,26 +208,27 @@ def budget_of(store: Store, spec: JudgeSpec, cap: float | None, price: CostOf) -
     row = store.connection.execute(
         f"SELECT coalesce(sum(coalesce(json_extract(note, '$.{MOST}')::DOUBLE, cost_usd)), 0) FROM judgments WHERE judge = $1",
         [spec.name],
-    ).fetchone()
-    return Budget(cap=cap, spent=float(row[0]) if row else 0.0)
+    ).fetchall()[0]
+    return Budget(cap=cap, spent=float(row[0]))
 
 
-def _judge_one(workspace: Workspace, store: Store, spec: JudgeSpec, options: JudgeOptions, folder: Path) -> RunTally:
+def judge_online(workspace: Workspace, store: Store, spec: JudgeSpec, options: JudgeOptions) -> RunTally:
+    """Ask the provider call by call."""
     config = settings_of(workspace)
     price = price_of(workspace, spec)
-    cap = options.max_usd if options.max_usd is not None else config.max_usd
-    budget = budget_of(store, spec, cap, price)
-    plan = plan_of(workspace, store, spec, limit=options.limit)
+    budget = budget_of(store, spec, cap_of(workspace, options), price)
+    budget.held = held_by_batches(workspace, store.experiment or "", spec)
+    plan = plan_of(workspace, store, spec, limit=options.limit, by_user=options.until_decided)
     tally = RunTally(judge=spec.name, fingerprint=spec.fingerprint, n_planned=plan.n_calls, n_known=plan.n_done)
-    if not plan.n_calls:
+    decider = decider_of(workspace, store, spec) if options.until_decided else None
+    decided = decider.start() if decider else None
+    if decided:
+        tally.stopped, tally.message = "decided", decided
+    if not plan.n_calls or decided:
         return tally
     clock = SystemClock()
-    limiter = Limiter(
-        requests_per_minute=config.requests_per_minute,
-        input_tokens_per_minute=config.input_tokens_per_minute,
-        output_tokens_per_minute=config.output_tokens_per_minute,
-        now=clock.monotonic(),
-    )
+    folder = journal_folder(workspace, store.experiment or "")
+    limiter = limiter_of(config, clock)
     journal = Journal(folder)
     progress = Progress(tally, limiter, budget, shown=options.show_progress)
 
@@ -224,10 +250,11 @@ def _judge_one(workspace: Workspace, store: Store, spec: JudgeSpec, options: Jud
             concurrency=config.concurrency,
             show=progress,
             rotate=rotate,
+            watch=decider.watch if decider else lambda ask, judgment: None,
         )
-        syncing = asyncio.create_task(_keep_synced(journal))
+        syncing = asyncio.create_task(keep_synced(journal))
         try:
-            with _interruptible(runner):
+            with interruptible(runner.stop, runner.stop_now):
                 await runner.run(pages(store.connection, spec, plan))
         finally:
             syncing.cancel()
@@ -244,17 +271,26 @@ def _judge_one(workspace: Workspace, store: Store, spec: JudgeSpec, options: Jud
     return tally
 
 
-async def _keep_synced(journal: Journal) -> None:
+def limiter_of(config: JudgeConfig, clock: SystemClock) -> Limiter:
+    return Limiter(
+        requests_per_minute=config.requests_per_minute,
+        input_tokens_per_minute=config.input_tokens_per_minute,
+        output_tokens_per_minute=config.output_tokens_per_minute,
+        now=clock.monotonic(),
+    )
+
+
+async def keep_synced(journal: Journal) -> None:
     while True:
         await asyncio.sleep(_SYNC_EVERY_S)
         await asyncio.to_thread(journal.sync)
 
 
-class _interruptible:  # noqa: N801  reads as a statement
+class interruptible:  # noqa: N801  reads as a statement
     """The first Ctrl-C lets what is in flight finish, the second does not."""
 
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
+    def __init__(self, first: Callable[[str, str], None], second: Callable[[], object]) -> None:
+        self._first, self._second = first, second
         self._n = 0
 
     def __enter__(self) -> None:
@@ -266,6 +302,6 @@ class _interruptible:  # noqa: N801  reads as a statement
     def _interrupted(self) -> None:
         self._n += 1
         if self._n == 1:
-            self._runner.stop("interrupted", "finished what was in flight")
+            self._first("interrupted", "finished what was in flight")
         else:
-            self._runner.stop_now()
+            self._second()
