@@ -18,7 +18,7 @@ import duckdb
 from lines import Line
 
 SEEDS = 20
-ENLARGED = 150
+ENLARGED = 60
 
 
 def identical_arms_lines(*, demo_data: Path | None = None) -> list[Line]:
@@ -98,6 +98,7 @@ def _write(source: Path, target: Path, seed: int, copies: int) -> str:
           CASE WHEN ({coin}) = (arm = 'control') THEN 'shadow' ELSE 'served' END AS role,
           CASE WHEN ({coin}) = (arm = 'control') THEN NULL ELSE 'sampled' END AS shadow_status,
           NULL AS shadow_reason,
+          min(started_at) OVER (PARTITION BY request_id, copy) AS started_at,
           request_id || '-' || copy AS request_id, unit_id || '-' || copy AS unit_id,
           conversation_id || '-' || copy AS conversation_id), date AS day
         FROM e, {copied}"""
