@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from dataclasses import dataclass
 
@@ -42,7 +43,7 @@ class TextView:
     @property
     def is_plain(self) -> bool:
         """Whether the rendered text is the raw one, to the letter: one paragraph without markup."""
-        return self.html == Markup("<p>{}</p>\n").format(self.raw)
+        return self.html.strip() == f"<p>{html.escape(self.raw, quote=False)}</p>"
 
     @property
     def cut_mark(self) -> str:

@@ -87,11 +87,14 @@ def _series(analysis: Analysis, metric: str, kind: str) -> Series | None:
     return next((s for s in analysis.series if s.metric == metric and s.kind == kind), None)
 
 
+def _share_text(share: float) -> str:
+    """Whole percents as such, others with one decimal."""
+    return format_percent(share, 0 if abs(share * 100 - round(share * 100)) < 1e-9 else 1)
+
+
 def _win_rate(analysis: Analysis) -> Figure | None:
     series = _series(analysis, "win_rate", "cumulative")
-    picture = (
-        None if series is None else win_rate_chart(series, lambda share: format_percent(share, 1 if share % 1 else 0))
-    )
+    picture = None if series is None else win_rate_chart(series, _share_text)
     if picture is None:
         return None
     return Figure(

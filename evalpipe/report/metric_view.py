@@ -68,8 +68,12 @@ class MetricRow:
     raw: MetricResult
 
     @property
+    def has_interval(self) -> bool:
+        return self.interval != MISSING
+
+    @property
     def difference_with_interval(self) -> str:
-        return self.difference if self.interval == MISSING else f"{self.difference} ({self.interval})"
+        return f"{self.difference} ({self.interval})" if self.has_interval else self.difference
 
 
 def sign(direction: str) -> int:
@@ -146,7 +150,15 @@ def _finding_note(metric: MetricResult, finding: str) -> str:
         return status_note(metric.status)
     if metric.margin <= 0 or finding in {"better", "equivalent"}:
         return ""
-    return "loss within its margin" if metric.non_inferior else "loss beyond margin not ruled out"
+    if metric.non_inferior:
+        return "loss within its margin"
+    return "loss beyond its margin" if _is_beyond_margin(metric) else "loss beyond margin not ruled out"
+
+
+def _is_beyond_margin(metric: MetricResult) -> bool:
+    """Whether the whole interval lies beyond the margin on the worse side."""
+    effect = effect_of(metric)
+    return effect is not None and effect.has_margin and effect.high is not None and effect.high < -1
 
 
 def _facts(metric: MetricResult, values: NumberFormat, margin: str) -> list[Fact]:
@@ -191,6 +203,6 @@ def _how_to_read(metric: MetricResult, shown: ShownMetric, finding: str) -> str:
         "inconclusive": "The interval holds zero: on this data neither arm can be called better.",
     }[finding]
     if metric.margin > 0 and finding in {"inconclusive", "worse"}:
-        ruled = "is ruled out" if metric.non_inferior else "is not ruled out"
-        ends += f" A loss larger than the margin of {margin_text(metric)} {ruled}."
+        ruled = "ruled out" if metric.non_inferior else "shown" if _is_beyond_margin(metric) else "not ruled out"
+        ends += f" A loss larger than the margin of {margin_text(metric)} is {ruled}."
     return f"{seen} {ends}"

@@ -92,7 +92,7 @@ _ATTRIBUTES = {"ol": {"start"}, "span": {"class"}}
 
 @cache
 def _parser() -> MarkdownIt:
-    parser = MarkdownIt("commonmark", {"html": False, "linkify": False, "typographer": False})
+    parser = MarkdownIt("commonmark", {"html": False, "breaks": True, "linkify": False, "typographer": False})
     parser.enable(["table", "strikethrough"])
     parser.add_render_rule("heading_open", _paragraph_open)
     parser.add_render_rule("heading_close", _paragraph_close)

@@ -19,5 +19,9 @@ def test_the_sample_report_is_the_same_byte_for_byte(tmp_path: Path) -> None:
     from evalpipe.pipeline.sample_report import build_sample_report
 
     built = build_sample_report(tmp_path)
-    assert built.json.read_bytes() == (REPORTS / "sample.json").read_bytes(), "run `make sample` and commit what it writes"
-    assert built.html.read_bytes() == (REPORTS / "sample.html").read_bytes(), "run `make sample` and commit what it writes"
+    assert built.json.read_bytes() == (REPORTS / "sample.json").read_bytes(), (
+        "run `make sample` and commit what it writes"
+    )
+    assert built.html.read_bytes() == (REPORTS / "sample.html").read_bytes(), (
+        "run `make sample` and commit what it writes"
+    )

@@ -51,6 +51,8 @@ def interval_cell(mark: Mark, reach: float) -> Markup:
 
 def interval_marks(mark: Mark, x: Scale, y: float, reach: float) -> list[Markup]:
     """Bar, point and, where the interval leaves the axis, an arrow head."""
+    if mark.low is None and mark.high is None:  # a number without an interval
+        return [point_mark(x(mark.point), y, mark.finding)] if abs(mark.point) <= reach else []
     low = -reach if mark.low is None else mark.low
     high = reach if mark.high is None else mark.high
     start, end = x(low), x(high)
