@@ -83,7 +83,7 @@ def check_request(head: bytes) -> None:
     except httptools.HttpParserError as error:
         raise HeadError(400, f"malformed request: {error}") from None
     if parser.get_http_version() not in {"1.1", "1.0"}:
-        raise HeadError(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
+        raise HeadError(505, "only HTTP/1 is spoken here")
 
 
 def check_response(head: bytes) -> int:
