@@ -193,16 +193,8 @@ def sticky() -> bool:
             seen: dict[str, list[tuple[int, str]]] = defaultdict(list)
             for request, _ in pairs:
                 seen[str(request.unit_id)].append((request.stage or 0, request.arm))
-            back = [
-                u
-                for u, looks in seen.items()
-                if any(a == "treatment" and b == "control" for (_, a), (_, b) in _steps(looks))
-            ]
-            both = [
-                u
-                for u, looks in seen.items()
-                if any(len({a for s, a in looks if s == stage_}) > 1 for stage_, _ in looks)
-            ]
+            back = [user for user, looks in seen.items() if _moved_back(looks)]
+            both = [user for user, looks in seen.items() if len(set(looks)) > len({entry for entry, _ in looks})]
             arms = {q.request_id: q.arm for q, _ in pairs}
             lied = [told for told in load.told if arms.get(told[1], told[2]) != told[2]]
             missing = [told for told in load.told if told[1] not in arms]
