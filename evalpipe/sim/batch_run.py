@@ -42,7 +42,7 @@ def answer_item(
             kind="batch_ok" if planned else "batch_errored",
             question=planned.question if planned else custom_id,
             status=200 if planned else 400,
-            judged=planned is not None and planned.judged,
+            source=planned.source if planned is not None else "",
             batch_id=batch_id,
             custom_id=custom_id,
             billed=planned is not None,

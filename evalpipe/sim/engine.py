@@ -21,12 +21,12 @@ _ID_PREFIX = {"messages": "msg_sim", "chat.completions": "chatcmpl-sim", "respon
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Planned:
-    """An answer and its pace. `question`: see `ledger.Call`."""
+    """An answer and its pace. `source`, `question`: see `ledger.Call`."""
 
     reply: Reply
     ttft_ms: float
     latency_ms: float
-    judged: bool
+    source: str
     question: str
 
 
@@ -48,7 +48,9 @@ class Engine:
         """The answer to `request`, changed by the faults that change answers: empty, refusal, max_tokens. Raises
         BadRequestError where the judge has nothing to say."""
         prompt = read_judge_prompt(request)
-        answer = self._judged(request, prompt) if prompt is not None else self._recorded_or_made_up(request)
+        known = self.corpus.find(request.model, request.key) if prompt is None else None
+        source = "judge" if prompt is not None else "corpus" if known is not None else "made_up"
+        answer = known or (self._made_up(request) if prompt is None else self._judged(request, prompt))
         answer = _limited(_stopped(answer, request.stop), request.max_tokens)
         answer = _changed(answer, fault)
         input_tokens = request.input_tokens if answer.input_tokens is None else answer.input_tokens
@@ -70,7 +72,7 @@ class Engine:
             reply=reply,
             ttft_ms=ttft_ms,
             latency_ms=latency_ms,
-            judged=prompt is not None,
+            source=source,
             question=_question(request, prompt),
         )
 
@@ -80,10 +82,7 @@ class Engine:
             return RecordedAnswer(text=None, stop="tool_use", calls=(self._call(request.must_call[0], text),))
         return RecordedAnswer(text=text)
 
-    def _recorded_or_made_up(self, request: SimRequest) -> RecordedAnswer:
-        known = self.corpus.find(request.model, request.key)
-        if known is not None:
-            return known
+    def _made_up(self, request: SimRequest) -> RecordedAnswer:
         rng = seeded(self.settings.seed, request.model, request.key)
         called = self._tools_called(request)
         if called:

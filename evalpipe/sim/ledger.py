@@ -14,7 +14,8 @@ from evalpipe.providers.pricing import Price, cost_of
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Call:
     """One call. `kind`: ok, a fault's name, limit (a 429 of the enforced limits), bad_request, client_closed.
-    `question`: the same for calls that ask the same (nonces of judge prompts left out)."""
+    `question`: the same for calls that ask the same (nonces of judge prompts left out). `source` of the answer: corpus,
+    made_up (a prompt the corpus does not know), judge; "" where there was none."""
 
     id: str
     endpoint: str
@@ -22,7 +23,7 @@ class Call:
     kind: str
     question: str
     status: int
-    judged: bool = False
+    source: str = ""
     batch_id: str | None = None
     custom_id: str | None = None
     billed: bool = False
@@ -66,6 +67,7 @@ class Ledger:
     by_model: defaultdict[str, Totals] = field(default_factory=lambda: defaultdict(Totals))
     by_kind: Counter[str] = field(default_factory=Counter)
     by_endpoint: Counter[str] = field(default_factory=Counter)
+    by_source: Counter[str] = field(default_factory=Counter)
     questions: Counter[str] = field(default_factory=Counter)
     answered: Counter[str] = field(default_factory=Counter)
 
@@ -75,6 +77,8 @@ class Ledger:
         self.by_model[call.model].add(call)
         self.by_kind[call.kind] += 1
         self.by_endpoint[call.endpoint] += 1
+        if call.source:
+            self.by_source[call.source] += 1
         self.questions[call.question] += 1
         if call.billed:
             self.answered[call.question] += 1
@@ -95,6 +99,7 @@ class Ledger:
             "calls": self.totals.calls,
             "by_kind": dict(self.by_kind),
             "by_endpoint": dict(self.by_endpoint),
+            "by_source": dict(self.by_source),
             "billed": asdict(self.totals),
             "by_model": {model: asdict(totals) for model, totals in sorted(self.by_model.items())},
             "n_questions": len(self.questions),

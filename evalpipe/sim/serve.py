@@ -218,7 +218,7 @@ class _Call:
                 kind=kind,
                 question=self._question,
                 status=status,
-                judged=self._planned is not None and self._planned.judged,
+                source=self._planned.source if self._planned is not None else "",
                 billed=billed,
                 input_tokens=usage.input_tokens or 0,
                 cached_input_tokens=usage.cached_input_tokens or 0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
+from pathlib import Path
 from typing import Any
 
 import brotli
@@ -402,6 +403,19 @@ def test_lone_surrogates_are_replaced_everywhere() -> None:
 def test_ten_megabytes_of_one_letter() -> None:
     text = "a" * 10_000_000
     assert read_answer("chat.completions", 200, JSON, chat({"content": text})).text == text
+
+
+@pytest.mark.shared
+def test_recorded_answers_of_real_providers(shared: Path) -> None:
+    folder = shared / "data/log-samples"
+    cassette = json.loads((folder / "openai_chat_cassette.json").read_text("utf-8"))["response"]
+    answer = read_answer("chat.completions", cassette["status"], JSON, json.dumps(cassette["body"]).encode())
+    assert (answer.text, answer.usage.input_tokens, answer.usage.output_tokens) == ("This is a test.", 12, 5)
+    chunks = (folder / "openai_chat_completions_streaming_example.jsonl").read_text("utf-8").splitlines()
+    streamed = read_answer("chat.completions", 200, SSE, sse(*chunks, "[DONE]"))
+    contents = [json.loads(line)["choices"][0]["delta"].get("content") for line in chunks]
+    assert streamed.outcome is Outcome.TRUNCATED
+    assert streamed.text == "".join(filter(None, contents)) != ""
 
 
 json_values = st.recursive(

@@ -74,6 +74,9 @@ def test_corpus_answers_whatever_the_dialect_and_spacing(tmp_path: Path) -> None
         assert json.loads(post(sim, "/v1/messages", body)[1])["content"][0]["text"] == "Hi from anybody"
         _, called = chat(sim, "a", user("call"))
         assert called["choices"][0]["message"]["tool_calls"][0]["function"] == {"name": "f", "arguments": '{"x":1}'}
+        assert sim.ledger()["by_source"] == {"corpus": 3}
+        chat(sim, "a", user("never recorded"))
+        assert sim.ledger()["by_source"]["made_up"] == 1
         assert [chat(sim, model, user("p"))[1]["choices"][0]["message"]["content"] for model in "AB"] == [
             "from A",
             "from B",
