@@ -71,7 +71,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made = {
         "mixed": render(mixed()),
         "demo": render(demo_like()),
-        "short": render(mixed(), max_examples=5),
+        "short": render(mixed(), max_examples=2),
         "demo short": render(demo_like(), max_examples=2),
         "empty": render(empty()),
         "compare": render_comparison(mixed(), demo_like()),
@@ -274,10 +274,12 @@ def test_axe_finds_no_violation_of_wcag_aa(
     page = context.new_page()
     page.goto(pages[name].as_uri())
     if name == "short" and width > 600:
-        page.eval_on_selector_all("button.open", "buttons => buttons.forEach(button => button.click())")
+        page.eval_on_selector_all("button.open", "buttons => buttons.slice(0, 4).forEach(button => button.click())")
     page.evaluate(axe_source())
     tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
-    result = page.evaluate("tags => axe.run(document, {runOnly: {type: 'tag', values: tags}})", tags)
+    result = page.evaluate(
+        "tags => axe.run(document, {runOnly: {type: 'tag', values: tags}, resultTypes: ['violations']})", tags
+    )
     found = [
         (v["id"], [node["target"] for node in v["nodes"][:3]], v["nodes"][0]["failureSummary"])
         for v in result["violations"]
