@@ -47,9 +47,14 @@ class Copy:
             head.append(key_line)
         data = b"\r\n".join(head) + b"\r\n\r\n" + self.outgoing.body
         self._sent, self.started_at = perf_counter(), time()
+
+        def connect() -> None:
+            self._connecting = loop.create_task(self._connect(pool, origin, data))
+
+        self._connect_anew = connect
         upstream = pool.get(origin)
         if upstream is None:
-            self._connecting = loop.create_task(self._connect(pool, origin, data))
+            connect()
         else:
             self._begin(upstream, data)
 
@@ -97,6 +102,12 @@ class Copy:
         self.answer.add(payload, (perf_counter() - self._sent) * 1000)
         if last:
             self._end("complete")
+
+    def send_again(self) -> bool:
+        self._upstream = None
+        if not self._over:
+            self._connect_anew()
+        return True
 
     def lost(self, ended: str, message: str) -> None:
         self.message = message

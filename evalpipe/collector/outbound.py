@@ -48,6 +48,8 @@ class Outbound(ABC):
         self._upstream: Upstream | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._unsent: list[bytes] = []
+        self._resend: list[bytes] | None = None
+        """what went out over a kept connection, until the server shows that it took it"""
         self._request_done = False
         self._n_request_bytes = 0
         self._outgoing: OutgoingRequest | None = None
@@ -194,7 +196,12 @@ class Outbound(ABC):
             else:
                 upstream.begin(self._sink())
                 self._upstream = upstream
+                self._resend = []
         self._unsent.append(data)
+        if self._resend is not None:
+            self._resend.append(data)
+            if self._n_request_bytes > _MAX_UNSENT:
+                self._resend = None
         if not flush:
             return
         if upstream is not None:
@@ -223,6 +230,16 @@ class Outbound(ABC):
         unsent, self._unsent = self._unsent, []
         self.client.resume_upload()
         upstream.transport.write(b"".join(unsent))
+
+    def send_again(self) -> bool:
+        """A server may close a kept connection at any moment, also while a request is on its way to it (RFC 9112 9.3.1):
+        a client of its own would have opened a new one, so this request gets one too, once."""
+        self._upstream = None
+        if self._ended or self._resend is None:
+            return self._ended
+        self._unsent, self._resend = self._resend, None
+        self._connecting = self.worker.loop.create_task(self._connect())
+        return True
 
     def _request_ended(self) -> None:
         """All of the request is in and on its way: now, while the arm works, its record is written."""

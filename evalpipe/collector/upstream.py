@@ -33,6 +33,10 @@ class AnswerSink(Protocol):
 
     def lost(self, ended: str, message: str) -> None: ...
 
+    def send_again(self) -> bool:
+        """The server closed a connection it had kept open before it took this request: no byte of an answer came.
+        Whether the request is on its way again, over a new connection."""
+
     def pause_sending(self) -> None: ...
 
     def resume_sending(self) -> None: ...
@@ -156,6 +160,8 @@ class Upstream(asyncio.Protocol):
         if reader is not None and reader.until_close and exc is None:
             reader.done = True
             sink.lost("closed_by_upstream", "")
+        elif reader is None and self.n_answers and not self._buffer and sink.send_again():
+            return
         elif reader is None:
             sink.lost("cut", f"the server closed the connection without an answer{_reason(exc)}")
         else:
