@@ -21,7 +21,7 @@ from evalpipe.stats.multiplier import DEFAULT_N_STAR_USERS
 from evalpipe.stats.sequential import one_sided_critical_value, optimal_r
 from evalpipe.stats.threshold import effective_events, log_e_above, lower_bound
 
-_QUANTILE = re.compile(r"p(\d{2})(\d?)_(latency|ttft)_ms")
+_QUANTILE = re.compile(r"p(\d\d|99\d)_(latency|ttft)_ms")
 KNOWN = (*RATES, "p50_latency_ms", "p99_latency_ms", "p50_ttft_ms", "p99_ttft_ms", "cost_per_request_usd", "win_rate")
 
 
@@ -65,14 +65,16 @@ class RateLimit:
         if not sums.n:
             return _no_data(self.name, "absolute", self.shown_limit, log_alarm)
         rate = sums.total / sums.n
-        # The linearised variance is O(1) and never above the jackknife's, so it can only alarm too early: the jackknife
-        # is asked when it does.
-        events, n = effective_events(sums.total, sums.n, sums.n_users, sums.linearised_variance())
-        log_e = log_e_above(events, n, self.limit)
+        # The linearised variance costs nothing; where it alarms, the jackknife (which few heavy users do not fool) is asked.
+        variance = sums.linearised_variance()
+        events, n = effective_events(sums.total, sums.n, sums.n_users, variance)
+        log_e = self._log_e(events, n)
         if log_e >= log_alarm:
             spread = sums.aggregate().spread
-            events, n = effective_events(sums.total, sums.n, sums.n_users, spread.v_jack if spread else None)
-            log_e = log_e_above(events, n, self.limit)
+            jackknife = None if spread is None else spread.v_jack
+            variance = max((v for v in (variance, jackknife) if v is not None), default=None)
+            events, n = effective_events(sums.total, sums.n, sums.n_users, variance)
+            log_e = self._log_e(events, n)
         status = "breached" if log_e >= log_alarm else "doubtful" if rate > self.limit else "holds"
         what = f"{rate:.2%} of {sums.n} requests"
         if self.shown_limit != self.limit:
@@ -89,6 +91,16 @@ class RateLimit:
             n=sums.n,
             note=f"{self.name}: {what}, at most {self.limit:.3g} allowed",
         )
+
+    def _log_e(self, events: float, n: float) -> float:
+        """The mean of two kinds of evidence: by requests (at their effective number), and by users, each counted once with
+        their own rate, so that one heavy user can neither raise the alarm alone nor drown everyone else's failures.
+
+        A rate in [0, 1] is as fair a draw as an event: each bet is convex in it, so its expectation is no larger.
+        """
+        by_users = log_e_above(min(self.sums.total_of_means, self.sums.n_users), self.sums.n_users, self.limit)
+        by_requests = log_e_above(events, n, self.limit)
+        return max(by_users, by_requests) + math.log1p(math.exp(-abs(by_users - by_requests))) - math.log(2)
 
 
 class RateDifference:
@@ -196,9 +208,9 @@ def _absolute(name: str, limit: float) -> Guardrail:
         return CostLimit(name, limit)
     match = _QUANTILE.fullmatch(name)
     if match:
-        level = int(match[1] + match[2]) / 10 ** len(match[1] + match[2])
+        level = int(match[1]) / 10 ** len(match[1])
         if 0 < level < 1:
-            value_of = latency_of if match[3] == "latency" else ttft_of
+            value_of = latency_of if match[2] == "latency" else ttft_of
             return RateLimit(
                 name,
                 lambda seen: None if (value := value_of(seen)) is None else value > limit,

@@ -75,6 +75,8 @@ class UserSums:
         self.n = 0
         self.total = 0.0
         self.n_users_with_event = 0
+        self.total_of_means = 0.0
+        """sum over users of their own mean"""
         self._ss = self._sw = self._ww = 0.0
 
     def add(self, user: str, value: float) -> None:
@@ -87,6 +89,7 @@ class UserSums:
         self._ww += 2 * w + 1
         if value and not s:
             self.n_users_with_event += 1
+        self.total_of_means += (s + value) / (w + 1) - (s / w if w else 0.0)
         sums[0], sums[1] = s + value, w + 1
         self.n += 1
         self.total += value

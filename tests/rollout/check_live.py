@@ -1,4 +1,4 @@
-"""The rollout on real processes, under load, with kills; run by `make check-rollout`. Prints a line per promise, exits 1 on a broken one.
+"""The rollout on real processes, under load, with kills; by `make check-rollout`. A line a promise, exit code 1 on a broken one.
 
 python tests/rollout/check_live.py sticky | canary | controller | two
 """
