@@ -104,7 +104,8 @@ def coverage(evidence: Evidence) -> Check | None:
     failed = missing / judge.asked_pairs
     bounds = ""
     if missing and judge.missing_low is not None and judge.missing_high is not None:
-        bounds = f"; the win rate would be {percent(judge.missing_low)} to {percent(judge.missing_high)} had they all gone one way"
+        low, high = percent(judge.missing_low), percent(judge.missing_high)
+        bounds = f"; the win rate would be {low} to {high} had they all gone one way"
     detail = (
         f"{count(judge.n_pairs)} of {count(pairs)} pairs have a verdict, {count(missing)} were asked in vain "
         f"({percent(failed)}){bounds}"

@@ -56,7 +56,10 @@ FORBIDDEN_FUNCTIONS = frozenset(
 FORBIDDEN_NODES = frozenset({"SUBQUERY", "WINDOW", "PARAMETER", "LAMBDA_SUBQUERY", "STAR", "DEFAULT"})
 """Other tables come in only through a subquery; windows and aggregates look at other rows."""
 
-AGGREGATES_SQL = "SELECT list(DISTINCT function_name) FROM duckdb_functions() WHERE function_type IN ('aggregate', 'table', 'pragma')"
+AGGREGATES_SQL = (
+    "SELECT list(DISTINCT function_name) FROM duckdb_functions() "
+    "WHERE function_type IN ('aggregate', 'table', 'pragma')"
+)
 
 
 def check_expression(connection: Connection, expression: str, *, name: str, relation: str = "exchanges") -> None:
@@ -64,6 +67,8 @@ def check_expression(connection: Connection, expression: str, *, name: str, rela
 
     The database's own parser reads it (nothing is executed), so there is no second grammar to disagree with.
     """
+    if not expression.strip():
+        raise ConfigError(f"{name} is empty: give one SQL expression over a row of {relation}")
     tree = _parse(connection, f"SELECT ({expression}\n) FROM {relation}", name=name, expression=expression)
     statements = tree.get("statements", [])
     node = statements[0].get("node", {}) if len(statements) == 1 else {}

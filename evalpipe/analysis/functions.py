@@ -22,12 +22,12 @@ def function_column(connection: Connection, wanted: CustomMetric) -> str:
     function = load_function(wanted)
     table = f"ev_function_{wanted.name}"
     connection.execute(f"CREATE OR REPLACE TEMP TABLE {table} (id UBIGINT, arm VARCHAR, value DOUBLE)")
-    reader = connection.execute("SELECT * FROM exchanges WHERE outcome IN ('ok', 'refused', 'truncated')")
+    reader = connection.execute(
+        "SELECT * FROM exchanges WHERE outcome IN ('ok', 'refused', 'truncated')"
+    ).fetch_record_batch(CHUNK_ROWS)
     frames = []
-    while True:
-        frame = reader.fetch_df_chunk(max(1, CHUNK_ROWS // 2048))
-        if len(frame) == 0:
-            break
+    for batch in reader:
+        frame = batch.to_pandas()
         frames.append((frame["request_id"], frame["arm"], _values(function, frame, wanted)))
     for request_ids, arms, values in frames:
         connection.execute(

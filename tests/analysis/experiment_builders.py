@@ -102,7 +102,7 @@ def draw(n: int, p_win: float, *, seed: int, p_tie: float = 0.2) -> np.ndarray[A
 
 def connect(**tables: pd.DataFrame | None) -> duckdb.DuckDBPyConnection:
     """A connection with the store's datasets as tables; what is not given is empty, missing columns are NULL."""
-    connection = duckdb.connect()
+    connection = duckdb.connect(config={"threads": 1})
     connection.execute("SET TimeZone = 'UTC'")
     for name, dataset in BY_NAME.items():
         given = tables.get(name)
@@ -111,12 +111,7 @@ def connect(**tables: pd.DataFrame | None) -> duckdb.DuckDBPyConnection:
             arrow = schema.empty_table()
         else:
             columns = [
-                pa.array(
-                    [None if _missing(v) else v for v in given[field.name]]
-                    if field.name in given
-                    else [None] * len(given),
-                    field.type,
-                )
+                pa.array(_plain(given[field.name]) if field.name in given else [None] * len(given), field.type)
                 for field in schema
             ]
             nullable = pa.schema([pa.field(field.name, field.type) for field in schema])
@@ -135,13 +130,15 @@ def run(
     feedback: pd.DataFrame | None = None,
     mode: str = "shadow",
     now: datetime = NOW,
+    details: bool = False,
     **settings: Any,
 ) -> Analysis:
-    """The analysis of an experiment; by default one fixed look, judged in both orders by "pairwise"."""
+    """The analysis of an experiment; by default one fixed look, judged in both orders by "pairwise", without `details`
+    (segments, series, curves, examples)."""
     settings = {"looks": "fixed", "judges": (JudgeInfo(name="pairwise"),), **settings}
     with connect(exchanges=exchanges, judgments=judgments, labels=labels, feedback=feedback) as connection:
         return analyze(
-            connection, experiment=EXPERIMENT, mode=mode, settings=Settings(**settings), now=now, provenance={}
+            connection, experiment=EXPERIMENT, mode=mode, settings=Settings(**settings), now=now, details=details
         )
 
 
@@ -166,5 +163,6 @@ def check(analysis: Analysis, name: str) -> Any:
     return next(one for one in analysis.checks if one.name == name)
 
 
-def _missing(value: Any) -> bool:
-    return value is None or value is pd.NaT or (isinstance(value, float) and np.isnan(value))
+def _plain(column: pd.Series[Any]) -> list[Any]:
+    """The values with None for what is missing."""
+    return list(column.astype(object).where(column.notna(), None))

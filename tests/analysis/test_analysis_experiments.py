@@ -1,0 +1,336 @@
+"""Experiments made to have one answer: the finding and the sentence a manager reads."""
+
+from __future__ import annotations
+
+from datetime import date
+
+import numpy as np
+import pandas as pd
+from experiment_builders import START, both_arms, check, draw, failing, frame, metric, run, verdicts
+
+from evalpipe.analysis.settings import CustomMetric, MetricRule
+
+N = 2000
+
+
+def test_clear_win_ships() -> None:
+    found = run(both_arms(N, n_users=400), verdicts(draw(N, 0.6, seed=3)))
+    assert found.decision.recommendation == "ship"
+    assert metric(found, "win_rate").finding == "better"
+    share = f"{100 * metric(found, 'win_rate').treatment.value:.1f}"
+    assert found.decision.headline.startswith(f"Ship the treatment: its answers were preferred in {share}")
+    assert "every guardrail holds" in found.decision.headline
+
+
+def test_clear_loss_keeps_control() -> None:
+    found = run(both_arms(N, n_users=400), verdicts(draw(N, 0.4, seed=3)))
+    assert (found.decision.recommendation, found.decision.rule) == ("keep", "harm")
+    assert metric(found, "win_rate").finding == "worse"
+    assert "for certain a loss of more than the 3 points you allow" in found.decision.headline
+
+
+def test_a_win_on_quality_does_not_pay_for_a_broken_cost_guardrail() -> None:
+    found = run(both_arms(N, treatment={"cost_usd": 0.00125}), verdicts(draw(N, 0.6, seed=3)))
+    assert found.decision.recommendation == "keep"
+    assert metric(found, "win_rate").finding == "better"
+    assert metric(found, "cost_per_request_usd").finding == "worse"
+    assert found.decision.headline.startswith("Keep control: cost per request rose from")
+    assert any("preferred in" in reason and reason.endswith("better.") for reason in found.decision.reasons)
+
+
+def test_mixed_results_are_decided_by_the_weights() -> None:
+    dearer = np.random.default_rng(3).uniform(0.00098, 0.00118, N)  # about 8 % more, within the 10 % allowed
+    exchanges, judgments = both_arms(N, treatment={"cost_usd": dearer}), verdicts(draw(N, 0.54, seed=3))
+    weights = {"win_rate": (5.0, 0.5), "cost_per_request_usd": (0.5, 5.0)}
+    signs = []
+    for position in (0, 1):
+        rules = {name: MetricRule(weight=pair[position]) for name, pair in weights.items()}
+        found = run(exchanges, judgments, policy="utility", metrics=rules)
+        signs.append((found.decision.utility_low, found.decision.utility_high))
+        assert any("weighed by your weights" in reason.lower() for reason in found.decision.reasons)
+    assert signs[0][0] > 0  # quality weighs more: gains outweigh losses
+    assert signs[1][1] < 0  # cost weighs more: losses outweigh gains
+
+
+def test_the_utility_is_the_weighted_sum_with_a_hand_made_variance() -> None:
+    exchanges, x = both_arms(300, n_users=60), draw(300, 0.55, seed=5)
+    rules = {"win_rate": MetricRule(margin=0.03, weight=2.0), "error_rate": MetricRule(role="diagnostic"),
+             "timeout_rate": MetricRule(role="diagnostic"), "cost_per_request_usd": MetricRule(role="diagnostic")}  # fmt: skip
+    found = run(exchanges, verdicts(x), policy="utility", metrics=rules)
+    users = np.arange(300) % 60
+    theta = x.mean()
+    e = np.bincount(users, weights=(x - theta)) / 300 * 2.0 / 0.03
+    se = np.sqrt(60 / 59 * np.sum((e - e.mean()) ** 2))
+    assert np.isclose(found.decision.utility, 2.0 * (theta - 0.5) / 0.03)
+    from scipy.stats import t
+
+    assert np.isclose(found.decision.utility_low, 2.0 * (theta - 0.5) / 0.03 - t.isf(0.025, 59) * se)
+
+
+def test_too_little_data_says_how_much_more() -> None:
+    found = run(both_arms(40), verdicts(draw(40, 0.6, seed=3)), looks="anytime")
+    assert found.decision.recommendation == "collect_more"
+    assert metric(found, "cost_per_request_usd").status == "burn_in"
+    assert found.decision.expected_more_requests
+    assert any("more judged pairs at the present noise" in text for text in found.decision.what_would_change)
+
+
+def _split(
+    n_treatment: int, n_control: int, *, percentage: float = 50.0, treatment: object = None, control: object = None
+) -> pd.DataFrame:
+    first = frame(n_control, arm="control", seed=1, mode="ab", percentage=percentage, **(control or {}))
+    second = frame(n_treatment, arm="treatment", seed=2, mode="ab", percentage=percentage, **(treatment or {}))
+    second["request_id"], second["unit_id"] = "t" + second.request_id, "t" + second.unit_id
+    return pd.concat([first, second], ignore_index=True)
+
+
+def test_a_broken_sample_ratio_is_invalid() -> None:
+    found = run(_split(1000, 1300), mode="ab", treatment_percent=50)
+    assert found.decision.recommendation == "invalid"
+    assert check(found, "sample_ratio").status == "fail"
+    assert "1,000 of 2,300 users (43.5 %) got the treatment, 50 % were planned" in found.decision.headline
+
+
+def test_users_in_both_arms_are_left_out_and_named() -> None:
+    exchanges = _split(300, 300)
+    twice = (
+        exchanges[exchanges.arm == "control"]
+        .head(5)
+        .assign(arm="treatment", request_id=[f"x{i}" for i in range(5)], outcome="http_error")
+    )
+    found = run(pd.concat([exchanges, twice], ignore_index=True), mode="ab", treatment_percent=50)
+    assert check(found, "arm_contamination").status == "warn"
+    assert "5 of 600 users saw both arms" in check(found, "arm_contamination").detail
+    assert metric(found, "error_rate").treatment.value == 0.0
+    assert found.funnel.exclusions == {"user_in_both_arms": 10}
+
+
+def test_ab_harm_is_found_while_looking_any_time() -> None:
+    bad = {"outcome": failing(3000, 0.05, seed=1)}
+    good = {"outcome": failing(3000, 0.01, seed=2)}
+    found = run(_split(3000, 3000, treatment=bad, control=good), mode="ab", treatment_percent=50, looks="anytime")
+    assert (found.decision.recommendation, found.decision.rule) == ("keep", "harm")
+    assert metric(found, "error_rate").method == "conditional events, anytime"
+
+
+def test_failing_only_on_long_prompts_shows_in_the_segments() -> None:
+    tokens = np.random.default_rng(8).integers(1, 1001, N)
+    broken = np.where((tokens > 750) & (np.random.default_rng(9).random(N) < 0.4), "http_error", "ok")
+    found = run(
+        both_arms(N, control={"input_tokens": tokens}, treatment={"input_tokens": tokens, "outcome": broken}),
+        verdicts(draw(N, 0.55, seed=3)),
+        details=True,
+    )
+    worst = found.segments[0]
+    assert (worst.dimension, worst.metric, worst.finding, worst.discovered) == (
+        "prompt_length",
+        "error_rate",
+        "worse",
+        True,
+    )
+    assert worst.value.startswith("over 7")
+    others = [
+        s for s in found.segments if s.dimension == "prompt_length" and s.metric == "error_rate" and s is not worst
+    ]
+    assert len(others) == 3
+    assert not any(s.discovered for s in others)
+    assert found.decision.recommendation == "keep"
+
+
+def test_segments_find_nothing_where_there_is_nothing() -> None:
+    tokens = np.random.default_rng(8).integers(1, 1001, N)
+    found = run(
+        both_arms(N, control={"input_tokens": tokens}, treatment={"input_tokens": tokens}),
+        verdicts(draw(N, 0.5, seed=1)),
+        details=True,
+    )
+    assert found.segments
+    assert not any(one.discovered for one in found.segments)
+
+
+def test_one_user_with_half_the_traffic_is_named() -> None:
+    units = [f"u{i}" if i % 2 else "heavy" for i in range(N)]
+    found = run(both_arms(N, control={"unit_id": units}, treatment={"unit_id": units}), verdicts(draw(N, 0.6, seed=3)))
+    assert check(found, "one_user_dominates").status == "warn"
+    assert "made 50 % of the requests" in check(found, "one_user_dominates").detail
+    assert metric(found, "error_rate").n_clusters == N // 2 + 1
+
+
+def test_all_errors_on_one_side_is_harm_never_invalid() -> None:
+    found = run(both_arms(500, treatment={"outcome": "http_error"}))
+    assert (found.decision.recommendation, found.decision.rule) == ("keep", "harm")
+    assert found.decision.headline.startswith("Keep control: error rate rose from 0")
+    assert metric(found, "cost_per_request_usd").status == "missing_arm"
+    assert check(found, "missing_answers").status == "warn"
+
+
+def test_an_empty_arm_is_one_clear_sentence() -> None:
+    exchanges = both_arms(100)
+    found = run(exchanges[exchanges.arm == "control"])
+    assert found.decision.recommendation == "invalid"
+    assert "the treatment arm is empty: the log holds 100 exchanges of control" in found.decision.headline
+    assert found.funnel.requests == 100 == sum(found.funnel.exclusions.values())
+
+
+def test_a_constant_metric_is_undefined_not_zero_plus_minus_zero() -> None:
+    same = {"cost_usd": 0.001, "output_tokens": 100}
+    found = run(both_arms(200, control=same, treatment=same), verdicts(draw(200, 0.6, seed=3)))
+    cost = metric(found, "cost_per_request_usd")
+    assert (cost.status, cost.finding, cost.ci_low) == ("zero_variance", "undefined", None)
+    assert any("the values never vary" in reason for reason in found.decision.reasons)
+
+
+def test_all_ties_prove_equivalence_and_never_a_win() -> None:
+    for looks in ("fixed", "anytime"):
+        found = run(both_arms(N), verdicts(np.full(N, 0.5)), looks=looks)
+        assert metric(found, "win_rate").finding == "equivalent"
+        assert found.decision.recommendation == "collect_more"
+        assert any("noninferiority" in text for text in found.decision.what_would_change)
+
+
+def test_all_ties_ship_under_noninferiority() -> None:
+    found = run(both_arms(N), verdicts(np.full(N, 0.5)), policy="noninferiority")
+    assert found.decision.recommendation == "ship"
+
+
+def test_a_planned_end_without_a_win_keeps_control() -> None:
+    found = run(
+        both_arms(500),
+        verdicts(draw(500, 0.5, seed=4)),
+        max_requests=500,
+        metrics={"error_rate": MetricRule(margin=0.05), "timeout_rate": MetricRule(margin=0.05)},
+    )
+    assert (found.decision.recommendation, found.decision.rule) == ("keep", "max_reached")
+    assert "500 requests" in found.decision.headline
+
+
+def test_an_inconsistent_judge_makes_the_decision_invalid() -> None:
+    first = np.ones(400)
+    second = np.where(np.arange(400) % 4 == 0, 1.0, 0.0)  # the first seat wins three times in four
+    found = run(both_arms(400), verdicts(first, other_order=second))
+    assert metric(found, "win_rate").status == "unreliable_judge"
+    assert check(found, "judge_consistency").status == "fail"
+    assert check(found, "seat_bias").status == "warn"
+    assert found.decision.recommendation == "invalid"
+    judge = found.judges[0]
+    assert (judge.consistency, judge.flips, judge.n_both_orders) == (0.25, 300, 400)
+    assert judge.first_seat_rate == (1 * 300 + 0.5 * 100) / 400
+
+
+def test_a_pair_judged_in_one_order_only_is_missing_and_enters_the_bounds() -> None:
+    judgments = verdicts(np.ones(10))
+    judgments.loc[judgments.key == "r0-control", "status"] = "unparseable"
+    judgments.loc[judgments.key == "r0-control", ["preference", "winner"]] = None
+    found = run(both_arms(20), judgments).judges[0]
+    assert (found.n_pairs, found.asked_pairs, found.win_rate) == (9, 10, 1.0)
+    assert (found.missing_low, found.missing_high) == (0.9, 1.0)
+    assert found.failures == {"unparseable": 1}
+
+
+def test_repeats_are_averaged_within_an_order_first() -> None:
+    judgments = verdicts([1.0, 1.0])
+    again = judgments[judgments.key == "r0-treatment"].assign(
+        repeat=1, preference=0.0, winner="control", key="again", judgment_id="again:1"
+    )
+    found = run(both_arms(10), pd.concat([judgments, again], ignore_index=True)).judges[0]
+    assert found.win_rate == ((0.5 + 1.0) / 2 + 1.0) / 2
+
+
+def test_a_simulated_judge_is_a_warning_not_invalid() -> None:
+    found = run(both_arms(N), verdicts(draw(N, 0.6, seed=3), simulated=True))
+    assert check(found, "simulated_judge").status == "warn"
+    assert found.provenance["simulated_judge"] is True
+    assert found.decision.recommendation == "ship"
+
+
+def test_the_funnel_adds_up_and_says_why() -> None:
+    exchanges = both_arms(20)
+    lost = {"r0": "not_sampled", "r1": "not_shadowable", "r2": "shed"}
+    for request_id, fate in lost.items():
+        exchanges.loc[(exchanges.request_id == request_id) & (exchanges.arm == "control"), "shadow_status"] = fate
+    exchanges["shadow_reason"] = np.where(exchanges.request_id == "r1", "server_side_tool", None)
+    exchanges.loc[(exchanges.request_id == "r3") & (exchanges.arm == "control"), "outcome"] = "client_closed"
+    gone = exchanges.request_id.isin([*lost, "r4"]) & (exchanges.arm == "treatment")
+    found = run(exchanges[~gone]).funnel
+    assert found.exclusions == {
+        "not_sampled": 1, "not_shadowable: server_side_tool": 1, "shed": 1, "control_client_closed": 1, "treatment_missing": 1,
+    }  # fmt: skip
+    assert (found.requests, found.pairs) == (20, 15)
+    assert found.shadow == {"not_sampled": 1, "not_shadowable": 1, "sampled": 17, "shed": 1}
+
+
+def test_exchanges_logged_twice_count_once() -> None:
+    exchanges = both_arms(50)
+    found = run(pd.concat([exchanges, exchanges.head(3)], ignore_index=True))
+    assert check(found, "duplicate_requests").status == "warn"
+    assert metric(found, "error_rate").n == 50
+
+
+def test_metrics_of_the_contract_by_hand() -> None:
+    exchanges = both_arms(
+        100,
+        control={
+            "latency_ms": 1000.0,
+            "output_tokens": 100,
+            "cost_usd": 0.002,
+            "outcome": ["timeout"] * 2 + ["ok"] * 98,
+        },
+        treatment={
+            "latency_ms": 500.0,
+            "output_tokens": 80,
+            "cost_usd": 0.001,
+            "outcome": ["refused"] * 5 + ["truncated"] * 3 + ["http_error"] * 2 + ["ok"] * 90,
+        },
+    )
+    found = run(exchanges)
+    assert metric(found, "error_rate").control.value == 0.02
+    assert metric(found, "error_rate").treatment.value == 0.02
+    assert metric(found, "timeout_rate").control.value == 0.02
+    assert metric(found, "refusal_rate").treatment.value == 5 / 98
+    assert metric(found, "truncation_rate").treatment.value == 3 / 98
+    assert metric(found, "tokens_per_second").control.value == 100.0
+    assert np.isclose(metric(found, "tokens_per_second").treatment.value, 160.0)
+    assert metric(found, "tokens_used").treatment.value == 180.0
+    # A refused connection is billed nothing, a timeout's bill is not known.
+    assert np.isclose(metric(found, "cost_per_request_usd").treatment.value, 98 * 0.001 / 100)
+    assert np.isclose(metric(found, "cost_per_request_usd").control.value, 0.002)
+    assert np.isclose(metric(found, "cost_per_1000_requests_usd").control.value, 2.0)
+    assert np.isclose(metric(found, "cost_per_ok_answer_usd").treatment.value, 98 * 0.001 / 90)
+    assert (metric(found, "p50_latency_ms").control.value, metric(found, "p50_latency_ms").treatment.value) == (
+        1000.0,
+        500.0,
+    )
+    assert metric(found, "p99_latency_ms").status == "tail_too_small"
+
+
+def test_users_own_metrics_by_expression() -> None:
+    own = (CustomMetric(name="words", sql="length(text)", direction="lower", unit="characters"),)
+    found = run(both_arms(60, treatment={"text": ["short"] * 30 + ["longer text"] * 30}), custom=own)
+    words = metric(found, "words")
+    assert (words.group, words.control.value, words.treatment.value) == ("custom", 9.0, 8.0)
+
+
+def test_looks_on_dates_wait_for_the_first_and_then_use_data_up_to_it() -> None:
+    exchanges, judgments = both_arms(N), verdicts(draw(N, 0.6, seed=3))
+    looks = (date(2026, 6, 1), date(2026, 6, 5))
+    early = run(exchanges, judgments, looks=looks, now=START)
+    assert early.decision.recommendation == "collect_more"
+    assert "the first one is 2026-06-01" in early.decision.looks_explained
+    first = run(exchanges, judgments, looks=looks, now=START.replace(day=3))
+    assert metric(first, "win_rate").n == 1440  # a request a minute, one day
+    assert "this is look 1 of 2" in first.decision.looks_explained
+    last = run(exchanges, judgments, looks=looks, now=START.replace(day=20))
+    assert metric(last, "win_rate").n == N
+    assert last.decision.recommendation == "ship"
+
+
+def test_identical_arms_never_ship_by_a_win_and_never_harm() -> None:
+    for seed in range(5):
+        exchanges = frame(400, arm="control", seed=seed)
+        same = pd.concat(
+            [exchanges, exchanges.assign(arm="treatment", role="shadow", shadow_status=None)], ignore_index=True
+        )
+        found = run(same, verdicts(np.full(400, 0.5), status="identical"), looks="anytime")
+        assert found.decision.rule == "collect_more"
+        assert metric(found, "win_rate").finding == "equivalent"
+        assert not any(one.finding in {"worse", "better"} for one in found.metrics)
