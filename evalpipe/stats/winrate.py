@@ -7,7 +7,7 @@ A pair's preference is x = (s1+s2)/2, the win rate θ its mean; f = (s1+1−s2)/
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,7 @@ def win_rate(
     multiplier: Multiplier | None = None,
     alpha: float = 0.05,
     bets: betting.Bets | None = None,
+    in_order: npt.ArrayLike | None = None,
 ) -> Estimate:
     """θ with its interval and the p-value of θ = ½.
 
@@ -40,7 +41,8 @@ def win_rate(
     each (GROUP BY), needed under anytime and where nothing varies. Fixed and scheduled: the cluster engine; anytime: the
     betting e-process over users (exact; `bets` default to n_star 1000). All ties are fine: then too the betting interval.
     The point is always the mean over pairs; where users with many pairs differ from the others the betting interval, which
-    is about the mean over users, is widened to hold it and the note says so.
+    is about the mean over users, is widened to hold it and the note says so. `in_order`: the users' means in the planned
+    order of judging; the tightest limits after any of them then hold, as `stopping.look_in_order` has it.
     """
     mode = multiplier or Fixed()
     if users.ratio is None:
@@ -52,6 +54,11 @@ def win_rate(
     if exact and (mode.mode == "anytime" or not varies):
         stakes = bets or betting.tuned_bets(getattr(mode, "n_star", 1000), alpha=alpha)
         bet = betting.bounded_mean(values, counts, stakes, alpha=alpha, null=NULL, n=users.n)
+        if in_order is not None and mode.mode == "anytime":
+            limits = betting.limits_in_order(in_order, stakes, alpha=alpha)
+            up, down = betting.log_wealth_path(in_order, NULL, stakes)
+            p = min(1.0, 2 * math.exp(-max(0.0, float(up.max(initial=0)), float(down.max(initial=0)))))
+            bet = replace(bet, ci_low=limits[0], ci_high=limits[1], p_value=p)
         return _over_users(users, bet, se if varies else None)
     status, note = gates.cluster_status(users.n_clusters)
     if se is None:

@@ -175,6 +175,20 @@ def test_stop_rule_path_and_single_looks_agree(x: list[float], every: int) -> No
             break
 
 
+@settings(max_examples=40)
+@given(st.lists(levels, min_size=1, max_size=80))
+def test_limits_in_order_agree_with_the_stop_rule(x: list[float]) -> None:
+    """What look_in_order has proven is what the tightest limits so far show, and they are never wider than today's."""
+    evidence = look_in_order(RULE, x)
+    low, high = betting.limits_in_order(x, RULE.bets)
+    now = betting.limits(x, [1] * len(x), RULE.bets)
+    assert (low >= now[0] - 1e-9 and high <= now[1] + 1e-9) or (low, high) == now
+    if (low, high) != now:
+        needed = math.log(2 / RULE.alpha)
+        assert (evidence.better >= needed) == (low >= 0.5) or abs(evidence.better - needed) < 1e-6
+        assert (evidence.non_superior >= needed) == (high <= 0.6) or abs(evidence.non_superior - needed) < 1e-6
+
+
 @pytest.mark.parametrize(
     ("x", "conclusion"),
     [([1.0] * 60, "better"), ([0.0] * 60, "worse"), ([0.5] * 400, "equivalent"), ([1.0, 0.0] * 5, "inconclusive")],
