@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,7 +74,11 @@ class Notebook:
 
     def sql(self, query: str) -> pd.DataFrame:
         """The result of one reading query as a frame. Raises ConfigError where it is none or does not work."""
-        return run_query(self._store, query).df()
+        result = run_query(self._store, query)
+        with warnings.catch_warnings():
+            # DuckDB's own way of making an empty frame, which newer pandas will not have.
+            warnings.filterwarnings("ignore", message="The inplace keyword")
+            return result.df()
 
     def refresh(self) -> Notebook:
         """Look at the files again: rows that were loaded meanwhile come in."""
