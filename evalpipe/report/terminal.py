@@ -10,21 +10,26 @@ from rich.table import Table
 from rich.text import Text
 
 from evalpipe.analysis.result import Analysis
+from evalpipe.core.format import NBSP
+from evalpipe.report.metric_view import MetricRow
 from evalpipe.report.view import ReportView, report_view
 from evalpipe.report.words import FINDINGS
 
 # The terminal's own palette: it fits light and dark themes alike, and stands beside a mark and a word.
 STYLES = {"better": "bold green", "worse": "bold red", "equivalent": "bold", "inconclusive": "dim", "undefined": "dim"}
+WIDE = 110
+"""columns from which a row fits on one line"""
 HEADLINE_STYLES = {"ship": "bold green", "keep": "bold", "collect_more": "bold", "invalid": "bold red"}
 
 
 def print_summary(analysis: Analysis, console: Console | None = None) -> None:
     """Print the report's summary (to stdout, or to `console`). Untrusted text is printed as text: no markup, no escapes."""
     console = console or Console()
-    console.print(summary(report_view(analysis, max_examples=0)))
+    console.print(summary(report_view(analysis, max_examples=0), wide=console.width >= WIDE))
 
 
-def summary(view: ReportView) -> Group:
+def summary(view: ReportView, *, wide: bool = True) -> Group:
+    """`wide`: difference and interval stand on one line; else under each other, so that no number is broken."""
     parts: list[Text | Panel | Table | Padding] = []
     for problem in view.problems:
         style = "yellow" if problem.level == "warn" else "bold red"
@@ -35,7 +40,7 @@ def summary(view: ReportView) -> Group:
     parts.append(Text(view.summary.headline))
     parts += [Padding(Text(f"• {reason}"), (0, 0, 0, 2)) for reason in view.summary.reasons]
     if view.rows:
-        parts.append(_metrics(view))
+        parts.append(_metrics(view, wide=wide))
     if view.unmeasured:
         parts.append(Text(f"Not measured: {', '.join(view.unmeasured)}.", style="dim"))
     facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
@@ -47,12 +52,12 @@ def summary(view: ReportView) -> Group:
     return Group(*parts)
 
 
-def _metrics(view: ReportView) -> Table:
+def _metrics(view: ReportView, *, wide: bool) -> Table:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), show_edge=False)
-    table.add_column("Metric", overflow="fold")
+    table.add_column("Metric", overflow="fold", min_width=14)
     for name in ("Control", "Treatment"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("Difference (interval)", justify="right", overflow="fold")
+    table.add_column("Difference (interval)" if wide else "Difference\n(interval)", justify="right", no_wrap=True)
     table.add_column("Finding", no_wrap=True)
     for group, rows in view.groups:
         table.add_row(Text(group, style="dim italic"), "", "", "", "")
@@ -61,7 +66,12 @@ def _metrics(view: ReportView) -> Table:
                 Text(row.label),
                 Text(row.control),
                 Text(row.treatment),
-                Text(row.difference_with_interval),
+                Text(row.difference_with_interval if wide else _two_lines(row)),
                 Text(f"{FINDINGS[row.finding]} {row.finding_word}", style=STYLES[row.finding]),
             )
     return table
+
+
+def _two_lines(row: MetricRow) -> str:
+    """The difference over its interval; "points" is said once."""
+    return f"{row.difference}\n({row.interval.removesuffix(f'{NBSP}points')})" if row.has_interval else row.difference
