@@ -57,8 +57,8 @@ def win_rate(
         if in_order is not None and mode.mode == "anytime":
             limits = betting.limits_in_order(in_order, stakes, alpha=alpha)
             up, down = betting.log_wealth_path(in_order, NULL, stakes)
-            p = min(1.0, 2 * math.exp(-max(0.0, float(up.max(initial=0)), float(down.max(initial=0)))))
-            bet = replace(bet, ci_low=limits[0], ci_high=limits[1], p_value=p)
+            top = max(0.0, float(up.max(initial=0)), float(down.max(initial=0)))
+            bet = replace(bet, ci_low=limits[0], ci_high=limits[1], p_value=min(1.0, 2 * math.exp(-top)))
         return _over_users(users, bet, se if varies else None)
     status, note = gates.cluster_status(users.n_clusters)
     if se is None:
