@@ -43,6 +43,13 @@ lint: $(VENV)/.installed-dev ## format, lint, types, architecture
 check-statistics: $(VENV)/.installed-dev ## simulate error rates, coverage and sample sizes (minutes; not in the suite)
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python tests/check_statistics/run.py
 
+check-store: $(VENV)/.installed-dev ## kill collectors and loads under 10,000 requests; nothing lost, nothing twice (minutes; not in the suite)
+	EVALPIPE_STORE_REQUESTS=10000 $(BIN)/python -m pytest -n 0 --timeout 1200 tests/store/test_store_killed.py
+	$(BIN)/python tests/bench/check_load_while_collecting.py 10000
+
+bench-load: $(VENV)/.installed-dev ## how fast load turns a spool into Parquet
+	$(BIN)/python tests/bench/bench_load.py 100000
+
 check-rollout: $(VENV)/.installed-dev ## simulated canaries, and real collectors with kills and share changes (minutes; not in the suite)
 	$(BIN)/python tests/rollout/check_canary_simulation.py
 	$(BIN)/python tests/rollout/check_live.py
