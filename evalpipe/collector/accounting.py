@@ -73,6 +73,10 @@ class Accountant:
         for kind, n in kinds:
             if n:
                 self._metrics.tokens(record.arm, record.role, kind, n)
+        if self._settings.otel_names:
+            from evalpipe.collector.genai_metrics import observe
+
+            observe(record, answer, arm)
         usd = self._pricer.cost(answer, arm)
         if usd is not None:
             self._metrics.cost(record.arm, record.role, usd + record.infrastructure_usd)

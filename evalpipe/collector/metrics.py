@@ -76,6 +76,11 @@ RATING = Histogram(
 )
 
 
+def shared_registry() -> CollectorRegistry:
+    """Where every metric of this process is registered."""
+    return _registry
+
+
 class Metrics:
     """What one process counts. Children are looked up once: labels cost more than counting."""
 

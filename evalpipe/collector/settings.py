@@ -128,6 +128,8 @@ class CollectorSettings(msgspec.Struct, frozen=True, kw_only=True):
     shadow_queue_bytes: int = 64 << 20
     shadow_queue_age_s: float = 30.0
     """a copy that waited longer is shed"""
+    otel_names: bool = False
+    """also count under OpenTelemetry's names for generative AI"""
     metrics_dir: str | None = None
     shadow_socket: str | None = None
     """where originals go to the treatment process when redaction keeps them off the disk"""

@@ -119,6 +119,7 @@ def collector_settings(workspace: Workspace) -> CollectorSettings:
             for model, price in prices.items()
         },
         redact=options.redact,
+        otel_names=config.telemetry.names == "otel",
         client_token=None if token is None else Secret(token),
     )
 

@@ -177,13 +177,13 @@ def sticky() -> bool:
             with Load(live, dialect=control) as load:
                 for _ in shares[1:]:
                     for _ in range(2):
-                        time.sleep(1.0)
+                        time.sleep(3.0)
                         victim = random.choice(until(lambda live=live: workers(live.collector.process.pid)))
                         os.kill(victim, 9)
                         n_killed += 1
-                    time.sleep(1.0)
+                    time.sleep(2.0)
                     tell(live.workspace, "approve", why="check", by="check", force=True)
-                time.sleep(1.5)
+                time.sleep(3.0)
             pairs = served(live.folder / "data" / "spool")
             wrong = [
                 q
