@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html
 import json
+import re
+import shlex
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -181,16 +183,18 @@ def text_view(text: str, limit: int, *, n_cut: int = 0, rest: str = "") -> TextV
     return TextView(raw=raw, html=markdown_html(raw), n_cut=n_cut + n_more, rest=rest)
 
 
+_SHELL_ACTIVE = re.compile(r'([\\"$`])')
+
+
 def sql_command(request_id: str, column: str, experiment: str, arm: str | None) -> str:
     """The shell command that prints the whole text: quoted for SQL, then for the shell."""
     identifier = request_id.replace("'", "''")
     by_arm = f" AND arm = '{arm}'" if arm else ""
     view = "exchanges" if arm else "judgments"
     query = f"SELECT {column} FROM {view} WHERE request_id = '{identifier}'{by_arm}"
-    # In double quotes the shell still acts on these four.
-    for char in '\\"$`':
-        query = query.replace(char, f"\\{char}")
-    return f'evalpipe sql --experiment {experiment} "{query}"'
+    # An interactive shell acts on "!" in double quotes and a backslash does not help; on four other characters it does.
+    quoted = shlex.quote(query) if "!" in query else '"' + _SHELL_ACTIVE.sub(r"\\\1", query) + '"'
+    return f"evalpipe sql --experiment {shlex.quote(experiment)} {quoted}"
 
 
 def _diff(control: SideView, treatment: SideView) -> WordDiff:

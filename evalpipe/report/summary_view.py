@@ -10,6 +10,8 @@ from evalpipe.report.judge_view import JudgeView
 from evalpipe.report.metric_view import Fact, MetricRow
 from evalpipe.report.words import LOOKS, MODES, POLICIES, RECOMMENDATIONS
 
+PARTS = ("since", "until", "where")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
@@ -204,6 +206,16 @@ def _arm(analysis: Analysis, arm: str) -> str:
     return f"{shown or 'model not recorded'}{aside}"
 
 
+def _selection(analysis: Analysis) -> list[Fact]:
+    """What part of the log this is about, where it is not all of it."""
+    selection = analysis.provenance.get("selection")
+    chosen = {k: v for k, v in selection.items() if k in PARTS and v} if isinstance(selection, dict) else {}
+    if not chosen:
+        return []
+    said = ", ".join(f"{key} {readable_instants(str(value))}" for key, value in chosen.items())
+    return [Fact(name="Only a part", text=f"log rows {said}")]
+
+
 def _compared(analysis: Analysis, judges: list[JudgeView]) -> list[Fact]:
     decision, level = analysis.decision, None
     if analysis.metrics:
@@ -212,6 +224,7 @@ def _compared(analysis: Analysis, judges: list[JudgeView]) -> list[Fact]:
     facts = [
         Fact(name="Control", text=_arm(analysis, "control")),
         Fact(name="Treatment", text=_arm(analysis, "treatment")),
+        *_selection(analysis),
         Fact(name="Mode", text=MODES.get(analysis.mode, analysis.mode)),
         Fact(name="Judge", text=", ".join(names) or "none"),
         Fact(name="Policy", text=POLICIES.get(decision.policy, decision.policy)),

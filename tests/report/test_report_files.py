@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from evalpipe.pipeline.report import (
     write_index,
 )
 from evalpipe.report.compare import compare, comparison_markdown
+from evalpipe.report.example_view import sql_command
 from evalpipe.report.render import render
 
 
@@ -137,3 +139,28 @@ def test_at_most_so_many_examples() -> None:
 def test_json_holds_no_lone_surrogate_and_no_nan() -> None:
     analysis = dataclasses.replace(mixed(), experiment="a\ud800b")
     assert "\\\\uD800" in report_json(analysis).decode()
+
+
+@pytest.mark.parametrize(
+    "request_id", ["plain-1", "it's", '"; rm -rf /; "', "$HOME `id` \\ end", "wow! 'so' !!", "a b"]
+)
+def test_the_command_for_the_rest_is_one_query_to_the_shell(request_id: str) -> None:
+    shell = [
+        "sh",
+        "-c",
+        f'evalpipe() {{ printf "%s\\0" "$@"; }}; {sql_command(request_id, "text", "trial", "treatment")}',
+    ]
+    said = subprocess.run(shell, capture_output=True, check=True, text=True).stdout.split("\0")[:-1]
+    quoted = request_id.replace("'", "''")
+    assert said == [
+        "sql",
+        "--experiment",
+        "trial",
+        f"SELECT text FROM exchanges WHERE request_id = '{quoted}' AND arm = 'treatment'",
+    ]
+
+
+def test_a_part_of_the_log_is_named_at_the_top() -> None:
+    part = {"since": "2026-03-01T00:00:00+00:00", "where": "streamed", "until": None}
+    page = render(dataclasses.replace(mixed(), provenance=mixed().provenance | {"selection": part}))
+    assert "log rows since 1 Mar 2026, 00:00 UTC, where streamed" in page
