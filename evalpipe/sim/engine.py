@@ -109,11 +109,15 @@ class Engine:
         n = min(request.cacheable_tokens, usage.input_tokens or 0)
         if n < self.settings.cache_min_tokens:
             return usage
-        prefix = (request.model, n, request.view.system_text or dump(request.body.get("tools")))
-        if prefix in self._cached:
+        if self.cached_tokens(request):
             return replace(usage, cached_input_tokens=n)
-        self._cached.add(prefix)
+        self._cached.add(_prefix(request))
         return replace(usage, cache_write_tokens=n)
+
+    def cached_tokens(self, request: SimRequest) -> int:
+        """Tokens of the request that are cached already: they count against no limit."""
+        n = request.cacheable_tokens
+        return n if n >= self.settings.cache_min_tokens and _prefix(request) in self._cached else 0
 
     def _pace(self, model: str, answer: RecordedAnswer, output_tokens: int) -> tuple[float, float]:
         settings = self.settings
@@ -127,6 +131,10 @@ class Engine:
         if settings.max_latency_ms is not None and latency > settings.max_latency_ms:
             ttft, latency = ttft * settings.max_latency_ms / latency, settings.max_latency_ms
         return ttft, latency
+
+
+def _prefix(request: SimRequest) -> tuple[str, int, str]:
+    return request.model, request.cacheable_tokens, request.view.system_text or dump(request.body.get("tools"))
 
 
 def _question(request: SimRequest, prompt: JudgePrompt | None) -> str:

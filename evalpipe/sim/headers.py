@@ -30,10 +30,14 @@ def common_headers(endpoint: str, request_id: str) -> Headers:
 
 def limit_headers(endpoint: str, meters: Mapping[str, Meter]) -> Headers:
     """The rate headers of the vendor that `endpoint` belongs to."""
+    # Both vendors tell one limit as "tokens": the one that is nearer to its end.
+    of_tokens = [meter for name, meter in meters.items() if name != "requests"]
+    tokens = min(of_tokens, key=lambda meter: meter.remaining / meter.limit, default=None)
     if endpoint == "messages":
         now = datetime.now(UTC)
         headers: Headers = []
-        for name, meter in meters.items():
+        told = {**meters, "tokens": tokens} if tokens is not None else meters
+        for name, meter in told.items():
             reset = (now + timedelta(seconds=meter.reset_s)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
             prefix = f"anthropic-ratelimit-{name}"
             headers += [
@@ -43,13 +47,7 @@ def limit_headers(endpoint: str, meters: Mapping[str, Meter]) -> Headers:
             ]
         return headers
     headers = []
-    # OpenAI tells one token limit: the one that is nearer to its end.
-    tokens = [meter for name, meter in meters.items() if name != "requests"]
-    told = {
-        "requests": meters.get("requests"),
-        "tokens": min(tokens, key=lambda m: m.remaining / m.limit, default=None),
-    }
-    for name, told_meter in told.items():
+    for name, told_meter in (("requests", meters.get("requests")), ("tokens", tokens)):
         if told_meter is not None:
             headers += [
                 (f"x-ratelimit-limit-{name}", str(told_meter.limit)),

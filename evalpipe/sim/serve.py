@@ -83,7 +83,8 @@ class _Call:
     async def run(self, request: SimRequest) -> None:
         self._model = request.model
         limiter = self._parent.limiter(request.model)
-        refused = limiter.admit(request.input_tokens, time.monotonic())
+        counted = max(request.input_tokens - self._parent.engine.cached_tokens(request), 0)
+        refused = limiter.admit(counted, time.monotonic())
         if refused is not None:
             name, wait = refused
             message = f"This request would exceed your rate limit of {name.replace('-', ' ')} per minute."

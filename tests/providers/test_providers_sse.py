@@ -75,8 +75,8 @@ def test_any_bytes_in_any_pieces(body: bytes, cuts: list[int]) -> None:
 
 
 def test_ten_megabytes_of_carriage_returns_are_linear() -> None:
-    body = b"data: x\r\r" * 200_000
-    assert len(parse_events(body)) == 200_000
+    body = b"data: x\r\r" * 60_000
+    assert len(parse_events(body)) == 60_000
 
 
 def test_rendered_events_parse_back() -> None:

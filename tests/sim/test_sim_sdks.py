@@ -210,6 +210,17 @@ def test_prompt_caching(claude: anthropic.Anthropic) -> None:
     assert second.input_tokens < 50
 
 
+def test_cached_tokens_count_against_no_limit() -> None:
+    system: Any = [{"type": "text", "text": "Rules. " * 3000, "cache_control": {"type": "ephemeral"}}]
+    with (
+        start_sim(SimSettings(speed=1000, limits=Limits(input_tokens=60_000))) as limited,
+        anthropic.Anthropic(base_url=limited.base_url, api_key="k", max_retries=0) as client,
+    ):
+        # The bucket holds 10,000: one writing of the prefix, and then any number of readings.
+        for _ in range(8):
+            client.messages.create(model=CLAUDE, max_tokens=5, messages=HI, system=system)
+
+
 def test_message_batches(sim: Simulator, claude: anthropic.Anthropic) -> None:
     requests: Any = [
         {"custom_id": f"r-{n}", "params": {"model": CLAUDE, "max_tokens": 400, "messages": HI}} for n in range(5)
