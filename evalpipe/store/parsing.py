@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -34,7 +35,11 @@ class Parser:
         self._rules = rules
         # A fresh interpreter, not a fork: this process may hold threads of DuckDB and Arrow.
         self._pool = (
-            None if processes <= 1 else ProcessPoolExecutor(max_workers=processes, mp_context=get_context("spawn"))
+            None
+            if processes <= 1
+            else ProcessPoolExecutor(
+                max_workers=processes, mp_context=get_context("spawn"), initializer=_leave_interrupts_to_the_parent
+            )
         )
         self._waiting: deque[Future[dict[str, bytes]] | Sequence[Entry]] = deque()
 
@@ -64,6 +69,11 @@ class Parser:
                         yield experiment, reader.read_all()
             else:
                 yield from _parse(batch, self._rules).items()
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    """Ctrl-C reaches the whole process group; one process answering it is enough."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def instant(seconds: float) -> datetime:
