@@ -30,7 +30,7 @@ from evalpipe.pipeline.workspace import open_workspace
 
 DEFAULT_FOLDER = Path("evalpipe-demo")
 ARRIVALS_S = 18.0
-MAX_LATENCY_MS = 3000.0
+MAX_LATENCY_MS = 5000.0
 PORTS = {"collector": 8400, "sim": 8401, "control": 8411, "treatment": 8412}
 """where they listen unless the port is taken"""
 
