@@ -42,7 +42,10 @@ def summary_view(analysis: Analysis, rows: list[MetricRow], judges: list[JudgeVi
     headline = _headline(readable_instants(decision.headline) or (reasons.pop(0) if reasons else ""), word)
     warned = [check.detail for check in analysis.checks if check.status != "pass"]
     # What the headline or a problem above it says already is not said again.
-    reasons = [r for r in reasons if r not in {headline, decision.headline} and not any(w and w in r for w in warned)]
+    said = {_words(headline), _words(decision.headline)}
+    reasons = [
+        r for r in reasons if _words(r) not in said and not any(w and w in _words(r) for w in map(_words, warned))
+    ]
     return SummaryView(
         recommendation=decision.recommendation,
         recommendation_word=word,
@@ -64,6 +67,11 @@ def full_sentence(text: str) -> str:
     """Capital first, full stop last."""
     shown = sentence(text.strip())
     return shown if not shown or shown[-1] in ".!?…" else f"{shown}."
+
+
+def _words(text: str) -> str:
+    """The text as it is compared: plain spaces, small letters, no full stop."""
+    return " ".join(text.split()).lower().rstrip(".")
 
 
 def _headline(text: str, recommendation: str) -> str:
