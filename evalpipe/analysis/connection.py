@@ -9,9 +9,12 @@ from typing import Any, Protocol
 
 
 class Connection(Protocol):
-    """The part of a DuckDB connection that is used here. `execute` returns the connection, which then holds the rows."""
+    """The part of a DuckDB connection that is used here. `execute` returns the connection, which then holds the rows; `sql`
+    a relation that can be read in Arrow batches."""
 
     def execute(self, query: str, parameters: Any = ..., /) -> Any: ...
+
+    def sql(self, query: str, /) -> Any: ...
 
 
 def rows(connection: Connection, query: str, parameters: list[Any] | None = None) -> list[dict[str, Any]]:

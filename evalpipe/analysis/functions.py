@@ -22,9 +22,9 @@ def function_column(connection: Connection, wanted: CustomMetric) -> str:
     function = load_function(wanted)
     table = f"ev_function_{wanted.name}"
     connection.execute(f"CREATE OR REPLACE TEMP TABLE {table} (id UBIGINT, arm VARCHAR, value DOUBLE)")
-    reader = connection.execute(
-        "SELECT * FROM exchanges WHERE outcome IN ('ok', 'refused', 'truncated')"
-    ).fetch_record_batch(CHUNK_ROWS)
+    reader = connection.sql("SELECT * FROM exchanges WHERE outcome IN ('ok', 'refused', 'truncated')").to_arrow_reader(
+        CHUNK_ROWS
+    )
     frames = []
     for batch in reader:
         frame = batch.to_pandas()

@@ -10,8 +10,8 @@ from evalpipe.analysis.measure import BinaryCounts, Measured, Support, measure_p
 from evalpipe.analysis.metrics import Metric, Ratio, Verdict
 from evalpipe.analysis.quantiles import QuantilePass
 from evalpipe.analysis.sums import Aggregates, aggregate, sum_by_user
-from evalpipe.analysis.verdicts import JudgeSeen, sum_quality
-from evalpipe.stats import conditional, stages
+from evalpipe.analysis.verdicts import MAX_ORDERED, JudgeSeen, sum_quality
+from evalpipe.stats import betting, conditional, stages
 from evalpipe.stats.cluster import PairedAggregate
 
 EVENTS = {
@@ -48,7 +48,7 @@ def measure_all(
         measured[item.name] = _ratio(connection, item, f"m{position}", looking)
     for item in items:
         if isinstance(item.values, Verdict):
-            measured[item.name] = _verdict(connection, item, looking)
+            measured[item.name] = _verdict(connection, item, looking, judge)
     columns = [f"m{first + position}" for position in range(len(quantiles.helpers))]
     for one in quantiles.measure(columns, below, alphas):
         measured[one.metric.name] = one
@@ -103,7 +103,7 @@ def _ratio(connection: Connection, item: Metric, column: str, looking: Looking) 
     return measure_ratio(item, combined(groups), looking, counts=counts, support=support)
 
 
-def _verdict(connection: Connection, item: Metric, looking: Looking) -> Measured:
+def _verdict(connection: Connection, item: Metric, looking: Looking, judge: JudgeSeen | None) -> Measured:
     connection.execute(
         "CREATE OR REPLACE TEMP TABLE ev_one AS SELECT grp, u, st AS q_st, wt AS q_wt, sc AS q_sc, wc AS q_wc "
         "FROM ev_quality WHERE metric = ?",
@@ -115,7 +115,17 @@ def _verdict(connection: Connection, item: Metric, looking: Looking) -> Measured
     counted = rows(
         connection, "SELECT round(q_st / q_wt, 12) AS x, count(*) AS n FROM ev_one WHERE q_wt > 0 GROUP BY x ORDER BY x"
     )
-    support = Support(both=([row["x"] for row in counted], [row["n"] for row in counted]))
+    in_order = None
+    if judge is not None and looking.mode == "anytime" and sum(row["n"] for row in counted) <= MAX_ORDERED:
+        ordered = rows(
+            connection, "SELECT q_st / q_wt AS x FROM ev_one JOIN ev_order USING (u) WHERE q_wt > 0 ORDER BY rank, u"
+        )
+        in_order = [row["x"] for row in ordered]
+    support = Support(
+        both=([row["x"] for row in counted], [row["n"] for row in counted]),
+        in_order=in_order,
+        sigma2=betting.SIGMA2_BOTH_ORDERS if judge is None else judge.sigma2,
+    )
     return measure_preference(item, found, looking, support=lambda: support)
 
 

@@ -16,7 +16,7 @@ from evalpipe.analysis.labelled import agreements_of
 from evalpipe.analysis.looking import Looking
 from evalpipe.analysis.result import Agreement, DimensionResult, JudgeResult, LengthBin, WinRate
 from evalpipe.analysis.settings import Settings
-from evalpipe.analysis.verdicts import JudgeSeen
+from evalpipe.analysis.verdicts import MAX_ORDERED, JudgeSeen
 from evalpipe.stats import betting, winrate
 from evalpipe.stats.cluster import arm_aggregate
 from evalpipe.stats.estimate import Estimate
@@ -38,6 +38,8 @@ class Verdicts:
     control_first: Array
     length_difference: Array
     users: npt.NDArray[np.int64]
+    ranks: npt.NDArray[np.int64]
+    """of each pair's user in the planned order of judging"""
 
     @property
     def both_orders(self) -> npt.NDArray[np.bool_]:
@@ -92,7 +94,10 @@ def _judge_result(
 ) -> JudgeResult:
     verdicts = _verdicts(connection, judge)
     alpha = looking.alpha
-    estimate = preference_estimate(verdicts.x, verdicts.users, looking, alpha)
+    ordered = deciding and looking.mode == "anytime" and len(verdicts.x) <= MAX_ORDERED
+    estimate = preference_estimate(
+        verdicts.x, verdicts.users, looking, alpha, ranks=verdicts.ranks if ordered else None, sigma2=judge.sigma2
+    )
     both = verdicts.both_orders
     first, second = _winner(verdicts.treatment_first[both]), _winner(verdicts.control_first[both])
     n_both = int(both.sum())
@@ -155,9 +160,23 @@ def _judge_result(
     )
 
 
-def preference_estimate(x: Array, users: npt.NDArray[np.int64], looking: Looking, alpha: float) -> Estimate:
-    """The win rate of pairs with preferences `x`, clustered by user, by the experiment's way of looking."""
+def preference_estimate(
+    x: Array,
+    users: npt.NDArray[np.int64],
+    looking: Looking,
+    alpha: float,
+    *,
+    ranks: npt.NDArray[np.int64] | None = None,
+    sigma2: float = betting.SIGMA2_BOTH_ORDERS,
+) -> Estimate:
+    """The win rate of pairs with preferences `x`, clustered by user, by the experiment's way of looking.
+
+    `ranks`: of each pair's user in the planned order of judging; the evidence is then followed along it.
+    """
     sums, counts = _by_user(x, users)
+    in_order = None
+    if ranks is not None and len(x):
+        in_order = (sums / counts)[np.argsort(np.bincount(users, weights=ranks) / np.bincount(users), kind="stable")]
     means, units = (
         np.unique(np.round(sums / counts, 12), return_counts=True) if len(x) else (np.array([]), np.array([]))
     )
@@ -167,15 +186,18 @@ def preference_estimate(x: Array, users: npt.NDArray[np.int64], looking: Looking
         counts=units,
         multiplier=looking.multiplier(METRIC),
         alpha=alpha,
-        bets=looking.bets(METRIC, alpha, sigma2=betting.SIGMA2_BOTH_ORDERS),
+        bets=looking.bets(METRIC, alpha, sigma2=sigma2),
+        in_order=in_order,
     )
 
 
 def _verdicts(connection: Connection, judge: JudgeSeen) -> Verdicts:
     found: dict[str, Any] = connection.execute(
         "SELECT x, coalesce(s_t, 'nan'::DOUBLE) AS s_t, coalesce(s_c, 'nan'::DOUBLE) AS s_c, "
-        "coalesce(dl, 'nan'::DOUBLE)::DOUBLE AS dl, dense_rank() OVER (ORDER BY u) - 1 AS u "
-        "FROM ev_verdicts LEFT JOIN ev_lengths USING (id) WHERE judge = ? AND fingerprint = ? AND complete ORDER BY id",
+        "coalesce(dl, 'nan'::DOUBLE)::DOUBLE AS dl, dense_rank() OVER (ORDER BY u) - 1 AS u, "
+        "dense_rank() OVER (ORDER BY rank, u) - 1 AS user_rank "
+        "FROM ev_verdicts LEFT JOIN ev_lengths USING (id) LEFT JOIN ev_order USING (u) "
+        "WHERE judge = ? AND fingerprint = ? AND complete ORDER BY id",
         [judge.name, judge.fingerprint],
     ).fetchnumpy()
     return Verdicts(
@@ -184,6 +206,7 @@ def _verdicts(connection: Connection, judge: JudgeSeen) -> Verdicts:
         control_first=np.asarray(found["s_c"], float),
         length_difference=np.asarray(found["dl"], float),
         users=np.asarray(found["u"], np.int64),
+        ranks=np.asarray(found["user_rank"], np.int64),
     )
 
 

@@ -28,6 +28,10 @@ class Support:
     [0, 1] (`both`), or of each arm's own share."""
 
     both: tuple[Sequence[float], Sequence[float]] | None = None
+    in_order: Sequence[float] | None = None
+    """the users' preferences in the planned order of judging"""
+    sigma2: float = betting.SIGMA2_BOTH_ORDERS
+    """planned variance of a preference"""
     control: tuple[Sequence[float], Sequence[float]] | None = None
     treatment: tuple[Sequence[float], Sequence[float]] | None = None
 
@@ -98,14 +102,16 @@ def measure_preference(
     users = found.treatment
 
     def at(level: float, scale: Scale) -> Estimate:
-        values, counts = support().both or ((), ())
+        known = support()
+        values, counts = known.both or ((), ())
         estimate = win_rate(
             users,
             values=values,
             counts=counts,
             multiplier=looking.multiplier(item.name),
             alpha=level,
-            bets=looking.bets(item.name, level, sigma2=betting.SIGMA2_BOTH_ORDERS),
+            bets=looking.bets(item.name, level, sigma2=known.sigma2),
+            in_order=known.in_order,
         )
         return _shifted(estimate, -0.5, scale)
 

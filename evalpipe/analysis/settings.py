@@ -69,6 +69,8 @@ class Settings:
     judge: str | None = None
     treatment_percent: float | None = None
     n_star: Mapping[str, float] = field(default_factory=dict)
+    seed: str = ""
+    """what orders the users for judging (the experiment's salt); empty: the experiment's name"""
     arms: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     n_examples: int = 20
     """per kind of example; 0 = none"""

@@ -16,6 +16,10 @@ from dataclasses import dataclass
 from evalpipe.analysis.connection import Connection, rows, scalar
 from evalpipe.analysis.settings import JudgeInfo, Settings
 from evalpipe.core.judgment import FINAL
+from evalpipe.stats import betting
+
+MAX_ORDERED = 50_000
+"""users up to whom the evidence is followed along the planned order, user by user; beyond, the present look's is as good"""
 
 IMPORTED = "imported"
 """what the fingerprint of a judge starts with that another tool ran: nothing but its name is known of it"""
@@ -33,6 +37,11 @@ class JudgeSeen:
     pairwise: bool
     n_pairs: int
     orders: str
+
+    @property
+    def sigma2(self) -> float:
+        """The planned variance of a user's preference, which the bets are tuned to."""
+        return betting.SIGMA2_BOTH_ORDERS if self.orders == "both" else betting.SIGMA2_ONE_ORDER
 
 
 def prepare_verdicts(connection: Connection, *, experiment: str, settings: Settings) -> list[JudgeSeen]:
@@ -75,6 +84,8 @@ def prepare_verdicts(connection: Connection, *, experiment: str, settings: Setti
         FROM per_pair v JOIN ev_ids i USING (id)""",
         [relaxed],
     )
+    if judges:
+        _order_users(connection, experiment=experiment, seed=settings.seed or experiment)
     connection.execute(
         """
         CREATE OR REPLACE TEMP TABLE ev_scores AS
@@ -92,6 +103,18 @@ def prepare_verdicts(connection: Connection, *, experiment: str, settings: Setti
         SELECT m.*, i.u FROM means m JOIN ev_ids i USING (id)"""
     )
     return judges
+
+
+def _order_users(connection: Connection, *, experiment: str, seed: str) -> None:
+    """`ev_order` (u, rank): the users in the planned order of judging, fixed before any verdict. `judge --until-decided` looks
+    along it, so the report does, too."""
+    connection.execute(
+        "CREATE OR REPLACE TEMP TABLE ev_order AS "
+        "SELECT hash(coalesce(unit_id, conversation_id, request_id)) AS u, "
+        "min(md5_number_upper(concat(?::VARCHAR, ':', coalesce(unit_id, request_id)))) AS rank FROM exchanges "
+        "WHERE experiment = ? AND arm = 'control' AND request_id IN (SELECT request_id FROM ev_verdicts) GROUP BY 1",
+        [seed, experiment],
+    )
 
 
 def _judges_seen(connection: Connection, infos: Sequence[JudgeInfo]) -> list[JudgeSeen]:

@@ -135,6 +135,7 @@ def settings_of(workspace: Workspace, *, judge: str | None = None) -> Settings:
         judges=tuple(JudgeInfo(name=name, orders=config.judge.orders) for name in config.judge.name),
         judge=judge,
         treatment_percent=config.experiment.treatment_percent if config.experiment.mode == "ab" else None,
+        seed=config.experiment.effective_salt,
         arms=_arms(config),
     )
 

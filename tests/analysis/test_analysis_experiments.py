@@ -10,7 +10,7 @@ from experiment_builders import START, both_arms, check, draw, failing, frame, m
 
 from evalpipe.analysis.settings import CustomMetric, MetricRule
 
-N = 2000
+N = 1500
 
 
 def test_clear_win_ships() -> None:
