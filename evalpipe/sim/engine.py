@@ -51,7 +51,8 @@ class Engine:
         known = self.corpus.find(request.model, request.key) if prompt is None else None
         source = "judge" if prompt is not None else "corpus" if known is not None else "made_up"
         answer = known or (self._made_up(request) if prompt is None else self._judged(request, prompt))
-        answer = _limited(_stopped(answer, request.stop), request.max_tokens)
+        stopped, stop_sequence = _stopped(answer, request.stop)
+        answer = _limited(stopped, request.max_tokens)
         answer = _changed(answer, fault)
         input_tokens = request.input_tokens if answer.input_tokens is None else answer.input_tokens
         output_tokens = _output_tokens(answer)
@@ -66,6 +67,7 @@ class Engine:
             refusal=answer.text if refused and request.endpoint != "messages" else None,
             calls=list(answer.calls),
             stop=answer.stop,
+            stop_sequence=stop_sequence if answer.stop == "stop_sequence" else None,
             usage=usage,
         )
         return Planned(
@@ -151,12 +153,14 @@ def _output_tokens(answer: RecordedAnswer) -> int:
     return max(count_tokens(said), 1)
 
 
-def _stopped(answer: RecordedAnswer, stop: list[str]) -> RecordedAnswer:
+def _stopped(answer: RecordedAnswer, stop: list[str]) -> tuple[RecordedAnswer, str | None]:
+    """The answer up to the first stop sequence in it, and which one that was."""
     text = answer.text or ""
-    ends = [position for word in stop if (position := text.find(word)) >= 0]
+    ends = [(position, word) for word in stop if (position := text.find(word)) >= 0]
     if not ends:
-        return answer
-    return _cut(answer, min(ends), "stop_sequence")
+        return answer, None
+    position, word = min(ends)
+    return _cut(answer, position, "stop_sequence"), word
 
 
 def _limited(answer: RecordedAnswer, max_tokens: int | None) -> RecordedAnswer:

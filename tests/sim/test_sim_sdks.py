@@ -158,7 +158,7 @@ def test_max_tokens_and_stop_sequences(gpt: openai.OpenAI, claude: anthropic.Ant
     full = claude.messages.create(model=CLAUDE, max_tokens=500, messages=HI).content[0].text  # type: ignore[union-attr]
     word = full.split()[3]
     stopped = claude.messages.create(model=CLAUDE, max_tokens=500, messages=HI, stop_sequences=[word])
-    assert stopped.stop_reason == "stop_sequence"
+    assert (stopped.stop_reason, stopped.stop_sequence) == ("stop_sequence", word)
     assert stopped.content[0].text == full[: full.index(word)]  # type: ignore[union-attr]
     incomplete = gpt.responses.create(model="gpt-5", input="hi", max_output_tokens=2)
     assert incomplete.status == "incomplete"

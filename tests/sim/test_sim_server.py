@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,24 @@ def test_what_faults_are_billed(fault: str, bill: bool, billed: int) -> None:
         else:
             chat(sim, "m", user("a"))
         assert sim.ledger()["billed"]["billed_calls"] == billed
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_slow_first_byte_and_a_stall(stream: bool) -> None:
+    with start_sim(SimSettings(speed=100, slow_s=0.3, stall_s=0.3, faults={"slow": 1.0})) as sim:
+        begin = time.monotonic()
+        assert post(sim, "/v1/chat/completions", {"model": "m", "messages": [user("a")], "stream": stream})[0] == 200
+        assert time.monotonic() - begin >= 0.3
+        sim.configure(faults={"stall": 1.0})
+        connection = http.client.HTTPConnection("127.0.0.1", sim.port, timeout=10)
+        body = json.dumps({"model": "m", "messages": [user("a")], "stream": stream})
+        connection.request("POST", "/v1/chat/completions", body)
+        answer = connection.getresponse()
+        assert answer.status == 200
+        with pytest.raises(http.client.IncompleteRead) as broken:
+            answer.read()
+        assert broken.value.partial
+        connection.close()
 
 
 def test_models_may_differ() -> None:
