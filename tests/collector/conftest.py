@@ -43,5 +43,4 @@ def collector(tmp_path: Path) -> Iterator[Callable[..., Running]]:
         if running.process.poll() is None:
             running.process.kill()
             running.process.wait(10)
-        if running.process.stderr is not None:
-            running.process.stderr.close()
+        running.close()

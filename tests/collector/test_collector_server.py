@@ -59,8 +59,6 @@ def running(server: RawUpstream, tmp_path_factory: pytest.TempPathFactory) -> It
     started = start_collector(root, server.url, collector="timeout_s = 1.0\nidle_timeout_s = 0.4")
     yield started
     assert started.stop() == 0
-    assert started.process.stderr is not None
-    started.process.stderr.close()
 
 
 def call(running: Running, path: str, body: bytes | None = None, **headers: str) -> tuple[int, dict[str, str], bytes]:
@@ -269,8 +267,7 @@ def test_kill_9_of_a_worker_under_load_loses_no_finished_exchange(server: RawUps
     for thread in threads:
         thread.join()
     started.process.wait()
-    assert started.process.stderr is not None
-    started.process.stderr.close()
+    started.close()
     eventually(lambda: not _someone_listens(started.port))
     assert len(set(seen)) == len(seen) > 300
     assert set(seen) <= started.responses().keys()

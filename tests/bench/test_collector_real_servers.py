@@ -1,0 +1,126 @@
+# ruff: noqa: E402 - the harness lies beside the fast tests
+"""Servers nobody here wrote, behind the collector: llama.cpp as both arms (OpenAI and Anthropic endpoints, streamed) and the
+LiteLLM proxy as an upstream. `EVALPIPE_LLAMA` names a Python that has `evalpipe[local]`; `BENCH_LITELLM` the litellm program.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import Request, urlopen
+
+import anthropic
+import openai
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "collector"))
+
+from collector_harness import CHAT, RawUpstream, chat_answer, chat_request, plain, start_collector
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait(url: str, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            urlopen(url, timeout=5).close()
+        except (URLError, OSError) as error:
+            if getattr(error, "code", None):  # it answers, if only with an error
+                return
+            time.sleep(0.3)
+        else:
+            return
+    pytest.fail(f"{url} did not come up")
+
+
+@pytest.fixture(scope="module")
+def llama() -> Iterator[str]:
+    """The address of a llama.cpp server with a small real model."""
+    running = os.environ.get("EVALPIPE_LLAMA_URL")
+    if running:
+        yield running
+        return
+    python = os.environ.get("EVALPIPE_LLAMA", sys.executable)
+    if subprocess.run([python, "-c", "import xllamacpp"], capture_output=True).returncode:
+        pytest.skip("no xllamacpp: pip install 'evalpipe[local]', or name a Python that has it in EVALPIPE_LLAMA")
+    port = _free_port()
+    command = [python, "-m", "evalpipe.sim.local", "smollm2-135m-instruct", "--port", str(port)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _wait(f"http://127.0.0.1:{port}/health", 120)
+    yield f"http://127.0.0.1:{port}"
+    process.terminate()
+    process.wait(30)
+
+
+def test_llama_cpp_is_both_arms_streamed(llama: str, tmp_path: Path) -> None:
+    running = start_collector(tmp_path, llama + "/v1", llama + "/v1", treatment_arm="params = { max_tokens = 8 }")
+    options = {
+        "model": "m",
+        "messages": [{"role": "user", "content": "Say hello."}],
+        "max_tokens": 12,
+        "temperature": 0,
+        "seed": 1,
+    }
+    client = openai.OpenAI(base_url=running.url + "/v1", api_key="sk-x", max_retries=0, timeout=120)
+    direct = openai.OpenAI(base_url=llama + "/v1", api_key="sk-x", max_retries=0, timeout=120)
+
+    def streamed(which: openai.OpenAI) -> str:
+        chunks = which.chat.completions.create(**options, stream=True)  # type: ignore[call-overload]
+        return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+
+    text = streamed(client)
+    assert text and text == streamed(direct)
+    messages = anthropic.Anthropic(base_url=running.url, api_key="sk-x", max_retries=0, timeout=120)
+    with messages.messages.stream(
+        model="m", max_tokens=12, messages=[{"role": "user", "content": "Say hello."}]
+    ) as stream:
+        assert stream.get_final_text()
+    client.close(), direct.close(), messages.close()
+    assert running.stop() == 0
+    served, shadow = running.responses(), running.responses("shadow")
+    assert {r.endpoint for r in served.values()} == {"chat.completions", "messages"}
+    assert all(r.ended == "complete" and r.status == 200 and r.marks for r in served.values())
+    assert len(shadow) == 2 and all(r.ended == "complete" and r.status == 200 for r in shadow.values())
+    assert {f.status for f in running.fates().values()} == {"sampled"}
+
+
+def test_litellm_proxy_is_an_upstream(tmp_path: Path) -> None:
+    program = os.environ.get("BENCH_LITELLM")
+    if not program:
+        pytest.skip("no LiteLLM proxy: name its program in BENCH_LITELLM")
+    server = RawUpstream(lambda r: [plain(chat_answer("through litellm"))])
+    port = _free_port()
+    config = tmp_path / "litellm.yaml"
+    arm = {"model": "openai/gpt-4o", "api_base": server.url + "/v1", "api_key": "sk-x"}
+    config.write_text(json.dumps({"model_list": [{"model_name": "gpt-4o", "litellm_params": arm}]}))
+    process = subprocess.Popen(
+        [program, "--config", str(config), "--host", "127.0.0.1", "--port", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        _wait(f"http://127.0.0.1:{port}/health/liveliness", 120)
+        running = start_collector(tmp_path / "w", f"http://127.0.0.1:{port}", provider="litellm")
+        for _ in range(5):
+            headers = {"content-type": "application/json", "authorization": "Bearer sk-x"}
+            answer = json.loads(urlopen(Request(running.url + CHAT, chat_request(), headers), timeout=60).read())
+            assert answer["choices"][0]["message"]["content"] == "through litellm"
+        assert running.stop() == 0
+        assert {r.status for r in running.responses().values()} == {200}
+    finally:
+        process.terminate()
+        process.wait(30)
+        server.close()
