@@ -46,11 +46,13 @@ def report(
 
     Examples:
 
-    \b
-        evalpipe report --open
-        evalpipe report --format markdown > comment.md
-        evalpipe report --since 2026-03-01 --where "streamed" -o reports/streamed.html
-        evalpipe report --compare reports/march.json reports/april.json
+    - `evalpipe report --open`
+
+    - `evalpipe report --format markdown > comment.md`
+
+    - `evalpipe report --since 2026-03-01 --where "streamed" -o reports/streamed.html`
+
+    - `evalpipe report --compare reports/march.json reports/april.json`
     """
     from evalpipe.pipeline import report as pipeline
     from evalpipe.pipeline.workspace import open_workspace
