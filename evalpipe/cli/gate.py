@@ -32,12 +32,11 @@ def gate(
 
     Also writes `data/verdict.json`, which the collector serves at `/_evalpipe/gate`.
 
-    Examples:
-
-    \b
-        evalpipe gate && kubectl apply -f treatment.yaml
-        evalpipe gate --json
-        evalpipe gate --watch 10
+    ```
+    evalpipe gate && kubectl apply -f treatment.yaml
+    evalpipe gate --json
+    evalpipe gate --watch 10
+    ```
     """
     from evalpipe.core.text import printable
     from evalpipe.errors import ConfigError

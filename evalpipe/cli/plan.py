@@ -31,12 +31,11 @@ def plan(
 
     Noise and traffic are taken from the log where there is one, else typical values are named.
 
-    Examples:
-
-    \b
-        evalpipe plan
-        evalpipe plan --metric win_rate --effect 0.03
-        evalpipe plan --effect 5% --metric cost_per_request_usd --power 0.9 --json
+    ```
+    evalpipe plan
+    evalpipe plan --metric win_rate --effect 0.03
+    evalpipe plan --effect 5% --metric cost_per_request_usd --power 0.9 --json
+    ```
     """
     from evalpipe.pipeline.plan import plan as run
     from evalpipe.pipeline.workspace import open_workspace
