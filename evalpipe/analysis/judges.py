@@ -154,7 +154,7 @@ def _judge_result(
         missing_low=None if bounds is None else bounds[0],
         missing_high=None if bounds is None else bounds[1],
         cost_usd=calls["cost_usd"],
-        rubric=info.rubric if info else None,
+        rubric=info.rubric if info and info.fingerprint in {None, judge.fingerprint} else None,
         status=estimate.status if status == "ok" else status,
         note=note or estimate.note,
     )

@@ -124,7 +124,7 @@ def _judges_seen(connection: Connection, infos: Sequence[JudgeInfo]) -> list[Jud
         """
         SELECT judge, fingerprint, max(judge_model) AS model, bool_or(simulated) AS simulated,
           bool_or(preference IS NOT NULL OR winner IS NOT NULL OR shown_first IN ('control', 'treatment')) AS pairwise,
-          count(DISTINCT id) AS n_pairs
+          count(DISTINCT id) FILTER (final) AS n_pairs
         FROM ev_calls GROUP BY judge, fingerprint
         ORDER BY judge, max(judged_us) DESC NULLS LAST, n_pairs DESC, fingerprint""",
     )

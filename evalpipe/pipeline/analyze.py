@@ -17,9 +17,10 @@ from evalpipe.analysis.result import Analysis
 from evalpipe.analysis.settings import CustomMetric, JudgeInfo, MetricRule, Settings
 from evalpipe.config import ArmConfig, Config
 from evalpipe.core.identity import fingerprint
-from evalpipe.errors import DataError
+from evalpipe.errors import ConfigError, DataError
 from evalpipe.pipeline.record import load_record, recording, save_record
 from evalpipe.pipeline.workspace import Workspace
+from evalpipe.providers.pricing import library_version
 from evalpipe.store.datasets import Store, open_store
 from evalpipe.store.selection import read_selection
 
@@ -132,7 +133,7 @@ def settings_of(workspace: Workspace, *, judge: str | None = None) -> Settings:
             for name, one in config.metrics.items()
         ),
         segments=config.segments,
-        judges=tuple(JudgeInfo(name=name, orders=config.judge.orders) for name in config.judge.name),
+        judges=tuple(_judge_info(workspace, config, name) for name in config.judge.name),
         judge=judge,
         treatment_percent=config.experiment.treatment_percent if config.experiment.mode == "ab" else None,
         seed=config.experiment.effective_salt,
@@ -153,6 +154,7 @@ def provenance(workspace: Workspace, store: Store, name: str, options: Mapping[s
         "config": None if config is None else config.model_dump(mode="json", exclude_none=True),
         "config_fingerprint": None if config is None else fingerprint(config.model_dump(mode="json")),
         "data": _data(store),
+        "prices": {"library": library_version(), "own": sorted(config.prices) if config else []},
         "selection": chosen,
         "reproduce": _reproduce(name, chosen),
     }
@@ -170,6 +172,32 @@ def _reproduce(name: str, chosen: Mapping[str, str]) -> str:
 
     extra = [part for key, value in chosen.items() for part in (f"--{key}", value)]
     return shlex.join(["evalpipe", "report", "--experiment", name, *extra])
+
+
+def _judge_info(workspace: Workspace, config: Config, name: str) -> JudgeInfo:
+    """The configured judge. A name without a judge file is another tool's judge: only its name is known."""
+    from evalpipe.judging.spec import load_judge
+
+    orders = config.judge.orders
+    try:
+        spec = load_judge(
+            name,
+            workspace.judge_folders(),
+            workspace.prompt_folders(),
+            model=config.judge.model,
+            base_url=config.judge.base_url,
+            api_key_env=config.judge.api_key_env,
+        )
+    except ConfigError:
+        return JudgeInfo(name=name, orders=orders)
+    return JudgeInfo(
+        name=name,
+        orders=orders,
+        fingerprint=spec.fingerprint,
+        mode=spec.mode.value,
+        rubric=spec.system,
+        model=spec.model,
+    )
 
 
 def _arms(config: Config) -> dict[str, dict[str, Any]]:
