@@ -48,8 +48,9 @@ class CanaryEvent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GuardrailVerdict(msgspec.Struct, frozen=True, kw_only=True):
-    """`status`: holds | doubtful (beyond the limit, not yet proven) | breached | no_data. `value` and `limit` are in the metric's
-    unit; `lower`: the one-sided anytime bound of the rate the limit is about; `log_e`: evidence, alarm at `log_alarm`."""
+    """`status`: holds | doubtful (beyond the limit, not yet proven) | breached | no_data. `value` and `limit` are in the
+    metric's unit; `lower`: the one-sided anytime bound of the rate the limit is about, where it does not hold; `log_e`:
+    evidence, alarm at `log_alarm`."""
 
     guardrail: str
     kind: str

@@ -85,7 +85,7 @@ class RateLimit:
             status=status,
             value=rate,
             limit=self.shown_limit,
-            lower=lower_bound(events, n, alpha),
+            lower=None if status == "holds" else lower_bound(events, n, alpha),
             log_e=log_e,
             log_alarm=log_alarm,
             n=sums.n,

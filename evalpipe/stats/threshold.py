@@ -41,7 +41,7 @@ def lower_bound(events: float, n: float, alpha: float) -> float:
     needed, low, high = -math.log(alpha), 0.0, min(events / n, 1 - 1e-12)
     if log_e_above(events, n, 1e-12) < needed:
         return 0.0
-    for _ in range(60):
+    for _ in range(30):
         middle = (low + high) / 2
         if middle > 0 and log_e_above(events, n, middle) >= needed:
             low = middle

@@ -16,7 +16,7 @@ import numpy as np
 from evalpipe.core.canary import CanaryState, CanaryStatus
 from evalpipe.core.identity import in_treatment
 from evalpipe.core.traffic import Arm, Outcome
-from evalpipe.rollout.guardrails import build_guardrails, evaluate_guardrails
+from evalpipe.rollout.guardrails import RateDifference, build_guardrails, evaluate_guardrails
 from evalpipe.rollout.observation import Observation
 from evalpipe.rollout.stages import Seen, Stage, evaluate
 
@@ -36,18 +36,28 @@ def rolled_back_after_s(
     failed = rng.random(n) < np.where(treated, treatment_error_rate, 0.01)
     latency = rng.lognormal(6.5, 0.6, n)
     guardrails = build_guardrails(LIMITS)
+    (difference,) = (guardrail for guardrail in guardrails if isinstance(guardrail, RateDifference))
     state = CanaryState(status=CanaryStatus.RUNNING, percentage=PERCENT, stage=0, entry=1)
     stages = [Stage(percentage=PERCENT, duration_s=2 * HOUR_S)]
+    slow = latency > LIMITS["p99_latency_ms"]
+    matters = treated | failed
     n_treatment, fresh = 0, False
-    for i in range(n):
-        arm = Arm.TREATMENT if treated[i] else Arm.CONTROL
-        outcome = Outcome.HTTP_ERROR if failed[i] else Outcome.OK
-        seen = Observation(arm=arm, unit=names[users[i]], outcome=outcome, latency_ms=float(latency[i]))
-        n_treatment += arm is Arm.TREATMENT
-        fresh = fresh or bool(failed[i]) or latency[i] > LIMITS["p99_latency_ms"]
-        for guardrail in guardrails:
-            guardrail.add(seen)
-        if (i + 1) % LOOK_EVERY == 0 and (fresh or every_look):
+    i = -1
+    while i + 1 < n:
+        look = min(i + LOOK_EVERY - (i + 1) % LOOK_EVERY, n - 1)
+        chosen = np.arange(i + 1, look + 1) if every_look else i + 1 + np.flatnonzero(matters[i + 1 : look + 1])
+        for number in chosen:
+            arm = Arm.TREATMENT if treated[number] else Arm.CONTROL
+            outcome = Outcome.HTTP_ERROR if failed[number] else Outcome.OK
+            seen = Observation(arm=arm, unit=names[users[number]], outcome=outcome, latency_ms=float(latency[number]))
+            n_treatment += arm is Arm.TREATMENT
+            fresh = fresh or bool(failed[number] or (treated[number] and slow[number]))
+            for guardrail in guardrails:
+                guardrail.add(seen)
+        if not every_look:  # control's good answers count in one number only: its requests
+            difference.sums[Arm.CONTROL].n = look + 1 - n_treatment
+        i = look
+        if fresh or every_look:
             fresh = False
             verdicts = evaluate_guardrails(guardrails, percentage=PERCENT, alpha=0.05)
             looked = Seen(watched_s=i / RATE, n_treatment=n_treatment, verdicts=verdicts)
