@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +37,22 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _analysis(tmp_path: Path, path: Path) -> Analysis:
-    workspace = open_workspace(root=tmp_path, data=tmp_path / "data")
-    load(workspace, [path])
-    return analyze_workspace(workspace, details=False)
+@pytest.fixture(scope="module")
+def analyses(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Analysis]:
+    """Loads and analyses a file once, however many tests ask for it."""
+
+    @cache
+    def analysis(path: Path) -> Analysis:
+        workspace = open_workspace(root=tmp_path_factory.mktemp("pairs"))
+        load(workspace, [path])
+        return analyze_workspace(workspace, details=False)
+
+    return analysis
 
 
 @pytest.mark.parametrize("model", PUBLISHED)
-def test_alpaca_eval_win_rates_as_published(shared: Path, tmp_path: Path, model: str) -> None:
-    found = _analysis(tmp_path, shared / "data" / "pairs" / f"alpaca_eval2_{model}.jsonl")
+def test_alpaca_eval_win_rates_as_published(shared: Path, analyses: Callable[[Path], Analysis], model: str) -> None:
+    found = analyses(shared / "data" / "pairs" / f"alpaca_eval2_{model}.jsonl")
     judge = found.judges[0]
     rate, error = PUBLISHED[model]
     assert judge.win_rate == pytest.approx(rate / 100, abs=1e-6)
@@ -67,10 +76,12 @@ def _clustered_error(values: list[float], clusters: list[str]) -> float:
 
 
 @pytest.mark.parametrize("name", ["llmbar_natural", "mtbench_phi3"])
-def test_judges_kappas_and_labels_equal_independent_libraries(shared: Path, tmp_path: Path, name: str) -> None:
+def test_judges_kappas_and_labels_equal_independent_libraries(
+    shared: Path, analyses: Callable[[Path], Analysis], name: str
+) -> None:
     path = shared / "data" / "pairs" / f"{name}.jsonl"
     lines = _rows(path)
-    found = {judge.name: judge for judge in _analysis(tmp_path, path).judges}
+    found = {judge.name: judge for judge in analyses(path).judges}
     verdicts: dict[str, dict[str, dict[str, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for line in lines:
         for one in line["judgements"]:
@@ -109,10 +120,12 @@ def _check_agreement(got: Any, scores: list[tuple[float, float]]) -> None:
 
 
 @pytest.mark.parametrize("name", ["gsm8k_mixtral_gpt4", "llmbar_natural"])
-def test_labels_are_shown_as_judges_with_mcnemars_p(shared: Path, tmp_path: Path, name: str) -> None:
+def test_labels_are_shown_as_judges_with_mcnemars_p(
+    shared: Path, analyses: Callable[[Path], Analysis], name: str
+) -> None:
     path = shared / "data" / "pairs" / f"{name}.jsonl"
     lines = _rows(path)
-    found = {judge.name: judge for judge in _analysis(tmp_path, path).judges}
+    found = {judge.name: judge for judge in analyses(path).judges}
     for source in {line["label_source"] for line in lines}:
         labels = [line["label"] for line in lines if line["label_source"] == source and line["label"]]
         wins, losses, ties = labels.count("b"), labels.count("a"), labels.count("tie")
