@@ -158,7 +158,7 @@ def test_an_arm_that_is_none_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.shared
 @pytest.mark.parametrize("name", SAMPLES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_any_damage_is_read_or_refused_with_a_reason(samples: Path, name: str, seed: int) -> None:
     """Real documents with some of their values replaced: no importer may fail in any other way than by saying why."""

@@ -15,7 +15,7 @@ from evalpipe.pipeline.workspace import Workspace
 from evalpipe.store.datasets import open_store
 
 HERE = Path(__file__).parent
-N_REQUESTS = int(os.environ.get("EVALPIPE_STORE_REQUESTS", "1500"))
+N_REQUESTS = int(os.environ.get("EVALPIPE_STORE_REQUESTS", "600"))
 """`make check-store` takes 10,000."""
 
 LOAD = "import sys; from pathlib import Path; from evalpipe.pipeline.workspace import open_workspace as o; "

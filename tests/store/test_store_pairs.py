@@ -214,7 +214,7 @@ KEYS = [
 ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     st.dictionaries(st.sampled_from(KEYS), JSON),
     st.lists(

@@ -346,7 +346,7 @@ PLAN = st.lists(
 )
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(plan=PLAN, cuts=st.lists(st.integers(1, 10), max_size=4), rotate=st.integers(1, 6))
 def test_however_records_and_loads_interleave_each_request_is_there_once(
     tmp_path_factory: pytest.TempPathFactory, plan: list[tuple[str, int, int]], cuts: list[int], rotate: int
