@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+import msgspec
 
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SseEvent:
+class SseEvent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """`event`: "message" where the stream named none. `end_offset`: bytes fed up to and including the blank line that
     dispatched it."""
 
@@ -55,6 +55,9 @@ class SseParser:
         return events
 
     def _line(self, line: bytes, end_offset: int) -> SseEvent | None:
+        if line.startswith(b"data: ") and not self._first_line:  # by far the most lines of any provider's stream
+            self._data.append(str(line[6:], "utf-8", "replace"))
+            return None
         if self._first_line:
             line = line.removeprefix(b"\xef\xbb\xbf")
             self._first_line = False
