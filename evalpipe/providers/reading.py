@@ -93,7 +93,7 @@ def _read_plain(dialect: Dialect, data: bytes, *, ended: Ended) -> Answer:
     if not isinstance(message, dict):
         return Answer(outcome=Outcome.UNREADABLE, error_type="malformed", error_message="not a JSON object")
     text = str(data, "utf-8", "replace")
-    assembled = text if "\\ud" not in text.lower() else _dumped(message)
+    assembled = _dumped(message) if "\\ud" in text or "\\uD" in text else text
     error_body = _error_of(message)
     if error_body is not None:
         return _provider_error(error_body, assembled=assembled)
