@@ -91,6 +91,9 @@ def sample_report(analysis: Analysis, folder: Path) -> WrittenReport:
     instant, versions are left out, and every number is rounded before it is shown."""
     last = analysis.provenance.get("last_at")
     provenance = {key: value for key, value in analysis.provenance.items() if key not in MACHINE_FACTS}
+    prices = provenance.get("prices")
+    if isinstance(prices, dict):
+        provenance["prices"] = {key: value for key, value in prices.items() if key != "library"}
     at = str(last) if last else analysis.generated_at
     stable = dataclasses.replace(analysis, generated_at=at, provenance=provenance)
     return write_analysis(stable, folder / "sample.html", deterministic=True)
