@@ -31,7 +31,10 @@ def usage(sim: Sim) -> dict[str, float]:
 
 def run(limits: dict[str, int], n_pairs: int, *, lower: dict[str, int] | None = None) -> dict[str, Any]:
     """One run; samples the provider's ledger twice a second. `lower`: limits set when half of the calls are answered."""
-    with simulated("--limits", as_option(limits), "--judge", "accuracy=0.8") as sim, tempfile.TemporaryDirectory() as folder:
+    with (
+        simulated("--limits", as_option(limits), "--judge", "accuracy=0.8") as sim,
+        tempfile.TemporaryDirectory() as folder,
+    ):
         root = workspace(
             Path(folder),
             sim.url,

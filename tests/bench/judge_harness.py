@@ -119,7 +119,7 @@ def finish(results: Sequence[bool]) -> None:
     sys.exit(0 if all(results) else 1)
 
 
-def wait_until(condition: Any, seconds: float = 60.0) -> None:
+def wait_until(condition: Any, seconds: float = 600.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:

@@ -133,9 +133,8 @@ class FakeProvider:
             self.n_open -= 1
         payload = response.raw if response.raw is not None else json.dumps(render(call, response)).encode()
         extra = "".join(f"{name}: {value}\r\n" for name, value in response.headers.items())
-        writer.write(
-            f"HTTP/1.1 {response.status} X\r\ncontent-type: application/json\r\ncontent-length: {len(payload)}\r\n{extra}\r\n".encode()
-        )
+        head = f"HTTP/1.1 {response.status} X\r\ncontent-type: application/json\r\ncontent-length: {len(payload)}\r\n"
+        writer.write(f"{head}{extra}\r\n".encode())
         if response.drop:
             writer.write(payload[: len(payload) // 2])
             await writer.drain()
