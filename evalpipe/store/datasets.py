@@ -90,7 +90,7 @@ def open_store(data: Path, experiment: str | None = None, *, selection: Selectio
     files: list[Path] = []
     try:
         for dataset in DATASETS:
-            found = parquet_files(data, dataset, experiment)
+            found = [path for path in parquet_files(data, dataset, experiment) if _may_hold(path, selection)]
             _create_stored(connection, dataset, found)
             files += found
         connection.execute("SET allowed_paths = $1", [[str(path) for path in files]])
@@ -120,6 +120,15 @@ def writing(data: Path, name: str) -> Iterator[None]:
 def first_line(error: BaseException) -> str:
     """The first line of a DuckDB error, which says what; the rest repeats the query."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _may_hold(path: Path, selection: Selection | None) -> bool:
+    """Whether a file can hold rows of the selection, by its day. Nothing of a request comes before it; a repetition of it
+    may come any time later."""
+    day = path.parent.name.removeprefix("date=")
+    if selection is None or selection.since is None or day == path.parent.name:
+        return True
+    return day >= selection.since.date().isoformat()
 
 
 def _spill_folder() -> str:

@@ -309,6 +309,16 @@ def test_a_selection_is_of_requests_and_copies_follow(tmp_path: Path) -> None:
     assert labels == pairs == [("late",)]
 
 
+def test_a_selection_does_not_open_the_files_of_days_before_it(tmp_path: Path) -> None:
+    write(tmp_path, [exchange(f"r{day}", started_at=NOON + timedelta(days=day)) for day in range(10)])
+    write(tmp_path, [exchange("r4", Arm.TREATMENT, started_at=NOON + timedelta(days=4, hours=12))])  # after midnight
+    with open_store(tmp_path, "exp", selection=read_selection("2026-07-04", "2026-07-06")) as store:
+        rows = store.connection.sql("SELECT request_id, arm FROM exchanges ORDER BY ALL").fetchall()
+        days = {path.parent.name for path in store.files}
+    assert rows == [("r3", "control"), ("r4", "control"), ("r4", "treatment")]
+    assert min(days) == "date=2026-07-04"
+
+
 def test_a_selection_on_served_treatment_rows(tmp_path: Path) -> None:
     write(tmp_path, [exchange("a"), exchange("b", Arm.TREATMENT, role=Role.SERVED)])
     with open_store(tmp_path, "exp", selection=read_selection(where="arm = 'treatment'")) as store:

@@ -73,8 +73,8 @@ def test_nothing_finished_is_lost_or_doubled_while_load_compacts(tmp_path: Path)
     both = [("control", "ok"), ("treatment", "ok")]
     assert [name for name in in_hand if sorted(found.get(name, [])) != both] == []
     assert [name for name, rows in found.items() if len(rows) != len({arm for arm, _ in rows})] == []
-    # What nobody had in hand was cut off by a kill: at most the one request a writer was at, and what its pipe held.
-    assert list((tmp_path / "data" / "spool").glob("*.jsonl")) == []
+    # A writer killed between opening a segment and its first record leaves an empty one, which goes when it is old.
+    assert [path.name for path in (tmp_path / "data" / "spool").glob("*.jsonl") if path.stat().st_size] == []
 
 
 def test_two_loads_at_once_share_the_work_and_say_so(tmp_path: Path) -> None:
