@@ -137,10 +137,12 @@ def _top_root(x: Array, bets: Bets, needed: float, start: float) -> float:
     distinct, place = np.unique(x, return_inverse=True)
 
     def reached(m: float) -> bool:
-        wealth = np.full(len(x), -np.inf)
-        for c in bets.stakes:
-            np.logaddexp(wealth, np.cumsum(np.log1p(c * (distinct - m) / m)[place]), out=wealth)
-        return float(wealth.max()) - math.log(len(bets.stakes)) >= needed
+        logs = np.stack([np.cumsum(np.log1p(c * (distinct - m) / m)[place]) for c in bets.stakes])
+        largest = logs.max(axis=0)  # the mixture lies between the largest bet's share of it and the largest bet
+        if largest.max() < needed or largest.max() - math.log(len(bets.stakes)) >= needed:
+            return bool(largest.max() >= needed)
+        mixtures = np.logaddexp.reduce(logs[:, largest >= needed], axis=0) - math.log(len(bets.stakes))
+        return bool(mixtures.max() >= needed)
 
     low, high = max(start, 1e-9), 1.0
     if not reached(low):
