@@ -33,7 +33,7 @@ def made_up_text(rng: random.Random) -> str:
     left = rng.randint(15, 120)
     sentences = []
     while left > 0:
-        words = [rng.choice(_WORDS) for _ in range(min(left, rng.randint(6, 16)))]
+        words = rng.choices(_WORDS, k=min(left, rng.randint(6, 16)))
         left -= len(words)
         sentences.append(" ".join(words).capitalize() + ".")
     return " ".join(sentences)
@@ -70,4 +70,4 @@ def _value(schema: dict[str, Any], root: dict[str, Any], rng: random.Random, dep
         "boolean": rng.random() < 0.5,
         "null": None,
     }
-    return simple.get(kind, " ".join(rng.choice(_WORDS) for _ in range(rng.randint(1, 6))))
+    return simple.get(kind, " ".join(rng.choices(_WORDS, k=rng.randint(1, 6))))
