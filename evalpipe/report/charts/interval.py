@@ -79,8 +79,8 @@ def point_mark(x: float, y: float, finding: str) -> Markup:
 
 def forest(marks: list[Mark], *, reach: float, title: str, description: str) -> Markup:
     """All intervals over one axis in margins, in the order given."""
-    row, top, label_width = 24.0, 34.0, 172.0
-    width = WIDTH
+    row, top, label_width = 24.0, 34.0, 204.0
+    width = WIDTH + 24
     height = top + row * len(marks) + 34
     x = Scale(-reach, reach, label_width + PAD, width - PAD)
     bottom = top + row * len(marks)
