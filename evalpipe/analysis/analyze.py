@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 from evalpipe.analysis.checks import Evidence as CheckEvidence
 from evalpipe.analysis.checks import invalidating, run_checks
-from evalpipe.analysis.connection import Connection
-from evalpipe.analysis.custom import custom_columns, custom_metrics
+from evalpipe.analysis.connection import Connection, rows, scalar
+from evalpipe.analysis.custom import check_names, custom_columns, custom_metrics
 from evalpipe.analysis.decide import Evidence, Ruling, Situation, decide
 from evalpipe.analysis.examples import select_examples
 from evalpipe.analysis.findings import Placed, evidence_of, place, result_of
@@ -27,7 +28,7 @@ from evalpipe.analysis.segments import measure_segments
 from evalpipe.analysis.series import measure_series
 from evalpipe.analysis.settings import Settings
 from evalpipe.analysis.utility import measure_utility
-from evalpipe.analysis.verdicts import JudgeSeen, deciding_judge, prepare_verdicts
+from evalpipe.analysis.verdicts import deciding_judge, prepare_verdicts
 from evalpipe.core.experiment import MetricRole, Policy
 from evalpipe.stats.estimate import Estimate
 
@@ -50,9 +51,8 @@ def analyze(
     | ab | canary. `now` dates the analysis and says which planned look this is. `details` False leaves out segments, series,
     curves and examples (what the gate does not need). Raises DataError where there is nothing to analyse.
     """
-    from evalpipe.analysis.connection import scalar
-
     paired = mode == "shadow"
+    check_names(settings)
     first_us = scalar(connection, "SELECT epoch_us(min(started_at)) FROM exchanges WHERE experiment = ?", [experiment])
     look = looking(
         settings.looks, alpha=settings.alpha, paired=paired, n_star=settings.n_star, first_us=first_us, now=now
@@ -139,8 +139,6 @@ def _levels(items: Sequence[Metric], settings: Settings, mode: str) -> list[floa
 def _evidence(
     placed: Sequence[Placed], judges: Sequence[JudgeResult], look: Looking, settings: Settings
 ) -> list[Evidence]:
-    from dataclasses import replace
-
     judge = next((one for one in judges if one.feeds_decision), None)
     found = []
     for one in placed:
@@ -177,8 +175,6 @@ def _results(
     settings: Settings,
     ruling: Ruling,
 ) -> dict[str, MetricResult]:
-    from dataclasses import replace
-
     status = {item.name: item.status for item in evidence}
     notes = {one.status: one.note for one in judges if one.feeds_decision}
     results = {}
@@ -237,8 +233,6 @@ def _span(prepared: Prepared) -> dict[str, Any]:
 
 
 def _arms(connection: Connection, experiment: str, settings: Settings) -> dict[str, Any]:
-    from evalpipe.analysis.connection import rows
-
     arms: dict[str, Any] = {
         arm: {"models": [], "providers": [], "simulated": False, "expected": dict(settings.arms.get(arm, {}))}
         for arm in ("control", "treatment")
@@ -255,8 +249,3 @@ def _arms(connection: Connection, experiment: str, settings: Settings) -> dict[s
                 arm[key].append(value)
         arm["simulated"] = arm["simulated"] or bool(row["simulated"])
     return arms
-
-
-def deciding(judges: Sequence[JudgeSeen], settings: Settings) -> JudgeSeen | None:
-    """The judge whose verdicts decide (see `verdicts.deciding_judge`)."""
-    return deciding_judge(judges, settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from typing import Literal, cast
@@ -9,7 +10,7 @@ from typing import Literal, cast
 from evalpipe.analysis.connection import Connection
 from evalpipe.analysis.expressions import check_expression
 from evalpipe.analysis.metrics import Metric, custom_metric, metrics
-from evalpipe.analysis.settings import CustomMetric
+from evalpipe.analysis.settings import CustomMetric, Settings
 from evalpipe.errors import ConfigError
 
 NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
@@ -34,6 +35,18 @@ def custom_metrics(wanted: Sequence[CustomMetric]) -> list[Metric]:
             )
         )
     return found
+
+
+def check_names(settings: Settings) -> None:
+    """Every metric that the decision names must exist. Raises ConfigError with the nearest name."""
+    known = [item.name for item in metrics()] + [one.name for one in settings.custom]
+    asked = [(f"decision.metrics.{name}", name) for name in settings.metrics]
+    asked += [(f"decision.primary: {name}", name) for name in settings.primary or ()]
+    for where, name in asked:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+            raise ConfigError(f"{where} is no metric; {hint}")
 
 
 def custom_columns(connection: Connection, wanted: Sequence[CustomMetric]) -> list[tuple[str, str]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,36 +13,18 @@ import numpy.typing as npt
 from evalpipe.analysis.connection import Connection, rows
 from evalpipe.analysis.labelled import agreements_of
 from evalpipe.analysis.looking import Looking
+from evalpipe.analysis.preferences import METRIC, Array, Verdicts, by_user, preference_estimate, read_verdicts
 from evalpipe.analysis.result import Agreement, DimensionResult, JudgeResult, LengthBin, WinRate
 from evalpipe.analysis.settings import Settings
 from evalpipe.analysis.verdicts import MAX_ORDERED, JudgeSeen
-from evalpipe.stats import betting, winrate
+from evalpipe.stats import winrate
 from evalpipe.stats.cluster import arm_aggregate
 from evalpipe.stats.estimate import Estimate
 from evalpipe.stats.labels import label
 from evalpipe.stats.lengthcontrol import is_length_confounded, length_controlled
 from evalpipe.stats.missing import win_rate_bounds
 
-Array = npt.NDArray[np.float64]
 LENGTH_BINS = 5
-METRIC = "win_rate"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Verdicts:
-    """The pairs of one judge as arrays: preference x, scores by what was shown first (NaN = not judged so), users' sums."""
-
-    x: Array
-    treatment_first: Array
-    control_first: Array
-    length_difference: Array
-    users: npt.NDArray[np.int64]
-    ranks: npt.NDArray[np.int64]
-    """of each pair's user in the planned order of judging"""
-
-    @property
-    def both_orders(self) -> npt.NDArray[np.bool_]:
-        return ~np.isnan(self.treatment_first) & ~np.isnan(self.control_first)
 
 
 def judge_results(
@@ -92,7 +73,7 @@ def _judge_result(
     margin: float,
     deciding: bool,
 ) -> JudgeResult:
-    verdicts = _verdicts(connection, judge)
+    verdicts = read_verdicts(connection, judge)
     alpha = looking.alpha
     ordered = deciding and looking.mode == "anytime" and len(verdicts.x) <= MAX_ORDERED
     estimate = preference_estimate(
@@ -160,72 +141,14 @@ def _judge_result(
     )
 
 
-def preference_estimate(
-    x: Array,
-    users: npt.NDArray[np.int64],
-    looking: Looking,
-    alpha: float,
-    *,
-    ranks: npt.NDArray[np.int64] | None = None,
-    sigma2: float = betting.SIGMA2_BOTH_ORDERS,
-) -> Estimate:
-    """The win rate of pairs with preferences `x`, clustered by user, by the experiment's way of looking.
-
-    `ranks`: of each pair's user in the planned order of judging; the evidence is then followed along it.
-    """
-    sums, counts = _by_user(x, users)
-    in_order = None
-    if ranks is not None and len(x):
-        in_order = (sums / counts)[np.argsort(np.bincount(users, weights=ranks) / np.bincount(users), kind="stable")]
-    means, units = (
-        np.unique(np.round(sums / counts, 12), return_counts=True) if len(x) else (np.array([]), np.array([]))
-    )
-    return winrate.win_rate(
-        arm_aggregate(sums, counts, n=len(x)),
-        values=means,
-        counts=units,
-        multiplier=looking.multiplier(METRIC),
-        alpha=alpha,
-        bets=looking.bets(METRIC, alpha, sigma2=sigma2),
-        in_order=in_order,
-    )
-
-
-def _verdicts(connection: Connection, judge: JudgeSeen) -> Verdicts:
-    found: dict[str, Any] = connection.execute(
-        "SELECT x, coalesce(s_t, 'nan'::DOUBLE) AS s_t, coalesce(s_c, 'nan'::DOUBLE) AS s_c, "
-        "coalesce(dl, 'nan'::DOUBLE)::DOUBLE AS dl, dense_rank() OVER (ORDER BY u) - 1 AS u, "
-        "dense_rank() OVER (ORDER BY rank, u) - 1 AS user_rank "
-        "FROM ev_verdicts LEFT JOIN ev_lengths USING (id) LEFT JOIN ev_order USING (u) "
-        "WHERE judge = ? AND fingerprint = ? AND complete ORDER BY id",
-        [judge.name, judge.fingerprint],
-    ).fetchnumpy()
-    return Verdicts(
-        x=np.asarray(found["x"], float),
-        treatment_first=np.asarray(found["s_t"], float),
-        control_first=np.asarray(found["s_c"], float),
-        length_difference=np.asarray(found["dl"], float),
-        users=np.asarray(found["u"], np.int64),
-        ranks=np.asarray(found["user_rank"], np.int64),
-    )
-
-
-def _by_user(values: Array, users: npt.NDArray[np.int64]) -> tuple[Array, Array]:
-    if len(values) == 0:
-        return np.array([]), np.array([])
-    counts = np.asarray(np.bincount(users), float)
-    sums = np.asarray(np.bincount(users, weights=values), float)
-    return sums[counts > 0], counts[counts > 0]
-
-
 def _mean_over_users(values: Array, users: npt.NDArray[np.int64], alpha: float) -> Estimate:
-    sums, counts = _by_user(values, users)
+    sums, counts = by_user(values, users)
     return winrate.first_seat_rate(arm_aggregate(sums, counts, n=len(values)), alpha=alpha)
 
 
 def _standard_error(verdicts: Verdicts) -> float | None:
     """The plain standard error of the mean preference, clustered by user; 0 where all verdicts are alike."""
-    sums, counts = _by_user(verdicts.x, verdicts.users)
+    sums, counts = by_user(verdicts.x, verdicts.users)
     spread = arm_aggregate(sums, counts, n=len(verdicts.x)).spread
     variance = None if spread is None else spread.variance("jackknife")
     return None if variance is None else math.sqrt(variance)
@@ -351,8 +274,3 @@ def _calls(connection: Connection, judge: JudgeSeen, experiment: str) -> dict[st
         [experiment, judge.name, judge.fingerprint],
     ).fetchall()[0]
     return {"asked": asked, "cost_usd": cost, "failures": failures}
-
-
-def with_decision(result: JudgeResult, *, feeds: bool) -> JudgeResult:
-    """The same judge, marked as the deciding one or not."""
-    return replace(result, feeds_decision=feeds)

@@ -1,13 +1,14 @@
-"""The metrics: one small function each, registered with `@metric`. To add one, add a function here (or SQL in the config).
+"""What a metric is, and the registry of those there are (`@metric`). The metrics themselves stand in definitions.py.
 
 A metric says what to sum over which rows of `ev_rows` (see rows.py): everything else (clusters, intervals, margins,
-findings) is the same for all. Names, rows, directions, roles, scales and default margins are the contract's.
+findings) is the same for all.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 Direction = Literal["lower", "higher"]
@@ -88,8 +89,9 @@ def metric(
     roles: tuple[str, str] = ("diagnostic", "diagnostic"),
     scale: Scale = "absolute",
     margin: float,
+    estimand: str | None = None,
 ) -> Callable[[Callable[[], Values]], Callable[[], Values]]:
-    """Register a metric; the function's docstring is its estimand in words."""
+    """Register a metric; `estimand` in words, by default the function's docstring."""
 
     def register(values: Callable[[], Values]) -> Callable[[], Values]:
         if name in _REGISTRY:
@@ -104,7 +106,7 @@ def metric(
             role_split=roles[1],
             scale=scale,
             margin=margin,
-            estimand=" ".join((values.__doc__ or label).split()),
+            estimand=estimand or " ".join((values.__doc__ or label).split()),
             values=values(),
         )
         return values
@@ -114,6 +116,7 @@ def metric(
 
 def metrics() -> list[Metric]:
     """Every registered metric, in the order of the report."""
+    importlib.import_module("evalpipe.analysis.definitions")  # it registers them by being read
     return list(_REGISTRY.values())
 
 
@@ -132,287 +135,3 @@ def custom_metric(name: str, *, label: str | None, direction: Direction, unit: s
         estimand="mean per answered request",
         values=Ratio(numerator=column, rows="answered"),
     )
-
-
-def renamed(original: Metric, name: str, **changes: object) -> Metric:
-    """A metric derived from another one under a new name."""
-    return replace(original, name=name, **changes)  # type: ignore[arg-type]
-
-
-# --- reliability -----------------------------------------------------------------------------------------------------
-
-
-@metric(
-    "error_rate",
-    label="Error rate",
-    group="reliability",
-    unit="ratio",
-    direction="lower",
-    roles=("guardrail", "guardrail"),
-    margin=0.005,
-)
-def _error_rate() -> Values:
-    """share of requests that ended in an error, a timeout or an unreadable answer"""
-    return Ratio(numerator="failed", rows="attempted", binary=True)
-
-
-@metric(
-    "timeout_rate",
-    label="Timeout rate",
-    group="reliability",
-    unit="ratio",
-    direction="lower",
-    roles=("guardrail", "guardrail"),
-    margin=0.005,
-)
-def _timeout_rate() -> Values:
-    """share of requests that timed out"""
-    return Ratio(numerator="timed_out", rows="attempted", binary=True)
-
-
-@metric("refusal_rate", label="Refusal rate", group="reliability", unit="ratio", direction="lower", margin=0.01)
-def _refusal_rate() -> Values:
-    """share of answers in which the model refused"""
-    return Ratio(numerator="refused", rows="answered", binary=True)
-
-
-@metric("truncation_rate", label="Truncation rate", group="reliability", unit="ratio", direction="lower", margin=0.01)
-def _truncation_rate() -> Values:
-    """share of answers cut off at the token limit"""
-    return Ratio(numerator="truncated", rows="answered", binary=True)
-
-
-# --- performance -----------------------------------------------------------------------------------------------------
-
-
-@metric(
-    "p50_latency_ms",
-    label="Latency, median",
-    group="performance",
-    unit="ms",
-    direction="lower",
-    scale="relative",
-    margin=0.10,
-)
-def _p50_latency() -> Values:
-    """median time to the whole answer; a timeout counts as its limit, other failures are left out"""
-    return Quantile(value="latency_ms", share=0.5, rows="(answered OR timed_out)")
-
-
-@metric(
-    "p99_latency_ms",
-    label="Latency, 99th percentile",
-    group="performance",
-    unit="ms",
-    direction="lower",
-    roles=("diagnostic", "guardrail"),
-    scale="relative",
-    margin=0.20,
-)
-def _p99_latency() -> Values:
-    """99th percentile of the time to the whole answer; a timeout counts as its limit, other failures are left out"""
-    return Quantile(value="latency_ms", share=0.99, rows="(answered OR timed_out)")
-
-
-@metric(
-    "p50_ttft_ms",
-    label="Time to first token, median",
-    group="performance",
-    unit="ms",
-    direction="lower",
-    scale="relative",
-    margin=0.20,
-)
-def _p50_ttft() -> Values:
-    """median time to the first token of streamed answers"""
-    return Quantile(value="ttft_ms", share=0.5, rows="(answered AND streamed)")
-
-
-@metric(
-    "p99_ttft_ms",
-    label="Time to first token, 99th percentile",
-    group="performance",
-    unit="ms",
-    direction="lower",
-    scale="relative",
-    margin=0.20,
-)
-def _p99_ttft() -> Values:
-    """99th percentile of the time to the first token of streamed answers"""
-    return Quantile(value="ttft_ms", share=0.99, rows="(answered AND streamed)")
-
-
-@metric(
-    "tokens_per_second",
-    label="Tokens per second",
-    group="performance",
-    unit="tokens_per_second",
-    direction="higher",
-    scale="relative",
-    margin=0.10,
-)
-def _tokens_per_second() -> Values:
-    """output tokens over the seconds they took (after the first token where streamed)"""
-    return Ratio(numerator="output_tokens", denominator="generation_s", rows="(answered AND generation_s > 0)")
-
-
-# --- cost ------------------------------------------------------------------------------------------------------------
-
-
-@metric(
-    "input_tokens",
-    label="Input tokens",
-    group="cost",
-    unit="tokens",
-    direction="lower",
-    scale="relative",
-    margin=0.10,
-)
-def _input_tokens() -> Values:
-    """mean input tokens of an answered request, cached ones included"""
-    return Ratio(numerator="input_tokens", rows="answered")
-
-
-@metric(
-    "output_tokens",
-    label="Output tokens",
-    group="cost",
-    unit="tokens",
-    direction="lower",
-    scale="relative",
-    margin=0.10,
-)
-def _output_tokens() -> Values:
-    """mean output tokens of an answered request, reasoning included"""
-    return Ratio(numerator="output_tokens", rows="answered")
-
-
-@metric(
-    "tokens_used", label="Tokens used", group="cost", unit="tokens", direction="lower", scale="relative", margin=0.10
-)
-def _tokens_used() -> Values:
-    """mean input and output tokens of an answered request"""
-    return Ratio(numerator="(input_tokens + output_tokens)", rows="answered")
-
-
-@metric(
-    "cost_per_request_usd",
-    label="Cost per request",
-    group="cost",
-    unit="usd",
-    direction="lower",
-    roles=("guardrail", "guardrail"),
-    scale="relative",
-    margin=0.10,
-)
-def _cost_per_request() -> Values:
-    """mean dollars billed per request, failed ones included, infrastructure included"""
-    return Ratio(numerator="cost_usd", rows="attempted")
-
-
-@metric(
-    "cost_per_1000_requests_usd",
-    label="Cost per 1,000 requests",
-    group="cost",
-    unit="usd",
-    direction="lower",
-    scale="relative",
-    margin=0.10,
-)
-def _cost_per_1000() -> Values:
-    """dollars billed per thousand requests"""
-    return Ratio(numerator="cost_usd", rows="attempted", factor=1000.0)
-
-
-@metric(
-    "cost_per_ok_answer_usd",
-    label="Cost per good answer",
-    group="cost",
-    unit="usd",
-    direction="lower",
-    scale="relative",
-    margin=0.10,
-)
-def _cost_per_ok() -> Values:
-    """dollars billed for all requests over the answers that were ok: failures are paid for, too"""
-    return Ratio(numerator="cost_usd", denominator="ok::DOUBLE", rows="attempted")
-
-
-# --- quality ---------------------------------------------------------------------------------------------------------
-
-
-@metric(
-    "win_rate",
-    label="Win rate",
-    group="quality",
-    unit="ratio",
-    direction="higher",
-    roles=("primary", "diagnostic"),
-    margin=0.03,
-)
-def _win_rate() -> Values:
-    """mean preference for the treatment over judged pairs (tie = half); the difference is to one half"""
-    return Verdict(source="preference", bounds=(0.0, 1.0))
-
-
-def _dimension(name: str, label: str) -> None:
-    @metric(f"{name}_score", label=label, group="quality", unit="score_10", direction="higher", margin=0.25)
-    def values() -> Values:
-        return Verdict(source=f"dimension:{name}", bounds=(0.0, 10.0))
-
-    _REGISTRY[f"{name}_score"] = replace(
-        _REGISTRY[f"{name}_score"], estimand=f"mean {name} score (0-10) the judge gave over judged pairs"
-    )
-
-
-_dimension("accuracy", "Accuracy score")
-_dimension("clarity", "Clarity score")
-_dimension("completeness", "Completeness score")
-
-
-@metric("judge_score", label="Judge score", group="quality", unit="score_10", direction="higher", margin=0.25)
-def _judge_score() -> Values:
-    """mean of the judge's accuracy, clarity and completeness scores (0-10) over judged pairs"""
-    return Verdict(source="mean_dimension", bounds=(0.0, 10.0))
-
-
-@metric(
-    "relevance_score",
-    label="Relevance score",
-    group="quality",
-    unit="score_1",
-    direction="higher",
-    roles=("diagnostic", "primary"),
-    margin=0.02,
-)
-def _relevance() -> Values:
-    """mean relevance (0-1) the pointwise judge gave over judged answers"""
-    return Verdict(source="dimension:relevance", bounds=(0.0, 1.0))
-
-
-@metric(
-    "faithfulness_score",
-    label="Faithfulness score",
-    group="quality",
-    unit="score_1",
-    direction="higher",
-    roles=("diagnostic", "primary"),
-    margin=0.02,
-)
-def _faithfulness() -> Values:
-    """mean faithfulness (0-1) the pointwise judge gave over judged answers"""
-    return Verdict(source="dimension:faithfulness", bounds=(0.0, 1.0))
-
-
-@metric(
-    "user_rating",
-    label="User rating",
-    group="quality",
-    unit="score_1",
-    direction="higher",
-    roles=("diagnostic", "primary"),
-    margin=0.02,
-)
-def _user_rating() -> Values:
-    """mean rating (0-1) of the end users over rated answers"""
-    return Verdict(source="rating", bounds=(0.0, 1.0))

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 import numpy as np
 
 from evalpipe.analysis.connection import Connection, rows
-from evalpipe.analysis.judges import preference_estimate
 from evalpipe.analysis.looking import Looking
+from evalpipe.analysis.preferences import preference_estimate
 from evalpipe.analysis.result import Series, SeriesPoint
 from evalpipe.analysis.rows import Prepared
 from evalpipe.analysis.verdicts import JudgeSeen

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from evalpipe.analysis.connection import Connection, rows
 from evalpipe.analysis.findings import Placed
 from evalpipe.analysis.looking import Looking
-from evalpipe.analysis.metrics import Quantile, Ratio, metrics
+from evalpipe.analysis.metrics import Quantile, Ratio
 from evalpipe.core.experiment import MetricRole
 from evalpipe.stats.estimate import Estimate
 from evalpipe.stats.utility import UtilityGroup, utility
@@ -30,6 +30,9 @@ def measure_utility(connection: Connection, placed: Sequence[Placed], look: Look
         and one.measured.control.value is not None
         and one.measured.treatment.value is not None
     ]
+    ratios = [
+        one.metric.name for one in placed if isinstance(one.metric.values, Ratio)
+    ]  # the columns m0, m1, … in order
     score = 0.0
     parts: list[str] = []
     for position, one in enumerate(chosen):
@@ -38,7 +41,7 @@ def measure_utility(connection: Connection, placed: Sequence[Placed], look: Look
             continue
         factor = one.weight / one.margin * one.metric.sign
         score += factor * point
-        parts.append(_terms(one, factor, position, paired=look.paired))
+        parts.append(_terms(one, factor, position, ratios, paired=look.paired))
     if not parts:
         return None
     connection.execute("CREATE OR REPLACE TEMP TABLE ev_terms AS " + " UNION ALL ".join(parts))
@@ -56,15 +59,12 @@ def measure_utility(connection: Connection, placed: Sequence[Placed], look: Look
     return utility(score, groups, n=n, multiplier=look.multiplier("utility"), alpha=look.alpha)
 
 
-def _terms(one: Placed, factor: float, position: int, *, paired: bool) -> str:
+def _terms(one: Placed, factor: float, position: int, ratios: Sequence[str], *, paired: bool) -> str:
     """SELECT of (u, treated, e): the users' linearised terms of one metric, times its weight.
 
     Relative metrics: each arm's term over its own value (the log's derivative).
     """
     if isinstance(one.metric.values, Ratio):
-        ratios = [item.name for item in metrics() if isinstance(item.values, Ratio)]
-        if one.metric.name not in ratios:
-            return "SELECT u, true AS treated, 0.0 AS e FROM ev_users WHERE false"
         column, source, condition = f"m{ratios.index(one.metric.name)}", "ev_users", "true"
         st, wt, sc, wc = (f"{column}_{part}" for part in ("st", "wt", "sc", "wc"))
     else:

@@ -8,7 +8,7 @@ import pytest
 from experiment_builders import both_arms, metric, run
 
 from evalpipe.analysis.expressions import check_expression
-from evalpipe.analysis.settings import CustomMetric
+from evalpipe.analysis.settings import CustomMetric, MetricRule
 from evalpipe.errors import ConfigError
 
 ALLOWED = [
@@ -79,6 +79,13 @@ def test_a_function_that_is_not_there_is_one_line(named: str) -> None:
 def test_a_taken_name_is_refused() -> None:
     with pytest.raises(ConfigError, match="evalpipe's own"):
         run(both_arms(5), custom=(CustomMetric(name="error_rate", sql="1"),))
+
+
+def test_a_metric_that_is_not_there_is_one_line() -> None:
+    with pytest.raises(ConfigError, match=r"decision\.metrics\.win_rat is no metric; did you mean 'win_rate'"):
+        run(both_arms(5), metrics={"win_rat": MetricRule(margin=0.1)})
+    with pytest.raises(ConfigError, match=r"decision\.primary: words is no metric"):
+        run(both_arms(5), primary=("words",))
 
 
 def test_segments_of_ones_own() -> None:
