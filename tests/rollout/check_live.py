@@ -25,8 +25,11 @@ from live import Process, post, running, served, until, workers
 
 from evalpipe.core.canary import CanaryStatus
 from evalpipe.core.identity import in_treatment
+from evalpipe.core.spool import RequestRecord, ResponseRecord
 from evalpipe.pipeline.canary import tell
 from evalpipe.pipeline.workspace import Workspace, open_workspace
+from evalpipe.rollout.feed import observe_without_reading
+from evalpipe.rollout.guardrails import build_guardrails, evaluate_guardrails
 from evalpipe.rollout.history import History
 
 CONFIG = """
@@ -237,24 +240,37 @@ def canary() -> bool:
     for percentage in (5, 25, 100):
         with (
             stack(stages=[stage(percentage, 3600)], every=1.0) as live,
-            Load(live, dialect="openai", n_users=500, n_threads=3) as load,
+            Load(live, dialect="openai", n_users=500, n_threads=3),
         ):
             until(lambda live=live: (e := live.history.evaluation()) and e.n_treatment >= 5, 60, live.collector.text)
-            began = time.time()
             post(f"{live.sim}/_sim/config", {"models": {"gpt-4o-mini": {"faults": {"500": 0.5}}}})
-            until(lambda live=live: live.state is CanaryStatus.ROLLED_BACK, 30, str(live.history.evaluation()))
+            until(lambda live=live: live.state is CanaryStatus.ROLLED_BACK, 60, str(live.history.evaluation()))
             at = live.history.last().at
             time.sleep(1.5)
-            after = [
-                q for q, _ in served(live.folder / "data" / "spool") if q.arm == "treatment" and q.received_at > at
-            ]
-            last = max((q.received_at - at for q in after), default=0.0)
+            pairs = served(live.folder / "data" / "spool")
+            last = max(
+                (q.received_at - at for q, _ in pairs if q.arm == "treatment" and q.received_at > at), default=0.0
+            )
+            waited = at - _evidence_at(pairs, percentage)
             good &= check(
-                at - began < 2.5 and last < 1.0,
-                f"half of the answers fail at {percentage} %: rolled back after {at - began:.2f} s (interval 1 s), the last "
-                f"user in treatment {last:.2f} s later; why: {live.history.last().why}; {sum(load.errors.values())} SDK errors",
+                waited < 2.0 and last < 1.0,
+                f"half of the answers fail at {percentage} %: rolled back {waited:.2f} s after the evidence was in (interval "
+                f"1 s), the last user in treatment {last:.2f} s later; why: {live.history.last().why}",
             )
     return good
+
+
+def _evidence_at(pairs: list[tuple[RequestRecord, ResponseRecord]], percentage: float) -> float:
+    """When the log held enough, had someone looked after every answer: seconds since the epoch."""
+    guardrails = build_guardrails({"error_rate": 0.02, "p99_latency_ms": 5000})
+    for request, response in sorted(pairs, key=lambda pair: pair[1].started_at + pair[1].latency_ms / 1000):
+        seen = observe_without_reading(request, response)
+        for guardrail in guardrails if seen is not None and request.stage else ():
+            guardrail.add(seen)
+        verdicts = evaluate_guardrails(guardrails, percentage=percentage, alpha=0.05)
+        if any(verdict.status == "breached" for verdict in verdicts):
+            return response.started_at + response.latency_ms / 1000
+    return 0.0
 
 
 def controller() -> bool:
