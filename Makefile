@@ -47,6 +47,10 @@ check-store: $(VENV)/.installed-dev ## kill collectors and loads under 10,000 re
 	EVALPIPE_STORE_REQUESTS=10000 $(BIN)/python -m pytest -n 0 --timeout 1200 tests/store/test_store_killed.py
 	$(BIN)/python tests/bench/check_load_while_collecting.py 10000
 
+.PHONY: bench-report
+bench-report: $(VENV)/.installed-dev ## seconds and memory of `report --json` at 1, 3 and 10 million exchanges
+	$(BIN)/python tests/bench/bench_report.py --millions 1 3 10
+
 bench-load: $(VENV)/.installed-dev ## how fast load turns a spool into Parquet
 	$(BIN)/python tests/bench/bench_load.py 100000
 
