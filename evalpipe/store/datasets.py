@@ -22,7 +22,7 @@ import pyarrow as pa
 from evalpipe.core.judgment import Judgment
 from evalpipe.core.traffic import Feedback, Label
 from evalpipe.errors import DataError
-from evalpipe.store.files import parquet_files, private_file
+from evalpipe.store.files import parquet_files, private_file, schema_mark
 from evalpipe.store.rows import to_table
 from evalpipe.store.schema import BY_NAME, DATASETS, Dataset
 from evalpipe.store.selection import Selection, select_requests
@@ -149,9 +149,10 @@ def _create_stored(connection: duckdb.DuckDBPyConnection, dataset: Dataset, file
         return
     paths = ", ".join(_literal(str(path)) for path in files)
     types = ", ".join(f"{_literal(name)}: {kind}" for name, kind in dataset.partitions)
+    mixed = not all(path.name.endswith(schema_mark(dataset.schema)) for path in files)
     connection.execute(
         f"CREATE VIEW stored_{dataset.name} AS SELECT {selected} FROM read_parquet([{paths}], "
-        f"hive_partitioning = true, hive_types = {{{types}}}, union_by_name = true)"
+        f"hive_partitioning = true, hive_types = {{{types}}}, union_by_name = {str(mixed).lower()})"
     )
 
 

@@ -8,11 +8,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from evalpipe.core.identity import fingerprint
 from evalpipe.errors import DataError
 from evalpipe.store.schema import Dataset
 
@@ -50,6 +52,12 @@ def new_stem(now: datetime | None = None) -> str:
     return f"{(now or datetime.now(UTC)):%Y%m%dT%H%M%S}-{secrets.token_hex(6)}"
 
 
+@cache
+def schema_mark(schema: pa.Schema) -> str:
+    """The end of the names of files in this schema: files of one schema need no look at each footer before a query."""
+    return f".{fingerprint([[field.name, str(field.type)] for field in schema], length=8)}.parquet"
+
+
 class ParquetFile:
     """One Parquet file in the making. Row groups are appended; `finish` makes it visible under its name.
 
@@ -60,7 +68,7 @@ class ParquetFile:
     def __init__(self, folder: Path, schema: pa.Schema) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         stem = new_stem()
-        self.path = folder / f"{stem}.parquet"
+        self.path = folder / f"{stem}{schema_mark(schema)}"
         self._temp = folder / f".{stem}.tmp"
         self._schema = schema
         self.n_rows = 0

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 from spool_builders import copy, request, served, shadow
@@ -21,11 +22,11 @@ def main(spool: Path, name: str, n: int) -> None:
     for writer in workers:
         writer.open()
     for i in range(n):
-        request_id = f"{name}-{i}c"
-        worker.append(request(request_id))
-        treatment.append(shadow(request_id))
-        treatment.append(copy(request_id))
-        worker.append(served(request_id))
+        request_id, at = f"{name}-{i}c", time.time()  # of now: what is an hour old and still open is given up
+        worker.append(request(request_id, at=at))
+        treatment.append(shadow(request_id, at=at))
+        treatment.append(copy(request_id, at=at))
+        worker.append(served(request_id, at=at))
         print(request_id, flush=True)
     for writer in workers:
         writer.close()

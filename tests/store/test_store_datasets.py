@@ -366,3 +366,14 @@ def test_a_foreign_file_among_the_data_is_one_clear_line(tmp_path: Path) -> None
     (folder / "notes.parquet").write_text("not parquet")
     with pytest.raises(DataError, match=r"notes\.parquet"):
         open_store(tmp_path, "exp")
+
+
+def test_files_of_an_older_schema_are_read_with_nulls(tmp_path: Path) -> None:
+    write(tmp_path, [exchange("r1", prompt="Q")])
+    [new] = (tmp_path / "exchanges").glob("*/*/*.parquet")
+    table = pq.ParquetFile(new).read().drop_columns(["prompt", "forced"])
+    pq.write_table(table.set_column(0, "request_id", [["r0"]]), new.with_name("0-older.parquet"))
+    with open_store(tmp_path, "exp") as store:
+        rows = store.connection.sql("SELECT request_id, prompt, forced FROM exchanges ORDER BY 1").fetchall()
+    assert rows == [("r0", None, None), ("r1", "Q", None)]
+    assert write(tmp_path, [exchange("r0"), exchange("r2")]) == 1
