@@ -50,7 +50,7 @@ def latency_chart(curves: list[LatencyCurve]) -> Markup | None:
     for tick in ticks:
         parts.append(line(x(tick), BOTTOM, x(tick), BOTTOM + 4, "axis"))
         if x(tick) - shown_to > 58 and LEFT + 10 < x(tick) < WIDTH - RIGHT - 12:
-            parts.append(text(x(tick), BOTTOM + 18, short_ms(tick, high), "tick", "middle"))
+            parts.append(text(x(tick), BOTTOM + 18, short_ms(tick, high if tick >= 100 else 0.0), "tick", "middle"))
             shown_to = x(tick)
     parts.append(
         text((LEFT + WIDTH - RIGHT) / 2, BOTTOM + 38, "latency (each step of the axis multiplies)", "tick", "middle")
