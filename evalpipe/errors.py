@@ -25,6 +25,10 @@ class DataError(EvalpipeError):
     """The log or the store cannot give what was asked: empty, an arm missing, an unreadable file."""
 
 
+class NoDataError(DataError):
+    """Nothing was logged yet: for a gate that is "collect more", elsewhere an error like the others."""
+
+
 class WorkspaceBusyError(EvalpipeError):
     """Another evalpipe process holds what this one needs; the message names it."""
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from evalpipe.analysis.connection import Connection, rows, scalar
-from evalpipe.errors import DataError
+from evalpipe.errors import NoDataError
 
 OUTCOMES = ("ok", "refused", "truncated", "http_error", "timeout", "unreadable", "client_closed", "shed")
 """as the codes 1, 2, … of `ev_ids`: up to 3 answered, up to 6 attempted"""
@@ -68,7 +68,7 @@ def prepare_rows(
     """Read the experiment's exchanges into `ev_rows` and `ev_ids`.
 
     `extra` are (column, checked SQL expression over `exchanges`) pairs for metrics of the user's own. `until_us`: requests
-    that came later do not count (looks on dates). Raises DataError where the experiment has no exchanges at all.
+    that came later do not count (looks on dates). Raises NoDataError where the experiment has no exchanges at all.
     """
     paired = mode == "shadow"
     stage = "0::FLOAT" if paired else "coalesce(percentage, 0)::FLOAT"
@@ -82,7 +82,7 @@ def prepare_rows(
         [experiment],
     )
     if not scalar(connection, "SELECT count(*) FROM ev_rows"):
-        raise DataError(
+        raise NoDataError(
             f"experiment {experiment!r} has no exchanges in the selection: run `evalpipe collect` and `evalpipe load`, "
             "or name another with --experiment"
         )

@@ -17,7 +17,7 @@ from evalpipe.analysis.result import Analysis
 from evalpipe.analysis.settings import CustomMetric, JudgeInfo, MetricRule, Settings
 from evalpipe.config import ArmConfig, Config
 from evalpipe.core.identity import fingerprint
-from evalpipe.errors import ConfigError, DataError
+from evalpipe.errors import ConfigError, DataError, NoDataError
 from evalpipe.pipeline.record import load_record, recording, save_record
 from evalpipe.pipeline.workspace import Workspace
 from evalpipe.providers.pricing import library_version
@@ -90,7 +90,7 @@ def experiment_name(workspace: Workspace, asked: str | None) -> str:
     if len(known) == 1:
         return known[0]
     if not known:
-        raise DataError(f"no data in {workspace.data}: run `evalpipe load`, or name the folder with --data")
+        raise NoDataError(f"no data in {workspace.data}: run `evalpipe load`, or name the folder with --data")
     raise DataError(f"{workspace.data} holds {len(known)} experiments ({', '.join(known)}): name one with --experiment")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from evalpipe.analysis.result import Analysis, Decision
 from evalpipe.core.experiment import Recommendation
-from evalpipe.errors import DataError
+from evalpipe.errors import NoDataError
 from evalpipe.pipeline.analyze import analyze_workspace, experiment_name
 from evalpipe.pipeline.record import write_atomically
 from evalpipe.pipeline.workspace import Workspace
@@ -39,14 +39,14 @@ def verdict(
             workspace, experiment=experiment, judge=judge, since=since, until=until, where=where, details=False
         )
         decision, name = analysis.decision, analysis.experiment
-    except DataError as error:
+    except NoDataError as error:
         decision = Decision(
             recommendation=Recommendation.COLLECT_MORE.value,
             rule="collect_more",
             reasons=[f"There is nothing to decide on yet: {error}."],
             headline="Collect more data: there is none yet.",
         )
-        name = experiment_name(workspace, experiment)
+        name = experiment or (workspace.config.experiment.name if workspace.config else "")
     document = _document(name, decision, analysis)
     if since is None and until is None and where is None and judge is None:
         write_atomically(workspace.data / VERDICT, json.dumps(document, ensure_ascii=False, indent=2).encode() + b"\n")
