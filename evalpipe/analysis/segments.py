@@ -1,7 +1,7 @@
 """Where does the treatment lose? Metrics within slices of the traffic: exploratory, false discoveries controlled, worst first.
 
 Segments never decide. Values are those of the request (control's row, or the served one). Above 300,000 exchanges whole
-users are sampled by hash; text is then not read, so the language is left out.
+users are sampled by hash, and neither language nor tool use (which need the texts) is looked at.
 """
 
 from __future__ import annotations
@@ -90,43 +90,43 @@ def _prepare(
     reads_text = every == 1
     bins = settings.n_segment_bins
     shares = [k / bins for k in range(1, bins)]
-    side = "arm = 'control'" if prepared.paired else "true"
-    length = "input_tokens"
-    measured = scalar(
-        connection, "SELECT count(input_tokens) FROM ev_rows WHERE NOT treatment OR ?", [not prepared.paired]
-    )
-    if not measured and reads_text:
-        length = "length(prompt)"
+    by_tokens = prepared.paired and not reads_text
+    # A slice must not depend on how an arm's answer ended, or that arm's failures would fall out of every slice: so what
+    # the request says, in characters; on large logs the tokens either arm counted, to leave the texts unread.
     expressions: dict[str, str] = {
-        "prompt_length": length,
+        "prompt_length": "input_tokens" if by_tokens else "length(prompt)",
         "endpoint": "endpoint",
-        "streamed": "CASE WHEN streamed THEN 'streamed' WHEN NOT streamed THEN 'whole' END",
-        "tool_use": "CASE WHEN tool_calls IS NULL OR tool_calls = '[]' THEN 'no tool call' ELSE 'tool call' END",
-        "model": "model",
+        "streamed": "coalesce(streamed, false)::INT",
+        "model": "coalesce(model_requested, model)",
         "hour": "lpad((epoch_us(started_at) // 3600000000 % 24 // 6 * 6)::VARCHAR, 2, '0') || ' h UTC'",
     }
     if reads_text:
+        expressions["tool_use"] = "CASE WHEN contains(request, '\"tools\"') THEN 'tools offered' ELSE 'no tools' END"
         expressions["language"] = LANGUAGE
     for name, expression in settings.segments.items():
         check_expression(connection, expression, name=f"segments.{name}")
-        expressions[name] = expression
+        expressions[name] = f"({expression}\n)::VARCHAR"
     columns = {name: f"d{position}" for position, name in enumerate(expressions)}
-    selected = ", ".join(
-        f"({expression}\n)::{'DOUBLE' if name == 'prompt_length' else 'VARCHAR'} AS {columns[name]}"
-        for name, expression in expressions.items()
+    of_request = "FILTER (arm = 'control')" if prepared.paired else ""
+    gathered = {name: f"max({column}) {of_request}" for name, column in columns.items()}
+    gathered["prompt_length"] = (
+        f"coalesce(max({columns['prompt_length']}) {of_request}, max({columns['prompt_length']}))"
     )
+    gathered["streamed"] = f"CASE WHEN max({columns['streamed']}) = 1 THEN 'streamed' ELSE 'whole' END"
     connection.execute(
-        f"CREATE OR REPLACE TEMP TABLE ev_dimensions AS SELECT hash(request_id) AS id, {selected} FROM exchanges "
-        f"WHERE experiment = ? AND {side} AND role <> 'replay' "
-        f"AND hash(coalesce(unit_id, conversation_id, request_id)) % {every} = 0",
+        f"CREATE OR REPLACE TEMP TABLE ev_dimensions AS SELECT hash(request_id) AS id, "
+        f"{', '.join(f'{gathered[name]} AS {column}' for name, column in columns.items())} FROM (SELECT request_id, arm, "
+        f"{', '.join(f'{expressions[name]} AS {column}' for name, column in columns.items())} FROM exchanges "
+        "WHERE experiment = ? AND role <> 'replay' "
+        f"AND hash(coalesce(unit_id, conversation_id, request_id)) % {every} = 0) GROUP BY request_id",
         [experiment],
     )
     column = columns["prompt_length"]
     edges = scalar(connection, f"SELECT quantile_disc({column}, {shares}) FROM ev_dimensions") or []
     connection.execute(
         f"CREATE OR REPLACE TEMP TABLE ev_segment_rows AS SELECT r.*, d.* EXCLUDE (id, {column}), "
-        f"{_bin(column, sorted(set(edges)), 'tokens' if length == 'input_tokens' else 'characters')} AS {column} "
-        f"FROM ev_rows r JOIN (SELECT DISTINCT ON (id) * FROM ev_dimensions) d USING (id) WHERE r.u % {every} = 0"
+        f"{_bin(column, sorted(set(edges)), 'tokens' if by_tokens else 'characters')} AS {column} "
+        f"FROM ev_rows r JOIN ev_dimensions d USING (id) WHERE r.u % {every} = 0"
     )
     usable = []
     for name, column in columns.items():

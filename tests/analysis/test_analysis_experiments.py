@@ -115,9 +115,10 @@ def test_ab_harm_is_found_while_looking_any_time() -> None:
 
 def test_failing_only_on_long_prompts_shows_in_the_segments() -> None:
     tokens = np.random.default_rng(8).integers(1, 1001, N)
+    prompts = ["x" * n for n in tokens]
     broken = np.where((tokens > 750) & (np.random.default_rng(9).random(N) < 0.4), "http_error", "ok")
     found = run(
-        both_arms(N, control={"input_tokens": tokens}, treatment={"input_tokens": tokens, "outcome": broken}),
+        both_arms(N, control={"prompt": prompts}, treatment={"prompt": prompts, "outcome": broken}),
         verdicts(draw(N, 0.55, seed=3)),
         details=True,
     )
@@ -138,13 +139,16 @@ def test_failing_only_on_long_prompts_shows_in_the_segments() -> None:
 
 
 def test_segments_find_nothing_where_there_is_nothing() -> None:
-    tokens = np.random.default_rng(8).integers(1, 1001, N)
-    found = run(
-        both_arms(N, control={"input_tokens": tokens}, treatment={"input_tokens": tokens}),
-        verdicts(draw(N, 0.5, seed=1)),
-        details=True,
-    )
-    assert found.segments
+    # Both arms fail alike, and a failed request has no tokens: it must not fall out of its slice on either side.
+    prompts = ["x" * n for n in np.random.default_rng(8).integers(1, 1001, N)]
+    arms = []
+    for seed in (1, 2):
+        outcome = failing(N, 0.05, seed=seed)
+        arms.append({"prompt": prompts, "outcome": outcome, "input_tokens": np.where(outcome == "ok", 100.0, np.nan)})
+    found = run(both_arms(N, control=arms[0], treatment=arms[1]), verdicts(draw(N, 0.5, seed=1)), details=True)
+    sliced = [one for one in found.segments if one.dimension == "prompt_length" and one.metric == "error_rate"]
+    assert sum(one.n for one in sliced) == N
+    assert min(one.control for one in sliced) > 0
     assert not any(one.discovered for one in found.segments)
 
 
