@@ -210,7 +210,9 @@ def test_a_client_that_leaves_cancels_the_upstream(running: Running, server: Raw
     n_broken, n_before = server.broken, len(running.responses())
     with socket.create_connection(("127.0.0.1", running.port), timeout=5) as sock:
         sock.sendall(raw(CHAT, chat_request(stream=True), headers=b"x-do: stream\r\n"))
-        assert sock.recv(1000)
+        seen = b""
+        while b"data: " not in seen:
+            seen += sock.recv(1000)
     eventually(lambda: server.broken == n_broken + 1)
     eventually(lambda: len(running.responses()) == n_before + 1)
     left = list(running.responses().values())[-1]
