@@ -89,7 +89,7 @@ def big_workspace(root: Path, n_pairs: int) -> Path:
     step = 5000
     with duckdb.connect() as connection:
         for start in range(0, n_pairs, step):
-            table = connection.execute(
+            table = connection.sql(
                 f"""SELECT 'r' || lpad(i::VARCHAR, 9, '0') AS request_id, arm, 'shadow' AS role, 'u' || (i % 40000) AS unit_id,
                 TIMESTAMPTZ '2026-06-01 00:00:00Z' + to_milliseconds(i) AS started_at, 'ok' AS outcome, false AS simulated,
                 'Please explain ' || repeat(md5(i::VARCHAR) || ' ', 10) AS prompt,

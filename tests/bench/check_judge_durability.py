@@ -60,8 +60,11 @@ def kills(n_pairs: int = 400, n_kills: int = 10, concurrency: int = 16) -> bool:
             and again["planned"] == 0
             and sim.ledger()["calls"] == ledger["calls"]
         )
-        return say("kill -9", holds, f"{n_killed} kills, {n_pairs} pairs judged once in each order, {wasted} answers paid twice "
-                   f"(at most {n_killed} × {concurrency} in flight), {lost} calls marked lost, last run {tally['judgments']}")  # fmt: skip
+        detail = (
+            f"{n_killed} kills, {n_pairs} pairs judged once in each order, {wasted} answers paid twice (at most {n_killed} × "
+            f"{concurrency} in flight), {lost} calls marked lost, last run {tally['judgments']}"
+        )
+        return say("kill -9", holds, detail)
 
 
 @contextmanager
@@ -142,42 +145,50 @@ def batch_kills(n_pairs: int = 200, n_kills: int = 10) -> bool:
         twice = [name for name, n in Counter(call["custom_id"] for call in log).items() if n > 1]
         holds = complete(root, n_pairs) and not twice and sim.ledger()["n_answered_again"] == 0
         n_batches = len({call["batch_id"] for call in log})
-        return say("kill -9 in batch mode", holds, f"{n_kills} kills, {unacknowledged} of them between submitted and acknowledged; "
-                   f"{n_batches} batches, {len(twice)} requests submitted twice, {n_pairs} pairs judged once in each order")  # fmt: skip
+        detail = (
+            f"{n_kills} kills, {unacknowledged} of them between submitted and acknowledged; {n_batches} batches, "
+            f"{len(twice)} requests submitted twice, {n_pairs} pairs judged once in each order"
+        )
+        return say("kill -9 in batch mode", holds, detail)
 
 
 def faults(n_pairs: int = 1000) -> bool:
     """Every fault at 5 %: all pairs end ok or as a visible failure; the spend is the provider's bill."""
     kinds = ("429", "500", "529", "cut", "malformed", "refusal", "max_tokens", "empty")
     option = ",".join(f"{kind}=0.05" for kind in kinds)
-    with simulated(
-        "--judge", "accuracy=0.8", "--faults", option, "--ttft-ms", "5", "--tokens-per-second", "4000"
-    ) as sim:
-        with tempfile.TemporaryDirectory() as folder:
-            root = workspace(Path(folder), sim.url, n_pairs=n_pairs, words=15, concurrency=32, **FAST)
-            first = judged(root)
-            bill = sim.ledger()["billed"]["usd"]
-            spent = query(root, "SELECT sum(cost_usd) AS usd FROM judgments")[0]["usd"]
-            ended = sum(first["judgments"].values())
-            failed = sum(first["failures"].values())
-            before = sim.ledger()["n_questions"]
-            sim.post("/_sim/config", {"faults": {}})
-            second = judged(root)
-            new_questions = sim.ledger()["n_questions"] - before
-            bill_2 = sim.ledger()["billed"]["usd"]
-            spent_2 = query(root, "SELECT sum(cost_usd) AS usd FROM judgments")[0]["usd"]
-            # A repair is a question of its own; a second run asks the failed ones only, and needs no repair.
-            holds = (
-                ended == 2 * n_pairs
-                and second["planned"] == failed
-                and second["calls"] == failed
-                and new_questions <= failed
-                and complete(root, n_pairs)
-                and abs(spent - bill) < 0.005
-                and abs(spent_2 - bill_2) < 0.005
-            )
-            return say("faults at 5 % each", holds, f"{ended} of {2 * n_pairs} ended, {failed} failed ({first['failures']}), second run "
-                       f"asked {second['calls']}; booked ${spent:.4f}, billed ${bill:.4f}; then ${spent_2:.4f} and ${bill_2:.4f}")  # fmt: skip
+    with (
+        simulated(
+            "--judge", "accuracy=0.8", "--faults", option, "--ttft-ms", "5", "--tokens-per-second", "4000"
+        ) as sim,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        root = workspace(Path(folder), sim.url, n_pairs=n_pairs, words=15, concurrency=32, **FAST)
+        first = judged(root)
+        bill = sim.ledger()["billed"]["usd"]
+        spent = query(root, "SELECT sum(cost_usd) AS usd FROM judgments")[0]["usd"]
+        ended = sum(first["judgments"].values())
+        failed = sum(first["failures"].values())
+        before = sim.ledger()["n_questions"]
+        sim.post("/_sim/config", {"faults": {}})
+        second = judged(root)
+        new_questions = sim.ledger()["n_questions"] - before
+        bill_2 = sim.ledger()["billed"]["usd"]
+        spent_2 = query(root, "SELECT sum(cost_usd) AS usd FROM judgments")[0]["usd"]
+        # A repair is a question of its own; a second run asks the failed ones only, and needs no repair.
+        holds = (
+            ended == 2 * n_pairs
+            and second["planned"] == failed
+            and second["calls"] == failed
+            and new_questions <= failed
+            and complete(root, n_pairs)
+            and abs(spent - bill) < 0.005
+            and abs(spent_2 - bill_2) < 0.005
+        )
+        detail = (
+            f"{ended} of {2 * n_pairs} ended, {failed} failed ({first['failures']}), second run asked {second['calls']}; "
+            f"booked ${spent:.4f}, billed ${bill:.4f}; then ${spent_2:.4f} and ${bill_2:.4f}"
+        )
+        return say("faults at 5 % each", holds, detail)
 
 
 def cap() -> bool:

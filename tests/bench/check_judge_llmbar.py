@@ -42,18 +42,21 @@ def counts_of(root: Path, judge: str) -> dict[str, tuple[int, int, int, int, int
         root,
         f"""
         WITH last AS (
-          SELECT request_id, shown_first, CASE WHEN status IN ('ok', 'identical') THEN preference END AS p FROM judgments
-          WHERE judge = '{judge}'
-          QUALIFY row_number() OVER (PARTITION BY request_id, shown_first ORDER BY status IN ('ok', 'identical') DESC, attempt DESC) = 1
+          SELECT request_id, shown_first, CASE WHEN status IN ('ok', 'identical') THEN preference END AS p
+          FROM judgments WHERE judge = '{judge}'
+          QUALIFY row_number() OVER (
+            PARTITION BY request_id, shown_first ORDER BY status IN ('ok', 'identical') DESC, attempt DESC) = 1
         ), both_orders AS (
-          SELECT request_id, max(p) FILTER (shown_first = 'control') AS ab, max(p) FILTER (shown_first = 'treatment') AS ba, count(*) AS n
+          SELECT request_id, max(p) FILTER (shown_first = 'control') AS ab,
+            max(p) FILTER (shown_first = 'treatment') AS ba, count(*) AS n
           FROM last GROUP BY request_id
         ), meta AS (
           SELECT request_id, any_value(meta->>'$.subset') AS subset FROM exchanges WHERE arm = 'control' GROUP BY request_id
         )
-        SELECT subset, count(*) AS n, count(*) FILTER (ab = label.preference) AS ab, count(*) FILTER (ba = label.preference) AS ba,
-          count(*) FILTER (ab = label.preference AND ba = label.preference) AS both, count(*) FILTER (ab IS NOT DISTINCT FROM ba) AS agree,
-          min(both_orders.n) AS orders
+        SELECT subset, count(*) AS n, count(*) FILTER (ab = label.preference) AS ab,
+          count(*) FILTER (ba = label.preference) AS ba,
+          count(*) FILTER (ab = label.preference AND ba = label.preference) AS both,
+          count(*) FILTER (ab IS NOT DISTINCT FROM ba) AS agree, min(both_orders.n) AS orders
         FROM both_orders JOIN meta USING (request_id) JOIN labels AS label USING (request_id) GROUP BY subset""",
     )
     assert all(row["orders"] == 2 for row in rows)
@@ -102,8 +105,11 @@ def main(n_judges: int | None) -> bool:
                 n_equal += counts == theirs
                 if counts != theirs:
                     print(f"  {judge}/{method} {subset}: {counts}, published {theirs}")
-    return say("LLMBar adversarial over HTTP", n_equal == n_cells > 0, f"{len(names)} judges, {n_equal} of {n_cells} subsets equal "
-               f"in n and all four counts, {calls} calls, {time.monotonic() - started:.0f} s")  # fmt: skip
+    detail = (
+        f"{len(names)} judges, {n_equal} of {n_cells} subsets equal in n and all four counts, {calls} calls, "
+        f"{time.monotonic() - started:.0f} s"
+    )
+    return say("LLMBar adversarial over HTTP", n_equal == n_cells > 0, detail)
 
 
 if __name__ == "__main__":

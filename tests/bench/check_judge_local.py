@@ -69,8 +69,11 @@ def main(n_pairs: int) -> bool:
             )
         )
         held = audit["trusted"] is False and test["trusted"] is False
-        return say(f"{MODEL} as judge", held, f"{n_pairs} pairs in {seconds:.0f} s, {run['judgments']}; audit: {audit['reasons']}; "
-                   f"self-test: {test['reasons']}")  # fmt: skip
+        detail = (
+            f"{n_pairs} pairs in {seconds:.0f} s, {run['judgments']}; audit: {audit['reasons']}; "
+            f"self-test: {test['reasons']}"
+        )
+        return say(f"{MODEL} as judge", held, detail)
     finally:
         server.terminate()
         server.wait(20)

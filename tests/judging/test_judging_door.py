@@ -1,0 +1,99 @@
+"""The one door to the SDKs: every error they can raise becomes a reply with the right fate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import anthropic
+import httpx2
+import openai
+import pytest
+
+from evalpipe.judging.call import Fate
+from evalpipe.judging.client import failed_reply, is_local
+
+REQUEST = httpx2.Request("POST", "http://127.0.0.1/v1/messages")
+FATES = {
+    400: Fate.REJECTED, 401: Fate.FATAL, 402: Fate.FATAL, 403: Fate.FATAL, 404: Fate.FATAL, 408: Fate.SERVER_ERROR,
+    409: Fate.SERVER_ERROR, 412: Fate.REJECTED, 413: Fate.REJECTED, 422: Fate.REJECTED, 429: Fate.RATE_LIMITED,
+    431: Fate.REJECTED, 499: Fate.SERVER_ERROR, 500: Fate.SERVER_ERROR, 501: Fate.SERVER_ERROR, 503: Fate.SERVER_ERROR,
+    504: Fate.SERVER_ERROR, 529: Fate.SERVER_ERROR,
+}  # fmt: skip
+
+
+def subclasses(kind: type[Any]) -> Iterator[type[Any]]:
+    for child in kind.__subclasses__():
+        yield child
+        yield from subclasses(child)
+
+
+@pytest.mark.parametrize("sdk", [anthropic, openai])
+def test_every_status_error_of_the_sdks(sdk: Any) -> None:
+    statuses = set()
+    for kind in {sdk.APIStatusError, *subclasses(sdk.APIStatusError)}:
+        declared = getattr(kind, "status_code", None)
+        status = declared if isinstance(declared, int) else 500
+        statuses.add(status)
+        response = httpx2.Response(status, request=REQUEST, headers={"retry-after": "3"})
+        message = {} if kind.__name__ == "OAuthError" else {"message": "m"}  # that one words itself
+        error = kind(**message, response=response, body={"error": {"type": "t", "message": "why"}})
+        reply = failed_reply(error, 1.0)
+        assert reply.fate is FATES[status], kind
+        assert (reply.kind, reply.retry_after_s) == (f"http_{status}", 3.0)
+    assert {401, 429, 500} <= statuses
+
+
+@pytest.mark.parametrize("sdk", [anthropic, openai])
+@pytest.mark.parametrize(
+    ("cause", "fate"),
+    [
+        (httpx2.ConnectError("refused"), Fate.NO_CONNECTION),
+        (httpx2.ReadError("reset"), Fate.BROKEN),
+        (httpx2.RemoteProtocolError("cut"), Fate.BROKEN),
+    ],
+)
+def test_a_broken_connection_may_have_been_billed_one_never_made_was_not(
+    sdk: Any, cause: Exception, fate: Fate
+) -> None:
+    error = sdk.APIConnectionError(request=REQUEST)
+    error.__cause__ = cause
+    assert failed_reply(error, 1.0).fate is fate
+    assert failed_reply(cause, 1.0).fate is fate  # while the body was being read
+
+
+@pytest.mark.parametrize(
+    ("cause", "fate"), [(httpx2.ConnectTimeout("t"), Fate.NO_CONNECTION), (httpx2.ReadTimeout("t"), Fate.BROKEN)]
+)
+def test_timeouts(cause: Exception, fate: Fate) -> None:
+    error = anthropic.APITimeoutError(request=REQUEST)
+    error.__cause__ = cause
+    assert failed_reply(error, 1.0).fate is fate
+
+
+def test_spent_accounts_stop_the_run_and_bugs_of_ours_are_not_swallowed() -> None:
+    def refused(status: int, body: dict[str, Any]) -> Fate:
+        response = httpx2.Response(status, request=REQUEST)
+        return failed_reply(anthropic.APIStatusError("m", response=response, body=body), 1.0).fate
+
+    assert refused(429, {"error": {"code": "insufficient_quota", "message": "m"}}) is Fate.FATAL
+    assert (
+        refused(400, {"error": {"type": "invalid_request_error", "message": "Your credit balance is too low"}})
+        is Fate.FATAL
+    )
+    with pytest.raises(ZeroDivisionError):
+        failed_reply(ZeroDivisionError("ours"), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("url", "local"),
+    [
+        ("http://127.0.0.1:8/v1", True),
+        ("http://localhost", True),
+        ("http://[::1]:8", True),
+        ("https://10.0.0.1", False),
+        (None, False),
+    ],
+)
+def test_which_servers_need_no_key(url: str | None, local: bool) -> None:
+    assert is_local(url) is local
