@@ -28,6 +28,7 @@ from evalpipe.core.identity import in_treatment
 from evalpipe.core.spool import RequestRecord, ResponseRecord
 from evalpipe.pipeline.canary import tell
 from evalpipe.pipeline.workspace import Workspace, open_workspace
+from evalpipe.rollout.controller import is_led
 from evalpipe.rollout.feed import observe_without_reading
 from evalpipe.rollout.guardrails import build_guardrails, evaluate_guardrails
 from evalpipe.rollout.history import History
@@ -283,7 +284,8 @@ def controller() -> bool:
         config = str(live.folder / "evalpipe.toml")
         while live.state is not CanaryStatus.DONE and n_killed < 60:
             extra = Process(live.folder / f"controller-{n_killed}.log", "canary", "run", "--config", config)
-            time.sleep(rng.uniform(0.5, 4.0))
+            until(lambda: is_led(live.history.controller_lock_path), 120, live.collector.text)
+            time.sleep(rng.uniform(0.0, 2.0))
             os.kill(extra.process.pid, signal.SIGKILL)
             extra.process.wait()
             for pid in _controllers(live.collector.process.pid):

@@ -36,7 +36,7 @@ class Process:
                 env={**os.environ, **(env or {})},
             )
 
-    def url(self, timeout_s: float = 60) -> str:
+    def url(self, timeout_s: float = 110) -> str:
         return until(lambda: found.group(1) if (found := LISTENING.search(self.text)) else None, timeout_s, self.text)
 
     @property
