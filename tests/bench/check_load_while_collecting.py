@@ -11,7 +11,6 @@ import itertools
 import json
 import os
 import queue
-import signal
 import socket
 import subprocess
 import sys
@@ -20,6 +19,8 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+
+import psutil
 
 from evalpipe.store.datasets import open_store
 
@@ -131,7 +132,10 @@ def main(n_requests: int) -> None:
         for share in (0.3, 0.6):
             while len(clients.in_hand) < share * n_requests:
                 time.sleep(0.05)
-            os.killpg(running.pid, signal.SIGKILL)  # workers, treatment process and supervisor at once
+            # Supervisor, workers and treatment process at once, so that none has time to finish what it is at.
+            family = [psutil.Process(running.pid), *psutil.Process(running.pid).children(recursive=True)]
+            for process in family:
+                process.kill()
             running.wait()
             running = collector()
         for thread in clients.threads:
