@@ -106,7 +106,7 @@ def judged(root: Path, *arguments: str) -> dict[str, Any]:
 
 
 def query(root: Path, sql: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(evalpipe(root, "sql", "--json", sql).stdout)["rows"]
+    found: list[dict[str, Any]] = json.loads(evalpipe(root, "sql", "--json", sql).stdout)
     return found
 
 
