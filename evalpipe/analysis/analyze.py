@@ -9,6 +9,7 @@ from typing import Any
 
 from evalpipe.analysis.checks import Evidence as CheckEvidence
 from evalpipe.analysis.checks import invalidating, run_checks
+from evalpipe.analysis.checks_traffic import empty_arm
 from evalpipe.analysis.connection import Connection, rows, scalar
 from evalpipe.analysis.custom import check_names, custom_columns, custom_metrics
 from evalpipe.analysis.decide import Evidence, Ruling, Situation, decide
@@ -29,6 +30,7 @@ from evalpipe.analysis.series import measure_series
 from evalpipe.analysis.settings import Settings
 from evalpipe.analysis.utility import measure_utility
 from evalpipe.analysis.verdicts import deciding_judge, prepare_verdicts
+from evalpipe.analysis.wording import sentence
 from evalpipe.core.experiment import MetricRole, Policy
 from evalpipe.stats.estimate import Estimate
 
@@ -85,7 +87,8 @@ def analyze(
     )
     labels = label_results(connection, look)
     funnel = count_funnel(connection, experiment=experiment, prepared=prepared, judge=judge)
-    evidence = _evidence(placed, found_judges, look, settings)
+    empty = empty_arm(funnel, paired=paired)
+    evidence = _evidence(placed, found_judges, look, settings) if empty is None else []
     tables = {one.metric.name: result_of(one, alpha=settings.alpha, ruling=None) for one in placed}
     checks = run_checks(
         CheckEvidence(
@@ -103,7 +106,19 @@ def analyze(
     utility = measure_utility(connection, placed, look) if settings.policy == "utility" else None
     ruling = decide(evidence, _situation(settings, prepared, checks, utility, funnel.requests))
     results = _results(placed, evidence, found_judges, look, settings, ruling)
-    decision = _decision(ruling, results, settings, checks, look, utility)
+    if empty is None:
+        decision = _decision(ruling, results, settings, checks, look, utility)
+    else:  # nothing was compared, so nothing else is worth a sentence
+        results = {name: _one_armed(result) for name, result in results.items()}
+        decision = Decision(
+            recommendation=ruling.recommendation.value,
+            reasons=[sentence(empty)],
+            headline=sentence(f"Collect more data: {empty}"),
+            rule=ruling.rule,
+            policy=ruling.policy.value,
+            looks=look.mode,
+            looks_explained=look.explained,
+        )
     return Analysis(
         experiment=experiment,
         mode=mode,
@@ -220,6 +235,11 @@ def _decision(
         utility_high=None if utility is None else utility.ci_high,
         expected_more_requests=more_requests(ruling, results),
     )
+
+
+def _one_armed(result: MetricResult) -> MetricResult:
+    """What could not be compared for want of an arm, rather than for want of any value."""
+    return replace(result, status="missing_arm") if result.status == "no_data" and result.group != "quality" else result
 
 
 def _span(prepared: Prepared) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import math
 
 from evalpipe.analysis.checks import FAIL, PASS, WARN, CheckFunction, Evidence
 from evalpipe.analysis.connection import rows
-from evalpipe.analysis.result import Check
+from evalpipe.analysis.result import Check, Funnel
 from evalpipe.analysis.wording import count, percent
 from evalpipe.stats import srm
 from evalpipe.stats.missing import MAX_SHED_SHARE, losses, too_much_shed, worst_case_win_rate
@@ -16,23 +16,27 @@ MIN_LOST_SHARE = 0.005
 """lopsided losses below this share of the requests are named but do not forbid a decision: they cannot turn it"""
 
 
-MIN_REQUESTS = 20
-"""an arm that is still empty after so many requests will not fill by waiting"""
-
-
-def both_arms(evidence: Evidence) -> Check | None:
-    """Is there anything to compare?"""
-    seen = {arm: sum(outcomes.values()) for arm, outcomes in evidence.funnel.outcomes.items()}
+def empty_arm(funnel: Funnel, *, paired: bool) -> str | None:
+    """What to say where one arm has no exchange at all; None where both have some."""
+    seen = {arm: sum(outcomes.values()) for arm, outcomes in funnel.outcomes.items()}
     empty = [arm for arm in ("control", "treatment") if not seen.get(arm)]
     if not empty:
         return None
     arm, other = empty[0], "treatment" if empty[0] == "control" else "control"
-    n = seen.get(other, 0)
+    n = count(seen.get(other, 0))
+    what = f"0 of {n} requests have a copy" if paired and arm == "treatment" else f"there are {n} of {other}"
+    return f"the {arm} has no answer in the log ({what}), so nothing can be compared"
+
+
+def both_arms(evidence: Evidence) -> Check | None:
+    """Is there anything to compare?"""
+    said = empty_arm(evidence.funnel, paired=evidence.prepared.paired)
+    if said is None:
+        return None
     return Check(
         name="both_arms",
-        status=FAIL if evidence.prepared.paired and n >= MIN_REQUESTS else WARN,
-        detail=f"the {arm} arm is empty: the log holds {count(n)} exchanges of {other} and none of {arm}, "
-        "so nothing can be compared",
+        status=WARN,
+        detail=said,
         remedy="see that the collector sends copies (`evalpipe doctor`), or name the experiment with --experiment",
     )
 
@@ -98,7 +102,7 @@ def arm_contamination(evidence: Evidence) -> Check | None:
 
 def pairing(evidence: Evidence) -> Check | None:
     """Shadow: rows that we lost, and whether they are lost on one side (statistics.md 1.5)."""
-    if not evidence.prepared.paired:
+    if not evidence.prepared.paired or empty_arm(evidence.funnel, paired=True):
         return None
     lost = evidence.funnel.exclusions
     lost_t = sum(n for reason, n in lost.items() if reason.startswith("treatment_"))

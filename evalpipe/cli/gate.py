@@ -51,11 +51,11 @@ def gate(
             if as_json:
                 typer.echo(json.dumps(document, ensure_ascii=False))
             else:
-                typer.echo(printable(f"{document['computed_at']}  {document['recommendation']}  {document['headline']}"))
+                typer.echo(
+                    printable(f"{document['computed_at']}  {document['recommendation']}  {document['headline']}")
+                )
         return
-    document = pipeline.verdict(
-        workspace, experiment=experiment, judge=judge, since=since, until=until, where=where
-    )
+    document = pipeline.verdict(workspace, experiment=experiment, judge=judge, since=since, until=until, where=where)
     if as_json:
         typer.echo(json.dumps(document, ensure_ascii=False, indent=2))
     else:

@@ -171,8 +171,10 @@ def test_all_errors_on_one_side_is_harm_never_invalid() -> None:
 def test_an_empty_arm_is_one_clear_sentence() -> None:
     exchanges = both_arms(100)
     found = run(exchanges[exchanges.arm == "control"])
-    assert found.decision.recommendation == "invalid"
-    assert "the treatment arm is empty: the log holds 100 exchanges of control" in found.decision.headline
+    assert found.decision.recommendation == "collect_more"
+    assert "the treatment has no answer in the log (0 of 100 requests have a copy)" in found.decision.headline
+    assert (metric(found, "error_rate").status, metric(found, "error_rate").finding) == ("missing_arm", "undefined")
+    assert check(found, "both_arms").status == "warn"
     assert found.funnel.requests == 100 == sum(found.funnel.exclusions.values())
 
 
