@@ -127,8 +127,7 @@ def known_keys(
         connection.execute("SET TimeZone = 'UTC'")
         connection.register("asked", keys)
         relation = connection.sql(
-            f"SELECT {names} FROM asked SEMI JOIN (SELECT {names} FROM read_parquet($1)) "
-            f"AS stored ON {same}",
+            f"SELECT {names} FROM asked SEMI JOIN (SELECT {names} FROM read_parquet($1)) AS stored ON {same}",
             params=[[str(path) for path in files]],
         )
         found: pa.Table = relation.to_arrow_table().cast(keys.schema)
