@@ -7,6 +7,7 @@ was lost with a killed process, is counted as not shadowable or shed: the reques
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from typing import cast
@@ -16,6 +17,8 @@ from evalpipe.collector.shadow_state import Place
 from evalpipe.core.spool import RequestRecord, read_record
 
 _RECONNECT_S = 0.05
+_FIRST_CONNECTION_S = 5.0
+"""a worker that starts waits so long for its treatment process; its clients wait in the listening socket"""
 _DRAIN_S = 10.0
 _LOST_AFTER_S = 10.0
 """a recorded request whose original has not come by then never will"""
@@ -28,9 +31,15 @@ class OriginalsOut(asyncio.Protocol):
         self._loop, self._path, self._max_bytes = loop, path, max_bytes
         self._transport: asyncio.Transport | None = None
         self._task: asyncio.Task[None] | None = None
+        self._connected = asyncio.Event()
 
-    def start(self) -> None:
+    async def start(self) -> None:
+        """Connect, now and whenever the connection is lost. Returns when the first one is made, or did not come in time:
+        users are served all the same."""
         self._task = self._loop.create_task(self._connect())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_FIRST_CONNECTION_S):
+                await self._connected.wait()
 
     async def _connect(self) -> None:
         while True:
@@ -43,6 +52,7 @@ class OriginalsOut(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._connected.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None

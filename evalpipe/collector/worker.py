@@ -141,7 +141,7 @@ class Worker:
 
         self.writer.open()
         if self._originals is not None:
-            self._originals.start()
+            await self._originals.start()
         server = await self.loop.create_server(lambda: Client(self), sock=sock, backlog=_BACKLOG)
         syncing = self.loop.create_task(self._sync())
         while not stop.is_set():
