@@ -26,10 +26,16 @@ class _Segment:
         self.offset = offset
         """of the first byte not yet given out"""
         self._partial = b""
+        self._closed = False
+
+    def close(self) -> None:
+        """Also ends a `read` that is under way: its descriptor's number may by now be another file's."""
+        self._closed = True
+        os.close(self.fd)
 
     def read(self) -> Iterator[TailedLine]:
         """The whole lines that are there now. Where lines are long, a piece that ends within one waits for the rest."""
-        while piece := os.pread(self.fd, _PIECE, self.offset + len(self._partial)):
+        while not self._closed and (piece := os.pread(self.fd, _PIECE, self.offset + len(self._partial))):
             data = self._partial + piece
             start, search = 0, len(self._partial)
             self._partial = b""
@@ -89,7 +95,7 @@ class SpoolTail:
         for name, segment in list(self._segments.items()):
             if segment.is_closed_by_writer() and segment.at_end():
                 self._finished[name] = segment.offset
-                os.close(segment.fd)
+                segment.close()
                 del self._segments[name]
 
     def offsets(self) -> dict[str, int]:
@@ -98,7 +104,7 @@ class SpoolTail:
 
     def close(self) -> None:
         for segment in self._segments.values():
-            os.close(segment.fd)
+            segment.close()
         self._segments.clear()
 
     def _is_ours(self, name: str) -> bool:
