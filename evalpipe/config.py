@@ -277,6 +277,13 @@ def secret(env_name: str) -> str | None:
     return os.environ.get(env_name) or None
 
 
+_PATTERNS = {
+    "name": "letters, digits, '.', '_' and '-' are allowed, 1 to 64 of them",
+    "base_url": "an address such as https://host/v1 is expected, without '?' or '#'",
+}
+"""what the patterns of those keys ask for, in words"""
+
+
 def _explain(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     where = [str(part) for part in first["loc"] if part not in {"function-before", "constrained-str"}]
@@ -290,6 +297,8 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"{key} is missing{more}"
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "string_pattern_mismatch":
+        message = _PATTERNS[where[-1]]
     value = first["input"]
     if isinstance(value, dict | BaseModel):
         return f"{key}: {message}{more}"

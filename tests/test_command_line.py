@@ -121,6 +121,13 @@ def test_the_gate_of_an_empty_log_says_collect_more(workspace: Path) -> None:
     assert "evalpipe collect" in done.stdout
 
 
+def test_the_gate_of_a_folder_without_workspace_is_an_error(tmp_path: Path) -> None:
+    done = run("gate", cwd=tmp_path)
+    one_line(done, done.returncode)
+    assert done.returncode in (1, 2)
+    assert not (tmp_path / "data" / "verdict.json").exists()
+
+
 @pytest.mark.parametrize("command", ["report", "judge", "load"])
 def test_an_empty_log_is_one_line(workspace: Path, command: str) -> None:
     done = run(command, cwd=workspace, env={"ANTHROPIC_API_KEY": "k"})

@@ -57,7 +57,7 @@ BASE: dict[str, Any] = {"experiment": {"name": "x"}}
     ("document", "expected"),
     [
         ({"experiment": {"name": "x", "mod": "ab"}}, "unknown key experiment.mod; did you mean 'mode'?"),
-        ({"experiment": {"name": "a b"}}, "experiment.name = 'a b'"),
+        ({"experiment": {"name": "a b"}}, "experiment.name = 'a b': letters, digits, '.', '_' and '-' are allowed"),
         ({"experiment": {}}, "experiment.name is missing"),
         ({"experiment": {"name": "x", "mode": "blue"}}, "experiment.mode = 'blue'"),
         ({**BASE, "collector": {"port": 70000}}, "collector.port = 70000"),
@@ -93,6 +93,8 @@ def test_init_writes_once_and_never_overwrites(tmp_path: Path) -> None:
     assert load_config(tmp_path / "w" / "evalpipe.toml").experiment.name == "n"
     with pytest.raises(ConfigError, match="exists already"):
         init_workspace(tmp_path / "w")
+    init_workspace(tmp_path / "Größe 2")
+    assert load_config(tmp_path / "Größe 2" / "evalpipe.toml").experiment.name == "Gr-e-2"
 
 
 def test_a_file_that_is_missing_or_no_toml_is_one_line(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import typer
 
 def init(
     folder: Annotated[Path, typer.Argument(help="Where to write it.")] = Path(),
-    name: Annotated[str | None, typer.Option("--name", help="The experiment's name.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="The experiment's name.  [default: the folder's]")] = None,
     mode: Annotated[str, typer.Option("--mode", help="shadow | ab | canary")] = "shadow",
 ) -> None:
     """Write a commented workspace: evalpipe.toml with every key, and folders for judges, prompts, data and reports.

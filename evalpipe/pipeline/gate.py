@@ -31,7 +31,8 @@ def verdict(
 ) -> dict[str, Any]:
     """The decision as of now, as JSON-ready values; also written to data/verdict.json where the whole experiment was looked at.
 
-    An experiment without data yet is collect_more, not an error: a rollout asks from its first second on.
+    An experiment without data yet is collect_more, not an error: a rollout asks from its first second on. Without a
+    workspace and without an experiment's name it is one.
     """
     analysis: Analysis | None = None
     try:
@@ -40,6 +41,8 @@ def verdict(
         )
         decision, name = analysis.decision, analysis.experiment
     except NoDataError as error:
+        if workspace.config is None and experiment is None:
+            raise  # no workspace at all: a pipeline that looks in the wrong folder must not seem healthy
         decision = Decision(
             recommendation=Recommendation.COLLECT_MORE.value,
             rule="collect_more",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 from importlib import resources
 from pathlib import Path
@@ -21,7 +22,8 @@ def config_template(*, name: str, mode: str) -> str:
 
 def init_workspace(folder: Path, *, name: str | None = None, mode: str = "shadow") -> list[Path]:
     """Write a workspace into `folder`; what it wrote. Existing files are never touched: ConfigError names the first."""
-    experiment = name if name is not None else "my-experiment"
+    experiment = name if name is not None else re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip(".-")[:64]
+    experiment = experiment or "my-experiment"
     read_config({"experiment": {"name": experiment, "mode": mode}}, name="evalpipe init")
     config = folder / CONFIG_FILE
     if config.exists():

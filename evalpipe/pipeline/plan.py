@@ -14,6 +14,7 @@ from evalpipe.analysis.record import new_record
 from evalpipe.analysis.result import Analysis
 from evalpipe.analysis.settings import Settings
 from evalpipe.errors import ConfigError, DataError, EvalpipeError
+from evalpipe.judging.estimate import TOKENS_PER_CHAR
 from evalpipe.pipeline.analyze import analyze_workspace, experiment_name, mode_of, settings_of
 from evalpipe.pipeline.judge import price_of, specs_of
 from evalpipe.pipeline.record import load_record, recording, save_record
@@ -223,8 +224,9 @@ def _price_per_pair(workspace: Workspace, name: str, orders: str) -> tuple[float
             return calls * paid["usd"], spec.name, None
         length = rows(
             store.connection,
-            "SELECT avg(coalesce(input_tokens, length(prompt) * 0.27)) AS prompt, "
-            "avg(coalesce(output_tokens, length(text) * 0.27)) AS answer FROM exchanges WHERE text IS NOT NULL",
+            "SELECT avg(least(length(prompt), ?)) * ? AS prompt, avg(least(length(text), ?)) * ? AS answer "
+            "FROM exchanges WHERE text IS NOT NULL",
+            [spec.max_request_chars, TOKENS_PER_CHAR, spec.max_response_chars, TOKENS_PER_CHAR],
         )[0]
     if length["prompt"] is None or length["answer"] is None:
         return None, spec.name, "There are no answers in the log yet, so the judge's dollars cannot be told."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
@@ -143,7 +143,9 @@ def _answered(
 ) -> Exchange:
     body = response.body.data
     ended = cast(Ended, response.ended)
-    answer = read_answer(response.endpoint, response.status, response.headers, body, ended=ended)
+    answer = _as_far_as_kept(
+        response, read_answer(response.endpoint, response.status, response.headers, body, ended=ended)
+    )
     sent_view, sent_body = _sent(client, response)
     outcome = Outcome.TIMEOUT if response.error_type == "timeout" else answer.outcome
     cost = _cost(client, response, answer, sent_view, outcome)
@@ -215,6 +217,16 @@ def _sent(client: _Client, response: ResponseRecord) -> tuple[RequestView, bytes
         return client.view, client.body
     body = response.sent.data
     return read_request(response.endpoint, body), body
+
+
+def _as_far_as_kept(response: ResponseRecord, answer: Answer) -> Answer:
+    """An answer that went through whole and is longer than the log keeps is no failure of the arm: what was kept of it
+    breaks off, the answer did not. Its tokens, where its end would have told them, are not known."""
+    n_dropped = response.body.n_dropped_bytes
+    if not n_dropped or response.ended != "complete" or answer.outcome is not Outcome.UNREADABLE:
+        return answer
+    message = f"the answer is longer than the log keeps: {n_dropped:,} bytes are not in it"
+    return replace(answer, outcome=Outcome.OK, error_type="not_kept_whole", error_message=message)
 
 
 def _cost(

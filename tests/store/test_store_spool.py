@@ -442,3 +442,21 @@ def test_the_segments_of_a_named_folder_are_one_spool(tmp_path: Path) -> None:
     write_segment(tmp_path / "backup", "shadow-1.000001", [shadow("r1"), copy("r1")])
     assert load_paths(workspace, [tmp_path / "backup"]).n_exchanges == 2
     assert len(list((tmp_path / "backup").iterdir())) == 2
+
+
+def test_an_answer_longer_than_the_log_keeps_is_no_failure_of_the_arm(tmp_path: Path) -> None:
+    """The client got it whole; the log holds its beginning and says how much is not in it."""
+    whole = b'data: {"choices": [{"index": 0, "delta": {"content": "word "}}]}\n\n' * 3
+    record = served("r1", headers={"content-type": "text/event-stream"})
+    record = msgspec.structs.replace(record, body=Body.of(whole[:-20], n_dropped_bytes=1_000_000))
+    write_segment(tmp_path / "spool", "served-1.000001", [request("r1", eligible=False), record])
+    load(tmp_path)
+    assert rows(tmp_path, "SELECT outcome, text, output_tokens, error_type, error_message FROM exchanges") == [
+        (
+            "ok",
+            "word word ",
+            None,
+            "not_kept_whole",
+            "the answer is longer than the log keeps: 1,000,000 bytes are not in it",
+        )
+    ]
