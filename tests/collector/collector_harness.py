@@ -163,8 +163,10 @@ class RawUpstream:
                 writer.transport.abort()
                 return False
             elif step == "hang":
-                await reader.read()  # until the other side leaves
-                self.broken += 1
+                try:
+                    await reader.read()  # until the other side leaves, politely or with a reset
+                finally:
+                    self.broken += 1
                 return False
             else:
                 assert isinstance(step, bytes)

@@ -111,7 +111,8 @@ def test_nothing_secret_reaches_a_file(
     for number in range(10):
         body = chat_request(f"{number} " + " ".join(SECRETS), **({"stream": True} if number % 2 else {}))
         headers = {"x-user-id": SECRETS[0], "user-agent": "me " + SECRETS[0], "content-type": "application/json"}
-        urlopen(Request(running.url + CHAT + "?to=" + SECRETS[0], body, headers)).read()
+        with urlopen(Request(running.url + CHAT + "?to=" + SECRETS[0], body, headers)) as answer:
+            answer.read()
     assert running.stop() == 0
     assert len(treatment.received) == 10  # in the original, through memory
     assert all(SECRETS[0].encode() in request.body for request in treatment.received)

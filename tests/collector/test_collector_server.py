@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import stat
@@ -207,15 +208,19 @@ def test_a_stalled_answer_ends_visibly_cut(running: Running) -> None:
 
 
 def test_a_client_that_leaves_cancels_the_upstream(running: Running, server: RawUpstream) -> None:
-    n_broken, n_before = server.broken, len(running.responses())
+    n_broken, before = server.broken, set(running.responses())
     with socket.create_connection(("127.0.0.1", running.port), timeout=5) as sock:
         sock.sendall(raw(CHAT, chat_request(stream=True), headers=b"x-do: stream\r\n"))
         seen = b""
         while b"data: " not in seen:
             seen += sock.recv(1000)
-    eventually(lambda: server.broken == n_broken + 1)
-    eventually(lambda: len(running.responses()) == n_before + 1)
-    left = list(running.responses().values())[-1]
+    request_id = re.search(rb"x-evalpipe-request-id: (\w+)", seen, re.IGNORECASE)
+    assert request_id is not None
+    name = request_id.group(1).decode()
+    assert name not in before
+    eventually(lambda: server.broken > n_broken)
+    eventually(lambda: name in running.responses())
+    left = running.responses()[name]
     assert left.ended == "client_closed" and left.status == 200 and left.body.data.startswith(b"data: ")
 
 

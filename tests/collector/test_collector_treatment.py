@@ -108,7 +108,8 @@ def test_trouble_of_the_treatment_is_not_the_users(trouble: str, upstream: Upstr
     if trouble == "down":
         treatment.close()
     running = collector(control.url, treatment.url, collector="shadow_timeout_s = 0.3")
-    direct = urlopen(Request(control.url + CHAT, chat_request())).read()
+    with urlopen(Request(control.url + CHAT, chat_request())) as answer:
+        direct = answer.read()
     assert [ask(running) for _ in range(5)] == [direct] * 5
     eventually(lambda: len(running.responses("shadow")) == 5)
     ended = {r.ended for r in running.responses("shadow").values()}
