@@ -45,13 +45,11 @@ class Demo:
     failed: int
 
 
-def run_demo(
-    folder: Path = DEFAULT_FOLDER, *, local_models: bool = False, arrivals_s: float = ARRIVALS_S, force: bool = False
-) -> Demo:
+def run_demo(folder: Path = DEFAULT_FOLDER, *, local_models: bool = False, arrivals_s: float = ARRIVALS_S) -> Demo:
     """Run it in `folder`. `local_models`: the two real models instead of their recorded answers. `arrivals_s`: the half
     hour of the sample's arrivals takes this long."""
     requests = sample_requests()
-    _prepare(folder, force=force)
+    _prepare(folder)
     corpus = folder / "corpus.jsonl"
     write_corpus(sample_folder() / LOG, corpus)
     with ExitStack() as stack:
@@ -94,8 +92,8 @@ def _evaluate(folder: Path) -> WrittenReport:
     return write_report(workspace)
 
 
-def _prepare(folder: Path, *, force: bool) -> None:
-    if (folder / CONFIG_FILE).exists() and not force and not (folder / "corpus.jsonl").exists():
+def _prepare(folder: Path) -> None:
+    if (folder / CONFIG_FILE).exists() and not (folder / "corpus.jsonl").exists():
         raise ConfigError(f"{folder} holds another workspace: name a new folder with --folder")
     try:
         for sub in (*FOLDERS, "logs"):
