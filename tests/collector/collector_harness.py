@@ -170,8 +170,12 @@ class RawUpstream:
                 return False
             else:
                 assert isinstance(step, bytes)
-                writer.write(step)
-                await writer.drain()
+                try:
+                    writer.write(step)
+                    await writer.drain()
+                except ConnectionError:
+                    self.broken += 1
+                    raise
         return (request.header("connection") or b"").lower() != b"close"
 
 
