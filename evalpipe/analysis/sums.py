@@ -13,7 +13,7 @@ from typing import Any
 
 from evalpipe.analysis.connection import Connection, rows
 from evalpipe.analysis.metrics import Metric, Ratio
-from evalpipe.stats.cluster import ArmAggregate, PairedAggregate, Spread
+from evalpipe.stats.cluster import ArmAggregate, PairedAggregate, Spread, effective_df
 
 SIDES = ("t", "c")
 ARM = {"t": "treatment", "c": "NOT treatment"}
@@ -116,7 +116,9 @@ def aggregate(
         CASE WHEN balanced THEN coalesce((st - sc - delta * wt) / nullif(dt - wt, 0), 0) END AS jb,
         coalesce((st - s_t / dt * wt) / dt, 0) AS et, coalesce((sc - s_c / dc * wc) / dc, 0) AS ec,
         coalesce((st - s_t / dt * wt) / nullif(dt - wt, 0), 0) AS jt,
-        coalesce((sc - s_c / dc * wc) / nullif(dc - wc, 0), 0) AS jc
+        coalesce((sc - s_c / dc * wc) / nullif(dc - wc, 0), 0) AS jc,
+        wt / nullif(dt - wt, 0) AS qt, wc / nullif(dc - wc, 0) AS qc,
+        (wt + wc) / nullif(w_t + w_c - wt - wc, 0) AS qd
       FROM v JOIN total USING (grp)
     )
     SELECT grp, any_value(g) AS g, any_value(gt) AS gt, any_value(gc) AS gc, any_value(s_t) AS s_t, any_value(w_t) AS w_t,
@@ -131,7 +133,8 @@ def aggregate(
       sum(pow(CASE WHEN r_t > 0 AND r_c > 0 THEN et / r_t - ec / r_c END, 3)) AS rd3,
       sum(pow(CASE WHEN r_t > 0 AND r_c > 0 AND jt < r_t AND jc < r_c
                    THEN ln(1 - jt / r_t) - ln(1 - jc / r_c) END, 2)) AS rjj,
-      bool_and(coalesce(jt < r_t AND jc < r_c, false)) AS rj_defined
+      bool_and(coalesce(jt < r_t AND jc < r_c, false)) AS rj_defined,
+      {", ".join(f"sum({q}) AS {q}1, sum({q} * {q}) AS {q}2, sum(pow({q}, 4)) AS {q}4" for q in ("qt", "qc", "qd"))}
     FROM terms GROUP BY grp"""
     return {
         str(row["grp"]): _aggregates(row, binary=binary, n_discordant=(discordant or {}).get(str(row["grp"])))
@@ -149,6 +152,7 @@ def _aggregates(row: Mapping[str, Any], *, binary: bool, n_discordant: int | Non
                 v_jack=None if whole else (g - 1) / g * row[f"j{side}{side}"],
                 v_lin=g / (g - 1) * row[f"e{side}{side}"],
                 m3sum=row[f"e{side}3"],
+                df=_degrees(row, f"q{side}"),
             )
         arms[side] = ArmAggregate(
             n=int(row[f"n_{side}"]),
@@ -162,13 +166,17 @@ def _aggregates(row: Mapping[str, Any], *, binary: bool, n_discordant: int | Non
     absolute = relative = None
     if g >= 2 and row["r_t"] is not None and row["r_c"] is not None:
         whole = row["max_t"] >= row["w_t"] or row["max_c"] >= row["w_c"]
+        df = _degrees(row, "qd")
         absolute = Spread(
-            v_jack=None if whole else (g - 1) / g * row["jdd"], v_lin=g / (g - 1) * row["edd"], m3sum=row["ed3"]
+            v_jack=None if whole else (g - 1) / g * row["jdd"], v_lin=g / (g - 1) * row["edd"], m3sum=row["ed3"], df=df
         )
         if row["r_t"] > 0 and row["r_c"] > 0:
             defined = row["rj_defined"] and not whole
             relative = Spread(
-                v_jack=(g - 1) / g * row["rjj"] if defined else None, v_lin=g / (g - 1) * row["rdd"], m3sum=row["rd3"]
+                v_jack=(g - 1) / g * row["rjj"] if defined else None,
+                v_lin=g / (g - 1) * row["rdd"],
+                m3sum=row["rd3"],
+                df=df,
             )
     return Aggregates(
         control=arms["c"],
@@ -184,3 +192,9 @@ def _aggregates(row: Mapping[str, Any], *, binary: bool, n_discordant: int | Non
             difference=row["difference"],
         ),
     )
+
+
+def _degrees(row: Mapping[str, Any], q: str) -> float | None:
+    """None where one user holds all the weight."""
+    sums = [row[f"{q}{power}"] for power in (1, 2, 4)]
+    return None if None in sums else effective_df(*sums)

@@ -23,15 +23,31 @@ class Spread:
 
     `v_jack` = (G−1)/G Σ t_u² with t_u = (S_u − R W_u)/(W. − W_u); None where one user holds all of W.
     `v_lin` = G/(G−1) Σ e_u² with e_u = (S_u − R W_u)/W. ; `m3sum` = Σ e_u³ (the skewness gate).
-    None where G < 2. Paired: t and e are the treatment's minus the control's, subtracted before squaring.
+    None where G < 2. Paired: t and e are the treatment's minus the control's, subtracted before squaring. `df`: effective
+    degrees of freedom (`effective_df`); None = G − 1.
     """
 
     v_jack: float | None
     v_lin: float | None
     m3sum: float | None = None
+    df: float | None = None
 
     def variance(self, kind: Variance) -> float | None:
         return self.v_lin if kind == "linearised" or self.v_jack is None else self.v_jack
+
+    def degrees(self, n_clusters: int) -> float:
+        return n_clusters - 1 if self.df is None else self.df
+
+
+def effective_df(q: float, q2: float, q4: float) -> float | None:
+    """Degrees of freedom of the jackknife variance from the users' weights: (Σq)² / (Σq² + (Σq²)² − Σq⁴), q = W_u/(W. − W_u).
+
+    Satterthwaite's: tr(M)²/tr(M²) with M the covariance of the jackknife terms when the rows are alike (Bell & McCaffrey 2002,
+    Pustejovsky & Tipton 2018). G − 1 where all users weigh the same, fewer where a few carry the mean: with ten heavy users
+    4.5 on average, and the 95 % interval covers .96 rather than .92. None where it cannot be had.
+    """
+    squares = q2 + q2 * q2 - q4
+    return q * q / squares if squares > 0 else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,9 +93,15 @@ class PairedAggregate:
 
 
 def arm_aggregate(
-    numerators: npt.ArrayLike, denominators: npt.ArrayLike, *, n: int | None = None, n_events: int | None = None
+    numerators: npt.ArrayLike,
+    denominators: npt.ArrayLike,
+    *,
+    n: int | None = None,
+    n_events: int | None = None,
+    plain_df: bool = False,
 ) -> ArmAggregate:
-    """The aggregate of per-user sums S and W (users with W = 0 carry nothing and are dropped). `n` defaults to ΣW, rounded."""
+    """The aggregate of per-user sums S and W (users with W = 0 carry nothing and are dropped). `n` defaults to ΣW, rounded.
+    `plain_df`: G − 1 degrees of freedom, however unequal the users."""
     s, w = np.asarray(numerators, float), np.asarray(denominators, float)
     s, w = s[w > 0], w[w > 0]
     total = float(w.sum())
@@ -92,7 +114,7 @@ def arm_aggregate(
         n_clusters=len(w),
         numerator=float(s.sum()),
         denominator=total,
-        spread=_spread(e, t),
+        spread=_spread(e, t, None if plain_df else w),
         n_events=n_events,
     )
 
@@ -105,8 +127,10 @@ def paired_aggregate(
     *,
     n_pairs: int | None = None,
     n_discordant: int | None = None,
+    plain_df: bool = False,
 ) -> PairedAggregate:
-    """The aggregate of per-user sums of both arms; a user may miss a side (its W = 0 there)."""
+    """The aggregate of per-user sums of both arms; a user may miss a side (its W = 0 there). `plain_df`: G − 1 degrees of
+    freedom, however unequal the users."""
     st, wt = np.asarray(treatment_numerators, float), np.asarray(treatment_denominators, float)
     sc, wc = np.asarray(control_numerators, float), np.asarray(control_denominators, float)
     seen = (wt > 0) | (wc > 0)
@@ -122,9 +146,10 @@ def paired_aggregate(
             e, t = _terms(st - sc, wt)
         else:
             e, t = et - ec, None if tt is None or tc is None else tt - tc
-        absolute = _spread(e, t)
+        weights = None if plain_df else wt + wc
+        absolute = _spread(e, t, weights)
         if ratio_t > 0 and ratio_c > 0:
-            relative = _relative_spread(et / ratio_t - ec / ratio_c, tt, tc, ratio_t, ratio_c)
+            relative = _relative_spread(et / ratio_t - ec / ratio_c, tt, tc, ratio_t, ratio_c, weights)
     return PairedAggregate(
         control=control,
         treatment=treatment,
@@ -145,7 +170,8 @@ def _terms(s: Array, w: Array) -> tuple[Array, Array | None]:
     return residual / total, (residual / rest if (rest > 0).all() else None)
 
 
-def _spread(e: Array, t: Array | None) -> Spread | None:
+def _spread(e: Array, t: Array | None, weights: Array | None) -> Spread | None:
+    """`weights`: the users' W, for the effective degrees of freedom; None = G − 1 of them."""
     g = len(e)
     if g < 2:
         return None
@@ -153,11 +179,19 @@ def _spread(e: Array, t: Array | None) -> Spread | None:
         v_jack=None if t is None else float((g - 1) / g * np.sum(t**2)),
         v_lin=float(g / (g - 1) * np.sum(e**2)),
         m3sum=float(np.sum(e**3)),
+        df=None if weights is None or t is None else _degrees(weights),
     )
 
 
-def _relative_spread(e: Array, tt: Array | None, tc: Array | None, ratio_t: float, ratio_c: float) -> Spread | None:
+def _degrees(w: Array) -> float | None:
+    q = w / (w.sum() - w)
+    return effective_df(float(q.sum()), float(np.sum(q**2)), float(np.sum(q**4)))
+
+
+def _relative_spread(
+    e: Array, tt: Array | None, tc: Array | None, ratio_t: float, ratio_c: float, weights: Array | None
+) -> Spread | None:
     t = None
     if tt is not None and tc is not None and (tt < ratio_t).all() and (tc < ratio_c).all():
         t = np.log1p(-tt / ratio_t) - np.log1p(-tc / ratio_c)
-    return _spread(e, t)
+    return _spread(e, t, weights)

@@ -77,7 +77,7 @@ def paired_difference(
     scale: Scale = "absolute",
     variance: Variance = "jackknife",
 ) -> Estimate:
-    """R_T − R_C of the same users (shadow), G − 1 degrees of freedom; `relative`: R_T/R_C − 1 (se, df of the log ratio).
+    """R_T − R_C of the same users (shadow), effective degrees of freedom; `relative`: R_T/R_C − 1 (se, df of the log ratio).
 
     With one request per user and W = 1 this is exactly the paired t-test. Statuses: no_data, missing_arm, n_lt_2,
     one_cluster, too_few_clusters, zero_variance, relative_undefined, and under anytime burn_in, too_few_events.
@@ -115,7 +115,7 @@ def paired_difference(
         status, note = gates.burn_in_status(
             n_units=pairs.n_clusters, paired=True, n_events=pairs.n_discordant, skew=skew
         )
-    return make.wald(mode, point, se, pairs.n_clusters - 1, status, note)
+    return make.wald(mode, point, se, spread.degrees(pairs.n_clusters), status, note)
 
 
 def arm_interval(
@@ -131,12 +131,12 @@ def arm_interval(
         return proportion.clustered_proportion(arm, multiplier=mode, alpha=alpha)
     status, note = gates.cluster_status(arm.n_clusters)
     v = None if arm.spread is None else arm.spread.variance(variance)
-    if status == "one_cluster" or v is None:
+    if status == "one_cluster" or arm.spread is None or v is None:
         return make.undefined("one_cluster", note, ratio)
     se = math.sqrt(v)
     if se <= NOISE * abs(ratio):
         return make.undefined("zero_variance", "the metric never varied", ratio)
-    return make.wald(mode, ratio, se, arm.n_clusters - 1, status, note)
+    return make.wald(mode, ratio, se, arm.spread.degrees(arm.n_clusters), status, note)
 
 
 def _unpaired_skew(control: ArmAggregate, treatment: ArmAggregate, se: float, relative: bool) -> float | None:

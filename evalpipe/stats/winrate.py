@@ -71,7 +71,7 @@ def win_rate(
         status, note = gates.burn_in_status(
             n_units=users.n_clusters, paired=True, skew=None if m3 is None else m3 / se**3
         )
-    df = users.n_clusters - 1
+    df = _degrees(users)
     c = mode.critical(alpha, df=df, n=users.n_clusters, standard_error=se)
     p = mode.p_value((users.ratio - NULL) / se, df=df, n=users.n_clusters, standard_error=se)
     low, high = users.ratio - c * se, users.ratio + c * se
@@ -236,6 +236,10 @@ def order_adjusted(mean_treatment_first: float, mean_control_first: float) -> fl
     return 1 / (1 + math.exp(-intercept))
 
 
+def _degrees(users: ArmAggregate) -> float:
+    return users.n_clusters - 1 if users.spread is None else users.spread.degrees(users.n_clusters)
+
+
 def _estimate(
     users: ArmAggregate,
     alpha: float,
@@ -256,7 +260,7 @@ def _estimate(
         n=users.n,
         n_clusters=users.n_clusters,
         standard_error=se,
-        df=users.n_clusters - 1 if se is not None else None,
+        df=_degrees(users) if se is not None else None,
         p_value=p,
         method=f"cluster jackknife, {mode}",
         estimand="win rate",

@@ -13,7 +13,7 @@ from evalpipe.stats.utility import composite
 
 
 def paired(case: Case) -> PairedAggregate:
-    return paired_aggregate(*(case.input[key] for key in ("ST", "WT", "SC", "WC")))
+    return paired_aggregate(*(case.input[key] for key in ("ST", "WT", "SC", "WC")), plain_df=True)
 
 
 def unpaired(case: Case, scale: str) -> Estimate:

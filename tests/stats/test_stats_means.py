@@ -178,3 +178,17 @@ def test_stages_weigh_by_size_and_one_stage_changes_nothing() -> None:
     pooled = (100 * 1 + 500 * 3) / 600 - (900 * 1 + 500 * 3) / 1400
     assert pooled > 0.9
     assert abs(both.point or 1) < 0.2
+
+
+def test_degrees_of_freedom_are_satterthwaites_over_the_users_weights() -> None:
+    """By the matrix itself: the covariance of the jackknife terms of rows that are all alike, df = tr(C)² / tr(C²)."""
+    w = np.array([40.0, 1.0, 3.0, 12.0, 2.0, 7.0])
+    g, total = len(w), w.sum()
+    terms = (np.eye(g) - np.outer(w / total, np.ones(g))) / (total - w)[:, None]
+    covariance = terms @ np.diag(w) @ terms.T
+    expected = np.trace(covariance) ** 2 / np.trace(covariance @ covariance)
+    s = np.arange(6.0)
+    assert arm_interval(arm_aggregate(s, w)).df == pytest.approx(expected)
+    assert paired_difference(paired_aggregate(s, w, s[::-1], w)).df == pytest.approx(expected)
+    assert paired_difference(paired_aggregate(s, w, s[::-1], w, plain_df=True)).df == g - 1
+    assert arm_interval(arm_aggregate(s, np.ones(6))).df == pytest.approx(g - 1)
