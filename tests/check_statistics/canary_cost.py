@@ -1,11 +1,12 @@
-"""Type-I error of a skewed, capped cost in a 10 % canary when one looks after every user (statistics.md S1b)."""
+"""Type-I error of a skewed cost in a 10 % canary when one looks after every user (statistics.md S1b): capped at the declared
+p99.9, and as billed, which is what the report compares (a cap would hide the very answers that break a bill)."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 from lines import Line, type_one_bound
-from type_one import ALPHA, COST_CAP, COST_SIGMA, NAIVE_FROM
+from type_one import ALPHA, COST_SIGMA, NAIVE_FROM
 
 from evalpipe.stats import gates, sequential
 from evalpipe.stats.cluster import arm_aggregate
@@ -19,7 +20,7 @@ N_STAR = 10_000
 CHUNK = 20
 
 
-def canary_cost_lines(*, replications: int, seed: int) -> list[Line]:
+def canary_cost_lines(name: str, designed: str, *, cap: float, replications: int, seed: int) -> list[Line]:
     rng = np.random.default_rng(seed)
     mode = Anytime(n_star=N_STAR, alpha=ALPHA)
     n = np.arange(1, USERS + 1, dtype=float)
@@ -27,7 +28,7 @@ def canary_cost_lines(*, replications: int, seed: int) -> list[Line]:
     rejected = naive = checked = 0
     for start in range(0, replications, CHUNK):
         k = min(CHUNK, replications - start)
-        y = np.minimum(np.exp(COST_SIGMA * rng.normal(size=(k, USERS))), COST_CAP)
+        y = np.minimum(np.exp(COST_SIGMA * rng.normal(size=(k, USERS))), cap)
         treated = rng.random((k, USERS)) < SHARE
         mean_t, v_t, m3_t, n_t = _running(y, treated)
         mean_c, v_c, m3_c, n_c = _running(y, ~treated)
@@ -51,9 +52,9 @@ def canary_cost_lines(*, replications: int, seed: int) -> list[Line]:
             assert near or decided == crossed[i, at], f"path and public function disagree at user {at + 1}"
             checked += 1
     return [
-        Line(name="skewed cost, capped, canary 10 %: anytime interval", seen=rejected / replications, designed=".025",
+        Line(name=f"skewed cost, {name}, canary 10 %: anytime interval", seen=rejected / replications, designed=designed,
              bound=type_one_bound(replications), detail=f"{replications} runs, {checked} looks asked of unpaired_difference"),
-        Line(name="skewed cost, capped, canary 10 %: naive interval", seen=naive / replications, designed=".36-.68",
+        Line(name=f"skewed cost, {name}, canary 10 %: naive interval", seen=naive / replications, designed=".36-.68",
              bound=0.15, at_least=True),
     ]  # fmt: skip
 

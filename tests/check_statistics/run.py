@@ -5,6 +5,7 @@ Prints one line a figure (seen, as designed, bound) and exits 1 when a bound fai
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -16,10 +17,13 @@ from few_users import coverage_lines
 from identical_arms import identical_arms_lines
 from judged_pairs import judged_pairs_lines
 from lines import Line
+from segments import segment_lines
 from tail import p99_lines
 from type_one import (
+    COST_CAP,
     canary_error_lines,
     draw_capped_cost,
+    draw_cost,
     draw_latency,
     draw_score,
     mean_lines,
@@ -29,6 +33,7 @@ from type_one import (
 
 PARTS: list[tuple[Callable[..., list[Line]], tuple[object, ...], dict[str, object]]] = [
     (p99_lines, (), {"replications": 1000, "rows": 10_000, "seed": 7}),
+    (identical_arms_lines, (), {}),
     (coverage_lines, (), {"replications": 4000, "seed": 8}),
     (win_rate_lines, (), {"replications": 2000, "seed": 5}),
     (paired_error_lines, (), {"replications": 2000, "seed": 4}),
@@ -36,9 +41,11 @@ PARTS: list[tuple[Callable[..., list[Line]], tuple[object, ...], dict[str, objec
     (mean_lines, ("mean latency, paired", draw_latency, ".027"), {"replications": 2000, "seed": 2}),
     (mean_lines, ("skewed cost, capped", draw_capped_cost, ".025"), {"replications": 2000, "seed": 3}),
     (mean_lines, ("judge score 0-10, paired", draw_score, ".041"), {"replications": 2000, "seed": 1}),
-    (canary_cost_lines, (), {"replications": 1000, "seed": 11}),
+    (mean_lines, ("skewed cost, as billed", draw_cost, "-"), {"replications": 2000, "seed": 12}),
+    (canary_cost_lines, ("capped", ".025"), {"cap": COST_CAP, "replications": 1000, "seed": 11}),
+    (canary_cost_lines, ("as billed", ".056"), {"cap": math.inf, "replications": 1000, "seed": 13}),
+    (segment_lines, (), {"replications": 1000, "seed": 14}),
     (judged_pairs_lines, (), {"replications": 2000, "seed": 9}),
-    (identical_arms_lines, (), {}),
     (decision_lines, (), {"replications": 2000, "seed": 10}),
 ]
 
