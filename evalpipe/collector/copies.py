@@ -7,9 +7,8 @@ from collections.abc import Callable
 from time import perf_counter, time
 
 from evalpipe.collector.framing import BodyReader
-from evalpipe.collector.heads import Line, join_path
+from evalpipe.collector.heads import AnswerHead, join_path
 from evalpipe.collector.kept import KeptAnswer
-from evalpipe.collector.settings import Origin
 from evalpipe.collector.upstream import Pool, Upstream
 from evalpipe.providers.base import OutgoingRequest
 
@@ -36,7 +35,8 @@ class Copy:
         self.timeout_ms: float | None = None
         self.reserved_usd = 0.0
 
-    def start(self, loop: asyncio.AbstractEventLoop, pool: Pool, origin: Origin, key_line: bytes) -> None:
+    def start(self, loop: asyncio.AbstractEventLoop, pool: Pool, key_line: bytes) -> None:
+        origin = pool.origin
         head = [
             b"POST %b HTTP/1.1" % join_path(origin.base_path, self.outgoing.path.encode("ascii")),
             b"Host: " + origin.authority.encode("ascii"),
@@ -49,22 +49,22 @@ class Copy:
         self._sent, self.started_at = perf_counter(), time()
 
         def connect() -> None:
-            self._connecting = loop.create_task(self._connect(pool, origin, data))
+            self._connecting = loop.create_task(self._connect(pool, data))
 
         self._connect_anew = connect
-        upstream = pool.get(origin)
+        upstream = pool.get()
         if upstream is None:
             connect()
         else:
             self._begin(upstream, data)
 
-    async def _connect(self, pool: Pool, origin: Origin, data: bytes) -> None:
+    async def _connect(self, pool: Pool, data: bytes) -> None:
         try:
-            upstream = await pool.connect(origin)
+            upstream = await pool.connect()
         except TimeoutError:
-            self.lost("timeout", f"no connection to {origin.authority} in time")
+            self.lost("timeout", f"no connection to {pool.origin.authority} in time")
         except OSError as error:
-            self.lost("connect_error", f"no connection to {origin.authority}: {error}")
+            self.lost("connect_error", f"no connection to {pool.origin.authority}: {error}")
         else:
             if self._over:
                 pool.put(upstream)
@@ -89,11 +89,9 @@ class Copy:
     def interim(self, head: bytes) -> None:
         """Of no interest here."""
 
-    def head(
-        self, status: int, status_line: bytes, lines: list[Line], reader: BodyReader, *, last: bool, followed: bool
-    ) -> None:
+    def head(self, answer: AnswerHead, reader: BodyReader, *, last: bool, followed: bool) -> None:
         self.first_byte_ms = (perf_counter() - self._sent) * 1000
-        self.answer = KeptAnswer(status, lines, self._max_bytes)
+        self.answer = KeptAnswer(answer, self._max_bytes)
         if last:
             self._end("complete")
 

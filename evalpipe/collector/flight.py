@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from evalpipe.collector.answers import render_answer, render_provider_error
 from evalpipe.collector.framing import BodyReader
-from evalpipe.collector.heads import Line
+from evalpipe.collector.heads import LENGTH, AnswerHead
 from evalpipe.collector.kept import KeptAnswer
 from evalpipe.collector.outbound import Outbound
-from evalpipe.collector.passing import pass_answer_lines
+from evalpipe.collector.passing import pass_answer_head
 from evalpipe.collector.upstream import AnswerSink
 
 if TYPE_CHECKING:
@@ -21,19 +21,21 @@ if TYPE_CHECKING:
 class Flight(Outbound):
     """An `AnswerSink`. Collected requests (`endpoint` set) leave a request record and a response record."""
 
+    answer_started = False
+    status = 0
+    """what the client saw"""
+    timeout_ms: float | None = None
+    _kept_answer: KeptAnswer | None = None
+    _reframe = False
+    _dechunk = False
+    _until_close = False
+    _head_bytes = b""
+    _first_byte = 0.0
+    _last_byte = 0.0
+
     def __init__(self, worker: Worker, client: Client, request: Request) -> None:
         super().__init__(worker, client, request)
         worker.flights.add(self)
-        self.answer_started = False
-        self.status = 0
-        """what the client saw"""
-        self.timeout_ms: float | None = None
-        self._kept_answer: KeptAnswer | None = None
-        self._reframe = False
-        self._dechunk = False
-        self._until_close = False
-        self._head_bytes = b""
-        self._first_byte = self._last_byte = 0.0
 
     def _sink(self) -> AnswerSink:
         return self
@@ -41,38 +43,37 @@ class Flight(Outbound):
     # --- the answer
 
     def interim(self, head: bytes) -> None:
-        if not self.request.http10:
+        if not self.request.facts.http10:
             self.client.transport.write(head)
 
-    def head(
-        self, status: int, status_line: bytes, lines: list[Line], reader: BodyReader, *, last: bool, followed: bool
-    ) -> None:
+    def head(self, answer: AnswerHead, reader: BodyReader, *, last: bool, followed: bool) -> None:
         self._first_byte = self._last_byte = perf_counter()
         self.answer_started = True
-        self.status = status
+        self.status = answer.status
         request = self.request
+        worker = self.worker
+        if self.endpoint is not None:
+            self._kept_answer = KeptAnswer(answer, worker.settings.max_logged_bytes)
         if self._translated is not None:
-            self._kept_answer = KeptAnswer(status, lines, self.worker.settings.max_logged_bytes)
-            request.keep = request.keep and not self.worker.stopping
-            self._write_translated(self._translated.head(status, lines, keep=request.keep), last=last)
+            request.keep = request.keep and not worker.stopping
+            head = self._translated.head(answer.status, answer.lines, keep=request.keep)
+            self._write_translated(head, last=last)
             return
         self._until_close = reader.until_close
-        self._dechunk = reader.chunked and request.http10
-        if self._stripper is not None and not _can_be_stripped(lines, reader):
-            self._stripper = None
-        self._reframe = self._stripper is not None and reader.chunked and not self._dechunk
-        head, has_length = pass_answer_lines(status_line, lines, chunked=reader.chunked and not self._dechunk)
-        keep = request.keep and not self._until_close and not self._dechunk and not self.worker.stopping
-        request.keep = keep
-        if not keep:
-            head.append(b"Connection: close")
-        elif request.http10 and (has_length or last):
-            head.append(b"Connection: keep-alive")
-        head += self.worker.own_lines(self)
-        head.append(b"\r\n")
-        self._head_bytes = b"\r\n".join(head)
-        if self.endpoint is not None:
-            self._kept_answer = KeptAnswer(status, lines, self.worker.settings.max_logged_bytes)
+        http10 = request.facts.http10
+        self._dechunk = reader.chunked and http10
+        if self._stripper is not None:
+            if not _can_be_stripped(answer, reader):
+                self._stripper = None
+            self._reframe = self._stripper is not None and reader.chunked and not self._dechunk
+        own = worker.own_lines(self)
+        request.keep = request.keep and not self._until_close and not self._dechunk and not worker.stopping
+        if not request.keep:
+            own.append(b"Connection: close")
+        elif http10 and (answer.roles & LENGTH or last):
+            own.append(b"Connection: keep-alive")
+        passed = pass_answer_head(answer, chunked=reader.chunked and not self._dechunk)
+        self._head_bytes = b"%b%b\r\n\r\n" % (passed, b"\r\n".join(own))
         if last:
             self._end("complete")
             self.client.transport.write(self._head_bytes)
@@ -111,7 +112,7 @@ class Flight(Outbound):
         assert self._translated is not None
         if last:
             data += self._translated.finish(keep=self.request.keep)
-            self.request.keep = self.request.keep and not (self.request.http10 and self._translated.streamed)
+            self.request.keep = self.request.keep and not (self.request.facts.http10 and self._translated.streamed)
             self._end("complete")
         if data:
             self.client.transport.write(data)
@@ -158,7 +159,7 @@ class Flight(Outbound):
                 status,
                 answer,
                 keep=self.request.keep,
-                http10=self.request.http10,
+                http10=self.request.facts.http10,
                 head_only=self.head_request,
                 headers=headers,
             )
@@ -233,8 +234,8 @@ class Flight(Outbound):
         return (self._first_byte - self._sent) * 1000 if self.answer_started else None
 
 
-def _can_be_stripped(lines: list[Line], reader: BodyReader) -> bool:
+def _can_be_stripped(answer: AnswerHead, reader: BodyReader) -> bool:
     """Whether usage can be taken out on the way: a stream, uncompressed, whose head promises no length."""
-    found = {name: value for name, value, _ in lines}
+    found = {name: value for name, value, _ in answer.lines}
     stream = found.get(b"content-type", b"").lower().startswith(b"text/event-stream")
     return stream and (reader.chunked or reader.until_close) and b"content-encoding" not in found

@@ -36,34 +36,60 @@ class HeadError(Exception):
         self.status = status
 
 
+HOP, CONNECTION, OWN, HOST, LENGTH, CODING, EXPECT, CREDENTIAL, LOGGED_REQUEST, LOGGED_ANSWER = (
+    1 << n for n in range(10)
+)
+"""roles of a header line, as bits"""
+
+
 class Line(tuple[bytes, bytes, bytes]):
     """One header line: (name in lower case, value without surrounding blanks, the line as received)."""
 
-    __slots__ = ()
+    role: int = 0
 
 
+_ROLES = {
+    b"connection": CONNECTION,
+    b"host": HOST,
+    b"content-length": LENGTH,
+    b"transfer-encoding": CODING,
+    b"expect": EXPECT,
+}
 _KNOWN: dict[bytes, Line] = {}
-"""Lines repeat on every request of a client: what they mean is remembered. In memory only; bounded."""
+"""Lines repeat from message to message: what they mean is remembered. In memory only; bounded."""
 _MAX_KNOWN = 8192
 _MAX_KNOWN_LENGTH = 256
 
 
-def read_lines(head: bytes) -> tuple[bytes, list[Line]]:
-    """The first line and the header lines of a head that llhttp accepted (blank line at its end included)."""
+def read_lines(head: bytes) -> tuple[bytes, list[Line], int]:
+    """The first line, the header lines, and all their roles, of a head that llhttp accepted (its blank line included)."""
     first, *raw_lines = head[:-4].split(b"\r\n")
     known = _KNOWN
+    roles = 0
     lines = []
     for raw in raw_lines:
-        line = known.get(raw)
-        if line is None:
-            name, _, value = raw.partition(b":")
-            line = Line((name.lower(), value.strip(b" \t"), raw))
-            if len(raw) <= _MAX_KNOWN_LENGTH:
-                if len(known) >= _MAX_KNOWN:
-                    known.clear()
-                known[raw] = line
+        line = known.get(raw) or _learn(raw)
+        roles |= line.role
         lines.append(line)
-    return first, lines
+    return first, lines, roles
+
+
+def _learn(raw: bytes) -> Line:
+    name, _, value = raw.partition(b":")
+    name = name.lower()
+    line = Line((name, value.strip(b" \t"), raw))
+    line.role = (
+        _ROLES.get(name, HOP if name in HOP_BY_HOP else 0)
+        | (OWN if name.startswith(OWN_PREFIX) else 0)
+        | (CREDENTIAL if name in CREDENTIALS else 0)
+        | (LOGGED_REQUEST if name in LOGGED_REQUEST_HEADERS else 0)
+        | (LOGGED_ANSWER if name in LOGGED_RESPONSE_HEADERS or name.startswith(LOGGED_RESPONSE_PREFIXES) else 0)
+    )
+    if len(raw) <= _MAX_KNOWN_LENGTH:
+        if len(_KNOWN) >= _MAX_KNOWN:
+            _KNOWN.clear()
+        _KNOWN[raw] = line
+    return line
 
 
 class _NoEvents:
@@ -99,13 +125,17 @@ def check_response(head: bytes) -> int:
     return status
 
 
+_NOT_TO_BE_NAMED = frozenset((b"close", b"keep-alive", b"", b"host", b"content-length", b"transfer-encoding"))
+"""tokens of Connection that drop no header: what tells where a message goes and ends stays, whoever names it"""
+
+
 def named_by_connection(lines: Iterable[Line]) -> frozenset[bytes]:
     """Headers that the Connection header makes hop-by-hop."""
     names: set[bytes] = set()
     for name, value, _ in lines:
         if name == b"connection":
             names.update(token.strip().lower() for token in value.split(b","))
-    return frozenset(names - {b"close", b"keep-alive", b""})
+    return frozenset(names - _NOT_TO_BE_NAMED)
 
 
 def keeps_alive(lines: Iterable[Line], *, http10: bool) -> bool:
@@ -115,6 +145,16 @@ def keeps_alive(lines: Iterable[Line], *, http10: bool) -> bool:
         if name == b"connection":
             tokens.update(token.strip().lower() for token in value.split(b","))
     return b"close" not in tokens and (not http10 or b"keep-alive" in tokens)
+
+
+class AnswerHead:
+    """An answer's head, as received and as read."""
+
+    __slots__ = ("first", "lines", "raw", "roles", "status")
+
+    def __init__(self, raw: bytes, status: int) -> None:
+        self.raw, self.status = raw, status
+        self.first, self.lines, self.roles = read_lines(raw)
 
 
 CHUNKED = -1
@@ -134,28 +174,24 @@ def request_length(lines: Iterable[Line]) -> int:
     return length
 
 
-def response_length(status: int, lines: Iterable[Line], *, head_request: bool) -> int:
+def response_length(answer: AnswerHead, *, head_request: bool) -> int:
     """Body length of an answer, or CHUNKED, or UNTIL_CLOSE (RFC 9112 6.3)."""
-    if head_request or status in {204, 304} or status < 200:
+    if head_request or answer.status in {204, 304} or answer.status < 200:
         return 0
     length = UNTIL_CLOSE
-    for name, value, _ in lines:
-        if name == b"transfer-encoding":
-            if value.lower() != b"chunked":
+    for line in answer.lines:
+        if line.role & CODING:
+            if line[1].lower() != b"chunked":
                 raise HeadError(502, "the server used a transfer encoding other than chunked")
             return CHUNKED
-        if name == b"content-length":
-            length = int(value)
+        if line.role & LENGTH:
+            length = int(line[1])
     return length
 
 
-def logged(lines: Iterable[Line], allowed: frozenset[bytes], prefixes: tuple[bytes, ...] = ()) -> dict[str, str]:
-    """The headers that may be written to the spool."""
-    kept: dict[str, str] = {}
-    for name, value, _ in lines:
-        if name in allowed or (prefixes and name.startswith(prefixes)):
-            kept[str(name, "latin-1")] = str(value, "latin-1")
-    return kept
+def logged(lines: Iterable[Line], role: int) -> dict[str, str]:
+    """The headers that may be written to the spool: those of `role`, LOGGED_REQUEST or LOGGED_ANSWER."""
+    return {str(line[0], "latin-1"): str(line[1], "latin-1") for line in lines if line.role & role}
 
 
 def target_path(target: bytes) -> bytes:

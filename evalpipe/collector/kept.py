@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evalpipe.collector.heads import LOGGED_RESPONSE_HEADERS, LOGGED_RESPONSE_PREFIXES, Line, logged
+from evalpipe.collector.heads import LOGGED_ANSWER, AnswerHead, logged
 from evalpipe.core.spool import Body
 
 MAX_MARKS = 64
@@ -51,9 +51,9 @@ class KeptAnswer:
 
     __slots__ = ("headers", "kept", "marks", "n_bytes", "status", "streamed")
 
-    def __init__(self, status: int, lines: list[Line], limit: int) -> None:
-        self.status = status
-        self.headers = logged(lines, LOGGED_RESPONSE_HEADERS, LOGGED_RESPONSE_PREFIXES)
+    def __init__(self, head: AnswerHead, limit: int) -> None:
+        self.status = head.status
+        self.headers = logged(head.lines, LOGGED_ANSWER) if head.roles & LOGGED_ANSWER else {}
         self.streamed = self.headers.get("content-type", "").startswith("text/event-stream")
         self.kept = KeptBody(limit)
         self.marks: list[tuple[int, float]] = []

@@ -6,11 +6,31 @@ and what a killed process counted stays.
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
 _LATENCY_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
 _OVERHEAD_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25)
+
+
+class BatchedHistogram(Histogram):
+    """A histogram that takes many observations at once."""
+
+    @property
+    def bounds(self) -> tuple[float, ...]:
+        """Upper bounds of the buckets, without +Inf."""
+        return tuple(self._upper_bounds[:-1])
+
+    def observe_many(self, counts: Sequence[int], total: float) -> None:
+        """`counts`: observations by bucket, the one beyond the last bound included; `total`: their sum."""
+        self._sum.inc(total)
+        for bucket, n in zip(self._buckets, counts, strict=True):
+            if n:
+                bucket.inc(n)
+
 
 _registry = CollectorRegistry()
 REQUESTS = Counter(
@@ -19,14 +39,14 @@ REQUESTS = Counter(
     ["experiment", "arm", "role", "outcome"],
     registry=_registry,
 )
-DURATION = Histogram(
+DURATION = BatchedHistogram(
     "evalpipe_request_duration_seconds",
     "From the request sent to the answer's end",
     ["experiment", "arm", "role"],
     buckets=_LATENCY_BUCKETS,
     registry=_registry,
 )
-FIRST_TOKEN = Histogram(
+FIRST_TOKEN = BatchedHistogram(
     "evalpipe_time_to_first_token_seconds",
     "From the request sent to the first bytes of a streamed answer",
     ["experiment", "arm", "role"],
@@ -41,7 +61,7 @@ SHED = Counter(
 SHADOW = Counter(
     "evalpipe_shadow_decisions_total", "What became of copies", ["experiment", "status"], registry=_registry
 )
-OVERHEAD = Histogram(
+OVERHEAD = BatchedHistogram(
     "evalpipe_proxy_overhead_seconds",
     "Time the collector itself spent on a request and its answer's end",
     buckets=_OVERHEAD_BUCKETS,
@@ -81,41 +101,79 @@ def shared_registry() -> CollectorRegistry:
     return _registry
 
 
+class _Series:
+    """Observations of one histogram child, kept in plain numbers until the next flush: one such observation costs a tenth of
+    one in the mapped file that all processes share."""
+
+    __slots__ = ("_bounds", "_child", "_counts", "_total", "n")
+
+    def __init__(self, child: BatchedHistogram) -> None:
+        self._child, self._bounds = child, child.bounds
+        self._counts = [0] * (len(self._bounds) + 1)
+        self._total = 0.0
+        self.n = 0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._total += value
+        self.n += 1
+
+    def flush(self) -> None:
+        if self.n:
+            self._child.observe_many(self._counts, self._total)
+            self._counts, self._total, self.n = [0] * len(self._counts), 0.0, 0
+
+
 class Metrics:
-    """What one process counts. Children are looked up once: labels cost more than counting."""
+    """What one process counts. What comes with every exchange is kept here and flushed a few times a second."""
 
     def __init__(self, experiment: str, process: str) -> None:
         self._experiment, self._process = experiment, process
-        self._outcomes: dict[tuple[str, str, str], Counter] = {}
-        self._durations: dict[tuple[str, str], Histogram] = {}
-        self._first_tokens: dict[tuple[str, str], Histogram] = {}
+        self._outcomes: dict[tuple[str, str, str], int] = {}
+        self._decisions: dict[str, int] = {}
+        self._durations: dict[tuple[str, str], _Series] = {}
+        self._first_tokens: dict[tuple[str, str], _Series] = {}
+        self._overhead = _Series(OVERHEAD)
 
     def exchange(self, arm: str, role: str, outcome: str, seconds: float, first_token_ms: float | None) -> None:
-        counter = self._outcomes.get((arm, role, outcome))
-        if counter is None:
-            counter = self._outcomes[arm, role, outcome] = REQUESTS.labels(self._experiment, arm, role, outcome)
-        counter.inc()
+        outcomes = self._outcomes
+        key = (arm, role, outcome)
+        outcomes[key] = outcomes.get(key, 0) + 1
         duration = self._durations.get((arm, role))
         if duration is None:
-            duration = self._durations[arm, role] = DURATION.labels(self._experiment, arm, role)
+            duration = self._durations[arm, role] = _Series(DURATION.labels(self._experiment, arm, role))
         duration.observe(seconds)
         if first_token_ms is not None:
             first = self._first_tokens.get((arm, role))
             if first is None:
-                first = self._first_tokens[arm, role] = FIRST_TOKEN.labels(self._experiment, arm, role)
+                first = self._first_tokens[arm, role] = _Series(FIRST_TOKEN.labels(self._experiment, arm, role))
             first.observe(first_token_ms / 1000)
+
+    def flush(self) -> None:
+        """Make what was kept visible to a scrape; to be called a few times a second and at the end."""
+        if self._outcomes:
+            for labels, n in self._outcomes.items():
+                REQUESTS.labels(self._experiment, *labels).inc(n)
+            self._outcomes.clear()
+        if self._decisions:
+            for status, n in self._decisions.items():
+                SHADOW.labels(self._experiment, status).inc(n)
+            self._decisions.clear()
+        self._overhead.flush()
+        for series in (*self._durations.values(), *self._first_tokens.values()):
+            series.flush()
 
     def served(self, arm: str, outcome: str, seconds: float, first_token_ms: float | None) -> None:
         self.exchange(arm, "served", outcome, seconds, first_token_ms)
 
     def overhead(self, seconds: float) -> None:
-        OVERHEAD.observe(seconds)
+        self._overhead.observe(seconds)
 
     def shed(self, reason: str) -> None:
         SHED.labels(self._experiment, reason).inc()
 
     def shadow(self, status: str) -> None:
-        SHADOW.labels(self._experiment, status).inc()
+        self._decisions[status] = self._decisions.get(status, 0) + 1
 
     def tokens(self, arm: str, role: str, kind: str, n: int) -> None:
         TOKENS.labels(self._experiment, arm, role, kind).inc(n)

@@ -62,9 +62,8 @@ class Mirror:
         self._metrics, self._pricer = metrics, pricer
         self._redactor = redactor
         self._arm = settings.treatment
-        self._origin = self._arm.origin
         self._key_line = self._arm.key_line
-        self.shares_quota = self._origin == settings.control.origin
+        self.shares_quota = pool.origin == settings.control.origin
         self._queue: deque[_Waiting] = deque()
         self._queued: dict[str, _Waiting] = {}
         self._queued_bytes = 0
@@ -173,7 +172,7 @@ class Mirror:
                 self._metrics.shed("unwritable")  # without its record a copy might be sent twice: it is not sent
                 continue
             self._flying.add(copy)
-            copy.start(self._loop, self._pool, self._origin, self._key_line)
+            copy.start(self._loop, self._pool, self._key_line)
 
     def _reserve(self, copy: Copy) -> bool:
         budget = self._settings.shadow_budget_usd

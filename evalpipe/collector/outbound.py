@@ -16,7 +16,7 @@ from evalpipe.collector.passing import render_passed_head
 from evalpipe.collector.settings import ArmSettings
 from evalpipe.collector.stream_usage import UsageStripper, ask_for_usage
 from evalpipe.collector.translate import TranslatedAnswer, render_outgoing_head, say_to_treatment
-from evalpipe.collector.upstream import AnswerSink, Upstream
+from evalpipe.collector.upstream import AnswerSink, Pool, Upstream
 from evalpipe.providers.base import NotShadowableError, OutgoingRequest
 
 if TYPE_CHECKING:
@@ -30,31 +30,34 @@ _MAX_UNSENT = 256 << 10
 class Outbound(ABC):
     """The half of a flight that deals with the request."""
 
+    sent_body: bytes | None = None
+    """what the arm got, where it differs from what the client sent"""
+    assignment: Assignment | None = None
+    started_at = 0.0
+    """seconds since the epoch"""
+    _sent = 0.0
+    _overhead = 0.0
+    _ended = False
+    _upstream: Upstream | None = None
+    _connecting: asyncio.Task[None] | None = None
+    _resend: list[bytes] | None = None
+    """what went out over a kept connection, until the server shows that it took it"""
+    _request_done = False
+    _n_request_bytes = 0
+    _outgoing: OutgoingRequest | None = None
+    _translated: TranslatedAnswer | None = None
+    _stripper: UsageStripper | None = None
+
     def __init__(self, worker: Worker, client: Client, request: Request) -> None:
         self.worker, self.client, self.request = worker, client, request
-        self.head_request = request.method == b"HEAD"
-        self.endpoint = worker.endpoint(request.method, request.target)
+        facts = request.facts
+        self.endpoint = facts.endpoint
+        self.head_request = facts.method == b"HEAD"
         self.request_id = worker.new_request_id()
         self.arm: ArmSettings = worker.settings.control
-        self.assignment: Assignment | None = None
         self.kept_request = KeptBody(worker.settings.max_logged_bytes)
-        self.sent_body: bytes | None = None
-        """what the arm got, where it differs from what the client sent"""
-        self.started_at = 0.0
         self.arrived = perf_counter()
-        self._sent = 0.0
-        self._overhead = 0.0
-        self._ended = False
-        self._upstream: Upstream | None = None
-        self._connecting: asyncio.Task[None] | None = None
         self._unsent: list[bytes] = []
-        self._resend: list[bytes] | None = None
-        """what went out over a kept connection, until the server shows that it took it"""
-        self._request_done = False
-        self._n_request_bytes = 0
-        self._outgoing: OutgoingRequest | None = None
-        self._translated: TranslatedAnswer | None = None
-        self._stripper: UsageStripper | None = None
 
     @abstractmethod
     def _end_without_answer(self, status: int, ended: str, message: str) -> None:
@@ -65,22 +68,28 @@ class Outbound(ABC):
         """Who receives the answer."""
 
     def start(self, *, body_follows: bool) -> None:
-        """The head is in. `body_follows`: bytes of the body are handed over right after this call."""
-        self._waits_for_body = self.endpoint is not None and self.worker.needs_body
-        if self._waits_for_body and not self.request.reader.done:
-            if self.request.expects:
+        """The head is in, the body comes. `body_follows`: some of it is handed over right after this call."""
+        if self._waits_for_body:
+            if self.request.facts.expects:
                 self.client.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            return
-        if self.request.reader.done:
-            self._request_done = True
-            if self._waits_for_body:
-                self._send_whole()
-            elif self._choose(b""):
-                self._send(self._render_head(), flush=True)
-                self._request_ended()
-            return
-        if self._choose(None):
+        elif self._choose(None):
             self._send(self._render_head(), flush=not body_follows)
+
+    def whole(self, body: bytes) -> None:
+        """All of the request is in."""
+        self._request_done = True
+        self._n_request_bytes = len(body)
+        if self.endpoint is not None and body:
+            self.kept_request.add([body])
+        if self._waits_for_body:
+            self._send_whole()
+        elif self._choose(None):
+            self._send(self._render_head() + body, flush=True)
+            self._request_ended()
+
+    @property
+    def _waits_for_body(self) -> bool:
+        return self.worker.needs_body and self.endpoint is not None
 
     def request_body(self, payload: list[bytes], n_framed: int, done: bool) -> None:
         """Pieces of the request's body as they come; `n_framed` counts chunk framing and trailers too."""
@@ -106,29 +115,34 @@ class Outbound(ABC):
         """Which arm serves. False: the request is refused, and answered."""
         if self.endpoint is None:
             return True
-        head = RequestHead(
-            request_id=self.request_id,
-            endpoint=self.endpoint,
-            target=self.request.target,
-            lines=self.request.head.lines,
-        )
-        try:
-            assignment = self.worker.assigner.assign(head, body)
-            if assignment.arm == "treatment":
-                assignment = self._to_treatment(head, assignment, body or b"")
-        except HeadError as error:
-            self.worker.metrics.refused(error.status)
-            self._end_without_answer(error.status, "refused", str(error))
-            return False
+        facts = self.request.facts
+        assignment = facts.assignment
+        if assignment is None:
+            try:
+                assignment = self._assign(self.endpoint, body)
+            except HeadError as error:
+                self.worker.metrics.refused(error.status)
+                self._end_without_answer(error.status, "refused", str(error))
+                return False
         self.assignment = assignment
-        self.arm = self.worker.settings.arm(assignment.arm)
+        self.arm = self.worker.arms[assignment.arm]
         self.request_id += "c" if assignment.arm == "control" else "t"
-        self._request_head = head
         return True
+
+    def _assign(self, endpoint: str, body: bytes | None) -> Assignment:
+        facts = self.request.facts
+        head = RequestHead(request_id=self.request_id, endpoint=endpoint, target=facts.target, lines=facts.lines)
+        self._request_head = head
+        assignment = self.worker.assigner.assign(head, body)
+        if not self.worker.assigner.needs_body:
+            facts.assignment = assignment
+        elif assignment.arm == "treatment":
+            assignment = self._to_treatment(head, assignment, body or b"")
+        return assignment
 
     def _to_treatment(self, head: RequestHead, assignment: Assignment, body: bytes) -> Assignment:
         """Say the request to the treatment arm. Where that cannot be done control serves, outside the statistics."""
-        treatment = self.worker.settings.arm("treatment")
+        treatment = self.worker.arms["treatment"]
         try:
             self._outgoing = say_to_treatment(treatment, head, body)
         except NotShadowableError as error:
@@ -147,7 +161,8 @@ class Outbound(ABC):
         if self._outgoing is not None:
             self._send_to_treatment(self._outgoing, body)
             return
-        written = self.worker.rewrite(self._request_head.endpoint, self.arm, body)
+        assert self.endpoint is not None
+        written = self.worker.rewrite(self.endpoint, self.arm, body)
         asked = None
         if self.worker.settings.inject_stream_usage and self.endpoint == "chat.completions":
             asked = ask_for_usage(written)
@@ -168,29 +183,37 @@ class Outbound(ABC):
                 outgoing,
                 self._request_head,
                 body,
-                http10=self.request.http10,
+                http10=self.request.facts.http10,
                 head_lines=self.worker.own_lines(self),
             )
-        self._send(
-            render_outgoing_head(outgoing, self._request_head, self.worker.origin(self.arm), key_line), flush=False
-        )
+        self._send(render_outgoing_head(outgoing, self._request_head, self._pool.origin, key_line), flush=False)
         self._send(outgoing.body, flush=True)
         self._request_ended()
 
     def _render_head(self, whole_length: int | None = None) -> bytes:
-        key_line = self.arm.key_line
+        request = self.request
+        facts = request.facts
+        if whole_length is None and self.arm is self.worker.settings.control:
+            return facts.before + request.length_line + facts.after
         return render_passed_head(
-            self.request,
-            self.worker.origin(self.arm),
-            key_line,
+            facts.method,
+            facts.target,
+            facts.lines,
+            self._pool.origin,
+            self.arm.key_line,
+            chunked=request.length == CHUNKED,
             whole_length=whole_length,
             identity=self._stripper is not None,
         )
 
+    @property
+    def _pool(self) -> Pool:
+        return self.worker.pools[self.arm.arm]
+
     def _send(self, data: bytes, *, flush: bool) -> None:
         upstream = self._upstream
         if upstream is None and self._connecting is None and not self._ended:
-            upstream = self.worker.pool.get(self.worker.origin(self.arm))
+            upstream = self._pool.get()
             if upstream is None:
                 self._connecting = self.worker.loop.create_task(self._connect())
             else:
@@ -211,18 +234,19 @@ class Outbound(ABC):
             self.client.pause_upload()
 
     async def _connect(self) -> None:
-        origin = self.worker.origin(self.arm)
+        pool = self._pool
+        authority = pool.origin.authority
         timeout_s = self.worker.settings.connect_timeout_s
         try:
-            upstream = await self.worker.pool.connect(origin)
+            upstream = await pool.connect()
         except TimeoutError:
-            self._end_without_answer(504, "timeout", f"no connection to {origin.authority} within {timeout_s:g} s")
+            self._end_without_answer(504, "timeout", f"no connection to {authority} within {timeout_s:g} s")
             return
         except OSError as error:
-            self._end_without_answer(502, "connect_error", f"no connection to {origin.authority}: {error}")
+            self._end_without_answer(502, "connect_error", f"no connection to {authority}: {error}")
             return
         if self._ended:
-            self.worker.pool.put(upstream)
+            pool.put(upstream)
             return
         upstream.begin(self._sink())
         self._upstream = upstream

@@ -8,12 +8,20 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from evalpipe.collector.heads import LOGGED_REQUEST_HEADERS, logged
+from evalpipe.collector.heads import LOGGED_REQUEST, logged
 from evalpipe.collector.kept import KeptAnswer, http_outcome
 from evalpipe.collector.settings import CollectorSettings
 from evalpipe.collector.spooling import SpoolWriter
 from evalpipe.core.identity import hash_unit
-from evalpipe.core.spool import Body, FeedbackRecord, RequestRecord, ResponseRecord, ShadowRecord, render_record
+from evalpipe.core.spool import (
+    Body,
+    FeedbackRecord,
+    RequestRecord,
+    RequestTemplate,
+    ResponseRecord,
+    ShadowRecord,
+    render_record,
+)
 
 if TYPE_CHECKING:
     from evalpipe.collector.flight import Flight
@@ -45,8 +53,11 @@ class Recorder:
         """The request record; `whole` False: the arm answered before the request was in, so no copy is due."""
         assignment = flight.assignment
         assert assignment is not None and flight.endpoint is not None
-        lines = flight.request.head.lines
+        facts = flight.request.facts
         body = flight.kept_request.body
+        if facts.template is not None and whole:
+            self._writer.append_line(facts.template.render(flight.request_id, flight.started_at, body))
+            return
         eligible = assignment.eligible and whole
         record = RequestRecord(
             request_id=flight.request_id,
@@ -58,9 +69,9 @@ class Recorder:
             unit_source=assignment.unit_source,
             conversation_id=self._stored_id(assignment.conversation_id),
             endpoint=flight.endpoint,
-            method=str(flight.request.method, "latin-1"),
-            target=str(_without_secrets(flight.request.target), "latin-1"),
-            headers=logged(lines, LOGGED_REQUEST_HEADERS),
+            method=str(facts.method, "latin-1"),
+            target=str(_without_secrets(facts.target), "latin-1"),
+            headers=logged(facts.lines, LOGGED_REQUEST),
             body=body,
             eligible=eligible,
             percentage=assignment.percentage,
@@ -69,6 +80,8 @@ class Recorder:
             config_fingerprint=self._settings.config_fingerprint,
         )
         if self._redactor is None:
+            if whole and assignment is facts.assignment:
+                facts.template = RequestTemplate(record)
             self._writer.append_line(render_record(record))
             return
         encoding = record.headers.get("content-encoding")

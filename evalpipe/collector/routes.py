@@ -40,6 +40,7 @@ class Routes:
         if path == b"ready":
             return _json(503 if self._worker.stopping else 200, {"ready": not self._worker.stopping})
         if path == b"metrics":
+            self._worker.metrics.flush()
             return 200, render_metrics(self._worker.metrics_dir), _METRICS
         if path == b"gate":
             return self._gate(post=method == b"POST")

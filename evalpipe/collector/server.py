@@ -6,21 +6,12 @@ import asyncio
 from typing import TYPE_CHECKING, cast
 
 from evalpipe.collector.answers import render_answer, render_provider_error
-from evalpipe.collector.arms import RequestHead
 from evalpipe.collector.flight import Flight
 from evalpipe.collector.framing import BodyReader
-from evalpipe.collector.heads import (
-    CHUNKED,
-    HeadError,
-    Line,
-    check_request,
-    keeps_alive,
-    read_lines,
-    request_length,
-    target_path,
-)
+from evalpipe.collector.heads import HeadError
 
 if TYPE_CHECKING:
+    from evalpipe.collector.known_heads import HeadFacts
     from evalpipe.collector.worker import Worker
 
 OWN_ROUTES = b"/_evalpipe/"
@@ -28,20 +19,17 @@ _MAX_WAITING_BYTES = 256 << 10
 """pipelined bytes held while an answer is under way; then the client is no longer read"""
 _MAX_OWN_BODY = 64 << 10
 _LINGER_S = 2.0
-_REFUSED_METHODS = frozenset((b"CONNECT", b"TRACE"))
 
 
 class Request:
     """One request of a client."""
 
-    __slots__ = ("expects", "head", "http10", "keep", "length", "method", "reader", "target")
+    __slots__ = ("facts", "keep", "length", "length_line", "reader")
 
-    def __init__(self, method: bytes, target: bytes, http10: bool, keep: bool, lines: list[Line]) -> None:
-        self.method, self.target, self.http10, self.keep = method, target, http10, keep
-        self.length = request_length(lines)
-        self.reader = BodyReader(self.length)
-        self.expects = any(name == b"expect" for name, _, _ in lines)
-        self.head = RequestHead(request_id="", endpoint="", target=target, lines=lines)
+    def __init__(self, facts: HeadFacts, length: int, length_line: bytes, *, keep: bool) -> None:
+        self.facts, self.length, self.length_line, self.keep = facts, length, length_line, keep
+        self.reader: BodyReader | None = None
+        """set where the body comes in pieces"""
 
 
 class Client(asyncio.Protocol):
@@ -105,9 +93,9 @@ class Client(asyncio.Protocol):
     def _process(self, data: bytes) -> None:
         while data and not self._closing:
             request = self._request
-            if request is not None:
+            if request is not None and request.reader is not None:
                 framed, payload, data = request.reader.take(data)
-                self._body(request, payload, len(framed))
+                self._body(request, request.reader, payload, len(framed))
                 continue
             if self.flight is not None:  # pipelined: waits until the answer before it is out
                 self._buffer = data
@@ -129,46 +117,45 @@ class Client(asyncio.Protocol):
             self._searched, self._head_since = 0, None
             head = data if end == len(data) else data[:end]
             data = data[end:]
-            self._head(head, data)
+            data = self._head(head, data)
 
-    def _head(self, head: bytes, following: bytes) -> None:
+    def _head(self, head: bytes, following: bytes) -> bytes:
+        """Takes up the request; returns what follows it, or its body's first bytes where that is not whole yet."""
         worker = self._worker
-        if len(head) > worker.settings.max_head_bytes:
+        settings = worker.settings
+        if len(head) > settings.max_head_bytes:
             raise HeadError(431, "the request head is too large")
-        check_request(head)
-        first, lines = read_lines(head)
-        method, target, version = first.split(b" ")
-        if method in _REFUSED_METHODS:
-            raise HeadError(405, "this method is not proxied")
-        http10 = version == b"HTTP/1.0"
-        n_hosts = sum(name == b"host" for name, _, _ in lines)
-        if n_hosts > 1 or (n_hosts == 0 and not http10):
-            raise HeadError(400, "exactly one Host header is needed")
-        keep = keeps_alive(lines, http10=http10) and not worker.stopping
-        request = Request(method, target_path(target), http10, keep, lines)
-        if request.length > worker.settings.max_body_bytes:
+        facts, length, length_line = worker.heads.read(head)
+        if length > settings.max_body_bytes:
             raise HeadError(413, "the request body is too large")
-        if http10 and request.length == CHUNKED:
-            raise HeadError(400, "HTTP/1.0 knows no chunked bodies")
-        refusal = worker.guard.refusal(request.target, lines)
+        refusal = worker.guard.refusal(facts.target, facts.lines)
         if refusal is not None:
             raise HeadError(*refusal)
-        if not request.reader.done:
-            self._request = request
-        if request.target.startswith(OWN_ROUTES):
-            if request.length > _MAX_OWN_BODY:
-                raise HeadError(413, "the request body is too large")
+        request = Request(facts, length, length_line, keep=facts.keep and not worker.stopping)
+        is_own = facts.target.startswith(OWN_ROUTES)
+        if is_own and length > _MAX_OWN_BODY:
+            raise HeadError(413, "the request body is too large")
+        if 0 <= length <= len(following):
+            body, rest = (following, b"") if length == len(following) else (following[:length], following[length:])
+            if is_own:
+                self._answer_own(request, body)
+            else:
+                self.flight = Flight(worker, self, request)
+                self.flight.whole(body)
+            return rest
+        request.reader = BodyReader(length)
+        self._request = request
+        if is_own:
             self._own_body = []
-            if request.expects and not request.reader.done:
+            if facts.expects:
                 self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            if request.reader.done:
-                self._answer_own(request)
-            return
-        self.flight = Flight(worker, self, request)
-        self.flight.start(body_follows=bool(following) and not request.reader.done)
+        else:
+            self.flight = Flight(worker, self, request)
+            self.flight.start(body_follows=bool(following))
+        return following
 
-    def _body(self, request: Request, payload: list[bytes], n_framed: int) -> None:
-        done = request.reader.done
+    def _body(self, request: Request, reader: BodyReader, payload: list[bytes], n_framed: int) -> None:
+        done = reader.done
         if done:
             self._request = None
         if self._own_body is not None:
@@ -176,7 +163,8 @@ class Client(asyncio.Protocol):
             if sum(map(len, self._own_body)) > _MAX_OWN_BODY:
                 raise HeadError(413, "the request body is too large")
             if done:
-                self._answer_own(request)
+                body, self._own_body = b"".join(self._own_body), None
+                self._answer_own(request, body)
         elif self.flight is not None:
             self.flight.request_body(payload, n_framed, done)
         elif done:  # the answer was out before the request was in: what was left of it is read and dropped
@@ -184,20 +172,17 @@ class Client(asyncio.Protocol):
 
     # --- what is written
 
-    def _answer_own(self, request: Request) -> None:
-        body = b"".join(self._own_body or [])
-        self._own_body = None
-        status, answer, content_type = self._worker.routes.answer(
-            request.method, request.target, request.head.lines, body
-        )
+    def _answer_own(self, request: Request, body: bytes) -> None:
+        facts = request.facts
+        status, answer, content_type = self._worker.routes.answer(facts.method, facts.target, facts.lines, body)
         self.transport.write(
             render_answer(
                 status,
                 answer,
                 content_type=content_type,
                 keep=request.keep,
-                http10=request.http10,
-                head_only=request.method == b"HEAD",
+                http10=facts.http10,
+                head_only=facts.method == b"HEAD",
             )
         )
         self._next(request)
@@ -209,7 +194,9 @@ class Client(asyncio.Protocol):
         request.keep = request.keep and keep
         if self._request is None:
             self._next(request)
-        elif request.expects:  # without its 100 the client may never send the body: nobody can tell what comes next
+        elif (
+            request.facts.expects
+        ):  # without its 100 the client may never send the body: nobody can tell what comes next
             self.linger()
         else:
             self.resume_upload()

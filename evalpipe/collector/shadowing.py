@@ -50,8 +50,10 @@ class ShadowProcess:
             on_lost=self._lost,
             before_rotation=self._save,
         )
+        arm = settings.treatment or settings.control
         self._pool = Pool(
             loop,
+            arm.origin,
             keep_alive_s=settings.upstream_keep_alive_s,
             connect_timeout_s=settings.connect_timeout_s,
             ca_file=settings.ca_file,
@@ -96,6 +98,7 @@ class ShadowProcess:
             if self._originals is not None:
                 self._originals.close()
             self._save()
+            self._metrics.flush()
             self._accountant.close()
             self._pool.close()
             self._writer.close()
@@ -178,6 +181,7 @@ class ShadowProcess:
             self._mirror.tick()
         if self._originals is not None:
             self._originals.tick()
+        self._metrics.flush()
         self._writer.tick()
         if now - self._saved_at > _SAVE_S:
             self._tail.let_go()

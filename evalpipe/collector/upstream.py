@@ -9,7 +9,7 @@ from collections import deque
 from typing import Protocol, cast
 
 from evalpipe.collector.framing import BodyReader
-from evalpipe.collector.heads import HeadError, Line, check_response, keeps_alive, read_lines, response_length
+from evalpipe.collector.heads import CONNECTION, AnswerHead, HeadError, check_response, keeps_alive, response_length
 from evalpipe.collector.settings import Origin
 
 MAX_HEAD_BYTES = 256 << 10
@@ -24,9 +24,7 @@ class AnswerSink(Protocol):
 
     def interim(self, head: bytes) -> None: ...
 
-    def head(
-        self, status: int, status_line: bytes, lines: list[Line], reader: BodyReader, *, last: bool, followed: bool
-    ) -> None:
+    def head(self, answer: AnswerHead, reader: BodyReader, *, last: bool, followed: bool) -> None:
         """`last`: the answer has no body, this is all of it. `followed`: `body` is called at once with what came along."""
 
     def body(self, framed: bytes, payload: list[bytes], *, last: bool) -> None: ...
@@ -45,8 +43,8 @@ class AnswerSink(Protocol):
 class Upstream(asyncio.Protocol):
     """One connection. `begin` binds it to a sink; when the answer has ended it goes back to its pool, or closes."""
 
-    def __init__(self, pool: Pool, origin: Origin) -> None:
-        self._pool, self._origin = pool, origin
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
         self.transport: asyncio.Transport = cast(asyncio.Transport, None)
         self.closed = False
         self.idle_since = 0.0
@@ -113,22 +111,23 @@ class Upstream(asyncio.Protocol):
             sink.interim(head)
             if not data:
                 return
-        status_line, lines = read_lines(head)
-        length = response_length(status, lines, head_request=sink.head_request)
-        self._keep = keeps_alive(lines, http10=status_line.startswith(b"HTTP/1.0"))
-        self._reader = reader = BodyReader(length)
+        answer = AnswerHead(head, status)
+        self._reader = reader = BodyReader(response_length(answer, head_request=sink.head_request))
+        http10 = head.startswith(b"HTTP/1.0")
+        if http10 or answer.roles & CONNECTION:
+            self._keep = keeps_alive(answer.lines, http10=http10)
         if not data:
             last = reader.done
             if last:
                 self._release()
-            sink.head(status, status_line, lines, reader, last=last, followed=False)
+            sink.head(answer, reader, last=last, followed=False)
             return
         if reader.done:  # an answer without a body, and bytes behind it: not ours to pass on
             self._keep = False
             self._release()
-            sink.head(status, status_line, lines, reader, last=True, followed=False)
+            sink.head(answer, reader, last=True, followed=False)
             return
-        sink.head(status, status_line, lines, reader, last=False, followed=True)
+        sink.head(answer, reader, last=False, followed=True)
         framed, payload, rest = reader.take(data)
         self._hand_on(sink, reader, framed, payload, rest)
 
@@ -181,35 +180,32 @@ class Upstream(asyncio.Protocol):
         if self._sink is not None:
             self._sink.resume_sending()
 
-    @property
-    def origin(self) -> Origin:
-        return self._origin
-
 
 def _reason(error: Exception | None) -> str:
     return f": {error}" if error is not None and str(error) else ""
 
 
 class Pool:
-    """Idle connections by origin, the last used first; the others run into their age and are closed."""
+    """Connections to one origin. Of the idle ones the last used is taken first; the others run into their age and are closed."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
+        origin: Origin,
         *,
         keep_alive_s: float,
         connect_timeout_s: float,
         ca_file: str | None = None,
     ) -> None:
-        self._loop = loop
+        self._loop, self.origin = loop, origin
         self._keep_alive_s, self._connect_timeout_s = keep_alive_s, connect_timeout_s
-        self._idle: dict[Origin, deque[Upstream]] = {}
+        self._idle: deque[Upstream] = deque()
         self._ca_file = ca_file
         self._tls: ssl.SSLContext | None = None
 
-    def get(self, origin: Origin) -> Upstream | None:
+    def get(self) -> Upstream | None:
         """An idle connection the server still holds open, or None."""
-        idle = self._idle.get(origin)
+        idle = self._idle
         now = self._loop.time()
         while idle:
             upstream = idle.pop()
@@ -222,11 +218,12 @@ class Pool:
             return upstream
         return None
 
-    async def connect(self, origin: Origin) -> Upstream:
+    async def connect(self) -> Upstream:
         """A new connection. Raises TimeoutError or OSError (ssl.SSLError is one)."""
+        origin = self.origin
         async with asyncio.timeout(self._connect_timeout_s):
             _, protocol = await self._loop.create_connection(
-                lambda: Upstream(self, origin),
+                lambda: Upstream(self),
                 origin.host,
                 origin.port,
                 ssl=self._context() if origin.tls else None,
@@ -236,24 +233,21 @@ class Pool:
 
     def put(self, upstream: Upstream) -> None:
         upstream.idle_since = self._loop.time()
-        self._idle.setdefault(upstream.origin, deque()).append(upstream)
+        self._idle.append(upstream)
 
     def forget(self, upstream: Upstream) -> None:
-        idle = self._idle.get(upstream.origin)
-        if idle and upstream in idle:
-            idle.remove(upstream)
+        if upstream in self._idle:
+            self._idle.remove(upstream)
 
     def tick(self) -> None:
         """To be called about once a second: closes what was idle too long."""
         limit = self._loop.time() - self._keep_alive_s
-        for idle in self._idle.values():
-            while idle and idle[0].idle_since < limit:
-                idle.popleft().transport.close()
+        while self._idle and self._idle[0].idle_since < limit:
+            self._idle.popleft().transport.close()
 
     def close(self) -> None:
-        for idle in self._idle.values():
-            while idle:
-                idle.pop().transport.close()
+        while self._idle:
+            self._idle.pop().transport.close()
 
     def _context(self) -> ssl.SSLContext:
         if self._tls is None:

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 from evalpipe.collector.arms import Assigner, ShadowAssigner
 from evalpipe.collector.guard import Guard
+from evalpipe.collector.known_heads import KnownHeads
 from evalpipe.collector.metrics import Metrics
 from evalpipe.collector.recorder import Recorder
 from evalpipe.collector.routes import Routes
-from evalpipe.collector.settings import ArmSettings, CollectorSettings, Origin
+from evalpipe.collector.settings import ArmSettings, CollectorSettings
 from evalpipe.collector.spooling import SpoolWriter
 from evalpipe.collector.upstream import Pool
-from evalpipe.providers.base import ENDPOINTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,12 +52,18 @@ class Worker:
             segment_s=settings.segment_s,
             on_lost=self._lost,
         )
-        self.pool = Pool(
-            loop,
-            keep_alive_s=settings.upstream_keep_alive_s,
-            connect_timeout_s=settings.connect_timeout_s,
-            ca_file=settings.ca_file,
-        )
+        self.arms = {arm.arm: arm for arm in (settings.control, settings.treatment) if arm is not None}
+        self.pools = {
+            name: Pool(
+                loop,
+                arm.origin,
+                keep_alive_s=settings.upstream_keep_alive_s,
+                connect_timeout_s=settings.connect_timeout_s,
+                ca_file=settings.ca_file,
+            )
+            for name, arm in self.arms.items()
+        }
+        self.heads = KnownHeads(settings.control.origin, settings.control.key_line)
         redactor = originals = None
         if settings.redact:
             from evalpipe.collector.originals import OriginalsOut
@@ -73,35 +79,23 @@ class Worker:
         self.assigner = _assigner(settings)
         self._gauges = _gauges(settings, self.metrics)
         self.needs_body = self.assigner.needs_body or settings.control.rewrite or settings.inject_stream_usage
-        self._endpoints = {path.encode(): name for path, name in ENDPOINTS.items()}
-        self._origins = {arm.arm: arm.origin for arm in (settings.control, settings.treatment) if arm is not None}
-        self._key_lines = {
-            arm.arm: arm.key_line
-            for arm in (settings.control, settings.treatment)
-            if arm is not None and arm.api_key is not None
-        }
+        self._names_arm = settings.mode != "shadow"
+        self._random = b""
         self._next_tick = 0.0
 
     # --- what a flight asks
 
-    def endpoint(self, method: bytes, target: bytes) -> str | None:
-        """The collected endpoint, or None: the request passes through without a log."""
-        return self._endpoints.get(target.partition(b"?")[0]) if method == b"POST" else None
-
     def new_request_id(self) -> str:
         """Sorts by time; cannot be guessed, since it is the right to rate the answer."""
-        return f"{time.time_ns() // 1_000_000:012x}{os.urandom(10).hex()}"
-
-    def origin(self, arm: ArmSettings) -> Origin:
-        return self._origins[arm.arm]
-
-    def key_line(self, arm: ArmSettings) -> bytes:
-        return self._key_lines[arm.arm]
+        if not self._random:
+            self._random = os.urandom(10 * 64)  # asked of the system for many at a time
+        unguessable, self._random = self._random[:10], self._random[10:]
+        return f"{time.time_ns() // 1_000_000:012x}{unguessable.hex()}"
 
     def own_lines(self, flight: Outbound) -> list[bytes]:
         """The collector's own answer headers."""
         lines = [b"x-evalpipe-request-id: " + flight.request_id.encode("ascii")]
-        if flight.assignment is not None and self.settings.mode != "shadow":
+        if self._names_arm and flight.assignment is not None:
             lines.append(b"x-evalpipe-arm: " + flight.assignment.arm.encode("ascii"))
         return lines
 
@@ -128,9 +122,11 @@ class Worker:
         for client in list(self.clients):
             client.check(now)
         self.assigner.tick()
+        self.metrics.flush()
         if now >= self._next_tick:
             self._next_tick = now + 1
-            self.pool.tick()
+            for pool in self.pools.values():
+                pool.tick()
             self.writer.tick()
             if self._gauges is not None:
                 self._gauges.tick()
@@ -160,7 +156,9 @@ class Worker:
         await asyncio.gather(syncing, return_exceptions=True)
         if self._originals is not None:
             await self._originals.drain()
-        self.pool.close()
+        for pool in self.pools.values():
+            pool.close()
+        self.metrics.flush()
         self.writer.close()
 
     async def _pause(self, stop: asyncio.Event) -> None:

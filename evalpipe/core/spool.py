@@ -141,6 +141,25 @@ def render_record(record: Record) -> bytes:
     return _encoder.encode(record) + b"\n"
 
 
+class RequestTemplate:
+    """A request record all but its id, instant and body. Requests of one client differ in nothing else, and encoding the
+    rest again for each is most of the cost."""
+
+    def __init__(self, record: RequestRecord) -> None:
+        own = {"record", "request_id", "received_at", "body"}
+        fields = {name: value for name, value in msgspec.to_builtins(record).items() if name not in own}
+        self._rest = _encoder.encode(fields)[1:-1]
+
+    def render(self, request_id: str, received_at: float, body: Body) -> bytes:
+        """What `render_record` gives for the whole record, in another order of fields."""
+        return b'{"record":"request","request_id":"%b","received_at":%b,"body":%b,%b}\n' % (
+            request_id.encode("ascii"),
+            _encoder.encode(received_at),
+            _encoder.encode(body),
+            self._rest,
+        )
+
+
 def read_record(line: bytes) -> Record:
     """The record of one line. Raises ValueError (msgspec's errors are its subclasses) for a broken line."""
     record: Record = _decoder.decode(line)

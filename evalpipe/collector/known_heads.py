@@ -1,0 +1,134 @@
+"""What request heads say, worked out once: an SDK's heads differ in little but their length."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from evalpipe.collector.heads import (
+    CHUNKED,
+    EXPECT,
+    HOST,
+    LENGTH,
+    HeadError,
+    Line,
+    check_request,
+    keeps_alive,
+    read_lines,
+    request_length,
+    target_path,
+)
+from evalpipe.collector.passing import render_passed_head
+from evalpipe.providers.base import ENDPOINTS
+
+if TYPE_CHECKING:
+    from evalpipe.collector.arms import Assignment
+    from evalpipe.collector.settings import Origin
+    from evalpipe.core.spool import RequestTemplate
+
+_MAX_KNOWN = 2048
+_MAX_KNOWN_LENGTH = 4096
+_REFUSED_METHODS = frozenset((b"CONNECT", b"TRACE"))
+_ENDPOINTS = {path.encode(): name for path, name in ENDPOINTS.items()}
+_LENGTH_SPELLINGS = (b"\r\nContent-Length: ", b"\r\ncontent-length: ")
+_LENGTH_MARK = Line((b"content-length", b"", b"\0"))
+"""stands where the length's line stood; no header line holds NUL"""
+_LENGTH_MARK.role = LENGTH
+
+
+class HeadFacts:
+    """All a request head says but its body's length. `lines` are without a Content-Length."""
+
+    __slots__ = (
+        "after",
+        "assignment",
+        "before",
+        "endpoint",
+        "expects",
+        "http10",
+        "keep",
+        "lines",
+        "method",
+        "target",
+        "template",
+    )
+
+    def __init__(self, first: bytes, lines: list[Line], roles: int) -> None:
+        self.method, target, version = first.split(b" ")
+        if self.method in _REFUSED_METHODS:
+            raise HeadError(405, "this method is not proxied")
+        self.http10 = version == b"HTTP/1.0"
+        n_hosts = sum(1 for line in lines if line.role & HOST)
+        if n_hosts > 1 or (n_hosts == 0 and not self.http10):
+            raise HeadError(400, "exactly one Host header is needed")
+        self.target = target_path(target)
+        self.keep = keeps_alive(lines, http10=self.http10)
+        self.expects = bool(roles & EXPECT)
+        self.lines = lines
+        self.endpoint = _ENDPOINTS.get(self.target.partition(b"?")[0]) if self.method == b"POST" else None
+        """the collected endpoint; None: the request passes through without a log"""
+        self.before = self.after = b""
+        """the head as control gets it, what comes before and after the length's line"""
+        self.assignment: Assignment | None = None
+        """where the head alone decides"""
+        self.template: RequestTemplate | None = None
+
+
+class KnownHeads:
+    """Reads request heads for a worker whose control arm is at `origin`. What they hold stays in memory; bounded."""
+
+    def __init__(self, origin: Origin, key_line: bytes) -> None:
+        self._origin, self._key_line = origin, key_line
+        self._known: dict[tuple[bytes, bool], HeadFacts] = {}
+
+    def read(self, head: bytes) -> tuple[HeadFacts, int, bytes]:
+        """(facts, length of the body or CHUNKED, the length's line as received with the CRLF before it).
+
+        Raises HeadError for a head that is not HTTP/1, or that a proxy must not pass on.
+        """
+        rest, length, length_line = _split_length(head)
+        key = (rest, length_line == b"")
+        facts = self._known.get(key)
+        if facts is None:
+            facts, length, length_line = self._learn(key, head, length, length_line)
+        return facts, length, length_line
+
+    def _learn(
+        self, key: tuple[bytes, bool], head: bytes, length: int, length_line: bytes
+    ) -> tuple[HeadFacts, int, bytes]:
+        check_request(head)
+        first, lines, roles = read_lines(head)
+        found = request_length(lines)
+        lengths = [number for number, line in enumerate(lines) if line.role & LENGTH]
+        # Any other spelling of the length, or none: the same way, but a head with a strange spelling is not remembered.
+        plain = (found == length and len(lengths) == (length_line != b"")) and found != CHUNKED
+        if lengths:
+            length_line = b"\r\n" + lines[lengths[0]][2]
+            lines = [_LENGTH_MARK if number == lengths[0] else line for number, line in enumerate(lines)]
+        facts = HeadFacts(first, [line for line in lines if not line.role & LENGTH], roles)
+        if facts.http10 and found == CHUNKED:
+            raise HeadError(400, "HTTP/1.0 knows no chunked bodies")
+        rendered = render_passed_head(
+            facts.method, facts.target, lines, self._origin, self._key_line, chunked=found == CHUNKED
+        )
+        facts.before, mark, facts.after = rendered.partition(b"\r\n\0")
+        if lengths and not mark:  # nothing may drop it: what follows would be read as another request
+            raise HeadError(400, "the length of the request is not clear")
+        if plain and len(head) <= _MAX_KNOWN_LENGTH:
+            if len(self._known) >= _MAX_KNOWN:
+                self._known.clear()
+            self._known[key] = facts
+        return facts, found, length_line
+
+
+def _split_length(head: bytes) -> tuple[bytes, int, bytes]:
+    """The head without its one plain Content-Length line, the length, the line. A second one stays in the head, where it
+    is found and refused."""
+    for spelling in _LENGTH_SPELLINGS:
+        at = head.find(spelling)
+        if at >= 0:
+            start = at + len(spelling)
+            end = head.find(b"\r\n", start)
+            digits = head[start:end]
+            if len(digits) < 16 and digits.isdigit():
+                return head[:at] + head[end:], int(digits), head[at:end]
+    return head, 0, b""
