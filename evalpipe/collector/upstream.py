@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import select
 import ssl
+import traceback
 from collections import deque
 from typing import Protocol, cast
 
@@ -86,6 +87,11 @@ class Upstream(asyncio.Protocol):
             self._receive(sink, data)
         except HeadError as error:
             self._fail("protocol_error", str(error))
+        except Exception as error:  # noqa: BLE001 – a fault of ours: it is shown, and nobody waits for an answer that cannot come
+            traceback.print_exc()
+            self._sink = None
+            self.transport.abort()
+            sink.lost("protocol_error", f"the answer could not be handled: {type(error).__name__}")
 
     def _receive(self, sink: AnswerSink, data: bytes) -> None:
         reader = self._reader
