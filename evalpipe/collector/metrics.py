@@ -134,6 +134,8 @@ class Metrics:
         self._durations: dict[tuple[str, str], _Series] = {}
         self._first_tokens: dict[tuple[str, str], _Series] = {}
         self._overhead = _Series(OVERHEAD)
+        self._tokens: dict[tuple[str, str, str], int] = {}
+        self._usd: dict[tuple[str, str], float] = {}
 
     def exchange(self, arm: str, role: str, outcome: str, seconds: float, first_token_ms: float | None) -> None:
         outcomes = self._outcomes
@@ -151,14 +153,18 @@ class Metrics:
 
     def flush(self) -> None:
         """Make what was kept visible to a scrape; to be called a few times a second and at the end."""
-        if self._outcomes:
-            for labels, n in self._outcomes.items():
-                REQUESTS.labels(self._experiment, *labels).inc(n)
-            self._outcomes.clear()
-        if self._decisions:
-            for status, n in self._decisions.items():
-                SHADOW.labels(self._experiment, status).inc(n)
-            self._decisions.clear()
+        for labels, n in self._outcomes.items():
+            REQUESTS.labels(self._experiment, *labels).inc(n)
+        self._outcomes.clear()
+        for status, n in self._decisions.items():
+            SHADOW.labels(self._experiment, status).inc(n)
+        self._decisions.clear()
+        for labels, n in self._tokens.items():
+            TOKENS.labels(self._experiment, *labels).inc(n)
+        self._tokens.clear()
+        for (arm, role), usd in self._usd.items():
+            COST.labels(self._experiment, arm, role).inc(usd)
+        self._usd.clear()
         self._overhead.flush()
         for series in (*self._durations.values(), *self._first_tokens.values()):
             series.flush()
@@ -176,10 +182,10 @@ class Metrics:
         self._decisions[status] = self._decisions.get(status, 0) + 1
 
     def tokens(self, arm: str, role: str, kind: str, n: int) -> None:
-        TOKENS.labels(self._experiment, arm, role, kind).inc(n)
+        self._tokens[arm, role, kind] = self._tokens.get((arm, role, kind), 0) + n
 
     def cost(self, arm: str, role: str, usd: float) -> None:
-        COST.labels(self._experiment, arm, role).inc(usd)
+        self._usd[arm, role] = self._usd.get((arm, role), 0.0) + usd
 
     def lost(self) -> None:
         LOST.labels(self._process).inc()

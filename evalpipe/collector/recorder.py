@@ -19,6 +19,7 @@ from evalpipe.core.spool import (
     RequestRecord,
     RequestTemplate,
     ResponseRecord,
+    ResponseTemplate,
     ShadowRecord,
     render_record,
 )
@@ -47,6 +48,7 @@ class Recorder:
     ) -> None:
         self._settings, self._writer, self._metrics = settings, writer, metrics
         self._redactor, self._originals = redactor, originals
+        self._templates: dict[tuple[str, str, str], ResponseTemplate] = {}
         self._unit_key = settings.unit_key.value.encode("latin-1")
 
     def request(self, flight: Outbound, *, whole: bool = True) -> None:
@@ -103,6 +105,25 @@ class Recorder:
         assert assignment is not None and flight.endpoint is not None
         latency_ms = flight.latency_ms
         arm = flight.arm
+        first_token_ms = kept.marks[0][1] if kept is not None and kept.marks else None
+        self._metrics.served(arm.arm, http_outcome(ended, flight.status), latency_ms / 1000, first_token_ms)
+        answered_in = flight.answer_endpoint or flight.endpoint
+        is_plain = kept is not None and ended == "complete" and flight.sent_body is None and self._redactor is None
+        template = self._templates.get((arm.arm, answered_in, arm.provider)) if is_plain else None
+        if template is not None and kept is not None:
+            self._writer.append_line(
+                template.render(
+                    flight.request_id,
+                    flight.started_at,
+                    latency_ms,
+                    flight.first_byte_ms,
+                    kept.marks,
+                    flight.status,
+                    kept.headers,
+                    kept.kept.body,
+                )
+            )
+            return
         body = _EMPTY if kept is None else kept.kept.body
         headers = {} if kept is None else kept.headers
         sent = None if flight.sent_body is None else Body.of(flight.sent_body)
@@ -113,31 +134,30 @@ class Recorder:
             message = None if message is None else self._redactor.text(message)
             sent = None if sent is None else self._redactor.body(sent, None)
         failed = ended not in {"complete", "closed_by_upstream", "client_closed"}
-        self._writer.append(
-            ResponseRecord(
-                request_id=flight.request_id,
-                experiment=self._settings.experiment,
-                arm=arm.arm,
-                role="served",
-                provider=arm.provider,
-                endpoint=flight.answer_endpoint or flight.endpoint,
-                started_at=flight.started_at,
-                ended=ended,
-                latency_ms=latency_ms,
-                first_byte_ms=flight.first_byte_ms,
-                marks=[] if kept is None else kept.marks,
-                status=flight.status or None,
-                headers=headers,
-                body=body,
-                sent=sent,
-                error_type=ended if failed else None,
-                error_message=message or None,
-                timeout_ms=flight.timeout_ms,
-                infrastructure_usd=arm.infrastructure_usd,
-            )
+        record = ResponseRecord(
+            request_id=flight.request_id,
+            experiment=self._settings.experiment,
+            arm=arm.arm,
+            role="served",
+            provider=arm.provider,
+            endpoint=answered_in,
+            started_at=flight.started_at,
+            ended=ended,
+            latency_ms=latency_ms,
+            first_byte_ms=flight.first_byte_ms,
+            marks=[] if kept is None else kept.marks,
+            status=flight.status or None,
+            headers=headers,
+            body=body,
+            sent=sent,
+            error_type=ended if failed else None,
+            error_message=message or None,
+            timeout_ms=flight.timeout_ms,
+            infrastructure_usd=arm.infrastructure_usd,
         )
-        first_token_ms = kept.marks[0][1] if kept is not None and kept.marks else None
-        self._metrics.served(arm.arm, http_outcome(ended, flight.status), latency_ms / 1000, first_token_ms)
+        if is_plain and message is None:
+            self._templates[arm.arm, answered_in, arm.provider] = ResponseTemplate(record)
+        self._writer.append(record)
 
     def shadow(self, request_id: str, status: str, reason: str) -> None:
         self._writer.append(

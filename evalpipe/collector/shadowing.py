@@ -168,16 +168,16 @@ class ShadowProcess:
             if now - looked_at > _LOOK_S:
                 looked_at = now
                 self._look(now)
-            if await self._take_in():
+            if self._mirror is not None and await self._take_in():
                 await asyncio.sleep(POLL_S)
             else:
                 self._accountant.work(_ACCOUNTING_S)
                 await asyncio.sleep(IDLE_POLL_S)
 
     def _look(self, now: float) -> None:
-        self._tail.look_for_segments()
         self._accountant.look_for_segments()
         if self._mirror is not None:
+            self._tail.look_for_segments()
             self._mirror.tick()
         if self._originals is not None:
             self._originals.tick()
@@ -226,16 +226,17 @@ class ShadowProcess:
 
     async def _finish(self) -> None:
         """The workers have ended: decide all they recorded, let the copies under way end."""
+        if self._mirror is None:
+            return
         self._tail.look_for_segments()
         await self._take_in()
         if self._originals is not None:
             await self._originals.drain()
         deadline = self._loop.time() + self._settings.shadow_timeout_s
-        while self._mirror is not None and not self._mirror.is_idle and self._loop.time() < deadline:
+        while not self._mirror.is_idle and self._loop.time() < deadline:
             await asyncio.sleep(0.02)
             self._mirror.tick()
-        if self._mirror is not None:
-            self._mirror.shed_queue("stopping")
+        self._mirror.shed_queue("stopping")
 
     def _waiting(self) -> list[Place]:
         waiting = [] if self._mirror is None else self._mirror.waiting()

@@ -93,7 +93,9 @@ def number_format(unit: str, *, largest: float = 0.0, half_width: float | None =
     Latencies from ten seconds on are written in seconds. Unknown units stand after the number as they are.
     """
     if unit == "ms":
-        factor, limit, suffix = (0.001, 2, f"{NBSP}s") if largest >= 10_000 else (1.0, 1, f"{NBSP}ms")
+        # Tenths of a millisecond say nothing of an answer that takes a hundred of them.
+        whole = 1 if largest < 100 else 0
+        factor, limit, suffix = (0.001, 2, f"{NBSP}s") if largest >= 10_000 else (1.0, whole, f"{NBSP}ms")
         prefix, difference_suffix = "", None
     else:
         short = unit if len(unit) <= MAX_UNIT else f"{unit[: MAX_UNIT - 1]}…"
@@ -125,6 +127,35 @@ def format_percent(share: float | None, decimals: int = 0) -> str:
 
 def format_count(count: float | None) -> str:
     return MISSING if count is None else format_number(count, 0)
+
+
+def format_counted(count: float | None, noun: str) -> str:
+    """A count with its noun in the right number: "1 pair", "2,400 pairs"."""
+    return f"{format_count(count)} {noun}{'' if count == 1 else 's'}"
+
+
+def sentence_case(text: str) -> str:
+    """The text with a capital first letter."""
+    return text[:1].upper() + text[1:]
+
+
+def full_sentence(text: str) -> str:
+    """Capital first, full stop last; a number and its unit are never parted."""
+    shown = together(sentence_case(text.strip()))
+    return shown if not shown or shown[-1] in ".!?…" else f"{shown}."
+
+
+def within_sentence(label: str) -> str:
+    """A label as it stands within a sentence: "Error rate" → "error rate"; "GPU hours" and "p99" stay."""
+    return label[:1].lower() + label[1:] if label[1:2].islower() else label
+
+
+_PARTED = re.compile(r"(?<=\d) (?=(?:%|ms|s|points?)(?!\w))")
+
+
+def together(text: str) -> str:
+    """The text with an unbreakable space between each number and its unit."""
+    return _PARTED.sub(NBSP, text)
 
 
 def format_p(p_value: float | None) -> str:

@@ -41,6 +41,9 @@ class JudgmentStatus(StrEnum):
 
 FINAL = frozenset({JudgmentStatus.OK, JudgmentStatus.IDENTICAL})
 
+COST_AT_MOST = "cost_at_most_usd"
+"""Key in the note (a JSON object) of a call whose `cost_usd` is an estimate: the most it can have cost."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Judgment:

@@ -1,0 +1,103 @@
+"""Request heads that are remembered: what was worked out for one is never said of another."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evalpipe.collector.heads import CHUNKED, HeadError
+from evalpipe.collector.known_heads import KnownHeads
+from evalpipe.collector.settings import Origin
+
+ORIGIN = Origin.of("http://arm.example:81/base")
+
+
+def heads() -> KnownHeads:
+    return KnownHeads(ORIGIN, b"")
+
+
+def passed(known: KnownHeads, head: bytes) -> bytes:
+    facts, _, length_line = known.read(head)
+    return facts.before + length_line + facts.after
+
+
+def test_the_length_stands_where_it_stood_and_is_read_anew() -> None:
+    known = heads()
+    for length in (12, 7, 0, 123456):
+        head = b"POST /v1/messages HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\nX-B: c\r\n\r\n" % length
+        facts, found, _ = known.read(head)
+        assert (facts.endpoint, found) == ("messages", length)
+        assert passed(known, head) == (
+            b"POST /base/v1/messages HTTP/1.1\r\nHost: arm.example:81\r\nContent-Length: %d\r\nX-B: c\r\n\r\n" % length
+        )
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"Content-Length: 4\r\n",
+        b"content-length: 3\r\n",
+        b"CONTENT-LENGTH: 3\r\n",
+        b"Transfer-Encoding: chunked\r\n",
+        b" 3\r\n",
+        b"Content-Length : 3\r\n",
+        b"Host: b\r\n",
+    ],
+)
+def test_a_remembered_head_opens_no_door_for_a_second_length(rest: bytes) -> None:
+    known = heads()
+    plain = b"POST /v1/messages HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n"
+    for _ in range(2):
+        assert known.read(plain + b"\r\n")[1] == 3
+        with pytest.raises(HeadError):
+            known.read(plain + rest + b"\r\n")
+        with pytest.raises(HeadError):
+            known.read(plain.replace(b"Host: a\r\n", b"Host: a\r\n" + rest.replace(b" 3", b" 9")) + b"\r\n")
+
+
+@pytest.mark.parametrize(
+    "spelling", [b"CONTENT-length: 5", b"Content-Length:5", b"content-length:\t5 ", b"Content-Length: 005"]
+)
+def test_other_spellings_of_the_length(spelling: bytes) -> None:
+    known = heads()
+    for _ in range(2):
+        head = b"POST /x HTTP/1.1\r\nHost: a\r\n" + spelling + b"\r\n\r\n"
+        assert known.read(head)[1] == 5
+        assert passed(known, head).endswith(b"Host: arm.example:81\r\n" + spelling + b"\r\n\r\n")
+
+
+def test_a_connection_header_drops_no_length_and_no_host() -> None:
+    head = (
+        b"POST /x HTTP/1.1\r\nHost: a\r\nConnection: content-length, host, x-c\r\nX-C: d\r\nContent-Length: 5\r\n\r\n"
+    )
+    assert passed(heads(), head) == b"POST /base/x HTTP/1.1\r\nHost: arm.example:81\r\nContent-Length: 5\r\n\r\n"
+
+
+def test_chunked_and_without_a_body() -> None:
+    known = heads()
+    for _ in range(2):
+        assert known.read(b"POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")[1] == CHUNKED
+        assert known.read(b"POST /x HTTP/1.1\r\nHost: a\r\n\r\n")[1] == 0
+        assert known.read(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n")[0].method == b"GET"
+
+
+_NAMES = st.sampled_from(
+    [b"X-User", b"x-user", b"Accept", b"Content-Length", b"content-length", b"Connection", b"Expect"]
+)
+_VALUES = st.sampled_from([b"1", b"2", b"close", b"x-user", b"100-continue", b"a b"])
+
+
+@given(st.lists(st.lists(st.tuples(_NAMES, _VALUES), max_size=4), min_size=1, max_size=12))
+def test_a_memory_that_knows_other_heads_says_what_a_fresh_one_says(requests: list[list[tuple[bytes, bytes]]]) -> None:
+    known = heads()
+    for lines in requests:
+        head = b"POST /v1/messages HTTP/1.1\r\nHost: a\r\n" + b"".join(b"%b: %b\r\n" % line for line in lines) + b"\r\n"
+        told = []
+        for reader in (known, heads(), known):
+            try:
+                facts, length, length_line = reader.read(head)
+                told.append((facts.before + length_line + facts.after, length, facts.keep, facts.expects, facts.lines))
+            except HeadError as error:
+                told.append(error.status)
+        assert told[0] == told[1] == told[2]

@@ -1,0 +1,75 @@
+"""A record rendered from a template is the record."""
+
+from __future__ import annotations
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evalpipe.core.spool import (
+    Body,
+    RequestRecord,
+    RequestTemplate,
+    ResponseRecord,
+    ResponseTemplate,
+    read_record,
+    render_record,
+)
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+BODIES = (
+    st.binary(max_size=40).map(Body.of) | st.just(Body(n_dropped_bytes=3)) | TEXT.map(lambda t: Body.of(t.encode()))
+)
+SECONDS = st.floats(0, 4e9)
+HEADERS = st.dictionaries(TEXT, TEXT, max_size=3)
+
+
+@given(TEXT, HEADERS, BODIES, SECONDS, st.booleans(), st.none() | TEXT)
+def test_requests(
+    target: str, headers: dict[str, str], body: Body, at: float, eligible: bool, unit: str | None
+) -> None:
+    record = RequestRecord(
+        request_id="0a1c",
+        experiment=target,
+        mode="shadow",
+        arm="control",
+        received_at=at,
+        unit_id=unit,
+        endpoint="messages",
+        target=target,
+        headers=headers,
+        body=body,
+        eligible=eligible,
+    )
+    other = msgspec.structs.replace(record, request_id="ff2c", received_at=1.5, body=Body(text="other"))
+    line = RequestTemplate(other).render(record.request_id, at, body)
+    assert line.endswith(b"}\n") and line.count(b"\n") == 1 and line.startswith(b'{"record":"request"')
+    assert read_record(line) == record == read_record(render_record(record))
+
+
+@given(HEADERS, BODIES, SECONDS, st.none() | SECONDS, st.lists(st.tuples(st.integers(0, 9), SECONDS), max_size=3), TEXT)
+def test_responses(
+    headers: dict[str, str], body: Body, ms: float, first: float | None, marks: list[tuple[int, float]], name: str
+) -> None:
+    record = ResponseRecord(
+        request_id="0a1c",
+        experiment=name,
+        arm="control",
+        role="served",
+        provider="openai",
+        endpoint="chat.completions",
+        started_at=ms,
+        ended="complete",
+        latency_ms=ms,
+        first_byte_ms=first,
+        marks=marks,
+        status=200,
+        headers=headers,
+        body=body,
+    )
+    other = msgspec.structs.replace(
+        record, request_id="ff", started_at=2.5, headers={"a": "b"}, status=404, marks=[(1, 2.0)]
+    )
+    line = ResponseTemplate(other).render("0a1c", ms, ms, first, marks, 200, headers, body)
+    assert line.startswith(b'{"record":"response"') and line.count(b"\n") == 1
+    assert read_record(line) == record
