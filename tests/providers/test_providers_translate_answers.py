@@ -191,6 +191,89 @@ def test_interleaved_parallel_calls_are_put_in_order() -> None:
     assert [(call["name"], call["arguments"]) for call in answer.tool_calls] == [("f", {"a": 1}), ("g", {"b": 2})]
 
 
+def chat_events(*deltas: dict[str, Any], finish: str) -> bytes:
+    choices = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
+    choices.append({"index": 0, "delta": {}, "finish_reason": finish})
+    return b"".join(b"data: " + dump({"choices": [one]}).encode() + b"\n\n" for one in choices) + b"data: [DONE]\n\n"
+
+
+def chat_body(message: dict[str, Any], *, finish: str) -> bytes:
+    return dump({"choices": [{"index": 0, "message": message, "finish_reason": finish}]}).encode()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_forced_call_that_chat_calls_a_stop_is_tool_use(stream: bool) -> None:
+    """OpenAI ends an answer whose call `tool_choice` named with finish_reason "stop"; Anthropic's loops look at stop_reason."""
+    call = {"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}}
+    message = {"role": "assistant", "content": None, "tool_calls": [call]}
+    body = chat_events(message, finish="stop") if stream else chat_body(message, finish="stop")
+    answer = read_answer("messages", 200, SSE if stream else JSON, translate(ROUTES[1], body, stream=stream))
+    assert answer.finish_reason == "tool_use"
+    assert [call["arguments"] for call in answer.tool_calls] == [{"a": 1}]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("route", ROUTES[1::2])
+def test_a_refusal_in_words_is_a_refusal_streamed_too(route: tuple[str, str], stream: bool) -> None:
+    message = {"role": "assistant", "content": None, "refusal": "No."}
+    body = chat_events(message, finish="stop") if stream else chat_body(message, finish="stop")
+    answer = read_answer(route[1], 200, SSE if stream else JSON, translate(route, body, stream=stream))
+    assert (answer.outcome, answer.text) == (Outcome.REFUSED, "No.")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("route", ROUTES[::2])
+@pytest.mark.parametrize("text", ["", "half an"])
+def test_a_refusal_without_words_is_not_an_empty_answer(route: tuple[str, str], stream: bool, text: str) -> None:
+    reply = Reply(id="a", model="m", created=1, text=text, stop="refusal", usage=USAGE)
+    body = stream_reply(writer("messages"), reply) if stream else plain("messages", reply)
+    answer = read_answer(route[1], 200, SSE if stream else JSON, translate(route, body, stream=stream))
+    assert (answer.outcome, answer.text) == (Outcome.REFUSED, text)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("route", ROUTES[1::2])
+def test_a_call_without_arguments_has_an_empty_object(route: tuple[str, str], stream: bool) -> None:
+    calls = [
+        {"index": index, "id": f"c{index}", "type": "function", "function": {"name": name, "arguments": ""}}
+        for index, name in enumerate("fg")
+    ]
+    message = {"role": "assistant", "content": None, "tool_calls": calls}
+    body = chat_events(message, finish="tool_calls") if stream else chat_body(message, finish="tool_calls")
+    translated = translate(route, body, stream=stream)
+    answer = read_answer(route[1], 200, SSE if stream else JSON, translated)
+    assert [(call["name"], call["arguments"]) for call in answer.tool_calls] == [("f", {}), ("g", {})]
+    if route[1] == "responses":  # clients parse the text themselves
+        assert translated.count(b'"arguments":"{}"') >= 2
+
+
+def test_thinking_is_not_said_to_a_client_who_cannot_read_it() -> None:
+    blocks: list[dict[str, Any]] = [
+        {"type": "message_start", "message": {"usage": {"input_tokens": 3, "cache_read_input_tokens": 7}}},
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "thinking", "thinking": ""}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "thinking_delta", "thinking": "secret"}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "signature_delta", "signature": "secret"}},
+        {"type": "content_block_stop", "index": 0},
+        {"type": "ping"},
+        {"type": "content_block_start", "index": 1, "content_block": {"type": "redacted_thinking", "data": "secret"}},
+        {"type": "content_block_stop", "index": 1},
+        {"type": "content_block_start", "index": 2, "content_block": {"type": "text", "text": ""}},
+        {"type": "content_block_delta", "index": 2, "delta": {"type": "text_delta", "text": "h\u00e9 \U0001f600"}},
+        {"type": "content_block_stop", "index": 2},
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 9}},
+        {"type": "message_stop"},
+    ]
+    body = b"".join(
+        b"event: " + one["type"].encode() + b"\ndata: " + json.dumps(one, ensure_ascii=False).encode() + b"\n\n"
+        for one in blocks
+    )
+    for route in ROUTES[::2]:
+        for cuts in ([], list(range(len(body)))):  # a byte at a time too: characters arrive in pieces
+            told = translate(route, body, stream=True, cuts=cuts)
+            assert b"secret" not in told
+            assert said(route[1], told, stream=True) == (Outcome.OK, "h\u00e9 \U0001f600", [], (10, 7, 9))
+
+
 def test_usage_chunk_only_where_the_client_asked() -> None:
     arm = writer("messages")
     body = stream_reply(arm, Reply(id="a", model="m", created=1, text="x", usage=USAGE))

@@ -254,6 +254,41 @@ def test_what_chat_cannot_say(body: dict[str, Any], expected: str) -> None:
     assert reason("messages", {"max_tokens": 5, "messages": [USER], **body}, "openai", model="gpt-4o") == expected
 
 
+def test_stop_sequences_are_not_said_to_models_that_refuse_them() -> None:
+    body = {"max_tokens": 5, "messages": [USER], "stop_sequences": ["END"]}
+    assert reason("messages", body, "openai", model="gpt-5-mini") == "stop_sequences_not_taken"
+    assert to_gpt({"messages": [USER], "stop_sequences": ["END"]})["stop"] == ["END"]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "strict"),
+    [
+        ({"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}, True),
+        ({"type": "object", "properties": {"n": {"type": "integer", "minimum": 1}}, "required": ["n"],
+          "additionalProperties": False}, False),
+        ({"type": "object", "properties": {"self": {"$ref": "#"}}, "required": ["self"], "additionalProperties": False},
+         False),
+    ],
+)  # fmt: skip
+def test_a_strict_tool_keeps_its_schema(parameters: dict[str, Any], strict: bool) -> None:
+    """Anthropic's strict mode answers 400 to bounds and recursion: such a tool is offered whole, but not strict."""
+    tool = {"type": "function", "function": {"name": "f", "strict": True, "parameters": parameters}}
+    (given,) = to_claude({"messages": [USER], "tools": [tool]})["tools"]
+    assert (given["input_schema"], given.get("strict", False)) == (parameters, strict)
+
+
+def test_a_call_without_arguments_in_the_history() -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": ""}}
+    messages = [
+        USER,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": ""},
+    ]
+    said = to_claude({"messages": messages, "tools": [CHAT_TOOL]})["messages"]
+    assert said[1]["content"] == [{"type": "tool_use", "id": "c1", "name": "f", "input": {}}]
+    assert said[2]["content"] == [{"type": "tool_result", "tool_use_id": "c1", "content": ""}]
+
+
 @pytest.mark.parametrize(
     ("endpoint", "provider", "body", "expected"),
     [

@@ -12,8 +12,8 @@ from evalpipe.providers.encoding import EncodingError, StreamDecoder, header
 from evalpipe.providers.jsontext import MalformedJSONError, as_dict, dump, parse
 from evalpipe.providers.registry import read_answer
 from evalpipe.providers.sse import SseParser
-from evalpipe.providers.translation.reply import Reply, ReplyCall, ReplyWriter, Stop, error_body, stream_reply
-from evalpipe.providers.translation.sources import STOPS, ChatSource, MessagesSource, Source
+from evalpipe.providers.translation.reply import Reply, ReplyCall, ReplyWriter, error_body, stream_reply
+from evalpipe.providers.translation.sources import STOPS, ChatSource, MessagesSource, Source, stop_of
 from evalpipe.providers.translation.write_chat import ChatWriter, plain_chat
 from evalpipe.providers.translation.write_messages import MessagesWriter, plain_messages
 from evalpipe.providers.translation.write_responses import ResponsesWriter, plain_responses
@@ -115,10 +115,9 @@ class AnswerTranslator:
         return dump(document).encode("utf-8", "replace")
 
     def _reply(self, answer: Answer) -> Reply:
-        stop: Stop = STOPS.get(answer.finish_reason, "end")
         refused = answer.outcome is Outcome.REFUSED
-        # A refusal in words of its own is a refusal; one by a filter may leave half an answer.
-        words = answer.text if refused and answer.finish_reason in {"stop", "refusal"} else None
+        # A refusal in words of its own is a refusal; one by a filter may leave half an answer, or nothing.
+        words = (answer.text or None) if refused and answer.finish_reason in {"stop", "refusal"} else None
         return Reply(
             id=self._answer_id,
             model=self._model,
@@ -126,7 +125,7 @@ class AnswerTranslator:
             text=None if words else answer.text,
             refusal=words,
             calls=[_call(number, call) for number, call in enumerate(answer.tool_calls)],
-            stop="refusal" if refused else stop,
+            stop=stop_of(STOPS.get(answer.finish_reason, "end"), refused=refused, has_calls=bool(answer.tool_calls)),
             usage=answer.usage,
         )
 

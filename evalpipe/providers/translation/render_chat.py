@@ -7,7 +7,7 @@ from typing import Any
 
 from evalpipe.providers.base import NotShadowableError
 from evalpipe.providers.jsontext import dump
-from evalpipe.providers.models import family, takes_sampling
+from evalpipe.providers.models import family, takes_max_completion_tokens, takes_sampling
 from evalpipe.providers.translation.conversation import (
     Conversation,
     Document,
@@ -45,6 +45,8 @@ def render_chat(conversation: Conversation, model: str) -> dict[str, Any]:
     if len(conversation.stop) > MAX_STOP_SEQUENCES:
         raise NotShadowableError("too_many_stop_sequences")
     if conversation.stop:
+        if takes_max_completion_tokens(model):  # OpenAI's reasoning models answer 400 to it
+            raise NotShadowableError("stop_sequences_not_taken")
         body["stop"] = conversation.stop
     if conversation.output_schema is not None:
         body["response_format"] = {

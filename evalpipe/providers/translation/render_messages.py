@@ -18,7 +18,7 @@ from evalpipe.providers.translation.conversation import (
     ToolResult,
     Turn,
 )
-from evalpipe.providers.translation.schema import for_anthropic
+from evalpipe.providers.translation.schema import for_anthropic, is_strict_for_anthropic
 
 DEFAULT_MAX_TOKENS = 8192
 """Messages needs a limit where chat completions has none; Claude 3 models take no more than half of this."""
@@ -113,7 +113,7 @@ def _render_tools(body: dict[str, Any], conversation: Conversation) -> None:
             "name": _name(tool.name),
             **({"description": tool.description} if tool.description else {}),
             "input_schema": {"type": "object", **tool.schema} if tool.schema else {"type": "object", "properties": {}},
-            **({"strict": True} if tool.strict else {}),
+            **({"strict": True} if tool.strict and is_strict_for_anthropic(tool.schema) else {}),
         }
         for tool in conversation.tools
     ]

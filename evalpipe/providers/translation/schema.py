@@ -24,6 +24,15 @@ def for_anthropic(schema: dict[str, Any]) -> dict[str, Any]:
     return closed
 
 
+def is_strict_for_anthropic(schema: dict[str, Any]) -> bool:
+    """Whether Anthropic's strict tool use takes the schema as it is: closed objects, no bounds, no recursion. Where it does
+    not, the tool is better offered with its bounds than strict without them."""
+    try:
+        return for_anthropic(schema) == schema
+    except NotShadowableError:
+        return False
+
+
 def is_strict(schema: Any) -> bool:
     """Whether OpenAI's strict mode takes the schema: every object closed, every property required."""
     if isinstance(schema, list):

@@ -28,6 +28,18 @@ STOPS: dict[str | None, Stop] = {
 }
 
 
+NO_ARGUMENTS = "{}"
+"""a call without arguments, where a server says nothing at all: clients parse it as JSON"""
+
+
+def stop_of(told: Stop, *, refused: bool, has_calls: bool) -> Stop:
+    """Why an answer ended. OpenAI says "stop" for a refusal in words, and for a call the client forced: elsewhere both have
+    names of their own, by which clients decide what to do next."""
+    if refused:
+        return "refusal"
+    return "tool_use" if has_calls and told == "end" else told
+
+
 class Source(Protocol):
     """One stream being read. `ended`: the last bytes of the answer have been given."""
 
@@ -50,10 +62,12 @@ class ChatSource:
         self.ended = False
         self._started = False
         self._stop: Stop | None = None
+        self._refused = False
         self._usage = NO_USAGE
         # Deltas of parallel calls may come interleaved, and one dialect says one call after another: the first one is
         # passed on as it comes, the others (and text after it) when it is over.
         self._live: int | None = None
+        self._live_is_empty = False
         self._held: dict[int, dict[str, str]] = {}
         self._late_text: list[str] = []
 
@@ -90,7 +104,7 @@ class ChatSource:
             self._late_text.append(text)
         refusal = as_text(delta.get("refusal"))
         if refusal:
-            self._stop = "refusal"
+            self._refused = True
             out += self._writer.refusal(refusal)
         for position, call in enumerate(map(as_dict, as_list(delta.get("tool_calls")))):
             index = as_count(call.get("index"))
@@ -101,9 +115,10 @@ class ChatSource:
         function = as_dict(call.get("function"))
         name, arguments = as_text(function.get("name")) or "", as_text(function.get("arguments")) or ""
         if self._live is None:
-            self._live = index
+            self._live, self._live_is_empty = index, not arguments
             return self._writer.call_start(as_text(call.get("id")) or f"call_{index}", name) + self._said(arguments)
         if index == self._live:
+            self._live_is_empty &= not arguments
             return self._said(arguments)
         held = self._held.setdefault(index, {"id": f"call_{index}", "name": "", "arguments": ""})
         held["id"] = as_text(call.get("id")) or held["id"]
@@ -120,10 +135,12 @@ class ChatSource:
         if self._stop is None or not self._started:
             return None
         self.ended = True
-        out = self._writer.text("".join(self._late_text)) if self._late_text else b""
+        out = self._said(NO_ARGUMENTS) if self._live_is_empty else b""
+        out += self._writer.text("".join(self._late_text)) if self._late_text else b""
         for _, held in sorted(self._held.items()):
-            out += self._writer.call_start(held["id"], held["name"]) + self._said(held["arguments"])
-        return out + self._writer.finish(self._stop, self._usage)
+            out += self._writer.call_start(held["id"], held["name"]) + self._said(held["arguments"] or NO_ARGUMENTS)
+        stop = stop_of(self._stop, refused=self._refused, has_calls=self._live is not None)
+        return out + self._writer.finish(stop, self._usage)
 
 
 class MessagesSource:

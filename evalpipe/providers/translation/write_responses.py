@@ -38,7 +38,8 @@ def plain_responses(reply: Reply, request: Mapping[str, Any]) -> dict[str, Any]:
     if reply.text is not None or reply.refusal is not None or not reply.calls:
         output.append(_message_item(reply.id, reply.text, reply.refusal))
     output += [_call_item(reply.id, call) for call in reply.calls]
-    return {**_response(reply, request, _status(reply.stop), output), "usage": responses_usage(reply.usage)}
+    missing = _missing(reply.stop, in_words=reply.refusal is not None)
+    return {**_response(reply, request, output, missing=missing), "usage": responses_usage(reply.usage)}
 
 
 def responses_usage(usage: Usage) -> dict[str, Any]:
@@ -65,11 +66,12 @@ class ResponsesWriter:
         self._sequence = 0
         self._output: list[dict[str, Any]] = []
         self._open: str | None = None
+        self._refused = False
         self._pieces: list[str] = []
         self._call: tuple[str, str] = ("", "")
 
     def start(self, usage: Usage) -> bytes:
-        response = _response(self._reply(), self._request, "in_progress", [])
+        response = {**_response(self._reply(), self._request, []), "status": "in_progress"}
         return self._event("response.created", response=response) + self._event(
             "response.in_progress", response=response
         )
@@ -78,6 +80,7 @@ class ResponsesWriter:
         return self._content("output_text", delta)
 
     def refusal(self, delta: str) -> bytes:
+        self._refused = True
         return self._content("refusal", delta)
 
     def call_start(self, call_id: str, name: str) -> bytes:
@@ -92,12 +95,12 @@ class ResponsesWriter:
 
     def finish(self, stop: Stop, usage: Usage, stop_sequence: str | None = None) -> bytes:
         closed = self._close()
-        status = _status(stop)
+        missing = _missing(stop, in_words=self._refused)
         response = {
-            **_response(self._reply(stop), self._request, status, self._output),
+            **_response(self._reply(stop), self._request, self._output, missing=missing),
             "usage": responses_usage(usage),
         }
-        return closed + self._event(f"response.{status}", response=response)
+        return closed + self._event(f"response.{response['status']}", response=response)
 
     def error(self, kind: str, message: str) -> bytes:
         return self._event("error", code=kind, message=message, param=None)
@@ -155,19 +158,24 @@ class ResponsesWriter:
         return Reply(id=self._id, model=self._model, created=self._created, stop=stop)
 
 
-def _status(stop: Stop) -> str:
-    return "incomplete" if stop == "max_tokens" else "completed"
+def _missing(stop: Stop, *, in_words: bool) -> str | None:
+    """Why the answer is not whole. A refusal in words is one; without words a filter took the rest."""
+    if stop == "max_tokens":
+        return "max_output_tokens"
+    return "content_filter" if stop == "refusal" and not in_words else None
 
 
-def _response(reply: Reply, request: Mapping[str, Any], status: str, output: list[dict[str, Any]]) -> dict[str, Any]:
+def _response(
+    reply: Reply, request: Mapping[str, Any], output: list[dict[str, Any]], *, missing: str | None = None
+) -> dict[str, Any]:
     echoed = {key: request[key] if request.get(key) is not None else _DEFAULTS[key] for key in _ECHOED}
     return {
         "id": reply.id,
         "object": "response",
         "created_at": reply.created,
-        "status": status,
+        "status": "completed" if missing is None else "incomplete",
         "error": None,
-        "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
+        "incomplete_details": None if missing is None else {"reason": missing},
         "model": reply.model,
         "output": output,
         "previous_response_id": None,
