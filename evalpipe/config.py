@@ -38,9 +38,9 @@ class ExperimentConfig(_Section):
 
     @field_validator("name")
     @classmethod
-    def _not_a_path(cls, name: str) -> str:
-        if name in {".", ".."}:
-            raise ValueError("must not be '.' or '..'")
+    def _names_files(cls, name: str) -> str:
+        if name[0] in ".-":
+            raise ValueError(f"must not begin with {name[0]!r}: files are named after it")
         return name
 
     @field_validator("unit")

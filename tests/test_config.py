@@ -58,6 +58,8 @@ BASE: dict[str, Any] = {"experiment": {"name": "x"}}
     [
         ({"experiment": {"name": "x", "mod": "ab"}}, "unknown key experiment.mod; did you mean 'mode'?"),
         ({"experiment": {"name": "a b"}}, "experiment.name = 'a b': letters, digits, '.', '_' and '-' are allowed"),
+        ({"experiment": {"name": ".hidden"}}, "must not begin with '.'"),
+        ({"experiment": {"name": "-dash"}}, "must not begin with '-'"),
         ({"experiment": {}}, "experiment.name is missing"),
         ({"experiment": {"name": "x", "mode": "blue"}}, "experiment.mode = 'blue'"),
         ({**BASE, "collector": {"port": 70000}}, "collector.port = 70000"),
