@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from evalpipe.collector.answers import render_json
 from evalpipe.collector.heads import Line
 from evalpipe.collector.metrics import render_metrics, total_lost
+from evalpipe.collector.shadow_state import SHADOW_LOCK, is_held
 
 if TYPE_CHECKING:
     from evalpipe.collector.worker import Worker
@@ -47,7 +48,7 @@ class Routes:
         return self._feedback(body)
 
     def _health(self) -> Answer:
-        """200 as long as users are served; "degraded" with the reasons where records are lost."""
+        """200 as long as users are served; "degraded" with the reasons where records are lost or copies are not made."""
         writer = self._worker.writer
         n_lost = int(total_lost(self._worker.metrics_dir))
         reasons = []
@@ -55,6 +56,8 @@ class Routes:
             reasons.append(f"records cannot be written: {writer.last_error}")
         if n_lost:
             reasons.append(f"{n_lost} records were lost")
+        if not is_held(Path(self._worker.settings.spool) / SHADOW_LOCK):
+            reasons.append("the treatment process is not running: copies wait, tokens and dollars are not counted")
         return _json(
             200,
             {

@@ -6,12 +6,15 @@ a decision is a record there before a copy is sent: so no copy is sent twice and
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 
 import msgspec
 
 STATE_FILE = "shadow-state.json"
+SHADOW_LOCK = ".shadow.lock"
+"""held by the treatment process as long as it lives"""
 
 
 class Place(msgspec.Struct, frozen=True, array_like=True):
@@ -38,6 +41,21 @@ def load_state(folder: Path) -> ShadowState:
         return msgspec.json.decode((folder / STATE_FILE).read_bytes(), type=ShadowState)
     except (FileNotFoundError, msgspec.DecodeError):
         return ShadowState()
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a process holds the lock; one that is just taking it may have to try again."""
+    try:
+        fd = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def save_state(folder: Path, state: ShadowState) -> None:

@@ -294,7 +294,7 @@ def test_a_thousand_slow_clients(upstream: Callable[[Script], RawUpstream], coll
     big = b"y" * (1 << 20)
     control = upstream(lambda r: [plain(big)] if r.body == b"big" else [plain(b"{}")] if r.body == b"{}x" else echo(r))
     running = collector(control.url)
-    worker = psutil.Process(running.children()["serve"])
+    worker = psutil.Process(running.child("serve"))
     request = b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nbig" % CHAT.encode()
     slow = []
     for number in range(1000):
@@ -370,7 +370,7 @@ def test_fuzzed_requests_and_answers(
 
     server = upstream(script)
     running = collector(server.url, collector="timeout_s = 2.0\nidle_timeout_s = 1.0")
-    worker = running.children()["serve"]
+    worker = running.child("serve")
     until, n, leaks = time.monotonic() + FUZZ_S, 0, []
     lock = threading.Lock()
 
@@ -410,7 +410,7 @@ def test_fuzzed_requests_and_answers(
         thread.start()
     for thread in threads:
         thread.join()
-    assert running.children()["serve"] == worker, "the worker crashed"
+    assert running.child("serve") == worker, "the worker crashed"
     assert not leaks, leaks[:3]
     assert json.loads(urlopen(running.url + "/_evalpipe/health").read())["in_flight"] == 0
     assert running.stop() == 0

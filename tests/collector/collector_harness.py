@@ -238,6 +238,17 @@ class Running:
                 continue
         return found
 
+    def child(self, name: str) -> int:
+        """The pid of "serve" or "shadow", once there is one: a killed one's successor takes a moment."""
+        found: dict[str, int] = {}
+
+        def is_there() -> bool:
+            found.update(self.children())
+            return name in found
+
+        eventually(is_there)
+        return found[name]
+
     def records(self) -> list[Record]:
         return read_spool(self.data / "spool")
 

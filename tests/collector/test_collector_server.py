@@ -266,7 +266,7 @@ def test_kill_9_of_a_worker_under_load_loses_no_finished_exchange(server: RawUps
     for _ in range(3):
         n_before = len(seen)
         eventually(lambda n_before=n_before: len(seen) > n_before + 100, timeout=60)  # type: ignore[misc]
-        os.kill(started.children()["serve"], signal.SIGKILL)
+        os.kill(started.child("serve"), signal.SIGKILL)
     n_before = len(seen)
     eventually(lambda: len(seen) > n_before + 50, timeout=60)
     started.process.kill()  # and the supervisor: the rest ends by itself

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -198,12 +200,8 @@ def test_a_killed_treatment_process_sends_nothing_twice_and_forgets_nothing(
     running = collector(control.url, treatment.url, collector="shadow_concurrency = 4")
     with ThreadPoolExecutor(8) as pool:
         answers = [pool.submit(ask, running, f"q{n}") for n in range(200)]
-        import os
-        import signal
-
         for _ in range(3):
-            eventually(lambda: "shadow" in running.children())
-            os.kill(running.children()["shadow"], signal.SIGKILL)
+            os.kill(running.child("shadow"), signal.SIGKILL)
             eventually(lambda: len(running.children()) == 2)
         assert all(b"control" in answer.result() for answer in answers)
     eventually(lambda: len(running.fates()) == 200, timeout=30)
@@ -212,3 +210,21 @@ def test_a_killed_treatment_process_sends_nothing_twice_and_forgets_nothing(
     texts = Counter(json.loads(r.body)["messages"][0]["content"] for r in treatment.received)
     assert max(texts.values()) == 1, "a copy was sent twice"
     assert len(running.responses()) == 200
+
+
+def test_health_says_when_nobody_makes_the_copies(upstream: Upstream, collector: Start) -> None:
+    server = upstream(lambda r: [plain(chat_answer())])
+    running = collector(server.url, server.url)
+
+    def reasons() -> str:
+        with urlopen(running.url + "/_evalpipe/health", timeout=30) as answer:
+            return " ".join(json.load(answer)["reasons"])
+
+    def kill_again() -> bool:  # its successors come ever later
+        if (pid := running.children().get("shadow")) is not None:
+            os.kill(pid, signal.SIGKILL)
+        return "treatment process is not running" in reasons()
+
+    assert reasons() == ""
+    eventually(kill_again, timeout=30)
+    eventually(lambda: reasons() == "", timeout=30)
