@@ -55,7 +55,11 @@ def render_argo(workspace: Workspace, settings: AnalysisSettings) -> str:
 
 
 def render_flagger(workspace: Workspace, settings: FlaggerSettings) -> str:
-    return render_yaml(render_canary(settings), comment=f"{workspace.experiment(None)}: Flagger")
+    comment = (
+        f"{workspace.experiment(None)}: Flagger\n"
+        "Its webhooks send no header: where the collector asks for a token, put it into their URL, http://any:TOKEN@…"
+    )
+    return render_yaml(render_canary(settings), comment=comment)
 
 
 def whole_stages(config: Config) -> tuple[int, ...]:

@@ -12,7 +12,8 @@ API_VERSION = "flagger.app/v1beta1"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FlaggerSettings:
-    """`target`: the Deployment that is rolled out. `stages`: weights in percent. `interval`: time between two checks."""
+    """`target`: the Deployment that is rolled out. `collector`: its base URL. `stages`: weights in percent. `interval`: time
+    between two checks."""
 
     name: str
     experiment: str
@@ -53,12 +54,6 @@ def render_canary(settings: FlaggerSettings) -> list[Manifest]:
                     _metric(errors, {"max": settings.error_rate}),
                 ],
                 "webhooks": [
-                    {
-                        "name": "evalpipe-ready",
-                        "type": "confirm-rollout",
-                        "url": f"{settings.collector}/_evalpipe/ready",
-                        "timeout": "10s",
-                    },
                     {
                         "name": "evalpipe-gate",
                         "type": "confirm-promotion",

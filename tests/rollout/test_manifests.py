@@ -115,7 +115,7 @@ def test_argo_and_flagger_are_valid(workspace: Workspace, schemas: dict[str, Any
     check(schemas, canary)
     assert canary["spec"]["targetRef"]["name"] == "bot"
     assert canary["spec"]["analysis"]["stepWeights"] == [1, 5, 10, 25, 50]
-    assert {hook["url"].rsplit("/", 1)[1] for hook in canary["spec"]["analysis"]["webhooks"]} == {"gate", "ready"}
+    assert {hook["url"].rsplit("/", 1)[1] for hook in canary["spec"]["analysis"]["webhooks"]} == {"gate"}
     assert {t["metadata"]["name"] for t in templates} == {
         m["templateRef"]["name"] for m in canary["spec"]["analysis"]["metrics"]
     }
