@@ -91,6 +91,8 @@ def history(config: options.Config = None, data: options.Data = None, as_json: o
     if as_json:
         typer.echo(json.dumps([event_document(event) for event in events], indent=2))
         return
+    if not events:
+        typer.echo("nothing yet: the canary has not begun", err=True)
     for event in events:
         typer.echo(printable(event_line(event)))
 

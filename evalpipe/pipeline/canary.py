@@ -239,7 +239,8 @@ class Status:
 
 
 def read_status(workspace: Workspace) -> Status:
-    config = workspace.require_config()
+    """Raises ConfigError where the workspace is in another mode: there is no canary to speak of."""
+    config = canary_config(workspace)
     history = open_history(workspace)
     event = history.last()
     state = event.state if event else CanaryState()

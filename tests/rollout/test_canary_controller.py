@@ -237,6 +237,8 @@ def test_not_a_canary_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "evalpipe.toml").write_text(CONFIG.replace('mode = "canary"', 'mode = "ab"'))
     with pytest.raises(ConfigError, match="needs mode"):
         canary.tell(open_workspace(root=tmp_path), "pause", why="")
+    with pytest.raises(ConfigError, match="needs mode"):
+        canary.read_status(open_workspace(root=tmp_path))
     (tmp_path / "evalpipe.toml").write_text(CONFIG.replace("error_rate = 0.02", "error_rat = 0.02"))
     with pytest.raises(ConfigError, match=r"canary\.guardrails\.error_rat"):
         canary.tell(open_workspace(root=tmp_path), "pause", why="")
