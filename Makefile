@@ -43,6 +43,10 @@ lint: $(VENV)/.installed-dev ## format, lint, types, architecture
 check-statistics: $(VENV)/.installed-dev ## simulate error rates, coverage and sample sizes (minutes; not in the suite)
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python tests/check_statistics/run.py
 
+.PHONY: check-gate
+check-gate: $(VENV)/.installed-dev ## every exit code of `evalpipe gate` from real processes, and the verdict from a live collector
+	$(BIN)/python tests/bench/check_gate.py
+
 check-store: $(VENV)/.installed-dev ## kill collectors and loads under 10,000 requests; nothing lost, nothing twice (minutes; not in the suite)
 	EVALPIPE_STORE_REQUESTS=10000 $(BIN)/python -m pytest -n 0 --timeout 1200 tests/store/test_store_killed.py
 	$(BIN)/python tests/bench/check_load_while_collecting.py 10000
