@@ -25,6 +25,8 @@ from evalpipe.errors import ConfigError, EvalpipeError, WorkspaceBusyError
 
 _BACKLOG = 4096
 _READY_S = 60.0
+_LIBRARY_READY_S = 300.0
+"""the litellm library takes seconds to load, and minutes on an overloaded machine"""
 _RESTART_S = (0.0, 0.1, 0.5, 1.0, 5.0)
 """before the n-th restart in a row of a process that does not live for `_STABLE_S`"""
 _STABLE_S = 10.0
@@ -192,7 +194,10 @@ class _Supervisor:
         tasks = {child: loop.create_task(child.run()) for child in everyone}
         load = loop.create_task(self._load_now_and_then())
         watching = loop.create_task(self._watch_canary())
-        failed = await self._until_ready(everyone, stop)
+        failed = await self._until_ready([*self._workers, *self._shadows], stop, _READY_S)
+        if self._bridges and failed is None and not stop.is_set():
+            self._run.say("evalpipe: loading the litellm library")
+            failed = await self._until_ready(self._bridges, stop, _LIBRARY_READY_S)
         if failed is None and not stop.is_set():
             self._run.say(f"listening on {_url(self._sockets[0])}")
             await stop.wait()
@@ -212,16 +217,17 @@ class _Supervisor:
                 child.stop(kill=True)
         stop.set()
 
-    async def _until_ready(self, children: list[_Child], stop: asyncio.Event) -> str | None:
+    async def _until_ready(self, children: list[_Child], stop: asyncio.Event, within_s: float) -> str | None:
         """None when all are ready (or the end was asked for), else what went wrong."""
         waiting = asyncio.gather(*(child.ready.wait() for child in children))
         stopped = asyncio.ensure_future(stop.wait())
         either: set[asyncio.Future[Any]] = {waiting, stopped}
-        await asyncio.wait(either, timeout=_READY_S, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(either, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
         if not waiting.done():
             waiting.cancel()
-            return None if stop.is_set() else f"the collector's processes were not ready within {_READY_S:g} s"
+            await asyncio.gather(waiting, return_exceptions=True)
+            return None if stop.is_set() else f"the collector's processes were not ready within {within_s:g} s"
         return next((child.failed for child in children if child.failed), None)
 
     async def _watch_canary(self) -> None:

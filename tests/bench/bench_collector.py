@@ -196,8 +196,12 @@ def litellm(folder: Path, control: int, treatment: int, *, shadow: bool) -> Prox
         "--port",
         str(port),
     ]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return Proxy("litellm", port, subprocess.Popen(command, **quiet))  # type: ignore[call-overload]
+    # It refuses to start without a master key, and would ask the network for prices.
+    told = {"LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    process = subprocess.Popen(
+        command, env={**os.environ, **told}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    return Proxy("litellm", port, process)
 
 
 def evalpipe(folder: Path, control: int, treatment: int, *, shadow: bool) -> Proxy:
