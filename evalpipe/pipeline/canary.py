@@ -136,7 +136,7 @@ def _read(rules: ReadingRules, request: RequestRecord, response: ResponseRecord)
 def _guardrails(workspace: Workspace, config: Config, history: History) -> list[Guardrail]:
     built = build_guardrails(config.canary.guardrails, _margins(config))
     if "win_rate" in config.canary.guardrails:
-        read = partial(_judged_since, workspace, config.experiment.name, config.judge.name[0], history)
+        read = partial(_judged_since, workspace, config, history)
         built.append(WinRateLimit(config.canary.guardrails["win_rate"], read))
     return built
 
@@ -149,16 +149,26 @@ def _margins(config: Config) -> Mapping[str, Margin]:
     }
 
 
-def _judged_since(workspace: Workspace, experiment: str, judge: str, history: History) -> Sequence[tuple[str, float]]:
-    """(unit, mean preference) of the pairs of the present stage that the judge has answered."""
+_JUDGED = """
+WITH heard AS (
+  SELECT c.request_id, coalesce(c.unit_id, c.request_id) AS unit, j.shown_first,
+    avg(j.preference) AS p, bool_or(j.status = 'identical') AS identical
+  FROM judgments j JOIN exchanges c ON c.request_id = j.request_id AND c.arm = 'control'
+  WHERE j.judge = ? AND j.preference IS NOT NULL AND c.started_at >= ? GROUP BY ALL),
+pairs AS (
+  SELECT unit, avg(p) AS p FROM heard GROUP BY unit, request_id
+  HAVING NOT ? OR count(*) = 2 OR bool_or(identical OR shown_first = 'neither'))
+SELECT unit, avg(p) FROM pairs GROUP BY unit ORDER BY unit
+"""
+"""A pair of which one order only is judged so far says as much about the seat as about the answer: it waits."""
+
+
+def _judged_since(workspace: Workspace, config: Config, history: History) -> Sequence[tuple[str, float]]:
+    """(unit, mean preference) of the pairs of the present stage that the judge has answered as `orders` promises."""
     since = datetime.fromtimestamp(history.state().entered_at, UTC)
-    with open_store(workspace.data, experiment) as store:
-        return store.connection.execute(
-            "SELECT coalesce(c.unit_id, c.request_id), avg(j.preference) FROM judgments j "
-            "JOIN exchanges c ON c.request_id = j.request_id AND c.arm = 'control' "
-            "WHERE j.judge = ? AND j.preference IS NOT NULL AND c.started_at >= ? GROUP BY 1 ORDER BY 1",
-            [judge, since],
-        ).fetchall()
+    with open_store(workspace.data, config.experiment.name) as store:
+        asked = [config.judge.name[0], since, config.judge.orders == "both"]
+        return store.connection.execute(_JUDGED, asked).fetchall()
 
 
 def sleep(seconds: float) -> bool:

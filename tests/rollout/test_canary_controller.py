@@ -9,11 +9,13 @@ import pytest
 from spool_writer import SpoolWriter
 
 from evalpipe.core.canary import CanaryEvent, CanaryStatus, last_event
+from evalpipe.core.judgment import Judgment, ShownFirst
 from evalpipe.errors import ConfigError
 from evalpipe.pipeline import canary
 from evalpipe.pipeline.load import load
 from evalpipe.pipeline.workspace import Workspace, open_workspace
 from evalpipe.rollout.controller import elected, is_led
+from evalpipe.store.datasets import open_store
 
 CONFIG = """
 [experiment]
@@ -231,6 +233,44 @@ def test_forced_requests_and_other_stages_are_not_counted(rollout: Rollout) -> N
     rollout.watch(1)
     evaluation = rollout.history.evaluation()
     assert evaluation is not None and evaluation.n_control + evaluation.n_treatment == 100
+
+
+@pytest.mark.parametrize(
+    ("orders", "status"), [((0.0, 0.2), "rolled_back 0"), ((0.5, 0.5), "running 10"), ((0.0,), "running 10")]
+)
+def test_a_judges_verdicts_of_whole_pairs_are_a_guardrail(
+    tmp_path: Path, orders: tuple[float, ...], status: str
+) -> None:
+    """`orders`: the preference in the one order, then in the other; a pair of which one is missing is not heard yet."""
+    rollout = Rollout(tmp_path)
+    (tmp_path / "evalpipe.toml").write_text(CONFIG.replace("error_rate = 0.02", "win_rate = 0.45"))
+    rollout.workspace = open_workspace(root=tmp_path)
+    rollout.watch(1)
+    rollout.traffic.serve(200)
+    rollout.watch(1)
+    load(rollout.workspace)
+    with open_store(rollout.workspace.data, "rollout") as store:
+        asked = store.connection.execute("SELECT request_id FROM exchanges WHERE arm = 'control'").fetchall()
+        store.write_judgments(
+            Judgment(
+                key=f"{request_id}-{first}",
+                attempt=1,
+                request_id=request_id,
+                judge="pairwise",
+                judge_fingerprint="f",
+                judge_model="m",
+                shown_first=first,
+                preference=preference,
+            )
+            for (request_id,) in asked
+            for first, preference in zip((ShownFirst.CONTROL, ShownFirst.TREATMENT), orders, strict=False)
+        )
+    rollout.watch(2)
+    assert rollout.status == status
+    evaluation = rollout.history.evaluation()
+    assert evaluation is not None
+    verdict = next(verdict for verdict in evaluation.verdicts if verdict.guardrail == "win_rate")
+    assert verdict.status == {2: "breached" if status.startswith("rolled") else "holds", 1: "no_data"}[len(orders)]
 
 
 def test_not_a_canary_is_one_clear_line(tmp_path: Path) -> None:
