@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +181,13 @@ def test_kustomize_builds_and_holds_the_configuration(workspace: Workspace, tmp_
     with pytest.raises(ConfigError, match="exists already"):
         pipeline.write_kustomize(workspace, folder)
     assert set(kustomize_files()) <= {path.name for path in folder.iterdir()}
+    if shutil.which("kubectl"):
+        done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        (deployment,) = (d for d in yaml.safe_load_all(done.stdout) if d["kind"] == "Deployment")
+        containers = deployment["spec"]["template"]["spec"]["containers"]
+        assert [one["args"][0] for one in containers] == ["collect", "gate"]
+        assert {one["image"] for one in containers} == {"registry.example/evalpipe:0.1.0"}
 
 
 @pytest.mark.parametrize(
