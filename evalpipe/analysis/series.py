@@ -14,6 +14,8 @@ from evalpipe.analysis.rows import Prepared
 from evalpipe.analysis.verdicts import JudgeSeen
 
 MAX_POINTS = 40
+ROWS_PER_BIN = 40
+"""a stretch of time holds as many rows of both arms on average: the rate of a handful of answers is noise"""
 BINNED = {
     "error_rate": ("sum(failed::INTEGER)::DOUBLE / count(*)", "attempted"),
     "p50_latency_ms": ("quantile_disc(latency_ms, 0.5)", "(answered OR timed_out) AND latency_ms IS NOT NULL"),
@@ -31,7 +33,9 @@ def measure_series(
         found += _win_rate(connection, look, judge)
     if prepared.first_us is None or prepared.last_us is None or prepared.last_us <= prepared.first_us:
         return found
-    width = max(1, -(-(prepared.last_us - prepared.first_us + 1) // MAX_POINTS))
+    n_rows = int(rows(connection, "SELECT count(*) AS n FROM ev_rows")[0]["n"])
+    n_bins = max(2, min(MAX_POINTS, n_rows // ROWS_PER_BIN))
+    width = max(1, -(-(prepared.last_us - prepared.first_us + 1) // n_bins))
     for name, (value, condition) in BINNED.items():
         points = _bins(connection, value, condition, prepared.first_us, width)
         if points:
@@ -95,4 +99,4 @@ def _bins(connection: Connection, value: str, condition: str, first_us: int, wid
 
 
 def _iso(us: int) -> str:
-    return datetime.fromtimestamp(us / 1e6, UTC).isoformat(timespec="seconds")
+    return datetime.fromtimestamp(us / 1e6, UTC).isoformat(timespec="milliseconds")

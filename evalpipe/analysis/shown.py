@@ -19,13 +19,12 @@ class MetricFormats:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShownMetric:
-    """`difference` and `interval` are on the scale the decision uses; `aside` is the other scale's difference, or ""."""
+    """`difference` and `interval` are on the scale the decision uses."""
 
     control: str
     treatment: str
     difference: str
     interval: str
-    aside: str
 
 
 def metric_formats(metric: MetricResult) -> MetricFormats:
@@ -43,20 +42,17 @@ def metric_formats(metric: MetricResult) -> MetricFormats:
 
 def shown_metric(metric: MetricResult) -> ShownMetric:
     formats = metric_formats(metric)
-    absolute = formats.difference.difference(metric.difference)
-    relative = formats.relative.difference(metric.relative)
     if metric.scale == "relative" and metric.relative is not None:
-        difference, aside = relative, absolute
+        difference = formats.relative.difference(metric.relative)
         interval = formats.relative.interval(metric.relative_low, metric.relative_high)
     else:
-        difference, aside = absolute, "" if metric.relative is None else f"{relative} of control"
+        difference = formats.difference.difference(metric.difference)
         interval = formats.difference.interval(metric.ci_low, metric.ci_high)
     return ShownMetric(
         control=formats.values.value(metric.control.value),
         treatment=formats.values.value(metric.treatment.value),
         difference=difference,
         interval=interval,
-        aside=aside,
     )
 
 

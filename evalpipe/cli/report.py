@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,8 @@ from typing import Annotated
 import typer
 
 from evalpipe.cli import options
+from evalpipe.core.format import format_counted
+from evalpipe.errors import ConfigError
 
 
 class Format(StrEnum):
@@ -52,27 +55,31 @@ def report(
 
     - `evalpipe report --since 2026-03-01 --where "streamed" -o reports/streamed.html`
 
-    - `evalpipe report --compare reports/march.json reports/april.json`
+    - `evalpipe report --compare reports/march.json reports/april.json` (`--format markdown` or `json` for these)
     """
     from evalpipe.pipeline import report as pipeline
     from evalpipe.pipeline.workspace import open_workspace
 
     workspace = open_workspace(config, data)
     if index:
+        if format_ is not Format.html:
+            raise ConfigError(f"--index is a page: it has no --format {format_.value}")
         page, n_reports = pipeline.write_index(output.parent if output else workspace.reports)
-        _done(page, f"lists {n_reports} reports", open_)
+        if as_json:
+            typer.echo(json.dumps({"index": str(page), "reports": n_reports}))
+        _done(page, f"lists {format_counted(n_reports, 'report')}", open_)
         return
     if compare:
+        if format_ is not Format.html:
+            _put(pipeline.compare_as(format_.value, *compare), output)
+            return
+        if as_json:
+            typer.echo(pipeline.compare_as("json", *compare).decode(), nl=False)
         _done(pipeline.write_comparison(*compare, output, workspace.reports), "two reports side by side", open_)
         return
     chosen = {"experiment": experiment, "judge": judge, "since": since, "until": until, "where": where}
     if format_ is not Format.html:
-        document = pipeline.render_as(format_.value, pipeline.analyze(workspace, **chosen))
-        if output:
-            pipeline.write_whole(output, document)
-            typer.echo(f"wrote {output}", err=True)
-        else:
-            typer.echo(document.decode(), nl=False)
+        _put(pipeline.render_as(format_.value, pipeline.analyze(workspace, **chosen)), output)
         return
     written = pipeline.write_report(workspace, **chosen, output=output, max_examples=examples)
     if as_json:
@@ -82,6 +89,17 @@ def report(
 
         print_summary(written.analysis)
     _done(written.html, f"and {written.json.name} beside it", open_)
+
+
+def _put(document: bytes, output: Path | None) -> None:
+    """To the file, else to stdout."""
+    from evalpipe.pipeline.report import write_whole
+
+    if output:
+        write_whole(output, document)
+        typer.echo(f"wrote {output}", err=True)
+    else:
+        typer.echo(document.decode(), nl=False)
 
 
 def _done(path: Path, about: str, open_: bool) -> None:

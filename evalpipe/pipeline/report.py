@@ -12,9 +12,9 @@ from pathlib import Path
 import msgspec
 
 from evalpipe.analysis.result import Analysis, read_analysis_json, render_analysis_json
-from evalpipe.errors import DataError, EvalpipeError
+from evalpipe.errors import ConfigError, DataError, EvalpipeError
 from evalpipe.pipeline.workspace import Workspace
-from evalpipe.report.compare import render_comparison
+from evalpipe.report.compare import comparison_json, comparison_markdown, render_comparison
 from evalpipe.report.index import render_index
 from evalpipe.report.plain_text import render_csv, render_markdown
 from evalpipe.report.render import DEFAULT_EXAMPLES, render
@@ -115,6 +115,14 @@ def write_comparison(first: Path, second: Path, output: Path | None, reports: Pa
     path = output or reports / f"compare-{first.stem}-{second.stem}.html"
     write_whole(path, render_comparison(a, b).encode())
     return path
+
+
+def compare_as(format_: str, first: Path, second: Path) -> bytes:
+    """Two reports side by side as `markdown` or `json`. Raises ConfigError for a form it does not have."""
+    if format_ not in {"markdown", "json"}:
+        raise ConfigError(f"--compare has no --format {format_}: choose html, markdown or json")
+    a, b = tidy(load_report(first)), tidy(load_report(second))
+    return comparison_json(a, b) if format_ == "json" else comparison_markdown(a, b).encode()
 
 
 def write_index(folder: Path) -> tuple[Path, int]:

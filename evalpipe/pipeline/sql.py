@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from evalpipe.core.format import format_counted
 from evalpipe.core.text import printable, well_formed
 from evalpipe.errors import ConfigError
 from evalpipe.pipeline.workspace import Workspace
@@ -24,8 +25,8 @@ TABLE_ROWS = 1000
 """A table for the eye ends here, and says so; CSV and JSON have every row."""
 
 CELL_CHARACTERS = 2000
-COLUMN_CHARACTERS = 12
-"""Room a column of the grid needs at least; with less, rows are printed value by value."""
+COLUMN_CHARACTERS = 24
+"""A cell of the grid folds from here on; where the columns need more room than there is, rows are printed value by value."""
 
 _BATCH = 1000
 
@@ -57,12 +58,22 @@ def _table(result: duckdb.DuckDBPyConnection, out: TextIO) -> None:
     names, rows = columns(result), result.fetchmany(TABLE_ROWS + 1)
     more, rows = len(rows) > TABLE_ROWS, rows[:TABLE_ROWS]
     console = Console(file=out, width=None if out.isatty() else 200, highlight=False)
-    if len(names) * COLUMN_CHARACTERS > console.width and rows:
+    wide = bool(rows) and _grid_width(names, rows) > console.width
+    if wide:
         _print_records(console, names, rows)
     else:
         console.print(_grid(names, rows))
-    n = f"the first {TABLE_ROWS:,} rows; --format csv or json has all" if more else None
-    console.print(Text(n or f"{len(rows):,} row{'' if len(rows) == 1 else 's'}", style="dim"))
+    n = f"the first {TABLE_ROWS:,} rows; --format csv or json has all" if more else format_counted(len(rows), "row")
+    why = f", one value a line: {len(names)} columns are wider than this terminal" if wide and out.isatty() else ""
+    console.print(Text(f"{n}{why}", style="dim"))
+
+
+def _grid_width(names: list[str], rows: list[tuple[Any, ...]]) -> int:
+    """Characters the grid needs so that no short cell is broken."""
+    widths = [len(name) for name in names]
+    for row in rows:
+        widths = [max(width, min(COLUMN_CHARACTERS, len(_cell(cell)))) for width, cell in zip(widths, row, strict=True)]
+    return sum(width + 3 for width in widths)
 
 
 def _grid(names: list[str], rows: list[tuple[Any, ...]]) -> Table:

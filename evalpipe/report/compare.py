@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
 from markupsafe import Markup
 
 from evalpipe.analysis.result import Analysis
@@ -50,6 +51,8 @@ def compare(a: Analysis, b: Analysis) -> Comparison:
     name_a, name_b = a.experiment, b.experiment
     if name_a == name_b:
         name_a, name_b = f"{name_a}, {views[0].generated}", f"{name_b}, {views[1].generated}"
+    if name_a == name_b:
+        name_a, name_b = f"{name_a} (first)", f"{name_b} (second)"
     return Comparison(a=views[0], b=views[1], name_a=name_a, name_b=name_b, metrics=compared, facts=_facts(a, b, views))
 
 
@@ -62,11 +65,15 @@ def agreement(a: MetricRow | None, b: MetricRow | None) -> str:
     if None not in (low_a, high_a, low_b, high_b) and (low_a > high_b or low_b > high_a):  # type: ignore[operator]
         return "different: the intervals do not overlap"
     if a.finding == b.finding:
-        return f"same finding: {a.finding}"
-    return f"{a.finding}, then {b.finding}; the intervals overlap"
+        return f"same finding: {a.finding_word}"
+    overlap = "" if None in (low_a, high_a, low_b, high_b) else "; the intervals overlap"
+    return f"{a.finding_word}, then {b.finding_word}{overlap}"
 
 
 def _bounds(row: MetricRow) -> tuple[float | None, float | None]:
+    """The interval the row shows; none where nothing can be concluded."""
+    if not row.has_interval:
+        return None, None
     if row.raw.scale == "relative" and row.raw.relative is not None:
         return row.raw.relative_low, row.raw.relative_high
     return row.raw.ci_low, row.raw.ci_high
@@ -106,13 +113,48 @@ def render_comparison(a: Analysis, b: Analysis) -> str:
 
 
 def comparison_markdown(a: Analysis, b: Analysis) -> str:
+    """The comparison as two tables, for a pull request or a chat."""
     comparison = compare(a, b)
-    lines = [f"| | {escape_markdown(comparison.name_a)} | {escape_markdown(comparison.name_b)} |", "|---|---|---|"]
+    name_a, name_b = escape_markdown(comparison.name_a), escape_markdown(comparison.name_b)
+    lines = [f"| | {name_a} | {name_b} |", "|---|---|---|"]
     lines += [f"| {name} | {escape_markdown(x)} | {escape_markdown(y)} |" for name, x, y in comparison.facts]
-    lines += ["", "| Metric | First | Second | Do they agree? |", "|---|--:|--:|---|"]
+    lines += ["", f"| Metric | {name_a} | {name_b} | Do they agree? |", "|---|--:|--:|---|"]
     for metric in comparison.metrics:
         cells = [
-            MISSING if row is None else f"{row.difference_with_interval} {row.finding}" for row in (metric.a, metric.b)
+            MISSING if row is None else f"{row.difference_with_interval} {row.finding_word}"
+            for row in (metric.a, metric.b)
         ]
         lines.append(f"| {escape_markdown(metric.label)} | {cells[0]} | {cells[1]} | {metric.verdict} |")
     return "\n".join(lines) + "\n"
+
+
+def comparison_json(a: Analysis, b: Analysis) -> bytes:
+    """The comparison for programs: what each report says, and per metric both rows of the reports' own JSON."""
+    comparison = compare(a, b)
+
+    def report(name: str, analysis: Analysis) -> dict[str, object]:
+        return {
+            "name": name,
+            "experiment": analysis.experiment,
+            "generated_at": analysis.generated_at,
+            "funnel": analysis.funnel,
+            "decision": analysis.decision,
+        }
+
+    metrics = [
+        {
+            "name": (metric.a or metric.b).name,  # type: ignore[union-attr]
+            "label": metric.label,
+            "a": None if metric.a is None else metric.a.raw,
+            "b": None if metric.b is None else metric.b.raw,
+            "verdict": metric.verdict,
+        }
+        for metric in comparison.metrics
+    ]
+    document = {
+        "schema_version": 1,
+        "a": report(comparison.name_a, a),
+        "b": report(comparison.name_b, b),
+        "metrics": metrics,
+    }
+    return msgspec.json.format(msgspec.json.encode(msgspec.to_builtins(document)), indent=2) + b"\n"

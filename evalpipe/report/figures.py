@@ -10,7 +10,7 @@ from evalpipe.analysis.result import Analysis, MetricResult, Series
 from evalpipe.core.format import format_percent, number_format
 from evalpipe.report.charts.dimensions import dimension_chart
 from evalpipe.report.charts.funnel import funnel_chart
-from evalpipe.report.charts.interval import Mark, axis_reach, forest, interval_cell
+from evalpipe.report.charts.interval import Mark, axis_reach, forest, interval_cell, is_bent
 from evalpipe.report.charts.latency import latency_chart, latency_words
 from evalpipe.report.charts.length import length_chart
 from evalpipe.report.charts.over_time import rate_chart, win_rate_chart
@@ -65,9 +65,8 @@ def figures(analysis: Analysis, rows: list[MetricRow]) -> list[Figure]:
 
 
 def _forest(rows: list[MetricRow]) -> Figure | None:
-    drawable = [(row, mark) for row in rows if (mark := mark_of(row)) is not None and mark.has_margin]
-    marks = [(row, mark) for row, mark in drawable if row.finding != "undefined"]
-    n_undefined = len(drawable) - len(marks)
+    marks = [(row, mark) for row in rows if (mark := mark_of(row)) is not None and mark.has_margin]
+    n_undefined = sum(row.finding == "undefined" for row in rows)
     if len(marks) < 2:
         return None
     marks.sort(key=lambda pair: (FINDING_ORDER.index(pair[0].finding), pair[1].point))
@@ -79,6 +78,7 @@ def _forest(rows: list[MetricRow]) -> Figure | None:
         caption="One unit is the metric's own margin, the largest loss that was declared acceptable. A bar wholly right of "
         "the dashed line rules out a loss beyond the margin; wholly right of zero, the treatment is better. A filled point "
         "is a settled finding, a hollow one is not. An arrow leaves the axis."
+        + (" Far from zero the axis is compressed." if is_bent(reach) else "")
         + (f" Left out: {n_undefined} of which nothing can be concluded yet." if n_undefined else ""),
     )
 

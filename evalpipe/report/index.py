@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from evalpipe.analysis.result import Analysis
-from evalpipe.core.format import format_count, format_instant
+from evalpipe.core.format import format_instant
 from evalpipe.report.render import render_page
 from evalpipe.report.summary_view import is_simulated
 from evalpipe.report.untrusted import visible
@@ -23,7 +23,7 @@ class Entry:
     recommendation_word: str
     headline: str
     generated: str
-    pairs: str
+    pairs: int
     simulated: bool
 
 
@@ -44,6 +44,6 @@ def _entry(name: str, analysis: Analysis) -> Entry:
         recommendation_word=RECOMMENDATIONS.get(decision.recommendation, decision.recommendation),
         headline=visible(headline),
         generated=format_instant(analysis.generated_at),
-        pairs=format_count(analysis.funnel.pairs),
+        pairs=analysis.funnel.pairs,
         simulated=is_simulated(analysis),
     )

@@ -11,8 +11,8 @@ from evalpipe.core.format import (
     NBSP,
     NumberFormat,
     format_count,
+    format_counted,
     format_p,
-    format_percent,
     format_usd,
     number_format,
 )
@@ -20,6 +20,7 @@ from evalpipe.report.metric_view import Fact
 from evalpipe.report.words import WIN_RULES, plain, status_words
 
 SHARE = NumberFormat(factor=100.0, decimals=1, suffix=f"{NBSP}%")
+TWO = NumberFormat(decimals=2)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,8 +108,9 @@ def judge_trust(judge: JudgeResult) -> tuple[str, str]:
         share = share_with_interval(judge.consistency, judge.consistency_low, judge.consistency_high)
         parts.append(f"it names the same winner in both orders in {share} of pairs")
     if best is not None and best.accuracy is not None:
-        kappa = "" if best.kappa is None else f", kappa {best.kappa:.2f}"
-        parts.append(f"it agrees with {format_count(best.n_labels)} labels in {format_percent(best.accuracy)}{kappa}")
+        kappa = "" if best.kappa is None else f", kappa {_kappa(best)}"
+        share = share_with_interval(best.accuracy, best.accuracy_low, best.accuracy_high)
+        parts.append(f"it agrees with {format_counted(best.n_labels, 'label')} in {share}{kappa}")
     else:
         parts.append("nobody has labelled pairs to check it against")
     evidence = "; ".join(parts)
@@ -129,10 +131,7 @@ def _agreements(judge: JudgeResult) -> list[Agreement]:
 
 
 def _agreement_row(agreement: Agreement) -> list[str]:
-    two = NumberFormat(decimals=2)
-    kappa = two.value(agreement.kappa)
-    if agreement.kappa_low is not None and agreement.kappa_high is not None:
-        kappa += f" ({two.value_interval(agreement.kappa_low, agreement.kappa_high)})"
+    kappa = _kappa(agreement)
     if agreement.kappa is None and agreement.status != "ok":
         kappa = status_words(agreement.status)
     return [
@@ -140,8 +139,16 @@ def _agreement_row(agreement: Agreement) -> list[str]:
         format_count(agreement.n_labels),
         share_with_interval(agreement.accuracy, agreement.accuracy_low, agreement.accuracy_high),
         kappa,
-        two.value(agreement.ac1),
+        TWO.value(agreement.ac1),
     ]
+
+
+def _kappa(agreement: Agreement) -> str:
+    """ "0.52 (0.36 to 0.68)"."""
+    kappa = TWO.value(agreement.kappa)
+    if agreement.kappa_low is None or agreement.kappa_high is None:
+        return kappa
+    return f"{kappa} ({TWO.value_interval(agreement.kappa_low, agreement.kappa_high)})"
 
 
 def _rates(judge: JudgeResult) -> list[RateRow]:

@@ -9,12 +9,16 @@ from evalpipe.analysis.shown import ShownMetric, metric_formats, shown_metric
 from evalpipe.core.format import (
     MISSING,
     NBSP,
-    NumberFormat,
     format_count,
+    format_counted,
     format_p,
+    format_usd,
+    full_sentence,
     number_format,
 )
-from evalpipe.report.words import DIRECTIONS, FINDINGS, GROUPS, ROLES, status_note, status_words
+from evalpipe.report.words import DIRECTIONS, FINDING_WORDS, FINDINGS, GROUPS, ROLES, status_note, status_words
+
+FROM_EVEN = "from an even split"
 
 
 def is_measured(metric: MetricResult) -> bool:
@@ -45,7 +49,9 @@ class Fact:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MetricRow:
-    """A row of the decision table. `difference` and `interval` are on the scale the decision uses; `aside` is the other one."""
+    """A row of the decision table. `difference` and `interval` are on the scale the decision uses, and both missing where
+    nothing can be concluded: a number without a valid interval is not shown. `aside`: what the difference is taken from,
+    where that is not control; `subtracts`: whether it is the difference of the two values beside it."""
 
     name: str
     label: str
@@ -58,6 +64,7 @@ class MetricRow:
     difference: str
     interval: str
     aside: str
+    subtracts: bool
     finding: str
     finding_word: str
     finding_note: str
@@ -102,6 +109,7 @@ def effect_of(metric: MetricResult) -> Effect | None:
 def metric_row(metric: MetricResult) -> MetricRow:
     shown = shown_metric(metric)
     finding = metric.finding if metric.finding in FINDINGS else "undefined"
+    concluded = finding != "undefined"
     return MetricRow(
         name=metric.name,
         label=metric.label or metric.name,
@@ -111,18 +119,31 @@ def metric_row(metric: MetricResult) -> MetricRow:
         control_n=_count_text(metric.control, metric.unit),
         treatment=shown.treatment,
         treatment_n=_count_text(metric.treatment, metric.unit),
-        difference=shown.difference,
-        interval=shown.interval,
-        aside=shown.aside,
+        difference=shown.difference if concluded else MISSING,
+        interval=shown.interval if concluded else MISSING,
+        aside=FROM_EVEN if concluded and metric.name == "win_rate" else "",
+        subtracts=not concluded or metric.name == "win_rate" or _subtracts(metric),
         finding=finding,
-        finding_word=finding,
+        finding_word=FINDING_WORDS[finding],
         finding_note=_finding_note(metric, finding),
-        effect=effect_of(metric),
-        facts=_facts(metric, metric_formats(metric).values, margin_text(metric)),
+        effect=effect_of(metric) if concluded else None,
+        facts=_facts(metric, shown, concluded=concluded),
         how_to_read=_how_to_read(metric, shown, finding),
-        note=metric.note or "",
+        note=full_sentence(metric.note or ""),
         raw=metric,
     )
+
+
+def _subtracts(metric: MetricResult) -> bool:
+    """Whether treatment − control, as the row shows them, is the row's difference, but for the rounding."""
+    control, treatment = metric.control.value, metric.treatment.value
+    if control is None or treatment is None or metric.difference is None:
+        return True
+    values = metric_formats(metric).values
+    step = 10.0**-values.decimals / values.factor
+    if metric.scale == "relative" and metric.relative is not None and control:
+        return abs((treatment / control - 1) - metric.relative) * abs(control) <= 1.01 * step
+    return abs((treatment - control) - metric.difference) <= 1.01 * step
 
 
 def margin_text(metric: MetricResult) -> str:
@@ -151,8 +172,8 @@ def _finding_note(metric: MetricResult, finding: str) -> str:
     if metric.margin <= 0 or finding in {"better", "equivalent"}:
         return ""
     if metric.non_inferior:
-        return "loss within its margin"
-    return "loss beyond its margin" if _is_beyond_margin(metric) else "loss beyond margin not ruled out"
+        return "loss within margin"
+    return "loss exceeds margin" if _is_beyond_margin(metric) else "loss may exceed margin"
 
 
 def _is_beyond_margin(metric: MetricResult) -> bool:
@@ -161,12 +182,13 @@ def _is_beyond_margin(metric: MetricResult) -> bool:
     return effect is not None and effect.has_margin and effect.high is not None and effect.high < -1
 
 
-def _facts(metric: MetricResult, values: NumberFormat, margin: str) -> list[Fact]:
-    users = format_count(metric.n_clusters)
+def _facts(metric: MetricResult, shown: ShownMetric, *, concluded: bool) -> list[Fact]:
+    formats = metric_formats(metric)
+    users = format_counted(metric.n_clusters, "user")
     facts = [
         Fact(name="Role", text=f"{ROLES.get(metric.role, metric.role)}; {DIRECTIONS.get(metric.direction, '')}"),
-        Fact(name="Margin", text=margin),
-        Fact(name="Observations", text=f"{format_count(metric.n)} from {users} users"),
+        Fact(name="Margin", text=margin_text(metric)),
+        Fact(name="Observations", text=f"{format_count(metric.n)} from {users}"),
         Fact(name="Method", text=metric.method or MISSING),
         Fact(name="p-value", text=format_p(metric.p_value)),
         Fact(name="Interval", text=f"{metric.confidence_level * 100:g}{NBSP}% confidence"),
@@ -175,14 +197,28 @@ def _facts(metric: MetricResult, values: NumberFormat, margin: str) -> list[Fact
             text=metric.status if metric.status == "ok" else f"{metric.status}: {status_words(metric.status)}",
         ),
     ]
-    for arm, value in (("Control alone", metric.control), ("Treatment alone", metric.treatment)):
-        if value.ci_low is not None and value.ci_high is not None:
-            text = f"{values.value(value.value)} ({values.value_interval(value.ci_low, value.ci_high)})"
-            facts.append(Fact(name=arm, text=text))
     if metric.estimand:
         facts.insert(3, Fact(name="What is estimated", text=metric.estimand))
+    if not concluded and shown.interval != MISSING:
+        text = f"{shown.difference} ({shown.interval}), an interval that cannot be relied on"
+        facts.append(Fact(name="Seen so far", text=text))
+    elif concluded and metric.relative is not None and metric.ci_low is not None:
+        own = f"{formats.difference.difference(metric.difference)} ({formats.difference.interval(metric.ci_low, metric.ci_high)})"
+        facts.append(Fact(name="Difference in its own unit", text=own))
+    if (
+        metric.name == "cost_per_request_usd"
+        and metric.control.value is not None
+        and metric.treatment.value is not None
+    ):
+        control, treatment = (format_usd(1000 * arm) for arm in (metric.control.value, metric.treatment.value))
+        facts.append(Fact(name="Per 1,000 requests", text=f"control {control}, treatment {treatment}"))
+    for arm, value in (("Control alone", metric.control), ("Treatment alone", metric.treatment)):
+        if value.ci_low is not None and value.ci_high is not None:
+            values = formats.values
+            text = f"{values.value(value.value)} ({values.value_interval(value.ci_low, value.ci_high)})"
+            facts.append(Fact(name=arm, text=text))
     if metric.expected_more_requests is not None:
-        text = f"about {format_count(metric.expected_more_requests)} more requests at the present noise"
+        text = f"about {format_counted(metric.expected_more_requests, 'more request')} at the present noise"
         facts.append(Fact(name="To settle it", text=text))
     return facts
 
@@ -195,6 +231,8 @@ def _how_to_read(metric: MetricResult, shown: ShownMetric, finding: str) -> str:
     against = "an even split" if metric.name == "win_rate" else "control"
     seen = f"Against {against}, the treatment's {subject} differs by {shown.difference}; "
     seen += f"values from {shown.interval} fit the data."
+    if metric.name != "win_rate" and not _subtracts(metric):
+        seen += " It is estimated over the users or pairs both arms share: not exactly the treatment's value minus control's."
     ends = {
         "better": "The whole interval lies on the better side of zero.",
         "worse": "The whole interval lies on the worse side of zero.",

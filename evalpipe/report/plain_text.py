@@ -39,9 +39,9 @@ def render_markdown(analysis: Analysis) -> str:
     lines += [f"**{escape_markdown(summary.headline)}**", ""]
     lines += [f"- {escape_markdown(reason)}" for reason in summary.reasons]
     lines += ["", *_metric_table(view)]
-    if view.unmeasured:
-        lines += [f"Not measured: {escape_markdown(', '.join(view.unmeasured))}.", ""]
-    lines += [f"- **{fact.name}** {escape_markdown(fact.text)}" for fact in summary.answers]
+    for line in view.footnotes:
+        lines += [escape_markdown(line), ""]
+    lines += [f"- **{answer.name}** {escape_markdown(answer.text)}" for answer in summary.answers]
     if view.reproduce:
         fence = "`" * (max((len(run) for run in re.findall("`+", view.reproduce)), default=0) + 1)
         lines += ["", f"Reproduce: {fence} {' '.join(view.reproduce.split())} {fence}"]

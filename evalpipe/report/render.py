@@ -12,6 +12,8 @@ import jinja2
 from markupsafe import Markup, escape
 
 from evalpipe.analysis.result import Analysis
+from evalpipe.core.format import format_counted
+from evalpipe.report.charts.interval import is_bent
 from evalpipe.report.charts.rates import Rate, rate_axis, rate_axis_cell, rate_cell
 from evalpipe.report.charts.svg import HATCH, Scale
 from evalpipe.report.figures import row_picture, shared_reach
@@ -33,6 +35,7 @@ def render(analysis: Analysis, *, deterministic: bool = False, max_examples: int
         "report.html.j2",
         title=view.title,
         view=view,
+        is_bent=is_bent(reach),
         row_picture=lambda row: row_picture(row, reach),
         rate_picture=_rate_picture,
         rate_axis=lambda judge: rate_axis_cell(_axis(judge)),
@@ -91,6 +94,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters["code"] = _code_spans
+    environment.filters["counted"] = format_counted
     environment.filters["slug"] = lambda text: re.sub(r"[^a-z0-9]+", "-", str(text).lower()).strip("-")
     return environment
 

@@ -1,16 +1,28 @@
-"""The top of the page: the recommendation, and the six questions a manager asks, answered in a line each."""
+"""The top of the page: the recommendation, and the questions a manager asks, answered in a line each."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from evalpipe.analysis.result import Analysis, Check
-from evalpipe.core.format import NBSP, format_count, format_day, format_percent, readable_instants
+from evalpipe.core.format import (
+    NBSP,
+    format_counted,
+    format_day,
+    format_percent,
+    full_sentence,
+    readable_instants,
+    sentence_case,
+    together,
+    within_sentence,
+)
 from evalpipe.report.judge_view import JudgeView
 from evalpipe.report.metric_view import Fact, MetricRow
 from evalpipe.report.words import LOOKS, MODES, POLICIES, RECOMMENDATIONS
 
 PARTS = ("since", "until", "where")
+MOST_NAMED = 4
+"""metrics an answer names; the table has the rest"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,13 +36,28 @@ class Problem:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """The answer to a question: metrics with their differences where it is about metrics, then what is left to say."""
+
+    name: str
+    metrics: list[tuple[str, str]]
+    rest: str
+
+    @property
+    def text(self) -> str:
+        """All of it in one paragraph."""
+        named = "; ".join(f"{within_sentence(label)} {change}" for label, change in self.metrics)
+        return " ".join(part for part in (f"{sentence_case(named)}." if named else "", self.rest) if part)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SummaryView:
     recommendation: str
     recommendation_word: str
     headline: str
     reasons: list[str]
     would_change: list[str]
-    answers: list[Fact]
+    answers: list[Answer]
     compared: list[Fact]
     problems: list[Problem]
 
@@ -38,8 +65,8 @@ class SummaryView:
 def summary_view(analysis: Analysis, rows: list[MetricRow], judges: list[JudgeView]) -> SummaryView:
     decision = analysis.decision
     word = RECOMMENDATIONS.get(decision.recommendation, decision.recommendation)
-    reasons = [readable_instants(reason) for reason in decision.reasons if reason]
-    headline = _headline(readable_instants(decision.headline) or (reasons.pop(0) if reasons else ""), word)
+    reasons = [_readable(reason) for reason in decision.reasons if reason]
+    headline = _headline(_readable(decision.headline) or (reasons.pop(0) if reasons else ""), word)
     warned = [check.detail for check in analysis.checks if check.status != "pass"]
     # What the headline or a problem above it says already is not said again.
     said = {_words(headline), _words(decision.headline)}
@@ -51,22 +78,16 @@ def summary_view(analysis: Analysis, rows: list[MetricRow], judges: list[JudgeVi
         recommendation_word=word,
         headline=headline,
         reasons=reasons,
-        would_change=[readable_instants(line) for line in decision.what_would_change],
+        would_change=[_readable(line) for line in decision.what_would_change],
         answers=_answers(analysis, rows, judges),
         compared=_compared(analysis, judges),
         problems=problems(analysis),
     )
 
 
-def sentence(text: str) -> str:
-    """The text with a capital first letter."""
-    return text[:1].upper() + text[1:]
-
-
-def full_sentence(text: str) -> str:
-    """Capital first, full stop last."""
-    shown = sentence(text.strip())
-    return shown if not shown or shown[-1] in ".!?…" else f"{shown}."
+def _readable(text: str) -> str:
+    """A sentence of the analysis as it is printed: instants as people write them, numbers and units together."""
+    return together(readable_instants(text))
 
 
 def _words(text: str) -> str:
@@ -78,7 +99,7 @@ def _headline(text: str, recommendation: str) -> str:
     """The sentence under the recommendation, which need not say it again."""
     head, _, rest = text.partition(": ")
     same = head.lower() in {recommendation.lower(), "ship", "keep", "collect more", "invalid", "do not decide"}
-    return sentence(rest.strip() if same and rest else text) or f"{recommendation}."
+    return sentence_case(rest.strip() if same and rest else text) or f"{recommendation}."
 
 
 def is_simulated(analysis: Analysis) -> bool:
@@ -105,8 +126,8 @@ def problems(analysis: Analysis) -> list[Problem]:
                 found.append(
                     Problem(
                         level=status,
-                        title=sentence(check.name.replace("_", " ")),
-                        detail=full_sentence(check.detail),
+                        title=sentence_case(check.name.replace("_", " ")),
+                        detail=full_sentence(readable_instants(check.detail)),
                         remedy=full_sentence(check.remedy or ""),
                     )
                 )
@@ -118,28 +139,34 @@ def _is_about_simulation(check: Check) -> bool:
     return check.name in {"simulated_judge", "judge_simulated"}
 
 
-def _answers(analysis: Analysis, rows: list[MetricRow], judges: list[JudgeView]) -> list[Fact]:
+def _answers(analysis: Analysis, rows: list[MetricRow], judges: list[JudgeView]) -> list[Answer]:
+    how_much = Answer(name="On how much?", metrics=[], rest=_how_much(analysis))
     if not rows:
-        return [Fact(name="On how much?", text=_how_much(analysis))]
+        return [how_much]
     return [
-        Fact(name="What got better?", text=_listed(rows, "better", "Nothing is proven better.")),
-        Fact(name="What got worse?", text=_worse(rows)),
-        Fact(name="How sure?", text=_how_sure(analysis, rows)),
-        Fact(name="On how much?", text=_how_much(analysis)),
-        Fact(name="Can the judge be trusted?", text=_judge_answer(judges)),
+        _found("What got better?", rows, "better", "Nothing is proven better."),
+        _found("What got worse?", rows, "worse", "Nothing is proven worse.", _open_guardrails(rows)),
+        Answer(name="How sure?", metrics=[], rest=_how_sure(analysis, rows)),
+        how_much,
+        Answer(name="Can the judge be trusted?", metrics=[], rest=_judge_answer(judges)),
     ]
 
 
-def _named(row: MetricRow) -> str:
-    return f"{row.label} {row.difference_with_interval}"
+def _found(name: str, rows: list[MetricRow], finding: str, nothing: str, also: str = "") -> Answer:
+    """The metrics with a finding, those that decide first."""
+    found = [row for row in _deciding_first(rows) if row.finding == finding]
+    n_more = len(found) - MOST_NAMED
+    more = f"{sentence_case(_number_word(n_more))} more in the table below." if n_more > 0 else ""
+    return Answer(
+        name=name,
+        metrics=[(row.label, row.difference_with_interval) for row in found[:MOST_NAMED]],
+        rest=" ".join(part for part in ("" if found else nothing, more, also) if part),
+    )
 
 
-def _listed(rows: list[MetricRow], finding: str, nothing: str) -> str:
-    named = [_named(row) for row in _deciding_first(rows) if row.finding == finding]
-    if not named:
-        return nothing
-    more = f"; and {len(named) - 4} more below" if len(named) > 4 else ""
-    return f"{sentence('; '.join(named[:4]))}{more}."
+def _number_word(n: int) -> str:
+    words = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    return words[n] if n < len(words) else str(n)
 
 
 def _deciding_first(rows: list[MetricRow]) -> list[MetricRow]:
@@ -147,25 +174,25 @@ def _deciding_first(rows: list[MetricRow]) -> list[MetricRow]:
     return sorted(rows, key=lambda row: order.get(row.raw.role, 2))
 
 
-def _worse(rows: list[MetricRow]) -> str:
-    text = _listed(rows, "worse", "Nothing is proven worse.")
-    open_guardrails = [
-        row.label
+def _open_guardrails(rows: list[MetricRow]) -> str:
+    """The guardrails that may still turn out to lose more than their margin."""
+    named = [
+        within_sentence(row.label)
         for row in rows
         if row.raw.role == "guardrail" and row.finding in {"inconclusive", "undefined"} and not row.raw.non_inferior
     ]
-    if open_guardrails:
-        text += f" Not yet ruled out beyond its margin: {', '.join(open_guardrails)}."
-    return text
+    return f"A loss beyond the margin is not ruled out yet: {', '.join(named)}." if named else ""
 
 
 def _how_sure(analysis: Analysis, rows: list[MetricRow]) -> str:
     level = rows[0].raw.confidence_level
     looks = analysis.decision.looks_explained or LOOKS.get(analysis.decision.looks, "")
     open_rows = [
-        row.label for row in rows if row.raw.role == "primary" and row.finding in {"inconclusive", "undefined"}
+        within_sentence(row.label)
+        for row in rows
+        if row.raw.role == "primary" and row.finding in {"inconclusive", "undefined"}
     ]
-    text = f"Every interval has {format_percent(level)} confidence. {sentence(looks.rstrip('.'))}".rstrip(". ") + "."
+    text = f"Every interval has {format_percent(level)} confidence. {full_sentence(looks)}".rstrip()
     if open_rows:
         text += f" Not settled: {', '.join(open_rows)}."
     return text
@@ -173,12 +200,12 @@ def _how_sure(analysis: Analysis, rows: list[MetricRow]) -> str:
 
 def _how_much(analysis: Analysis) -> str:
     funnel = analysis.funnel
-    text = f"{format_count(funnel.pairs)} pairs of answers from {format_count(funnel.requests)} requests"
+    text = f"{format_counted(funnel.pairs, 'pair')} of answers from {format_counted(funnel.requests, 'request')}"
     if funnel.users and funnel.users == funnel.requests:
         text += ", each counted as its own user"
     elif funnel.users:
-        text += f" by {format_count(funnel.users)} users"
-    text += f"; {format_count(funnel.judged_pairs)} pairs judged" if funnel.judged_pairs else "; none judged"
+        text += f" by {format_counted(funnel.users, 'user')}"
+    text += f"; {format_counted(funnel.judged_pairs, 'pair')} judged" if funnel.judged_pairs else "; none judged"
     first, last = analysis.provenance.get("first_at"), analysis.provenance.get("last_at")
     return f"{text}{_period(first, last)}."
 

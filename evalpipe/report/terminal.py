@@ -41,31 +41,31 @@ def summary(view: ReportView, *, wide: bool = True) -> Group:
     parts += [Padding(Text(f"• {reason}"), (0, 0, 0, 2)) for reason in view.summary.reasons]
     if view.rows:
         parts.append(_metrics(view, wide=wide))
-    if view.unmeasured:
-        parts.append(Text(f"Not measured: {', '.join(view.unmeasured)}.", style="dim"))
+    parts += [Text(line, style="dim") for line in view.footnotes]
     facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     facts.add_column(style="bold", no_wrap=True)
     facts.add_column(overflow="fold")
-    for fact in view.summary.answers:
-        facts.add_row(Text(fact.name), Text(fact.text))
+    for answer in view.summary.answers:
+        facts.add_row(Text(answer.name), Text(answer.text))
     parts.append(facts)
     return Group(*parts)
 
 
 def _metrics(view: ReportView, *, wide: bool) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1), show_edge=False)
+    """A table whose numbers and findings are never cut: where it is narrow, what belongs together stands in two lines."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1) if wide else (0, 1, 0, 0), show_edge=False)
     table.add_column("Metric", overflow="fold", min_width=14)
-    for name in ("Control", "Treatment"):
+    for name in ("Control", "Treatment") if wide else ("Control\nTreatment",):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("Difference (interval)" if wide else "Difference\n(interval)", justify="right", no_wrap=True)
     table.add_column("Finding", no_wrap=True)
     for group, rows in view.groups:
-        table.add_row(Text(group, style="dim italic"), "", "", "", "")
+        table.add_row(Text(group, style="dim italic"))
         for row in rows:
+            values = (row.control, row.treatment) if wide else (f"{row.control}\n{row.treatment}",)
             table.add_row(
                 Text(row.label),
-                Text(row.control),
-                Text(row.treatment),
+                *map(Text, values),
                 Text(row.difference_with_interval if wide else _two_lines(row)),
                 Text(f"{FINDINGS[row.finding]} {row.finding_word}", style=STYLES[row.finding]),
             )

@@ -11,18 +11,21 @@ from typing import Any
 import msgspec
 
 from evalpipe.analysis.result import Analysis
-from evalpipe.core.format import format_count, format_instant
+from evalpipe.core.format import format_counted, format_instant, full_sentence, readable_instants, within_sentence
 from evalpipe.report.example_view import ExampleView, chosen, example_groups, example_views
 from evalpipe.report.figures import Figure, figures, funnel_figure, judge_figures
 from evalpipe.report.judge_view import JudgeView, judge_view
 from evalpipe.report.metric_view import Fact, MetricRow, is_measured, metric_row
 from evalpipe.report.segment_view import SegmentTable, segment_table
-from evalpipe.report.summary_view import Problem, SummaryView, full_sentence, summary_view
+from evalpipe.report.summary_view import Problem, SummaryView, summary_view
 from evalpipe.report.untrusted import visible
 from evalpipe.report.words import FINDINGS, GROUPS
 
 SIGNIFICANT_DIGITS = 6
 """of every number of a deterministic report: what differs beyond them differs between machines"""
+
+SAID_TWICE = frozenset({"cost_per_1000_requests_usd"})
+"""metrics that are another one in another unit: in the JSON and the CSV; on the page only where they decide"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +63,21 @@ class ReportView:
         return [row for _, rows in self.groups for row in rows]
 
     @property
+    def footnotes(self) -> list[str]:
+        """What a reader of the table must know who sees nothing else of it."""
+        lines = []
+        if any(not row.subtracts for row in self.rows):
+            lines.append(
+                "A difference is estimated over the users or pairs both arms share, so it need not be exactly the "
+                "treatment's value minus control's."
+            )
+        if any(row.finding == "undefined" for row in self.rows):
+            lines.append("No conclusion: the data cannot carry a valid interval yet, so no difference is shown.")
+        if self.unmeasured:
+            lines.append(f"Not measured in this log: {', '.join(map(within_sentence, self.unmeasured))}.")
+        return lines
+
+    @property
     def problems(self) -> list[Problem]:
         return self.summary.problems
 
@@ -68,7 +86,8 @@ def report_view(analysis: Analysis, *, deterministic: bool = False, max_examples
     """The view of an analysis. `deterministic` rounds every number first and leaves out what differs between machines."""
     examples = example_views(chosen(analysis.examples, max_examples), experiment=analysis.experiment)
     analysis = tidy(analysis, deterministic=deterministic)
-    rows = [metric_row(metric) for metric in analysis.metrics if is_measured(metric)]
+    told = [metric for metric in analysis.metrics if metric.name not in SAID_TWICE or metric.role != "diagnostic"]
+    rows = [metric_row(metric) for metric in told if is_measured(metric)]
     judges = _deciding_first([judge_view(judge) for judge in analysis.judges])
     facts, config, reproduce = _provenance(analysis, deterministic=deterministic)
     return ReportView(
@@ -77,7 +96,7 @@ def report_view(analysis: Analysis, *, deterministic: bool = False, max_examples
         generated=format_instant(analysis.generated_at),
         summary=summary_view(analysis, rows, judges),
         groups=_grouped(rows),
-        unmeasured=[m.label or m.name for m in analysis.metrics if not is_measured(m)],
+        unmeasured=[m.label or m.name for m in told if not is_measured(m)],
         figures=figures(analysis, rows),
         judges=judges,
         judge_figures=judge_figures(analysis),
@@ -88,7 +107,7 @@ def report_view(analysis: Analysis, *, deterministic: bool = False, max_examples
             CheckRow(
                 name=c.name.replace("_", " "),
                 status=c.status,
-                detail=full_sentence(c.detail),
+                detail=full_sentence(readable_instants(c.detail)),
                 remedy=full_sentence(c.remedy or ""),
             )
             for c in analysis.checks
@@ -163,7 +182,7 @@ def _provenance(analysis: Analysis, *, deterministic: bool) -> tuple[list[Fact],
         facts.append(Fact(name="Versions", text=_flat(provenance["versions"])))
     data = provenance.get("data")
     if isinstance(data, dict) and not deterministic:
-        size = f"{format_count(data.get('n_files'))} files, {format_count(data.get('n_bytes'))} bytes"
+        size = f"{format_counted(data.get('n_files'), 'file')}, {format_counted(data.get('n_bytes'), 'byte')}"
         facts.append(Fact(name="Data", text=f"{size}, fingerprint {data.get('fingerprint')}"))
     plan = {key: provenance[key] for key in ("config", "n_star") if provenance.get(key)}
     text = json.dumps(plan, indent=2, ensure_ascii=False) if plan else ""

@@ -17,6 +17,7 @@ FINDINGS = {
     "inconclusive": "?",
     "undefined": "–",
 }
+FINDING_WORDS = {finding: finding for finding in FINDINGS} | {"undefined": "no conclusion"}
 FINDING_ORDER = ("worse", "inconclusive", "undefined", "equivalent", "better")
 """worst first"""
 

@@ -13,8 +13,9 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
-from urllib.request import Request, urlopen
+from urllib.request import urlopen
 
 import anthropic
 import openai
@@ -23,7 +24,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "collector"))
 
-from collector_harness import CHAT, RawUpstream, chat_answer, chat_request, plain, start_collector
+from collector_harness import RawUpstream, Received, chat_answer, chat_stream, chunked, plain, start_collector
 
 
 def _free_port() -> int:
@@ -32,9 +33,9 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait(url: str, seconds: float) -> None:
+def _wait(url: str, seconds: float, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and process.poll() is None:
         try:
             urlopen(url, timeout=5).close()
         except (URLError, OSError) as error:
@@ -43,11 +44,11 @@ def _wait(url: str, seconds: float) -> None:
             time.sleep(0.3)
         else:
             return
-    pytest.fail(f"{url} did not come up")
+    pytest.fail(f"{url} did not come up (exit code {process.poll()}):\n{log.read_text('utf-8', 'replace')[-2000:]}")
 
 
 @pytest.fixture(scope="module")
-def llama() -> Iterator[str]:
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a llama.cpp server with a small real model."""
     running = os.environ.get("EVALPIPE_LLAMA_URL")
     if running:
@@ -58,11 +59,15 @@ def llama() -> Iterator[str]:
         pytest.skip("no xllamacpp: pip install 'evalpipe[local]', or name a Python that has it in EVALPIPE_LLAMA")
     port = _free_port()
     command = [python, "-m", "evalpipe.sim.local", "smollm2-135m-instruct", "--port", str(port)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _wait(f"http://127.0.0.1:{port}/health", 120)
-    yield f"http://127.0.0.1:{port}"
-    process.terminate()
-    process.wait(30)
+    log = tmp_path_factory.mktemp("llama") / "server.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=out)
+    try:
+        _wait(f"http://127.0.0.1:{port}/health", 240, process, log)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(30)
 
 
 def test_llama_cpp_is_both_arms_streamed(llama: str, tmp_path: Path) -> None:
@@ -101,25 +106,46 @@ def test_litellm_proxy_is_an_upstream(tmp_path: Path) -> None:
     program = os.environ.get("BENCH_LITELLM")
     if not program:
         pytest.skip("no LiteLLM proxy: name its program in BENCH_LITELLM")
-    server = RawUpstream(lambda r: [plain(chat_answer("through litellm"))])
+    words = ["through", " ", "litellm"]
+
+    def answer(request: Received) -> list[bytes]:
+        streamed = json.loads(request.body or b"{}").get("stream")
+        return chunked(chat_stream(words)) if streamed else [plain(chat_answer("".join(words)))]
+
+    server = RawUpstream(answer)
     port = _free_port()
     config = tmp_path / "litellm.yaml"
     arm = {"model": "openai/gpt-4o", "api_base": server.url + "/v1", "api_key": "sk-x"}
-    config.write_text(json.dumps({"model_list": [{"model_name": "gpt-4o", "litellm_params": arm}]}))
-    process = subprocess.Popen(
-        [program, "--config", str(config), "--host", "127.0.0.1", "--port", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+    # Without a master key the proxy refuses to start.
+    key = "sk-master-of-this-test"
+    settings = {"master_key": key}
+    config.write_text(
+        json.dumps({"model_list": [{"model_name": "gpt-4o", "litellm_params": arm}], "general_settings": settings})
     )
+    log = tmp_path / "litellm.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [program, "--config", str(config), "--host", "127.0.0.1", "--port", str(port)],
+            stdout=out,
+            stderr=out,
+            env={**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"},  # no price list from the network
+        )
     try:
-        _wait(f"http://127.0.0.1:{port}/health/liveliness", 120)
+        _wait(f"http://127.0.0.1:{port}/health/liveliness", 240, process, log)
         running = start_collector(tmp_path / "w", f"http://127.0.0.1:{port}", provider="litellm")
-        for _ in range(5):
-            headers = {"content-type": "application/json", "authorization": "Bearer sk-x"}
-            answer = json.loads(urlopen(Request(running.url + CHAT, chat_request(), headers), timeout=60).read())
-            assert answer["choices"][0]["message"]["content"] == "through litellm"
+        client = openai.OpenAI(base_url=running.url + "/v1", api_key=key, max_retries=0, timeout=60)
+        asked: Any = [{"role": "user", "content": "hi"}]
+        for _ in range(3):
+            whole = client.chat.completions.create(model="gpt-4o", messages=asked)
+            assert whole.choices[0].message.content == "".join(words)
+            chunks = client.chat.completions.create(model="gpt-4o", messages=asked, stream=True)
+            told = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
+            assert "".join(told) == "".join(words)
+        client.close()
         assert running.stop() == 0
-        assert {r.status for r in running.responses().values()} == {200}
+        records = list(running.responses().values())
+        assert len(records) == 6
+        assert all(r.status == 200 and r.ended == "complete" for r in records)
     finally:
         process.terminate()
         process.wait(30)

@@ -27,6 +27,12 @@ from evalpipe.analysis.result import (
 )
 
 START = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)
+LABELS = {
+    "p50_latency_ms": "Median latency",
+    "p99_latency_ms": "99th percentile latency",
+    "p99_ttft_ms": "99th percentile time to first token",
+    "cost_per_request_usd": "Cost per request",
+}
 
 
 def arm(value: float | None, n: int = 2400, **changes: Any) -> ArmValue:
@@ -36,7 +42,7 @@ def arm(value: float | None, n: int = 2400, **changes: Any) -> ArmValue:
 def metric(name: str = "error_rate", **changes: Any) -> MetricResult:
     values: dict[str, Any] = {
         "name": name,
-        "label": name.replace("_", " "),
+        "label": LABELS.get(name, name.replace("_", " ").capitalize()),
         "group": "reliability",
         "unit": "ratio",
         "direction": "lower",
@@ -84,7 +90,6 @@ def relative(
 
 def win_rate(theta: float = 0.58, half: float = 0.041, **changes: Any) -> MetricResult:
     values: dict[str, Any] = {
-        "label": "win rate",
         "group": "quality",
         "direction": "higher",
         "role": "primary",
@@ -278,10 +283,10 @@ def all_metrics() -> list[MetricResult]:
         relative("tokens_per_second", 41.3, 0.38, 0.06, unit="tokens_per_second", direction="higher", finding="better",
                  p_value=0.00001),
         win_rate(),
-        metric("judge_score", label="judge score", group="quality", unit="score_10", direction="higher",
+        metric("judge_score", group="quality", unit="score_10", direction="higher",
                role="diagnostic", margin=0.25, control=arm(7.3, 800), treatment=arm(7.47, 800), difference=0.17,
                ci_low=0.02, ci_high=0.32, n=800, finding="better", p_value=0.03),
-        metric("completeness_score", label="completeness score", group="quality", unit="score_10", direction="higher",
+        metric("completeness_score", group="quality", unit="score_10", direction="higher",
                role="diagnostic", margin=0.25, control=arm(7.2, 800), treatment=arm(7.05, 800), difference=-0.15,
                ci_low=-0.33, ci_high=0.03, n=800, finding="inconclusive", non_inferior=False,
                expected_more_requests=1900, p_value=0.1),

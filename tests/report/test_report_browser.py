@@ -115,7 +115,7 @@ def test_a_reader_clicks_through_the_report(open_page: Callable[..., Watched]) -
     page = watched.page
 
     # A row opens by click and by key, and closes again.
-    button = page.locator("button.open", has_text="error rate").first
+    button = page.locator("button.open", has_text="Error rate").first
     detail = page.locator(f"#{button.get_attribute('aria-controls')}")
     assert not detail.is_visible()
     button.click()
@@ -144,7 +144,7 @@ def test_a_reader_clicks_through_the_report(open_page: Callable[..., Watched]) -
         "worse", "inconclusive", "undefined", "equivalent", "better",
     ]  # fmt: skip
     page.locator("table.metrics th[data-sort=effect] button").click()
-    assert names(page)[0] == "refusal rate"
+    assert names(page)[0] == "Refusal rate"
 
     # Filtering the examples by kind and by words.
     shown = page.locator("details.example:visible")

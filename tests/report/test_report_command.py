@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -11,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from evalpipe.cli.load import load
 from evalpipe.cli.report import report
-from evalpipe.errors import EvalpipeError
+from evalpipe.errors import ConfigError, EvalpipeError
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +78,32 @@ def test_compare_and_index(workspace: Path, tmp_path: Path, monkeypatch: pytest.
         run(workspace, "report", "-e", "trial", "-o", str(tmp_path / "reports" / f"{name}.html"))
     run(workspace, "report", "--compare", "reports/one.json", "reports/two.json")
     assert (tmp_path / "reports" / "compare-one-two.html").exists()
-    run(workspace, "report", "--index")
+    pair = ("--compare", "reports/one.json", "reports/two.json")
+    markdown = run(workspace, "report", *pair, "--format", "markdown").stdout
+    document = json.loads(run(workspace, "report", *pair, "--format", "json").stdout)
+    assert json.loads(run(workspace, "report", *pair, "--json").stdout) == document
+    row = next(metric for metric in document["metrics"] if metric["name"] == "win_rate")
+    assert (
+        row["a"]
+        == row["b"]
+        == next(m for m in metrics_of(tmp_path / "reports" / "one.json") if m["name"] == "win_rate")
+    )
+    assert f"| Win rate | +20 points (−10 to +33 points) {row['a']['finding']} |".split(" (")[0] in markdown.replace(
+        "\u00a0", " "
+    )
+    with pytest.raises(ConfigError, match="--compare has no --format csv"):
+        run(workspace, "report", *pair, "--format", "csv")
+    said = run(workspace, "report", "--index")
+    assert "lists 2 reports" in said.stderr
     assert 'href="one.html"' in (tmp_path / "reports" / "index.html").read_text()
+    (tmp_path / "reports" / "two.json").unlink()
+    assert "lists 1 report)" in run(workspace, "report", "--index").stderr
+    with pytest.raises(ConfigError, match="--index is a page"):
+        run(workspace, "report", "--index", "--format", "csv")
+
+
+def metrics_of(path: Path) -> list[dict[str, Any]]:
+    return list(json.loads(path.read_bytes())["metrics"])
 
 
 def test_what_is_not_there_is_one_line(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

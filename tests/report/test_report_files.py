@@ -94,6 +94,9 @@ def test_comparison_and_index(tmp_path: Path) -> None:
     assert 'href="march%20%26%20%3Capril%3E.html"' in text
     assert "simulated judge" in text
     assert "1 JSON file in this folder could not be read" in text
+    # The index leads to other files: unlike a report it does not say of itself that it can be mailed as it is.
+    assert "mailed as it is" not in text
+    assert "It links to the reports beside it" in text
     compared = write_comparison(tmp_path / "march & <april>.json", tmp_path / "demo.json", None, tmp_path)
     assert "Simulated judge" in compared.read_text()
     with pytest.raises(DataError, match="is not the JSON of a report"):
@@ -104,10 +107,10 @@ def test_comparison_and_index(tmp_path: Path) -> None:
 
 def test_comparison_says_where_two_reports_agree() -> None:
     verdicts = {metric.label: metric.verdict for metric in compare(mixed(), demo_like()).metrics}
-    assert verdicts["win rate"].startswith("different")
-    assert verdicts["timeout rate"] == "only in one"
-    assert verdicts["error rate"] == "inconclusive, then equivalent; the intervals overlap"
-    assert "| win rate | " in comparison_markdown(mixed(), demo_like())
+    assert verdicts["Win rate"].startswith("different")
+    assert verdicts["Timeout rate"] == "only in one"
+    assert verdicts["Error rate"] == "inconclusive, then equivalent; the intervals overlap"
+    assert "| Win rate | " in comparison_markdown(mixed(), demo_like())
 
 
 def test_a_spreadsheet_runs_nothing() -> None:

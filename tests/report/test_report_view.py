@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import xml.etree.ElementTree as ET
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
@@ -11,9 +12,10 @@ from hypothesis import strategies as st
 from report_builders import demo_like, empty, judge, latency_curves, metric, mixed, relative, win_rate
 
 from evalpipe.analysis.result import Agreement, Check, Decision
-from evalpipe.report.charts.interval import Mark, interval_cell
+from evalpipe.report.charts.interval import Mark, axis_reach, interval_cell, is_bent
 from evalpipe.report.charts.latency import latency_at
-from evalpipe.report.charts.svg import log_ticks, nice_ticks
+from evalpipe.report.charts.svg import Scale, log_ticks, nice_ticks
+from evalpipe.report.charts.time_axis import time_span, time_ticks
 from evalpipe.report.figures import figures, funnel_figure, judge_figures
 from evalpipe.report.judge_view import judge_trust
 from evalpipe.report.metric_view import effect_of, metric_row
@@ -59,12 +61,79 @@ def test_nothing_is_drawn_where_there_is_no_number() -> None:
     assert "Nothing can be concluded" in row.how_to_read
 
 
+def test_a_number_without_a_valid_interval_is_not_shown() -> None:
+    row = metric_row(relative("p99_latency_ms", 5009.0, 0.017, 0.012, finding="undefined", status="tail_too_small"))
+    assert (row.difference, row.interval, row.effect) == ("–", "–", None)
+    assert (row.finding_word, row.finding_note) == ("no conclusion", "too few in the tail")
+    facts = {fact.name: fact.text.replace("\u00a0", " ") for fact in row.facts}
+    assert facts["Seen so far"] == "+1.7 % (+0.5 to +2.9 %), an interval that cannot be relied on"
+
+
+def test_a_row_says_where_its_difference_is_not_the_difference_of_its_values() -> None:
+    # 0.3 % − 0.5 % = −0.2 points, as shown.
+    assert metric_row(metric()).subtracts
+    # The same values over users who do not all have both arms: −0.5 points.
+    weighted = metric(difference=-0.005, ci_low=-0.009, ci_high=-0.001, finding="better")
+    assert not metric_row(weighted).subtracts
+    assert "not exactly the treatment's value minus control's" in metric_row(weighted).how_to_read
+    view = report_view(dataclasses.replace(mixed(), metrics=[weighted]))
+    assert any("need not be exactly the treatment's value minus control's" in line for line in view.footnotes)
+    # A win rate is taken from an even split, and says so in its row: 58 − 42 is not 8.
+    assert (metric_row(win_rate()).aside, metric_row(win_rate()).subtracts) == ("from an even split", True)
+
+
+def test_one_cost_in_two_units_is_shown_once_unless_it_decides() -> None:
+    once = relative("cost_per_request_usd", 0.002, -0.3, 0.02, unit="usd", group="cost")
+    again = relative("cost_per_1000_requests_usd", 2.0, -0.3, 0.02, unit="usd", group="cost")
+    analysis = dataclasses.replace(mixed(), metrics=[once, again])
+    assert [row.name for row in report_view(analysis).rows] == ["cost_per_request_usd"]
+    facts = {fact.name: fact.text for fact in report_view(analysis).rows[0].facts}
+    assert facts["Per 1,000 requests"] == "control $2.00, treatment $1.40"
+    guarded = dataclasses.replace(analysis, metrics=[once, dataclasses.replace(again, role="guardrail")])
+    assert len(report_view(guarded).rows) == 2
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "labels", "span"),
+    [
+        # 20 seconds: seconds in the labels
+        ("2026-11-23T16:25:41.5", "2026-11-23T16:26:01", "16:25:45, 16:25:50, 16:25:55, 16:26:00", "23 Nov 2026, UTC"),
+        # 50 minutes
+        ("2026-11-23T16:05:00", "2026-11-23T16:55:00", "16:10, 16:20, 16:30, 16:40, 16:50", "23 Nov 2026, UTC"),
+        # 30 hours: midnight is named by its day
+        ("2026-11-23T13:00:00", "2026-11-24T19:00:00", "18:00, 24 Nov, 06:00, 12:00, 18:00", "23 Nov to 24 Nov 2026, UTC"),
+        # 10 days
+        ("2026-03-02T09:00:00", "2026-03-12T09:00:00", "4 Mar, 6 Mar, 8 Mar, 10 Mar, 12 Mar", "2 Mar to 12 Mar 2026, UTC"),
+    ],
+)  # fmt: skip
+def test_times_on_an_axis_are_round_and_as_fine_as_they_stand_apart(
+    low: str, high: str, labels: str, span: str
+) -> None:
+    start, end = (datetime.fromisoformat(at).replace(tzinfo=UTC).timestamp() for at in (low, high))
+    ticks = time_ticks(start, end)
+    assert ", ".join(label for _, label in ticks) == labels
+    assert all(start <= at <= end for at, _ in ticks)
+    assert time_span(start, end) == span
+
+
+def test_an_axis_far_beyond_the_margin_is_compressed_and_keeps_its_order() -> None:
+    assert axis_reach([0.5, -3.0]) == pytest.approx(3.24)
+    assert not is_bent(axis_reach([5.0]))
+    reach = axis_reach([-0.4, -108.0])
+    assert (reach, is_bent(reach)) == (100.0, True)
+    x = Scale(-reach, reach, 0.0, 200.0, bent=True)
+    places = [x(v) for v in (-100, -20, -5, -1, 0, 1, 5, 20, 100)]
+    assert places == sorted(places)
+    assert (places[0], places[4], places[-1]) == (0.0, 100.0, 200.0)
+    assert places[4] - places[3] > 15  # the margin is still well apart from zero
+
+
 @pytest.mark.parametrize(
     ("finding", "non_inferior", "note"),
     [
-        ("inconclusive", True, "loss within its margin"),
-        ("inconclusive", False, "loss beyond margin not ruled out"),
-        ("worse", True, "loss within its margin"),
+        ("inconclusive", True, "loss within margin"),
+        ("inconclusive", False, "loss may exceed margin"),
+        ("worse", True, "loss within margin"),
         ("better", True, ""),
         ("equivalent", True, ""),
     ],
@@ -114,9 +183,12 @@ def test_the_headline_does_not_say_the_recommendation_twice() -> None:
 
 
 def test_the_questions_of_a_manager_are_answered() -> None:
-    answers = {fact.name: fact.text.replace("\u00a0", " ") for fact in report_view(mixed()).summary.answers}
-    assert "Win rate +8.0 points (+3.9 to +12.1 points)" in answers["What got better?"]
-    assert answers["What got worse?"].startswith("P99 latency ms +12.0 % (+3.0 to +21.0 %)")
+    summary = report_view(mixed()).summary
+    answers = {answer.name: answer.text.replace("\u00a0", " ") for answer in summary.answers}
+    assert answers["What got better?"].startswith("Win rate +8.0 points (+3.9 to +12.1 points); cost per request")
+    # Five are better, four are named.
+    assert answers["What got better?"].endswith(". One more in the table below.")
+    assert answers["What got worse?"].startswith("99th percentile latency +12.0 % (+3.0 to +21.0 %)")
     assert "2,431 requests by 412 users" in answers["On how much?"]
     assert "95 %" in answers["How sure?"]
     assert answers["Can the judge be trusted?"].startswith("Yes, as far as checked")
@@ -155,7 +227,10 @@ def test_every_picture_is_well_formed_described_and_without_style() -> None:
 
 
 @given(
-    st.floats(-50, 50), st.one_of(st.none(), st.floats(0, 40)), st.one_of(st.none(), st.floats(0, 40)), st.floats(2, 6)
+    st.floats(-50, 50),
+    st.one_of(st.none(), st.floats(0, 40)),
+    st.one_of(st.none(), st.floats(0, 40)),
+    st.floats(2, 100),
 )
 def test_no_interval_leaves_its_cell(point: float, below: float | None, above: float | None, reach: float) -> None:
     mark = Mark(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from markupsafe import Markup
 
 from evalpipe.analysis.result import DimensionResult
-from evalpipe.report.charts.svg import WIDTH, picture, rect, text
+from evalpipe.report.charts.svg import WIDTH, picture, rect, short_label, text
 
 LEFT, RIGHT, TOP, ROW = 110.0, 8.0, 28.0, 34.0
 
@@ -23,7 +23,7 @@ def dimension_chart(dimensions: list[DimensionResult]) -> Markup | None:
     for index, row in enumerate(rows):
         total = row.wins + row.ties + row.losses
         y = TOP + ROW * index
-        parts.append(text(LEFT - 8, y + 17, row.name.replace("_", " "), "label", "end"))
+        parts.append(text(LEFT - 8, y + 17, short_label(row.name.replace("_", " "), LEFT - 8), "label", "end"))
         x = LEFT
         for count, look in ((row.wins, "won"), (row.ties, "tied"), (row.losses, "lost")):
             width = span * count / total

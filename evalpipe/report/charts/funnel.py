@@ -5,7 +5,7 @@ from __future__ import annotations
 from markupsafe import Markup
 
 from evalpipe.core.format import format_count
-from evalpipe.report.charts.svg import picture, rect, text
+from evalpipe.report.charts.svg import picture, rect, short_label, text
 
 WIDTH, LABEL, COUNT, ROW, BAR = 480.0, 150.0, 84.0, 26.0, 15.0
 
@@ -19,7 +19,9 @@ def funnel_chart(steps: list[tuple[str, int, str]]) -> Markup | None:
     parts: list[Markup] = []
     for index, (name, count, look) in enumerate(steps):
         y = ROW * index + 6
-        parts.append(text(LABEL - 8, y + 12.5, name, "label" if look == "kept" else "label muted", "end"))
+        parts.append(
+            text(LABEL - 8, y + 12.5, short_label(name, LABEL - 8), "label" if look == "kept" else "label muted", "end")
+        )
         width = span * count / largest
         parts.append(rect(LABEL, y, max(width, 1.0) if count else 0.0, BAR, f"step {look}"))
         parts.append(text(LABEL + width + 7, y + 12.5, format_count(count), "count"))

@@ -6,10 +6,23 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from evalpipe.report.charts.svg import WIDTH, Scale, element, line, nice_ticks, path, picture, text
+from evalpipe.report.charts.svg import (
+    WIDTH,
+    Scale,
+    element,
+    line,
+    nice_ticks,
+    path,
+    picture,
+    short_label,
+    text,
+    text_width,
+)
 
 CELL_WIDTH, CELL_HEIGHT = 220.0, 34.0
 PAD = 8.0
+LABEL_ROOM = 204.0
+"""at most, for the names beside a forest plot"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,14 +38,35 @@ class Mark:
     has_margin: bool = True
 
 
+STRAIGHT_REACH = 6.0
+"""margins up to which the shared axis is straight; beyond it is compressed, so that small and large effects are both seen"""
+MOST_REACH = 100.0
+
+
 def axis_reach(bounds: list[float]) -> float:
-    """Half the width of the shared axis in margins: all intervals where they fit, from 2 to 6 margins."""
-    return min(6.0, max([2.0, *(abs(bound) * 1.08 for bound in bounds)]))
+    """Half the width of the shared axis in margins: all intervals where they fit, from 2 to 100 margins."""
+    return min(MOST_REACH, max([2.0, *(abs(bound) * 1.08 for bound in bounds)]))
+
+
+def is_bent(reach: float) -> bool:
+    """Whether an axis of that reach is compressed far from zero."""
+    return reach > STRAIGHT_REACH
+
+
+def _axis(reach: float, start: float, end: float) -> Scale:
+    return Scale(-reach, reach, start, end, bent=is_bent(reach))
+
+
+def _ticks(reach: float) -> list[float]:
+    if not is_bent(reach):
+        return nice_ticks(-reach, reach, 4)
+    sizes = [size for size in (5.0, 20.0, 100.0) if size <= reach]
+    return [-size for size in reversed(sizes)] + [0.0] + sizes
 
 
 def interval_cell(mark: Mark, reach: float) -> Markup:
     """The picture in a row: zero solid, the margin dashed, right of zero is better for the treatment."""
-    x = Scale(-reach, reach, PAD, CELL_WIDTH - PAD)
+    x = _axis(reach, PAD, CELL_WIDTH - PAD)
     middle = CELL_HEIGHT / 2
     parts = [line(PAD, middle, CELL_WIDTH - PAD, middle, "track")]
     if mark.has_margin:
@@ -79,10 +113,11 @@ def point_mark(x: float, y: float, finding: str) -> Markup:
 
 def forest(marks: list[Mark], *, reach: float, title: str, description: str) -> Markup:
     """All intervals over one axis in margins, in the order given."""
-    row, top, label_width = 24.0, 34.0, 204.0
+    row, top = 24.0, 34.0
+    label_width = min(LABEL_ROOM, max(text_width(mark.label) for mark in marks))
     width = WIDTH + 24
     height = top + row * len(marks) + 34
-    x = Scale(-reach, reach, label_width + PAD, width - PAD)
+    x = _axis(reach, label_width + PAD, width - PAD)
     bottom = top + row * len(marks)
     parts = [
         text(x(0) - 10, 14, "← treatment worse", "axis-word", "end"),
@@ -92,14 +127,14 @@ def forest(marks: list[Mark], *, reach: float, title: str, description: str) -> 
         line(x(0), top - 8, x(0), bottom + 4, "zero-line"),
         line(x(-reach), bottom + 4, x(reach), bottom + 4, "axis"),
     ]
-    for tick in sorted({*nice_ticks(-reach, reach, 4), -1.0} - {1.0}):
+    for tick in sorted({*_ticks(reach), -1.0} - {1.0}):
         parts.append(line(x(tick), bottom + 4, x(tick), bottom + 8, "axis"))
         if tick == -1:  # ends at its line, so that it stays clear of the zero however narrow the axis is
             parts.append(text(x(tick) + 6, bottom + 22, "margin", "tick", "end"))
-        elif not -1 > tick > -reach * 0.6:
+        elif tick >= 0 or x(-1) - x(tick) > text_width("margin") + 8:
             parts.append(text(x(tick), bottom + 22, f"{abs(tick):g}×" if tick else "0", "tick", "middle"))
     for index, mark in enumerate(marks):
         y = top + row * (index + 0.5)
-        parts.append(text(label_width, y + 4, mark.label, "label", "end"))
+        parts.append(text(label_width, y + 4, short_label(mark.label, label_width), "label", "end"))
         parts += interval_marks(mark, x, y, reach)
     return picture(*parts, width=width, height=height, title=title, description=description, class_="chart")

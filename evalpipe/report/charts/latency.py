@@ -7,7 +7,7 @@ from bisect import bisect_left
 from markupsafe import Markup
 
 from evalpipe.analysis.result import LatencyCurve
-from evalpipe.core.format import number_format
+from evalpipe.core.format import NBSP, number_format
 from evalpipe.report.charts.svg import WIDTH, Scale, element, line, log_ticks, path, picture, text
 
 LEFT, RIGHT, TOP, HEIGHT, BOTTOM = 44.0, 12.0, 26.0, 250.0, 206.0
@@ -25,11 +25,19 @@ def latency_at(curve: LatencyCurve, share: float) -> float | None:
     return values[at - 1] + (values[at] - values[at - 1]) * (share - left) / (right - left)
 
 
-def short_ms(value: float, largest: float = 0.0) -> str:
-    """A latency with two digits; in seconds where the `largest` of the picture is."""
-    return number_format("ms", largest=max(value, largest), half_width=value * 0.4 if largest else value / 10).value(
-        value
-    )
+def _left_edge(curves: list[LatencyCurve]) -> float:
+    """Where the axis begins: at the fastest hundredth, so that a single quick answer does not stretch it by decades."""
+    return min(latency_at(c, 0.01) or min(v for v in c.values_ms if v > 0) for c in curves)
+
+
+def short_ms(value: float) -> str:
+    """A latency with two digits."""
+    return number_format("ms", largest=value, half_width=value / 10).value(value)
+
+
+def _tick(value_ms: float, high_ms: float) -> str:
+    """A round latency, in seconds where the axis goes beyond ten."""
+    return f"{value_ms / 1000:g}{NBSP}s" if high_ms >= 10_000 else f"{value_ms:,g}{NBSP}ms"
 
 
 def latency_chart(curves: list[LatencyCurve]) -> Markup | None:
@@ -38,7 +46,7 @@ def latency_chart(curves: list[LatencyCurve]) -> Markup | None:
     if not drawn:
         return None
     values = [value for curve in drawn for value in curve.values_ms if value > 0]
-    low, high = min(values), max(values)
+    low, high = _left_edge(drawn), max(values)
     x = Scale(low * 0.9, high * 1.1, LEFT, WIDTH - RIGHT, log=True)
     y = Scale(0.0, 1.0, BOTTOM, TOP)
     parts: list[Markup] = []
@@ -50,7 +58,7 @@ def latency_chart(curves: list[LatencyCurve]) -> Markup | None:
     for tick in ticks:
         parts.append(line(x(tick), BOTTOM, x(tick), BOTTOM + 4, "axis"))
         if x(tick) - shown_to > 58 and LEFT + 10 < x(tick) < WIDTH - RIGHT - 12:
-            parts.append(text(x(tick), BOTTOM + 18, short_ms(tick, high if tick >= 100 else 0.0), "tick", "middle"))
+            parts.append(text(x(tick), BOTTOM + 18, _tick(tick, high), "tick", "middle"))
             shown_to = x(tick)
     parts.append(
         text((LEFT + WIDTH - RIGHT) / 2, BOTTOM + 38, "latency (each step of the axis multiplies)", "tick", "middle")
@@ -72,6 +80,6 @@ def latency_words(curves: list[LatencyCurve]) -> str:
     for curve in curves:
         half, tail = latency_at(curve, 0.5), latency_at(curve, 0.99)
         parts = [f"half of its answers within {short_ms(half)}" if half is not None else ""]
-        parts.append(f"99 % within {short_ms(tail)}" if tail is not None else "")
+        parts.append(f"99{NBSP}% within {short_ms(tail)}" if tail is not None else "")
         sentences.append(f"{curve.arm.capitalize()}: {', '.join(part for part in parts if part)}.")
     return " ".join(sentences)

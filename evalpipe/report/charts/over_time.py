@@ -8,10 +8,10 @@ from datetime import datetime
 from markupsafe import Markup
 
 from evalpipe.analysis.result import Series, SeriesPoint
-from evalpipe.core.format import format_day, format_instant
-from evalpipe.report.charts.svg import WIDTH, Scale, element, line, nice_ticks, path, picture, text
+from evalpipe.report.charts.svg import WIDTH, Scale, element, gutter, line, nice_ticks, path, picture, text
+from evalpipe.report.charts.time_axis import time_span, time_ticks
 
-LEFT, RIGHT, TOP, HEIGHT, BOTTOM = 50.0, 12.0, 22.0, 230.0, 192.0
+RIGHT, TOP, HEIGHT, BOTTOM = 14.0, 18.0, 232.0, 178.0
 YEAR_S = 366 * 86400.0
 Show = Callable[[float], str]
 
@@ -38,18 +38,24 @@ def has_times(points: list[SeriesPoint]) -> bool:
 def _frame(
     times: list[float], points: list[SeriesPoint], y: Scale, show: Show, *, by_count: bool = False
 ) -> tuple[Scale, list[Markup]]:
-    x = Scale(min(times), max(times), LEFT, WIDTH - RIGHT)
+    """The axes: values at the left, as much room as their labels need; times (or counts of pairs) below."""
+    ticks = nice_ticks(min(y.low, y.high), max(y.low, y.high), 4)
+    left = gutter([show(tick) for tick in ticks])
+    x = Scale(min(times), max(times), left, WIDTH - RIGHT)
     parts: list[Markup] = []
-    for tick in nice_ticks(min(y.low, y.high), max(y.low, y.high), 4):
-        parts += [line(LEFT, y(tick), WIDTH - RIGHT, y(tick), "grid")]
-        parts += [text(LEFT - 6, y(tick) + 4, show(tick), "tick", "end")]
-    same_day = format_day(points[0].at) == format_day(points[-1].at)
-    name = (lambda at: format_instant(at).split(", ")[-1]) if same_day else format_day
-    first, last = name(points[0].at), name(points[-1].at)
+    for tick in ticks:
+        parts += [line(left, y(tick), WIDTH - RIGHT, y(tick), "grid")]
+        parts += [text(left - 6, y(tick) + 4, show(tick), "tick", "end")]
     if by_count:
-        first, last = f"{points[0].n:,}", f"{points[-1].n:,} pairs"
-    parts.append(text(LEFT, BOTTOM + 18, first, "tick"))
-    parts.append(text(WIDTH - RIGHT, BOTTOM + 18, last, "tick", "end"))
+        below = [(tick, f"{tick:,.0f}") for tick in nice_ticks(x.low, x.high, 4)]
+        span = "judged pairs, in the order of the import"
+    else:
+        below, span = time_ticks(x.low, x.high), time_span(x.low, x.high)
+    for at, label in below:
+        parts.append(line(x(at), BOTTOM, x(at), BOTTOM + 4, "axis"))
+        parts.append(text(x(at), BOTTOM + 18, label, "tick", "middle"))
+    parts.append(text((left + WIDTH - RIGHT) / 2, BOTTOM + 38, span, "tick", "middle"))
+    parts.append(line(left, BOTTOM, WIDTH - RIGHT, BOTTOM, "axis"))
     return x, parts
 
 
@@ -73,7 +79,7 @@ def win_rate_chart(series: Series, show: Show) -> Markup | None:
         upper = [(x(t), y(hi)) for t, _, hi in band]
         lower = [(x(t), y(lo)) for t, lo, _ in reversed(band)]
         parts.append(path([*upper, *lower], "band", closed=True))
-    parts.append(line(LEFT, y(0.5), WIDTH - RIGHT, y(0.5), "zero-line"))
+    parts.append(line(x.start, y(0.5), x.end, y(0.5), "zero-line"))
     parts.append(path([(x(t), y(p.treatment or 0.0)) for t, p in zip(times, points, strict=True)], "curve treatment"))
     decided = _decided(series, points, times)
     note = ""

@@ -48,6 +48,29 @@ def path(points: Iterable[tuple[float, float]], class_: str, *, closed: bool = F
     return element("path", d=f"M{drawn}{'Z' if closed else ''}", class_=class_)
 
 
+LETTER = 6.9
+"""width of a letter of the pictures' text, in their units: a little more than the average of the fonts it may be shown in"""
+
+
+def text_width(content: str) -> float:
+    """About how wide a text stands."""
+    return LETTER * len(content)
+
+
+def gutter(labels: Iterable[str], least: float = 30.0) -> float:
+    """Room at the left of a picture for the labels of its values, so that none is cut off."""
+    return max([least, *(text_width(label) + 10 for label in labels)])
+
+
+def short_label(content: str, room: float) -> str:
+    """A label that fits into `room`, its middle left out where it is too long (names differ at their ends)."""
+    most = max(6, int(room / LETTER))
+    if len(content) <= most:
+        return content
+    head = (most - 1) * 2 // 3
+    return f"{content[:head].rstrip()}…{content[head + 1 - most :].lstrip()}"
+
+
 def picture(
     *children: Markup, height: float, title: str, description: str, width: float = WIDTH, class_: str = "chart"
 ) -> Markup:
@@ -66,18 +89,25 @@ def picture(
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """A straight (or logarithmic) map from data to coordinates; what lies outside the domain is held at its edge."""
+    """A map from data to coordinates: straight, logarithmic, or bent (straight around zero, logarithmic far from it: the
+    inverse hyperbolic sine). What lies outside the domain is held at its edge."""
 
     low: float
     high: float
     start: float
     end: float
     log: bool = False
+    bent: bool = False
 
     def __call__(self, value: float) -> float:
-        low, high, value = (math.log(max(v, 1e-12)) if self.log else v for v in (self.low, self.high, value))
+        low, high, value = (self._shaped(v) for v in (self.low, self.high, value))
         share = 0.5 if high == low else (value - low) / (high - low)
         return self.start + min(1.0, max(0.0, share)) * (self.end - self.start)
+
+    def _shaped(self, value: float) -> float:
+        if self.bent:
+            return math.asinh(value)
+        return math.log(max(value, 1e-12)) if self.log else value
 
 
 def nice_ticks(low: float, high: float, wanted: int = 5) -> list[float]:

@@ -30,8 +30,12 @@
       const button = document.createElement("button");
       button.type = "button";
       button.className = "sort";
-      button.append(...head.querySelector(".head").childNodes);
-      head.querySelector(".head").replaceWith(button);
+      const name = head.querySelector(".head");
+      // Paper keeps the plain name: browsers leave buttons out of a heading they repeat on every page.
+      const printed = name.cloneNode(true);
+      printed.className = "print-only";
+      button.append(...name.childNodes);
+      name.replaceWith(button, printed);
       button.addEventListener("click", () => {
         const next = { none: "ascending", ascending: "descending", descending: "none" };
         const order = next[head.getAttribute("aria-sort") || "none"];
