@@ -101,7 +101,9 @@ class SimApp:
         await _json(responder, 200, {"input_tokens": facts.input_tokens})
 
     async def _models(self, request: HttpRequest, responder: Responder) -> None:
-        models = self.engine.corpus.models
+        recorded = self.engine.judge.recorded_judges
+        # Any name is answered; where none is known, one that can be asked for all the same.
+        models = sorted({*self.engine.corpus.models, *self.engine.settings.models, *recorded}) or [MARK[1]]
         if "anthropic-version" in request.headers:
             rows = [
                 {"type": "model", "id": name, "display_name": name, "created_at": "2026-01-01T00:00:00Z"}

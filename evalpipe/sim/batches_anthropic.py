@@ -19,7 +19,7 @@ from evalpipe.sim.ledger import Ledger
 from evalpipe.sim.requests import BadRequestError
 from evalpipe.sim.serve import plain_body
 
-MAX_REQUESTS = 100_000
+MAX_REQUESTS, MAX_BYTES = 100_000, 256_000_000
 _CUSTOM_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _PREFIX = "/v1/messages/batches"
 _DAY_S = 24 * 3600
@@ -38,7 +38,9 @@ class MessageBatches:
         base = f"http://{request.headers.get('host', 'localhost')}"
         parts = [part for part in path.removeprefix(_PREFIX).split("/") if part]
         try:
-            if not parts and request.method == "POST":
+            if not parts and request.method == "POST" and len(request.body) > MAX_BYTES:
+                await _refuse(responder, 413, f"a batch may hold {MAX_BYTES} bytes, this one has {len(request.body)}")
+            elif not parts and request.method == "POST":
                 await _send(responder, self._show(self._create(parse(request.body)), base))
             elif not parts and request.method == "GET":
                 await _send(responder, self._list(request, base))

@@ -21,7 +21,7 @@ from evalpipe.sim.ledger import Ledger
 from evalpipe.sim.requests import BadRequestError
 from evalpipe.sim.serve import plain_body
 
-MAX_REQUESTS = 50_000
+MAX_REQUESTS, MAX_BYTES = 50_000, 200_000_000
 _DAY_S = 24 * 3600
 
 
@@ -47,6 +47,9 @@ class OpenAIBatches:
     async def _files(self, rest: list[str], request: HttpRequest, responder: Responder) -> None:
         if not rest and request.method == "POST":
             name, content, purpose = _uploaded(request)
+            if len(content.encode("utf-8", "replace")) > MAX_BYTES:
+                await _refuse(responder, 413, f"a file may hold {MAX_BYTES} bytes")
+                return
             await _send(responder, self._save_file(name, content, purpose))
             return
         if not rest:
@@ -84,7 +87,7 @@ class OpenAIBatches:
         if file is None or endpoint is None or endpoint == "messages":
             raise BadRequestError("input_file_id or endpoint is unknown")
         items: list[tuple[str, dict[str, Any]]] = []
-        for line in str(file["content"]).splitlines():
+        for line in str(file["content"]).split("\n"):
             if line.strip():
                 row = as_dict(parse(line))
                 items.append((as_text(row.get("custom_id")) or "", as_dict(row.get("body"))))

@@ -32,6 +32,13 @@ class SimulatedJudge:
         self._seed = seed
         self._recorded = RecordedJudgements(behaviour.pairs) if behaviour.pairs is not None else None
 
+    @property
+    def recorded_judges(self) -> frozenset[str]:
+        """The judges whose recorded judgements can be asked for by the model's name."""
+        if self._recorded is None or self._behaviour.behaviour != "replay":
+            return frozenset()
+        return frozenset(self._recorded.judges)
+
     def reply(self, prompt: JudgePrompt, model: str) -> str:
         """The reply text. Raises BadRequestError where a replay has nothing recorded for the prompt."""
         if len(prompt.responses) == 1:
