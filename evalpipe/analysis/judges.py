@@ -17,6 +17,7 @@ from evalpipe.analysis.preferences import METRIC, Array, Verdicts, by_user, pref
 from evalpipe.analysis.result import Agreement, DimensionResult, JudgeResult, LengthBin, WinRate
 from evalpipe.analysis.settings import Settings
 from evalpipe.analysis.verdicts import MAX_ORDERED, JudgeSeen
+from evalpipe.core.judgment import COST_AT_MOST
 from evalpipe.stats import winrate
 from evalpipe.stats.cluster import arm_aggregate
 from evalpipe.stats.estimate import Estimate
@@ -135,6 +136,7 @@ def _judge_result(
         missing_low=None if bounds is None else bounds[0],
         missing_high=None if bounds is None else bounds[1],
         cost_usd=calls["cost_usd"],
+        cost_at_most_usd=calls["cost_at_most_usd"],
         rubric=info.rubric if info and info.fingerprint in {None, judge.fingerprint} else None,
         status=estimate.status if status == "ok" else status,
         note=note or estimate.note,
@@ -268,9 +270,17 @@ def _calls(connection: Connection, judge: JudgeSeen, experiment: str) -> dict[st
             [judge.name, judge.fingerprint],
         )
     }
-    asked, cost = connection.execute(
-        "SELECT count(DISTINCT request_id), sum(cost_usd) FROM judgments "
-        "WHERE experiment = ? AND judge = ? AND judge_fingerprint = ?",
+    asked, cost, more = connection.execute(
+        f"""
+        WITH calls AS (
+          SELECT request_id, cost_usd,
+            json_extract(CASE WHEN json_valid(note) THEN note END, '$.{COST_AT_MOST}')::DOUBLE AS at_most
+          FROM judgments WHERE experiment = ? AND judge = ? AND judge_fingerprint = ?
+        )
+        SELECT count(DISTINCT request_id), sum(cost_usd),
+          sum(greatest(at_most - coalesce(cost_usd, 0), 0)) FILTER (at_most IS NOT NULL)
+        FROM calls""",
         [experiment, judge.name, judge.fingerprint],
     ).fetchall()[0]
-    return {"asked": asked, "cost_usd": cost, "failures": failures}
+    at_most = None if more is None or cost is None else cost + more
+    return {"asked": asked, "cost_usd": cost, "cost_at_most_usd": at_most, "failures": failures}

@@ -35,6 +35,17 @@ class Decided:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class JudgedUntil:
+    """`judge --until-decided` looked at a judge's evidence while it came in: the plan is fixed since. `conclusion`: with what
+    it stopped, after so many units and before the log was judged; None while it has not."""
+
+    judge: str
+    at: str
+    n_units: int = 0
+    conclusion: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ExperimentRecord:
     """`n_star`: planned sample of every metric's confidence sequence, in units (pairs' users, or users of both arms), and
     `confidence_level`, fixed at the first look. `rules`: fingerprint of what decides; other rules start anew. `n_looks`
@@ -51,6 +62,8 @@ class ExperimentRecord:
     decided: Decided | None = None
     planned: bool = False
     """whether n* comes from `evalpipe plan --save`, else it is the default"""
+    judged_until: dict[str, JudgedUntil] = field(default_factory=dict)
+    """by the judge's fingerprint"""
     schema_version: int = 1
 
 
@@ -127,6 +140,36 @@ def take_look(
         checks=[*analysis.checks, check],
         series=[replace(one, decided_at=decided.at) if one.kind == "cumulative" else one for one in analysis.series],
     ), record
+
+
+def with_judging_stop(analysis: Analysis, record: ExperimentRecord) -> Analysis:
+    """The analysis with a check that tells where the verdicts themselves decided when judging ended."""
+    deciding = next((one for one in analysis.judges if one.feeds_decision), None)
+    stop = None if deciding is None else record.judged_until.get(deciding.fingerprint)
+    if stop is None or stop.conclusion is None:
+        return analysis
+    words = {"inconclusive": "nothing proven about the win rate"}.get(
+        stop.conclusion, f"the win rate proven {stop.conclusion}"
+    )
+    detail = (
+        f"judging stopped at {stop.at}, after {stop.n_units:,} users and before the whole log was judged, with {words} "
+        "(`judge --until-decided`)"
+    )
+    if analysis.decision.looks == "anytime":
+        check = Check(
+            name="judging_stopped",
+            status="pass",
+            detail=f"{detail}; the intervals hold at every look, at this one too, but a win rate read at the moment of a proof "
+            "lies, on average, a little further from a tie than the truth",
+        )
+    else:
+        check = Check(
+            name="judging_stopped",
+            status="warn",
+            detail=f"{detail}; intervals that are made for looks set beforehand are too narrow after such a stop",
+            remedy='set looks = "anytime" in [decision], or judge the rest with `evalpipe judge`',
+        )
+    return replace(analysis, checks=[*analysis.checks, check])
 
 
 def _standing(now: Decision, decided: Decided, moved: Sequence[str]) -> Decision:

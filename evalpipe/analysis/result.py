@@ -164,6 +164,8 @@ class JudgeResult:
     """the win rate if every pair without a verdict had gone to control"""
     missing_high: float | None = None
     cost_usd: float | None = None
+    cost_at_most_usd: float | None = None
+    """where calls were cut off and nobody says what they cost; None: `cost_usd` is certain"""
     rubric: str | None = None
     status: str = "ok"
     note: str | None = None

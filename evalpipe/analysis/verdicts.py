@@ -111,7 +111,8 @@ def _order_users(connection: Connection, *, experiment: str, seed: str) -> None:
     connection.execute(
         "CREATE OR REPLACE TEMP TABLE ev_order AS "
         "SELECT hash(coalesce(unit_id, conversation_id, request_id)) AS u, "
-        "min(md5_number_upper(concat(?::VARCHAR, ':', coalesce(unit_id, request_id)))) AS rank FROM exchanges "
+        "any_value(md5_number_upper(concat(?::VARCHAR, ':', coalesce(unit_id, conversation_id, request_id)))) AS rank "
+        "FROM exchanges "
         "WHERE experiment = ? AND arm = 'control' AND request_id IN (SELECT request_id FROM ev_verdicts) GROUP BY 1",
         [seed, experiment],
     )

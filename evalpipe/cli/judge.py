@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,13 +13,14 @@ import typer
 from evalpipe.cli import options
 
 if TYPE_CHECKING:
-    from evalpipe.pipeline.judge import JudgeOptions
+    from evalpipe.pipeline.judge_setup import JudgeOptions
     from evalpipe.pipeline.workspace import Workspace
 
 
 def judge(
     paths: Annotated[
-        list[Path] | None, typer.Argument(help="Log files to load first.  [default: what is loaded]")
+        list[Path] | None,
+        typer.Argument(help="Log files: load them, and judge their requests only.  [default: what is loaded]"),
     ] = None,
     judges: Annotated[
         list[str] | None,
@@ -76,12 +78,13 @@ def judge(
     from evalpipe.cli import judge_text as text
     from evalpipe.errors import ConfigError
     from evalpipe.pipeline import judge as pipeline
-    from evalpipe.pipeline.load import load
+    from evalpipe.pipeline.judge_setup import JudgeOptions
+    from evalpipe.pipeline.load import load, requests_in
     from evalpipe.pipeline.workspace import open_workspace
     from evalpipe.store.selection import read_selection
 
     workspace = open_workspace(config, data)
-    chosen = pipeline.JudgeOptions(
+    chosen = JudgeOptions(
         judges=judges or (),
         limit=limit,
         max_usd=max_usd,
@@ -105,7 +108,11 @@ def judge(
         tell({"judges": found}, text.judge_lines(found))
         return 0
     if paths:
-        load(workspace, paths, experiment=experiment)
+        named = requests_in(workspace, paths)
+        loaded = load(workspace, paths, experiment=experiment).experiments
+        if workspace.config is None and len(loaded) == 1:
+            (experiment,) = loaded
+        chosen = replace(chosen, experiment=experiment, selection=replace(chosen.selection, request_ids=named))
     if show_prompt is not None:
         prompts = pipeline.show_prompts(workspace, show_prompt, chosen)
         tell({"prompts": prompts}, text.prompt_lines(prompts))
@@ -123,8 +130,9 @@ def judge(
         tell({"batches": batches}, text.batch_lines(batches))
         return 0
     from evalpipe.pipeline.judge_batches import judge_by_batches
+    from evalpipe.pipeline.judge_online import judge_online
 
-    tallies = pipeline.judge(workspace, chosen, by=judge_by_batches if batch else None)
+    tallies = pipeline.judge(workspace, chosen, by=judge_by_batches if batch else judge_online)
     tell({"runs": [tally.as_json() for tally in tallies]}, text.tally_lines(tallies))
     return 130 if any(tally.stopped == "interrupted" for tally in tallies) else 0
 

@@ -10,6 +10,7 @@ from evalpipe.core.text import printable
 from evalpipe.judging.audit import Audit
 from evalpipe.judging.estimate import CostEstimate
 from evalpipe.judging.selftest import SelfTest
+from evalpipe.judging.spent import Spent
 from evalpipe.judging.tally import RunTally
 
 
@@ -32,6 +33,8 @@ def tally_lines(tallies: Sequence[RunTally]) -> list[str]:
         if tally.tripwires:
             lines.append(f"  texts that speak to the judge (counted, not obeyed): {_counts(tally.tripwires)}")
         lines.append(f"  {tally.input_tokens:,} input and {tally.output_tokens:,} output tokens, {_spent(tally)}")
+        if tally.account is not None and tally.account.n_unsettled:
+            lines.append(f"  {_unsettled(tally.account)}")
         if tally.n_simulated:
             lines.append("  SIMULATED judge: these verdicts measure nothing")
         if tally.stopped:
@@ -161,6 +164,14 @@ def _ended(tally: RunTally) -> str:
 def _counts(counts: Mapping[str, int]) -> str:
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{printable(name)} {n:,}" for name, n in ordered if n)
+
+
+def _unsettled(account: Spent) -> str:
+    calls = "call was" if account.n_unsettled == 1 else "calls were"
+    return (
+        f"over all runs {account.n_unsettled:,} {calls} cut off, and nobody says what they cost: booked at an estimate of "
+        f"${account.estimated_usd:,.4f}, held against a cap at their worst case of ${account.at_most_usd:,.4f}"
+    )
 
 
 def _spent(tally: RunTally) -> str:

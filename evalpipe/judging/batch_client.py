@@ -51,6 +51,10 @@ class BatchClient(Protocol):
     max_requests: int
     max_bytes: int
 
+    def size_of(self, custom_id: str, turns: Turns) -> int:
+        """Bytes of one request of a submission, at most."""
+        ...
+
     async def submit(self, name: str, requests: Sequence[tuple[str, Turns]]) -> str: ...
 
     async def see(self, batch_id: str) -> BatchSeen: ...
@@ -95,11 +99,14 @@ class _MessageBatches:
         self._client = open_sdk(spec, 4)
         self._batches = self._client.messages.batches
 
+    def size_of(self, custom_id: str, turns: Turns) -> int:
+        return len(json.dumps(self._item(custom_id, turns))) + 1  # all ASCII: whatever the SDK writes is no longer
+
+    def _item(self, custom_id: str, turns: Turns) -> dict[str, Any]:
+        return {"custom_id": custom_id, "params": {**message_params(self._spec, turns), **self._spec.params}}
+
     async def submit(self, name: str, requests: Sequence[tuple[str, Turns]]) -> str:
-        items = [
-            {"custom_id": custom_id, "params": {**message_params(self._spec, turns), **self._spec.params}}
-            for custom_id, turns in requests
-        ]
+        items = [self._item(custom_id, turns) for custom_id, turns in requests]
         return str((await _door(lambda: self._batches.create(requests=items))).id)
 
     async def see(self, batch_id: str) -> BatchSeen:
@@ -150,19 +157,16 @@ class _OpenAIBatches:
         self._spec = spec
         self._client = open_sdk(spec, 4)
 
+    def size_of(self, custom_id: str, turns: Turns) -> int:
+        return len(self._line(custom_id, turns))
+
+    def _line(self, custom_id: str, turns: Turns) -> bytes:
+        body = {**chat_params(self._spec, turns), **self._spec.params}
+        item = {"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": body}
+        return json.dumps(item).encode() + b"\n"
+
     async def submit(self, name: str, requests: Sequence[tuple[str, Turns]]) -> str:
-        lines = b"".join(
-            json.dumps(
-                {
-                    "custom_id": custom_id,
-                    "method": "POST",
-                    "url": "/v1/chat/completions",
-                    "body": {**chat_params(self._spec, turns), **self._spec.params},
-                }
-            ).encode()
-            + b"\n"
-            for custom_id, turns in requests
-        )
+        lines = b"".join(self._line(custom_id, turns) for custom_id, turns in requests)
         upload = (f"{name}.jsonl", io.BytesIO(lines), "application/jsonl")
         file = await _door(lambda: self._client.files.create(file=upload, purpose="batch"))
         made = await _door(

@@ -48,6 +48,8 @@ SETTLING_S = 15.0
 CLOCK_SLACK = timedelta(minutes=10)
 """How far the provider's clock may lag behind ours."""
 MAX_TRIES = 8
+_AROUND_BYTES = 100
+"""What stands around the requests of a submission."""
 
 
 @dataclass(kw_only=True)
@@ -238,8 +240,8 @@ class BatchRun:
     ) -> AsyncIterator[tuple[list[tuple[str, Turns]], list[Item], float | None]]:
         requests: list[tuple[str, Turns]] = []
         items: list[Item] = []
-        n_bytes, worst = 0, 0.0
-        overhead = len(self.spec.system.encode()) + len(str(self.spec.schema)) + 500
+        n_bytes, worst = _AROUND_BYTES, 0.0
+        overhead = len(self.spec.system.encode("utf-8", "surrogatepass")) + len(str(self.spec.schema))
         while (page := await asyncio.to_thread(next, pages, None)) is not None:
             for ask in page:
                 if ask.is_identical:
@@ -248,20 +250,24 @@ class BatchRun:
                     self.tally.end(judgment)
                     continue
                 message = message_of(ask, self.spec, self.clock.nonce())
-                size = overhead + len(message.text.encode("utf-8", "surrogatepass"))
-                price = self.cost_of(Usage(input_tokens=most_input_tokens(size), output_tokens=self.spec.max_tokens))
-                if len(items) >= self.client.max_requests or n_bytes + 2 * size > self.client.max_bytes:
+                item, turns = _item(ask, message), [("user", message.text)]
+                size = self.client.size_of(item.custom_id, turns)
+                n_text = overhead + len(message.text.encode("utf-8", "surrogatepass"))
+                price = self.cost_of(Usage(input_tokens=most_input_tokens(n_text), output_tokens=self.spec.max_tokens))
+                if items and (len(items) >= self.client.max_requests or n_bytes + size > self.client.max_bytes):
                     yield requests, items, worst
-                    requests, items, n_bytes, worst = [], [], 0, 0.0
+                    requests, items, n_bytes, worst = [], [], _AROUND_BYTES, 0.0
                 if not self.budget.reserve(price or 0.0):
-                    self.tally.stopped, self.tally.message = "budget", "the next call might pass the cap"
+                    self.tally.stopped = "budget"
+                    self.tally.message = (
+                        f"the next call can cost ${price or 0:.4f}, and ${self.budget.left or 0:.4f} are left"
+                    )
                     if items:
                         yield requests, items, worst
                     return
-                item = _item(ask, message)
-                requests.append((item.custom_id, [("user", message.text)]))
+                requests.append((item.custom_id, turns))
                 items.append(item)
-                n_bytes += 2 * size  # JSON escapes: no text this is for doubles in size
+                n_bytes += size
                 worst += price or 0.0
         if items:
             yield requests, items, worst

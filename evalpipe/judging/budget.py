@@ -29,11 +29,13 @@ class TokenEstimator:
     max_tokens: int
     _inputs: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=_WINDOW))
     _outputs: deque[int] = field(default_factory=lambda: deque(maxlen=_WINDOW))
+    _whole: deque[int] = field(default_factory=lambda: deque(maxlen=_WINDOW))
     _n_chars: int = 0
     _n_tokens: int = 0
     _output: int | None = None
 
-    def learn(self, n_chars: int, usage: Usage) -> None:
+    def learn(self, n_chars: int, usage: Usage, *, whole: bool = True) -> None:
+        """`whole`: a reply that came to its own end, neither refused nor truncated nor empty."""
         if usage.input_tokens is not None:
             if len(self._inputs) == _WINDOW:
                 chars, tokens = self._inputs[0]
@@ -44,6 +46,8 @@ class TokenEstimator:
             self._n_tokens += usage.input_tokens
         if usage.output_tokens is not None:
             self._outputs.append(usage.output_tokens)
+            if whole:
+                self._whole.append(usage.output_tokens)
             self._output = None
 
     def input_tokens(self, n_chars: int) -> int:
@@ -61,10 +65,10 @@ class TokenEstimator:
         return self._output
 
     def mean_output_tokens(self) -> int:
-        """What a reply of unknown length probably held."""
-        if not self._outputs:
+        """What a reply that was cut off probably held: as much as the whole ones do."""
+        if not self._whole:
             return min(self.max_tokens, _FIRST_OUTPUT_TOKENS)
-        return round(sum(self._outputs) / len(self._outputs))
+        return round(sum(self._whole) / len(self._whole))
 
 
 def most_input_tokens(n_bytes: int) -> int:

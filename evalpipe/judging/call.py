@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+from evalpipe.core.traffic import Outcome
 from evalpipe.judging.limiter import Reported
 from evalpipe.providers.base import Answer, Usage
 
@@ -52,6 +53,11 @@ class Reply:
     retry_after_s: float | None = None
     latency_ms: float | None = None
     simulated: bool = False
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the judge came to the end of a reply: neither refused nor truncated nor empty."""
+        return self.answer is not None and self.answer.outcome is Outcome.OK and bool(self.text.strip())
 
     @property
     def usage(self) -> Usage:

@@ -121,12 +121,14 @@ class _LiteLLMClient:
     """The `litellm` library, an optional extra: any provider it knows, the model named as it names them."""
 
     def __init__(self, spec: JudgeSpec) -> None:
+        os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # no download of a price list at start
         try:
             import litellm
         except ImportError:
             raise ConfigError(
                 f"judge {spec.name!r} needs the litellm library: pip install 'evalpipe[litellm]'"
             ) from None
+        litellm.suppress_debug_info = True  # it prints to stdout, where `--json` has its one document
         self._litellm = litellm
         self._spec = spec
         self._key = api_key(spec) if spec.api_key_env or spec.base_url else None

@@ -105,12 +105,13 @@ def planned_pairs(connection: Connection, fingerprint: str) -> list[PlannedPair]
             WHERE judge_fingerprint = $1 AND preference IS NOT NULL AND list_contains($2::VARCHAR[], status)
             GROUP BY request_id
         ), units AS (
-            SELECT request_id, any_value(unit_id) AS unit_id FROM exchanges WHERE arm = 'control' GROUP BY request_id
+            SELECT request_id, any_value(coalesce(unit_id, conversation_id, request_id)) AS unit
+            FROM exchanges WHERE arm = 'control' AND role <> 'replay' GROUP BY request_id
         )
-        SELECT asked.request_id, coalesce(units.unit_id, asked.request_id), coalesce(plan.n_calls, 0),
+        SELECT asked.request_id, units.unit, coalesce(plan.n_calls, 0),
             known.control_first, known.treatment_first
         FROM judging_asked AS asked
-        LEFT JOIN units USING (request_id)
+        JOIN units USING (request_id)
         LEFT JOIN judging_plan AS plan USING (request_id)
         LEFT JOIN known USING (request_id)
         ORDER BY asked.rank""",

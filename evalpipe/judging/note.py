@@ -8,9 +8,6 @@ from typing import Any
 LOST = "lost"
 """`error` of a call that was sent and never heard of again: the process ended first."""
 
-MOST = "cost_at_most_usd"
-"""In the note of a call whose bill is an estimate: the most it can have cost. A cap counts this."""
-
 
 def render_note(**facts: Any) -> str | None:
     """The facts that hold; None where there are none."""

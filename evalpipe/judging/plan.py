@@ -29,7 +29,7 @@ _N_PAGES = 50
 """A page is a fiftieth of the plan within these bounds: every page scans the log once."""
 
 _NOTHING_OPEN = "CREATE OR REPLACE TEMP TABLE judging_open (request_id VARCHAR, n_open BIGINT)"
-"""What the third statement would find on a first run, without reading a text."""
+"""What the query of the open calls would find on a first run, without reading a text."""
 
 _BITS = {Arm.CONTROL: 1, Arm.TREATMENT: 2}
 
@@ -101,7 +101,7 @@ def make_plan(
     if pending:
         columns = [[request_id for request_id, _ in pending], [key for _, key in pending]]
         connection.execute("INSERT INTO judging_pending SELECT unnest($1::VARCHAR[]), unnest($2::VARCHAR[])", columns)
-    for statement in _statements(f"plan_{spec.mode}.sql"):
+    for statement in _statements("plan_keys.sql", f"plan_{spec.mode}.sql", "plan_calls.sql"):
         if "judging_open AS" in statement and not _any_tried(connection):
             statement = _NOTHING_OPEN
         used = {name: value for name, value in values.items() if f"${name}" in statement}
@@ -203,7 +203,7 @@ def _answer_asks(
 
 def judgment_key(request_id: str, content: str, fingerprint: str, side: Arm, repeat: int) -> str:
     """The key of a judgment: SHA-256 over the request and its answers (`content`, hashes of their texts), the judge, the
-    order (pointwise: the arm) and the repeat. The same sum stands in the plan's SQL."""
+    order (pointwise: the arm) and the repeat. The same sums stand in `plan_keys.sql`."""
     return _sha256(f"{request_id}:{content}:{fingerprint}:{side.value}:{repeat}")
 
 
@@ -222,6 +222,6 @@ def _any_tried(connection: Connection) -> bool:
     return bool(connection.execute("SELECT 1 FROM judging_tried LIMIT 1").fetchall())
 
 
-def _statements(name: str) -> list[str]:
-    text = resources.files("evalpipe.judging").joinpath(name).read_text(encoding="utf-8")
-    return [statement for statement in (part.strip() for part in text.split(";\n")) if statement]
+def _statements(*names: str) -> list[str]:
+    texts = [resources.files("evalpipe.judging").joinpath(name).read_text(encoding="utf-8") for name in names]
+    return [statement for text in texts for part in text.split(";\n") if (statement := part.strip())]

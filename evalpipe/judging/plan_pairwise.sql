@@ -2,12 +2,11 @@
 -- Texts are not read here: a plan of a million pairs needs ids only.
 CREATE OR REPLACE TEMP TABLE judging_asked AS
 WITH answered AS (
-    SELECT request_id, arm, unit_id FROM exchanges
+    SELECT request_id, arm, coalesce(unit_id, conversation_id, request_id) AS unit FROM exchanges
     WHERE role <> 'replay' AND outcome IN (SELECT unnest($answered::VARCHAR[]))
 ), ranked AS (
     SELECT control.request_id,
-        CASE WHEN $by_user THEN md5_number_upper(concat($seed, ':', coalesce(control.unit_id, control.request_id))) ELSE 0 END
-            AS user_rank,
+        CASE WHEN $by_user THEN md5_number_upper(concat($seed, ':', control.unit)) ELSE 0 END AS user_rank,
         md5_number(concat($seed, ':', control.request_id)) AS pair_rank
     FROM (FROM answered WHERE arm = 'control') AS control
     SEMI JOIN (FROM answered WHERE arm = 'treatment') AS treatment USING (request_id)
@@ -23,28 +22,18 @@ SELECT rank, request_id,
 FROM numbered WHERE rank < $limit ORDER BY rank
 ;
 
--- What was asked before, by key: the anti-join's other side.
-CREATE OR REPLACE TEMP TABLE judging_tried AS
-SELECT any_value(request_id) AS request_id, key, max(attempt) AS attempt,
-    bool_or(status IN (SELECT unnest($final::VARCHAR[]))) AS final
-FROM judgments WHERE judge_fingerprint = $fingerprint GROUP BY key
-UNION ALL
-SELECT request_id, key, 0, true FROM judging_pending
-;
-
 -- Only where something was asked are the texts read and hashed: a changed answer is another question.
 CREATE OR REPLACE TEMP TABLE judging_open AS
 WITH asked AS (
     FROM judging_asked SEMI JOIN judging_tried USING (request_id)
 ), hashed AS (
-    SELECT request_id, arm, sha256(concat(
-        coalesce(strlen(prompt), -1), ':', coalesce(strlen(text), -1), ':', coalesce(strlen(tool_calls), -1), ':', outcome, ':',
-        CASE WHEN arm = 'control' THEN prompt END, text, tool_calls)) AS content
+    SELECT request_id, arm,
+        judging_content(prompt, text, tool_calls, outcome, CASE WHEN arm = 'control' THEN prompt END) AS content
     FROM exchanges
     WHERE role <> 'replay' AND request_id IN (SELECT request_id FROM asked)
 ), calls AS (
-    SELECT request_id, sha256(concat(
-        request_id, ':', control.content, ':', treatment.content, ':', $fingerprint, ':', sides.side, ':', repeat)) AS key
+    SELECT request_id,
+        judging_key(request_id, concat(control.content, ':', treatment.content), $fingerprint, sides.side, repeat) AS key
     FROM asked
     JOIN hashed AS control USING (request_id) JOIN hashed AS treatment USING (request_id)
     JOIN (VALUES ('control', 1), ('treatment', 2)) AS sides(side, bit) ON asked.sides & sides.bit <> 0
@@ -53,10 +42,3 @@ WITH asked AS (
 )
 SELECT request_id, count(*) FILTER (WHERE NOT coalesce(tried.final, false)) AS n_open
 FROM calls LEFT JOIN judging_tried AS tried USING (key, request_id) GROUP BY request_id
-;
-
-CREATE OR REPLACE TEMP TABLE judging_plan AS
-SELECT (row_number() OVER (ORDER BY rank)) - 1 AS position, request_id, sides,
-    coalesce(n_open, bit_count(sides) * $repeats) AS n_calls
-FROM judging_asked LEFT JOIN judging_open USING (request_id)
-WHERE coalesce(n_open, 1) > 0 ORDER BY position

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from evalpipe.core.judgment import Judgment, JudgmentStatus, Winner
+from evalpipe.core.judgment import COST_AT_MOST, Judgment, JudgmentStatus, Winner
 from evalpipe.core.text import well_formed
 from evalpipe.core.traffic import Outcome
 from evalpipe.judging.call import Reply
-from evalpipe.judging.note import LOST, MOST, render_note
+from evalpipe.judging.note import LOST, render_note
 from evalpipe.judging.plan import Ask
 from evalpipe.judging.reply import UnreadableReplyError, read_reply
 from evalpipe.judging.rubric import Message, answer_message, pair_message
@@ -36,9 +36,7 @@ def message_of(ask: Ask, spec: JudgeSpec, nonce: str) -> Message:
     return pair_message(ask.request, ask.control, ask.treatment, shown_first=ask.shown_first, nonce=nonce, **limits)
 
 
-def sent(
-    ask: Ask, attempt: int, spec: JudgeSpec, *, booking: Booking, at: datetime, batch_id: str | None = None
-) -> Judgment:
+def sent(ask: Ask, attempt: int, spec: JudgeSpec, *, booking: Booking, at: datetime, repair: bool = False) -> Judgment:
     """How a call stands from the moment it is sent until it ends: lost, at an estimated cost."""
     return _judgment(
         ask,
@@ -47,8 +45,7 @@ def sent(
         status=JudgmentStatus.ERROR,
         cost_usd=booking.cost_usd,
         judged_at=at,
-        batch_id=batch_id,
-        note=render_note(error=LOST, **{MOST: booking.at_most}),
+        note=render_note(error=LOST, repair=repair, **{COST_AT_MOST: booking.at_most}),
     )
 
 
@@ -75,6 +72,7 @@ def failure(
     booking: Booking,
     at: datetime,
     message: Message | None = None,
+    repair: bool = False,
     batch_id: str | None = None,
 ) -> Judgment:
     """A call that gave no readable answer."""
@@ -89,7 +87,11 @@ def failure(
         simulated=reply.simulated,
         batch_id=batch_id,
         note=render_note(
-            error=reply.kind or reply.fate.value, message=reply.message, **{MOST: booking.at_most}, **_facts(message)
+            error=reply.kind or reply.fate.value,
+            message=reply.message,
+            repair=repair,
+            **{COST_AT_MOST: booking.at_most},
+            **_facts(message),
         ),
     )
 

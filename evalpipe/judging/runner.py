@@ -188,7 +188,7 @@ class Runner:
                 return judgment  # how the last try failed, or None where there was none
             guess = self._price(round(need.input_tokens), self._estimator.mean_output_tokens())
             booking = Booking(cost_usd=guess, at_most=worst)
-            self.journal.begin(sent(ask, attempt, self.spec, booking=booking, at=self.clock.utc()))
+            self.journal.begin(sent(ask, attempt, self.spec, booking=booking, at=self.clock.utc(), repair=repair))
             self.n_in_flight += 1
             try:
                 reply = await self.client.ask(turns)
@@ -198,7 +198,7 @@ class Runner:
             self._settle(need, reply)
             now = self.clock.utc()
             if reply.fate is Fate.ANSWERED:
-                self._estimator.learn(n_chars, reply.usage)
+                self._estimator.learn(n_chars, reply.usage, whole=reply.is_whole)
                 cost = self.cost_of(reply.usage)
                 told = Booking(cost_usd=cost) if cost is not None else booking
                 self._book(worst, told)
@@ -208,7 +208,7 @@ class Runner:
                 return self._write(judgment)
             told = Booking(cost_usd=0.0) if reply.fate in FREE else booking
             self._book(worst, told)
-            judgment = failure(ask, attempt, self.spec, reply, booking=told, at=now, message=message)
+            judgment = failure(ask, attempt, self.spec, reply, booking=told, at=now, message=message, repair=repair)
             if reply.fate is Fate.FATAL:
                 self.stop("refused", f"{reply.kind}: {reply.message}")
             n_paid += reply.fate is Fate.BROKEN
@@ -228,7 +228,9 @@ class Runner:
             while not self._stopping:
                 if not self.budget.reserve(worst):
                     if self.n_in_flight == 0:
-                        self.stop("budget", "the next call might pass the cap")
+                        self.stop(
+                            "budget", f"the next call can cost ${worst:.4f}, and ${self.budget.left or 0:.4f} are left"
+                        )
                         return False
                     self._changed.clear()
                     await self._changed.wait()

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from evalpipe.core.judgment import FINAL, Judgment
 from evalpipe.judging.note import read_note
+from evalpipe.judging.spent import Spent
 
 
 @dataclass(slots=True)
 class RunTally:
     """`n_planned` calls; `asked` judgments that ended, by status; `retried` calls that cost nothing, by kind; `failed`
-    judgments that are not final, by reason. `stopped`: why the run ended before its plan, None where it did not."""
+    judgments that are not final, by reason. `stopped`: why the run ended before its plan, None where it did not.
+    `account`: what this judge has cost in this experiment, over all runs; None until the run has ended."""
 
     judge: str
     fingerprint: str
@@ -34,6 +36,7 @@ class RunTally:
     output_tokens: int = 0
     stopped: str | None = None
     message: str | None = None
+    account: Spent | None = None
 
     def book(self, judgment: Judgment) -> None:
         """Count what a call cost, whatever became of it."""
@@ -82,6 +85,7 @@ class RunTally:
             "output_tokens": self.output_tokens,
             "spent_usd": self.spent_usd,
             "estimated_costs": self.n_estimated_costs,
+            "all_runs": None if self.account is None else asdict(self.account),
             "simulated": self.n_simulated > 0,
             "stopped": self.stopped,
             "message": self.message,

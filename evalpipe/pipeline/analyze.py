@@ -12,14 +12,14 @@ from typing import Any
 
 import evalpipe
 from evalpipe.analysis.analyze import analyze
-from evalpipe.analysis.record import ExperimentRecord, new_record, take_look
+from evalpipe.analysis.record import ExperimentRecord, new_record, take_look, with_judging_stop
 from evalpipe.analysis.result import Analysis
 from evalpipe.analysis.settings import CustomMetric, JudgeInfo, MetricRule, Settings
 from evalpipe.config import ArmConfig, Config
 from evalpipe.core.identity import fingerprint
-from evalpipe.errors import ConfigError, DataError, NoDataError
+from evalpipe.errors import ConfigError
 from evalpipe.pipeline.record import load_record, recording, save_record
-from evalpipe.pipeline.workspace import Workspace
+from evalpipe.pipeline.workspace import Workspace, experiment_name
 from evalpipe.providers.pricing import library_version
 from evalpipe.store.datasets import Store, open_store
 from evalpipe.store.selection import read_selection
@@ -54,7 +54,7 @@ def analyze_workspace(
         plan = planned_record(workspace, name, mode, settings, at)
 
         def look() -> Analysis:
-            return analyze(
+            found = analyze(
                 store.connection,
                 experiment=name,
                 mode=mode,
@@ -63,6 +63,7 @@ def analyze_workspace(
                 provenance={**facts, "n_star": plan.n_star, "n_looks": plan.n_looks},
                 details=details,
             )
+            return with_judging_stop(found, plan)
 
         if pilot or not selection.is_empty or judge is not None:  # a part of it, or another judge: no look of it
             return look()
@@ -79,19 +80,6 @@ def planned_record(workspace: Workspace, name: str, mode: str, settings: Setting
     return load_record(workspace.data, name) or new_record(
         experiment=name, mode=mode, settings=settings, now=now.astimezone(UTC).isoformat(timespec="seconds")
     )
-
-
-def experiment_name(workspace: Workspace, asked: str | None) -> str:
-    """The experiment asked for, else the workspace's, else the only one the data folder holds."""
-    if asked is not None or workspace.config is not None:
-        return workspace.experiment(asked)
-    with open_store(workspace.data) as store:
-        known = store.experiments()
-    if len(known) == 1:
-        return known[0]
-    if not known:
-        raise NoDataError(f"no data in {workspace.data}: run `evalpipe load`, or name the folder with --data")
-    raise DataError(f"{workspace.data} holds {len(known)} experiments ({', '.join(known)}): name one with --experiment")
 
 
 def mode_of(config: Config | None) -> str:

@@ -82,7 +82,8 @@ def run_demo(folder: Path = DEFAULT_FOLDER, *, local_models: bool = False, arriv
 
 
 def _evaluate(folder: Path) -> WrittenReport:
-    from evalpipe.pipeline.judge import JudgeOptions, judge
+    from evalpipe.pipeline.judge import judge
+    from evalpipe.pipeline.judge_setup import JudgeOptions
     from evalpipe.pipeline.load import load
 
     os.environ.setdefault("EVALPIPE_DEMO_KEY", "demo")  # the simulated judge takes any key

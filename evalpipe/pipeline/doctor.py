@@ -149,7 +149,7 @@ def check_prices(workspace: Workspace, config: Config) -> Iterator[Diagnosis]:
 
 
 def check_judges(workspace: Workspace, config: Config) -> Iterator[Diagnosis]:
-    from evalpipe.pipeline.judge import specs_of
+    from evalpipe.pipeline.judge_setup import specs_of
 
     try:
         specs = specs_of(workspace)

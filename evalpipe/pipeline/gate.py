@@ -11,9 +11,9 @@ from typing import Any
 from evalpipe.analysis.result import Analysis, Decision
 from evalpipe.core.experiment import Recommendation
 from evalpipe.errors import NoDataError
-from evalpipe.pipeline.analyze import analyze_workspace, experiment_name
+from evalpipe.pipeline.analyze import analyze_workspace
 from evalpipe.pipeline.record import write_atomically
-from evalpipe.pipeline.workspace import Workspace
+from evalpipe.pipeline.workspace import Workspace, experiment_name
 from evalpipe.store.files import parquet_files
 from evalpipe.store.schema import DATASETS
 

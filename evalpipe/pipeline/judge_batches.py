@@ -15,16 +15,14 @@ from evalpipe.judging.plan import pages
 from evalpipe.judging.progress import Progress
 from evalpipe.judging.spec import JudgeSpec
 from evalpipe.judging.tally import RunTally
-from evalpipe.pipeline.analyze import experiment_name
-from evalpipe.pipeline.judge import (
+from evalpipe.pipeline.judge_online import interruptible, keep_synced
+from evalpipe.pipeline.judge_setup import (
     JudgeOptions,
     batches_folder,
     budget_of,
     cap_of,
     held_by_batches,
-    interruptible,
     journal_folder,
-    keep_synced,
     limiter_of,
     plan_of,
     price_of,
@@ -32,7 +30,7 @@ from evalpipe.pipeline.judge import (
     settings_of,
     specs_of,
 )
-from evalpipe.pipeline.workspace import Workspace
+from evalpipe.pipeline.workspace import Workspace, experiment_name
 from evalpipe.store.datasets import Store, open_store
 
 MAX_ROUNDS = 3
@@ -153,7 +151,7 @@ def _with_run(
         task = asyncio.current_task()
         assert task is not None
         try:
-            with interruptible(interrupt, task.cancel):
+            with interruptible(interrupt, task.cancel, "leaving the open batches to go on without us"):
                 return await work(batches)
         finally:
             syncing.cancel()

@@ -21,7 +21,7 @@ from evalpipe.judging.selftest import SelfTest, asks, read_results
 from evalpipe.judging.spec import JudgeSpec
 from evalpipe.judging.tally import RunTally
 from evalpipe.pipeline import analyze as analysis
-from evalpipe.pipeline.judge import (
+from evalpipe.pipeline.judge_setup import (
     JudgeOptions,
     cap_of,
     journal_folder,
@@ -31,7 +31,7 @@ from evalpipe.pipeline.judge import (
     settings_of,
     specs_of,
 )
-from evalpipe.pipeline.workspace import Workspace
+from evalpipe.pipeline.workspace import Workspace, experiment_name
 from evalpipe.store.datasets import open_store
 
 _ROWS_AT_ONCE = 5_000
@@ -51,7 +51,7 @@ def self_test(workspace: Workspace, options: JudgeOptions) -> list[SelfTest]:
 
 def audit_judges(workspace: Workspace, options: JudgeOptions) -> list[Audit]:
     """What the log's judgments say of each judge that made them; the numbers are the report's."""
-    name = analysis.experiment_name(workspace, options.experiment)
+    name = experiment_name(workspace, options.experiment)
     with open_store(workspace.data, name, selection=options.selection) as store:
         result = analyze(
             store.connection,
@@ -71,7 +71,7 @@ def audit_judges(workspace: Workspace, options: JudgeOptions) -> list[Audit]:
 
 def reparse(workspace: Workspace, options: JudgeOptions) -> dict[str, dict[str, int]]:
     """Read stored replies again. Judge → status → replies that now read so and did not before."""
-    name = analysis.experiment_name(workspace, options.experiment)
+    name = experiment_name(workspace, options.experiment)
     changes: dict[str, dict[str, int]] = {}
     with judging_lock(journal_folder(workspace, name)):
         recover(workspace, name)

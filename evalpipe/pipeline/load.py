@@ -22,7 +22,7 @@ from evalpipe.pipeline.unit_key import unit_key
 from evalpipe.pipeline.workspace import Workspace
 from evalpipe.store.exchange_rows import ReadingRules
 from evalpipe.store.files import private_file, sweep_stale
-from evalpipe.store.load_files import find_importer, is_spool, load_file
+from evalpipe.store.load_files import find_importer, is_spool, load_file, request_ids
 from evalpipe.store.load_spool import OPEN_LIMIT_S, SpoolLoad
 from evalpipe.store.schema import DATASETS
 from evalpipe.store.spool_segments import segment_files
@@ -62,6 +62,13 @@ def load(
             name = _experiment_of(file, workspace, experiment)
             tally.add(load_file(file, workspace.data, name, format_name=format_name, arm=Arm(arm), progress=bar.update))
     return tally
+
+
+def requests_in(workspace: Workspace, paths: Sequence[Path]) -> set[str]:
+    """The ids of the requests that these log files hold. Ask before `load`, which removes what it has read of a spool."""
+    spools, files = _sort_paths(workspace, paths, "auto")
+    segments = [segment for spool in spools for segment in segment_files(spool)]
+    return {request_id for file in [*segments, *files] for request_id in request_ids(file)}
 
 
 def _sort_paths(

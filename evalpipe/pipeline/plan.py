@@ -15,10 +15,10 @@ from evalpipe.analysis.result import Analysis
 from evalpipe.analysis.settings import Settings
 from evalpipe.errors import ConfigError, DataError, EvalpipeError
 from evalpipe.judging.estimate import TOKENS_PER_CHAR
-from evalpipe.pipeline.analyze import analyze_workspace, experiment_name, mode_of, settings_of
-from evalpipe.pipeline.judge import price_of, specs_of
+from evalpipe.pipeline.analyze import analyze_workspace, mode_of, settings_of
+from evalpipe.pipeline.judge_setup import price_of, specs_of
 from evalpipe.pipeline.record import load_record, recording, save_record
-from evalpipe.pipeline.workspace import Workspace
+from evalpipe.pipeline.workspace import Workspace, experiment_name
 from evalpipe.providers.base import Usage
 from evalpipe.store.datasets import open_store
 
@@ -243,10 +243,9 @@ def _save(workspace: Workspace, name: str, mode: str, settings: Settings, planne
     """Fix n* in the experiment record; only before the first look, as it may not follow the data."""
     with recording(workspace.data, name):
         record = load_record(workspace.data, name)
-        if record is not None and record.n_looks:
-            raise ConfigError(
-                f"experiment {name!r} has been looked at {record.n_looks} times: its plan is fixed; plan a new experiment"
-            )
+        if record is not None and (record.n_looks or record.judged_until):
+            looks = f"looked at {record.n_looks} times" if record.n_looks else "judged by `judge --until-decided`"
+            raise ConfigError(f"experiment {name!r} has been {looks}: its plan is fixed; plan a new experiment")
         now = datetime.now(UTC).isoformat(timespec="seconds")
         fresh = new_record(experiment=name, mode=mode, settings=settings, now=now, planned=planned_n_star(planned))
         save_record(workspace.data, replace(fresh, planned=True))

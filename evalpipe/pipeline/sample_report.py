@@ -23,7 +23,8 @@ from evalpipe.core.spool import RequestRecord, read_record
 from evalpipe.errors import DataError
 from evalpipe.pipeline.analyze import analyze_workspace
 from evalpipe.pipeline.children import Child
-from evalpipe.pipeline.judge import JudgeOptions, judge
+from evalpipe.pipeline.judge import judge
+from evalpipe.pipeline.judge_setup import JudgeOptions
 from evalpipe.pipeline.load import load
 from evalpipe.pipeline.report import WrittenReport, sample_report
 from evalpipe.pipeline.sample import LOG, sample_folder

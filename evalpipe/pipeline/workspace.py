@@ -8,7 +8,7 @@ from pathlib import Path
 
 import evalpipe
 from evalpipe.config import CONFIG_FILE, Config, load_config
-from evalpipe.errors import ConfigError
+from evalpipe.errors import ConfigError, DataError, NoDataError
 
 
 def shipped(folder: str) -> Path:
@@ -85,3 +85,16 @@ def open_workspace(config: Path | None = None, data: Path | None = None, *, root
     env = os.environ.get("EVALPIPE_DATA")
     data_folder = data or (Path(env) if env else folder / "data")
     return Workspace(root=folder, data=data_folder, config=loaded, config_path=path if loaded else None)
+
+
+def experiment_name(workspace: Workspace, asked: str | None) -> str:
+    """The experiment asked for, else the workspace's, else the only one the data folder holds. Raises ConfigError for an
+    impossible name, NoDataError where nothing was loaded, DataError where there are several."""
+    if asked is not None or workspace.config is not None:
+        return workspace.experiment(asked)
+    known = workspace.loaded_experiments()
+    if len(known) == 1:
+        return known[0]
+    if not known:
+        raise NoDataError(f"no data in {workspace.data}: run `evalpipe load`, or name the folder with --data")
+    raise DataError(f"{workspace.data} holds {len(known)} experiments ({', '.join(known)}): name one with --experiment")

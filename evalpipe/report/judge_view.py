@@ -197,7 +197,10 @@ def _facts(judge: JudgeResult) -> list[Fact]:
         facts.append(
             Fact(name="Picks the first seat", text="not measured" if judge.first_seat_rate is None else seat_text)
         )
-        facts.append(Fact(name="Cost of judging", text=format_usd(judge.cost_usd)))
+        cost = format_usd(judge.cost_usd)
+        if judge.cost_at_most_usd is not None:
+            cost += f", calls that were cut off at an estimate (at most {format_usd(judge.cost_at_most_usd)})"
+        facts.append(Fact(name="Cost of judging", text=cost))
         facts.append(Fact(name="Fingerprint", text=judge.fingerprint))
     facts.append(Fact(name="Method", text=judge.method or MISSING))
     if judge.status != "ok":

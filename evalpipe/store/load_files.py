@@ -70,6 +70,24 @@ def is_spool(path: Path) -> bool:
     return False
 
 
+def request_ids(path: Path, format_name: str = "auto") -> set[str]:
+    """The requests that a log file speaks of, by the ids they have once it is loaded. Lines that `load` would put aside are
+    left out. Raises as `load_file`."""
+    spool = format_name == "spool" or (format_name == "auto" and is_spool(path))
+    importer = None if spool else find_importer(path, format_name)
+    found: set[str] = set()
+    for line in read_lines(path):
+        try:
+            document = parse(line.data)
+            if importer is not None:
+                found.update(exchange.request_id for exchange in importer.read(document, line.number).exchanges)
+            elif isinstance(document, dict) and isinstance(document.get("request_id"), str):
+                found.add(document["request_id"])
+        except ValueError:  # BrokenLineError is one
+            continue
+    return found
+
+
 def find_importer(path: Path, format_name: str) -> Importer:
     """The importer of that name, or (`auto`) the first that knows one of the file's first documents."""
     if format_name != "auto":

@@ -1,4 +1,4 @@
-"""Which logged requests a command looks at: `--since`, `--until`, `--where`.
+"""Which logged requests a command looks at: `--since`, `--until`, `--where`, or those a log file holds.
 
 The selection is of requests, made on the row the user was served (for an imported log: control's row): the other arm's
 copy follows its request. So `--where "model = 'gpt-4o'"` keeps the pairs of those requests, and a condition on what a
@@ -8,26 +8,30 @@ user got never selects on what the copy answered.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 
 from evalpipe.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Selection:
-    """`since` (inclusive) and `until` (exclusive) bound `started_at`; `where` is an SQL expression over `exchanges`."""
+    """`since` (inclusive) and `until` (exclusive) bound `started_at`; `where` is an SQL expression over `exchanges`;
+    `request_ids`: these requests only (None = all)."""
 
     since: datetime | None = None
     until: datetime | None = None
     where: str | None = None
+    request_ids: Collection[str] | None = None
 
     @property
     def is_empty(self) -> bool:
-        return self.since is None and self.until is None and self.where is None
+        return self == Selection()
 
 
 def read_selection(since: str | None = None, until: str | None = None, where: str | None = None) -> Selection:
@@ -76,6 +80,9 @@ def select_requests(connection: duckdb.DuckDBPyConnection, selection: Selection)
     if selection.where is not None:
         check_expression(selection.where)
         conditions.append(f"(\n{selection.where}\n)")
+    if selection.request_ids is not None:
+        connection.register("_named", pa.table({"request_id": pa.array(list(selection.request_ids), pa.string())}))
+        conditions.append("request_id IN (FROM _named)")
     query = (
         f"SELECT DISTINCT experiment, request_id FROM stored_exchanges AS exchanges WHERE {' AND '.join(conditions)}"
     )
@@ -86,6 +93,9 @@ def select_requests(connection: duckdb.DuckDBPyConnection, selection: Selection)
             raise
         message = str(error).strip().splitlines()[0]
         raise ConfigError(f"--where {selection.where!r} does not work: {message}") from None
+    finally:
+        if selection.request_ids is not None:
+            connection.unregister("_named")
 
 
 def _instant(option: str, text: str | None) -> datetime | None:

@@ -34,7 +34,8 @@ def cpu(n_pairs: int = 1000) -> bool:
     from evalpipe.judging.plan import make_plan, pages
     from evalpipe.judging.record import message_of
     from evalpipe.judging.wire import message_params
-    from evalpipe.pipeline.judge import JudgeOptions, judge, specs_of
+    from evalpipe.pipeline.judge import judge
+    from evalpipe.pipeline.judge_setup import JudgeOptions, specs_of
     from evalpipe.pipeline.workspace import open_workspace
     from evalpipe.store.datasets import open_store
 
@@ -118,7 +119,7 @@ def measured(root: Path, code: str) -> dict[str, float]:
 
 
 PLANNING = """
-from evalpipe.pipeline.judge import plan_of, specs_of
+from evalpipe.pipeline.judge_setup import plan_of, specs_of
 from evalpipe.pipeline.workspace import open_workspace
 from evalpipe.store.datasets import open_store
 workspace = open_workspace()
@@ -130,7 +131,7 @@ with open_store(workspace.data, "bench") as store:
 """
 RUNNING = """
 from evalpipe.judging.plan import pages
-from evalpipe.pipeline.judge import plan_of, specs_of
+from evalpipe.pipeline.judge_setup import plan_of, specs_of
 from evalpipe.pipeline.workspace import open_workspace
 from evalpipe.store.datasets import open_store
 workspace = open_workspace()

@@ -16,22 +16,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from judge_harness import Sim, evalpipe, finish, judged, query, say, simulated, start, wait_until, workspace
+from judge_harness import Sim, complete, evalpipe, finish, judged, query, say, simulated, start, wait_until, workspace
 
 FAST = {"requests_per_minute": 6000, "input_tokens_per_minute": 10_000_000, "output_tokens_per_minute": 2_000_000}
-BY_ORDER = (
-    "SELECT shown_first, count(DISTINCT request_id) AS pairs, count(*) AS n FROM judgments "
-    "WHERE status IN ('ok', 'identical') GROUP BY shown_first ORDER BY shown_first"
-)
-
-
-def complete(root: Path, n_pairs: int) -> bool:
-    """Every pair has exactly one final judgment in each order."""
-    rows = query(root, BY_ORDER)
-    return [(row["shown_first"], row["pairs"], row["n"]) for row in rows] == [
-        ("control", n_pairs, n_pairs),
-        ("treatment", n_pairs, n_pairs),
-    ]
 
 
 def kills(n_pairs: int = 400, n_kills: int = 10, concurrency: int = 16) -> bool:

@@ -104,7 +104,7 @@ if __name__ == "__main__":
     if "steady" in wanted:
         results.append(steady("limits as stated", LIMITS, 1000))
     if "lowered" in wanted:
-        results.append(lowered(1000))
+        results.append(lowered(500))
     if "output" in wanted:
         results.append(steady("output-bound", {**LIMITS, "input_tokens": 4_000_000, "output_tokens": 40_000}, 1000))
     finish(results)

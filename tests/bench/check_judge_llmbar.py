@@ -11,7 +11,7 @@ import time
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from judge_harness import evalpipe, finish, query, say, simulated, workspace
+from judge_harness import Sim, evalpipe, finish, query, say, simulated, start, workspace
 
 SHARED = Path(os.environ.get("EVALPIPE_SHARED", Path(__file__).parents[3] / "shared"))
 PAIRS = SHARED / "data/pairs/llmbar_adversarial.jsonl"
@@ -36,31 +36,48 @@ def recorded() -> list[tuple[str, str]]:
     return sorted(name for name, counts in orders.items() if counts["ab"] and counts["ba"])
 
 
-def counts_of(root: Path, judge: str) -> dict[str, tuple[int, int, int, int, int]]:
-    """subset → n, correct control-first, correct treatment-first, correct in both, agreeing; from the Parquet rows."""
+def counted(root: Path) -> dict[str, dict[str, tuple[int, int, int, int, int]]]:
+    """judge → subset → n, correct control-first, correct treatment-first, correct in both, agreeing; from the Parquet rows."""
     rows = query(
         root,
-        f"""
+        """
         WITH last AS (
-          SELECT request_id, shown_first, CASE WHEN status IN ('ok', 'identical') THEN preference END AS p
-          FROM judgments WHERE judge = '{judge}'
+          SELECT judge, request_id, shown_first, CASE WHEN status IN ('ok', 'identical') THEN preference END AS p
+          FROM judgments WHERE NOT starts_with(judge_fingerprint, 'imported')
           QUALIFY row_number() OVER (
-            PARTITION BY request_id, shown_first ORDER BY status IN ('ok', 'identical') DESC, attempt DESC) = 1
+            PARTITION BY judge, request_id, shown_first ORDER BY status IN ('ok', 'identical') DESC, attempt DESC) = 1
         ), both_orders AS (
-          SELECT request_id, max(p) FILTER (shown_first = 'control') AS ab,
+          SELECT judge, request_id, max(p) FILTER (shown_first = 'control') AS ab,
             max(p) FILTER (shown_first = 'treatment') AS ba, count(*) AS n
-          FROM last GROUP BY request_id
+          FROM last GROUP BY judge, request_id
         ), meta AS (
           SELECT request_id, any_value(meta->>'$.subset') AS subset FROM exchanges WHERE arm = 'control' GROUP BY request_id
         )
-        SELECT subset, count(*) AS n, count(*) FILTER (ab = label.preference) AS ab,
+        SELECT judge, subset, count(*) AS n, count(*) FILTER (ab = label.preference) AS ab,
           count(*) FILTER (ba = label.preference) AS ba,
           count(*) FILTER (ab = label.preference AND ba = label.preference) AS both,
           count(*) FILTER (ab IS NOT DISTINCT FROM ba) AS agree, min(both_orders.n) AS orders
-        FROM both_orders JOIN meta USING (request_id) JOIN labels AS label USING (request_id) GROUP BY subset""",
+        FROM both_orders JOIN meta USING (request_id) JOIN labels AS label USING (request_id) GROUP BY judge, subset""",
     )
     assert all(row["orders"] == 2 for row in rows)
-    return {row["subset"]: (row["n"], row["ab"], row["ba"], row["both"], row["agree"]) for row in rows}
+    found: defaultdict[str, dict[str, tuple[int, int, int, int, int]]] = defaultdict(dict)
+    for row in rows:
+        found[row["judge"]][row["subset"]] = (row["n"], row["ab"], row["ba"], row["both"], row["agree"])
+    return found
+
+
+def judge_all(root: Path, sim: Sim, names: list[tuple[str, str]], n_calls: int) -> None:
+    """One process asks all judges, one after the other; how far it is, every ten seconds."""
+    process = start(root, "judge", *(word for judge, method in names for word in ("--judge", f"{judge}.{method}")))
+    started = shown = time.monotonic()
+    while process.poll() is None:
+        time.sleep(0.2)
+        if time.monotonic() >= shown + 10:
+            shown = time.monotonic()
+            print(f"  {sim.ledger()['calls']:,} of about {n_calls:,} calls, {shown - started:.0f} s", flush=True)
+    _, errors = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"evalpipe judge: exit {process.returncode}\n{errors}")
 
 
 def published() -> dict[tuple[str, str], dict[str, tuple[int, int, int, int, int]]]:
@@ -94,14 +111,15 @@ def main(n_judges: int | None) -> bool:
         for judge, method in names:
             (root / f"judges/{judge}.{method}.toml").write_text(TOML.format(model=f"{judge}/{method}"))
         evalpipe(root, "load", "--format", "pairs", str(PAIRS))
-        options = [word for judge, method in names for word in ("--judge", f"{judge}.{method}")]
-        evalpipe(root, "judge", *options)
+        subsets = [json.loads(line)["meta"]["subset"] for line in PAIRS.read_text(encoding="utf-8").splitlines()]
+        n_pairs = len(subsets)
+        judge_all(root, sim, names, 2 * n_pairs * len(names))
         calls = sim.ledger()["calls"]
+        mine = counted(root)
         for judge, method in names:
-            mine = counts_of(root, f"{judge}.{method}")
-            for subset, counts in mine.items():
+            for subset in sorted(set(subsets)):
                 n_cells += 1
-                theirs = book[judge, method].get(subset)
+                counts, theirs = mine[f"{judge}.{method}"].get(subset), book[judge, method][subset]
                 n_equal += counts == theirs
                 if counts != theirs:
                     print(f"  {judge}/{method} {subset}: {counts}, published {theirs}")

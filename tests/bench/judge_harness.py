@@ -110,6 +110,19 @@ def query(root: Path, sql: str) -> list[dict[str, Any]]:
     return found
 
 
+def complete(root: Path, n_pairs: int) -> bool:
+    """Every pair has exactly one final judgment in each order."""
+    rows = query(
+        root,
+        "SELECT shown_first, count(DISTINCT request_id) AS pairs, count(*) AS n FROM judgments "
+        "WHERE status IN ('ok', 'identical') GROUP BY shown_first ORDER BY shown_first",
+    )
+    return [(row["shown_first"], row["pairs"], row["n"]) for row in rows] == [
+        ("control", n_pairs, n_pairs),
+        ("treatment", n_pairs, n_pairs),
+    ]
+
+
 def say(name: str, holds: bool, detail: str) -> bool:
     print(f"{'PASS' if holds else 'FAIL'}  {name}: {detail}", flush=True)
     return holds

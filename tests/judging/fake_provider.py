@@ -45,6 +45,8 @@ class Response:
     raw: bytes | None = None
     drop: bool = False
     delay: float = 0.0
+    after: threading.Event | None = None
+    """the answer is kept back until this is set"""
     input_tokens: int = 100
     output_tokens: int = 50
     error: str = "api_error"
@@ -129,6 +131,8 @@ class FakeProvider:
             response = self.behaviour(call)
             if response.delay:
                 await asyncio.sleep(response.delay)
+            while response.after is not None and not response.after.is_set():
+                await asyncio.sleep(0.005)
         finally:
             self.n_open -= 1
         payload = response.raw if response.raw is not None else json.dumps(render(call, response)).encode()

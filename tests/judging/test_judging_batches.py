@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from evalpipe.judging import batch_client
 from evalpipe.judging.intents import intents
 from evalpipe.judging.tally import RunTally
-from evalpipe.pipeline.judge import JudgeOptions, batches_folder, judge
+from evalpipe.pipeline.judge import judge
 from evalpipe.pipeline.judge_batches import cancel_batches, judge_by_batches, see_batches
+from evalpipe.pipeline.judge_setup import JudgeOptions, batches_folder
 from evalpipe.pipeline.load import load
 from evalpipe.pipeline.workspace import Workspace, open_workspace
 from evalpipe.sim.server import start_sim
@@ -35,11 +37,11 @@ def sim() -> Iterator[Any]:
         yield found
 
 
-def workspace(root: Path, url: str, n: int = 5) -> Workspace:
+def workspace(root: Path, url: str, n: int = 5, texts: Sequence[str] = ()) -> Workspace:
     (root / "evalpipe.toml").write_text(f'[experiment]\nname = "t"\n[judge]\nbase_url = "{url}"\n')
     rows = [
-        {"pair_id": f"p{i}", "prompt": f"q{i}", "response_a": f"one {i}", "response_b": f"another {i}"}
-        for i in range(n)
+        {"pair_id": f"p{i}", "prompt": f"q{i}", "response_a": f"one {text}", "response_b": f"another {text}"}
+        for i, text in enumerate(texts or map(str, range(n)))
     ]
     (root / "pairs.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     found = open_workspace(root / "evalpipe.toml")
@@ -175,6 +177,50 @@ def test_the_cap_bounds_what_a_batch_may_cost(tmp_path: Path, sim: Any) -> None:
     tally = run(found, max_usd=0.03)
     assert tally.stopped == "budget"
     assert 0 < sim.ledger()["billed"]["usd"] <= 0.03
+
+
+NASTY = ("plain words", "\N{GRINNING FACE}" * 200, "\x01\x02" * 200, 'quoted "text"\n\\' * 100, "\u4e2d\u6587" * 200)
+VENDORS = {"anthropic": ("claude-haiku-4-5", ""), "openai": ("gpt-4o-mini", "/v1")}
+
+
+def vendor_workspace(root: Path, url: str, vendor: str) -> Workspace:
+    """Five pairs of texts that grow when they become JSON, and a judge of this vendor."""
+    model, prefix = VENDORS[vendor]
+    (root / "judges").mkdir()
+    shipped = (Path(__file__).parents[2] / "judges/pairwise.toml").read_text()
+    changed = shipped.replace('"anthropic"', f'"{vendor}"', 1).replace("claude-haiku-4-5", model)
+    (root / "judges/pairwise.toml").write_text(changed)
+    return workspace(root, url + prefix, texts=NASTY)
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+@pytest.mark.parametrize("bound", ["requests", "bytes"])
+def test_what_does_not_fit_one_batch_goes_into_several(
+    tmp_path: Path, sim: Any, monkeypatch: pytest.MonkeyPatch, vendor: str, bound: str
+) -> None:
+    """The provider refuses a batch above its bounds, which stand here at a few requests, or a few of the long ones."""
+    most_requests, most_bytes = (3, 10**9) if bound == "requests" else (10**6, 20_000)
+    client = batch_client._MessageBatches if vendor == "anthropic" else batch_client._OpenAIBatches
+    monkeypatch.setattr(client, "max_requests", most_requests)
+    monkeypatch.setattr(client, "max_bytes", most_bytes)
+    monkeypatch.setattr(f"evalpipe.sim.batches_{vendor}.MAX_REQUESTS", most_requests)
+    monkeypatch.setattr(f"evalpipe.sim.batches_{vendor}.MAX_BYTES", most_bytes)
+    found = vendor_workspace(tmp_path, sim.base_url, vendor)
+    tally = run(found)
+    assert (tally.asked["ok"], tally.failed) == (10, Counter())
+    batches = Counter(call["batch_id"] for call in sim.ledger(calls=True)["log"])
+    assert sum(batches.values()) == 10
+    if bound == "requests":
+        assert sorted(batches.values()) == [1, 3, 3, 3]
+    else:
+        assert 2 <= len(batches) < 10
+    assert each_once(found)
+
+
+def test_the_vendors_bounds() -> None:
+    """https://docs.anthropic.com/en/docs/build-with-claude/batch-processing and https://platform.openai.com/docs/guides/batch"""
+    assert (batch_client._MessageBatches.max_requests, batch_client._MessageBatches.max_bytes) == (100_000, 256_000_000)
+    assert (batch_client._OpenAIBatches.max_requests, batch_client._OpenAIBatches.max_bytes) == (50_000, 200_000_000)
 
 
 def test_openai_batches(tmp_path: Path, sim: Any) -> None:

@@ -11,15 +11,25 @@ from typing import Any
 import pytest
 from fake_provider import Call, FakeProvider, Response, longer_wins, verdict
 
+from evalpipe.analysis.result import Check
+from evalpipe.cli.app import main
+from evalpipe.cli.judge_text import tally_lines
 from evalpipe.errors import BudgetError, ConfigError, DataError, UpstreamError, WorkspaceBusyError
+from evalpipe.judging.clock import SystemClock
 from evalpipe.judging.journal import Journal, compact, judging_lock
+from evalpipe.judging.plan import asks_of
+from evalpipe.judging.record import Booking, sent
 from evalpipe.judging.tally import RunTally
-from evalpipe.pipeline import judge as judging
-from evalpipe.pipeline.judge import JudgeOptions, estimate_judging, judge, show_prompts
+from evalpipe.pipeline import judge_setup as judging
+from evalpipe.pipeline.analyze import analyze_workspace
+from evalpipe.pipeline.judge import estimate_judging, judge, show_prompts
+from evalpipe.pipeline.judge_setup import JudgeOptions
 from evalpipe.pipeline.judge_trust import reparse, self_test
 from evalpipe.pipeline.load import load
+from evalpipe.pipeline.plan import plan
 from evalpipe.pipeline.workspace import Workspace, open_workspace
 from evalpipe.store.datasets import open_store
+from evalpipe.store.selection import read_selection
 
 FAST = "requests_per_minute = 60000\ninput_tokens_per_minute = 100000000\noutput_tokens_per_minute = 100000000\n"
 
@@ -278,13 +288,10 @@ def test_what_a_killed_run_had_in_flight_is_a_visible_row_and_counts_against_the
     # The journal of a process that was killed: one call sent, never heard of again, and a torn last line.
     folder = judging.journal_folder(found, "t")
     journal = Journal(folder)
-    from evalpipe.judging.plan import asks_of
-    from evalpipe.judging.record import Booking, sent
-
     (spec,) = judging.specs_of(found)
     with open_store(found.data, "t") as store:
         ask = asks_of(store.connection, spec, ["p0"])[0]
-    journal.begin(sent(ask, 7, spec, booking=Booking(cost_usd=0.01, at_most=0.04), at=judging.SystemClock().utc()))
+    journal.begin(sent(ask, 7, spec, booking=Booking(cost_usd=0.01, at_most=0.04), at=SystemClock().utc()))
     journal.close()
     with journal.path.open("ab") as file:
         file.write(b'{"key": "torn')
@@ -294,7 +301,59 @@ def test_what_a_killed_run_had_in_flight_is_a_visible_row_and_counts_against_the
     assert not list(folder.glob("journal-*"))
     with open_store(found.data, "t") as store:
         budget = judging.budget_of(store, spec, None, judging.price_of(found, spec))
-    assert budget.spent == pytest.approx(2 * 0.00035 + 0.04)
+    # Two answers at $1 and $5 a million tokens; the lost call's question was answered with 100 input tokens, so it cannot have
+    # cost more than those (and 200 for other codes in the tags) and the longest answer of 1,024 tokens.
+    assert budget.spent == pytest.approx(2 * (100e-6 + 50 * 5e-6) + (100 + 200) * 1e-6 + 1024 * 5e-6)
+
+
+def test_a_lost_call_of_a_question_never_answered_stays_at_its_worst_and_the_summary_says_so(tmp_path: Path) -> None:
+    with FakeProvider(lambda call: Response(status=400)) as provider:
+        found = workspace(tmp_path, provider.url, pairs(1))
+        (spec,) = judging.specs_of(found)
+        with open_store(found.data, "t") as store:
+            ask = asks_of(store.connection, spec, ["p0"])[0]
+        journal = Journal(judging.journal_folder(found, "t"))
+        journal.begin(sent(ask, 1, spec, booking=Booking(cost_usd=0.01, at_most=0.04), at=SystemClock().utc()))
+        journal.close()
+        tally = run(found)
+    assert tally.account is not None
+    assert (tally.account.n_unsettled, tally.account.estimated_usd, tally.account.cap_usd) == (1, 0.01, 0.04)
+    (line,) = [line for line in tally_lines([tally]) if "cut off" in line]
+    assert "1 call was cut off" in line
+    assert "$0.0100" in line
+    assert "$0.0400" in line
+
+
+def test_a_path_chooses_the_requests_that_are_judged(
+    tmp_path: Path, provider: FakeProvider, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = workspace(tmp_path, provider.url, pairs(6))
+    (tmp_path / "more.jsonl").write_text(json.dumps({**pairs(1)[0], "pair_id": "new"}) + "\n" + json.dumps(pairs(6)[5]))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="0"):
+        main(["judge", "more.jsonl", "--json"])
+    assert json.loads(capsys.readouterr().out)["runs"][0]["judgments"] == {"ok": 4}
+    assert rows(found, "SELECT DISTINCT request_id FROM judgments ORDER BY 1") == [("new",), ("p5",)]
+
+
+def test_the_cap_counts_what_was_spent_on_requests_that_are_not_selected_now(
+    tmp_path: Path, provider: FakeProvider
+) -> None:
+    found = workspace(tmp_path, provider.url, pairs(6))
+    run(found, selection=read_selection(where="request_id <> 'p0'"))
+    spent = 10 * (100e-6 + 50 * 5e-6)
+    tally = run(found, selection=read_selection(where="request_id = 'p0'"), max_usd=spent + 0.001)
+    assert (tally.stopped, tally.n_calls) == ("budget", 0)
+
+
+@pytest.mark.parametrize("cap", [0.0, 0.001])
+def test_a_cap_below_one_call_is_an_error_not_a_success(tmp_path: Path, provider: FakeProvider, cap: float) -> None:
+    found = workspace(tmp_path, provider.url, pairs(1))
+    with pytest.raises(
+        BudgetError, match=r"nothing was asked: the next call can cost \$0\.0\d+, and .* raise --max-usd"
+    ):
+        run(found, max_usd=cap)
+    assert provider.calls == []
 
 
 def test_a_rotated_journal_loses_nothing_of_what_is_in_flight(tmp_path: Path) -> None:
@@ -359,6 +418,22 @@ def test_until_decided_stops_early_and_says_so(tmp_path: Path) -> None:
         assert 40 <= n_first < 300
         again = run(found, until_decided=True)
         assert (again.stopped, len(provider.calls)) == ("decided", n_first)
+        # The plan is fixed from the first look of judging on, and the report says that judging stopped.
+        with pytest.raises(ConfigError, match="its plan is fixed"):
+            plan(found, metric="win_rate", effect="0.1", save=True)
+        (told,) = stop_checks(found)
+        assert (told.status, "the win rate proven better" in told.detail) == ("pass", True)
+        config = found.root / "evalpipe.toml"
+        config.write_text(config.read_text() + '\n[decision]\nlooks = "fixed"\n')
+        (told,) = stop_checks(open_workspace(config))
+        assert (told.status, "too narrow" in told.detail) == ("warn", True)
+        # Where the rest is judged after all, no stop is left to speak of.
+        assert run(found).stopped is None
+        assert stop_checks(found) == []
+
+
+def stop_checks(found: Workspace) -> list[Check]:
+    return [check for check in analyze_workspace(found, details=False).checks if check.name == "judging_stopped"]
 
 
 def test_stored_replies_are_read_again_without_a_call(tmp_path: Path) -> None:
