@@ -9,14 +9,33 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from evalpipe.collector.settings import CollectorSettings
+
 PATH = "/v1/chat/completions"
+ASKED = frozenset(
+    {
+        "messages",
+        "model",
+        "tools",
+        "tool_choice",
+        "parallel_tool_calls",
+        "functions",
+        "function_call",
+        "response_format",
+    }
+    | {"max_tokens", "max_completion_tokens", "stop", "temperature", "top_p", "n", "seed", "logit_bias", "logprobs"}
+    | {"frequency_penalty", "presence_penalty", "top_logprobs", "stream", "stream_options", "user", "service_tier"}
+    | {"modalities", "audio", "prediction", "reasoning_effort", "verbosity", "thinking", "web_search_options"}
+)
+"""What a client may say. The library takes addresses, keys, credential files and callbacks as keywords of the same call: of
+those only what the configuration says (`params` of the arm) gets there."""
 
 
-def serve_litellm(fd: int) -> None:
+def serve_litellm(fd: int, settings: CollectorSettings | None = None) -> None:
     """Serve on the listening socket `fd` until the parent closes stdin (or dies)."""
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # no download of a price list at start
     import litellm
@@ -26,6 +45,9 @@ def serve_litellm(fd: int) -> None:
     sock = socket.socket(fileno=fd)
     sock.setblocking(True)
     server = _Server(sock.getsockname()[:2], _Handler, bind_and_activate=False)
+    if settings is not None:
+        arms = (settings.control, settings.treatment)
+        server.configured = [arm.params for arm in arms if arm is not None and arm.provider == "litellm"]
     server.socket.close()
     server.socket = sock
     import threading
@@ -38,21 +60,27 @@ def serve_litellm(fd: int) -> None:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    configured: Sequence[Mapping[str, Any]] = ()
 
 
 class _Handler(BaseHTTPRequestHandler):
+    server: _Server
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "evalpipe-litellm", ""
 
     def do_POST(self) -> None:
         """One chat completion. The arm's key, where it has one, comes as a bearer token."""
-        length = int(self.headers.get("content-length") or 0)
-        body = self.rfile.read(length)
+        length = self.headers.get("content-length")
+        if length is None or not length.isdigit():
+            self.close_connection = True  # what follows cannot be told from the next request
+            self._error(411, "length_required", "the litellm library is asked with a Content-Length only")
+            return
+        body = self.rfile.read(int(length))
         if self.path.partition("?")[0] != PATH:
             self._error(404, "not_found", f"the litellm library is asked at {PATH} only")
             return
         try:
-            asked = json.loads(body)
+            asked = allowed(json.loads(body), self.server.configured)
             answer = _ask(asked, self.headers.get("authorization"))
             if asked.get("stream"):
                 self._stream(answer)
@@ -103,6 +131,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name is the base class's
         """The collector's spool is the log."""
+
+
+def allowed(asked: Any, configured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What of a request's body may reach the library. Raises ValueError where it is no JSON object."""
+    if not isinstance(asked, dict):
+        raise ValueError("the body is not a JSON object")
+    return {
+        key: value
+        for key, value in asked.items()
+        if key in ASKED or any(key in params and params[key] == value for params in configured)
+    }
 
 
 def _ask(asked: Mapping[str, Any], authorization: str | None) -> Any:

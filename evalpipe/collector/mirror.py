@@ -250,6 +250,12 @@ class Mirror:
         self._pump()
 
     @property
+    def fullness(self) -> float:
+        """Of the queue, 1 where no more should be taken: what waits in the spool costs nothing, and grows too old there too."""
+        settings = self._settings
+        return max(len(self._queue) / settings.shadow_queue, self._queued_bytes / settings.shadow_queue_bytes)
+
+    @property
     def is_idle(self) -> bool:
         return not self._queue and not self._flying
 

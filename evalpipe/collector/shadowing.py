@@ -33,6 +33,8 @@ _LOOK_S = 0.1
 _ACCOUNTING_S = 0.005
 """at most this long at a time: copies that come meanwhile wait"""
 _REQUEST, _RESPONSE, _SHADOW = b'{"record":"request"', b'{"record":"response"', b'{"record":"shadow"'
+_GO_ON_BELOW = 0.5
+"""a full queue is filled again from here on: not line by line, since every reading begins with a large piece"""
 _MAX_LINES = 256
 """records taken before the network has its turn again"""
 
@@ -59,6 +61,7 @@ class ShadowProcess:
             ca_file=settings.ca_file,
         )
         self._saved_at = 0.0
+        self._pauses = False
         self._mirror: Mirror | None = None
         self._decided: set[str] = set()
         self._originals: OriginalsIn | None = None
@@ -155,7 +158,7 @@ class ShadowProcess:
         """Redaction keeps originals off the disk: they come through memory. Those of the last life are gone."""
         self._originals = OriginalsIn(mirror)
         self._tail.look_for_segments()
-        await self._take_in()
+        await self._take_in(mirror)
         self._originals.give_up_all()
         await self._originals.listen(path)
 
@@ -168,7 +171,7 @@ class ShadowProcess:
             if now - looked_at > _LOOK_S:
                 looked_at = now
                 self._look(now)
-            if self._mirror is not None and await self._take_in():
+            if self._mirror is not None and await self._take_in(self._mirror):
                 await asyncio.sleep(POLL_S)
             else:
                 self._accountant.work(_ACCOUNTING_S)
@@ -190,13 +193,20 @@ class ShadowProcess:
             self._pool.tick()
             self._loop.run_in_executor(None, self._writer.sync)
 
-    async def _take_in(self) -> int:
+    async def _take_in(self, mirror: Mirror, *, finishing: bool = False) -> int:
+        """Hand the mirror what was recorded, until it is full; at the end all of it, and what does not fit is shed."""
+        if self._pauses and not finishing and mirror.fullness > _GO_ON_BELOW:
+            return 0
+        self._pauses = False
         n_lines = 0
         for line in self._tail.read():
             self._handle(line)
             n_lines += 1
             if n_lines % _MAX_LINES == 0:
                 await asyncio.sleep(0)
+            if not finishing and self._originals is None and mirror.fullness >= 1:
+                self._pauses = True
+                break
         return n_lines
 
     def _handle(self, line: TailedLine) -> None:
@@ -229,7 +239,7 @@ class ShadowProcess:
         if self._mirror is None:
             return
         self._tail.look_for_segments()
-        await self._take_in()
+        await self._take_in(self._mirror, finishing=True)
         if self._originals is not None:
             await self._originals.drain()
         deadline = self._loop.time() + self._settings.shadow_timeout_s

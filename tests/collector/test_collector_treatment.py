@@ -22,6 +22,7 @@ from collector_harness import (
     chat_stream,
     chunked,
     eventually,
+    exchange,
     plain,
 )
 
@@ -228,3 +229,23 @@ def test_health_says_when_nobody_makes_the_copies(upstream: Upstream, collector:
     assert reasons() == ""
     eventually(kill_again, timeout=30)
     eventually(lambda: reasons() == "", timeout=30)
+
+
+def test_a_burst_beyond_the_queue_waits_in_the_spool(upstream: Upstream, collector: Start) -> None:
+    control = upstream(lambda r: [plain(chat_answer("control"))])
+    treatment = upstream(lambda r: [plain(chat_answer("t"))])
+    running = collector(control.url, treatment.url, collector="shadow_concurrency = 1")
+    os.kill(running.child("shadow"), signal.SIGSTOP)
+    body = chat_request()
+    one = b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (CHAT.encode(), len(body), body)
+    n = 1500  # more than may wait in memory
+    assert (
+        exchange(
+            running.port, one * (n - 1) + one.replace(b"Host: a", b"Host: a\r\nConnection: close"), timeout=60
+        ).count(b"HTTP/1.1 200")
+        == n
+    )
+    os.kill(running.child("shadow"), signal.SIGCONT)
+    eventually(lambda: len(treatment.received) == n, timeout=60)
+    assert running.stop() == 0
+    assert fates(running) == {"sampled": n}
