@@ -171,14 +171,15 @@ def _evidence(
 def _situation(
     settings: Settings, prepared: Prepared, checks: Sequence[Check], utility: Estimate | None, requests: int
 ) -> Situation:
-    low = utility.ci_low if utility is not None and utility.status == "ok" else None
+    known = utility if utility is not None and utility.status == "ok" else None
     return Situation(
         alpha=settings.alpha,
         policy=Policy(settings.policy),
         min_effect_of_interest=settings.min_effect_of_interest,
         max_reached=bool(settings.max_requests) and requests >= settings.max_requests,
         invalid=invalidating(checks),
-        utility_low=low,
+        utility_low=None if known is None else known.ci_low,
+        utility_high=None if known is None else known.ci_high,
     )
 
 
@@ -229,7 +230,7 @@ def _decision(
         policy=ruling.policy.value,
         looks=look.mode,
         looks_explained=look.explained,
-        what_would_change=what_would_change(ruling, results),
+        what_would_change=what_would_change(ruling, results, checks),
         utility=None if utility is None else utility.point,
         utility_low=None if utility is None else utility.ci_low,
         utility_high=None if utility is None else utility.ci_high,

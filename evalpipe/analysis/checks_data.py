@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 
 from evalpipe.analysis.checks import PASS, WARN, CheckFunction, Evidence
 from evalpipe.analysis.connection import rows
-from evalpipe.analysis.metrics import Ratio, metrics
+from evalpipe.analysis.metrics import metrics
 from evalpipe.analysis.result import Check
 from evalpipe.analysis.sums import aggregate, sum_by_user
+from evalpipe.analysis.verdicts import sum_wins
 from evalpipe.analysis.wording import amount, count, listed, percent
 from evalpipe.stats.difference import paired_difference, unpaired_difference
 
@@ -20,6 +22,9 @@ MAX_DRIFT_ROWS = 1_000_000
 DRIFT_Z = 3.29
 """two-sided p = .001: two halves of a steady experiment differ by more once in a thousand"""
 DRIFTING = ("error_rate", "cost_per_request_usd", "output_tokens")
+MAX_OTHER_MODEL = 0.01
+UNMETERED = "(input_tokens IS NULL OR output_tokens IS NULL)"
+TELL_TOKENS = 'have clients send stream_options.include_usage, or set stream_usage = "inject" in [collector]'
 
 
 def duplicates(evidence: Evidence) -> Check:
@@ -55,25 +60,43 @@ def clock_skew(evidence: Evidence) -> Check | None:
 
 
 def price_unknown(evidence: Evidence) -> Check | None:
-    """Answers whose cost is not known."""
+    """Answers whose cost is not known: no price for their model, or no tokens to multiply it with."""
     found = rows(
         evidence.connection,
-        "SELECT treatment, count(*) FILTER (answered) AS n, count(*) FILTER (answered AND cost_usd IS NULL) AS unknown "
-        "FROM ev_rows GROUP BY treatment ORDER BY treatment",
+        "SELECT treatment, count(*) AS n, count(*) FILTER (cost_usd IS NULL) AS unknown, "
+        f"count(*) FILTER (cost_usd IS NULL AND {UNMETERED}) AS unmetered "
+        "FROM ev_rows WHERE answered GROUP BY treatment ORDER BY treatment",
     )
-    parts = [
-        f"{'treatment' if row['treatment'] else 'control'} {percent(row['unknown'] / row['n'])}"
-        for row in found
-        if row["n"] and row["unknown"] > MAX_UNPRICED * row["n"]
-    ]
-    if parts:
-        return Check(
-            name="price_unknown",
-            status=WARN,
-            detail=f"the cost of some answers is not known ({listed(parts)}); they are left out of the cost",
-            remedy='add the model\'s price under [prices."MODEL"] and load again',
-        )
-    return Check(name="price_unknown", status=PASS, detail="every answer has a price")
+    short = [row for row in found if row["unknown"] > MAX_UNPRICED * row["n"]]
+    if not short:
+        return Check(name="price_unknown", status=PASS, detail="every answer has a price")
+    parts = [f"{'treatment' if row['treatment'] else 'control'} {percent(row['unknown'] / row['n'])}" for row in short]
+    unmetered = sum(row["unmetered"] for row in short)
+    remedies = []
+    if sum(row["unknown"] for row in short) > unmetered:
+        names = [f'[prices."{name}"]' for name in _unpriced_models(evidence)]
+        remedies.append(f"add the model's price under {listed(names) or '[prices.MODEL]'} and load again")
+    if unmetered:
+        remedies.append(TELL_TOKENS)
+    why = "" if not unmetered else f"; {count(unmetered)} of them did not tell their tokens"
+    return Check(
+        name="price_unknown",
+        status=WARN,
+        detail=f"the cost of some answers is not known ({listed(parts)}{why}); they are left out of the cost",
+        remedy="; ".join(remedies),
+    )
+
+
+def _unpriced_models(evidence: Evidence) -> list[str]:
+    """The models that told their tokens and still have no cost, the commonest three."""
+    found = rows(
+        evidence.connection,
+        "SELECT coalesce(model, model_requested) AS model, count(*) AS n FROM exchanges WHERE experiment = ? "
+        f"AND outcome IN ('ok', 'refused', 'truncated') AND cost_usd IS NULL AND NOT {UNMETERED} "
+        "AND coalesce(model, model_requested) IS NOT NULL GROUP BY 1 ORDER BY n DESC, 1 LIMIT 3",
+        [evidence.experiment],
+    )
+    return [row["model"] for row in found]
 
 
 def no_usage_in_streams(evidence: Evidence) -> Check | None:
@@ -90,9 +113,51 @@ def no_usage_in_streams(evidence: Evidence) -> Check | None:
             name="no_usage_in_streams",
             status=WARN,
             detail=detail,
-            remedy='have clients send stream_options.include_usage, or set stream_usage = "inject" in [collector]',
+            remedy=TELL_TOKENS,
         )
     return Check(name="no_usage_in_streams", status=PASS, detail=detail)
+
+
+def arm_models(evidence: Evidence) -> Check | None:
+    """Did the models that answered bear the names that the configuration gives the arms?"""
+    said: list[str] = []
+    for arm, expected in evidence.settings.arms.items():
+        wanted = expected.get("model")
+        if not wanted:
+            continue
+        seen = rows(
+            evidence.connection,
+            "SELECT model_requested AS asked, model AS answered, count(*) AS n FROM exchanges WHERE experiment = ? "
+            "AND arm = ? AND role <> 'replay' AND coalesce(model_requested, model) IS NOT NULL "
+            "GROUP BY ALL ORDER BY n DESC, 1, 2",
+            [evidence.experiment, arm],
+        )
+        others = [row for row in seen if not any(_same_model(wanted, row[name]) for name in ("asked", "answered"))]
+        n = sum(row["n"] for row in others)
+        if n > MAX_OTHER_MODEL * sum(row["n"] for row in seen):
+            names = list(dict.fromkeys(str(row["answered"] or row["asked"]) for row in others))
+            said.append(
+                f"{count(n)} of {count(sum(row['n'] for row in seen))} {arm} exchanges are of {listed(names[:3])}, "
+                f"not of {wanted}"
+            )
+    if not evidence.settings.arms:
+        return None
+    if said:
+        return Check(
+            name="arm_models",
+            status=WARN,
+            detail=f"{'; '.join(said)}: the arms are not what [arms] says",
+            remedy="correct model in [arms], or look at one model only (--where \"model_requested = '…'\")",
+        )
+    return Check(name="arm_models", status=PASS, detail="the arms' models are those of [arms]")
+
+
+def _same_model(wanted: str, name: str | None) -> bool:
+    """A provider's prefix and a date behind the name do not make another model: openai/gpt-4o, gpt-4o-2024-08-06."""
+    if not name:
+        return False
+    expected, found = (text.lower().rsplit("/", 1)[-1] for text in (wanted, name))
+    return re.fullmatch(re.escape(expected) + r"([-@:](latest|\d{4,}[\d-]*(preview)?))?", found) is not None
 
 
 def one_user_dominates(evidence: Evidence) -> Check | None:
@@ -118,24 +183,25 @@ def one_user_dominates(evidence: Evidence) -> Check | None:
 
 
 def drift(evidence: Evidence) -> Check | None:
-    """Did the difference between the arms change from the first to the second half of the experiment?"""
+    """Did the difference between the arms, or the win rate, change from the first to the second half of the experiment?"""
     first, last = evidence.prepared.first_us, evidence.prepared.last_us
     if first is None or last is None or last <= first:
         return None
     middle = first + (last - first) // 2
     chosen = [item for item in metrics() if item.name in DRIFTING]
     every = max(1, -(-evidence.prepared.n_rows // MAX_DRIFT_ROWS))  # whole users, by hash
-    sum_by_user(
-        evidence.connection,
-        chosen,
-        table="ev_halves",
-        group=f"CASE WHEN at_us < {middle} THEN 'first' ELSE 'second' END",
-        condition=f"u % {every} = 0",
-    )
+    half_of = f"CASE WHEN at_us < {middle} THEN 'first' ELSE 'second' END"
+    sum_by_user(evidence.connection, chosen, table="ev_halves", group=half_of, condition=f"u % {every} = 0")
+    measured = [
+        (item, aggregate(evidence.connection, f"m{position}", table="ev_halves"))
+        for position, item in enumerate(chosen)
+    ]
+    if evidence.judge is not None:
+        wins = sum_wins(evidence.connection, evidence.judge.name, evidence.judge.fingerprint, group=half_of)
+        measured.append((next(item for item in metrics() if item.name == "win_rate"), wins))
     moved = []
-    for position, item in enumerate(chosen):
-        halves = aggregate(evidence.connection, f"m{position}", table="ev_halves")
-        if not isinstance(item.values, Ratio) or set(halves) != {"first", "second"}:
+    for item, halves in measured:
+        if set(halves) != {"first", "second"}:
             continue
         estimates = []
         for name in ("first", "second"):
@@ -170,6 +236,7 @@ CHECKS: list[CheckFunction] = [
     clock_skew,
     price_unknown,
     no_usage_in_streams,
+    arm_models,
     one_user_dominates,
     drift,
 ]

@@ -38,6 +38,7 @@ class Situation:
     max_reached: bool = False
     invalid: Sequence[str] = ()
     utility_low: float | None = None
+    utility_high: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +47,8 @@ class Ruling:
 
     `verdicts`: the finding of every metric at the level its role is judged at. `harmful`: metrics that lose more than their
     margin for certain; `losing`: goals that lose for certain; `winning`: goals that win; `blocking`: guardrails not yet
-    shown to be non-inferior. `policy`: the one in force (no goal at hand means noninferiority).
+    shown to be non-inferior. `policy`: the one in force (no goal at hand means noninferiority). `outweighed`: by the user's
+    own weights the losses outweigh the gains for certain, whatever a goal won.
     """
 
     recommendation: Recommendation
@@ -59,6 +61,7 @@ class Ruling:
     winning: list[str] = field(default_factory=list)
     losing: list[str] = field(default_factory=list)
     blocking: list[str] = field(default_factory=list)
+    outweighed: bool = False
 
 
 def decide(evidence: Sequence[Evidence], situation: Situation) -> Ruling:
@@ -79,6 +82,9 @@ def decide(evidence: Sequence[Evidence], situation: Situation) -> Ruling:
     winning = [item.name for item in goals if _certain_win(item, levels[item.name])]
     blocking = [item.name for item in guardrails if not verdicts[item.name].non_inferior]
 
+    # Mixed results are for the stated weights to decide: a goal that wins does not ship what they condemn.
+    outweighed = policy is Policy.UTILITY and situation.utility_high is not None and situation.utility_high < 0
+
     def ruling(recommendation: Recommendation, rule: str) -> Ruling:
         return Ruling(
             recommendation=recommendation,
@@ -91,6 +97,7 @@ def decide(evidence: Sequence[Evidence], situation: Situation) -> Ruling:
             winning=winning,
             losing=losing,
             blocking=blocking,
+            outweighed=outweighed,
         )
 
     if harmful:
@@ -102,11 +109,12 @@ def decide(evidence: Sequence[Evidence], situation: Situation) -> Ruling:
         or (policy is Policy.NONINFERIORITY and bool(guardrails))
         or (policy is Policy.UTILITY and situation.utility_low is not None and situation.utility_low > 0)
     )
-    if not blocking and not losing and won:
+    if not blocking and not losing and won and not outweighed:
         return ruling(Recommendation.SHIP, "ship")
     if situation.max_reached:
         return ruling(Recommendation.KEEP, "max_reached")
-    if situation.min_effect_of_interest > 0 and goals and all(_futile(item, levels, situation) for item in goals):
+    small = situation.min_effect_of_interest > 0 and goals and all(_futile(item, levels, situation) for item in goals)
+    if small or outweighed:
         return ruling(Recommendation.KEEP, "futility")
     return ruling(Recommendation.COLLECT_MORE, "collect_more")
 

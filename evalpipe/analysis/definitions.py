@@ -55,7 +55,7 @@ def _truncation_rate() -> Values:
 
 @metric(
     "p50_latency_ms",
-    label="Latency, median",
+    label="Median latency",
     group="performance",
     unit="ms",
     direction="lower",
@@ -69,7 +69,7 @@ def _p50_latency() -> Values:
 
 @metric(
     "p99_latency_ms",
-    label="Latency, 99th percentile",
+    label="99th percentile latency",
     group="performance",
     unit="ms",
     direction="lower",
@@ -84,7 +84,7 @@ def _p99_latency() -> Values:
 
 @metric(
     "p50_ttft_ms",
-    label="Time to first token, median",
+    label="Median time to first token",
     group="performance",
     unit="ms",
     direction="lower",
@@ -98,7 +98,7 @@ def _p50_ttft() -> Values:
 
 @metric(
     "p99_ttft_ms",
-    label="Time to first token, 99th percentile",
+    label="99th percentile time to first token",
     group="performance",
     unit="ms",
     direction="lower",
@@ -121,7 +121,8 @@ def _p99_ttft() -> Values:
 )
 def _tokens_per_second() -> Values:
     """output tokens over the seconds they took (after the first token where streamed)"""
-    return Ratio(numerator="output_tokens", denominator="generation_s", rows="(answered AND generation_s > 0)")
+    # An answer that came in one piece took no time after its first token; one that ended before it began has a wrong clock.
+    return Ratio(numerator="output_tokens", denominator="generation_s", rows="(answered AND generation_s >= 0)")
 
 
 # --- cost ------------------------------------------------------------------------------------------------------------
@@ -175,6 +176,8 @@ def _tokens_used() -> Values:
 )
 def _cost_per_request() -> Values:
     """mean dollars billed per request, failed ones included, infrastructure included"""
+    # As billed also where one looks at any time, not capped at control's p99.9 (statistics.md 2): a cap would hide the very
+    # answers that break a bill. The skewness gate holds early conclusions: simulated error rates .03 paired, .057 in a canary.
     return Ratio(numerator="cost_usd", rows="attempted")
 
 

@@ -9,6 +9,7 @@ from evalpipe.analysis.result import Check, MetricResult
 from evalpipe.analysis.settings import Settings
 from evalpipe.analysis.wording import allowed, change, count, percent, sentence
 from evalpipe.core.experiment import MetricRole, Policy
+from evalpipe.core.format import MINUS
 from evalpipe.stats.estimate import Estimate
 
 WAITING = {
@@ -22,7 +23,7 @@ WAITING = {
     "too_few_events": "too few events were seen to look early",
     "burn_in": "it is too early to look",
     "relative_undefined": "a ratio needs both arms above zero (give an absolute margin, or make it a diagnostic)",
-    "unreliable_judge": "the judge contradicts itself too often",
+    "unreliable_judge": "the judge cannot be relied on",
     "length_confounded": "longer answers win, and at equal length the other arm does",
     "invalid_srm": "the data cannot be believed",
 }
@@ -42,12 +43,8 @@ def headline(ruling: Ruling, results: Mapping[str, MetricResult], settings: Sett
         if ruling.policy is Policy.UTILITY:
             return "Ship the treatment: weighed as you asked, its gains outweigh its losses, and every guardrail holds."
         return "Ship the treatment: every guardrail holds, nothing got worse by more than you allow."
-    if ruling.rule == "max_reached":
-        return (
-            f"Keep control: the planned {count(settings.max_requests)} requests are in, and the treatment has not won."
-        )
-    if ruling.rule == "futility":
-        return "Keep control: whatever the treatment gains is less than the effect you said is worth having."
+    if ruling.rule in {"max_reached", "futility"}:
+        return sentence(f"Keep control: {_ended(ruling, settings)}")
     blocked = _blocked(ruling, results)
     return sentence("Collect more data" + (f": {blocked}" if blocked else ""))
 
@@ -63,9 +60,11 @@ def reasons(
     unmeasured: Sequence[MetricResult],
 ) -> list[str]:
     """Most important first: what decided, what else was found on the metrics that decide, what qualifies it."""
-    deciding = [result for result in results.values() if result.name in _deciding(ruling, results)]
+    deciding = _by_weight(ruling, results)
     found: list[str] = []
     found += [_harm(results[name]) for name in ruling.harmful]
+    if ruling.rule in {"max_reached", "futility"}:
+        found.append(_ended(ruling, settings))
     if ruling.rule == "invalid":
         found += list(invalid)
     elif ruling.harmful and invalid:
@@ -83,10 +82,8 @@ def reasons(
             if utility.ci_low > 0
             else ("losses outweigh gains" if utility.ci_high < 0 else "it is open which way it leans")
         )
-        found.append(
-            f"weighed by your weights in units of the margins, the sum is {utility.point:+.2f} "
-            f"({utility.ci_low:+.2f} to {utility.ci_high:+.2f}): {side}"
-        )
+        sums = f"{utility.point:+.2f} ({utility.ci_low:+.2f} to {utility.ci_high:+.2f})".replace("-", MINUS)
+        found.append(f"weighed by your weights in units of the margins, the sum is {sums}: {side}")
     for result in unmeasured:
         found.append(f"{_lower(result.label)} was not measured in either arm, so it is not part of the decision")
     levels = _levels(ruling, deciding, settings)
@@ -96,53 +93,101 @@ def reasons(
     return [sentence(text) for text in found]
 
 
-NOTABLE = frozenset({"simulated_judge", "judge_family", "price_unknown", "one_user_dominates", "drift"})
+NOTABLE = frozenset({"simulated_judge", "judge_family", "price_unknown", "one_user_dominates", "arm_models", "drift"})
 
 
-def what_would_change(ruling: Ruling, results: Mapping[str, MetricResult]) -> list[str]:
-    """What blocks, and how many more requests it would take at the present noise."""
+def what_would_change(ruling: Ruling, results: Mapping[str, MetricResult], checks: Sequence[Check]) -> list[str]:
+    """What stands in the way of another verdict, and how many more requests it would take.
+
+    After proven harm only the harm; where the data may not be believed only what mends them: nothing else would help."""
     if ruling.rule == "ship":
         return []
-    found = []
-    for name in [*ruling.blocking, *[n for n in _goals(results) if n not in ruling.winning]]:
-        result = results[name]
-        what = result.label
-        if name in ruling.harmful:
-            found.append(f"{what}: a loss of no more than {allowed(result)}")
-        elif result.status != "ok":
-            found.append(f"{what}: {_why(result)}")
-        elif result.finding == "equivalent":
-            found.append(
-                f'{what}: there is no difference that matters; to ship without a win set policy = "noninferiority", '
-                "to stop without one set max_requests or min_effect_of_interest"
-            )
-        elif result.expected_more_requests:
-            unit = "judged pairs" if result.name == "win_rate" else "requests"
-            found.append(f"{what}: about {count(result.expected_more_requests)} more {unit} at the present noise")
-        elif result.finding == "inconclusive":
-            found.append(f"{what}: more requests")
-    return [sentence(text) for text in found]
+    if ruling.rule == "harm":
+        return [
+            sentence(f"{results[name].label}: a loss of no more than {allowed(results[name])}")
+            for name in ruling.harmful
+        ]
+    if ruling.rule == "invalid":
+        return [sentence(check.remedy) for check in checks if check.status == "fail" and check.remedy]
+    found = [_open(results[name]) for name in _in_the_way(ruling, results)]
+    if ruling.rule == "max_reached" and found:
+        found.insert(0, "a larger max_requests: the end you set is reached")
+    if ruling.rule == "futility" and not ruling.outweighed:
+        found.insert(0, "a smaller min_effect_of_interest")
+    if ruling.outweighed:
+        found = ["other weights or margins, or smaller losses"]
+    return [sentence(text) for text in found if text]
 
 
 def more_requests(ruling: Ruling, results: Mapping[str, MetricResult]) -> int | None:
-    """The longest wait among the metrics that block."""
+    """The longest wait: every guardrail has to hold, and one goal has to win."""
     if ruling.rule != "collect_more":
         return None
-    waits = [
-        results[name].expected_more_requests
-        for name in [*ruling.blocking, *_goals(results)]
-        if results[name].expected_more_requests
-    ]
-    known = [wait for wait in waits if wait]
-    return max(known) if known else None
+
+    def waits(names: Sequence[str]) -> list[int]:
+        return [wait for name in names if (wait := results[name].expected_more_requests)]
+
+    goals = waits([name for name in _in_the_way(ruling, results) if name not in ruling.blocking])
+    return max([*waits(ruling.blocking), *([min(goals)] if goals else [])], default=None)
+
+
+def _in_the_way(ruling: Ruling, results: Mapping[str, MetricResult]) -> list[str]:
+    """What keeps the treatment from being shipped: losing goals, guardrails not shown to hold, and (where a goal has to win
+    and none does) the goals."""
+    missing = [] if ruling.winning or ruling.policy is Policy.NONINFERIORITY else _goals(results)
+    return list(dict.fromkeys([*ruling.losing, *ruling.blocking, *missing]))
+
+
+def _open(result: MetricResult) -> str:
+    """What is still needed of one metric."""
+    what = result.label
+    if result.status != "ok":
+        return f"{what}: {_why(result)}"
+    if result.finding == "equivalent":
+        return (
+            f'{what}: there is no difference that matters; to ship without a win set policy = "noninferiority", '
+            "to stop without one set max_requests or min_effect_of_interest"
+        )
+    if result.expected_more_requests:
+        unit = "judged pairs" if result.name == "win_rate" else "requests"
+        return (
+            f"{what}: about {count(result.expected_more_requests)} more {unit} at the present noise, "
+            "if the difference stays as it is"
+        )
+    return f"{what}: more requests" if result.finding == "inconclusive" else ""
 
 
 def _goals(results: Mapping[str, MetricResult]) -> list[str]:
     return [r.name for r in results.values() if r.role == MetricRole.PRIMARY.value and r.status != "no_data"]
 
 
-def _deciding(ruling: Ruling, results: Mapping[str, MetricResult]) -> list[str]:
-    return [name for name in ruling.verdicts if name in results and results[name].role != MetricRole.DIAGNOSTIC.value]
+def _by_weight(ruling: Ruling, results: Mapping[str, MetricResult]) -> list[MetricResult]:
+    """The metrics that decide, what decided first: the goals that won, or what stands in the way of shipping; then the goals,
+    then what is settled, then what is open."""
+    deciding = [
+        result
+        for name, result in results.items()
+        if name in ruling.verdicts and result.role != MetricRole.DIAGNOSTIC.value
+    ]
+    decisive = {"ship": ruling.winning, "collect_more": _in_the_way(ruling, results)}.get(ruling.rule, [])
+
+    def weight(result: MetricResult) -> tuple[int, int]:
+        if result.name in decisive:
+            return 0, decisive.index(result.name)
+        if result.role == MetricRole.PRIMARY.value:
+            return 1, 0
+        return (2 if result.non_inferior or result.finding in {"better", "worse"} else 3), 0
+
+    return sorted(deciding, key=weight)
+
+
+def _ended(ruling: Ruling, settings: Settings) -> str:
+    """Why control is kept although nothing was proven against the treatment."""
+    if ruling.rule == "max_reached":
+        return f"the planned {count(settings.max_requests)} requests are in, and the treatment has not won"
+    if ruling.outweighed:
+        return "weighed as you asked, the treatment's losses outweigh its gains"
+    return "whatever the treatment gains is less than the effect you said is worth having"
 
 
 def _harm(result: MetricResult) -> str:
@@ -177,9 +222,7 @@ def _statement(result: MetricResult, ruling: Ruling) -> str:
 
 
 def _blocked(ruling: Ruling, results: Mapping[str, MetricResult]) -> str:
-    for name in [*ruling.losing, *ruling.blocking, *[n for n in _goals(results) if n not in ruling.winning]]:
-        return _statement(results[name], ruling)
-    return ""
+    return next((_statement(results[name], ruling) for name in _in_the_way(ruling, results)), "")
 
 
 def _levels(ruling: Ruling, deciding: Sequence[MetricResult], settings: Settings) -> str:

@@ -18,7 +18,7 @@ from evalpipe.analysis.result import Segment
 from evalpipe.analysis.rows import Prepared
 from evalpipe.analysis.settings import Settings
 from evalpipe.analysis.sums import Aggregates, aggregate, sum_by_user
-from evalpipe.analysis.verdicts import JudgeSeen
+from evalpipe.analysis.verdicts import JudgeSeen, sum_wins
 from evalpipe.stats import betting
 from evalpipe.stats.difference import paired_difference, unpaired_difference
 from evalpipe.stats.estimate import Estimate
@@ -161,17 +161,17 @@ def _bin(column: str, edges: list[float], unit: str) -> str:
 def _win_rates(
     connection: Connection, name: str, column: str, judge: JudgeSeen, settings: Settings, look: Looking
 ) -> list[Segment]:
-    connection.execute(
-        "CREATE OR REPLACE TEMP TABLE ev_segment_wins AS "
-        f"SELECT d.{column} AS grp, v.u, sum(x) AS q_st, count(*)::DOUBLE AS q_wt, 0.5::DOUBLE * count(*) AS q_sc, "
-        "count(*)::DOUBLE AS q_wc FROM ev_verdicts v "
-        f"JOIN (SELECT DISTINCT id, {column} FROM ev_segment_rows) d USING (id) "
-        f"WHERE judge = ? AND fingerprint = ? AND complete AND d.{column} IS NOT NULL GROUP BY ALL",
-        [judge.name, judge.fingerprint],
+    groups = sum_wins(
+        connection,
+        judge.name,
+        judge.fingerprint,
+        group=f"d.{column}",
+        join=f"JOIN (SELECT DISTINCT id, {column} FROM ev_segment_rows) d USING (id)",
+        table="ev_segment_wins",
     )
     item = next(one for one in metrics() if one.name == "win_rate")
     found = []
-    for value, group in aggregate(connection, "q", table="ev_segment_wins").items():
+    for value, group in groups.items():
         segment = _segment(connection, name, value, item, group, "q", "ev_segment_wins", settings, look)
         treated = group.treatment.ratio
         found.append(replace(segment, control=None if treated is None else 1 - treated))

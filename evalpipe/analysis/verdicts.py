@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from evalpipe.analysis.connection import Connection, rows, scalar
 from evalpipe.analysis.settings import JudgeInfo, Settings
+from evalpipe.analysis.sums import Aggregates, aggregate
 from evalpipe.core.judgment import FINAL
 from evalpipe.stats import betting
 
@@ -218,6 +219,19 @@ def sum_quality(
         _sum_ratings(connection, table, group, join)
     connection.execute(f"DELETE FROM {table} WHERE wt = 0 AND wc = 0")
     return [row["metric"] for row in rows(connection, f"SELECT DISTINCT metric FROM {table} ORDER BY metric")]
+
+
+def sum_wins(
+    connection: Connection, judge: str, fingerprint: str, *, group: str, join: str = "", table: str = "ev_wins"
+) -> dict[str, Aggregates]:
+    """The win rate by `group` (SQL over `ev_verdicts` v and what `join` adds); `table` keeps the users' sums as metric q."""
+    connection.execute(
+        f"CREATE OR REPLACE TEMP TABLE {table} AS SELECT {group} AS grp, v.u, sum(x) AS q_st, count(*)::DOUBLE AS q_wt, "
+        f"0.5::DOUBLE * count(*) AS q_sc, count(*)::DOUBLE AS q_wc FROM ev_verdicts v {join} "
+        f"WHERE judge = ? AND fingerprint = ? AND complete AND {group} IS NOT NULL GROUP BY ALL",
+        [judge, fingerprint],
+    )
+    return aggregate(connection, "q", table=table)
 
 
 def _sum_ratings(connection: Connection, table: str, group: str, join: str) -> None:

@@ -61,5 +61,6 @@ def gate(
     else:
         typer.echo(printable(document["headline"]))
         for reason in document["reasons"]:
-            typer.echo(printable(f"  - {reason}"))
+            if reason.rstrip(".").lower() not in document["headline"].lower():  # said already
+                typer.echo(printable(f"  - {reason}"))
     raise typer.Exit(pipeline.exit_code(document))

@@ -114,6 +114,11 @@ def _summed(
     requests = round(max(units, pairs) / share) if share > 0 else 0
     price, judge, price_note = _price_per_pair(workspace, name, orders)
     notes += [price_note] if price_note else []
+    if analysis is not None and any(one.expected_more_requests for one in analysis.metrics):
+        notes.append(
+            'The report\'s "about N more" is another question: until a conclusion if the difference seen so far stays as it is. '
+            "A plan is for the difference you name, seen or not."
+        )
     calls = 2 if orders == "both" else 1
     shadow = mode == "shadow" and bool(judged)
     return Plan(

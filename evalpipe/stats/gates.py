@@ -6,6 +6,8 @@ Measured reasons: without the ten events the type-I error reaches .39 (a 2 % can
 
 from __future__ import annotations
 
+import math
+
 MIN_CLUSTERS = 5
 """fewer users than this: no conclusion under any mode"""
 MIN_CLUSTERS_ANYTIME = 100
@@ -37,7 +39,8 @@ def burn_in_status(
         what = "users" if paired else "users in the smaller arm"
         return "burn_in", f"{n_units} {what}, {needed} needed before an early look may decide"
     if skew is not None and abs(skew) > MAX_SKEW_ANYTIME:
-        return "burn_in", f"a few users still carry the estimate (skewness {skew:.2g}, at most {MAX_SKEW_ANYTIME})"
+        above = math.ceil(abs(skew) * 1000) / 1000  # rounded up: never equal to the limit it exceeds
+        return "burn_in", f"a few users still carry the estimate (skewness {above:.3f}, at most {MAX_SKEW_ANYTIME:.3f})"
     return "ok", None
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 from experiment_builders import START, both_arms, check, draw, failing, frame, metric, run, verdicts
 
 from evalpipe.analysis.settings import CustomMetric, MetricRule
+from evalpipe.stats.multiplicity import e_benjamini_hochberg
 
 N = 1500
 
@@ -35,6 +36,8 @@ def test_a_win_on_quality_does_not_pay_for_a_broken_cost_guardrail() -> None:
     assert metric(found, "win_rate").finding == "better"
     assert metric(found, "cost_per_request_usd").finding == "worse"
     assert found.decision.headline.startswith("Keep control: cost per request rose from")
+    # Nothing but the harm would change it, however many guardrails are still open.
+    assert found.decision.what_would_change == ["Cost per request: a loss of no more than 10 %."]
     assert any("preferred in" in reason and reason.endswith("better.") for reason in found.decision.reasons)
 
 
@@ -42,14 +45,17 @@ def test_mixed_results_are_decided_by_the_weights() -> None:
     dearer = np.random.default_rng(3).uniform(0.00098, 0.00118, N)  # about 8 % more, within the 10 % allowed
     exchanges, judgments = both_arms(N, treatment={"cost_usd": dearer}), verdicts(draw(N, 0.54, seed=3))
     weights = {"win_rate": (5.0, 0.5), "cost_per_request_usd": (0.5, 5.0)}
-    signs = []
+    signs, recommended = [], []
     for position in (0, 1):
         rules = {name: MetricRule(weight=pair[position]) for name, pair in weights.items()}
         found = run(exchanges, judgments, policy="utility", metrics=rules)
         signs.append((found.decision.utility_low, found.decision.utility_high))
+        recommended.append(found.decision.recommendation)
         assert any("weighed by your weights" in reason.lower() for reason in found.decision.reasons)
     assert signs[0][0] > 0  # quality weighs more: gains outweigh losses
     assert signs[1][1] < 0  # cost weighs more: losses outweigh gains
+    assert recommended == ["ship", "keep"]
+    assert found.decision.headline == "Keep control: weighed as you asked, the treatment's losses outweigh its gains."
 
 
 def test_the_utility_is_the_weighted_sum_with_a_hand_made_variance() -> None:
@@ -73,6 +79,8 @@ def test_too_little_data_says_how_much_more() -> None:
     assert metric(found, "cost_per_request_usd").status == "burn_in"
     assert found.decision.expected_more_requests
     assert any("more judged pairs at the present noise" in text for text in found.decision.what_would_change)
+    # First what stands in the way, in the order in which the verdict names it.
+    assert found.decision.reasons[0].rstrip(".").lower() in found.decision.headline.lower()
 
 
 def _split(
@@ -89,6 +97,7 @@ def test_a_broken_sample_ratio_is_invalid() -> None:
     assert found.decision.recommendation == "invalid"
     assert check(found, "sample_ratio").status == "fail"
     assert "1,000 of 2,300 users (43.5 %) got the treatment, 50 % were planned" in found.decision.headline
+    assert found.decision.what_would_change == [f"{check(found, 'sample_ratio').remedy.capitalize()}."]
 
 
 def test_users_in_both_arms_are_left_out_and_named() -> None:
@@ -208,6 +217,9 @@ def test_a_planned_end_without_a_win_keeps_control() -> None:
     )
     assert (found.decision.recommendation, found.decision.rule) == ("keep", "max_reached")
     assert "500 requests" in found.decision.headline
+    assert found.decision.reasons[0] == "The planned 500 requests are in, and the treatment has not won."
+    assert "preferred in" in found.decision.reasons[1]  # the goal, before the guardrails
+    assert found.decision.what_would_change[0] == "A larger max_requests: the end you set is reached."
 
 
 def test_an_inconsistent_judge_makes_the_decision_invalid() -> None:
@@ -307,6 +319,65 @@ def test_metrics_of_the_contract_by_hand() -> None:
         500.0,
     )
     assert metric(found, "p99_latency_ms").status == "tail_too_small"
+
+
+def test_answers_in_one_piece_count_into_tokens_per_second() -> None:
+    """Streamed answers whose first token is their last: 100 tokens in no further time; wrong clocks are left out."""
+    first = np.where(np.arange(100) < 50, 200.0, 1000.0)
+    first[99] = 1500.0
+    found = run(
+        both_arms(100, control={"latency_ms": 1000.0, "output_tokens": 100, "streamed": True, "ttft_ms": first})
+    )
+    # 50 answers of 100 tokens in 0.8 s, 49 of 100 tokens in 0 s
+    assert np.isclose(metric(found, "tokens_per_second").control.value, 99 * 100 / (50 * 0.8))
+    assert check(found, "clock_skew").status == "warn"
+
+
+def test_a_cost_that_is_not_known_names_what_is_missing() -> None:
+    unpriced = run(both_arms(100, treatment={"cost_usd": np.nan, "model": "new-model"}))
+    assert "treatment 100 %" in check(unpriced, "price_unknown").detail
+    assert check(unpriced, "price_unknown").remedy == 'add the model\'s price under [prices."new-model"] and load again'
+    silent = {"cost_usd": np.nan, "output_tokens": np.nan, "streamed": True}
+    unmetered = run(both_arms(100, treatment=silent))
+    assert "100 of them did not tell their tokens" in check(unmetered, "price_unknown").detail
+    assert "include_usage" in check(unmetered, "price_unknown").remedy
+    assert "[prices" not in check(unmetered, "price_unknown").remedy
+
+
+def test_an_arm_that_answers_under_another_models_name_is_named() -> None:
+    arms = {"control": {"model": "gpt-4o"}, "treatment": {"model": "claude-opus-4-8"}}
+    versioned = {"model": "gpt-4o-2024-08-06", "model_requested": "openai/gpt-4o"}
+    assert check(run(both_arms(100, control=versioned), arms=arms), "arm_models").status == "pass"
+    others = both_arms(100, control={"model": "gpt-4o-mini"}, treatment={"model": "claude-opus-4-8-20260601"})
+    found = check(run(others, arms=arms), "arm_models")
+    assert found.status == "warn"
+    assert (
+        found.detail
+        == "100 of 100 control exchanges are of gpt-4o-mini, not of gpt-4o: the arms are not what [arms] says"
+    )
+
+
+def test_a_win_rate_that_turns_between_the_halves_is_drift() -> None:
+    turning = np.concatenate([draw(N // 2, 0.65, seed=3), draw(N // 2, 0.45, seed=4)])
+    moved = check(run(both_arms(N), verdicts(turning)), "drift")
+    assert moved.status == "warn"
+    assert "win rate from +1" in moved.detail
+    assert check(run(both_arms(N), verdicts(draw(N, 0.55, seed=3))), "drift").status == "pass"
+
+
+def test_segments_found_while_looking_any_time_are_those_of_e_bh() -> None:
+    prompts = ["x" * n for n in np.random.default_rng(8).integers(1, 1001, N)]
+    long = np.array([len(prompt) > 750 for prompt in prompts])
+    preference = np.where(long, draw(N, 0.2, seed=1), draw(N, 0.6, seed=2))
+    arms = {"prompt": prompts}
+    found = run(
+        both_arms(N, control=arms, treatment=arms), verdicts(preference), details=True, looks="anytime"
+    ).segments
+    tested = [one for one in found if one.status == "ok" and one.p_value]
+    chosen = e_benjamini_hochberg([1 / one.p_value for one in tested], q=0.1)
+    assert [one.discovered for one in tested] == chosen
+    assert (found[0].dimension, found[0].metric, found[0].finding) == ("prompt_length", "win_rate", "worse")
+    assert sum(chosen) >= 2  # the long prompts that lose, and slices that win
 
 
 def test_users_own_metrics_by_expression() -> None:
