@@ -33,11 +33,13 @@ def grafana(
     prometheus --config.file monitoring/prometheus.yml
     ```
     """
+    from evalpipe.config import secret
     from evalpipe.pipeline.grafana import write_monitoring
     from evalpipe.pipeline.workspace import open_workspace
 
+    workspace = open_workspace(config, data)
     written = write_monitoring(
-        open_workspace(config, data),
+        workspace,
         out,
         targets=tuple(target or ()),
         prometheus=prometheus,
@@ -46,3 +48,7 @@ def grafana(
     )
     for path in written:
         typer.echo(f"wrote {path}")
+    if token_file is None and secret(workspace.require_config().collector.client_token_env):
+        typer.echo(
+            "the collector asks for a token: name a file that holds it for Prometheus with --token-file", err=True
+        )
