@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from evalpipe.collector.answers import render_json
 from evalpipe.collector.heads import Line
 from evalpipe.collector.metrics import render_metrics, total_lost
-from evalpipe.collector.shadow_state import SHADOW_LOCK, is_held
+from evalpipe.collector.shadow_state import is_held
+from evalpipe.core.spool import TREATMENT_LOCK
 
 if TYPE_CHECKING:
     from evalpipe.collector.worker import Worker
@@ -56,7 +57,7 @@ class Routes:
             reasons.append(f"records cannot be written: {writer.last_error}")
         if n_lost:
             reasons.append(f"{n_lost} records were lost")
-        if not is_held(Path(self._worker.settings.spool) / SHADOW_LOCK):
+        if not is_held(Path(self._worker.settings.spool) / TREATMENT_LOCK):
             reasons.append("the treatment process is not running: copies wait, tokens and dollars are not counted")
         return _json(
             200,

@@ -13,8 +13,6 @@ from pathlib import Path
 import msgspec
 
 STATE_FILE = "shadow-state.json"
-SHADOW_LOCK = ".shadow.lock"
-"""held by the treatment process as long as it lives"""
 
 
 class Place(msgspec.Struct, frozen=True, array_like=True):

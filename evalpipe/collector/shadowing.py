@@ -18,11 +18,11 @@ from evalpipe.collector.originals import OriginalsIn
 from evalpipe.collector.pricing import Pricer
 from evalpipe.collector.redaction import Redactor
 from evalpipe.collector.settings import CollectorSettings
-from evalpipe.collector.shadow_state import SHADOW_LOCK, Place, ShadowState, load_state, save_state
+from evalpipe.collector.shadow_state import Place, ShadowState, load_state, save_state
 from evalpipe.collector.spooling import SpoolWriter
 from evalpipe.collector.tail import SpoolTail, TailedLine, read_line_at
 from evalpipe.collector.upstream import Pool
-from evalpipe.core.spool import RequestRecord, ResponseRecord, ShadowRecord, read_record
+from evalpipe.core.spool import TREATMENT_LOCK, RequestRecord, ResponseRecord, ShadowRecord, read_record
 
 POLL_S = 0.002
 """while records come"""
@@ -113,7 +113,7 @@ class ShadowProcess:
     async def _exclusive(self, stop: asyncio.Event) -> int | None:
         """Two of these on one spool would send copies twice: a new one waits until the old one has ended."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fd = os.open(self._folder / SHADOW_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(self._folder / TREATMENT_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         while not stop.is_set():
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

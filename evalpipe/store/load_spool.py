@@ -22,7 +22,7 @@ from evalpipe.store.rejects import Rejects
 from evalpipe.store.rows import to_table
 from evalpipe.store.schema import BY_NAME
 from evalpipe.store.spool_join import Entry, SpoolJoin, time_of
-from evalpipe.store.spool_segments import Segment, list_segments, remove
+from evalpipe.store.spool_segments import Segment, remove, undisturbed
 from evalpipe.store.spool_stream import read_spool
 from evalpipe.store.tally import Tally
 from evalpipe.store.writer import DatasetWriter, known_keys
@@ -68,7 +68,11 @@ class SpoolLoad:
 
     def run(self) -> Tally:
         """Load what is there. The caller holds the load lock."""
-        self._segments = list_segments(self._spool)
+        with undisturbed(self._spool) as segments:
+            return self._load(segments)
+
+    def _load(self, segments: list[Segment]) -> Tally:
+        self._segments = segments
         live = frozenset(segment.writer for segment in self._segments if segment.live)
         join = SpoolJoin(live=live, open_limit_s=self._open_limit_s)
         with ExitStack() as stack:

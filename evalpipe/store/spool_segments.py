@@ -12,15 +12,18 @@ import os
 import time
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from evalpipe.core.spool import TREATMENT_LOCK
 from evalpipe.errors import DataError
 
 EMPTY_AFTER_S = 3600.0
 """An empty segment of this age was never written to. A younger one may be about to be locked by its new writer."""
 
 _CHUNK_BYTES = 1 << 20
+_STARTS_WITHIN_S = 30.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,6 +95,37 @@ def _chunks(segment: Segment) -> Iterator[bytes]:
                 yield chunk
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot read {segment.path}: {error}") from error
+
+
+@contextmanager
+def undisturbed(spool: Path | Sequence[Path]) -> Iterator[list[Segment]]:
+    """The segments. Where no writer lives, a treatment process that is started meanwhile waits: it could send a copy, and
+    pay for it, of a request that is just being closed as never copied."""
+    if not isinstance(spool, Path) or not spool.is_dir():
+        yield list_segments(spool)
+        return
+    handle = os.open(spool / TREATMENT_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + _STARTS_WITHIN_S
+    try:
+        segments = list_segments(spool)
+        while not _anyone_lives(segments) and time.monotonic() < deadline:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # it is just starting, and soon holds a segment, or just ending
+                time.sleep(0.05)
+                segments = list_segments(spool)
+                continue
+            segments = list_segments(spool)
+            if _anyone_lives(segments):  # a worker: what it records next is for its treatment process
+                fcntl.flock(handle, fcntl.LOCK_UN)
+            break
+        yield segments
+    finally:
+        os.close(handle)
+
+
+def _anyone_lives(segments: list[Segment]) -> bool:
+    return any(segment.live for segment in segments)
 
 
 def remove(segment: Segment) -> bool:

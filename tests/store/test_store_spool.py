@@ -9,7 +9,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from spool_builders import T0, copy, request, served, shadow, write_segment
 
 from evalpipe.core.identity import hash_unit
-from evalpipe.core.spool import Body, FeedbackRecord, Record, render_record
+from evalpipe.core.spool import TREATMENT_LOCK, Body, FeedbackRecord, Record, render_record
 from evalpipe.errors import DataError
 from evalpipe.pipeline.load import load as load_paths
 from evalpipe.pipeline.workspace import Workspace
@@ -159,6 +159,26 @@ def test_a_request_whose_copy_is_undecided_waits_only_while_somebody_lives(tmp_p
         assert load(tmp_path).n_waiting == 1
     load(tmp_path)
     assert rows(tmp_path, "SELECT shadow_status FROM exchanges") == [("shed",)]
+
+
+@pytest.mark.parametrize("lives", [False, True])
+def test_no_treatment_process_starts_while_what_a_stopped_collector_left_is_closed(tmp_path: Path, lives: bool) -> None:
+    path = write_segment(tmp_path / "spool", "served-1.000001", [request("r1"), served("r1")])
+    could_start = []
+
+    def look(n_bytes: int) -> None:
+        with (tmp_path / "spool" / TREATMENT_LOCK).open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                could_start.append(True)
+            except BlockingIOError:
+                could_start.append(False)
+
+    with living(path) if lives else nullcontext():
+        SpoolLoad(tmp_path / "data", tmp_path / "spool", rules=ReadingRules(), now=NOW, progress=look).run()
+    assert could_start and set(could_start) == {lives}
+    look(0)
+    assert could_start[-1]
 
 
 def test_a_record_that_is_overdue_beyond_every_timeout_is_given_up(tmp_path: Path) -> None:
