@@ -346,7 +346,9 @@ def main() -> None:
     lua = folder / "post.lua"
     lua.write_text(LUA)
     ports = [free_port(), free_port()]
-    upstreams = [subprocess.Popen([sys.executable, "-c", UPSTREAM, str(port)]) for port in ports]
+    upstreams = [
+        subprocess.Popen([sys.executable, "-c", UPSTREAM, str(port)], stderr=subprocess.DEVNULL) for port in ports
+    ]
     results: dict[str, dict[str, object]] = {}
     try:
         for port in ports:

@@ -104,7 +104,7 @@ def megabytes(running: Running) -> float:
 
 def check_memory(folder: Path) -> bool:
     port = free_port()
-    upstream = subprocess.Popen([sys.executable, "-c", UPSTREAM, str(port)])
+    upstream = subprocess.Popen([sys.executable, "-c", UPSTREAM, str(port)], stderr=subprocess.DEVNULL)
     running = None
     lua = folder / "post.lua"
     lua.write_text(LUA)
