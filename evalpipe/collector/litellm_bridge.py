@@ -60,7 +60,7 @@ def serve_litellm(fd: int, settings: CollectorSettings | None = None) -> None:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    configured: Sequence[Mapping[str, Any]] = ()
+    configured: Sequence[Mapping[str, Any]] | None = None
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -133,10 +133,13 @@ class _Handler(BaseHTTPRequestHandler):
         """The collector's spool is the log."""
 
 
-def allowed(asked: Any, configured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What of a request's body may reach the library. Raises ValueError where it is no JSON object."""
+def allowed(asked: Any, configured: Sequence[Mapping[str, Any]] | None) -> dict[str, Any]:
+    """What of a request's body may reach the library: all of it where nobody told what is configured. Raises ValueError
+    where it is no JSON object."""
     if not isinstance(asked, dict):
         raise ValueError("the body is not a JSON object")
+    if configured is None:
+        return asked
     return {
         key: value
         for key, value in asked.items()
