@@ -42,13 +42,17 @@ def measure_all(
         sum_by_user(connection, ratios, group="stage::VARCHAR")
         sum_by_user(connection, quantiles.helpers, table="ev_below")
         below, first = "ev_below", 0
-    sum_quality(connection, judge=judge, pointwise=pointwise, paired=looking.paired)
+    judged = sum_quality(connection, judge=judge, pointwise=pointwise, paired=looking.paired)
     measured: dict[str, Measured] = {}
     for position, item in enumerate(ratios):
         measured[item.name] = _ratio(connection, item, f"m{position}", looking)
     for item in items:
         if isinstance(item.values, Verdict):
-            measured[item.name] = _verdict(connection, item, looking, judge)
+            measured[item.name] = (
+                _verdict(connection, item, looking, judge)
+                if item.name in judged
+                else measure_ratio(item, None, looking)
+            )
     columns = [f"m{first + position}" for position in range(len(quantiles.helpers))]
     for one in quantiles.measure(columns, below, alphas):
         measured[one.metric.name] = one

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 from evalpipe.analysis.looking import SIGMA2_PAIRED_BINARY, Looking
 from evalpipe.analysis.metrics import Metric, Ratio, Verdict
@@ -73,6 +74,7 @@ def measure_ratio(
     multiplier = looking.multiplier(item.name)
     binary = isinstance(item.values, Ratio) and item.values.binary
 
+    @cache  # the table, the rules and the reasons ask for the same few levels
     def at(level: float, scale: Scale) -> Estimate:
         if looking.paired:
             if binary and scale == "absolute" and counts is not None:
@@ -101,6 +103,7 @@ def measure_preference(
 
     users = found.treatment
 
+    @cache
     def at(level: float, scale: Scale) -> Estimate:
         known = support()
         values, counts = known.both or ((), ())

@@ -73,7 +73,7 @@ class QuantilePass:
             _request(
                 item,
                 values,
-                aggregate(self._connection, column, table=table).get(""),
+                aggregate(self._connection, column, table=table).get("") if self._seen(values) else None,
                 self._points,
                 self._looking,
                 alphas,
@@ -82,6 +82,9 @@ class QuantilePass:
         ]
         limits = _quantiles_at(self._connection, requests)
         return [_measured(request, self._looking, limits) for request in requests]
+
+    def _seen(self, values: Quantile) -> bool:
+        return any(self._points[values.value, values.rows, arm].get(values.share) is not None for arm in (False, True))
 
 
 def latency_curves(connection: Connection) -> list[LatencyCurve]:
