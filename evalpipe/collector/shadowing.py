@@ -236,17 +236,20 @@ class ShadowProcess:
 
     async def _finish(self) -> None:
         """The workers have ended: decide all they recorded, let the copies under way end."""
-        if self._mirror is None:
+        mirror = self._mirror
+        if mirror is None:
             return
         self._tail.look_for_segments()
-        await self._take_in(self._mirror, finishing=True)
+        deadline = self._loop.time() + self._settings.shadow_timeout_s
+        n_lines = await self._take_in(mirror)
         if self._originals is not None:
             await self._originals.drain()
-        deadline = self._loop.time() + self._settings.shadow_timeout_s
-        while not self._mirror.is_idle and self._loop.time() < deadline:
+        while (n_lines or self._pauses or not mirror.is_idle) and self._loop.time() < deadline:
             await asyncio.sleep(0.02)
-            self._mirror.tick()
-        self._mirror.shed_queue("stopping")
+            mirror.tick()
+            n_lines = await self._take_in(mirror)
+        await self._take_in(mirror, finishing=True)
+        mirror.shed_queue("stopping")
 
     def _waiting(self) -> list[Place]:
         waiting = [] if self._mirror is None else self._mirror.waiting()
