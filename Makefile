@@ -85,7 +85,7 @@ bench-collector: $(VENV)/.installed-dev ## requests/s, CPU and added latency bes
 	BENCH_ENVOY=$(VENV)-bench/bin/envoy BENCH_LITELLM=$$BENCH_LITELLM $(BIN)/python tests/bench/bench_collector.py
 
 .PHONY: check-judge check-judge-litellm bench-judge
-check-judge: $(VENV)/.installed-dev ## the judge's heavy runs: limits, kill -9, faults, caps, recorded judges, a real small model (20 minutes; LOCAL_PYTHON has evalpipe[local])
+check-judge: $(VENV)/.installed-dev ## the judge's heavy runs: limits, kill -9, faults, caps, recorded judges, a real small model (40 minutes; LOCAL_PYTHON: a Python with evalpipe[local])
 	$(BIN)/python tests/bench/check_judge_durability.py
 	$(BIN)/python tests/bench/check_judge_limits.py
 	$(BIN)/python tests/bench/check_judge_llmbar.py

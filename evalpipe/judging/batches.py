@@ -212,9 +212,7 @@ class BatchRun:
 
     def _record(self, intent: Intent, item: Item, reply: Reply, batch_id: str) -> None:
         ask, at = item.ask(), self.clock.utc()
-        message = Message(
-            text="", cut=item.cut, tripwires={name: list(found) for name, found in item.tripwires.items()}
-        )
+        message = Message(text="", cut=item.cut, tripwires=item.tripwires)
         spec = self.spec
         if intent.fingerprint != spec.fingerprint:
             return  # made with another rubric: it is nobody's answer now, and asked anew where it is wanted

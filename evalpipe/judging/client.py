@@ -34,7 +34,9 @@ def open_client(spec: JudgeSpec, *, concurrency: int) -> JudgeClient:
     """The client of a judge. Raises ConfigError where its key is missing from the environment, or its SDK from the
     installation."""
     if spec.provider == "litellm":
-        return _LiteLLMClient(spec)
+        from evalpipe.judging.litellm_client import LiteLLMClient
+
+        return LiteLLMClient(spec)
     return _SdkClient(spec, concurrency)
 
 
@@ -117,48 +119,6 @@ class _SdkClient:
         await self._client.close()
 
 
-class _LiteLLMClient:
-    """The `litellm` library, an optional extra: any provider it knows, the model named as it names them."""
-
-    def __init__(self, spec: JudgeSpec) -> None:
-        os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # no download of a price list at start
-        try:
-            import litellm
-        except ImportError:
-            raise ConfigError(
-                f"judge {spec.name!r} needs the litellm library: pip install 'evalpipe[litellm]'"
-            ) from None
-        litellm.suppress_debug_info = True  # it prints to stdout, where `--json` has its one document
-        self._litellm = litellm
-        self._spec = spec
-        self._key = api_key(spec) if spec.api_key_env or spec.base_url else None
-
-    async def ask(self, turns: Turns) -> Reply:
-        started = time.monotonic()
-        spec = self._spec
-        try:
-            found = await self._litellm.acompletion(
-                **chat_params(spec, turns),
-                **spec.params,
-                api_key=self._key,
-                api_base=spec.base_url,
-                timeout=spec.timeout_s,
-                num_retries=0,
-            )
-        except Exception as error:  # noqa: BLE001  the door: everything an SDK raises becomes a reply, or is raised again
-            return failed_reply(error, (time.monotonic() - started) * 1000)
-        hidden = getattr(found, "_hidden_params", None) or {}
-        headers = {
-            str(name).lower().removeprefix("llm_provider-"): str(value)
-            for name, value in (hidden.get("additional_headers") or {}).items()
-        }
-        body = json.dumps(found.model_dump()).encode()
-        return read_reply("chat.completions", 200, headers, body, latency_ms=(time.monotonic() - started) * 1000)
-
-    async def close(self) -> None:
-        return None
-
-
 def read_reply(
     endpoint: str, status: int, headers: Mapping[str, str], body: bytes, *, latency_ms: float | None = None
 ) -> Reply:
@@ -171,7 +131,7 @@ def read_reply(
             fate=Fate.BROKEN,
             answer=answer,
             kind=answer.error_type or "unreadable",
-            message=_short(answer.error_message or "the answer cannot be read"),
+            message=short(answer.error_message or "the answer cannot be read"),
             limits=limits,
             latency_ms=latency_ms,
             simulated=simulated,
@@ -199,19 +159,10 @@ def failed_reply(error: Exception, latency_ms: float | None) -> Reply:
     status = getattr(error, "status_code", None)
     response = getattr(error, "response", None)
     if isinstance(status, int):
-        headers = {str(name).lower(): str(value) for name, value in (getattr(response, "headers", None) or {}).items()}
         if 200 <= status < 300:  # the SDK refused the body of a good answer: it was generated, so it is billed
-            return Reply(fate=Fate.BROKEN, kind="malformed", message=_short(str(error)), latency_ms=latency_ms)
-        kind, message = _vendor_error(error)
-        return Reply(
-            fate=fate_of_status(status, kind, message),
-            kind=f"http_{status}",
-            message=_short(message),
-            limits=read_limits(headers),
-            retry_after_s=read_retry_after(headers, datetime.now(UTC)),
-            latency_ms=latency_ms,
-            simulated=SIMULATED_HEADER in headers,
-        )
+            return Reply(fate=Fate.BROKEN, kind="malformed", message=short(str(error)), latency_ms=latency_ms)
+        headers = getattr(response, "headers", None) or {}
+        return http_failure(status, headers, getattr(error, "body", None), str(error), latency_ms)
     names = {base.__name__ for base in type(error).__mro__}
     if "APITimeoutError" in names or "TimeoutException" in names or "Timeout" in names:
         connecting = _caused_by(error, "ConnectTimeout", "PoolTimeout")
@@ -219,12 +170,30 @@ def failed_reply(error: Exception, latency_ms: float | None) -> Reply:
         return Reply(fate=fate, kind="timeout", message="no answer in time", latency_ms=latency_ms)
     if "APIConnectionError" in names or "TransportError" in names:
         if _caused_by(error, "ConnectError", "ProxyError", "UnsupportedProtocol", "ClientConnectorError"):
-            message = _short(str(error.__cause__ or error))
+            message = short(str(error.__cause__ or error))
             return Reply(fate=Fate.NO_CONNECTION, kind="no_connection", message=message, latency_ms=latency_ms)
         return Reply(fate=Fate.BROKEN, kind="cut", message="the answer broke off", latency_ms=latency_ms)
     if "APIError" in names or "DecodingError" in names:  # e.g. a body that cannot be decoded
-        return Reply(fate=Fate.BROKEN, kind="malformed", message=_short(str(error)), latency_ms=latency_ms)
+        return Reply(fate=Fate.BROKEN, kind="malformed", message=short(str(error)), latency_ms=latency_ms)
     raise error
+
+
+def http_failure(status: int, headers: Mapping[str, str], body: Any, message: str, latency_ms: float | None) -> Reply:
+    """An HTTP error as a vendor sent it; `message` where its body says none."""
+    inner = body.get("error", body) if isinstance(body, dict) else None
+    kind = ""
+    if isinstance(inner, dict):
+        kind, message = str(inner.get("code") or inner.get("type") or ""), str(inner.get("message") or message)
+    lower = {str(name).lower(): str(value) for name, value in headers.items()}
+    return Reply(
+        fate=fate_of_status(status, kind, message),
+        kind=f"http_{status}",
+        message=short(message),
+        limits=read_limits(lower),
+        retry_after_s=read_retry_after(lower, datetime.now(UTC)),
+        latency_ms=latency_ms,
+        simulated=SIMULATED_HEADER in lower,
+    )
 
 
 def _caused_by(error: BaseException, *names: str) -> bool:
@@ -236,15 +205,7 @@ def _caused_by(error: BaseException, *names: str) -> bool:
     return False
 
 
-def _vendor_error(error: Exception) -> tuple[str, str]:
-    body = getattr(error, "body", None)
-    inner = body.get("error", body) if isinstance(body, dict) else None
-    if isinstance(inner, dict):
-        kind = inner.get("code") or inner.get("type")
-        return str(kind or ""), str(inner.get("message") or error)
-    return "", str(error)
-
-
-def _short(text: str) -> str:
+def short(text: str) -> str:
+    """One printable line of bounded length."""
     line = printable(" ".join(text.split()))
     return line if len(line) <= _LONGEST_MESSAGE else line[:_LONGEST_MESSAGE] + "…"

@@ -37,7 +37,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +78,7 @@ class Message:
 
     text: str
     cut: Mapping[str, int]
-    tripwires: Mapping[str, list[str]]
+    tripwires: Mapping[str, Sequence[str]]
 
 
 def shown_answer(text: str | None, tool_calls: str | None, outcome: str) -> ShownAnswer:
@@ -164,7 +164,9 @@ def _object(properties: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
-def _message(blocks: list[str], closing: str, nonce: str, cut: dict[str, int], hits: dict[str, list[str]]) -> Message:
+def _message(
+    blocks: list[str], closing: str, nonce: str, cut: dict[str, int], hits: dict[str, tuple[str, ...]]
+) -> Message:
     return Message(
         text="\n\n".join([_OPENING.format(nonce=nonce), *blocks, closing]),
         cut={name: n for name, n in cut.items() if n},

@@ -75,21 +75,22 @@ class JudgeSpec:
     timeout_s: float
     params: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def schema(self) -> dict[str, Any]:
-        return reply_schema(self.mode, self.dimensions, reasoning=self.reasoning, scale=self.scale)
+    schema: dict[str, Any] = field(init=False, repr=False, compare=False)
+    """the JSON schema of a reply"""
+    fingerprint: str = field(init=False, compare=False)
+    """What makes a judgment this judge's: rubric, model, parameters, layout. Not the address it is reached at, and not how
+    often it is asked. Both are made once: every call needs them."""
 
-    @property
-    def fingerprint(self) -> str:
-        """What makes a judgment this judge's: rubric, model, parameters, layout. Not the address it is reached at, and not
-        how often it is asked."""
-        return fingerprint(
+    def __post_init__(self) -> None:
+        schema = reply_schema(self.mode, self.dimensions, reasoning=self.reasoning, scale=self.scale)
+        object.__setattr__(self, "schema", schema)
+        mark = fingerprint(
             {
                 "version": SCHEMA_VERSION,
                 "mode": self.mode,
                 "model": self.model,
                 "system": self.system,
-                "schema": self.schema,
+                "schema": schema,
                 "reply": self.reply,
                 "scale": self.scale,
                 "max_tokens": self.max_tokens,
@@ -97,6 +98,7 @@ class JudgeSpec:
                 "params": dict(self.params),
             }
         )
+        object.__setattr__(self, "fingerprint", mark)
 
 
 def load_judge(

@@ -9,7 +9,7 @@ from evalpipe.errors import BudgetError, DataError
 from evalpipe.judging.client import api_key
 from evalpipe.judging.clock import SystemClock
 from evalpipe.judging.estimate import CostEstimate, estimate
-from evalpipe.judging.journal import judging_lock
+from evalpipe.judging.journal import compact, judging_lock
 from evalpipe.judging.plan import asks_of, pages
 from evalpipe.judging.record import message_of
 from evalpipe.judging.spec import JudgeSpec, judge_names
@@ -27,7 +27,7 @@ from evalpipe.pipeline.judge_setup import (
     specs_of,
 )
 from evalpipe.pipeline.load import check_writable
-from evalpipe.pipeline.workspace import Workspace, experiment_name
+from evalpipe.pipeline.workspace import Workspace, experiment_name, record_path
 from evalpipe.store.datasets import Store, open_store
 
 JudgeBy = Callable[[Workspace, Store, JudgeSpec, JudgeOptions], RunTally]
@@ -48,7 +48,7 @@ def judge(workspace: Workspace, options: JudgeOptions, *, by: JudgeBy = judge_on
         for spec in specs:
             with open_store(workspace.data, name, selection=options.selection) as store:
                 tallies.append(by(workspace, store, spec, options))
-            recover(workspace, name)
+                compact(journal_folder(workspace, name), store.write_judgments)
             with open_store(workspace.data, name) as store:
                 tallies[-1].account = spent_so_far(store.connection, spec, price_of(workspace, spec))
             _check_budget(tallies[-1], spec)
@@ -60,6 +60,9 @@ def judge(workspace: Workspace, options: JudgeOptions, *, by: JudgeBy = judge_on
 
 
 def _all_judged(workspace: Workspace, experiment: str, spec: JudgeSpec) -> None:
+    """Nothing of the log is left to this judge: a stop of before is over."""
+    if not record_path(workspace.data, experiment).exists():
+        return
     from evalpipe.pipeline.judge_deciding import forget_stop  # SciPy: half a second, once the work is done
 
     forget_stop(workspace, experiment, spec.fingerprint)

@@ -11,7 +11,7 @@ from evalpipe.errors import ConfigError
 from evalpipe.judging.deciding import Decider, planned_pairs
 from evalpipe.judging.spec import JudgeSpec
 from evalpipe.pipeline.analyze import mode_of, planned_record, settings_of
-from evalpipe.pipeline.record import load_record, record_path, recording, save_record
+from evalpipe.pipeline.record import load_record, recording, save_record
 from evalpipe.pipeline.workspace import Workspace
 from evalpipe.stats.betting import SIGMA2_BOTH_ORDERS, SIGMA2_ONE_ORDER, tuned_bets
 from evalpipe.stats.planning import maximum_n
@@ -50,8 +50,6 @@ def note_stop(workspace: Workspace, experiment: str, spec: JudgeSpec, decider: D
 
 def forget_stop(workspace: Workspace, experiment: str, fingerprint: str) -> None:
     """Everything is judged after all: where a judge stopped once is of no interest any more."""
-    if not record_path(workspace.data, experiment).exists():
-        return
     with recording(workspace.data, experiment):
         record = load_record(workspace.data, experiment)
         stop = record.judged_until.get(fingerprint) if record else None

@@ -125,6 +125,9 @@ def limiter_of(config: JudgeConfig, clock: SystemClock) -> Limiter:
 
 
 def recover(workspace: Workspace, experiment: str) -> int:
-    """Put what journals hold into the store: at the end of a run, and before the next where one was killed."""
+    """Put what journals of ended runs hold into the store; the rows added."""
+    folder = journal_folder(workspace, experiment)
+    if not any(folder.glob("journal-*.jsonl")):
+        return 0
     with open_store(workspace.data, experiment) as store:
-        return compact(journal_folder(workspace, experiment), store.write_judgments)
+        return compact(folder, store.write_judgments)

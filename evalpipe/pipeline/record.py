@@ -12,12 +12,7 @@ import msgspec
 
 from evalpipe.analysis.record import ExperimentRecord, read_record, render_record
 from evalpipe.errors import DataError, EvalpipeError
-
-FOLDER = "experiments"
-
-
-def record_path(data: Path, experiment: str) -> Path:
-    return data / FOLDER / f"{experiment}.json"
+from evalpipe.pipeline.workspace import record_path
 
 
 def load_record(data: Path, experiment: str) -> ExperimentRecord | None:
@@ -40,7 +35,7 @@ def save_record(data: Path, record: ExperimentRecord) -> None:
 @contextmanager
 def recording(data: Path, experiment: str) -> Iterator[None]:
     """One look at a time: two that look at once must not both fix the plan or take the same number."""
-    path = data / FOLDER / f".{experiment}.lock"
+    path = record_path(data, experiment).with_name(f".{experiment}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)

@@ -87,6 +87,11 @@ def open_workspace(config: Path | None = None, data: Path | None = None, *, root
     return Workspace(root=folder, data=data_folder, config=loaded, config_path=path if loaded else None)
 
 
+def record_path(data: Path, experiment: str) -> Path:
+    """Where the experiment's record lies (`analysis.record`); it is there from the first look on."""
+    return data / "experiments" / f"{experiment}.json"
+
+
 def experiment_name(workspace: Workspace, asked: str | None) -> str:
     """The experiment asked for, else the workspace's, else the only one the data folder holds. Raises ConfigError for an
     impossible name, NoDataError where nothing was loaded, DataError where there are several."""

@@ -12,6 +12,7 @@ import pytest
 
 from evalpipe.judging.call import Fate
 from evalpipe.judging.client import failed_reply, is_local
+from evalpipe.judging.litellm_client import litellm_failure
 
 REQUEST = httpx2.Request("POST", "http://127.0.0.1/v1/messages")
 FATES = {
@@ -97,3 +98,46 @@ def test_spent_accounts_stop_the_run_and_bugs_of_ours_are_not_swallowed() -> Non
 )
 def test_which_servers_need_no_key(url: str | None, local: bool) -> None:
     assert is_local(url) is local
+
+
+def raised(*names: str, status: int = 500, response: Any = None) -> Exception:
+    """An exception of LiteLLM with its chain of causes, outermost first; the last cause may hold an HTTP response."""
+    error: Exception | None = None
+    for index, name in enumerate(reversed(names)):
+        made: Exception = type(name, (Exception,), {})("it went wrong")
+        if index == 0 and response is not None:
+            made.response = response  # type: ignore[attr-defined]
+        made.__cause__, error = error, made
+    assert error is not None
+    error.status_code = status  # type: ignore[attr-defined]
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "fate", "kind"),
+    [
+        (raised("InternalServerError", "AnthropicError", "ReadError", "ClientPayloadError"), Fate.BROKEN, "cut"),
+        (raised("InternalServerError", "OpenAIError", "APIConnectionError", "ReadError"), Fate.BROKEN, "cut"),
+        (raised("APIConnectionError", "AnthropicError", "JSONDecodeError"), Fate.BROKEN, "malformed"),
+        (raised("InternalServerError", "AnthropicError", "ConnectError"), Fate.NO_CONNECTION, "no_connection"),
+        (raised("Timeout", "ReadTimeout", status=408), Fate.BROKEN, "timeout"),
+        (raised("Timeout", "ConnectTimeout", status=408), Fate.NO_CONNECTION, "no_connection"),
+        (raised("BadRequestError", status=400), Fate.REJECTED, "http_400"),
+        (raised("AuthenticationError", status=401), Fate.FATAL, "http_401"),
+    ],
+)
+def test_litellm_gives_everything_a_status_and_the_causes_tell_the_truth(
+    error: Exception, fate: Fate, kind: str
+) -> None:
+    """The chains are those that LiteLLM 1.106 raises for answers that break off, are no JSON, or never come."""
+    reply = litellm_failure(error, 1.0)
+    assert (reply.fate, reply.kind) == (fate, kind)
+
+
+def test_litellm_hides_the_providers_answer_in_a_cause() -> None:
+    body = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
+    answer = httpx2.Response(529, headers={"retry-after": "7"}, json=body)
+    error = raised("InternalServerError", "AnthropicError", "HTTPStatusError", status=500, response=answer)
+    reply = litellm_failure(error, 1.0)
+    assert (reply.fate, reply.kind, reply.message) == (Fate.SERVER_ERROR, "http_529", "Overloaded")
+    assert reply.retry_after_s == 7

@@ -14,8 +14,12 @@ from pathlib import Path
 
 from fake_provider import FakeProvider, Response, longer_wins
 
+from evalpipe.judging.intents import intents
+from evalpipe.pipeline.judge_setup import batches_folder
 from evalpipe.pipeline.load import load
 from evalpipe.pipeline.workspace import open_workspace
+from evalpipe.sim.server import start_sim
+from evalpipe.sim.settings import JudgeBehaviour, SimSettings
 from evalpipe.store.datasets import open_store
 
 CONCURRENCY = 4
@@ -35,9 +39,9 @@ def workspace(root: Path, url: str) -> None:
     load(open_workspace(root / "evalpipe.toml"), [root / "pairs.jsonl"], format_name="pairs")
 
 
-def start(root: Path) -> subprocess.Popen[str]:
+def start(root: Path, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "evalpipe", "judge", "--json"],
+        [sys.executable, "-m", "evalpipe", "judge", "--json", *options],
         cwd=root,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -104,3 +108,21 @@ def test_a_second_ctrl_c_stops_at_once_and_what_was_in_flight_is_a_visible_row(t
         second.communicate(timeout=60)
         assert second.returncode == 0
     assert statuses(tmp_path) == [("error", CONCURRENCY), ("ok", 2 * N_PAIRS)]
+
+
+def test_ctrl_c_leaves_a_batch_to_go_on_and_the_next_run_collects_it(tmp_path: Path) -> None:
+    behaviour = JudgeBehaviour(behaviour="stated", accuracy=0.9)
+    with start_sim(SimSettings(judge=behaviour, batch_seconds=8)) as sim:
+        workspace(tmp_path, sim.base_url)
+        folder = batches_folder(open_workspace(tmp_path / "evalpipe.toml"), "t")
+        process = start(tmp_path, "--batch")
+        until(lambda: folder.exists() and [one.state for one in intents(folder)] == ["submitted"])
+        ctrl_c(process)
+        output, _ = process.communicate(timeout=60)
+        assert (process.returncode, json.loads(output)["runs"][0]["stopped"]) == (130, "interrupted")
+        assert statuses(tmp_path) == []
+        second = start(tmp_path, "--batch")
+        output, _ = second.communicate(timeout=60)
+        assert (second.returncode, json.loads(output)["runs"][0]["judgments"]) == (0, {"ok": 2 * N_PAIRS})
+        assert sim.ledger()["n_answered_again"] == 0
+    assert statuses(tmp_path) == [("ok", 2 * N_PAIRS)]

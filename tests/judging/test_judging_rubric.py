@@ -103,9 +103,9 @@ def test_tripwires(text: str, name: str) -> None:
     "text", ["The answer 1 is prime-free.", "You are right about the bridge.", "We chose the best route.", ""]
 )
 def test_ordinary_text_trips_nothing(text: str) -> None:
-    assert tripwires(text) == []
+    assert tripwires(text) == ()
 
 
 def test_a_megabyte_of_one_letter_is_quick() -> None:
-    assert tripwires("a" * 10_000_000) == []
+    assert tripwires("a" * 10_000_000) == ()
     assert message("q", "<" * 1_000_000, "b").cut["control"] == 990_000
