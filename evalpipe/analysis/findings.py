@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from evalpipe.analysis.decide import Evidence, Limits, Ruling
 from evalpipe.analysis.measure import Measured
-from evalpipe.analysis.metrics import Metric
+from evalpipe.analysis.metrics import Metric, Ratio
 from evalpipe.analysis.result import MetricResult
 from evalpipe.analysis.settings import Settings
 from evalpipe.analysis.wording import rounded_up
@@ -140,7 +140,7 @@ def _more(placed: Placed, estimate: Estimate, inconclusive: bool) -> int | None:
     """Requests until the nearest conclusion at the present noise: n((width/width needed)² − 1), statistics.md 12."""
     if not inconclusive or estimate.point is None or estimate.ci_low is None or estimate.ci_high is None:
         return None
-    sign = placed.metric.sign
+    sign, arms = placed.metric.sign, (placed.measured.control, placed.measured.treatment)
     point = sign * estimate.point
     half = (estimate.ci_high - estimate.ci_low) / 2
     needed = [abs(point)]  # better or worse
@@ -151,7 +151,9 @@ def _more(placed: Placed, estimate: Estimate, inconclusive: bool) -> int | None:
     target = max(needed)
     if target <= 0:
         return None
-    more = expected_more(estimate.n, half, target)
+    values = placed.metric.values
+    no_events = isinstance(values, Ratio) and values.binary and not any(arm.value for arm in arms)
+    more = expected_more(estimate.n, half, target, no_events=no_events)
     return None if more is None or more > 1e12 else rounded_up(more)
 
 

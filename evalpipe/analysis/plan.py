@@ -31,9 +31,10 @@ TYPICAL_SD = {"score_10": 2.0, "score_1": 0.25}
 class PlannedMetric:
     """One metric's plan. `sd`: standard deviation of a unit's difference on the scale of `effect`, from `sd_source`.
 
-    `n_fixed`: units for one fixed look; `n_max`: where to stop for good under the configured way of looking; `n_star`: where
-    its intervals are made tightest. `n_noninferior`, `n_equivalent`: units to show no loss beyond, no difference of, `margin`
-    when there is none. Units are pairs in shadow mode (of different users), users of both arms together otherwise.
+    `n_fixed`: units for one fixed look; `n_max`: where to stop for good under the configured way of looking. `n_noninferior`,
+    `n_equivalent`: units to show no loss beyond, no difference of, `margin` when there is none. Units are pairs in shadow mode
+    (of as many a user as in the log; of different users where there is none), users of both arms together otherwise.
+    `n_star`: users after which its intervals are made tightest.
     """
 
     name: str
@@ -71,13 +72,17 @@ def plan_metric(
     found = _deviation(item, scale=scale, pilot=pilot, orders=orders, effect=effect)
     if found is None:
         return None
-    sd, source = found
+    sd, source, pairs_per_user = found if paired else (*found[:2], 1.0)
     binary = isinstance(item.values, Ratio) and item.values.binary
     arms = 1 if paired else 2
     if binary and paired and scale == "absolute":
         n_fixed = mcnemar_n(max(sd * sd, effect), effect, power=power, alpha=alpha)
     else:
         n_fixed = arms * paired_n(sd, effect, power=power, alpha=alpha)
+
+    def units(n_users: float) -> float:
+        return n_users * pairs_per_user
+
     way = "anytime" if looks == "anytime" else "fixed" if looks == "fixed" else "scheduled"
     return PlannedMetric(
         name=item.name,
@@ -90,11 +95,15 @@ def plan_metric(
         sd_source=source,
         power=power,
         alpha=alpha,
-        n_fixed=math.ceil(n_fixed),
-        n_max=rounded_up(maximum_n(n_fixed, way, n_looks=max(n_looks, 1))),  # type: ignore[arg-type]
+        n_fixed=math.ceil(units(n_fixed)),
+        n_max=rounded_up(maximum_n(units(n_fixed), way, n_looks=max(n_looks, 1))),  # type: ignore[arg-type]
         n_star=max(1, round(anytime_n_star(n_fixed))),
-        n_noninferior=math.ceil(arms * noninferiority_n(sd, margin, power=power, alpha=alpha)) if margin > 0 else None,
-        n_equivalent=math.ceil(arms * equivalence_n(sd, margin, power=power, alpha=alpha)) if margin > 0 else None,
+        n_noninferior=math.ceil(units(arms * noninferiority_n(sd, margin, power=power, alpha=alpha)))
+        if margin > 0
+        else None,
+        n_equivalent=math.ceil(units(arms * equivalence_n(sd, margin, power=power, alpha=alpha)))
+        if margin > 0
+        else None,
     )
 
 
@@ -105,19 +114,20 @@ def planned_n_star(plans: Mapping[str, PlannedMetric]) -> dict[str, float]:
 
 def _deviation(
     item: Metric, *, scale: str, pilot: MetricResult | None, orders: str, effect: float
-) -> tuple[float, str] | None:
-    """The standard deviation of a unit's difference: from the log where it holds enough, else a typical value."""
+) -> tuple[float, str, float] | None:
+    """(standard deviation of a user's difference, where from, pairs a user has): from the log where it holds enough users,
+    else a typical value of one pair a user."""
     if pilot is not None and pilot.n_clusters >= 20:
         se = _standard_error(item, pilot, scale)
         if se is not None and se > 0:
-            return se * math.sqrt(pilot.n_clusters), f"the log ({pilot.n_clusters:,} users)"
+            return se * math.sqrt(pilot.n_clusters), f"the log ({pilot.n_clusters:,} users)", pilot.n / pilot.n_clusters
     if item.name == "win_rate":
         variance = betting.SIGMA2_BOTH_ORDERS if orders == "both" else betting.SIGMA2_ONE_ORDER
-        return math.sqrt(variance), "a typical judge"
+        return math.sqrt(variance), "a typical judge", 1.0
     if isinstance(item.values, Ratio) and item.values.binary and scale == "absolute":
-        return math.sqrt(max(TYPICAL_DISCORDANT, effect)), f"{TYPICAL_DISCORDANT:.0%} of pairs with one failure"
+        return math.sqrt(max(TYPICAL_DISCORDANT, effect)), f"{TYPICAL_DISCORDANT:.0%} of pairs with one failure", 1.0
     if item.unit in TYPICAL_SD and scale == "absolute":
-        return TYPICAL_SD[item.unit], "typical scores"
+        return TYPICAL_SD[item.unit], "typical scores", 1.0
     return None
 
 

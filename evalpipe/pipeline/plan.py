@@ -67,18 +67,19 @@ def plan(
     """The plan for `metric` (default: every metric that decides). Raises ConfigError for an unknown metric or effect."""
     settings, mode = settings_of(workspace), mode_of(workspace.config)
     name = experiment or (workspace.config.experiment.name if workspace.config else experiment_name(workspace, None))
-    analysis = _pilot(workspace, name)
     items = _items(metric, mode, settings)
+    scales = {item.name: _scale(item, settings) for item in items}
+    effects = {item.name: _effect(item, effect, *scales[item.name]) for item in items}
+    analysis = _pilot(workspace, name)  # after what can be wrong in the question
     known = {} if analysis is None else {one.name: one for one in analysis.metrics}
     looks = settings.looks if isinstance(settings.looks, str) else "scheduled"
     orders = workspace.config.judge.orders if workspace.config else "both"
     planned: dict[str, PlannedMetric] = {}
     for item in items:
-        scale, margin = _scale(item, settings)
-        size = _effect(item, effect, scale, margin)
+        scale, margin = scales[item.name]
         found = plan_metric(
             item,
-            effect=size,
+            effect=effects[item.name],
             margin=margin,
             scale=scale,
             alpha=settings.alpha,
@@ -111,7 +112,7 @@ def _summed(
     pairs_max = max((p.n_max for p in judged), default=0)
     units = max((p.n_fixed for p in planned.values()), default=0)
     per_day, share, notes = _traffic(workspace, analysis)
-    requests = round(max(units, pairs) / share) if share > 0 else 0
+    requests = round(max(units, pairs) * _requests_per_unit(analysis) / share) if share > 0 else 0
     price, judge, price_note = _price_per_pair(workspace, name, orders)
     notes += [price_note] if price_note else []
     if analysis is not None and any(one.expected_more_requests for one in analysis.metrics):
@@ -209,6 +210,13 @@ def _traffic(workspace: Workspace, analysis: Analysis | None) -> tuple[float | N
     if hours < 1:
         return None, share, ["The log covers less than an hour, so days cannot be told."]
     return analysis.funnel.requests / hours * 24, share, []
+
+
+def _requests_per_unit(analysis: Analysis | None) -> float:
+    """Units are pairs in shadow mode, users otherwise: these send as many requests each as in the log."""
+    if analysis is None or analysis.mode == "shadow" or not analysis.funnel.users:
+        return 1.0
+    return analysis.funnel.requests / analysis.funnel.users
 
 
 def _price_per_pair(workspace: Workspace, name: str, orders: str) -> tuple[float | None, str | None, str | None]:

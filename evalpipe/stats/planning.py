@@ -104,11 +104,14 @@ def maximum_n(fixed_n: float, looks: Literal["fixed", "anytime", "scheduled"], *
     return fixed_n
 
 
-def expected_more(n: float, width: float, width_needed: float) -> float | None:
-    """Extra units until an interval of `width` at `n` shrinks to `width_needed`: n((width/width_needed)² − 1), at least 0."""
+def expected_more(n: float, width: float, width_needed: float, *, no_events: bool = False) -> float | None:
+    """Extra units until an interval of `width` at `n` shrinks to `width_needed`: n((width/width_needed)² − 1), at least 0.
+
+    `no_events`: a share of which no event was seen; its interval shrinks with 1/n, not 1/√n (±z²/(n + z²), statistics.md 4).
+    """
     if not (n > 0 and width > 0 and width_needed > 0):
         return None
-    return max(0.0, n * ((width / width_needed) ** 2 - 1))
+    return max(0.0, n * ((width / width_needed) ** (1 if no_events else 2) - 1))
 
 
 def _a(alpha: float, power: float) -> float:

@@ -79,6 +79,8 @@ def test_too_little_data_says_how_much_more() -> None:
     assert metric(found, "cost_per_request_usd").status == "burn_in"
     assert found.decision.expected_more_requests
     assert any("more judged pairs at the present noise" in text for text in found.decision.what_would_change)
+    # No error seen: the anytime interval ends at ±0.5 points after about 1,100 pairs, not after the 20,000 of a falling √n.
+    assert 700 < metric(found, "error_rate").expected_more_requests < 1500
     # First what stands in the way, in the order in which the verdict names it.
     assert found.decision.reasons[0].rstrip(".").lower() in found.decision.headline.lower()
 
