@@ -52,8 +52,9 @@ check-store: $(VENV)/.installed-dev ## kill collectors and loads under 10,000 re
 	$(BIN)/python tests/bench/check_load_while_collecting.py 10000
 
 .PHONY: bench-report
-bench-report: $(VENV)/.installed-dev ## seconds and memory of `report --json` at 1, 3 and 10 million exchanges
+bench-report: $(VENV)/.installed-dev chromium ## seconds and memory of `report --json` at 1, 3 and 10 million exchanges; the page of 5 million pairs in Chromium
 	$(BIN)/python tests/bench/bench_report.py --millions 1 3 10
+	$(BIN)/python tests/bench/bench_report_page.py
 
 bench-load: $(VENV)/.installed-dev ## how fast load turns a spool into Parquet
 	$(BIN)/python tests/bench/bench_load.py 100000

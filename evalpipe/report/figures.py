@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from evalpipe.analysis.result import Analysis, MetricResult, Series
-from evalpipe.core.format import format_percent, number_format
+from evalpipe.core.format import format_counted, format_percent, number_format
 from evalpipe.report.charts.dimensions import dimension_chart
 from evalpipe.report.charts.funnel import funnel_chart
 from evalpipe.report.charts.interval import Mark, axis_reach, forest, interval_cell, is_bent
@@ -79,7 +79,7 @@ def _forest(rows: list[MetricRow]) -> Figure | None:
         "the dashed line rules out a loss beyond the margin; wholly right of zero, the treatment is better. A filled point "
         "is a settled finding, a hollow one is not. An arrow leaves the axis."
         + (" Far from zero the axis is compressed." if is_bent(reach) else "")
-        + (f" Left out: {n_undefined} of which nothing can be concluded yet." if n_undefined else ""),
+        + (f" Left out: {format_counted(n_undefined, 'metric')} without a conclusion." if n_undefined else ""),
     )
 
 

@@ -8,7 +8,7 @@ from urllib.parse import quote
 from evalpipe.analysis.result import Analysis
 from evalpipe.core.format import format_instant
 from evalpipe.report.render import render_page
-from evalpipe.report.summary_view import is_simulated
+from evalpipe.report.summary_view import headline_of, is_simulated
 from evalpipe.report.untrusted import visible
 from evalpipe.report.words import RECOMMENDATIONS
 
@@ -36,13 +36,12 @@ def render_index(reports: list[tuple[str, Analysis]], *, skipped: int = 0) -> st
 
 def _entry(name: str, analysis: Analysis) -> Entry:
     decision = analysis.decision
-    headline = decision.headline or (decision.reasons[0] if decision.reasons else "")
     return Entry(
         experiment=visible(analysis.experiment),
         href=quote(name, errors="replace"),
         recommendation=decision.recommendation,
         recommendation_word=RECOMMENDATIONS.get(decision.recommendation, decision.recommendation),
-        headline=visible(headline),
+        headline=visible(headline_of(decision)),
         generated=format_instant(analysis.generated_at),
         pairs=analysis.funnel.pairs,
         simulated=is_simulated(analysis),

@@ -57,7 +57,7 @@ class JudgeView:
     raw: JudgeResult
 
 
-AGREEMENT_COLUMNS = ("Labels from", "Labelled pairs", "Agreement", "Kappa", "Gwet's AC1")
+AGREEMENT_COLUMNS = ("Labels from", "Labelled pairs", "Agreement", "Kappa")
 
 
 def judge_view(judge: JudgeResult) -> JudgeView:
@@ -139,7 +139,6 @@ def _agreement_row(agreement: Agreement) -> list[str]:
         format_count(agreement.n_labels),
         share_with_interval(agreement.accuracy, agreement.accuracy_low, agreement.accuracy_high),
         kappa,
-        TWO.value(agreement.ac1),
     ]
 
 

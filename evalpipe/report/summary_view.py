@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from evalpipe.analysis.result import Analysis, Check
+from evalpipe.analysis.result import Analysis, Check, Decision
 from evalpipe.core.format import (
     NBSP,
     format_counted,
@@ -66,7 +66,9 @@ def summary_view(analysis: Analysis, rows: list[MetricRow], judges: list[JudgeVi
     decision = analysis.decision
     word = RECOMMENDATIONS.get(decision.recommendation, decision.recommendation)
     reasons = [_readable(reason) for reason in decision.reasons if reason]
-    headline = _headline(_readable(decision.headline) or (reasons.pop(0) if reasons else ""), word)
+    headline = headline_of(decision)
+    if not decision.headline and reasons:
+        reasons.pop(0)  # it is the headline
     warned = [check.detail for check in analysis.checks if check.status != "pass"]
     # What the headline or a problem above it says already is not said again.
     said = {_words(headline), _words(decision.headline)}
@@ -95,8 +97,10 @@ def _words(text: str) -> str:
     return " ".join(text.split()).lower().rstrip(".")
 
 
-def _headline(text: str, recommendation: str) -> str:
+def headline_of(decision: Decision) -> str:
     """The sentence under the recommendation, which need not say it again."""
+    recommendation = RECOMMENDATIONS.get(decision.recommendation, decision.recommendation)
+    text = _readable(decision.headline or next(filter(None, decision.reasons), ""))
     head, _, rest = text.partition(": ")
     same = head.lower() in {recommendation.lower(), "ship", "keep", "collect more", "invalid", "do not decide"}
     return sentence_case(rest.strip() if same and rest else text) or f"{recommendation}."
@@ -214,7 +218,9 @@ def _period(first: object, last: object) -> str:
     if not first or not last:
         return ""
     start, end = format_day(str(first)), format_day(str(last))
-    return f", on {start}" if start == end else f", from {start} to {end}"
+    if start == end:
+        return f", on {start}"
+    return f", from {start.removesuffix(end[-5:])} to {end}"  # the year once, where it is the same
 
 
 def _judge_answer(judges: list[JudgeView]) -> str:

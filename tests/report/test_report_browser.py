@@ -19,6 +19,7 @@ import pytest
 from hostile_texts import hostile
 from report_builders import demo_like, empty, example, mixed, side
 
+from evalpipe.analysis.result import MetricResult
 from evalpipe.report.compare import render_comparison
 from evalpipe.report.index import render_index
 from evalpipe.report.render import render
@@ -62,6 +63,10 @@ def browser() -> Iterator[Any]:
         launched.close()
 
 
+def long_name(metric: MetricResult) -> MetricResult:
+    return dataclasses.replace(metric, label=f"{metric.label} of requests that came in through the partners' gateway")
+
+
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("reports")
@@ -78,6 +83,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "index": render_index([("mixed.html", mixed()), ("demo.html", demo_like())], skipped=1),
         "hostile": render(hostile(), max_examples=200),
         "rtl": render(dataclasses.replace(mixed(), examples=[rtl])),
+        "long names": render(dataclasses.replace(mixed(), metrics=[*map(long_name, mixed().metrics)], examples=[])),
     }
     for name, page in made.items():
         (folder / f"{name}.html").write_text(page, encoding="utf-8")
@@ -202,6 +208,38 @@ def test_paper_holds_it_in_a_few_pages(open_page: Callable[..., Watched]) -> Non
     watched.assert_quiet()
 
 
+def test_paper_names_every_column(open_page: Callable[..., Watched]) -> None:
+    # Browsers leave buttons out of a heading they repeat on the next page: on paper the names are plain text.
+    page = open_page("mixed").page
+    page.emulate_media(media="print")
+    heads = page.locator("table.metrics thead th")
+    assert [text.split()[0] for text in heads.all_inner_texts() if text.strip()] == [
+        "Metric", "Control", "Treatment", "Difference", "←", "Finding",
+    ]  # fmt: skip
+    assert page.locator("thead button:visible").count() == 0
+
+
+LABELS = """
+svgs => svgs.flatMap(svg => {
+  const [, , width] = svg.getAttribute('viewBox').split(' ').map(Number);
+  const boxes = Array.from(svg.querySelectorAll('text')).map(t => ({ box: t.getBBox(), text: t.textContent }));
+  const cut = boxes.filter(({ box }) => box.x < -1 || box.x + box.width > width + 1);
+  const over = boxes.filter((a, i) => boxes.some((b, j) => j > i && a.box.x < b.box.x + b.box.width &&
+    b.box.x < a.box.x + a.box.width && a.box.y < b.box.y + b.box.height - 2 && b.box.y < a.box.y + a.box.height - 2));
+  return [...cut, ...over].map(({ text }) => `${svg.querySelector('title').textContent}: ${text}`);
+})
+"""
+
+
+@pytest.mark.parametrize(("name", "width"), [("mixed", 1200), ("mixed", 390), ("demo", 1200), ("long names", 1200)])
+def test_no_label_of_a_picture_is_cut_or_covers_another(
+    open_page: Callable[..., Watched], name: str, width: int
+) -> None:
+    page = open_page(name, viewport={"width": width, "height": 900}).page
+    assert page.locator("svg.chart text").count() > 20
+    assert page.eval_on_selector_all("svg.chart", LABELS) == []
+
+
 def test_without_script_everything_can_be_read(open_page: Callable[..., Watched]) -> None:
     watched = open_page("mixed", java_script_enabled=False)
     details = watched.page.locator("tr.detail")
@@ -212,7 +250,7 @@ def test_without_script_everything_can_be_read(open_page: Callable[..., Watched]
     assert watched.page.locator("details.example").nth(10).locator(".sides").is_visible()
 
 
-@pytest.mark.parametrize("name", ["mixed", "demo", "empty", "compare", "index", "hostile", "rtl"])
+@pytest.mark.parametrize("name", ["mixed", "demo", "empty", "compare", "index", "hostile", "rtl", "long names"])
 def test_a_narrow_screen_needs_no_sideways_scrolling(open_page: Callable[..., Watched], name: str) -> None:
     watched = open_page(name, viewport={"width": 390, "height": 844})
     assert watched.page.evaluate("document.documentElement.scrollWidth") <= 390

@@ -107,6 +107,15 @@ def test_a_wide_row_is_shown_value_by_value(workspace: Workspace) -> None:
     assert "control_finish_reason" in out
 
 
+def test_a_table_is_a_grid_as_long_as_its_cells_have_room(workspace: Workspace) -> None:
+    cells = ", ".join(f"repeat('{letter}', 40) AS {letter}" for letter in "abcdefgh")
+    # Piped output is 200 characters wide; a cell folds from 24 on, so that seven such columns fit and eight do not.
+    assert "row 1" in run(workspace, f"SELECT {cells}")
+    assert "row 1" not in run(workspace, f"SELECT {cells.rsplit(', ', 2)[0]}")
+    # Many short columns are a grid, too.
+    assert "row 1" not in run(workspace, "SELECT " + ", ".join(f"{n} AS c{n}" for n in range(20)))
+
+
 def test_a_long_table_says_where_it_ends(workspace: Workspace) -> None:
     assert "the first 1,000 rows" in run(workspace, "FROM range(3000)")
     assert run(workspace, "FROM range(3000)", "csv").count("\n") == 3001

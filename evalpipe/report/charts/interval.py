@@ -59,7 +59,7 @@ def _axis(reach: float, start: float, end: float) -> Scale:
 
 def _ticks(reach: float) -> list[float]:
     if not is_bent(reach):
-        return nice_ticks(-reach, reach, 4)
+        return nice_ticks(-reach, reach, 6)
     sizes = [size for size in (5.0, 20.0, 100.0) if size <= reach]
     return [-size for size in reversed(sizes)] + [0.0] + sizes
 

@@ -10,7 +10,7 @@ from evalpipe.analysis.result import LatencyCurve
 from evalpipe.core.format import NBSP, number_format
 from evalpipe.report.charts.svg import WIDTH, Scale, element, line, log_ticks, path, picture, text
 
-LEFT, RIGHT, TOP, HEIGHT, BOTTOM = 44.0, 12.0, 26.0, 250.0, 206.0
+LEFT, RIGHT, TOP, HEIGHT, BOTTOM = 48.0, 12.0, 16.0, 240.0, 196.0
 
 
 def latency_at(curve: LatencyCurve, share: float) -> float | None:
@@ -60,9 +60,7 @@ def latency_chart(curves: list[LatencyCurve]) -> Markup | None:
         if x(tick) - shown_to > 58 and LEFT + 10 < x(tick) < WIDTH - RIGHT - 12:
             parts.append(text(x(tick), BOTTOM + 18, _tick(tick, high), "tick", "middle"))
             shown_to = x(tick)
-    parts.append(
-        text((LEFT + WIDTH - RIGHT) / 2, BOTTOM + 38, "latency (each step of the axis multiplies)", "tick", "middle")
-    )
+    parts.append(text((LEFT + WIDTH - RIGHT) / 2, BOTTOM + 38, "latency (logarithmic axis)", "tick", "middle"))
     for curve in drawn:
         points = [(x(value), y(share)) for share, value in zip(curve.quantiles, curve.values_ms, strict=False)]
         parts.append(path(points, f"curve {curve.arm}"))

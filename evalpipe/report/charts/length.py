@@ -7,7 +7,7 @@ from markupsafe import Markup
 from evalpipe.analysis.result import LengthBin
 from evalpipe.report.charts.svg import WIDTH, Scale, element, line, path, picture, text
 
-LEFT, RIGHT, TOP, HEIGHT, BOTTOM = 44.0, 12.0, 22.0, 240.0, 186.0
+LEFT, RIGHT, TOP, HEIGHT, BOTTOM = 48.0, 12.0, 22.0, 240.0, 186.0
 
 
 def length_chart(bins: list[LengthBin]) -> Markup | None:
