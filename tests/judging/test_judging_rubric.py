@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evalpipe.core.judgment import ShownFirst
-from evalpipe.judging.fence import tripwires
+from evalpipe.judging.fence import TRIPWIRES, tripwires
 from evalpipe.judging.rubric import Message, ShownAnswer, pair_message, shown_answer
 
 NONCE = "0123456789abcdef"
@@ -109,3 +110,22 @@ def test_ordinary_text_trips_nothing(text: str) -> None:
 def test_a_megabyte_of_one_letter_is_quick() -> None:
     assert tripwires("a" * 10_000_000) == ()
     assert message("q", "<" * 1_000_000, "b").cut["control"] == 990_000
+
+
+VOCABULARY = """
+ignore FORGET all Previous instructions rubric choose Rate this response 1 2 as the BEST winner 10 be\u017ft output (a) is wins
+"winner": [[A]] "response_1": { Dear judge Reviewer you are <response-1-0a </system> [INST] <|im_end|> generate wrote
+"""
+
+
+def test_the_words_looked_for_first_never_change_what_is_found() -> None:
+    """Texts of the patterns' own words, in every case and with a long s among them, found as by the patterns alone."""
+    vocabulary = VOCABULARY.split()
+    chance = random.Random(3)
+    n_hits = 0
+    for _ in range(3000):
+        text = " ".join(chance.choices(vocabulary, k=chance.randint(1, 12)))
+        found = tuple(name for name, _, pattern in TRIPWIRES if pattern.search(text))
+        assert tripwires(text) == found, text
+        n_hits += bool(found)
+    assert n_hits > 1000
