@@ -20,11 +20,11 @@ from evalpipe.collector.pricing import Pricer
 from evalpipe.collector.quota import pause_s
 from evalpipe.collector.redaction import Redactor
 from evalpipe.collector.settings import CollectorSettings
-from evalpipe.collector.shadow_state import Place
 from evalpipe.collector.spooling import SpoolWriter
 from evalpipe.collector.upstream import Pool
 from evalpipe.core.identity import conversation_id, in_treatment
 from evalpipe.core.spool import Body, RequestRecord, ResponseRecord, ShadowRecord, render_record
+from evalpipe.core.treatment_state import Place
 from evalpipe.providers.base import NotShadowableError, OutgoingRequest
 from evalpipe.providers.registry import read_request
 from evalpipe.providers.translation.request import render_treatment_request

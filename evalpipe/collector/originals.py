@@ -13,8 +13,8 @@ import time
 from typing import cast
 
 from evalpipe.collector.mirror import Mirror
-from evalpipe.collector.shadow_state import Place
 from evalpipe.core.spool import RequestRecord, read_record
+from evalpipe.core.treatment_state import Place
 
 _RECONNECT_S = 0.05
 _FIRST_CONNECTION_S = 5.0

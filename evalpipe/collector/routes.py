@@ -12,7 +12,7 @@ from evalpipe.collector.answers import render_json
 from evalpipe.collector.heads import Line
 from evalpipe.collector.metrics import render_metrics, total_lost
 from evalpipe.collector.shadow_state import is_held
-from evalpipe.core.spool import TREATMENT_LOCK
+from evalpipe.core.treatment_state import TREATMENT_LOCK
 
 if TYPE_CHECKING:
     from evalpipe.collector.worker import Worker

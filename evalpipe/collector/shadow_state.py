@@ -1,8 +1,4 @@
-"""What the treatment process knows across its lives: how far the spool is decided, what waits, what was spent.
-
-Written whole under its final name. What was decided after the last writing is found in the process's own segments, since
-a decision is a record there before a copy is sent: so no copy is sent twice and none is forgotten.
-"""
+"""The treatment process's state on the disk, and its lock."""
 
 from __future__ import annotations
 
@@ -12,32 +8,14 @@ from pathlib import Path
 
 import msgspec
 
-STATE_FILE = "shadow-state.json"
-
-
-class Place(msgspec.Struct, frozen=True, array_like=True):
-    """A record in the spool: segment and offset of its line."""
-
-    segment: str
-    offset: int
-
-
-class ShadowState(msgspec.Struct, kw_only=True):
-    offsets: dict[str, int] = {}
-    """segment → bytes read; own segments too"""
-    accounted: dict[str, int] = {}
-    """segment → bytes whose answers are in the metrics"""
-    waiting: list[Place] = []
-    """requests read but not decided"""
-    spent_usd: dict[str, float] = {}
-    """experiment → USD of answered copies"""
+from evalpipe.core.treatment_state import STATE_FILE, ShadowState, read_state
 
 
 def load_state(folder: Path) -> ShadowState:
-    """The state of the last life; an empty one where there is none (or a torn one: then all segments are read again)."""
+    """The state of the last life."""
     try:
-        return msgspec.json.decode((folder / STATE_FILE).read_bytes(), type=ShadowState)
-    except (FileNotFoundError, msgspec.DecodeError):
+        return read_state((folder / STATE_FILE).read_bytes())
+    except FileNotFoundError:
         return ShadowState()
 
 

@@ -18,11 +18,12 @@ from evalpipe.collector.originals import OriginalsIn
 from evalpipe.collector.pricing import Pricer
 from evalpipe.collector.redaction import Redactor
 from evalpipe.collector.settings import CollectorSettings
-from evalpipe.collector.shadow_state import Place, ShadowState, load_state, save_state
+from evalpipe.collector.shadow_state import load_state, save_state
 from evalpipe.collector.spooling import SpoolWriter
 from evalpipe.collector.tail import SpoolTail, TailedLine, read_line_at
 from evalpipe.collector.upstream import Pool
-from evalpipe.core.spool import TREATMENT_LOCK, RequestRecord, ResponseRecord, ShadowRecord, read_record
+from evalpipe.core.spool import RequestRecord, ResponseRecord, ShadowRecord, read_record
+from evalpipe.core.treatment_state import OWN_PREFIX, TREATMENT_LOCK, Place, ShadowState
 
 POLL_S = 0.002
 """while records come"""
@@ -46,7 +47,7 @@ class ShadowProcess:
         self._metrics = Metrics(settings.experiment, f"shadow-{os.getpid()}")
         self._writer = SpoolWriter(
             self._folder,
-            f"shadow-{time.time_ns() // 1_000_000}-{os.getpid()}",
+            f"{OWN_PREFIX}{time.time_ns() // 1_000_000}-{os.getpid()}",
             segment_bytes=settings.segment_bytes,
             segment_s=settings.segment_s,
             on_lost=self._lost,
@@ -126,9 +127,9 @@ class ShadowProcess:
 
     def _own_past(self, state: ShadowState, pricer: Pricer) -> tuple[set[str], dict[str, float]]:
         """Requests decided after the state was last saved, and what was spent until now, by experiment."""
-        decided: set[str] = set()
+        decided = set(state.decided)
         spent = dict(state.spent_usd)
-        past = SpoolTail(self._folder, "shadow-", state.offsets)
+        past = SpoolTail(self._folder, OWN_PREFIX, state.offsets)
         past.look_for_segments()
         arm = self._settings.treatment
         for line in past.read():
@@ -207,6 +208,8 @@ class ShadowProcess:
             if not finishing and self._originals is None and mirror.fullness >= 1:
                 self._pauses = True
                 break
+        if not n_lines:  # all that was recorded before this life has been come across
+            self._decided.clear()
         return n_lines
 
     def _handle(self, line: TailedLine) -> None:
@@ -264,6 +267,7 @@ class ShadowProcess:
             offsets={**self._own_offsets, **self._tail.offsets()},
             accounted=self._accountant.offsets(),
             waiting=self._waiting(),
+            decided=list(self._decided),
             spent_usd=self._spent,
         )
         try:

@@ -14,9 +14,6 @@ from typing import Literal
 import msgspec
 
 FORMAT_VERSION = 1
-TREATMENT_LOCK = ".shadow.lock"
-"""in the spool's folder, held by the process that decides on copies: by the treatment process as long as it lives, and by a load
-that closes what a stopped collector left undecided"""
 
 Ended = Literal["complete", "closed_by_upstream", "cut", "client_closed", "timeout", "connect_error", "protocol_error"]
 """How an answer ended: complete (length or final chunk seen) · closed_by_upstream (an answer whose end is the close) · cut

@@ -22,7 +22,7 @@ from evalpipe.store.rejects import Rejects
 from evalpipe.store.rows import to_table
 from evalpipe.store.schema import BY_NAME
 from evalpipe.store.spool_join import Entry, SpoolJoin, time_of
-from evalpipe.store.spool_segments import Segment, remove, undisturbed
+from evalpipe.store.spool_segments import Segment, holds_decisions, list_segments, remove, treatment_state, undisturbed
 from evalpipe.store.spool_stream import read_spool
 from evalpipe.store.tally import Tally
 from evalpipe.store.writer import DatasetWriter, known_keys
@@ -192,11 +192,21 @@ class SpoolLoad:
     def _remove_segments(self) -> None:
         if not isinstance(self._spool, Path):
             return
-        for index, segment in enumerate(self._segments):
-            if not segment.locked and index not in self._needed and remove(segment):
+        state = treatment_state(self._spool)
+        # Decisions go last: once no request is left that a successor of the treatment process could come across again,
+        # or where its state says what they say.
+        for index, segment in sorted(enumerate(self._segments), key=lambda item: holds_decisions(item[1])):
+            covered = not holds_decisions(segment) or state.covers(segment.path.name, segment.n_bytes)
+            if segment.locked or index in self._needed or not (covered or self._no_requests_left()):
+                continue
+            if remove(segment):
                 self._tally.n_segments_deleted += 1
         if self._tally.n_segments_deleted:
             sync_folder(self._spool)
+
+    def _no_requests_left(self) -> bool:
+        left = [other for other in list_segments(self._spool) if other.n_bytes]
+        return all(holds_decisions(other) for other in left)
 
     def _count(self) -> Tally:
         tally = self._tally

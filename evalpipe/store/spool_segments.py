@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from evalpipe.core.spool import TREATMENT_LOCK
+from evalpipe.core.treatment_state import OWN_PREFIX, STATE_FILE, TREATMENT_LOCK, ShadowState, read_state
 from evalpipe.errors import DataError
 
 EMPTY_AFTER_S = 3600.0
@@ -122,6 +122,18 @@ def undisturbed(spool: Path | Sequence[Path]) -> Iterator[list[Segment]]:
         yield segments
     finally:
         os.close(handle)
+
+
+def treatment_state(spool: Path) -> ShadowState:
+    try:
+        return read_state((spool / STATE_FILE).read_bytes())
+    except FileNotFoundError:
+        return ShadowState()
+
+
+def holds_decisions(segment: Segment) -> bool:
+    """Whether the segment is the treatment process's own: a successor learns from it what is not to be sent again."""
+    return segment.path.name.startswith(OWN_PREFIX)
 
 
 def _anyone_lives(segments: list[Segment]) -> bool:

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from spool_builders import T0, copy, request, served, shadow, write_segment
 
 from evalpipe.core.identity import hash_unit
-from evalpipe.core.spool import TREATMENT_LOCK, Body, FeedbackRecord, Record, render_record
+from evalpipe.core.spool import Body, FeedbackRecord, Record, render_record
+from evalpipe.core.treatment_state import STATE_FILE, TREATMENT_LOCK
 from evalpipe.errors import DataError
 from evalpipe.pipeline.load import load as load_paths
 from evalpipe.pipeline.workspace import Workspace
@@ -159,6 +160,31 @@ def test_a_request_whose_copy_is_undecided_waits_only_while_somebody_lives(tmp_p
         assert load(tmp_path).n_waiting == 1
     load(tmp_path)
     assert rows(tmp_path, "SELECT shadow_status FROM exchanges") == [("shed",)]
+
+
+def test_decisions_stay_until_a_successor_has_heard_of_them(tmp_path: Path) -> None:
+    """A killed treatment process's successor reads the living segment again: without them it would send the copy twice."""
+    alive = write_segment(tmp_path / "spool", "served-1.000001", [request("r1"), served("r1")])
+    dead = write_segment(tmp_path / "spool", "shadow-1.000001", [shadow("r1"), copy("r1")])
+    with living(alive):
+        assert load(tmp_path).n_exchanges == 2
+        assert dead.exists()
+        state = {"offsets": {dead.name: dead.stat().st_size - 1}}
+        (tmp_path / "spool" / STATE_FILE).write_text(json.dumps(state))
+        load(tmp_path)
+        assert dead.exists()
+        state["offsets"][dead.name] += 1
+        (tmp_path / "spool" / STATE_FILE).write_text(json.dumps(state))
+        load(tmp_path)
+        assert not dead.exists() and alive.exists()
+    load(tmp_path)
+    assert not alive.exists()
+
+
+def test_decisions_go_with_the_last_requests(tmp_path: Path) -> None:
+    write_segment(tmp_path / "spool", "served-1.000001", [request("r1"), served("r1")])
+    write_segment(tmp_path / "spool", "shadow-1.000001", [shadow("r1"), copy("r1")])
+    assert load(tmp_path).n_segments_deleted == 2
 
 
 @pytest.mark.parametrize("lives", [False, True])
