@@ -68,7 +68,7 @@ def main() -> None:
     if sys.argv[1] == "litellm":
         from evalpipe.collector.litellm_bridge import serve_litellm
 
-        serve_litellm(int(sys.argv[2]))
+        serve_litellm(int(sys.argv[2]), settings)
     elif sys.argv[1] == "serve":
         uvloop.run(_serve(settings, int(sys.argv[2])))
     else:
