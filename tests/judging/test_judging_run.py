@@ -304,6 +304,10 @@ def test_what_a_killed_run_had_in_flight_is_a_visible_row_and_counts_against_the
     # Two answers at $1 and $5 a million tokens; the lost call's question was answered with 100 input tokens, so it cannot have
     # cost more than those (and 200 for other codes in the tags) and the longest answer of 1,024 tokens.
     assert budget.spent == pytest.approx(2 * (100e-6 + 50 * 5e-6) + (100 + 200) * 1e-6 + 1024 * 5e-6)
+    # The report says what was booked, and that it is not certain.
+    (judged,) = analyze_workspace(found, details=False).judges
+    assert judged.cost_usd == pytest.approx(2 * 0.00035 + 0.01)
+    assert judged.cost_at_most_usd == pytest.approx(2 * 0.00035 + 0.04)
 
 
 def test_a_lost_call_of_a_question_never_answered_stays_at_its_worst_and_the_summary_says_so(tmp_path: Path) -> None:
