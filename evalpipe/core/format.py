@@ -167,6 +167,12 @@ def format_p(p_value: float | None) -> str:
     return f"{p_value:.3f}" if p_value < 0.1 else f"{p_value:.2f}"
 
 
+def p_clause(p_value: float | None) -> str:
+    """A p-value within a sentence: "p = 0.03", "p < 0.001"."""
+    text = format_p(p_value)
+    return f"p{NBSP}{text}" if text.startswith("<") else f"p{NBSP}={NBSP}{text}"
+
+
 def format_usd(amount: float | None) -> str:
     """An amount of money: cents from a dollar on, two significant digits below."""
     if amount is None:

@@ -12,9 +12,9 @@ from evalpipe.core.format import (
     NumberFormat,
     format_count,
     format_counted,
-    format_p,
     format_usd,
     number_format,
+    p_clause,
 )
 from evalpipe.report.metric_view import Fact
 from evalpipe.report.words import WIN_RULES, plain, status_words
@@ -184,8 +184,8 @@ def _rate_row(label: str, rule: WinRate) -> RateRow:
 def _facts(judge: JudgeResult) -> list[Fact]:
     facts = [Fact(name="Model", text=judge.model or MISSING)]
     if judge.win_rate is not None:
-        text = f"{share_with_interval(judge.win_rate, judge.ci_low, judge.ci_high)}, p = {format_p(judge.p_value)}"
-        facts.append(Fact(name="Treatment preferred", text=text.replace("p = <", "p <")))
+        text = f"{share_with_interval(judge.win_rate, judge.ci_low, judge.ci_high)}, {p_clause(judge.p_value)}"
+        facts.append(Fact(name="Treatment preferred", text=text))
     counts = f"won {format_count(judge.wins)}, tied {format_count(judge.ties)}, lost {format_count(judge.losses)}"
     facts.append(Fact(name="Pairs", text=f"{format_count(judge.n_pairs)} judged; the treatment {counts}"))
     if not judge.name.startswith("label:"):

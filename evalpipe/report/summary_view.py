@@ -11,6 +11,7 @@ from evalpipe.core.format import (
     format_day,
     format_percent,
     full_sentence,
+    p_clause,
     readable_instants,
     sentence_case,
     together,
@@ -196,7 +197,14 @@ def _how_sure(analysis: Analysis, rows: list[MetricRow]) -> str:
         for row in rows
         if row.raw.role == "primary" and row.finding in {"inconclusive", "undefined"}
     ]
-    text = f"Every interval has {format_percent(level)} confidence. {full_sentence(looks)}".rstrip()
+    settled = [
+        f"{within_sentence(row.label)} is {row.finding_word}"
+        + ("" if row.raw.p_value is None else f" ({p_clause(row.raw.p_value)})")
+        for row in rows
+        if row.raw.role == "primary" and row.finding in {"better", "worse"}
+    ]
+    text = f"{full_sentence('; '.join(settled))} Every interval has {format_percent(level)} confidence.".strip()
+    text = f"{text} {full_sentence(looks)}".rstrip()
     if open_rows:
         text += f" Not settled: {', '.join(open_rows)}."
     return text

@@ -190,7 +190,7 @@ def test_the_questions_of_a_manager_are_answered() -> None:
     assert answers["What got better?"].endswith(". One more in the table below.")
     assert answers["What got worse?"].startswith("99th percentile latency +12.0 % (+3.0 to +21.0 %)")
     assert "2,431 requests by 412 users" in answers["On how much?"]
-    assert "95 %" in answers["How sure?"]
+    assert answers["How sure?"].startswith("Win rate is better (p < 0.001). Every interval has 95 % confidence.")
     assert answers["Can the judge be trusted?"].startswith("Yes, as far as checked")
 
 

@@ -36,8 +36,8 @@ def short_ms(value: float) -> str:
 
 
 def _tick(value_ms: float, high_ms: float) -> str:
-    """A round latency, in seconds where the axis goes beyond ten."""
-    return f"{value_ms / 1000:g}{NBSP}s" if high_ms >= 10_000 else f"{value_ms:,g}{NBSP}ms"
+    """A round latency, from a second on in seconds where the axis goes beyond ten."""
+    return f"{value_ms / 1000:g}{NBSP}s" if high_ms >= 10_000 and value_ms >= 1000 else f"{value_ms:,g}{NBSP}ms"
 
 
 def latency_chart(curves: list[LatencyCurve]) -> Markup | None:
