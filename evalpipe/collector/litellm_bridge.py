@@ -35,7 +35,7 @@ ASKED = frozenset(
 those only what the configuration says (`params` of the arm) gets there."""
 
 
-def serve_litellm(fd: int, settings: CollectorSettings | None = None) -> None:
+def serve_litellm(fd: int, settings: CollectorSettings) -> None:
     """Serve on the listening socket `fd` until the parent closes stdin (or dies)."""
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # no download of a price list at start
     import litellm
@@ -45,9 +45,8 @@ def serve_litellm(fd: int, settings: CollectorSettings | None = None) -> None:
     sock = socket.socket(fileno=fd)
     sock.setblocking(True)
     server = _Server(sock.getsockname()[:2], _Handler, bind_and_activate=False)
-    if settings is not None:
-        arms = (settings.control, settings.treatment)
-        server.configured = [arm.params for arm in arms if arm is not None and arm.provider == "litellm"]
+    arms = (settings.control, settings.treatment)
+    server.configured = [arm.params for arm in arms if arm is not None and arm.provider == "litellm"]
     server.socket.close()
     server.socket = sock
     import threading
@@ -60,7 +59,7 @@ def serve_litellm(fd: int, settings: CollectorSettings | None = None) -> None:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    configured: Sequence[Mapping[str, Any]] | None = None
+    configured: Sequence[Mapping[str, Any]] = ()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -133,13 +132,10 @@ class _Handler(BaseHTTPRequestHandler):
         """The collector's spool is the log."""
 
 
-def allowed(asked: Any, configured: Sequence[Mapping[str, Any]] | None) -> dict[str, Any]:
-    """What of a request's body may reach the library: all of it where nobody told what is configured. Raises ValueError
-    where it is no JSON object."""
+def allowed(asked: Any, configured: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What of a request's body may reach the library. Raises ValueError where it is no JSON object."""
     if not isinstance(asked, dict):
         raise ValueError("the body is not a JSON object")
-    if configured is None:
-        return asked
     return {
         key: value
         for key, value in asked.items()
