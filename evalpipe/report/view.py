@@ -168,6 +168,12 @@ def _grouped(rows: list[MetricRow]) -> list[tuple[str, list[MetricRow]]]:
 
 _NOTHING: tuple[object, ...] = (None, "", [], {})
 _APART = frozenset({"config", "reproduce", "simulated_judge", "arms", "versions", "n_star", "data", "judge"})
+_FACT_NAMES = {
+    "evalpipe": "Version of evalpipe",
+    "n_looks": "Looks so far",
+    "first_at": "First request",
+    "last_at": "Last request",
+}
 
 
 def _provenance(analysis: Analysis, *, deterministic: bool) -> tuple[list[Fact], str, str]:
@@ -177,7 +183,7 @@ def _provenance(analysis: Analysis, *, deterministic: bool) -> tuple[list[Fact],
     for key, value in provenance.items():
         if key in _APART or value in _NOTHING:
             continue
-        facts.append(Fact(name=key.replace("_", " ").capitalize(), text=_flat(value)))
+        facts.append(Fact(name=_FACT_NAMES.get(key) or key.replace("_", " ").capitalize(), text=_flat(value)))
     if not deterministic and provenance.get("versions"):
         facts.append(Fact(name="Versions", text=_flat(provenance["versions"])))
     data = provenance.get("data")
