@@ -178,6 +178,35 @@ def test_a_reader_clicks_through_the_report(open_page: Callable[..., Watched]) -
     watched.assert_quiet()
 
 
+def test_the_keyboard_alone_reaches_everything(open_page: Callable[..., Watched]) -> None:
+    watched = open_page("short")
+    page = watched.page
+    page.keyboard.press("Tab")
+    skip = page.locator(".skip")
+    assert skip.evaluate("link => link === document.activeElement && link.getBoundingClientRect().left >= 0")
+    page.keyboard.press("Tab")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#theme-dark").is_checked()
+    # From there Tab walks to the end of the page, past whatever can be pressed or scrolled, and shows where it is.
+    reached = page.evaluate("[...document.querySelectorAll('button, summary, input[type=search], [tabindex]')].length")
+    seen = []
+    for _ in range(reached * 2):
+        page.keyboard.press("Tab")
+        at = page.evaluate("(e => [e.tagName, getComputedStyle(e).outlineStyle !== 'none'])(document.activeElement)")
+        if at[0] == "BODY":
+            break
+        seen.append(at)
+    assert {"BUTTON", "SUMMARY", "INPUT"} <= {tag for tag, _ in seen}
+    assert len(seen) >= page.locator("button:visible").count() + page.locator("summary:visible").count()
+    assert all(outlined for tag, outlined in seen if tag != "INPUT")
+    page.locator("details.example > summary").last.focus()
+    was = page.locator("details.example[open]").count()
+    page.keyboard.press("Enter")
+    assert page.locator("details.example[open]").count() == was - 1
+    watched.assert_quiet()
+
+
 def test_dark_and_light_by_choice_and_by_system(open_page: Callable[..., Watched]) -> None:
     def ground(page: Any) -> str:
         return page.evaluate("getComputedStyle(document.body).backgroundColor")
