@@ -41,6 +41,10 @@ def main(n_pairs: int) -> bool:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     python = os.environ.get("LOCAL_PYTHON", sys.executable)
+    if subprocess.run([python, "-c", "import xllamacpp"], capture_output=True).returncode:
+        sys.exit(
+            f"{python} cannot serve a model: pip install 'evalpipe[local]', or name a Python that has it in LOCAL_PYTHON"
+        )
     env = {**environment(), "PYTHONPATH": str(Path(__file__).parents[2])}
     server = subprocess.Popen([python, "-m", "evalpipe.sim.local", MODEL, "--port", str(port)], env=env)
     try:
