@@ -72,6 +72,7 @@ def judge(
     evalpipe judge --self-test
     evalpipe judge --estimate
     evalpipe judge --limit 100 --max-usd 0.50
+    evalpipe judge this_week.jsonl --until-decided
     evalpipe judge --batch
     ```
     """
