@@ -190,7 +190,7 @@ def _facts(metric: MetricResult, shown: ShownMetric, *, concluded: bool) -> list
         Fact(name="Margin", text=margin_text(metric)),
         Fact(name="Observations", text=f"{format_count(metric.n)} from {users}"),
         Fact(name="Method", text=metric.method or MISSING),
-        Fact(name="p-value", text=format_p(metric.p_value)),
+        Fact(name="p-value", text=format_p(metric.p_value if concluded else None)),
         Fact(name="Interval", text=f"{metric.confidence_level * 100:g}{NBSP}% confidence"),
         Fact(
             name="Status",
