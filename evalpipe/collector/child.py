@@ -17,9 +17,6 @@ import uvloop
 
 from evalpipe.collector.settings import CollectorSettings
 
-_YIELDS = 10
-"""niceness: on a machine that is fully used, copies and the counting of tokens wait for the users"""
-
 
 def _settings() -> CollectorSettings:
     line = bytearray()
@@ -72,7 +69,6 @@ def main() -> None:
     elif sys.argv[1] == "serve":
         uvloop.run(_serve(settings, int(sys.argv[2])))
     else:
-        os.nice(_YIELDS)
         uvloop.run(_shadow(settings))
 
 

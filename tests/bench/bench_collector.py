@@ -240,8 +240,8 @@ def wrk(port: int, connections: int, seconds: float, lua: Path) -> tuple[float, 
 
 
 def load(proxy: Proxy, connections: int, seconds: float, lua: Path, *, shadow: bool) -> tuple[float, int]:
-    """Requests per second, and how many. The collector's copies are made by a process of their own, which yields to the
-    users: its time counts until the last copy is answered."""
+    """Requests per second, and how many. The collector's copies are made by a process of their own: its time counts
+    until the last copy is answered."""
     if not (shadow and proxy.name == "evalpipe"):
         return wrk(proxy.port, connections, seconds, lua)
     before = sum(copies_of(proxy.port))
