@@ -207,7 +207,9 @@ def _failure(side: ExampleSide) -> str:
     """What went wrong with an answer, or that it is empty; "" where nothing did."""
     if side.outcome not in {"ok", ""}:
         words = plain(side.outcome)
-        return visible(f"{words}: {side.error}" if side.error else words)
+        # A code ("no_answer") in words, a provider's message as it is.
+        error = plain(side.error) if side.error and " " not in side.error else side.error
+        return visible(f"{words}: {error}" if error else words)
     return "" if side.text or side.tool_calls else "empty answer"
 
 

@@ -78,7 +78,8 @@ def _methods(rows: list[MetricRow]) -> list[tuple[str, str]]:
     """(method, the metrics it made) in the order of the table."""
     by_method: dict[str, list[str]] = {}
     for row in rows:
-        by_method.setdefault(row.raw.method or "not stated", []).append(row.label)
+        if row.raw.method:
+            by_method.setdefault(row.raw.method, []).append(row.label)
     return [(method, ", ".join(labels)) for method, labels in by_method.items()]
 
 

@@ -213,7 +213,7 @@ def _how_sure(analysis: Analysis, rows: list[MetricRow]) -> str:
 def _how_much(analysis: Analysis) -> str:
     funnel = analysis.funnel
     text = f"{format_counted(funnel.pairs, 'pair')} of answers from {format_counted(funnel.requests, 'request')}"
-    if funnel.users and funnel.users == funnel.requests:
+    if funnel.users and funnel.users == funnel.requests > 1:
         text += ", each counted as its own user"
     elif funnel.users:
         text += f" by {format_counted(funnel.users, 'user')}"
