@@ -1,6 +1,6 @@
 """The rollout on real processes, under load, with kills; by `make check-rollout`. A line a promise, exit code 1 on a broken one.
 
-python tests/rollout/check_live.py sticky | canary | controller | two
+python tests/rollout/check_live.py sticky | canary | controller | judged
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import anthropic
 import openai
@@ -51,9 +52,11 @@ hash_units = false
 [canary]
 evaluate_every_s = {every}
 min_requests = {min_requests}
-guardrails = {{ error_rate = 0.02, p99_latency_ms = 5000 }}
+guardrails = {guardrails}
 stages = [{stages}]
+{more}
 """
+LIMITS = {"error_rate": 0.02, "p99_latency_ms": 1500.0}
 TOKEN = {"EVALPIPE_TOKEN": "secret"}
 FAST = ("--ttft-ms", "1", "--tokens-per-second", "5000")
 
@@ -75,8 +78,16 @@ class Stack:
 
 @contextmanager
 def stack(
-    *, stages: list[str], control: str = "openai", treatment: str = "openai", every: float = 0.5, min_requests: int = 20
+    *,
+    stages: list[str],
+    control: str = "openai",
+    treatment: str = "openai",
+    every: float = 0.5,
+    min_requests: int = 20,
+    guardrails: Mapping[str, float] = LIMITS,
+    more: str = "",
 ) -> Iterator[Stack]:
+    """`more`: TOML after the `[canary]` section's keys; {sim} in it is the address of the simulated providers."""
     folder = Path(tempfile.mkdtemp(prefix="evalpipe-live-"))
     with running(folder / "sim.log", "sim", "--port", "0", *FAST) as sim:
         base = sim.url()
@@ -91,6 +102,8 @@ def stack(
                 every=every,
                 min_requests=min_requests,
                 stages=", ".join(stages),
+                guardrails="{ " + ", ".join(f"{name} = {limit}" for name, limit in guardrails.items()) + " }",
+                more=more.replace("{sim}", base),
             )
         )
         with running(
@@ -227,46 +240,85 @@ def _moved_back(looks: list[tuple[int, str]]) -> bool:
 
 
 def canary() -> bool:
-    """Seconds for hours: to 100 % through a gate; and a burst of errors that is over after one interval."""
-    good = True
+    """Seconds for hours: to 100 % through a gate; without traffic; and trouble at every stage, over after one interval."""
+    good = _to_everyone() & _nobody_asks()
+    for number in range(len(SHARES)):
+        good &= _trouble(number, "half of the answers fail", {"faults": {"500": 0.5}})
+        good &= _trouble(number, "a third takes 2 s", {"faults": {"slow": 0.33}})
+    return good & _trouble(1, "half of the answers fail at the gate", {"faults": {"500": 0.5}}, at_gate=True)
+
+
+SHARES = (5, 25, 100)
+
+
+def _to_everyone() -> bool:
     plan = [stage(5, 3), stage(25, 3, False), stage(100, 0, False)]
     with stack(stages=plan) as live, Load(live, dialect="openai", n_users=500):
         until(lambda: live.state is CanaryStatus.PAUSED, 60, live.collector.text)
         time.sleep(2)
-        good &= check(live.history.state().percentage == 25, "the gate at 25 % holds")
+        good = check(live.history.state().percentage == 25, "the gate at 25 % holds")
         tell(live.workspace, "approve", why="fine", by="alice")
         until(lambda: live.state is CanaryStatus.DONE, 60)
         story = [(event.action, event.who) for event in live.history.events()]
-        good &= check(story[-1][0] == "done", f"in real time to 100 %: {story}")
-    for percentage in (5, 25, 100):
-        with (
-            stack(stages=[stage(percentage, 3600)], every=1.0) as live,
-            Load(live, dialect="openai", n_users=500, n_threads=3),
-        ):
-            until(lambda live=live: (e := live.history.evaluation()) and e.n_treatment >= 5, 60, live.collector.text)
-            post(f"{live.sim}/_sim/config", {"models": {"gpt-4o-mini": {"faults": {"500": 0.5}}}})
-            until(lambda live=live: live.state is CanaryStatus.ROLLED_BACK, 60, str(live.history.evaluation()))
-            at = live.history.last().at
-            time.sleep(1.5)
-            pairs = served(live.folder / "data" / "spool")
-            last = max(
-                (q.received_at - at for q, _ in pairs if q.arm == "treatment" and q.received_at > at), default=0.0
-            )
-            waited = at - _evidence_at(pairs, percentage)
-            good &= check(
-                waited < 2.0 and last < 1.0,
-                f"half of the answers fail at {percentage} %: rolled back {waited:.2f} s after the evidence was in (interval "
-                f"1 s), the last user in treatment {last:.2f} s later; why: {live.history.last().why}",
-            )
-    return good
+        return check(story[-1][0] == "done", f"in real time to 100 %: {story}") and good
 
 
-def _evidence_at(pairs: list[tuple[RequestRecord, ResponseRecord]], percentage: float) -> float:
+def _nobody_asks() -> bool:
+    """No data is neither a pass nor a fail; traffic that comes late still counts."""
+    with stack(stages=[stage(5, 2), stage(25, 3600)]) as live:
+        until(lambda: live.state is CanaryStatus.INCONCLUSIVE, 60, live.collector.text)
+        time.sleep(3)
+        held = live.history.last()
+        with Load(live, dialect="openai", n_users=500):
+            until(lambda: live.history.state().percentage == 25, 60, str(live.history.evaluation()))
+        return check(
+            held is not None and held.state.status is CanaryStatus.INCONCLUSIVE and held.state.percentage == 5,
+            f"no traffic: inconclusive at 5 % ({held.why if held else 'no event'}), on to 25 % once it came",
+        )
+
+
+def _trouble(number: int, words: str, change: dict[str, Any], *, at_gate: bool = False) -> bool:
+    """A healthy canary whose treatment goes bad in stage `number` (from 0), or while it waits at that stage's gate."""
+    plan = [stage(share, 0.5 if at_gate else 3600, False) for share in SHARES]
+    with stack(stages=plan, every=1.0) as live, Load(live, dialect="openai", n_users=500, n_threads=3):
+        share = SHARES[number]
+        until(lambda: live.state is CanaryStatus.RUNNING, 60, live.collector.text)
+        for _ in range(number):
+            tell(live.workspace, "approve", why="on", by="check", force=True)
+        wanted = CanaryStatus.PAUSED if at_gate else CanaryStatus.RUNNING
+        until(
+            lambda: (
+                live.state is wanted
+                and live.history.state().percentage == share
+                and (seen := live.history.evaluation())
+                and seen.entry == live.history.state().entry
+                and seen.n_treatment >= 5
+            ),
+            60,
+            live.collector.text,
+        )
+        entry = live.history.state().entry
+        post(f"{live.sim}/_sim/config", {"slow_s": 2.0, "models": {"gpt-4o-mini": change}})
+        until(lambda: live.state is CanaryStatus.ROLLED_BACK, 60, str(live.history.evaluation()))
+        event = live.history.last()
+        assert event is not None
+        time.sleep(1.5)
+        pairs = served(live.folder / "data" / "spool")
+        late = [q.received_at - event.at for q, _ in pairs if q.arm == "treatment" and q.received_at > event.at]
+        waited = event.at - _evidence_at([pair for pair in pairs if pair[0].stage == entry], share)
+        return check(
+            -0.5 < waited < 2.0 and max(late, default=0.0) < 1.0,
+            f"{words}, stage {number + 1} ({share} %): rolled back {waited:.2f} s after the evidence was in (interval 1 s), "
+            f"{len(late)} users in treatment later, the last {max(late, default=0.0):.2f} s; why: {event.why}",
+        )
+
+
+def _evidence_at(pairs: Sequence[tuple[RequestRecord, ResponseRecord]], percentage: float) -> float:
     """When the log held enough, had someone looked after every answer: seconds since the epoch."""
-    guardrails = build_guardrails({"error_rate": 0.02, "p99_latency_ms": 5000})
+    guardrails = build_guardrails(LIMITS)
     for request, response in sorted(pairs, key=lambda pair: pair[1].started_at + pair[1].latency_ms / 1000):
         seen = observe_without_reading(request, response)
-        for guardrail in guardrails if seen is not None and request.stage else ():
+        for guardrail in guardrails if seen is not None else ():
             guardrail.add(seen)
         verdicts = evaluate_guardrails(guardrails, percentage=percentage, alpha=0.05)
         if any(verdict.status == "breached" for verdict in verdicts):
@@ -278,14 +330,22 @@ def controller() -> bool:
     """The collector's controller (and others beside it) killed -9 at random moments: the history stays a history."""
     good = True
     plan = [stage(p, 1.5) for p in (5, 10, 25, 50)] + [stage(100, 0)]
-    with stack(stages=plan, every=0.2, min_requests=5) as live, Load(live, dialect="openai", n_users=300):
+    with (
+        stack(stages=plan, every=0.2, min_requests=5) as live,
+        Load(live, dialect="openai", n_users=300, pause_s=0.05),
+    ):
         n_killed = 0
         rng = random.Random(1)
         config = str(live.folder / "evalpipe.toml")
         while live.state is not CanaryStatus.DONE and n_killed < 60:
             extra = Process(live.folder / f"controller-{n_killed}.log", "canary", "run", "--config", config)
             until(lambda: is_led(live.history.controller_lock_path), 120, live.collector.text)
-            time.sleep(rng.uniform(0.0, 2.0))
+            before = _looked_at(live)
+            # Every other one is let live until it has looked once: on a slow machine none would get anywhere else.
+            until(
+                lambda odd=n_killed % 2, before=before: not odd or _looked_at(live) > before, 120, live.collector.text
+            )
+            time.sleep(rng.uniform(0.0, 1.5))
             os.kill(extra.process.pid, signal.SIGKILL)
             extra.process.wait()
             for pid in _controllers(live.collector.process.pid):
@@ -306,6 +366,62 @@ def controller() -> bool:
     return good
 
 
+def judged() -> bool:
+    """A judge's verdicts on the shadowed share decide: the answers are cut short, which no other guardrail minds."""
+    more = """shadow_percent = 100
+[judge]
+name = "pairwise"
+model = "claude-haiku-4-5"
+base_url = "{sim}"
+api_key_env = "EVALPIPE_TOKEN"
+"""
+    guardrails = {"error_rate": 0.05, "win_rate": 0.45}
+    plan = [stage(5, 2), stage(25, 3600)]
+    with (
+        stack(stages=plan, every=1.0, guardrails=guardrails, more=more) as live,
+        Load(live, dialect="openai", n_users=500, n_threads=2, pause_s=0.1),
+    ):
+        until(lambda: live.state is CanaryStatus.INCONCLUSIVE, 60, live.collector.text)
+        unjudged = live.history.last()
+        until(lambda: _judge(live) and live.history.state().percentage == 25, 120, str(live.history.evaluation()))
+        story = [(event.action, event.state.percentage) for event in live.history.events()]
+        good = check(
+            unjudged is not None and "win_rate" in unjudged.why,
+            f"nothing judged is no pass ({unjudged.why if unjudged else ''}); judged as good, on to 25 %: {story}",
+        )
+        post(f"{live.sim}/_sim/config", {"models": {"gpt-4o-mini": {"faults": {"max_tokens": 0.9}}}})
+        until(lambda: _judge(live) and live.state is CanaryStatus.ROLLED_BACK, 120, str(live.history.evaluation()))
+        event, seen = live.history.last(), live.history.evaluation()
+        assert event is not None and seen is not None
+        breached = [verdict.guardrail for verdict in seen.verdicts if verdict.status == "breached"]
+        return check(breached == ["win_rate"], f"answers cut short at 25 %: {event.why}; breached {breached}") and good
+
+
+def _judge(live: Stack) -> bool:
+    """`evalpipe load` and `evalpipe judge` as a person (or cron) runs them, beside the running collector; then one more
+    look of the controller."""
+    for command in ("load", "judge"):
+        process = Process(
+            live.folder / f"{command}.log", command, "--config", str(live.folder / "evalpipe.toml"), env=TOKEN
+        )
+        if process.process.wait(60):
+            raise AssertionError(f"evalpipe {command}: {process.text[-500:]}")
+    before = live.history.evaluation()
+    until(
+        lambda: (
+            live.state is CanaryStatus.ROLLED_BACK
+            or ((seen := live.history.evaluation()) and seen.at > (before.at if before else 0) + 1)
+        ),
+        30,
+    )
+    return True
+
+
+def _looked_at(live: Stack) -> float:
+    seen = live.history.evaluation()
+    return seen.at if seen is not None else 0.0
+
+
 def _controllers(supervisor: int) -> list[int]:
     found = []
     for entry in Path("/proc").iterdir():
@@ -320,7 +436,7 @@ def _controllers(supervisor: int) -> list[int]:
     return found
 
 
-CHECKS: dict[str, Callable[[], bool]] = {"sticky": sticky, "canary": canary, "controller": controller}
+CHECKS: dict[str, Callable[[], bool]] = {"sticky": sticky, "canary": canary, "controller": controller, "judged": judged}
 
 if __name__ == "__main__":
     wanted = sys.argv[1:] or list(CHECKS)
