@@ -25,7 +25,7 @@ from evalpipe.analysis.quantiles import latency_curves
 from evalpipe.analysis.reasons import headline, more_requests, reasons, what_would_change
 from evalpipe.analysis.result import Analysis, Check, Decision, JudgeResult, MetricResult
 from evalpipe.analysis.rows import Prepared, prepare_rows
-from evalpipe.analysis.segments import measure_segments
+from evalpipe.analysis.segments import measure_segments, one_user_in
 from evalpipe.analysis.series import measure_series
 from evalpipe.analysis.settings import Settings
 from evalpipe.analysis.utility import measure_utility
@@ -129,6 +129,7 @@ def analyze(
             "arms": _arms(connection, experiment, settings),
             "simulated_judge": any(one.simulated for one in found_judges),
             "judge": None if judge is None else judge.name,
+            "segments_one_user_in": one_user_in(prepared.n_rows) if details else 1,
         },
         funnel=funnel,
         metrics=list(results.values()),

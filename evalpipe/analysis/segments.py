@@ -82,11 +82,16 @@ def measure_segments(
     return _discover([one for one in found if one.n >= MIN_PAIRS])
 
 
+def one_user_in(n_rows: int) -> int:
+    """Of a log of `n_rows` answers segments look at every how many-th user; 1: at all of them."""
+    return max(1, -(-n_rows // MAX_ROWS))
+
+
 def _prepare(
     connection: Connection, prepared: Prepared, settings: Settings, *, experiment: str
 ) -> list[tuple[str, str]]:
     """`ev_segment_rows`: the (sampled) rows with one column per dimension; returns (dimension, column) worth looking at."""
-    every = max(1, -(-prepared.n_rows // MAX_ROWS))
+    every = one_user_in(prepared.n_rows)
     reads_text = every == 1
     bins = settings.n_segment_bins
     shares = [k / bins for k in range(1, bins)]

@@ -33,12 +33,16 @@ class SegmentRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SegmentTable:
-    """Not shown: `n_hidden`, the least bad ones beyond the cap, and `n_silent`, of which nothing can be said."""
+    """Not shown: `n_hidden`, the least bad ones beyond the cap, and `n_silent`, of which nothing can be said.
+
+    `one_user_in`: every how many-th user was looked at; 1: all of them.
+    """
 
     rows: list[SegmentRow]
     n_hidden: int
     n_silent: int
     n_discovered: int
+    one_user_in: int
 
 
 def segment_table(analysis: Analysis) -> SegmentTable | None:
@@ -54,6 +58,7 @@ def segment_table(analysis: Analysis) -> SegmentTable | None:
         n_hidden=max(0, len(ordered) - MAX_SEGMENTS),
         n_silent=len(analysis.segments) - len(told),
         n_discovered=sum(segment.discovered for segment in analysis.segments),
+        one_user_in=int(analysis.provenance.get("segments_one_user_in") or 1),
     )
 
 

@@ -74,7 +74,11 @@ def summary_view(analysis: Analysis, rows: list[MetricRow], judges: list[JudgeVi
     # What the headline or a problem above it says already is not said again.
     said = {_words(headline), _words(decision.headline)}
     reasons = [
-        r for r in reasons if _words(r) not in said and not any(w and w in _words(r) for w in map(_words, warned))
+        r
+        for r in reasons
+        if _words(r) not in said
+        and _words(r).removeprefix("the treatment's ").removesuffix(": better") not in _words(headline)
+        and not any(w and w in _words(r) for w in map(_words, warned))
     ]
     return SummaryView(
         recommendation=decision.recommendation,

@@ -167,7 +167,9 @@ def _grouped(rows: list[MetricRow]) -> list[tuple[str, list[MetricRow]]]:
 
 
 _NOTHING: tuple[object, ...] = (None, "", [], {})
-_APART = frozenset({"config", "reproduce", "simulated_judge", "arms", "versions", "n_star", "data", "judge"})
+_APART = frozenset(
+    {"config", "reproduce", "simulated_judge", "arms", "versions", "n_star", "data", "judge", "segments_one_user_in"}
+)
 _FACT_NAMES = {
     "evalpipe": "Version of evalpipe",
     "n_looks": "Looks so far",

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from report_builders import demo_like, empty, judge, latency_curves, metric, mixed, relative, win_rate
 
 from evalpipe.analysis.result import Agreement, Check, Decision
+from evalpipe.analysis.segments import one_user_in
 from evalpipe.report.charts.interval import Mark, axis_reach, interval_cell, is_bent
 from evalpipe.report.charts.latency import latency_at
 from evalpipe.report.charts.svg import Scale, log_ticks, nice_ticks
@@ -19,6 +20,7 @@ from evalpipe.report.charts.time_axis import time_span, time_ticks
 from evalpipe.report.figures import figures, funnel_figure, judge_figures
 from evalpipe.report.judge_view import judge_trust
 from evalpipe.report.metric_view import effect_of, metric_row
+from evalpipe.report.render import render
 from evalpipe.report.segment_view import segment_table
 from evalpipe.report.view import report_view, round_significant
 
@@ -210,6 +212,24 @@ def test_segments_are_worst_first_and_capped() -> None:
     capped = segment_table(many)
     assert capped is not None
     assert (len(capped.rows), capped.n_hidden) == (24, 56)
+
+
+def test_segments_of_a_part_of_the_users_say_so() -> None:
+    assert "one user in" not in render(mixed())
+    large = dataclasses.replace(mixed(), provenance=mixed().provenance | {"segments_one_user_in": 34})
+    assert "The log is large: one user in 34 was looked at here." in render(large)
+    assert (one_user_in(300_000), one_user_in(300_001), one_user_in(10_000_000)) == (1, 2, 34)
+
+
+def test_a_reason_that_is_the_headline_is_not_said_twice() -> None:
+    won = "answers were preferred in 53.1 % of 900 judged pairs (52.5 to 53.8 %)"
+    decision = Decision(
+        recommendation="ship",
+        headline=f"Ship the treatment: its {won}, and every guardrail holds.",
+        reasons=[f"The treatment's {won}: better.", "Error rate fell."],
+    )
+    summary = report_view(dataclasses.replace(mixed(), decision=decision)).summary
+    assert summary.reasons == ["Error rate fell."]
 
 
 def test_every_picture_is_well_formed_described_and_without_style() -> None:
