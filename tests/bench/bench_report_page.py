@@ -37,7 +37,8 @@ def make_judgments(folder: Path, n_pairs: int, n_judged: int) -> None:
         f"""
         COPY (
           WITH asked AS (
-            SELECT i, first, hash(i, 11) % 1000 / 1000.0::DOUBLE AS quality, hash(i, first, 12) % 1000 / 1000.0::DOUBLE AS noise
+            SELECT i, first, hash(i, 11) % 1000 / 1000.0::DOUBLE AS quality,
+              hash(i, first, 12) % 1000 / 1000.0::DOUBLE AS noise
             FROM range(0, {n_pairs}, {max(1, n_pairs // n_judged)}) r(i), (VALUES ('control'), ('treatment')) f(first)
           ), seen AS (
             SELECT *, CASE WHEN noise < 0.1 THEN first WHEN quality < 0.15 THEN 'tie' WHEN quality < 0.54 THEN 'control'
