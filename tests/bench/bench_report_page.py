@@ -52,7 +52,8 @@ def make_judgments(folder: Path, n_pairs: int, n_judged: int) -> None:
             MAP {{'accuracy': 6 + noise, 'clarity': 7 + noise, 'completeness': 6.5 + noise}} AS control_scores,
             MAP {{'accuracy': 6 + quality, 'clarity': 7 + quality, 'completeness': 6.5 + quality}} AS treatment_scores,
             repeat('Response 1 answers the question; response 2 does not. ', 6) AS reasoning, '{{}}' AS raw_reply,
-            900::BIGINT AS input_tokens, 120::BIGINT AS output_tokens, 0::BIGINT AS cached_input_tokens, 0.0015::DOUBLE AS cost_usd,
+            900::BIGINT AS input_tokens, 120::BIGINT AS output_tokens, 0::BIGINT AS cached_input_tokens,
+            0.0015::DOUBLE AS cost_usd,
             1800.0::DOUBLE AS latency_ms, to_timestamp(1780272000 + i * 86000.0 / {n_pairs}) AS judged_at,
             NULL::VARCHAR AS batch_id, false AS simulated, NULL::VARCHAR AS note
           FROM seen
