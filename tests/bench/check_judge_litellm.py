@@ -32,13 +32,15 @@ def through_litellm(model: str, suffix: str, *, faults: str | None, n_pairs: int
         sim.post("/_sim/config", {"faults": {}})
         second = judged(root)
         failed = sum(first["failures"].values())
+        # Answered twice is only what broke off on its way, and what failed and was asked again by the second run.
+        broken = first["retries"].get("cut", 0) + first["retries"].get("malformed", 0)
         holds = (
             sum(first["judgments"].values()) == 2 * n_pairs
             and (faults is not None or failed == 0)
             and second["planned"] == failed
             and complete(root, n_pairs)
             and abs(spent - billed) < 0.005
-            and sim.ledger()["n_answered_again"] == 0
+            and sim.ledger()["n_answered_again"] <= broken + failed
         )
         detail = (
             f"{first['judgments']}, failures {first['failures']}, retries {first['retries']}; booked ${spent:.4f}, billed "
