@@ -374,20 +374,30 @@ name = "pairwise"
 model = "claude-haiku-4-5"
 base_url = "{sim}"
 api_key_env = "EVALPIPE_TOKEN"
+requests_per_minute = 100000
+input_tokens_per_minute = 100000000
+output_tokens_per_minute = 100000000
 """
     guardrails = {"error_rate": 0.05, "win_rate": 0.45}
-    plan = [stage(5, 2), stage(25, 3600)]
+    plan = [stage(10, 2), stage(25, 3600)]
     with (
         stack(stages=plan, every=1.0, guardrails=guardrails, more=more) as live,
         Load(live, dialect="openai", n_users=500, n_threads=2, pause_s=0.1),
     ):
-        until(lambda: live.state is CanaryStatus.INCONCLUSIVE, 60, live.collector.text)
-        unjudged = live.history.last()
+        until(
+            lambda: (seen := live.history.evaluation()) and seen.n_treatment >= 22 and seen.watched_s > 4,
+            120,
+            live.collector.text,
+        )
+        unjudged = live.history.evaluation()
+        held = live.history.state()
         until(lambda: _judge(live) and live.history.state().percentage == 25, 120, str(live.history.evaluation()))
         story = [(event.action, event.state.percentage) for event in live.history.events()]
         good = check(
-            unjudged is not None and "win_rate" in unjudged.why,
-            f"nothing judged is no pass ({unjudged.why if unjudged else ''}); judged as good, on to 25 %: {story}",
+            (held.status, held.percentage) == (CanaryStatus.INCONCLUSIVE, 10)
+            and unjudged is not None
+            and [verdict.status for verdict in unjudged.verdicts if verdict.guardrail == "win_rate"] == ["no_data"],
+            f"nothing judged is no pass ({held.status} at {held.percentage:g} %); judged as good, on: {story}",
         )
         post(f"{live.sim}/_sim/config", {"models": {"gpt-4o-mini": {"faults": {"max_tokens": 0.9}}}})
         until(lambda: _judge(live) and live.state is CanaryStatus.ROLLED_BACK, 120, str(live.history.evaluation()))
@@ -404,7 +414,7 @@ def _judge(live: Stack) -> bool:
         process = Process(
             live.folder / f"{command}.log", command, "--config", str(live.folder / "evalpipe.toml"), env=TOKEN
         )
-        if process.process.wait(60):
+        if process.process.wait(120):
             raise AssertionError(f"evalpipe {command}: {process.text[-500:]}")
     before = live.history.evaluation()
     until(
