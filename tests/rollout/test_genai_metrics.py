@@ -52,9 +52,19 @@ def test_both_names_tell_the_same(tmp_path: Path) -> None:
                 'gen_ai_response_model="claude-haiku-4-5"',
                 'arm="treatment"',
             )
-            assert total("gen_ai_client_operation_duration_seconds_count", *anthropic) == total(
-                "evalpipe_requests_total", 'arm="treatment"'
+            # Either name is written out in its own time: both tell the same once all is.
+            until(
+                lambda: (
+                    total("gen_ai_client_operation_duration_seconds_count", *anthropic)
+                    == total("evalpipe_requests_total", 'arm="treatment"')
+                    > 0
+                )
             )
             for kind in ("input", "output"):
-                spent = total("gen_ai_client_token_usage_sum", f'gen_ai_token_type="{kind}"')
-                assert spent == total("evalpipe_tokens_total", f'kind="{kind}"') > 0
+                until(
+                    lambda kind=kind: (
+                        total("gen_ai_client_token_usage_sum", f'gen_ai_token_type="{kind}"')
+                        == total("evalpipe_tokens_total", f'kind="{kind}"')
+                        > 0
+                    )
+                )
