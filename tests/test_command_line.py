@@ -125,7 +125,21 @@ def test_the_gate_of_a_folder_without_workspace_is_an_error(tmp_path: Path) -> N
     done = run("gate", cwd=tmp_path)
     one_line(done, done.returncode)
     assert done.returncode in (1, 2)
-    assert not (tmp_path / "data" / "verdict.json").exists()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["report", "judge", "load", "plan"])
+def test_the_wrong_folder_is_said_and_left_as_it_was(tmp_path: Path, command: str) -> None:
+    done = run(command, cwd=tmp_path)
+    assert "right folder?" in one_line(done, done.returncode) and done.returncode in (1, 2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_gate_of_an_experiment_that_is_not_there_is_an_error(workspace: Path) -> None:
+    run("gate", cwd=workspace)
+    verdict = (workspace / "data" / "verdict.json").read_bytes()
+    assert "'nosuch'" in one_line(run("gate", "-e", "nosuch", cwd=workspace), 2)
+    assert (workspace / "data" / "verdict.json").read_bytes() == verdict
 
 
 @pytest.mark.parametrize("command", ["report", "judge", "load"])

@@ -10,7 +10,7 @@ from typing import Any
 
 from evalpipe.analysis.result import Analysis, Decision
 from evalpipe.core.experiment import Recommendation
-from evalpipe.errors import NoDataError
+from evalpipe.errors import ConfigError, NoDataError
 from evalpipe.pipeline.analyze import analyze_workspace
 from evalpipe.pipeline.record import write_atomically
 from evalpipe.pipeline.workspace import Workspace, experiment_name
@@ -29,11 +29,13 @@ def verdict(
     until: str | None = None,
     where: str | None = None,
 ) -> dict[str, Any]:
-    """The decision as of now, as JSON-ready values; also written to data/verdict.json where the whole experiment was looked at.
+    """The decision as of now, as JSON-ready values; also written to data/verdict.json where the whole of the workspace's
+    experiment was looked at.
 
-    An experiment without data yet is collect_more, not an error: a rollout asks from its first second on. Without a
-    workspace and without an experiment's name it is one.
+    The workspace's experiment without data yet is collect_more, not an error: a rollout asks from its first second on.
+    Any other without data is a name misspelt, or a pipeline in the wrong folder. Raises EvalpipeError then.
     """
+    own = workspace.config.experiment.name if workspace.config else None
     analysis: Analysis | None = None
     try:
         analysis = analyze_workspace(
@@ -41,17 +43,22 @@ def verdict(
         )
         decision, name = analysis.decision, analysis.experiment
     except NoDataError as error:
-        if workspace.config is None and experiment is None:
-            raise  # no workspace at all: a pipeline that looks in the wrong folder must not seem healthy
+        if own is None or experiment not in {None, own}:
+            there = ", ".join(sorted({*workspace.loaded_experiments(), *([own] if own else [])}))
+            if experiment is None or not there:
+                raise
+            raise ConfigError(
+                f"--experiment: there is no {experiment!r} in {workspace.data}; there is {there}"
+            ) from None
         decision = Decision(
             recommendation=Recommendation.COLLECT_MORE.value,
             rule="collect_more",
             reasons=[f"There is nothing to decide on yet: {error}."],
             headline="Collect more data: there is none yet.",
         )
-        name = experiment or (workspace.config.experiment.name if workspace.config else "")
+        name = own
     document = _document(name, decision, analysis)
-    if since is None and until is None and where is None and judge is None:
+    if since is None and until is None and where is None and judge is None and own in {None, name}:
         write_atomically(workspace.data / VERDICT, json.dumps(document, ensure_ascii=False, indent=2).encode() + b"\n")
     return document
 

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from tqdm import tqdm
 
-from evalpipe.config import CollectorConfig
+from evalpipe.config import CONFIG_FILE, CollectorConfig
 from evalpipe.core.traffic import Arm
 from evalpipe.errors import ConfigError, DataError
 from evalpipe.pipeline.prices import price_book
@@ -48,8 +48,8 @@ def load(
     """
     if arm not in set(Arm):
         raise ConfigError(f"--arm {arm}: choose control or treatment")
-    check_writable(workspace.data)
     spools, files = _sort_paths(workspace, paths, format_name)
+    check_writable(workspace.data)
     n_bytes = _n_bytes(files) + sum(_n_bytes(segment_files(spool)) for spool in spools)
     tally = Tally()
     with _only_load(workspace.data), _progress(n_bytes, show_progress) as bar:
@@ -77,7 +77,12 @@ def _sort_paths(
     """(spools, other files), each looked at before anything is written. Segments that are named make one spool: the
     records of a request may lie in several."""
     if not paths:
-        if not segment_files(workspace.spool) and not any((workspace.data / "exchanges").glob("experiment=*")):
+        if not segment_files(workspace.spool) and not workspace.loaded_experiments():
+            if workspace.config is None and not workspace.data.exists():
+                raise DataError(
+                    f"nothing to load: neither {CONFIG_FILE} nor a log in {workspace.root}; is it the right folder? "
+                    "`evalpipe init` makes a workspace, or name a file to load"
+                )
             raise DataError(
                 f"nothing to load: {workspace.spool} holds no log yet; run `evalpipe collect`, or name a file to load"
             )

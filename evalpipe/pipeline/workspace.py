@@ -101,5 +101,8 @@ def experiment_name(workspace: Workspace, asked: str | None) -> str:
     if len(known) == 1:
         return known[0]
     if not known:
-        raise NoDataError(f"no data in {workspace.data}: run `evalpipe load`, or name the folder with --data")
+        raise NoDataError(
+            f"no {CONFIG_FILE} in {workspace.root}, no data in {workspace.data}: is it the right folder? "
+            "`evalpipe init` makes a workspace, --data names one's data"
+        )
     raise DataError(f"{workspace.data} holds {len(known)} experiments ({', '.join(known)}): name one with --experiment")

@@ -18,7 +18,7 @@ class Tally:
     n_labels: int = 0
     n_feedback: int = 0
     n_known: int = 0
-    """rows that were there already"""
+    """what was there already: requests of a spool with all their rows, rows of other files"""
     n_rejected: int = 0
     rejected: list[str] = field(default_factory=list)
     """files that hold the broken lines"""
@@ -46,7 +46,7 @@ class Tally:
         names = ", ".join(sorted(self.experiments))
         lines = [f"loaded {added} into {names}" if names else "loaded nothing new"]
         if self.n_known:
-            lines.append(f"{self.n_known:,} rows were there already")
+            lines.append(f"{self.n_known:,} requests or rows were there already")
         if self.n_stopped:
             lines.append(
                 f"{self.n_stopped:,} answers were lost with a process that died: outcome client_closed, in no metric"
