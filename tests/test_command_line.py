@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -203,3 +204,14 @@ def test_init_then_doctor_reads_the_template(tmp_path: Path) -> None:
     names = [item["name"] for item in json.loads(done.stdout)]
     assert "judge" in names
     assert "key arms.treatment" in names
+
+
+def test_an_interrupted_command_says_so(workspace: Path) -> None:
+    command = [sys.executable, "-m", "evalpipe", "gate", "--watch", "1"]
+    with subprocess.Popen(command, cwd=workspace, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert "collect_more" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error.startswith("evalpipe: interrupted") and error.count("\n") == 1

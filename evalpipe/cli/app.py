@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -68,6 +68,11 @@ def build_app() -> typer.Typer:
     return app
 
 
+def _interrupted() -> NoReturn:
+    typer.echo("evalpipe: interrupted; what was finished is kept, the same command goes on from there", err=True)
+    sys.exit(130)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit. 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted."""
     try:
@@ -76,8 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
         typer.echo(f"evalpipe: {printable(str(error))}", err=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        typer.echo("evalpipe: interrupted", err=True)
-        sys.exit(130)
+        _interrupted()
     except BrokenPipeError:  # `evalpipe sql … | head`: the reader has left, there is nobody to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -86,8 +90,10 @@ def main(arguments: list[str] | None = None) -> None:
         show = getattr(error, "show", None)
         if show is None:
             if type(error).__name__ == "Abort":
-                sys.exit(130)
+                _interrupted()
             raise
         show()
         sys.exit(getattr(error, "exit_code", 1))
+    if result == 130:  # what typer makes of a KeyboardInterrupt, and judge of its own
+        _interrupted()
     sys.exit(result if isinstance(result, int) else 0)
