@@ -132,9 +132,9 @@ def _deviation(
 
 
 def _standard_error(item: Metric, pilot: MetricResult, scale: str) -> float | None:
-    """The standard error of the pilot's difference; where it has only an interval (quantiles), or on the relative scale,
-    from the width of its plain 95 % interval (of the logs where relative)."""
-    if scale == "absolute" and not isinstance(item.values, Quantile):
+    """The standard error of the pilot's difference; where it has only an interval (quantiles, proportions), or on the
+    relative scale, from the width of its plain 95 % interval (of the logs where relative)."""
+    if scale == "absolute" and not isinstance(item.values, Quantile) and pilot.standard_error is not None:
         return pilot.standard_error
     low, high = (pilot.relative_low, pilot.relative_high) if scale == "relative" else (pilot.ci_low, pilot.ci_high)
     if low is None or high is None or (scale == "relative" and low <= -1):
