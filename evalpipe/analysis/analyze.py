@@ -193,10 +193,13 @@ def _results(
     ruling: Ruling,
 ) -> dict[str, MetricResult]:
     status = {item.name: item.status for item in evidence}
-    notes = {one.status: one.note for one in judges if one.feeds_decision}
+    deciding = next((one for one in judges if one.feeds_decision), None)
+    notes = {} if deciding is None else {deciding.status: deciding.note}
     results = {}
     for one in placed:
         result = result_of(one, alpha=settings.alpha, ruling=ruling)
+        if result.name == "win_rate" and deciding is not None:
+            result = replace(result, graded=deciding.graded, simulated=deciding.simulated)
         overruled = status.get(result.name, result.status)
         if overruled != result.status:
             note = notes.get(overruled) or (look.explained if look.waiting else None)

@@ -7,7 +7,7 @@ from evalpipe.analysis.connection import rows
 from evalpipe.analysis.result import Check
 from evalpipe.analysis.wording import count, listed, percent
 from evalpipe.core.experiment import MetricRole
-from evalpipe.providers.models import family, same_family
+from evalpipe.providers.models import family, same_family, same_model
 from evalpipe.stats.agreement import KAPPA_GATE, LABELS_FOR_A_GATE
 
 FEW_FAILURES = 0.05
@@ -72,13 +72,26 @@ def simulated_judge(evidence: Evidence) -> Check | None:
 def judge_family(evidence: Evidence) -> Check | None:
     """A judge tends to prefer answers of its own kind."""
     judge = evidence.judge
-    if judge is None or family(judge.model) is None:
+    if judge is None or not judge.model:
         return None
     models = rows(
         evidence.connection,
         "SELECT arm, model FROM exchanges WHERE experiment = ? AND model IS NOT NULL GROUP BY ALL ORDER BY ALL",
         [evidence.experiment],
     )
+    own = sorted({row["arm"] for row in models if same_model(row["model"], judge.model)})
+    if own:
+        said = f"the judge ({judge.model}) is the very model of {'both arms' if len(own) > 1 else f'the {own[0]} arm'}"
+        if len(own) > 1:
+            return Check(name="judge_family", status=PASS, detail=f"{said}: it favours neither as its own")
+        return Check(
+            name="judge_family",
+            status=WARN,
+            detail=f"{said}: judges prefer their own answers",
+            remedy="judge with a model of a third family, or measure the judge on labelled pairs",
+        )
+    if family(judge.model) is None:
+        return None
     related = sorted({row["arm"] for row in models if same_family(row["model"], judge.model)})
     if related and len(related) < 2:
         return Check(

@@ -16,6 +16,7 @@ from evalpipe.analysis.looking import Looking
 from evalpipe.analysis.preferences import METRIC, Array, Verdicts, by_user, preference_estimate, read_verdicts
 from evalpipe.analysis.result import Agreement, DimensionResult, JudgeResult, LengthBin, WinRate
 from evalpipe.analysis.settings import Settings
+from evalpipe.analysis.simulated import simulated_rule
 from evalpipe.analysis.verdicts import MAX_ORDERED, JudgeSeen
 from evalpipe.core.judgment import COST_AT_MOST
 from evalpipe.stats import winrate
@@ -137,6 +138,8 @@ def _judge_result(
         missing_high=None if bounds is None else bounds[1],
         cost_usd=calls["cost_usd"],
         cost_at_most_usd=calls["cost_at_most_usd"],
+        simulated_rule=simulated_rule(connection, judge, experiment) if judge.simulated else None,
+        graded=bool((np.abs(4 * verdicts.x - np.round(4 * verdicts.x)) > 1e-9).any()),  # two orders make quarters
         rubric=info.rubric if info and info.fingerprint in {None, judge.fingerprint} else None,
         status=estimate.status if status == "ok" else status,
         note=note or estimate.note,

@@ -17,7 +17,7 @@ WAITING = {
     "missing_arm": "one arm has no values",
     "n_lt_2": "there is one value only",
     "one_cluster": "all values come from one user",
-    "too_few_clusters": "fewer than five users were seen",
+    "too_few_clusters": "fewer than five users with values in an arm were seen",
     "zero_variance": "the values never vary, so no interval can be had (where that is by design, make it a diagnostic)",
     "tail_too_small": "too few requests lie beyond the quantile",
     "too_few_events": "too few events were seen to look early",
@@ -42,7 +42,7 @@ def headline(ruling: Ruling, results: Mapping[str, MetricResult], settings: Sett
             )
         if ruling.policy is Policy.UTILITY:
             return "Ship the treatment: weighed as you asked, its gains outweigh its losses, and every guardrail holds."
-        return "Ship the treatment: every guardrail holds, nothing got worse by more than you allow."
+        return "Ship the treatment: every guardrail holds, none got worse by more than you allow."
     if ruling.rule in {"max_reached", "futility"}:
         return sentence(f"Keep control: {_ended(ruling, settings)}")
     blocked = _blocked(ruling, results)
@@ -104,7 +104,7 @@ def what_would_change(ruling: Ruling, results: Mapping[str, MetricResult], check
         return []
     if ruling.rule == "harm":
         return [
-            sentence(f"{results[name].label}: a loss of no more than {allowed(results[name])}")
+            sentence(f"if the {_lower(results[name].label)} were shown to lose no more than {allowed(results[name])}")
             for name in ruling.harmful
         ]
     if ruling.rule == "invalid":

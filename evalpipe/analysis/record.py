@@ -115,6 +115,8 @@ def take_look(
         record = replace(record, rules=rules, decided=None)
     if record.last_data != data:
         record = replace(record, n_looks=record.n_looks + 1, last_data=data, last_look_at=analysis.generated_at)
+    if "n_looks" in analysis.provenance:
+        analysis = replace(analysis, provenance={**analysis.provenance, "n_looks": record.n_looks})  # with this one
     if analysis.decision.looks == "fixed":
         return analysis, record
     look = analysis.decision.decided_look or record.n_looks

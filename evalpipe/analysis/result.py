@@ -66,6 +66,10 @@ class MetricResult:
     expected_more_requests: int | None = None
     """how many more requests would settle an inconclusive metric at the present noise; None = cannot be said"""
     note: str | None = None
+    graded: bool = False
+    """the win rate: verdicts are preferences in between, not wins, ties and losses"""
+    simulated: bool = False
+    """the win rate: the verdicts are a simulated judge's"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,6 +171,10 @@ class JudgeResult:
     cost_at_most_usd: float | None = None
     """where calls were cut off and nobody says what they cost; None: `cost_usd` is certain"""
     rubric: str | None = None
+    simulated_rule: str | None = None
+    """what a simulated judge goes by, in words"""
+    graded: bool = False
+    """verdicts are preferences in between, not wins, ties and losses"""
     status: str = "ok"
     note: str | None = None
 

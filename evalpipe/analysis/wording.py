@@ -68,7 +68,10 @@ def change(result: MetricResult, *, subject: str = "the treatment's") -> str:
         span = formats.value_interval(_plus_half(result.ci_low), _plus_half(result.ci_high))
         between = f" ({span})" if span != MISSING else ""
         value = formats.value(result.treatment.value)
-        return f"{subject} answers were preferred in {value} of {count(result.n)} judged pairs{between}"
+        by = "by the simulated judge's verdicts, " if result.simulated else ""
+        if result.graded:  # a mean of shades: nobody preferred the answers in so many pairs
+            return f"{by}{subject} win rate is {value} over {count(result.n)} judged pairs{between}"
+        return f"{by}{subject} answers were preferred in {value} of {count(result.n)} judged pairs{between}"
     if result.difference is None:
         return f"{name} cannot be compared ({shown.control} against {shown.treatment})"
     moved = f"{shown.difference}, {shown.interval}" if shown.interval != MISSING else shown.difference

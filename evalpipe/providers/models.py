@@ -39,6 +39,26 @@ def same_family(first: str | None, second: str | None) -> bool:
     return known is not None and known == family(second)
 
 
+_DATE = re.compile(r"[-@_:]?(?:latest|20\d{2}-?[01]\d-?[0-3]\d)$")
+
+
+def same_model(first: str | None, second: str | None) -> bool:
+    """Whether two names are one model's: a provider's prefix, case, punctuation and a date that only one of them has behind
+    it do not count (openai/GPT-4o and gpt-4o-2024-08-06; gpt4_1106_preview and gpt-4-1106-preview)."""
+    if not first or not second:
+        return False
+    one, other = (name.lower().rsplit("/", 1)[-1] for name in (first, second))
+    return (
+        _bare(one) == _bare(other)
+        or _bare(_DATE.sub("", one)) == _bare(other)
+        or _bare(one) == _bare(_DATE.sub("", other))
+    )
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"[\W_]", "", name)
+
+
 @lru_cache(maxsize=1024)
 def takes_max_completion_tokens(model: str) -> bool:
     """Whether the model wants `max_completion_tokens` where others take `max_tokens` (OpenAI's o-series, GPT-5 and on)."""

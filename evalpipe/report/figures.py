@@ -94,7 +94,8 @@ def _share_text(share: float) -> str:
 
 def _win_rate(analysis: Analysis) -> Figure | None:
     series = _series(analysis, "win_rate", "cumulative")
-    picture = None if series is None else win_rate_chart(series, _share_text)
+    is_decided = analysis.decision.recommendation in {"ship", "keep"}
+    picture = None if series is None else win_rate_chart(series, _share_text, is_decided=is_decided)
     if picture is None:
         return None
     return Figure(

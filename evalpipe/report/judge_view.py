@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evalpipe.analysis.result import Agreement, JudgeResult, WinRate
+from evalpipe.analysis.result import Agreement, Check, JudgeResult, WinRate
 from evalpipe.core.format import (
     MISSING,
     NBSP,
-    NumberFormat,
     format_count,
-    format_counted,
     format_usd,
+    full_sentence,
     number_format,
     p_clause,
 )
+from evalpipe.report.judge_trust import agreements_of, judge_trust, kappa_text, share_with_interval
 from evalpipe.report.metric_view import Fact
 from evalpipe.report.words import WIN_RULES, plain, status_words
-
-SHARE = NumberFormat(factor=100.0, decimals=1, suffix=f"{NBSP}%")
-TWO = NumberFormat(decimals=2)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,8 +58,8 @@ class JudgeView:
 AGREEMENT_COLUMNS = ("Labels from", "Labelled pairs", "Agreement", "Kappa")
 
 
-def judge_view(judge: JudgeResult) -> JudgeView:
-    level, trust = judge_trust(judge)
+def judge_view(judge: JudgeResult, checks: Sequence[Check] = ()) -> JudgeView:
+    level, trust = judge_trust(judge, checks if judge.feeds_decision else ())
     return JudgeView(
         name=judge.name,
         is_labels=judge.name.startswith("label:"),
@@ -73,65 +71,15 @@ def judge_view(judge: JudgeResult) -> JudgeView:
         trust_level=level,
         facts=_facts(judge),
         rates=_rates(judge),
-        agreements=[_agreement_row(agreement) for agreement in _agreements(judge)],
+        agreements=[_agreement_row(agreement) for agreement in agreements_of(judge)],
         rubric=judge.rubric,
-        note=judge.note or "",
+        note=" ".join(full_sentence(text) for text in (_rule(judge), judge.note) if text),
         raw=judge,
     )
 
 
-def share_with_interval(value: float | None, low: float | None, high: float | None) -> str:
-    """ "58.0 % (54.1 to 61.9 %)"; the interval only where there is one."""
-    if value is None:
-        return MISSING
-    if low is None or high is None:
-        return SHARE.value(value)
-    return f"{SHARE.value(value)} ({SHARE.value_interval(low, high)})"
-
-
-def judge_trust(judge: JudgeResult) -> tuple[str, str]:
-    """Can this judge be trusted? A level and a sentence with the numbers it rests on.
-
-    bad: simulated, or a status other than ok that says so. care: orders agree in under 75 % of pairs, or agreement with
-    people is not shown (lower limit of kappa under 0.4). good: neither. unknown: never checked in either way.
-    """
-    if judge.name.startswith("label:"):
-        return "good", "These are people's (or tests') own preferences; no judge stands between."
-    if judge.simulated:
-        return (
-            "bad",
-            "No: its verdicts are simulated by a stated rule. They show how the report works, not which arm is better.",
-        )
-    best = max(_agreements(judge), key=lambda agreement: agreement.n_labels, default=None)
-    parts: list[str] = []
-    if judge.consistency is not None:
-        share = share_with_interval(judge.consistency, judge.consistency_low, judge.consistency_high)
-        parts.append(f"it names the same winner in both orders in {share} of pairs")
-    if best is not None and best.accuracy is not None:
-        kappa = "" if best.kappa is None else f", kappa {_kappa(best)}"
-        share = share_with_interval(best.accuracy, best.accuracy_low, best.accuracy_high)
-        parts.append(f"it agrees with {format_counted(best.n_labels, 'label')} in {share}{kappa}")
-    else:
-        parts.append("nobody has labelled pairs to check it against")
-    evidence = "; ".join(parts)
-    if judge.status == "unreliable_judge":
-        return "bad", f"No: {evidence}."
-    if judge.consistency is None and best is None:
-        return "unknown", f"Not known: it was asked in one order only, and {evidence}."
-    checked = best is not None and best.kappa_low is not None and best.kappa_low >= 0.4
-    consistent = judge.consistency is not None and judge.consistency >= 0.75
-    if checked and (consistent or judge.consistency is None):
-        return "good", f"Yes, as far as checked: {evidence}."
-    return "care", f"With care: {evidence}."
-
-
-def _agreements(judge: JudgeResult) -> list[Agreement]:
-    listed = judge.agreements or [judge.agreement]
-    return [agreement for agreement in listed if agreement.n_labels > 0]
-
-
 def _agreement_row(agreement: Agreement) -> list[str]:
-    kappa = _kappa(agreement)
+    kappa = kappa_text(agreement)
     if agreement.kappa is None and agreement.status != "ok":
         kappa = status_words(agreement.status)
     return [
@@ -140,14 +88,6 @@ def _agreement_row(agreement: Agreement) -> list[str]:
         share_with_interval(agreement.accuracy, agreement.accuracy_low, agreement.accuracy_high),
         kappa,
     ]
-
-
-def _kappa(agreement: Agreement) -> str:
-    """ "0.52 (0.36 to 0.68)"."""
-    kappa = TWO.value(agreement.kappa)
-    if agreement.kappa_low is None or agreement.kappa_high is None:
-        return kappa
-    return f"{kappa} ({TWO.value_interval(agreement.kappa_low, agreement.kappa_high)})"
 
 
 def _rates(judge: JudgeResult) -> list[RateRow]:
@@ -181,11 +121,15 @@ def _rate_row(label: str, rule: WinRate) -> RateRow:
     )
 
 
+def _rule(judge: JudgeResult) -> str:
+    return f"The rule it follows: {judge.simulated_rule}" if judge.simulated_rule else ""
+
+
 def _facts(judge: JudgeResult) -> list[Fact]:
     facts = [Fact(name="Model", text=judge.model or MISSING)]
     if judge.win_rate is not None:
         text = f"{share_with_interval(judge.win_rate, judge.ci_low, judge.ci_high)}, {p_clause(judge.p_value)}"
-        facts.append(Fact(name="Treatment preferred", text=text))
+        facts.append(Fact(name="Win rate" if judge.graded else "Treatment preferred", text=text))
     counts = f"won {format_count(judge.wins)}, tied {format_count(judge.ties)}, lost {format_count(judge.losses)}"
     facts.append(Fact(name="Pairs", text=f"{format_count(judge.n_pairs)} judged; the treatment {counts}"))
     if not judge.name.startswith("label:"):

@@ -57,6 +57,7 @@ class MetricRow:
     label: str
     group: str
     role: str
+    margin: str
     control: str
     control_n: str
     treatment: str
@@ -73,6 +74,11 @@ class MetricRow:
     how_to_read: str
     note: str
     raw: MetricResult
+
+    @property
+    def is_beyond_margin(self) -> bool:
+        """Whether a loss beyond the margin is shown."""
+        return self.finding == "worse" and _is_beyond_margin(self.raw)
 
     @property
     def has_interval(self) -> bool:
@@ -115,6 +121,7 @@ def metric_row(metric: MetricResult) -> MetricRow:
         label=metric.label or metric.name,
         group=GROUPS.get(metric.group, metric.group),
         role=ROLES.get(metric.role, metric.role),
+        margin=f"margin{NBSP}{margin_text(metric)}" if metric.margin > 0 else "no margin",
         control=shown.control,
         control_n=_count_text(metric.control, metric.unit),
         treatment=shown.treatment,
@@ -168,12 +175,17 @@ def _count_text(arm: ArmValue, unit: str) -> str:
 def _finding_note(metric: MetricResult, finding: str) -> str:
     """What matters beside the finding: can a loss beyond the margin be ruled out?"""
     if finding == "undefined":
-        return status_note(metric.status)
+        return _whose(metric, status_note(metric.status))
     if metric.margin <= 0 or finding in {"better", "equivalent"}:
         return ""
     if metric.non_inferior:
         return "loss within margin"
     return "loss exceeds margin" if _is_beyond_margin(metric) else "loss may exceed margin"
+
+
+def _whose(metric: MetricResult, words: str) -> str:
+    """Which users are meant: a cost per good answer has a value only for those who got one."""
+    return words.replace("with values", "with a good answer") if metric.name == "cost_per_ok_answer_usd" else words
 
 
 def _is_beyond_margin(metric: MetricResult) -> bool:
@@ -194,14 +206,15 @@ def _facts(metric: MetricResult, shown: ShownMetric, *, concluded: bool) -> list
         Fact(name="Interval", text=f"{metric.confidence_level * 100:g}{NBSP}% confidence"),
         Fact(
             name="Status",
-            text=metric.status if metric.status == "ok" else f"{metric.status}: {status_words(metric.status)}",
+            text=metric.status
+            if metric.status == "ok"
+            else f"{metric.status}: {_whose(metric, status_words(metric.status))}",
         ),
     ]
     if metric.estimand:
         facts.insert(3, Fact(name="What is estimated", text=metric.estimand))
     if not concluded and shown.interval != MISSING:
-        text = f"{shown.difference} ({shown.interval}), an interval that cannot be relied on"
-        facts.append(Fact(name="Seen so far", text=text))
+        facts.append(Fact(name="Seen so far", text=f"{shown.difference}, without an interval that could be relied on"))
     elif concluded and metric.relative is not None and metric.ci_low is not None:
         own = f"{formats.difference.difference(metric.difference)} ({formats.difference.interval(metric.ci_low, metric.ci_high)})"
         facts.append(Fact(name="Difference in its own unit", text=own))
@@ -227,7 +240,7 @@ def _how_to_read(metric: MetricResult, shown: ShownMetric, finding: str) -> str:
     """One or two sentences for somebody who has never read an interval."""
     subject = (metric.label or metric.name)[:1].lower() + (metric.label or metric.name)[1:]
     if finding == "undefined":
-        return f"Nothing can be concluded on {subject}: {status_words(metric.status)}."
+        return f"Nothing can be concluded on {subject}: {_whose(metric, status_words(metric.status))}."
     against = "an even split" if metric.name == "win_rate" else "control"
     seen = f"Against {against}, the treatment's {subject} differs by {shown.difference}; "
     seen += f"values from {shown.interval} fit the data."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from evalpipe.analysis.result import Analysis, Check, Decision
+from evalpipe.analysis.result import Analysis, Decision
 from evalpipe.core.format import (
     NBSP,
     format_counted,
@@ -17,23 +17,15 @@ from evalpipe.core.format import (
     together,
     within_sentence,
 )
+from evalpipe.report.judge_trust import at_equal_length
 from evalpipe.report.judge_view import JudgeView
 from evalpipe.report.metric_view import Fact, MetricRow
+from evalpipe.report.problems import Problem, problems
 from evalpipe.report.words import LOOKS, MODES, POLICIES, RECOMMENDATIONS
 
 PARTS = ("since", "until", "where")
 MOST_NAMED = 4
 """metrics an answer names; the table has the rest"""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Problem:
-    """Something a reader must know before anything else. `level`: simulated | fail | warn."""
-
-    level: str
-    title: str
-    detail: str
-    remedy: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +69,7 @@ def summary_view(analysis: Analysis, rows: list[MetricRow], judges: list[JudgeVi
         r
         for r in reasons
         if _words(r) not in said
-        and _words(r).removeprefix("the treatment's ").removesuffix(": better") not in _words(headline)
+        and _gist(r) not in _words(headline)
         and not any(w and w in _words(r) for w in map(_words, warned))
     ]
     return SummaryView(
@@ -102,6 +94,12 @@ def _words(text: str) -> str:
     return " ".join(text.split()).lower().rstrip(".")
 
 
+def _gist(reason: str) -> str:
+    """A reason as a headline that has named the treatment says it."""
+    words = _words(reason).removeprefix("by the simulated judge's verdicts, ")
+    return words.removeprefix("the treatment's ").removesuffix(": better")
+
+
 def headline_of(decision: Decision) -> str:
     """The sentence under the recommendation, which need not say it again."""
     recommendation = RECOMMENDATIONS.get(decision.recommendation, decision.recommendation)
@@ -111,50 +109,19 @@ def headline_of(decision: Decision) -> str:
     return sentence_case(rest.strip() if same and rest else text) or f"{recommendation}."
 
 
-def is_simulated(analysis: Analysis) -> bool:
-    """Whether a simulated judge's verdicts feed anything on the page."""
-    return bool(analysis.provenance.get("simulated_judge")) or any(judge.simulated for judge in analysis.judges)
-
-
-def problems(analysis: Analysis) -> list[Problem]:
-    """What stands above everything else: the simulated judge, then failed checks, then warnings."""
-    found: list[Problem] = []
-    if is_simulated(analysis):
-        found.append(
-            Problem(
-                level="simulated",
-                title="Simulated judge",
-                detail="The verdicts in this report were made by a program that follows a stated rule, not by a language "
-                "model and not by people. They show how evalpipe works. They do not say which arm is better.",
-                remedy="Judge with a real model: set its key, then run `evalpipe judge` and `evalpipe report`.",
-            )
-        )
-    for status in ("fail", "warn"):
-        for check in analysis.checks:
-            if check.status == status and not _is_about_simulation(check):
-                found.append(
-                    Problem(
-                        level=status,
-                        title=sentence_case(check.name.replace("_", " ")),
-                        detail=full_sentence(readable_instants(check.detail)),
-                        remedy=full_sentence(check.remedy or ""),
-                    )
-                )
-    return found
-
-
-def _is_about_simulation(check: Check) -> bool:
-    """The simulated judge's own check says what its banner says."""
-    return check.name in {"simulated_judge", "judge_simulated"}
-
-
 def _answers(analysis: Analysis, rows: list[MetricRow], judges: list[JudgeView]) -> list[Answer]:
     how_much = Answer(name="On how much?", metrics=[], rest=_how_much(analysis))
     if not rows:
         return [how_much]
     return [
         _found("What got better?", rows, "better", "Nothing is proven better."),
-        _found("What got worse?", rows, "worse", "Nothing is proven worse.", _open_guardrails(rows)),
+        _found(
+            "What got worse?",
+            rows,
+            "worse",
+            "Nothing is proven worse.",
+            f"{_beyond(rows)} {_open_guardrails(rows)}".strip(),
+        ),
         Answer(name="How sure?", metrics=[], rest=_how_sure(analysis, rows)),
         how_much,
         Answer(name="Can the judge be trusted?", metrics=[], rest=_judge_answer(judges)),
@@ -193,6 +160,12 @@ def _open_guardrails(rows: list[MetricRow]) -> str:
     return f"A loss beyond the margin is not ruled out yet: {', '.join(named)}." if named else ""
 
 
+def _beyond(rows: list[MetricRow]) -> str:
+    """Diagnostics that lose more than their margin for certain: they decide nothing, and are no small matter either."""
+    named = [within_sentence(row.label) for row in rows if row.raw.role == "diagnostic" and row.is_beyond_margin]
+    return f"For certain beyond their margins, though diagnostics only inform: {', '.join(named)}." if named else ""
+
+
 def _how_sure(analysis: Analysis, rows: list[MetricRow]) -> str:
     level = rows[0].raw.confidence_level
     looks = analysis.decision.looks_explained or LOOKS.get(analysis.decision.looks, "")
@@ -211,7 +184,10 @@ def _how_sure(analysis: Analysis, rows: list[MetricRow]) -> str:
     text = f"{text} {full_sentence(looks)}".rstrip()
     if open_rows:
         text += f" Not settled: {', '.join(open_rows)}."
-    return text
+    deciding = next((judge for judge in analysis.judges if judge.feeds_decision), None)
+    win_rate = next((row.raw for row in rows if row.name == "win_rate"), None)
+    said = at_equal_length(deciding, win_rate) if deciding is not None and win_rate is not None else ""
+    return f"{text} {said}".rstrip()
 
 
 def _how_much(analysis: Analysis) -> str:

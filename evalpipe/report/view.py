@@ -16,10 +16,11 @@ from evalpipe.report.example_view import ExampleView, chosen, example_groups, ex
 from evalpipe.report.figures import Figure, figures, funnel_figure, judge_figures
 from evalpipe.report.judge_view import JudgeView, judge_view
 from evalpipe.report.metric_view import Fact, MetricRow, is_measured, metric_row
+from evalpipe.report.problems import Problem
 from evalpipe.report.segment_view import SegmentTable, segment_table
-from evalpipe.report.summary_view import Problem, SummaryView, summary_view
+from evalpipe.report.summary_view import SummaryView, summary_view
 from evalpipe.report.untrusted import visible
-from evalpipe.report.words import FINDINGS, GROUPS
+from evalpipe.report.words import FINDINGS, GROUPS, check_name
 
 SIGNIFICANT_DIGITS = 6
 """of every number of a deterministic report: what differs beyond them differs between machines"""
@@ -88,7 +89,7 @@ def report_view(analysis: Analysis, *, deterministic: bool = False, max_examples
     analysis = tidy(analysis, deterministic=deterministic)
     told = [metric for metric in analysis.metrics if metric.name not in SAID_TWICE or metric.role != "diagnostic"]
     rows = [metric_row(metric) for metric in told if is_measured(metric)]
-    judges = _deciding_first([judge_view(judge) for judge in analysis.judges])
+    judges = _deciding_first([judge_view(judge, analysis.checks) for judge in analysis.judges])
     facts, config, reproduce = _provenance(analysis, deterministic=deterministic)
     return ReportView(
         title=f"{analysis.experiment}: evalpipe report",
@@ -105,7 +106,7 @@ def report_view(analysis: Analysis, *, deterministic: bool = False, max_examples
         example_groups=example_groups(examples),
         checks=[
             CheckRow(
-                name=c.name.replace("_", " "),
+                name=check_name(c.name, c.status),
                 status=c.status,
                 detail=full_sentence(readable_instants(c.detail)),
                 remedy=full_sentence(c.remedy or ""),

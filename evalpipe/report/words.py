@@ -43,7 +43,7 @@ _STATUSES = {
     "missing_arm": "one arm has no observations",
     "n_lt_2": "fewer than two observations",
     "one_cluster": "all observations come from one user, so their spread is unknown",
-    "too_few_clusters": "fewer than five users",
+    "too_few_clusters": "fewer than five users with values in an arm",
     "zero_variance": "all observations are the same, so no interval can be made",
     "tail_too_small": "too few observations in the tail of the distribution",
     "too_few_events": "too few events in an arm",
@@ -118,6 +118,36 @@ LOOKS = {
     "anytime": "the intervals hold however often one looks",
     "fixed": "the intervals hold for one look at an amount of data fixed beforehand",
 }
+
+
+_PASSED = {
+    "pairing": "pairs complete",
+    "sample_ratio": "shares of the arms as planned",
+    "arm_contamination": "users kept to one arm",
+    "shed": "few copies shed",
+    "missing_answers": "few answers missing",
+    "duplicate_requests": "no duplicates",
+    "clock_skew": "clocks in order",
+    "price_unknown": "prices known",
+    "no_usage_in_streams": "streams tell their tokens",
+    "arm_models": "models as configured",
+    "one_user_dominates": "no user dominates",
+    "drift": "no drift",
+    "judge_coverage": "verdicts complete",
+    "judge_consistency": "judge consistent",
+    "seat_bias": "no large seat bias",
+    "judge_family": "judge no nearer to one arm",
+    "judge_agreement": "judge compared with labels",
+    "simulated_judge": "a real judge",
+    "nonstationary": "steady since the decision",
+    "judging_stopped": "judging stopped as planned",
+}
+"""what a check's name says beside a tick; a problem keeps the problem's name"""
+
+
+def check_name(name: str, status: str) -> str:
+    """A check as it is named beside its mark."""
+    return _PASSED.get(name, plain(name)) if status == "pass" else plain(name)
 
 
 def plain(code: str) -> str:

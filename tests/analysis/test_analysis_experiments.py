@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -37,7 +38,7 @@ def test_a_win_on_quality_does_not_pay_for_a_broken_cost_guardrail() -> None:
     assert metric(found, "cost_per_request_usd").finding == "worse"
     assert found.decision.headline.startswith("Keep control: cost per request rose from")
     # Nothing but the harm would change it, however many guardrails are still open.
-    assert found.decision.what_would_change == ["Cost per request: a loss of no more than 10 %."]
+    assert found.decision.what_would_change == ["If the cost per request were shown to lose no more than 10 %."]
     assert any("preferred in" in reason and reason.endswith("better.") for reason in found.decision.reasons)
 
 
@@ -261,6 +262,35 @@ def test_a_simulated_judge_is_a_warning_not_invalid() -> None:
     assert check(found, "simulated_judge").status == "warn"
     assert found.provenance["simulated_judge"] is True
     assert found.decision.recommendation == "ship"
+    assert ": by the simulated judge's verdicts, its answers were preferred in" in found.decision.headline
+
+
+def test_a_simulated_judge_says_which_rule_it_follows() -> None:
+    reasons = "Stated rules broken by response 1: none; by response 2: empty."
+    found = run(both_arms(50), verdicts(draw(50, 0.6, seed=3), simulated=True, reasoning=reasons))
+    assert "sim --judge checks" in found.judges[0].simulated_rule
+    assert run(both_arms(50), verdicts(draw(50, 0.6, seed=3))).judges[0].simulated_rule is None
+
+
+def test_graded_preferences_are_a_win_rate_not_pairs_won() -> None:
+    found = run(both_arms(N), verdicts(np.full(N, 0.128) + np.arange(N) % 7 / 1000))
+    assert found.decision.headline.startswith("Keep control: the treatment's win rate is 13.100")
+    assert "over 1,500 judged pairs" in found.decision.headline
+    counted = run(both_arms(50), verdicts(draw(50, 0.6, seed=3)))
+    assert (metric(found, "win_rate").graded, metric(counted, "win_rate").graded) == (True, False)
+
+
+def test_a_judge_that_is_an_arms_own_model_is_named() -> None:
+    def family_check(judge: str, treatment: str) -> Any:
+        arms = both_arms(50, control={"model": "gpt4_1106_preview"}, treatment={"model": treatment})
+        return check(run(arms, verdicts(draw(50, 0.6, seed=3), judge_model=judge)), "judge_family")
+
+    own = family_check("gpt-4-1106-preview", "gpt-3.5-turbo-1106_verbose")
+    assert (own.status, "the very model of the control arm" in own.detail) == ("warn", True)
+    assert (
+        family_check("gpt-4o", "gpt-3.5-turbo-1106_verbose").status == "pass"
+    )  # of both arms' family, and neither's model
+    assert family_check("gpt-4-1106-preview", "gpt4_1106_preview").status == "pass"  # both arms are its own
 
 
 def test_the_funnel_adds_up_and_says_why() -> None:

@@ -47,6 +47,12 @@ def test_the_same_data_is_not_another_look() -> None:
         assert record.n_looks == n
 
 
+def test_the_report_counts_the_look_it_is() -> None:
+    analysis = dataclasses.replace(_analysis("ship", "ship", low=0.05, high=0.1), provenance={"n_looks": 0})
+    found, record = _look(_record(), analysis, "d1")
+    assert found.provenance["n_looks"] == found.decision.decided_look == record.n_looks == 1
+
+
 def test_the_first_decision_stands_and_names_its_look() -> None:
     _, record = _look(_record(), _analysis("collect_more", "collect_more", low=-1, high=1), "d1")
     first, record = _look(record, _analysis("ship", "ship", low=0.02, high=0.1), "d2")

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from evalpipe.providers.base import Usage
-from evalpipe.providers.models import family, same_family, takes_max_completion_tokens, takes_sampling
+from evalpipe.providers.models import family, same_family, same_model, takes_max_completion_tokens, takes_sampling
 from evalpipe.providers.pricing import Price, cost_of, is_priced
 
 AT = datetime(2026, 6, 1, tzinfo=UTC)
@@ -114,3 +114,19 @@ def test_families(model: str | None, expected: str | None) -> None:
 def test_parameters_models_take(model: str, sampling: bool, completion: bool) -> None:
     assert takes_sampling(model) is sampling
     assert takes_max_completion_tokens(model) is completion
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ("gpt-4-1106-preview", "gpt4_1106_preview", True),
+        ("openai/GPT-4o", "gpt-4o-2024-08-06", True),
+        ("claude-sonnet-4", "claude-sonnet-4-20250514", True),
+        ("gpt-4o-2024-05-13", "gpt-4o-2024-08-06", False),
+        ("gpt-4o", "gpt-4o-mini", False),
+        ("gpt-3.5-turbo-1106", "gpt-3.5-turbo-1106_verbose", False),
+        (None, None, False),
+    ],
+)
+def test_names_of_one_model(first: str | None, second: str | None, same: bool) -> None:
+    assert same_model(first, second) is same is same_model(second, first)

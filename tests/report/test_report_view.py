@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_builders import demo_like, empty, judge, latency_curves, metric, mixed, relative, win_rate
 
-from evalpipe.analysis.result import Agreement, Check, Decision
+from evalpipe.analysis.result import Agreement, Check, Decision, WinRate
 from evalpipe.analysis.segments import one_user_in
 from evalpipe.report.charts.interval import Mark, axis_reach, interval_cell, is_bent
 from evalpipe.report.charts.latency import latency_at
 from evalpipe.report.charts.svg import Scale, log_ticks, nice_ticks
 from evalpipe.report.charts.time_axis import time_span, time_ticks
 from evalpipe.report.figures import figures, funnel_figure, judge_figures
-from evalpipe.report.judge_view import judge_trust
+from evalpipe.report.judge_trust import at_equal_length, judge_trust
 from evalpipe.report.metric_view import effect_of, metric_row
 from evalpipe.report.render import render
 from evalpipe.report.segment_view import segment_table
@@ -68,7 +68,7 @@ def test_a_number_without_a_valid_interval_is_not_shown() -> None:
     assert (row.difference, row.interval, row.effect) == ("–", "–", None)
     assert (row.finding_word, row.finding_note) == ("no conclusion", "too few in the tail")
     facts = {fact.name: fact.text.replace("\u00a0", " ") for fact in row.facts}
-    assert facts["Seen so far"] == "+1.7 % (+0.5 to +2.9 %), an interval that cannot be relied on"
+    assert facts["Seen so far"] == "+1.7 %, without an interval that could be relied on"
 
 
 def test_a_row_says_where_its_difference_is_not_the_difference_of_its_values() -> None:
@@ -151,7 +151,9 @@ def test_beside_the_finding_stands_whether_a_loss_beyond_the_margin_is_ruled_out
     [
         ({"simulated": True}, "bad"),
         ({"status": "unreliable_judge"}, "bad"),
-        ({}, "good"),
+        ({"first_seat_low": 0.49, "length_bins": []}, "good"),
+        ({"length_bins": []}, "care"),  # 53.0 to 57.6 % for the first seat excludes 50
+        ({"first_seat_low": 0.49}, "care"),  # 41 % of 90 where shortest, 71 % of 100 where longest
         ({"consistency": 0.6}, "care"),
         ({"agreement": Agreement()}, "care"),
         ({"agreement": Agreement(), "consistency": None}, "unknown"),
@@ -193,7 +195,81 @@ def test_the_questions_of_a_manager_are_answered() -> None:
     assert answers["What got worse?"].startswith("99th percentile latency +12.0 % (+3.0 to +21.0 %)")
     assert "2,431 requests by 412 users" in answers["On how much?"]
     assert answers["How sure?"].startswith("Win rate is better (p < 0.001). Every interval has 95 % confidence.")
-    assert answers["Can the judge be trusted?"].startswith("Yes, as far as checked")
+    assert answers["Can the judge be trusted?"].startswith("With care: it names the same winner")
+
+
+def test_whatever_was_found_against_the_judge_is_named() -> None:
+    own = Check(name="judge_family", status="warn", detail="the judge (m) is the very model of the control arm")
+    level, text = judge_trust(judge(), [own])
+    text = text.replace("\u00a0", " ")
+    assert level == "care"
+    assert "The judge (m) is the very model of the control arm; " in text
+    assert "the first one gets 55.3 % (53.0 to 57.6 %) of the preference" in text
+    assert "longer answers are preferred (win rate 41.0 %" in text
+
+
+@pytest.mark.parametrize(
+    ("theta", "finding", "low", "high", "words"),
+    [
+        (0.128, "worse", 0.247, 0.471, "worse, but no longer for certain by more than the margin of 3 points"),
+        (0.128, "worse", 0.247, 0.469, ""),  # still 3.1 points below even
+        (0.128, "worse", 0.40, 0.52, "no longer certainly worse"),
+        (0.58, "better", 0.49, 0.60, "no longer certainly better"),
+        (0.58, "better", 0.51, 0.60, ""),
+        (0.5, "equivalent", 0.46, 0.52, "no longer certainly without a difference that matters"),
+    ],
+)
+def test_a_finding_that_equal_length_does_not_support_is_said_at_the_top(
+    theta: float, finding: str, low: float, high: float, words: str
+) -> None:
+    controlled = WinRate(rule="length_controlled", value=(low + high) / 2, ci_low=low, ci_high=high, n=800)
+    said = at_equal_length(
+        judge(win_rate=theta, ci_low=theta - 0.02, ci_high=theta + 0.02, length_controlled=controlled),
+        win_rate(theta, 0.02, finding=finding),
+    ).replace("\u00a0", " ")
+    assert said.endswith(f": {words}." if words else "")
+    assert bool(said) == bool(words)
+
+
+def test_diagnostics_beyond_their_margin_are_named_as_such() -> None:
+    worse = {answer.name: answer.text for answer in report_view(mixed()).summary.answers}["What got worse?"]
+    assert "For certain beyond their margins, though diagnostics only inform: refusal rate." in worse
+
+
+def test_a_warning_that_concerns_no_metric_that_decides_is_no_banner() -> None:
+    unknown = Check(name="price_unknown", status="warn", detail="The cost of some answers is not known.")
+    told = dataclasses.replace(mixed(), checks=[unknown])
+    assert [problem.title for problem in report_view(told).problems] == ["Price unknown"]  # the cost is a guardrail
+    free = [one for one in told.metrics if one.name != "cost_per_request_usd"]
+    view = report_view(dataclasses.replace(told, metrics=free))
+    assert view.problems == []
+    assert [check.name for check in view.checks] == ["price unknown"]
+
+
+def test_a_ticked_check_reads_as_good_news() -> None:
+    passed = [Check(name=name, status="pass", detail="") for name in ("price_unknown", "one_user_dominates")]
+    view = report_view(dataclasses.replace(mixed(), checks=passed))
+    assert [check.name for check in view.checks] == ["prices known", "no user dominates"]
+
+
+def test_every_row_shows_its_margin() -> None:
+    assert metric_row(metric()).margin.replace("\u00a0", " ") == "margin 0.5 points"
+    assert metric_row(metric(margin=0.0)).margin == "no margin"
+
+
+def test_users_who_count_for_a_cost_per_good_answer_are_those_who_got_one() -> None:
+    few = {"finding": "undefined", "status": "too_few_clusters", "unit": "usd"}
+    row = metric_row(relative("cost_per_ok_answer_usd", 0.01, 0.1, 5.0, **few))
+    assert row.finding_note == "fewer than five users with a good answer in an arm"
+
+
+def test_the_win_rates_picture_says_decided_only_where_the_verdict_is() -> None:
+    undecided, decided = (
+        mixed(),
+        dataclasses.replace(mixed(), decision=Decision(recommendation="ship", reasons=["It is."])),
+    )
+    assert "win rate settled here" in "".join(str(figure.picture) for figure in figures(undecided, []))
+    assert "decided here" in "".join(str(figure.picture) for figure in figures(decided, []))
 
 
 def test_an_empty_analysis_has_a_page() -> None:

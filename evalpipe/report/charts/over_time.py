@@ -8,6 +8,7 @@ from datetime import datetime
 from markupsafe import Markup
 
 from evalpipe.analysis.result import Series, SeriesPoint
+from evalpipe.core.format import sentence_case
 from evalpipe.report.charts.svg import WIDTH, Scale, element, gutter, line, nice_ticks, path, picture, text
 from evalpipe.report.charts.time_axis import time_span, time_ticks
 
@@ -59,8 +60,11 @@ def _frame(
     return x, parts
 
 
-def win_rate_chart(series: Series, show: Show) -> Markup | None:
-    """The cumulative win rate of the treatment in its confidence sequence, and the look at which it decided."""
+def win_rate_chart(series: Series, show: Show, *, is_decided: bool = True) -> Markup | None:
+    """The cumulative win rate of the treatment in its confidence sequence, and the look at which it was settled.
+
+    `is_decided`: the verdict as a whole stands, not only this metric.
+    """
     wanted = [p for p in series.points if p.treatment is not None]
     by_count = not has_times(wanted)
     points, times = _times(wanted, by_count=by_count)
@@ -86,11 +90,12 @@ def win_rate_chart(series: Series, show: Show) -> Markup | None:
     if decided is not None:
         at = x(decided)
         parts.append(line(at, TOP, at, BOTTOM, "look-line"))
+        word = "decided here" if is_decided else "win rate settled here"
         anchor = "end" if at > WIDTH * 0.6 else "start"
-        parts.append(text(at + (-5 if anchor == "end" else 5), TOP - 6, "decided here", "axis-word", anchor))
-        note = " It decided at the marked look."
+        parts.append(text(at + (-5 if anchor == "end" else 5), TOP - 6, word, "axis-word", anchor))
+        note = f" {sentence_case(word.removesuffix(' here'))} at the marked look."
     last = points[-1]
-    words = f"At the last look the treatment was preferred in {show(last.treatment or 0.0)} of pairs"
+    words = f"At the last look the win rate was {show(last.treatment or 0.0)}"
     if lows[-1] is not None and highs[-1] is not None:
         words += f", interval {show(lows[-1])} to {show(highs[-1])}"
     return picture(*parts, height=HEIGHT, title="Win rate over time", description=f"{words}.{note}")
