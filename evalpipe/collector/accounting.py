@@ -38,8 +38,8 @@ class Accountant:
         for tail in self._tails:
             tail.let_go()
 
-    def work(self, budget_s: float) -> bool:
-        """Count what was recorded since the last call, for at most about `budget_s` seconds. Whether more is left."""
+    def work(self, budget_s: float) -> None:
+        """Count what was recorded since the last call, for at most about `budget_s` seconds."""
         until = perf_counter() + budget_s
         while perf_counter() < until:
             line = next(self._lines, None)
@@ -47,10 +47,9 @@ class Accountant:
                 self._lines = chain.from_iterable(tail.read() for tail in self._tails)
                 line = next(self._lines, None)
                 if line is None:
-                    return False
+                    return
             if line.line.startswith(_RESPONSE):
                 self._count(line.line)
-        return True
 
     def _count(self, line: bytes) -> None:
         try:
