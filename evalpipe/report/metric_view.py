@@ -161,7 +161,10 @@ def margin_text(metric: MetricResult) -> str:
         return f"{metric.margin * 100:g}{NBSP}%"
     scale = number_format(metric.unit, largest=metric.margin)
     suffix = scale.suffix if scale.difference_suffix is None else scale.difference_suffix
-    return f"{scale.prefix}{metric.margin * scale.factor:g}{suffix}"
+    amount = metric.margin * scale.factor
+    if amount == 1 and suffix.endswith("points"):
+        suffix = suffix.removesuffix("s")
+    return f"{scale.prefix}{amount:g}{suffix}"
 
 
 def _count_text(arm: ArmValue, unit: str) -> str:
