@@ -129,18 +129,13 @@ class Metrics:
 
     def __init__(self, experiment: str, process: str) -> None:
         self._experiment, self._process = experiment, process
-        self._outcomes: dict[tuple[str, str, str], int] = {}
-        self._decisions: dict[str, int] = {}
+        self._amounts: dict[tuple[Counter, tuple[str, ...]], float] = {}
         self._durations: dict[tuple[str, str], _Series] = {}
         self._first_tokens: dict[tuple[str, str], _Series] = {}
         self._overhead = _Series(OVERHEAD)
-        self._tokens: dict[tuple[str, str, str], int] = {}
-        self._usd: dict[tuple[str, str], float] = {}
 
     def exchange(self, arm: str, role: str, outcome: str, seconds: float, first_token_ms: float | None) -> None:
-        outcomes = self._outcomes
-        key = (arm, role, outcome)
-        outcomes[key] = outcomes.get(key, 0) + 1
+        self._add(REQUESTS, (arm, role, outcome), 1)
         duration = self._durations.get((arm, role))
         if duration is None:
             duration = self._durations[arm, role] = _Series(DURATION.labels(self._experiment, arm, role))
@@ -151,20 +146,15 @@ class Metrics:
                 first = self._first_tokens[arm, role] = _Series(FIRST_TOKEN.labels(self._experiment, arm, role))
             first.observe(first_token_ms / 1000)
 
+    def _add(self, counter: Counter, labels: tuple[str, ...], amount: float) -> None:
+        key = (counter, labels)
+        self._amounts[key] = self._amounts.get(key, 0) + amount
+
     def flush(self) -> None:
         """Make what was kept visible to a scrape; to be called a few times a second and at the end."""
-        for labels, n in self._outcomes.items():
-            REQUESTS.labels(self._experiment, *labels).inc(n)
-        self._outcomes.clear()
-        for status, n in self._decisions.items():
-            SHADOW.labels(self._experiment, status).inc(n)
-        self._decisions.clear()
-        for labels, n in self._tokens.items():
-            TOKENS.labels(self._experiment, *labels).inc(n)
-        self._tokens.clear()
-        for (arm, role), usd in self._usd.items():
-            COST.labels(self._experiment, arm, role).inc(usd)
-        self._usd.clear()
+        for (counter, labels), amount in self._amounts.items():
+            counter.labels(self._experiment, *labels).inc(amount)
+        self._amounts.clear()
         self._overhead.flush()
         for series in (*self._durations.values(), *self._first_tokens.values()):
             series.flush()
@@ -179,13 +169,13 @@ class Metrics:
         SHED.labels(self._experiment, reason).inc()
 
     def shadow(self, status: str) -> None:
-        self._decisions[status] = self._decisions.get(status, 0) + 1
+        self._add(SHADOW, (status,), 1)
 
     def tokens(self, arm: str, role: str, kind: str, n: int) -> None:
-        self._tokens[arm, role, kind] = self._tokens.get((arm, role, kind), 0) + n
+        self._add(TOKENS, (arm, role, kind), n)
 
     def cost(self, arm: str, role: str, usd: float) -> None:
-        self._usd[arm, role] = self._usd.get((arm, role), 0.0) + usd
+        self._add(COST, (arm, role), usd)
 
     def lost(self) -> None:
         LOST.labels(self._process).inc()

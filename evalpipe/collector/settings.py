@@ -137,9 +137,3 @@ class CollectorSettings(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def effective_salt(self) -> str:
         return self.salt or self.experiment
-
-    def arm(self, name: str) -> ArmSettings:
-        if name == "control":
-            return self.control
-        assert self.treatment is not None
-        return self.treatment

@@ -174,7 +174,6 @@ class ResponseTemplate:
             "status",
             "headers",
             "body",
-            "sent",
         }
         fields = {name: value for name, value in msgspec.to_builtins(record).items() if name not in own}
         self._rest = _encoder.encode(fields)[1:-1]
@@ -189,13 +188,12 @@ class ResponseTemplate:
         status: int | None,
         headers: Mapping[str, str],
         body: Body,
-        sent: Body | None = None,
     ) -> bytes:
         """What `render_record` gives for the whole record, in another order of fields."""
         encode = _encoder.encode
         return (
             b'{"record":"response","request_id":"%b","started_at":%b,"latency_ms":%b,"first_byte_ms":%b,"marks":%b,'
-            b'"status":%b,"headers":%b,"body":%b,"sent":%b,%b}\n'
+            b'"status":%b,"headers":%b,"body":%b,%b}\n'
         ) % (
             request_id.encode("ascii"),
             encode(started_at),
@@ -205,7 +203,6 @@ class ResponseTemplate:
             encode(status),
             encode(headers),
             encode(body),
-            b"null" if sent is None else encode(sent),
             self._rest,
         )
 
