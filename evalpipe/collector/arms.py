@@ -19,9 +19,9 @@ class RequestHead(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     def header(self, name: bytes) -> str | None:
         """The first header of that name (lower case), read as UTF-8."""
-        for line_name, value, _ in self.lines:
-            if line_name == name:
-                return str(value, "utf-8", "replace")
+        for line in self.lines:
+            if line.name == name:
+                return str(line.value, "utf-8", "replace")
         return None
 
 
@@ -69,7 +69,7 @@ class ShadowAssigner:
         self.needs_body = False
 
     def assign(self, head: RequestHead, body: bytes | None) -> Assignment:
-        found = {name: value for name, value, _ in head.lines if name in self._names and value}
+        found = {line.name: line.value for line in head.lines if line.name in self._names and line.value}
         if not found:
             return _ELIGIBLE if self._eligible else _NOT_ELIGIBLE
         conversation = found.get(b"x-evalpipe-conversation")

@@ -9,19 +9,41 @@ from time import perf_counter, time
 from evalpipe.collector.framing import BodyReader
 from evalpipe.collector.heads import AnswerHead, join_path
 from evalpipe.collector.kept import KeptAnswer
-from evalpipe.collector.upstream import Pool, Upstream
+from evalpipe.collector.settings import Origin
+from evalpipe.collector.upstream import AnswerSink, Pool, Upstream
+from evalpipe.core.spool import RequestRecord
+from evalpipe.core.treatment_state import Place
 from evalpipe.providers.base import OutgoingRequest
 
 
-class Copy:
-    """An `AnswerSink`. `on_end` is called once, when the answer ended in whatever way."""
+def render_copy_head(outgoing: OutgoingRequest, origin: Origin, key_line: bytes) -> bytes:
+    """The head of a copy as far as its length."""
+    head = [
+        b"POST %b HTTP/1.1" % join_path(origin.base_path, outgoing.path.encode("ascii")),
+        b"Host: " + origin.authority.encode("ascii"),
+        *(f"{name}: {value}".encode("latin-1") for name, value in outgoing.headers.items()),
+    ]
+    if key_line:
+        head.append(key_line)
+    return b"\r\n".join(head) + b"\r\nContent-Length: "
 
-    head_request = False
+
+class Copy(AnswerSink):
+    """`on_end` is called once, when the answer ended in whatever way. `place`: where its request is recorded, once known."""
 
     def __init__(
-        self, request_id: str, outgoing: OutgoingRequest, *, max_bytes: int, on_end: Callable[[Copy], None]
+        self,
+        record: RequestRecord,
+        place: Place | None,
+        outgoing: OutgoingRequest,
+        *,
+        max_bytes: int,
+        on_end: Callable[[Copy], None],
     ) -> None:
-        self.request_id, self.outgoing = request_id, outgoing
+        self.request_id: str = record.request_id
+        self.received_at: float = record.received_at
+        self.place, self.outgoing = place, outgoing
+        self.request_body: bytes = outgoing.body
         self._max_bytes, self._on_end = max_bytes, on_end
         self._upstream: Upstream | None = None
         self._sent = self._last_byte = 0.0
@@ -35,30 +57,21 @@ class Copy:
         self.timeout_ms: float | None = None
         self.reserved_usd = 0.0
 
-    def start(self, loop: asyncio.AbstractEventLoop, pool: Pool, key_line: bytes) -> None:
-        origin = pool.origin
-        head = [
-            b"POST %b HTTP/1.1" % join_path(origin.base_path, self.outgoing.path.encode("ascii")),
-            b"Host: " + origin.authority.encode("ascii"),
-            *(f"{name}: {value}".encode("latin-1") for name, value in self.outgoing.headers.items()),
-            b"Content-Length: %d" % len(self.outgoing.body),
-        ]
-        if key_line:
-            head.append(key_line)
-        data = b"\r\n".join(head) + b"\r\n\r\n" + self.outgoing.body
+    def start(self, loop: asyncio.AbstractEventLoop, pool: Pool, head: bytes) -> None:
+        """`head`: from `render_copy_head`."""
+        self._loop, self._pool = loop, pool
+        self._data = b"".join([head, b"%d\r\n\r\n" % len(self.request_body), self.request_body])
         self._sent, self.started_at = perf_counter(), time()
-
-        def connect() -> None:
-            self._connecting = loop.create_task(self._connect(pool, data))
-
-        self._connect_anew = connect
         upstream = pool.get()
         if upstream is None:
-            connect()
+            self._connect_anew()
         else:
-            self._begin(upstream, data)
+            self._begin(upstream)
 
-    async def _connect(self, pool: Pool, data: bytes) -> None:
+    def _connect_anew(self) -> None:
+        self._connecting = self._loop.create_task(self._connect(self._pool))
+
+    async def _connect(self, pool: Pool) -> None:
         try:
             upstream = await pool.connect()
         except TimeoutError:
@@ -69,13 +82,13 @@ class Copy:
             if self._over:
                 pool.put(upstream)
             else:
-                self._begin(upstream, data)
+                self._begin(upstream)
 
-    def _begin(self, upstream: Upstream, data: bytes) -> None:
+    def _begin(self, upstream: Upstream) -> None:
         self._upstream = upstream
         upstream.begin(self)
         upstream.request_sent = True
-        upstream.transport.write(data)
+        upstream.transport.write(self._data)
 
     def check(self, now: float, timeout_s: float) -> None:
         """Called a few times a second with perf_counter."""
@@ -95,7 +108,7 @@ class Copy:
         if last:
             self._end("complete")
 
-    def body(self, framed: bytes, payload: list[bytes], *, last: bool) -> None:
+    def body(self, framed: bytes, payload: bytes, *, last: bool) -> None:
         assert self.answer is not None
         self.answer.add(payload, (perf_counter() - self._sent) * 1000)
         if last:

@@ -11,7 +11,6 @@ from evalpipe.collector.heads import LENGTH, AnswerHead
 from evalpipe.collector.kept import KeptAnswer
 from evalpipe.collector.outbound import Outbound
 from evalpipe.collector.passing import pass_answer_head
-from evalpipe.collector.upstream import AnswerSink
 
 if TYPE_CHECKING:
     from evalpipe.collector.server import Client, Request
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Flight(Outbound):
-    """An `AnswerSink`. Collected requests (`endpoint` set) leave a request record and a response record."""
+    """Collected requests (`endpoint` set) leave a request record and a response record."""
 
     answer_started = False
     status = 0
@@ -37,9 +36,6 @@ class Flight(Outbound):
         super().__init__(worker, client, request)
         worker.flights.add(self)
 
-    def _sink(self) -> AnswerSink:
-        return self
-
     # --- the answer
 
     def interim(self, head: bytes) -> None:
@@ -53,7 +49,7 @@ class Flight(Outbound):
         request = self.request
         worker = self.worker
         if self.endpoint is not None:
-            self._kept_answer = KeptAnswer(answer, worker.settings.max_logged_bytes)
+            self._kept_answer = KeptAnswer(answer, worker.max_logged_bytes)
         if self._translated is not None:
             request.keep = request.keep and not worker.stopping
             head = self._translated.head(answer.status, answer.lines, keep=request.keep)
@@ -66,14 +62,14 @@ class Flight(Outbound):
             if not _can_be_stripped(answer, reader):
                 self._stripper = None
             self._reframe = self._stripper is not None and reader.chunked and not self._dechunk
-        own = worker.own_lines(self)
+        lines = worker.own_lines(self)
         request.keep = request.keep and not self._until_close and not self._dechunk and not worker.stopping
         if not request.keep:
-            own.append(b"Connection: close")
+            lines.append(b"Connection: close")
         elif http10 and (answer.roles & LENGTH or last):
-            own.append(b"Connection: keep-alive")
-        passed = pass_answer_head(answer, chunked=reader.chunked and not self._dechunk)
-        self._head_bytes = b"%b%b\r\n\r\n" % (passed, b"\r\n".join(own))
+            lines.append(b"Connection: keep-alive")
+        lines.append(b"\r\n")
+        self._head_bytes = pass_answer_head(answer, chunked=reader.chunked and not self._dechunk) + b"\r\n".join(lines)
         if last:
             self._end("complete")
             self.client.transport.write(self._head_bytes)
@@ -82,21 +78,21 @@ class Flight(Outbound):
             self.client.transport.write(self._head_bytes)
             self._head_bytes = b""
 
-    def body(self, framed: bytes, payload: list[bytes], *, last: bool) -> None:
+    def body(self, framed: bytes, payload: bytes, *, last: bool) -> None:
         now = self._last_byte = perf_counter()
         if self._kept_answer is not None:
             self._kept_answer.add(payload, (now - self._sent) * 1000)
         if self._translated is not None:
-            self._write_translated(self._translated.feed(b"".join(payload)), last=last)
+            self._write_translated(self._translated.feed(payload), last=last)
             return
         if self._stripper is not None:
-            data = self._stripper.feed(b"".join(payload))
+            data = self._stripper.feed(payload)
             if last:
                 data += self._stripper.finish()
             if self._reframe:
                 data = (b"%x\r\n%b\r\n" % (len(data), data) if data else b"") + (b"0\r\n\r\n" if last else b"")
         else:
-            data = b"".join(payload) if self._dechunk else framed
+            data = payload if self._dechunk else framed
         if self._head_bytes:
             data = self._head_bytes + data
             self._head_bytes = b""
@@ -236,6 +232,6 @@ class Flight(Outbound):
 
 def _can_be_stripped(answer: AnswerHead, reader: BodyReader) -> bool:
     """Whether usage can be taken out on the way: a stream, uncompressed, whose head promises no length."""
-    found = {name: value for name, value, _ in answer.lines}
+    found = {line.name: line.value for line in answer.lines}
     stream = found.get(b"content-type", b"").lower().startswith(b"text/event-stream")
     return stream and (reader.chunked or reader.until_close) and b"content-encoding" not in found

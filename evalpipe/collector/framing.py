@@ -13,8 +13,8 @@ _CHUNKED_REQUEST = b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n"
 class BodyReader:
     """Splits what arrives into the body's own bytes and what follows it.
 
-    `take(data)` → (framed, payload, rest): the bytes of this body with their chunk framing, the payload pieces in them,
-    and the bytes after the body's end (b"" while it goes on). `done` once the end was seen.
+    `take(data)` → (framed, payload, rest): the bytes of this body with their chunk framing, the payload in them, and the
+    bytes after the body's end (b"" while it goes on). `done` once the end was seen.
     """
 
     __slots__ = ("_chunks", "_left", "done", "until_close")
@@ -29,21 +29,23 @@ class BodyReader:
     def chunked(self) -> bool:
         return self._chunks is not None
 
-    def take(self, data: bytes) -> tuple[bytes, list[bytes], bytes]:
+    def take(self, data: bytes) -> tuple[bytes, bytes, bytes]:
         if self._chunks is not None:
             return self._take_chunked(self._chunks, data)
         if self.until_close:
-            return data, [data], b""
+            return data, data, b""
         n = len(data)
-        if n < self._left:
-            self._left -= n
-            return data, [data], b""
-        left, self._left, self.done = self._left, 0, True
+        left = self._left
+        if n < left:
+            self._left = left - n
+            return data, data, b""
+        self._left, self.done = 0, True
         if n == left:
-            return data, [data], b""
-        return data[:left], [data[:left]], data[left:]
+            return data, data, b""
+        framed = data[:left]
+        return framed, framed, data[left:]
 
-    def _take_chunked(self, chunks: _Chunks, data: bytes) -> tuple[bytes, list[bytes], bytes]:
+    def _take_chunked(self, chunks: _Chunks, data: bytes) -> tuple[bytes, bytes, bytes]:
         start = 0
         for end in _possible_ends(data):
             chunks.feed(data[start:end] if start or end < len(data) else data)
@@ -51,7 +53,8 @@ class BodyReader:
             if chunks.done:
                 break
         self.done = chunks.done
-        payload, chunks.payload = chunks.payload, []
+        pieces, chunks.pieces = chunks.pieces, []
+        payload = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         return (data, payload, b"") if start == len(data) else (data[:start], payload, data[start:])
 
 
@@ -71,11 +74,11 @@ def _possible_ends(data: bytes) -> list[int]:
 class _Chunks:
     """llhttp on a chunked body."""
 
-    __slots__ = ("_parser", "done", "payload")
+    __slots__ = ("_parser", "done", "pieces")
 
     def __init__(self) -> None:
         self.done = False
-        self.payload: list[bytes] = []
+        self.pieces: list[bytes] = []
         self._parser = httptools.HttpRequestParser(self)
         self._parser.feed_data(_CHUNKED_REQUEST)
 
@@ -86,7 +89,7 @@ class _Chunks:
             raise HeadError(400, f"malformed chunked body: {error}") from None
 
     def on_body(self, data: bytes) -> None:
-        self.payload.append(data)
+        self.pieces.append(data)
 
     def on_message_complete(self) -> None:
         self.done = True

@@ -7,12 +7,11 @@ import hmac
 from base64 import b64decode
 from collections.abc import Sequence
 
-from evalpipe.collector.heads import Line
+from evalpipe.collector.heads import OWN_ROUTES, Line
 from evalpipe.collector.settings import CollectorSettings
 
 _OPEN_ROUTES = (b"/_evalpipe/health", b"/_evalpipe/ready")
 """load balancers and kubelets hold no token"""
-_OWN_ROUTES = b"/_evalpipe/"
 
 
 class Guard:
@@ -27,14 +26,16 @@ class Guard:
         token = settings.client_token
         self._token = None if token is None else token.value.encode()
         self._holds_key = settings.control.api_key is not None
+        self.is_on = token is not None
 
     def refusal(self, target: bytes, lines: Sequence[Line]) -> tuple[int, str] | None:
         """(status, message) where the request must not pass."""
         if self._token is None or target.partition(b"?")[0] in _OPEN_ROUTES:
             return None
-        in_key_headers = self._holds_key or target.startswith(_OWN_ROUTES)
+        in_key_headers = self._holds_key or target.startswith(OWN_ROUTES)
         allowed = False
-        for name, value, _ in lines:
+        for line in lines:
+            name, value = line.name, line.value
             if name == b"x-evalpipe-token" or (in_key_headers and name == b"x-api-key"):
                 allowed |= hmac.compare_digest(value, self._token)
             elif in_key_headers and name == b"authorization":

@@ -6,16 +6,19 @@ signed or conflicting lengths. What is here only reads lines that passed it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import Final
 
 import httptools
+import msgspec
 
 HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer transfer-encoding upgrade "
     b"http2-settings".split()
 )
 CREDENTIALS = frozenset(b"authorization x-api-key api-key x-goog-api-key".split())
-OWN_PREFIX = b"x-evalpipe-"
+OWN_PREFIX: Final = b"x-evalpipe-"
+OWN_ROUTES: Final = b"/_evalpipe/"
 
 LOGGED_REQUEST_HEADERS = frozenset(
     b"content-type content-encoding user-agent accept accept-encoding anthropic-version anthropic-beta openai-beta "
@@ -36,16 +39,40 @@ class HeadError(Exception):
         self.status = status
 
 
-HOP, CONNECTION, OWN, HOST, LENGTH, CODING, EXPECT, CREDENTIAL, LOGGED_REQUEST, LOGGED_ANSWER = (
-    1 << n for n in range(10)
-)
-"""roles of a header line, as bits"""
+# Roles of a header line, as bits.
+HOP: Final = 1
+CONNECTION: Final = 2
+OWN: Final = 4
+HOST: Final = 8
+LENGTH: Final = 16
+CODING: Final = 32
+EXPECT: Final = 64
+CREDENTIAL: Final = 128
+LOGGED_REQUEST: Final = 256
+LOGGED_ANSWER: Final = 512
+QUOTA: Final = 1024
+"""tells how much of a provider's limit is left"""
+EVENTS: Final = 2048
+"""the answer is an event stream"""
 
 
-class Line(tuple[bytes, bytes, bytes]):
-    """One header line: (name in lower case, value without surrounding blanks, the line as received)."""
+class Line:
+    """One header line: name in lower case, value without surrounding blanks, the line as received, its roles as bits."""
 
-    role: int = 0
+    __slots__ = ("_member", "name", "raw", "role", "value")
+
+    def __init__(self, name: bytes, value: bytes, raw: bytes, role: int) -> None:
+        self.name, self.value, self.raw, self.role = name, value, raw, role
+        self._member: bytes | None = None
+
+    @property
+    def member(self) -> bytes:
+        """As a member of a JSON object; rendered once, as lines repeat."""
+        member = self._member
+        if member is None:
+            name, value = str(self.name, "latin-1"), str(self.value, "latin-1")
+            member = self._member = msgspec.json.encode(name) + b":" + msgspec.json.encode(value)
+        return member
 
 
 _ROLES = {
@@ -55,36 +82,41 @@ _ROLES = {
     b"transfer-encoding": CODING,
     b"expect": EXPECT,
 }
-_KNOWN: dict[bytes, Line] = {}
+_KNOWN: Final[dict[bytes, Line]] = {}
 """Lines repeat from message to message: what they mean is remembered. In memory only; bounded."""
-_MAX_KNOWN = 8192
-_MAX_KNOWN_LENGTH = 256
+_MAX_KNOWN: Final = 8192
+_MAX_KNOWN_LENGTH: Final = 256
 
 
 def read_lines(head: bytes) -> tuple[bytes, list[Line], int]:
     """The first line, the header lines, and all their roles, of a head that llhttp accepted (its blank line included)."""
-    first, *raw_lines = head[:-4].split(b"\r\n")
-    known = _KNOWN
+    raw_lines: list[bytes] = head.split(b"\r\n")
     roles = 0
-    lines = []
-    for raw in raw_lines:
-        line = known.get(raw) or _learn(raw)
+    lines: list[Line] = []
+    for number in range(1, len(raw_lines) - 2):
+        raw = raw_lines[number]
+        line = _KNOWN.get(raw)
+        if line is None:
+            line = _learn(raw)
         roles |= line.role
         lines.append(line)
-    return first, lines, roles
+    return raw_lines[0], lines, roles
 
 
 def _learn(raw: bytes) -> Line:
     name, _, value = raw.partition(b":")
-    name = name.lower()
-    line = Line((name, value.strip(b" \t"), raw))
-    line.role = (
+    name, value = name.lower(), value.strip(b" \t")
+    is_quota = name.startswith(LOGGED_RESPONSE_PREFIXES)
+    role = (
         _ROLES.get(name, HOP if name in HOP_BY_HOP else 0)
         | (OWN if name.startswith(OWN_PREFIX) else 0)
         | (CREDENTIAL if name in CREDENTIALS else 0)
         | (LOGGED_REQUEST if name in LOGGED_REQUEST_HEADERS else 0)
-        | (LOGGED_ANSWER if name in LOGGED_RESPONSE_HEADERS or name.startswith(LOGGED_RESPONSE_PREFIXES) else 0)
+        | (LOGGED_ANSWER if name in LOGGED_RESPONSE_HEADERS or is_quota else 0)
+        | (QUOTA if is_quota else 0)
+        | (EVENTS if name == b"content-type" and value.lower().startswith(b"text/event-stream") else 0)
     )
+    line = Line(name, value, raw, role)
     if len(raw) <= _MAX_KNOWN_LENGTH:
         if len(_KNOWN) >= _MAX_KNOWN:
             _KNOWN.clear()
@@ -96,7 +128,7 @@ class _NoEvents:
     """A head alone is fed: nobody listens."""
 
 
-_no_events = _NoEvents()
+_no_events: Final = _NoEvents()
 
 
 def check_request(head: bytes) -> None:
@@ -129,21 +161,21 @@ _NOT_TO_BE_NAMED = frozenset((b"close", b"keep-alive", b"", b"host", b"content-l
 """tokens of Connection that drop no header: what tells where a message goes and ends stays, whoever names it"""
 
 
-def named_by_connection(lines: Iterable[Line]) -> frozenset[bytes]:
+def named_by_connection(lines: Sequence[Line]) -> frozenset[bytes]:
     """Headers that the Connection header makes hop-by-hop."""
     names: set[bytes] = set()
-    for name, value, _ in lines:
-        if name == b"connection":
-            names.update(token.strip().lower() for token in value.split(b","))
+    for line in lines:
+        if line.role & CONNECTION:
+            names.update(token.strip().lower() for token in line.value.split(b","))
     return frozenset(names - _NOT_TO_BE_NAMED)
 
 
-def keeps_alive(lines: Iterable[Line], *, http10: bool) -> bool:
+def keeps_alive(lines: Sequence[Line], *, http10: bool) -> bool:
     """Whether the sender keeps the connection after this message (RFC 9112 9.3)."""
     tokens: set[bytes] = set()
-    for name, value, _ in lines:
-        if name == b"connection":
-            tokens.update(token.strip().lower() for token in value.split(b","))
+    for line in lines:
+        if line.role & CONNECTION:
+            tokens.update(token.strip().lower() for token in line.value.split(b","))
     return b"close" not in tokens and (not http10 or b"keep-alive" in tokens)
 
 
@@ -157,18 +189,18 @@ class AnswerHead:
         self.first, self.lines, self.roles = read_lines(raw)
 
 
-CHUNKED = -1
-UNTIL_CLOSE = -2
+CHUNKED: Final = -1
+UNTIL_CLOSE: Final = -2
 
 
-def request_length(lines: Iterable[Line]) -> int:
+def request_length(lines: Sequence[Line]) -> int:
     """Body length of a request, or CHUNKED (RFC 9112 6.3)."""
     length = 0
-    for name, value, _ in lines:
-        if name == b"content-length":
-            length = int(value)
-        elif name == b"transfer-encoding":
-            if value.lower() != b"chunked":
+    for line in lines:
+        if line.role & LENGTH:
+            length = int(line.value)
+        elif line.role & CODING:
+            if line.value.lower() != b"chunked":
                 raise HeadError(501, "only the chunked transfer encoding is understood")
             return CHUNKED
     return length
@@ -176,22 +208,23 @@ def request_length(lines: Iterable[Line]) -> int:
 
 def response_length(answer: AnswerHead, *, head_request: bool) -> int:
     """Body length of an answer, or CHUNKED, or UNTIL_CLOSE (RFC 9112 6.3)."""
-    if head_request or answer.status in {204, 304} or answer.status < 200:
+    status = answer.status
+    if head_request or status == 204 or status == 304 or status < 200:
         return 0
     length = UNTIL_CLOSE
     for line in answer.lines:
         if line.role & CODING:
-            if line[1].lower() != b"chunked":
+            if line.value.lower() != b"chunked":
                 raise HeadError(502, "the server used a transfer encoding other than chunked")
             return CHUNKED
         if line.role & LENGTH:
-            length = int(line[1])
+            length = int(line.value)
     return length
 
 
-def logged(lines: Iterable[Line], role: int) -> dict[str, str]:
+def logged(lines: Sequence[Line], role: int) -> dict[str, str]:
     """The headers that may be written to the spool: those of `role`, LOGGED_REQUEST or LOGGED_ANSWER."""
-    return {str(line[0], "latin-1"): str(line[1], "latin-1") for line in lines if line.role & role}
+    return {str(line.name, "latin-1"): str(line.value, "latin-1") for line in lines if line.role & role}
 
 
 def target_path(target: bytes) -> bytes:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from evalpipe.collector.heads import LOGGED_ANSWER, AnswerHead, logged
+from typing import Final
+
+from evalpipe.collector.heads import EVENTS, LOGGED_ANSWER, AnswerHead, logged
 from evalpipe.core.spool import Body
 
-MAX_MARKS = 64
+MAX_MARKS: Final = 64
 
 
 class KeptBody:
@@ -18,22 +20,21 @@ class KeptBody:
         self._pieces: list[bytes] = []
         self.n_dropped = 0
 
-    def add(self, pieces: list[bytes]) -> None:
-        for piece in pieces:
-            n = len(piece)
-            if n <= self._left:
-                self._pieces.append(piece)
-                self._left -= n
-            else:
-                self._pieces.append(piece[: self._left])
-                self.n_dropped += n - self._left
-                self._left = 0
+    def add(self, piece: bytes) -> None:
+        n = len(piece)
+        left = self._left
+        if n > left:
+            self.n_dropped += n - left
+            piece, n = piece[:left], left
+        self._left = left - n
+        self._pieces.append(piece)
 
     @property
     def data(self) -> bytes:
-        if len(self._pieces) == 1:
-            return self._pieces[0]
-        data = b"".join(self._pieces)
+        pieces = self._pieces
+        if len(pieces) == 1:
+            return pieces[0]
+        data = b"".join(pieces)
         self._pieces = [data]
         return data
 
@@ -43,33 +44,49 @@ class KeptBody:
         return Body.of(data, n_dropped_bytes=self.n_dropped) if data or self.n_dropped else _EMPTY
 
 
-_EMPTY = Body()
+_EMPTY: Final = Body()
 
 
 class KeptAnswer:
     """An answer's status, allowed headers, body, and arrival marks of the first pieces of a stream."""
 
-    __slots__ = ("headers", "kept", "marks", "n_bytes", "status", "streamed")
+    __slots__ = ("head", "kept", "marks", "n_bytes", "streamed")
 
     def __init__(self, head: AnswerHead, limit: int) -> None:
-        self.status = head.status
-        self.headers = logged(head.lines, LOGGED_ANSWER) if head.roles & LOGGED_ANSWER else {}
-        self.streamed = self.headers.get("content-type", "").startswith("text/event-stream")
+        self.head = head
+        self.streamed = (head.roles & EVENTS) != 0
         self.kept = KeptBody(limit)
         self.marks: list[tuple[int, float]] = []
         self.n_bytes = 0
 
-    def add(self, payload: list[bytes], at_ms: float) -> None:
+    def add(self, payload: bytes, at_ms: float) -> None:
         self.kept.add(payload)
         if self.streamed and len(self.marks) < MAX_MARKS:
-            self.n_bytes += sum(map(len, payload))
+            self.n_bytes += len(payload)
             self.marks.append((self.n_bytes, round(at_ms, 3)))
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers that may be written to the spool."""
+        return logged(self.head.lines, LOGGED_ANSWER) if self.head.roles & LOGGED_ANSWER else {}
+
+    @property
+    def headers_json(self) -> bytes:
+        """The same, as JSON."""
+        if not self.head.roles & LOGGED_ANSWER:
+            return b"{}"
+        return b"{" + b",".join([line.member for line in self.head.lines if line.role & LOGGED_ANSWER]) + b"}"
+
+    @property
+    def first_token_ms(self) -> float | None:
+        """When the first piece of a stream came, after the request was sent; None where nothing was streamed."""
+        return self.marks[0][1] if self.marks else None
 
 
 def http_outcome(ended: str, status: int | None) -> str:
     """The outcome as far as HTTP alone tells; refusals and the like are read from the bodies when the log is loaded."""
-    if ended in {"complete", "closed_by_upstream"}:
+    if ended == "complete" or ended == "closed_by_upstream":
         return "ok" if status is not None and status < 400 else "http_error"
-    if ended in {"timeout", "client_closed"}:
+    if ended == "timeout" or ended == "client_closed":
         return ended
     return "unreadable" if ended == "cut" and status is not None and status < 400 else "http_error"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from evalpipe.collector.heads import (
     CHUNKED,
     EXPECT,
     HOST,
     LENGTH,
+    OWN_ROUTES,
     HeadError,
     Line,
     check_request,
@@ -23,16 +24,15 @@ from evalpipe.providers.base import ENDPOINTS
 if TYPE_CHECKING:
     from evalpipe.collector.arms import Assignment
     from evalpipe.collector.settings import Origin
-    from evalpipe.core.spool import RequestTemplate
+    from evalpipe.core.templates import RequestTemplate, ResponseTemplate
 
-_MAX_KNOWN = 2048
-_MAX_KNOWN_LENGTH = 4096
+_MAX_KNOWN: Final = 2048
+_MAX_KNOWN_LENGTH: Final = 4096
 _REFUSED_METHODS = frozenset((b"CONNECT", b"TRACE"))
 _ENDPOINTS = {path.encode(): name for path, name in ENDPOINTS.items()}
-_LENGTH_SPELLINGS = (b"\r\nContent-Length: ", b"\r\ncontent-length: ")
-_LENGTH_MARK = Line((b"content-length", b"", b"\0"))
+_LENGTH_SPELLINGS: Final = (b"\r\nContent-Length: ", b"\r\ncontent-length: ")
+_LENGTH_MARK: Final = Line(b"content-length", b"", b"\0", LENGTH)
 """stands where the length's line stood; no header line holds NUL"""
-_LENGTH_MARK.role = LENGTH
 
 
 class HeadFacts:
@@ -40,11 +40,13 @@ class HeadFacts:
 
     __slots__ = (
         "after",
+        "answer_templates",
         "assignment",
         "before",
         "endpoint",
         "expects",
         "http10",
+        "is_own",
         "keep",
         "lines",
         "method",
@@ -61,6 +63,7 @@ class HeadFacts:
         if n_hosts > 1 or (n_hosts == 0 and not self.http10):
             raise HeadError(400, "exactly one Host header is needed")
         self.target = target_path(target)
+        self.is_own = self.target.startswith(OWN_ROUTES)
         self.keep = keeps_alive(lines, http10=self.http10)
         self.expects = bool(roles & EXPECT)
         self.lines = lines
@@ -71,6 +74,8 @@ class HeadFacts:
         self.assignment: Assignment | None = None
         """where the head alone decides"""
         self.template: RequestTemplate | None = None
+        self.answer_templates: dict[str, ResponseTemplate] = {}
+        """by arm: an arm answers all requests of one endpoint in the same dialect"""
 
 
 class KnownHeads:
@@ -78,7 +83,8 @@ class KnownHeads:
 
     def __init__(self, origin: Origin, key_line: bytes) -> None:
         self._origin, self._key_line = origin, key_line
-        self._known: dict[tuple[bytes, bool], HeadFacts] = {}
+        self._known: dict[bytes, HeadFacts] = {}
+        self._known_without_length: dict[bytes, HeadFacts] = {}
 
     def read(self, head: bytes) -> tuple[HeadFacts, int, bytes]:
         """(facts, length of the body or CHUNKED, the length's line as received with the CRLF before it).
@@ -86,14 +92,14 @@ class KnownHeads:
         Raises HeadError for a head that is not HTTP/1, or that a proxy must not pass on.
         """
         rest, length, length_line = _split_length(head)
-        key = (rest, length_line == b"")
-        facts = self._known.get(key)
+        known = self._known if length_line else self._known_without_length
+        facts = known.get(rest)
         if facts is None:
-            facts, length, length_line = self._learn(key, head, length, length_line)
+            facts, length, length_line = self._learn(known, rest, head, length, length_line)
         return facts, length, length_line
 
     def _learn(
-        self, key: tuple[bytes, bool], head: bytes, length: int, length_line: bytes
+        self, known: dict[bytes, HeadFacts], rest: bytes, head: bytes, length: int, length_line: bytes
     ) -> tuple[HeadFacts, int, bytes]:
         check_request(head)
         first, lines, roles = read_lines(head)
@@ -102,7 +108,7 @@ class KnownHeads:
         # Any other spelling of the length, or none: the same way, but a head with a strange spelling is not remembered.
         plain = (found == length and len(lengths) == (length_line != b"")) and found != CHUNKED
         if lengths:
-            length_line = b"\r\n" + lines[lengths[0]][2]
+            length_line = b"\r\n" + lines[lengths[0]].raw
             lines = [_LENGTH_MARK if number == lengths[0] else line for number, line in enumerate(lines)]
         facts = HeadFacts(first, [line for line in lines if not line.role & LENGTH], roles)
         if facts.http10 and found == CHUNKED:
@@ -114,9 +120,9 @@ class KnownHeads:
         if lengths and not mark:  # nothing may drop it: what follows would be read as another request
             raise HeadError(400, "the length of the request is not clear")
         if plain and len(head) <= _MAX_KNOWN_LENGTH:
-            if len(self._known) >= _MAX_KNOWN:
-                self._known.clear()
-            self._known[key] = facts
+            if len(known) >= _MAX_KNOWN:
+                known.clear()
+            known[rest] = facts
         return facts, found, length_line
 
 

@@ -124,27 +124,55 @@ class _Series:
             self._counts, self._total, self.n = [0] * len(self._counts), 0.0, 0
 
 
+class Exchanges:
+    """The exchanges of one arm in one role: how they ended, how long they took."""
+
+    __slots__ = ("_durations", "_first_tokens", "_labels", "_outcomes")
+
+    def __init__(self, experiment: str, arm: str, role: str) -> None:
+        self._labels = (experiment, arm, role)
+        self._outcomes: dict[str, int] = {}
+        self._durations = _Series(DURATION.labels(*self._labels))
+        self._first_tokens: _Series | None = None
+
+    def observe(self, outcome: str, seconds: float, first_token_ms: float | None) -> None:
+        self._outcomes[outcome] = self._outcomes.get(outcome, 0) + 1
+        self._durations.observe(seconds)
+        if first_token_ms is not None:
+            if self._first_tokens is None:
+                self._first_tokens = _Series(FIRST_TOKEN.labels(*self._labels))
+            self._first_tokens.observe(first_token_ms / 1000)
+
+    def flush(self) -> None:
+        for outcome, n in self._outcomes.items():
+            REQUESTS.labels(*self._labels, outcome).inc(n)
+        self._outcomes.clear()
+        self._durations.flush()
+        if self._first_tokens is not None:
+            self._first_tokens.flush()
+
+
 class Metrics:
     """What one process counts. What comes with every exchange is kept here and flushed a few times a second."""
 
     def __init__(self, experiment: str, process: str) -> None:
         self._experiment, self._process = experiment, process
         self._amounts: dict[tuple[Counter, tuple[str, ...]], float] = {}
-        self._durations: dict[tuple[str, str], _Series] = {}
-        self._first_tokens: dict[tuple[str, str], _Series] = {}
+        self._exchanges: dict[str, Exchanges] = {}
         self._overhead = _Series(OVERHEAD)
 
-    def exchange(self, arm: str, role: str, outcome: str, seconds: float, first_token_ms: float | None) -> None:
-        self._add(REQUESTS, (arm, role, outcome), 1)
-        duration = self._durations.get((arm, role))
-        if duration is None:
-            duration = self._durations[arm, role] = _Series(DURATION.labels(self._experiment, arm, role))
-        duration.observe(seconds)
-        if first_token_ms is not None:
-            first = self._first_tokens.get((arm, role))
-            if first is None:
-                first = self._first_tokens[arm, role] = _Series(FIRST_TOKEN.labels(self._experiment, arm, role))
-            first.observe(first_token_ms / 1000)
+    def served(self, arm: str) -> Exchanges:
+        return self._of(arm, "served")
+
+    def copies(self) -> Exchanges:
+        return self._of("treatment", "shadow")
+
+    def _of(self, arm: str, role: str) -> Exchanges:
+        key = f"{arm}/{role}"
+        found = self._exchanges.get(key)
+        if found is None:
+            found = self._exchanges[key] = Exchanges(self._experiment, arm, role)
+        return found
 
     def _add(self, counter: Counter, labels: tuple[str, ...], amount: float) -> None:
         key = (counter, labels)
@@ -156,11 +184,8 @@ class Metrics:
             counter.labels(self._experiment, *labels).inc(amount)
         self._amounts.clear()
         self._overhead.flush()
-        for series in (*self._durations.values(), *self._first_tokens.values()):
-            series.flush()
-
-    def served(self, arm: str, outcome: str, seconds: float, first_token_ms: float | None) -> None:
-        self.exchange(arm, "served", outcome, seconds, first_token_ms)
+        for exchanges in self._exchanges.values():
+            exchanges.flush()
 
     def overhead(self, seconds: float) -> None:
         self._overhead.observe(seconds)

@@ -12,8 +12,10 @@ import re
 from collections import deque
 from collections.abc import Mapping
 from time import perf_counter, time
+from typing import Final
 
-from evalpipe.collector.copies import Copy
+from evalpipe.collector.copies import Copy, render_copy_head
+from evalpipe.collector.heads import QUOTA
 from evalpipe.collector.kept import http_outcome
 from evalpipe.collector.metrics import Metrics
 from evalpipe.collector.pricing import Pricer
@@ -24,6 +26,7 @@ from evalpipe.collector.spooling import SpoolWriter
 from evalpipe.collector.upstream import Pool
 from evalpipe.core.identity import conversation_id, in_treatment
 from evalpipe.core.spool import Body, RequestRecord, ResponseRecord, ShadowRecord, render_record
+from evalpipe.core.templates import ResponseTemplate, render_body
 from evalpipe.core.treatment_state import Place
 from evalpipe.providers.base import NotShadowableError, OutgoingRequest
 from evalpipe.providers.registry import read_request
@@ -31,15 +34,8 @@ from evalpipe.providers.translation.request import render_treatment_request
 
 _SAMPLING_SALT = "evalpipe-shadow"
 """sampling is independent of the assignment's salt: a sampled conversation is no likelier in one arm"""
+_MAX_HEADS: Final = 256
 _MAX_TOKENS = re.compile(rb'"max_(?:completion_|output_)?tokens"\s*:\s*([0-9]{1,9})')
-
-
-class _Waiting:
-    __slots__ = ("outgoing", "place", "received_at", "request_id", "size")
-
-    def __init__(self, record: RequestRecord, place: Place | None, outgoing: OutgoingRequest) -> None:
-        self.request_id, self.received_at = record.request_id, record.received_at
-        self.place, self.outgoing, self.size = place, outgoing, len(outgoing.body)
 
 
 class Mirror:
@@ -64,10 +60,19 @@ class Mirror:
         self._arm = settings.treatment
         self._key_line = self._arm.key_line
         self.shares_quota = pool.origin == settings.control.origin
-        self._queue: deque[_Waiting] = deque()
-        self._queued: dict[str, _Waiting] = {}
+        self._queue: deque[Copy] = deque()
+        self._queued: dict[str, Copy] = {}
         self._queued_bytes = 0
         self._flying: set[Copy] = set()
+        self._answered: list[bytes] = []
+        """records of answers, to be written at the end of the turn"""
+        self._in_turn = False
+        self._heads: dict[tuple[str, ...], bytes] = {}
+        self._templates: dict[str, ResponseTemplate] = {}
+        self._exchanges = metrics.copies()
+        self._concurrency: int = settings.shadow_concurrency
+        self._max_queue: int = settings.shadow_queue
+        self._max_queue_bytes: int = settings.shadow_queue_bytes
         self._hold_until = 0.0
         self._reserved_usd = 0.0
         self.spent_usd = spent_usd
@@ -99,20 +104,20 @@ class Mirror:
         except NotShadowableError as error:
             self._decide(record.request_id, "not_shadowable", error.reason)
             return
-        waiting = _Waiting(record, place, outgoing)
-        self._queue.append(waiting)
-        self._queued[record.request_id] = waiting
-        self._queued_bytes += len(outgoing.body)
-        self._pump()
-        settings = self._settings
-        while len(self._queue) > settings.shadow_queue or self._queued_bytes > settings.shadow_queue_bytes:
+        copy = Copy(record, place, outgoing, max_bytes=self._settings.max_logged_bytes, on_end=self._ended)
+        self._queue.append(copy)
+        self._queued[copy.request_id] = copy
+        self._queued_bytes += len(copy.request_body)
+        self._turn_soon()
+        room = max(0, self._concurrency - len(self._flying))  # those leave the queue at the end of this turn
+        while len(self._queue) > self._max_queue + room or self._queued_bytes > self._max_queue_bytes:
             self._shed(self._pop().request_id, "queue_full")
 
     def located(self, request_id: str, place: Place) -> None:
         """Where a request that came through memory is recorded."""
-        waiting = self._queued.get(request_id)
-        if waiting is not None:
-            waiting.place = place
+        copy = self._queued.get(request_id)
+        if copy is not None:
+            copy.place = place
 
     def lost(self, request_id: str, reason: str) -> None:
         """A request whose original is gone: it cannot be copied any more."""
@@ -120,7 +125,8 @@ class Mirror:
 
     def saw(self, record: ResponseRecord) -> None:
         """A served answer's quota headers are heeded where the arms share a limit."""
-        self._heed(record.status, record.headers)
+        if record.headers:
+            self._heed(record.status, record.headers)
 
     # --- deciding
 
@@ -135,44 +141,71 @@ class Mirror:
             conversation = conversation_id(view.system_text, view.first_user_message) if known else record.request_id
         return in_treatment(_SAMPLING_SALT, conversation, percent)
 
-    def _decide(self, request_id: str, status: str, reason: str | None) -> bool:
+    def _decide(self, request_id: str, status: str, reason: str | None) -> None:
         self._metrics.shadow(status)
-        return self._writer.append_line(
-            render_record(
-                ShadowRecord(
-                    request_id=request_id, experiment=self._settings.experiment, status=status, at=time(), reason=reason
-                )
-            )
+        self._writer.append_line(self._render_decision(request_id, status, reason))
+
+    def _render_decision(self, request_id: str, status: str, reason: str | None) -> bytes:
+        experiment = self._settings.experiment
+        return render_record(
+            ShadowRecord(request_id=request_id, experiment=experiment, status=status, at=time(), reason=reason)
         )
 
     def _shed(self, request_id: str, reason: str) -> None:
         self._metrics.shed(reason)
         self._decide(request_id, "shed", reason)
 
-    def _pop(self) -> _Waiting:
-        waiting = self._queue.popleft()
-        del self._queued[waiting.request_id]
-        self._queued_bytes -= waiting.size
-        return waiting
+    def _pop(self) -> Copy:
+        copy = self._queue.popleft()
+        del self._queued[copy.request_id]
+        self._queued_bytes -= len(copy.request_body)
+        return copy
 
     # --- sending
 
-    def _pump(self) -> None:
-        """Send what may be sent now."""
-        while self._queue and len(self._flying) < self._settings.shadow_concurrency and time() >= self._hold_until:
-            waiting = self._pop()
-            copy = Copy(
-                waiting.request_id, waiting.outgoing, max_bytes=self._settings.max_logged_bytes, on_end=self._ended
-            )
-            if not self._reserve(copy):
-                self._shed(waiting.request_id, "budget")
-                continue
-            if not self._decide(waiting.request_id, "sampled", None):
+    def _turn_soon(self) -> None:
+        """What comes in together is written together."""
+        if not self._in_turn:
+            self._in_turn = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        """Write the answers that came, and send what may be sent now, each copy's decision written before it."""
+        self._in_turn = False
+        if self._answered:
+            answered, self._answered = self._answered, []
+            self._writer.append_lines(answered)
+        due: list[Copy] = []
+        room = self._concurrency - len(self._flying)
+        if self._queue and time() >= self._hold_until:
+            while self._queue and len(due) < room:
+                copy = self._pop()
+                if self._reserve(copy):
+                    due.append(copy)
+                else:
+                    self._shed(copy.request_id, "budget")
+        if due:
+            self._send(due)
+
+    def _send(self, due: list[Copy]) -> None:
+        decisions = [self._render_decision(copy.request_id, "sampled", None) for copy in due]
+        for copy, is_written in zip(due, self._writer.append_lines(decisions), strict=True):
+            self._metrics.shadow("sampled")
+            if is_written:
+                self._flying.add(copy)
+                copy.start(self._loop, self._pool, self._head_of(copy.outgoing))
+            else:
                 self._reserved_usd -= copy.reserved_usd
                 self._metrics.shed("unwritable")  # without its record a copy might be sent twice: it is not sent
-                continue
-            self._flying.add(copy)
-            copy.start(self._loop, self._pool, self._key_line)
+
+    def _head_of(self, outgoing: OutgoingRequest) -> bytes:
+        key = (outgoing.path, *outgoing.headers.values())
+        head = self._heads.get(key)
+        if head is None:
+            if len(self._heads) >= _MAX_HEADS:
+                self._heads.clear()
+            head = self._heads[key] = render_copy_head(outgoing, self._pool.origin, self._key_line)
+        return head
 
     def _reserve(self, copy: Copy) -> bool:
         budget = self._settings.shadow_budget_usd
@@ -191,7 +224,34 @@ class Mirror:
     def _ended(self, copy: Copy) -> None:
         self._flying.discard(copy)
         self._reserved_usd -= copy.reserved_usd
+        self._answered.append(self._render_answer(copy))
+        self._turn_soon()
         answer = copy.answer
+        status = None if answer is None else answer.head.status
+        outcome = http_outcome(copy.ended, status)
+        first_token_ms = None if answer is None else answer.first_token_ms
+        self._exchanges.observe(outcome, copy.latency_ms / 1000, first_token_ms)
+        if answer is not None and (status == 429 or answer.head.roles & QUOTA):
+            self._heed(status, answer.headers)
+
+    def _render_answer(self, copy: Copy) -> bytes:
+        """The record of a copy's answer; what it cost is booked."""
+        answer = copy.answer
+        endpoint: str = copy.outgoing.endpoint
+        is_plain = copy.ended == "complete" and self._redactor is None and self._settings.shadow_budget_usd is None
+        template = self._templates.get(endpoint) if is_plain else None
+        if template is not None and answer is not None:
+            return template.render(
+                copy.request_id,
+                copy.started_at,
+                copy.latency_ms,
+                copy.first_byte_ms,
+                answer.marks,
+                answer.head.status,
+                answer.headers_json,
+                render_body(answer.kept.data, answer.kept.n_dropped),
+                render_body(copy.request_body, 0),
+            )
         headers = {} if answer is None else answer.headers
         encoding = headers.get("content-encoding")
         failed = copy.ended not in {"complete", "closed_by_upstream"}
@@ -201,38 +261,33 @@ class Mirror:
             arm="treatment",
             role="shadow",
             provider=self._arm.provider,
-            endpoint=copy.outgoing.endpoint,
+            endpoint=endpoint,
             started_at=copy.started_at,
             ended=copy.ended,
             latency_ms=copy.latency_ms,
             first_byte_ms=copy.first_byte_ms,
             marks=[] if answer is None else answer.marks,
-            status=None if answer is None else answer.status,
+            status=None if answer is None else answer.head.status,
             headers=headers if self._redactor is None else self._redactor.headers(headers),
             body=self._for_disk(Body() if answer is None else answer.kept.body, encoding),
-            sent=self._for_disk(Body.of(copy.outgoing.body), None),
+            sent=self._for_disk(Body.of(copy.request_body), None),
             error_type=copy.ended if failed else None,
             error_message=copy.message or None,
             timeout_ms=copy.timeout_ms,
             infrastructure_usd=self._arm.infrastructure_usd,
         )
-        self._writer.append_line(render_record(record))
+        if is_plain and not copy.message:
+            self._templates[endpoint] = ResponseTemplate(record)
         if self._settings.shadow_budget_usd is not None:
             cost = self._pricer.cost(self._pricer.read(record), self._arm)
             # An answer that does not tell its usage may still have been billed: what was reserved counts then.
             self.spent_usd += copy.reserved_usd if cost is None else cost + self._arm.infrastructure_usd
-        first_token_ms = answer.marks[0][1] if answer is not None and answer.marks else None
-        outcome = http_outcome(copy.ended, record.status)
-        self._metrics.exchange("treatment", "shadow", outcome, copy.latency_ms / 1000, first_token_ms)
-        self._heed(record.status, headers)
-        self._pump()
+        return render_record(record)
 
     def _for_disk(self, body: Body, encoding: str | None) -> Body:
         return body if self._redactor is None else self._redactor.body(body, encoding)
 
     def _heed(self, status: int | None, headers: Mapping[str, str]) -> None:
-        if not headers:
-            return
         pause = pause_s(status, headers, time())
         if pause:
             self._hold_until = max(self._hold_until, time() + pause)
@@ -247,23 +302,23 @@ class Mirror:
         oldest = time() - self._settings.shadow_queue_age_s
         while self._queue and self._queue[0].received_at < oldest:
             self._shed(self._pop().request_id, "too_old")
-        self._pump()
+        self._turn()
 
     @property
     def fullness(self) -> float:
         """Of the queue, 1 where no more should be taken: what waits in the spool costs nothing, and grows too old there too."""
-        settings = self._settings
-        return max(len(self._queue) / settings.shadow_queue, self._queued_bytes / settings.shadow_queue_bytes)
+        return max(len(self._queue) / self._max_queue, self._queued_bytes / self._max_queue_bytes)
 
     @property
     def is_idle(self) -> bool:
-        return not self._queue and not self._flying
+        return not self._queue and not self._flying and not self._answered
 
     def shed_queue(self, reason: str) -> None:
         """At the end: what has not been sent will not be."""
+        self._turn()
         while self._queue:
             self._shed(self._pop().request_id, reason)
 
     def waiting(self) -> list[Place]:
         """Where the requests that wait are recorded."""
-        return [waiting.place for waiting in self._queue if waiting.place is not None]
+        return [copy.place for copy in self._queue if copy.place is not None]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from time import perf_counter, time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from evalpipe.collector.server import Client, Request
     from evalpipe.collector.worker import Worker
 
-_MAX_UNSENT = 256 << 10
+_MAX_UNSENT: Final = 256 << 10
 """request bytes held while the arm's connection is made; then the client is no longer read"""
 
 
-class Outbound(ABC):
+class Outbound(AnswerSink):
     """The half of a flight that deals with the request."""
 
     sent_body: bytes | None = None
@@ -40,6 +40,7 @@ class Outbound(ABC):
     _ended = False
     _upstream: Upstream | None = None
     _connecting: asyncio.Task[None] | None = None
+    _unsent: list[bytes] | None = None
     _resend: list[bytes] | None = None
     """what went out over a kept connection, until the server shows that it took it"""
     _request_done = False
@@ -54,18 +55,14 @@ class Outbound(ABC):
         self.endpoint = facts.endpoint
         self.head_request = facts.method == b"HEAD"
         self.request_id = worker.new_request_id()
-        self.arm: ArmSettings = worker.settings.control
-        self.kept_request = KeptBody(worker.settings.max_logged_bytes)
+        self.arm: ArmSettings = worker.control
+        self.pool: Pool = worker.control_pool
+        self.kept_request = KeptBody(worker.max_logged_bytes)
         self.arrived = perf_counter()
-        self._unsent: list[bytes] = []
 
     @abstractmethod
     def _end_without_answer(self, status: int, ended: str, message: str) -> None:
         """The arm gives no answer: the client gets one of ours."""
-
-    @abstractmethod
-    def _sink(self) -> AnswerSink:
-        """Who receives the answer."""
 
     def start(self, *, body_follows: bool) -> None:
         """The head is in, the body comes. `body_follows`: some of it is handed over right after this call."""
@@ -73,28 +70,28 @@ class Outbound(ABC):
             if self.request.facts.expects:
                 self.client.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         elif self._choose(None):
-            self._send(self._render_head(), flush=not body_follows)
+            self._send(self._render_head(b""), flush=not body_follows)
 
     def whole(self, body: bytes) -> None:
         """All of the request is in."""
         self._request_done = True
         self._n_request_bytes = len(body)
         if self.endpoint is not None and body:
-            self.kept_request.add([body])
+            self.kept_request.add(body)
         if self._waits_for_body:
             self._send_whole()
         elif self._choose(None):
-            self._send(self._render_head() + body, flush=True)
+            self._send(self._render_head(body), flush=True)
             self._request_ended()
 
     @property
     def _waits_for_body(self) -> bool:
         return self.worker.needs_body and self.endpoint is not None
 
-    def request_body(self, payload: list[bytes], n_framed: int, done: bool) -> None:
+    def request_body(self, payload: bytes, n_framed: int, done: bool) -> None:
         """Pieces of the request's body as they come; `n_framed` counts chunk framing and trailers too."""
         self._n_request_bytes += n_framed
-        if self._n_request_bytes > self.worker.settings.max_body_bytes:
+        if self._n_request_bytes > self.worker.max_body_bytes:
             raise HeadError(413, "the request body is too large")
         if self.endpoint is not None:
             self.kept_request.add(payload)
@@ -104,10 +101,10 @@ class Outbound(ABC):
                 self._send_whole()
             return
         if self.request.length == CHUNKED:
-            framed = b"".join([b"%x\r\n%b\r\n" % (len(piece), piece) for piece in payload])
+            framed = b"%x\r\n%b\r\n" % (len(payload), payload) if payload else b""
             self._send(framed + b"0\r\n\r\n" if done else framed, flush=True)
         else:
-            self._send(payload[0] if len(payload) == 1 else b"".join(payload), flush=True)
+            self._send(payload, flush=True)
         if done:
             self._request_ended()
 
@@ -125,8 +122,11 @@ class Outbound(ABC):
                 self._end_without_answer(error.status, "refused", str(error))
                 return False
         self.assignment = assignment
-        self.arm = self.worker.arms[assignment.arm]
-        self.request_id += "c" if assignment.arm == "control" else "t"
+        if assignment.arm == "control":
+            self.request_id += "c"
+        else:
+            self.request_id += "t"
+            self.arm, self.pool = self.worker.arms[assignment.arm], self.worker.pools[assignment.arm]
         return True
 
     def _assign(self, endpoint: str, body: bytes | None) -> Assignment:
@@ -170,8 +170,7 @@ class Outbound(ABC):
             written, self._stripper = asked, UsageStripper()
         if written != body:
             self.sent_body = written
-        self._send(self._render_head(len(written)), flush=False)
-        self._send(written, flush=True)
+        self._send(self._render_written_head(len(written)) + written, flush=True)
         self._request_ended()
 
     def _send_to_treatment(self, outgoing: OutgoingRequest, body: bytes) -> None:
@@ -186,55 +185,71 @@ class Outbound(ABC):
                 http10=self.request.facts.http10,
                 head_lines=self.worker.own_lines(self),
             )
-        self._send(render_outgoing_head(outgoing, self._request_head, self._pool.origin, key_line), flush=False)
-        self._send(outgoing.body, flush=True)
+        head = render_outgoing_head(outgoing, self._request_head, self.pool.origin, key_line)
+        self._send(head + outgoing.body, flush=True)
         self._request_ended()
 
-    def _render_head(self, whole_length: int | None = None) -> bytes:
+    def _render_head(self, body: bytes) -> bytes:
+        """The head of a request that is not written for the arm, and what there is of its body."""
         request = self.request
         facts = request.facts
-        if whole_length is None and self.arm is self.worker.settings.control:
-            return facts.before + request.length_line + facts.after
+        if self.pool is self.worker.control_pool:
+            return b"".join([facts.before, request.length_line, facts.after, body])
+        head = render_passed_head(
+            facts.method,
+            facts.target,
+            facts.lines,
+            self.pool.origin,
+            self.arm.key_line,
+            chunked=request.length == CHUNKED,
+        )
+        return head + body
+
+    def _render_written_head(self, length: int) -> bytes:
+        facts = self.request.facts
         return render_passed_head(
             facts.method,
             facts.target,
             facts.lines,
-            self._pool.origin,
+            self.pool.origin,
             self.arm.key_line,
-            chunked=request.length == CHUNKED,
-            whole_length=whole_length,
+            chunked=False,
+            whole_length=length,
             identity=self._stripper is not None,
         )
-
-    @property
-    def _pool(self) -> Pool:
-        return self.worker.pools[self.arm.arm]
 
     def _send(self, data: bytes, *, flush: bool) -> None:
         upstream = self._upstream
         if upstream is None and self._connecting is None and not self._ended:
-            upstream = self._pool.get()
+            upstream = self.pool.get()
             if upstream is None:
                 self._connecting = self.worker.loop.create_task(self._connect())
             else:
-                upstream.begin(self._sink())
+                upstream.begin(self)
                 self._upstream = upstream
                 self._resend = []
-        self._unsent.append(data)
         if self._resend is not None:
             self._resend.append(data)
             if self._n_request_bytes > _MAX_UNSENT:
                 self._resend = None
+        unsent = self._unsent
+        if unsent is not None:
+            unsent.append(data)
+        elif upstream is None or not flush:
+            self._unsent = unsent = [data]
         if not flush:
             return
-        if upstream is not None:
-            unsent, self._unsent = self._unsent, []
-            upstream.transport.write(unsent[0] if len(unsent) == 1 else b"".join(unsent))
-        elif sum(map(len, self._unsent)) > _MAX_UNSENT:
-            self.client.pause_upload()
+        if upstream is None:
+            if unsent is not None and sum(map(len, unsent)) > _MAX_UNSENT:
+                self.client.pause_upload()
+        elif unsent is None:
+            upstream.transport.write(data)
+        else:
+            self._unsent = None
+            upstream.transport.write(b"".join(unsent))
 
     async def _connect(self) -> None:
-        pool = self._pool
+        pool = self.pool
         authority = pool.origin.authority
         timeout_s = self.worker.settings.connect_timeout_s
         try:
@@ -248,12 +263,13 @@ class Outbound(ABC):
         if self._ended:
             pool.put(upstream)
             return
-        upstream.begin(self._sink())
+        upstream.begin(self)
         self._upstream = upstream
         upstream.request_sent = self._request_done
-        unsent, self._unsent = self._unsent, []
+        unsent, self._unsent = self._unsent, None
         self.client.resume_upload()
-        upstream.transport.write(b"".join(unsent))
+        if unsent is not None:
+            upstream.transport.write(b"".join(unsent))
 
     def send_again(self) -> bool:
         """A server may close a kept connection at any moment, also while a request is on its way to it (RFC 9112 9.3.1):

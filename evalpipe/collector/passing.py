@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from evalpipe.collector.heads import (
     CODING,
@@ -21,7 +21,7 @@ from evalpipe.collector.heads import (
 if TYPE_CHECKING:
     from evalpipe.collector.settings import Origin
 
-_DROPPED = HOP | CONNECTION | OWN
+_DROPPED: Final = HOP | CONNECTION | OWN
 
 
 def render_passed_head(
@@ -49,9 +49,9 @@ def render_passed_head(
         dropped |= LENGTH
     host = b"Host: " + origin.authority.encode("ascii")
     for line in lines:
-        name, _, raw = line
-        if line.role & dropped or name in named or (identity and name == b"accept-encoding"):
+        if line.role & dropped or line.name in named or (identity and line.name == b"accept-encoding"):
             continue
+        raw = line.raw
         if line.role & HOST:
             raw, host = host, b""
         head.append(raw)
@@ -72,10 +72,10 @@ def render_passed_head(
 def pass_answer_head(answer: AnswerHead, *, chunked: bool) -> bytes:
     """The answer's head for the client, without the blank line at its end. `chunked`: the framing passes as it is."""
     dropped = _DROPPED if chunked else _DROPPED | CODING
-    if not answer.roles & dropped and answer.raw.startswith(b"HTTP/1.1"):
+    if not answer.roles & dropped and answer.first.startswith(b"HTTP/1.1"):
         return answer.raw[:-2]
     named = named_by_connection(answer.lines)
     head = [b"HTTP/1.1" + answer.first[8:]]
-    head += [line[2] for line in answer.lines if not line.role & dropped and line[0] not in named]
+    head += [line.raw for line in answer.lines if not line.role & dropped and line.name not in named]
     head.append(b"")
     return b"\r\n".join(head)

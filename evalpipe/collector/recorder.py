@@ -10,6 +10,7 @@ import msgspec
 
 from evalpipe.collector.heads import LOGGED_REQUEST, logged
 from evalpipe.collector.kept import KeptAnswer, http_outcome
+from evalpipe.collector.metrics import Exchanges, Metrics
 from evalpipe.collector.settings import CollectorSettings
 from evalpipe.collector.spooling import SpoolWriter
 from evalpipe.core.identity import hash_unit
@@ -17,16 +18,14 @@ from evalpipe.core.spool import (
     Body,
     FeedbackRecord,
     RequestRecord,
-    RequestTemplate,
     ResponseRecord,
-    ResponseTemplate,
     ShadowRecord,
     render_record,
 )
+from evalpipe.core.templates import RequestTemplate, ResponseTemplate, render_body
 
 if TYPE_CHECKING:
     from evalpipe.collector.flight import Flight
-    from evalpipe.collector.metrics import Metrics
     from evalpipe.collector.originals import OriginalsOut
     from evalpipe.collector.outbound import Outbound
     from evalpipe.collector.redaction import Redactor
@@ -48,7 +47,7 @@ class Recorder:
     ) -> None:
         self._settings, self._writer, self._metrics = settings, writer, metrics
         self._redactor, self._originals = redactor, originals
-        self._templates: dict[tuple[str, str, str], ResponseTemplate] = {}
+        self._exchanges: dict[str, Exchanges] = {}
         self._unit_key = settings.unit_key.value.encode("latin-1")
 
     def request(self, flight: Outbound, *, whole: bool = True) -> None:
@@ -56,10 +55,13 @@ class Recorder:
         assignment = flight.assignment
         assert assignment is not None and flight.endpoint is not None
         facts = flight.request.facts
-        body = flight.kept_request.body
-        if facts.template is not None and whole:
-            self._writer.append_line(facts.template.render(flight.request_id, flight.started_at, body))
+        kept = flight.kept_request
+        template = facts.template
+        if template is not None and whole:
+            line = template.render(flight.request_id, flight.started_at, render_body(kept.data, kept.n_dropped))
+            self._writer.append_line(line)
             return
+        body = kept.body
         eligible = assignment.eligible and whole
         record = RequestRecord(
             request_id=flight.request_id,
@@ -105,11 +107,15 @@ class Recorder:
         assert assignment is not None and flight.endpoint is not None
         latency_ms = flight.latency_ms
         arm = flight.arm
-        first_token_ms = kept.marks[0][1] if kept is not None and kept.marks else None
-        self._metrics.served(arm.arm, http_outcome(ended, flight.status), latency_ms / 1000, first_token_ms)
-        answered_in = flight.answer_endpoint or flight.endpoint
+        name: str = arm.arm
+        exchanges = self._exchanges.get(name)
+        if exchanges is None:
+            exchanges = self._exchanges[name] = self._metrics.served(name)
+        first_token_ms = None if kept is None else kept.first_token_ms
+        exchanges.observe(http_outcome(ended, flight.status), latency_ms / 1000, first_token_ms)
+        templates = flight.request.facts.answer_templates
         is_plain = kept is not None and ended == "complete" and flight.sent_body is None and self._redactor is None
-        template = self._templates.get((arm.arm, answered_in, arm.provider)) if is_plain else None
+        template = templates.get(name) if is_plain else None
         if template is not None and kept is not None:
             self._writer.append_line(
                 template.render(
@@ -119,8 +125,9 @@ class Recorder:
                     flight.first_byte_ms,
                     kept.marks,
                     flight.status,
-                    kept.headers,
-                    kept.kept.body,
+                    kept.headers_json,
+                    render_body(kept.kept.data, kept.kept.n_dropped),
+                    b"",
                 )
             )
             return
@@ -140,7 +147,7 @@ class Recorder:
             arm=arm.arm,
             role="served",
             provider=arm.provider,
-            endpoint=answered_in,
+            endpoint=flight.answer_endpoint or flight.endpoint,
             started_at=flight.started_at,
             ended=ended,
             latency_ms=latency_ms,
@@ -156,7 +163,7 @@ class Recorder:
             infrastructure_usd=arm.infrastructure_usd,
         )
         if is_plain and message is None:
-            self._templates[arm.arm, answered_in, arm.provider] = ResponseTemplate(record)
+            templates[name] = ResponseTemplate(record)
         self._writer.append(record)
 
     def shadow(self, request_id: str, status: str, reason: str) -> None:

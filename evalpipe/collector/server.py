@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from evalpipe.collector.answers import render_answer, render_provider_error
 from evalpipe.collector.flight import Flight
@@ -14,11 +14,10 @@ if TYPE_CHECKING:
     from evalpipe.collector.known_heads import HeadFacts
     from evalpipe.collector.worker import Worker
 
-OWN_ROUTES = b"/_evalpipe/"
-_MAX_WAITING_BYTES = 256 << 10
+_MAX_WAITING_BYTES: Final = 256 << 10
 """pipelined bytes held while an answer is under way; then the client is no longer read"""
-_MAX_OWN_BODY = 64 << 10
-_LINGER_S = 2.0
+_MAX_OWN_BODY: Final = 64 << 10
+_LINGER_S: Final = 2.0
 
 
 class Request:
@@ -32,7 +31,9 @@ class Request:
         """set where the body comes in pieces"""
 
 
-class Client(asyncio.Protocol):
+class Client:
+    """An `asyncio.Protocol` in all but name (a compiled class has no interpreted base)."""
+
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self.transport: asyncio.Transport = cast(asyncio.Transport, None)
@@ -108,7 +109,7 @@ class Client(asyncio.Protocol):
                 continue
             end = data.find(b"\r\n\r\n", max(0, self._searched - 3)) + 4
             if end < 4:
-                if len(data) > self._worker.settings.max_head_bytes:
+                if len(data) > self._worker.max_head_bytes:
                     raise HeadError(431, "the request head is too large")
                 self._buffer, self._searched = data, len(data)
                 if self._head_since is None:
@@ -122,17 +123,17 @@ class Client(asyncio.Protocol):
     def _head(self, head: bytes, following: bytes) -> bytes:
         """Takes up the request; returns what follows it, or its body's first bytes where that is not whole yet."""
         worker = self._worker
-        settings = worker.settings
-        if len(head) > settings.max_head_bytes:
+        if len(head) > worker.max_head_bytes:
             raise HeadError(431, "the request head is too large")
         facts, length, length_line = worker.heads.read(head)
-        if length > settings.max_body_bytes:
+        if length > worker.max_body_bytes:
             raise HeadError(413, "the request body is too large")
-        refusal = worker.guard.refusal(facts.target, facts.lines)
-        if refusal is not None:
-            raise HeadError(*refusal)
+        if worker.guard.is_on:
+            refusal = worker.guard.refusal(facts.target, facts.lines)
+            if refusal is not None:
+                raise HeadError(refusal[0], refusal[1])
         request = Request(facts, length, length_line, keep=facts.keep and not worker.stopping)
-        is_own = facts.target.startswith(OWN_ROUTES)
+        is_own = facts.is_own
         if is_own and length > _MAX_OWN_BODY:
             raise HeadError(413, "the request body is too large")
         if 0 <= length <= len(following):
@@ -154,12 +155,12 @@ class Client(asyncio.Protocol):
             self.flight.start(body_follows=bool(following))
         return following
 
-    def _body(self, request: Request, reader: BodyReader, payload: list[bytes], n_framed: int) -> None:
+    def _body(self, request: Request, reader: BodyReader, payload: bytes, n_framed: int) -> None:
         done = reader.done
         if done:
             self._request = None
         if self._own_body is not None:
-            self._own_body += payload
+            self._own_body.append(payload)
             if sum(map(len, self._own_body)) > _MAX_OWN_BODY:
                 raise HeadError(413, "the request body is too large")
             if done:

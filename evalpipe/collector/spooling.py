@@ -59,16 +59,31 @@ class SpoolWriter:
 
     def append_line(self, line: bytes) -> bool:
         """One whole line, newline included. False: it was lost (and counted)."""
-        if self._fd is None and not self._reopened():
-            return False
+        if self._write(line):
+            return True
+        self.n_lost += 1
+        self._on_lost(self.last_error or "closed")
+        return False
+
+    def append_lines(self, lines: list[bytes]) -> list[bool]:
+        """Several lines with one write; which of them were written. Where they do not fit together each is tried alone."""
+        if len(lines) > 1 and self._write(b"".join(lines)):
+            return [True] * len(lines)
+        return [self.append_line(line) for line in lines]
+
+    def _write(self, data: bytes) -> bool:
+        """Whole lines; False: none of them was written."""
         fd = self._fd
-        assert fd is not None
+        if fd is None:
+            fd = self._reopened()
+            if fd is None:
+                return False
         try:
-            n_written = os.write(fd, line)
-            if n_written != len(line):  # a disk that fills up takes a part: take it back, so that lines stay whole
-                n_written += _write_rest(fd, line, n_written)
+            n_written = os.write(fd, data)
+            if n_written != len(data):  # a disk that fills up takes a part: take it back, so that lines stay whole
+                n_written += _write_rest(fd, data, n_written)
         except OSError as error:
-            self._failed(error)
+            self._failed(fd, error)
             return False
         self._size += n_written
         self._unsynced = True
@@ -123,43 +138,33 @@ class SpoolWriter:
     def _path(self) -> Path:
         return self._folder / f"{self._name}.{self._number:06d}.jsonl"
 
-    def _open_next(self) -> None:
+    def _open_next(self) -> int:
         self._number += 1
         # 0600 and O_EXCL: nobody else's file, whatever lies in the folder
         fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(fd, fcntl.LOCK_EX)
         self._fd, self._size, self._opened_at = fd, 0, self._clock()
+        return fd
 
-    def _reopened(self) -> bool:
+    def _reopened(self) -> int | None:
         now = self._clock()
-        if now >= self._retry_at:
-            self._retry_at = now + RETRY_S
-            try:
-                self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-                self._open_next()
-            except OSError as error:
-                self._lost(error)
-                return False
-            return True
-        self._count(self.last_error or "closed")
-        return False
-
-    def _failed(self, error: OSError) -> None:
-        assert self._fd is not None
+        if now < self._retry_at:
+            return None
+        self._retry_at = now + RETRY_S
         try:
-            os.ftruncate(self._fd, self._size)
-        except OSError:  # the broken line stays: leave this segment, so that no whole line is glued to it
-            _close(self._fd)
-            self._fd = None
-        self._lost(error)
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            return self._open_next()
+        except OSError as error:
+            self.last_error = error.strerror or str(error)
+            return None
 
-    def _lost(self, error: OSError) -> None:
+    def _failed(self, fd: int, error: OSError) -> None:
         self.last_error = error.strerror or str(error)
-        self._count(self.last_error)
-
-    def _count(self, reason: str) -> None:
-        self.n_lost += 1
-        self._on_lost(reason)
+        try:
+            os.ftruncate(fd, self._size)
+        except OSError:  # the broken line stays: leave this segment, so that no whole line is glued to it
+            _close(fd)
+            self._fd = None
 
 
 def _write_rest(fd: int, line: bytes, n_written: int) -> int:

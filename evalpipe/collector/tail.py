@@ -6,17 +6,18 @@ import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final
 
-_PIECE = 1 << 20
+_PIECE: Final = 1 << 20
 
 
-class TailedLine(NamedTuple):
-    segment: str
-    offset: int
-    """where the line begins"""
-    line: bytes
-    """without its newline"""
+class TailedLine:
+    """`offset`: where the line begins; `line`: without its newline."""
+
+    __slots__ = ("line", "offset", "segment")
+
+    def __init__(self, segment: str, offset: int, line: bytes) -> None:
+        self.segment, self.offset, self.line = segment, offset, line
 
 
 class _Segment:

@@ -23,7 +23,7 @@ _RETURNED = frozenset(b"retry-after retry-after-ms x-should-retry".split())
 
 def say_to_treatment(arm: ArmSettings, head: RequestHead, body: bytes) -> OutgoingRequest:
     """The request the treatment arm gets. Raises NotShadowableError where there is no faithful one."""
-    headers = {str(name, "latin-1"): str(value, "latin-1") for name, value, _ in head.lines}
+    headers = {str(line.name, "latin-1"): str(line.value, "latin-1") for line in head.lines}
     return render_treatment_request(
         head.endpoint,
         body,
@@ -45,7 +45,7 @@ def render_outgoing_head(outgoing: OutgoingRequest, head: RequestHead, origin: O
         b"Content-Length: %d" % len(outgoing.body),
     ]
     if outgoing.endpoint == head.endpoint:
-        lines += [raw for name, _, raw in head.lines if name in _CARRIED]
+        lines += [line.raw for line in head.lines if line.name in _CARRIED]
     else:
         lines.append(b"Accept-Encoding: identity")  # what is translated must be read
     if key_line:
@@ -79,9 +79,9 @@ class TranslatedAnswer:
 
     def head(self, status: int, lines: list[Line], *, keep: bool) -> bytes:
         """What the client gets when the arm's head is in: its own head where the answer is streamed, else nothing yet."""
-        headers = {str(name, "latin-1"): str(value, "latin-1") for name, value, _ in lines}
+        headers = {str(line.name, "latin-1"): str(line.value, "latin-1") for line in lines}
         self._status, self._content_type, self.streamed = self._translator.head(status, headers)
-        self._returned = [raw for name, _, raw in lines if name in _RETURNED]
+        self._returned = [line.raw for line in lines if line.name in _RETURNED]
         if not self.streamed:
             return b""
         self.head_sent = True

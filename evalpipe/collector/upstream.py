@@ -6,43 +6,56 @@ import asyncio
 import select
 import ssl
 import traceback
-from collections import deque
-from typing import Protocol, cast
+from abc import ABC, abstractmethod
+from typing import Final, cast
 
 from evalpipe.collector.framing import BodyReader
 from evalpipe.collector.heads import CONNECTION, AnswerHead, HeadError, check_response, keeps_alive, response_length
 from evalpipe.collector.settings import Origin
 
-MAX_HEAD_BYTES = 256 << 10
-_CHECK_AFTER_S = 0.5
+MAX_HEAD_BYTES: Final = 256 << 10
+_CHECK_AFTER_S: Final = 0.5
 """a connection idle for longer is asked whether the server has closed it before it is used again"""
 
 
-class AnswerSink(Protocol):
+class AnswerSink(ABC):
     """Who receives an answer. `interim` and `head` come before `body`; exactly one of `lost` or a `body` with done."""
 
-    head_request: bool
+    head_request: bool = False
 
-    def interim(self, head: bytes) -> None: ...
+    @abstractmethod
+    def interim(self, head: bytes) -> None:
+        """An informational answer before the answer."""
 
+    @abstractmethod
     def head(self, answer: AnswerHead, reader: BodyReader, *, last: bool, followed: bool) -> None:
         """`last`: the answer has no body, this is all of it. `followed`: `body` is called at once with what came along."""
 
-    def body(self, framed: bytes, payload: list[bytes], *, last: bool) -> None: ...
+    @abstractmethod
+    def body(self, framed: bytes, payload: bytes, *, last: bool) -> None:
+        """A piece of the answer's body: with its chunk framing, and without it."""
 
-    def lost(self, ended: str, message: str) -> None: ...
+    @abstractmethod
+    def lost(self, ended: str, message: str) -> None:
+        """There is no more of it."""
 
+    @abstractmethod
     def send_again(self) -> bool:
         """The server closed a connection it had kept open before it took this request: no byte of an answer came.
         Whether the request is on its way again, over a new connection."""
 
-    def pause_sending(self) -> None: ...
+    @abstractmethod
+    def pause_sending(self) -> None:
+        """The server takes the request more slowly than it is sent."""
 
-    def resume_sending(self) -> None: ...
+    @abstractmethod
+    def resume_sending(self) -> None:
+        """See `pause_sending`."""
 
 
-class Upstream(asyncio.Protocol):
-    """One connection. `begin` binds it to a sink; when the answer has ended it goes back to its pool, or closes."""
+class Upstream:
+    """One connection, an `asyncio.Protocol` in all but name (a compiled class has no interpreted base). `begin` binds it to
+    a sink; when the answer has ended it goes back to its pool, or closes."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -137,7 +150,7 @@ class Upstream(asyncio.Protocol):
         framed, payload, rest = reader.take(data)
         self._hand_on(sink, reader, framed, payload, rest)
 
-    def _hand_on(self, sink: AnswerSink, reader: BodyReader, framed: bytes, payload: list[bytes], rest: bytes) -> None:
+    def _hand_on(self, sink: AnswerSink, reader: BodyReader, framed: bytes, payload: bytes, rest: bytes) -> None:
         if reader.done:
             if rest:
                 self._keep = False
@@ -205,7 +218,7 @@ class Pool:
     ) -> None:
         self._loop, self.origin = loop, origin
         self._keep_alive_s, self._connect_timeout_s = keep_alive_s, connect_timeout_s
-        self._idle: deque[Upstream] = deque()
+        self._idle: list[Upstream] = []
         self._ca_file = ca_file
         self._tls: ssl.SSLContext | None = None
 
@@ -229,13 +242,16 @@ class Pool:
         origin = self.origin
         async with asyncio.timeout(self._connect_timeout_s):
             _, protocol = await self._loop.create_connection(
-                lambda: Upstream(self),
+                self._new,
                 origin.host,
                 origin.port,
                 ssl=self._context() if origin.tls else None,
                 server_hostname=origin.host if origin.tls else None,
             )
-        return protocol
+        return cast(Upstream, protocol)
+
+    def _new(self) -> asyncio.Protocol:
+        return cast(asyncio.Protocol, Upstream(self))
 
     def put(self, upstream: Upstream) -> None:
         upstream.idle_since = self._loop.time()
@@ -249,7 +265,7 @@ class Pool:
         """To be called about once a second: closes what was idle too long."""
         limit = self._loop.time() - self._keep_alive_s
         while self._idle and self._idle[0].idle_since < limit:
-            self._idle.popleft().transport.close()
+            self._idle.pop(0).transport.close()
 
     def close(self) -> None:
         while self._idle:

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, cast
 
 from evalpipe.collector.arms import Assigner, ShadowAssigner
 from evalpipe.collector.guard import Guard
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from evalpipe.collector.outbound import Outbound
     from evalpipe.collector.server import Client
 
-TICK_S = 0.1
-_BACKLOG = 4096
+TICK_S: Final = 0.1
+_BACKLOG: Final = 4096
 
 
 class Worker:
@@ -63,6 +63,12 @@ class Worker:
             )
             for name, arm in self.arms.items()
         }
+        self.control: ArmSettings = settings.control
+        self.control_pool = self.pools["control"]
+        # Asked for with every request: plain attributes of a compiled class cost less than the settings' own.
+        self.max_head_bytes: int = settings.max_head_bytes
+        self.max_body_bytes: int = settings.max_body_bytes
+        self.max_logged_bytes: int = settings.max_logged_bytes
         self.heads = KnownHeads(settings.control.origin, settings.control.key_line)
         redactor = originals = None
         if settings.redact:
@@ -80,17 +86,24 @@ class Worker:
         self._gauges = _gauges(settings, self.metrics)
         self.needs_body = self.assigner.needs_body or settings.control.rewrite or settings.inject_stream_usage
         self._names_arm = settings.mode != "shadow"
-        self._random = b""
+        self._id_ms = 0
+        self._id_instant = ""
+        self._random = ""
+        self._n_random_used = 0
         self._next_tick = 0.0
 
     # --- what a flight asks
 
     def new_request_id(self) -> str:
         """Sorts by time; cannot be guessed, since it is the right to rate the answer."""
-        if not self._random:
-            self._random = os.urandom(10 * 64)  # asked of the system for many at a time
-        unguessable, self._random = self._random[:10], self._random[10:]
-        return f"{time.time_ns() // 1_000_000:012x}{unguessable.hex()}"
+        ms = int(time.time() * 1000)
+        if ms != self._id_ms:
+            self._id_ms, self._id_instant = ms, f"{ms:012x}"
+        at = self._n_random_used
+        if at == len(self._random):
+            self._random, at = os.urandom(10 * 64).hex(), 0  # asked of the system for many at a time
+        self._n_random_used = at + 20
+        return self._id_instant + self._random[at : at + 20]
 
     def own_lines(self, flight: Outbound) -> list[bytes]:
         """The collector's own answer headers."""
@@ -138,7 +151,9 @@ class Worker:
         self.writer.open()
         if self._originals is not None:
             await self._originals.start()
-        server = await self.loop.create_server(lambda: Client(self), sock=sock, backlog=_BACKLOG)
+        server = await self.loop.create_server(
+            lambda: cast(asyncio.Protocol, Client(self)), sock=sock, backlog=_BACKLOG
+        )
         syncing = self.loop.create_task(self._sync())
         while not stop.is_set():
             await self._pause(stop)

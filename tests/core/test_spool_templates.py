@@ -6,27 +6,19 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evalpipe.core.spool import (
-    Body,
-    RequestRecord,
-    RequestTemplate,
-    ResponseRecord,
-    ResponseTemplate,
-    read_record,
-    render_record,
-)
+from evalpipe.core.spool import Body, RequestRecord, ResponseRecord, read_record, render_record
+from evalpipe.core.templates import RequestTemplate, ResponseTemplate, render_body
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
-BODIES = (
-    st.binary(max_size=40).map(Body.of) | st.just(Body(n_dropped_bytes=3)) | TEXT.map(lambda t: Body.of(t.encode()))
-)
+BYTES = st.binary(max_size=40) | TEXT.map(str.encode)
+N_DROPPED = st.just(0) | st.integers(1, 9)
 SECONDS = st.floats(0, 4e9)
 HEADERS = st.dictionaries(TEXT, TEXT, max_size=3)
 
 
-@given(TEXT, HEADERS, BODIES, SECONDS, st.booleans(), st.none() | TEXT)
+@given(TEXT, HEADERS, BYTES, N_DROPPED, SECONDS, st.booleans(), st.none() | TEXT)
 def test_requests(
-    target: str, headers: dict[str, str], body: Body, at: float, eligible: bool, unit: str | None
+    target: str, headers: dict[str, str], body: bytes, n_dropped: int, at: float, eligible: bool, unit: str | None
 ) -> None:
     record = RequestRecord(
         request_id="0a1c",
@@ -38,18 +30,32 @@ def test_requests(
         endpoint="messages",
         target=target,
         headers=headers,
-        body=body,
+        body=Body.of(body, n_dropped_bytes=n_dropped) if body or n_dropped else Body(),
         eligible=eligible,
     )
     other = msgspec.structs.replace(record, request_id="ff2c", received_at=1.5, body=Body(text="other"))
-    line = RequestTemplate(other).render(record.request_id, at, body)
+    line = RequestTemplate(other).render(record.request_id, at, render_body(body, n_dropped))
     assert line.endswith(b"}\n") and line.count(b"\n") == 1 and line.startswith(b'{"record":"request"')
     assert read_record(line) == record == read_record(render_record(record))
 
 
-@given(HEADERS, BODIES, SECONDS, st.none() | SECONDS, st.lists(st.tuples(st.integers(0, 9), SECONDS), max_size=3), TEXT)
+@given(
+    HEADERS,
+    BYTES,
+    st.none() | BYTES.filter(bool),
+    SECONDS,
+    st.none() | SECONDS,
+    st.lists(st.tuples(st.integers(0, 9), SECONDS), max_size=3),
+    TEXT,
+)
 def test_responses(
-    headers: dict[str, str], body: Body, ms: float, first: float | None, marks: list[tuple[int, float]], name: str
+    headers: dict[str, str],
+    body: bytes,
+    sent: bytes | None,
+    ms: float,
+    first: float | None,
+    marks: list[tuple[int, float]],
+    name: str,
 ) -> None:
     record = ResponseRecord(
         request_id="0a1c",
@@ -65,11 +71,28 @@ def test_responses(
         marks=marks,
         status=200,
         headers=headers,
-        body=body,
+        body=Body.of(body) if body else Body(),
+        sent=Body.of(sent) if sent else None,
     )
     other = msgspec.structs.replace(
-        record, request_id="ff", started_at=2.5, headers={"a": "b"}, status=404, marks=[(1, 2.0)]
+        record,
+        request_id="ff",
+        started_at=2.5,
+        headers={"a": "b"},
+        status=404,
+        marks=[(1, 2.0)],
+        sent=Body(text="other"),
     )
-    line = ResponseTemplate(other).render("0a1c", ms, ms, first, marks, 200, headers, body)
+    line = ResponseTemplate(other).render(
+        "0a1c",
+        ms,
+        ms,
+        first,
+        marks,
+        200,
+        msgspec.json.encode(headers),
+        render_body(body, 0),
+        b"" if sent is None else render_body(sent, 0),
+    )
     assert line.startswith(b'{"record":"response"') and line.count(b"\n") == 1
     assert read_record(line) == record

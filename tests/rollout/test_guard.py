@@ -7,7 +7,7 @@ import base64
 import pytest
 
 from evalpipe.collector.guard import Guard
-from evalpipe.collector.heads import Line
+from evalpipe.collector.heads import read_lines
 from evalpipe.collector.settings import ArmSettings, CollectorSettings, Secret
 
 METRICS, CHAT = b"/_evalpipe/metrics", b"/v1/chat/completions"
@@ -20,7 +20,10 @@ def passes(target: bytes, name: bytes, value: bytes, *, key: str | None = None, 
     settings = CollectorSettings(
         experiment="x", control=control, spool="s", data="d", client_token=None if token is None else Secret(token)
     )
-    return Guard(settings).refusal(target, [Line((name, value, name + b": " + value))]) is None
+    return (
+        Guard(settings).refusal(target, read_lines(b"GET / HTTP/1.1\r\n" + name + b": " + value + b"\r\n\r\n")[1])
+        is None
+    )
 
 
 def basic(text: bytes) -> bytes:

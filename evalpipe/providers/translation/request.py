@@ -7,7 +7,7 @@ from typing import Any
 
 from evalpipe.providers.base import ENDPOINTS, NotShadowableError, OutgoingRequest
 from evalpipe.providers.encoding import header
-from evalpipe.providers.jsontext import MalformedJSONError, dump, parse
+from evalpipe.providers.jsontext import MalformedJSONError, dump_bytes, parse
 from evalpipe.providers.registry import PROVIDERS, speaks
 from evalpipe.providers.translation.conversation import Conversation
 from evalpipe.providers.translation.read_chat import read_chat
@@ -80,7 +80,7 @@ def _same_dialect(
     replace_settings(endpoint, changed, model=model, params=params, system_prompt=system_prompt)
     if not served:
         ask_for_usage(endpoint, changed)
-    return _outgoing(endpoint, body if changed == document else dump(changed).encode(), headers)
+    return _outgoing(endpoint, body if changed == document else dump_bytes(changed), headers)
 
 
 def _other_dialect(
@@ -100,7 +100,7 @@ def _other_dialect(
     rendered = _RENDERERS[target](conversation, model)
     set_params(target, rendered, params, model)
     ask_for_usage(target, rendered)
-    return _outgoing(target, dump(rendered).encode(), {})
+    return _outgoing(target, dump_bytes(rendered), {})
 
 
 def _outgoing(endpoint: str, body: bytes, headers: Mapping[str, str]) -> OutgoingRequest:
