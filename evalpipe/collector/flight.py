@@ -29,6 +29,7 @@ class Flight(Outbound):
     _dechunk = False
     _until_close = False
     _head_bytes = b""
+    _last_bytes = b""
     _first_byte = 0.0
     _last_byte = 0.0
 
@@ -71,9 +72,7 @@ class Flight(Outbound):
         lines.append(b"\r\n")
         self._head_bytes = pass_answer_head(answer, chunked=reader.chunked and not self._dechunk) + b"\r\n".join(lines)
         if last:
-            self._end("complete")
-            self.client.transport.write(self._head_bytes)
-            self._leave()
+            self._finish(self._head_bytes)
         elif not followed:
             self.client.transport.write(self._head_bytes)
             self._head_bytes = b""
@@ -96,11 +95,8 @@ class Flight(Outbound):
         if self._head_bytes:
             data = self._head_bytes + data
             self._head_bytes = b""
-        if last:  # the record first: who has seen the last byte finds the exchange in the spool
-            self._end("complete")
-            self.client.transport.write(data)
-            self.worker.metrics.overhead(self._overhead + perf_counter() - now)
-            self._leave()
+        if last:
+            self._finish(data)
         elif data:
             self.client.transport.write(data)
 
@@ -109,11 +105,26 @@ class Flight(Outbound):
         if last:
             data += self._translated.finish(keep=self.request.keep)
             self.request.keep = self.request.keep and not (self.request.facts.http10 and self._translated.streamed)
-            self._end("complete")
-        if data:
+            self._finish(data)
+        elif data:
             self.client.transport.write(data)
-        if last:
-            self._leave(keep=self.request.keep)
+
+    def _finish(self, data: bytes) -> None:
+        """The answer is whole: its record, and then `data`, its last piece."""
+        self._last_bytes = data
+        self._end("complete")
+        self.worker.turn.answer(self)
+
+    def _send_last_soon(self) -> None:
+        self.worker.turn.send(self)
+
+    def answer_last(self, now: float) -> None:
+        """The last piece goes to the client, if it is still there; `now` is a perf_counter's."""
+        client = self.client
+        if client.flight is self:
+            client.transport.write(self._last_bytes)
+            self.worker.metrics.overhead(self._overhead + now - self._last_byte)
+        self._leave(keep=self.request.keep)
 
     def lost(self, ended: str, message: str) -> None:
         self._upstream = None
@@ -183,6 +194,8 @@ class Flight(Outbound):
                 self._request_done = True
         if self.assignment is not None and self._request_done:
             self.worker.recorder.response(self, ended, message, self._kept_answer)
+            if ended != "complete":  # what the client is told next is told at once
+                self.worker.turn.end()
         elif self.endpoint is None:
             self.worker.metrics.passed_through()
 

@@ -40,6 +40,7 @@ class Outbound(AnswerSink):
     _ended = False
     _upstream: Upstream | None = None
     _connecting: asyncio.Task[None] | None = None
+    _last_request_bytes = b""
     _unsent: list[bytes] | None = None
     _resend: list[bytes] | None = None
     """what went out over a kept connection, until the server shows that it took it"""
@@ -242,11 +243,27 @@ class Outbound(AnswerSink):
         if upstream is None:
             if unsent is not None and sum(map(len, unsent)) > _MAX_UNSENT:
                 self.client.pause_upload()
-        elif unsent is None:
-            upstream.transport.write(data)
-        else:
+            return
+        if unsent is not None:
             self._unsent = None
-            upstream.transport.write(b"".join(unsent))
+            data = b"".join(unsent)
+        if self._request_done:
+            self._last_request_bytes = data
+            self._send_last_soon()
+        else:
+            upstream.transport.write(data)
+
+    @abstractmethod
+    def _send_last_soon(self) -> None:
+        """Have `send_last` called at the end of this turn."""
+
+    def send_last(self, now: float) -> None:
+        """The last piece goes out, unless the connection it was for is gone; `now` is a perf_counter's."""
+        if self._upstream is None or self._ended:
+            return
+        self._sent = now
+        self._overhead = now - self.arrived if self.request.length < _MAX_UNSENT else 0.0
+        self._upstream.transport.write(self._last_request_bytes)
 
     async def _connect(self) -> None:
         pool = self.pool
@@ -282,15 +299,13 @@ class Outbound(AnswerSink):
         return True
 
     def _request_ended(self) -> None:
-        """All of the request is in and on its way: now, while the arm works, its record is written."""
-        now = perf_counter()
-        self._sent = now
+        """All of the request is in and on its way: while the arm works, its record is written."""
+        self._sent = perf_counter()
         self.started_at = time()
         if self._upstream is not None:
             self._upstream.request_sent = True
         if self.assignment is not None:
             self.worker.recorder.request(self)
-        self._overhead = perf_counter() - self.arrived if self.request.length < _MAX_UNSENT else 0.0
 
     @property
     def answer_endpoint(self) -> str | None:

@@ -13,6 +13,7 @@ from evalpipe.collector.kept import KeptAnswer, http_outcome
 from evalpipe.collector.metrics import Exchanges, Metrics
 from evalpipe.collector.settings import CollectorSettings
 from evalpipe.collector.spooling import SpoolWriter
+from evalpipe.collector.turn import Turn
 from evalpipe.core.identity import hash_unit
 from evalpipe.core.spool import (
     Body,
@@ -40,12 +41,13 @@ class Recorder:
         self,
         settings: CollectorSettings,
         writer: SpoolWriter,
+        turn: Turn,
         metrics: Metrics,
         *,
         redactor: Redactor | None,
         originals: OriginalsOut | None,
     ) -> None:
-        self._settings, self._writer, self._metrics = settings, writer, metrics
+        self._settings, self._writer, self._turn, self._metrics = settings, writer, turn, metrics
         self._redactor, self._originals = redactor, originals
         self._exchanges: dict[str, Exchanges] = {}
         self._unit_key = settings.unit_key.value.encode("latin-1")
@@ -59,7 +61,7 @@ class Recorder:
         template = facts.template
         if template is not None and whole:
             line = template.render(flight.request_id, flight.started_at, render_body(kept.data, kept.n_dropped))
-            self._writer.append_line(line)
+            self._turn.record(line)
             return
         body = kept.body
         eligible = assignment.eligible and whole
@@ -86,17 +88,16 @@ class Recorder:
         if self._redactor is None:
             if whole and assignment is facts.assignment:
                 facts.template = RequestTemplate(record)
-            self._writer.append_line(render_record(record))
+            self._turn.record(render_record(record))
             return
         encoding = record.headers.get("content-encoding")
-        self._writer.append(
-            msgspec.structs.replace(
-                record,
-                body=self._redactor.body(body, encoding),
-                target=self._redactor.text(record.target),
-                headers=self._redactor.headers(record.headers),
-            )
+        redacted = msgspec.structs.replace(
+            record,
+            body=self._redactor.body(body, encoding),
+            target=self._redactor.text(record.target),
+            headers=self._redactor.headers(record.headers),
         )
+        self._turn.record(render_record(redacted))
         if eligible and self._originals is not None:
             reason = self._originals.send(render_record(record))
             if reason is not None:
@@ -117,7 +118,7 @@ class Recorder:
         is_plain = kept is not None and ended == "complete" and flight.sent_body is None and self._redactor is None
         template = templates.get(name) if is_plain else None
         if template is not None and kept is not None:
-            self._writer.append_line(
+            self._turn.record(
                 template.render(
                     flight.request_id,
                     flight.started_at,
@@ -164,14 +165,13 @@ class Recorder:
         )
         if is_plain and message is None:
             templates[name] = ResponseTemplate(record)
-        self._writer.append(record)
+        self._turn.record(render_record(record))
 
     def shadow(self, request_id: str, status: str, reason: str) -> None:
-        self._writer.append(
-            ShadowRecord(
-                request_id=request_id, experiment=self._settings.experiment, status=status, at=time(), reason=reason
-            )
-        )
+        """Told after the request's own record, in the same turn."""
+        experiment = self._settings.experiment
+        record = ShadowRecord(request_id=request_id, experiment=experiment, status=status, at=time(), reason=reason)
+        self._turn.record(render_record(record))
         if status == "shed":
             self._metrics.shed(reason)
 

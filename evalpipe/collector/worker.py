@@ -20,6 +20,7 @@ from evalpipe.collector.recorder import Recorder
 from evalpipe.collector.routes import Routes
 from evalpipe.collector.settings import ArmSettings, CollectorSettings
 from evalpipe.collector.spooling import SpoolWriter
+from evalpipe.collector.turn import Turn
 from evalpipe.collector.upstream import Pool
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ class Worker:
             if settings.treatment is not None and settings.shadow_socket:
                 originals = OriginalsOut(loop, settings.shadow_socket, settings.shadow_queue_bytes)
         self._originals = originals
-        self.recorder = Recorder(settings, self.writer, self.metrics, redactor=redactor, originals=originals)
+        self.turn = Turn(loop, self.writer)
+        self.recorder = Recorder(settings, self.writer, self.turn, self.metrics, redactor=redactor, originals=originals)
         self.routes = Routes(self)
         self.guard = Guard(settings)
         self.assigner = _assigner(settings)
@@ -173,6 +175,7 @@ class Worker:
             await self._originals.drain()
         for pool in self.pools.values():
             pool.close()
+        self.turn.end()
         self.metrics.flush()
         self.writer.close()
 

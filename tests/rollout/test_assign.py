@@ -14,7 +14,7 @@ from scipy import stats
 
 from evalpipe.collector.arms import RequestHead
 from evalpipe.collector.assign import POLL_S, CanaryShare, Share, SplitAssigner, choose
-from evalpipe.collector.heads import HeadError
+from evalpipe.collector.heads import HeadError, read_lines
 from evalpipe.core.canary import CanaryStatus
 from evalpipe.core.identity import bucket, in_treatment
 from evalpipe.core.traffic import Arm
@@ -105,7 +105,8 @@ def test_workers_see_a_change_at_their_next_look(tmp_path: Path) -> None:
 
 
 def _head(endpoint: str = "chat.completions", **headers: str) -> RequestHead:
-    lines = [(name.replace("_", "-").encode(), value.encode(), b"") for name, value in headers.items()]
+    head = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
+    lines = read_lines(f"POST / HTTP/1.1\r\n{head}\r\n".encode())[1]
     return RequestHead(request_id="r", endpoint=endpoint, target=b"/", lines=lines)
 
 
