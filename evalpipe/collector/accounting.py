@@ -44,12 +44,11 @@ class Accountant:
         while perf_counter() < until:
             line = next(self._lines, None)
             if line is None:
-                self._lines = chain.from_iterable(tail.read() for tail in self._tails)
+                self._lines = chain.from_iterable(tail.read(_RESPONSE) for tail in self._tails)
                 line = next(self._lines, None)
                 if line is None:
                     return
-            if line.line.startswith(_RESPONSE):
-                self._count(line.line)
+            self._count(line.line)
 
     def _count(self, line: bytes) -> None:
         try:

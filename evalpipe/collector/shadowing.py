@@ -73,6 +73,8 @@ class ShadowProcess:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop` is set, all that was recorded is decided, and what is under way has ended."""
+        if self._settings.treatment is None:  # nothing is timed here, and counting can wait for the users
+            os.nice(19)
         lock = await self._exclusive(stop)
         if lock is None:
             return
@@ -201,7 +203,7 @@ class ShadowProcess:
             return 0
         self._pauses = False
         n_lines = 0
-        for line in self._tail.read():
+        for line in self._tail.read(*self._wanted(mirror)):
             self._handle(line)
             n_lines += 1
             if n_lines % _MAX_LINES == 0:
@@ -212,6 +214,15 @@ class ShadowProcess:
         if not n_lines:  # all that was recorded before this life has been come across
             self._decided.clear()
         return n_lines
+
+    def _wanted(self, mirror: Mirror) -> list[bytes]:
+        """Records the mirror has to see."""
+        wanted = [_REQUEST]
+        if self._originals is not None:
+            wanted.append(_SHADOW)
+        if mirror.shares_quota:
+            wanted.append(_RESPONSE)
+        return wanted
 
     def _handle(self, line: TailedLine) -> None:
         mirror = self._mirror
@@ -229,11 +240,11 @@ class ShadowProcess:
                 self._originals.recorded(record, Place(line.segment, line.offset))
             else:
                 mirror.take(record, Place(line.segment, line.offset))
-        elif self._originals is not None and line.line.startswith(_SHADOW):
+        elif line.line.startswith(_SHADOW):
             record = _read(line.line)
-            if isinstance(record, ShadowRecord):  # the worker could not hand it over and has said so
+            if self._originals is not None and isinstance(record, ShadowRecord):  # the worker could not hand it over and has said so
                 self._originals.decided(record.request_id)
-        elif mirror.shares_quota and line.line.startswith(_RESPONSE):
+        else:
             record = _read(line.line)
             if isinstance(record, ResponseRecord):
                 mirror.saw(record)

@@ -34,18 +34,23 @@ class _Segment:
         self._closed = True
         os.close(self.fd)
 
-    def read(self) -> Iterator[TailedLine]:
-        """The whole lines that are there now. Where lines are long, a piece that ends within one waits for the rest."""
+    def read(self, wanted: tuple[bytes, ...]) -> Iterator[TailedLine]:
+        """Of the whole lines that are there now, those that begin with one of `wanted`. Where lines are long, a piece that
+        ends within one waits for the rest."""
         while not self._closed and (piece := os.pread(self.fd, _PIECE, self.offset + len(self._partial))):
-            data = self._partial + piece
-            start, search = 0, len(self._partial)
-            self._partial = b""
-            while (end := data.find(b"\n", search)) >= 0:
-                line = TailedLine(self.name, self.offset, data[start:end])
-                self.offset += end + 1 - start
-                start = search = end + 1
-                yield line
-            self._partial = data[start:]
+            start = 0
+            while (end := piece.find(b"\n", start)) >= 0:
+                partial, self._partial = self._partial, b""
+                at = self.offset
+                self.offset = at + len(partial) + end + 1 - start
+                if partial:
+                    line = partial + piece[start:end]
+                    if line.startswith(wanted):
+                        yield TailedLine(self.name, at, line)
+                elif piece.startswith(wanted, start):
+                    yield TailedLine(self.name, at, piece[start:end])
+                start = end + 1
+            self._partial += piece[start:]
 
     def at_end(self) -> bool:
         return os.fstat(self.fd).st_size <= self.offset + len(self._partial)
@@ -86,10 +91,12 @@ class SpoolTail:
         for name in self._finished.keys() - names:
             del self._finished[name]
 
-    def read(self) -> Iterator[TailedLine]:
-        """Lines that came since the last call, in the order of each segment."""
+    def read(self, *wanted: bytes) -> Iterator[TailedLine]:
+        """Lines that came since the last call, in the order of each segment: those that begin with one of `wanted`, all
+        where nothing is named."""
+        prefixes = wanted or (b"",)
         for segment in list(self._segments.values()):
-            yield from segment.read()
+            yield from segment.read(prefixes)
 
     def let_go(self) -> None:
         """Close segments whose writers are done with them and that are read to the end."""
