@@ -102,15 +102,15 @@ class Copy(AnswerSink):
     def interim(self, head: bytes) -> None:
         """Of no interest here."""
 
-    def head(self, answer: AnswerHead, reader: BodyReader, *, last: bool, followed: bool) -> None:
-        self.first_byte_ms = (perf_counter() - self._sent) * 1000
+    def head(self, answer: AnswerHead, reader: BodyReader, at: float, *, last: bool, followed: bool) -> None:
+        self.first_byte_ms = (at - self._sent) * 1000
         self.answer = KeptAnswer(answer, self._max_bytes)
         if last:
             self._end("complete")
 
-    def body(self, framed: bytes, payload: bytes, *, last: bool) -> None:
+    def body(self, framed: bytes, payload: bytes, at: float, *, last: bool) -> None:
         assert self.answer is not None
-        self.answer.add(payload, (perf_counter() - self._sent) * 1000)
+        self.answer.add(payload, (at - self._sent) * 1000)
         if last:
             self._end("complete")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from time import perf_counter, time
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from evalpipe.collector.answers import render_answer, render_provider_error
@@ -32,6 +32,7 @@ class Flight(Outbound):
     _last_bytes = b""
     _first_byte = 0.0
     _last_byte = 0.0
+    _over_at = 0.0
 
     def __init__(self, worker: Worker, client: Client, request: Request) -> None:
         super().__init__(worker, client, request)
@@ -43,8 +44,8 @@ class Flight(Outbound):
         if not self.request.facts.http10:
             self.client.transport.write(head)
 
-    def head(self, answer: AnswerHead, reader: BodyReader, *, last: bool, followed: bool) -> None:
-        self._first_byte = self._last_byte = perf_counter()
+    def head(self, answer: AnswerHead, reader: BodyReader, at: float, *, last: bool, followed: bool) -> None:
+        self._first_byte = self._last_byte = at
         self.answer_started = True
         self.status = answer.status
         request = self.request
@@ -77,10 +78,10 @@ class Flight(Outbound):
             self.client.transport.write(self._head_bytes)
             self._head_bytes = b""
 
-    def body(self, framed: bytes, payload: bytes, *, last: bool) -> None:
-        now = self._last_byte = perf_counter()
+    def body(self, framed: bytes, payload: bytes, at: float, *, last: bool) -> None:
+        self._last_byte = at
         if self._kept_answer is not None:
-            self._kept_answer.add(payload, (now - self._sent) * 1000)
+            self._kept_answer.add(payload, (at - self._sent) * 1000)
         if self._translated is not None:
             self._write_translated(self._translated.feed(payload), last=last)
             return
@@ -185,10 +186,11 @@ class Flight(Outbound):
 
     def _end(self, ended: str, *, message: str | None = None) -> None:
         self._ended = True
+        self._over_at = self._last_byte if ended == "complete" else perf_counter()
         if self._upstream is not None and ended == "complete":
             self._upstream = None  # back in its pool: what the client does now is no concern of it
         if self._sent == 0.0:  # an answer before the end of the request
-            self._sent, self.started_at = self.arrived, time()
+            self._sent = self.arrived
             if self.assignment is not None and ended != "client_closed":
                 self.worker.recorder.request(self, whole=False)
                 self._request_done = True
@@ -236,7 +238,8 @@ class Flight(Outbound):
 
     @property
     def latency_ms(self) -> float:
-        return (perf_counter() - self._sent) * 1000
+        """From the request sent to the answer's end."""
+        return (self._over_at - self._sent) * 1000
 
     @property
     def first_byte_ms(self) -> float | None:

@@ -129,12 +129,19 @@ class KnownHeads:
 def _split_length(head: bytes) -> tuple[bytes, int, bytes]:
     """The head without its one plain Content-Length line, the length, the line. A second one stays in the head, where it
     is found and refused."""
-    for spelling in _LENGTH_SPELLINGS:
-        at = head.find(spelling)
-        if at >= 0:
-            start = at + len(spelling)
-            end = head.find(b"\r\n", start)
-            digits = head[start:end]
-            if len(digits) < 16 and digits.isdigit():
-                return head[:at] + head[end:], int(digits), head[at:end]
-    return head, 0, b""
+    at = head.find(_LENGTH_SPELLINGS[0])
+    if at < 0:
+        at = head.find(_LENGTH_SPELLINGS[1])
+        if at < 0:
+            return head, 0, b""
+    start = at + len(_LENGTH_SPELLINGS[0])
+    end = head.find(b"\r\n", start)
+    if not start < end < start + 16:
+        return head, 0, b""
+    length = 0
+    for position in range(start, end):
+        digit = head[position] - 48
+        if not 0 <= digit <= 9:
+            return head, 0, b""
+        length = 10 * length + digit
+    return head[:at] + head[end:], length, head[at:end]

@@ -26,7 +26,7 @@ from evalpipe.collector.spooling import SpoolWriter
 from evalpipe.collector.upstream import Pool
 from evalpipe.core.identity import conversation_id, in_treatment
 from evalpipe.core.spool import Body, RequestRecord, ResponseRecord, ShadowRecord, render_record
-from evalpipe.core.templates import ResponseTemplate, render_body
+from evalpipe.core.templates import ResponseTemplate
 from evalpipe.core.treatment_state import Place
 from evalpipe.providers.base import NotShadowableError, OutgoingRequest
 from evalpipe.providers.registry import read_request
@@ -65,7 +65,7 @@ class Mirror:
         self._queued_bytes = 0
         self._flying: set[Copy] = set()
         self._answered: list[bytes] = []
-        """records of answers, to be written at the end of the turn"""
+        """records of answers, in pieces, to be written at the end of the turn"""
         self._in_turn = False
         self._heads: dict[tuple[str, ...], bytes] = {}
         self._templates: dict[str, ResponseTemplate] = {}
@@ -174,7 +174,7 @@ class Mirror:
         self._in_turn = False
         if self._answered:
             answered, self._answered = self._answered, []
-            self._writer.append_lines(answered)
+            self._writer.append_all(answered)
         due: list[Copy] = []
         room = self._concurrency - len(self._flying)
         if self._queue and time() >= self._hold_until:
@@ -224,7 +224,7 @@ class Mirror:
     def _ended(self, copy: Copy) -> None:
         self._flying.discard(copy)
         self._reserved_usd -= copy.reserved_usd
-        self._answered.append(self._render_answer(copy))
+        self._record(copy)
         self._turn_soon()
         answer = copy.answer
         status = None if answer is None else answer.head.status
@@ -234,14 +234,15 @@ class Mirror:
         if answer is not None and (status == 429 or answer.head.roles & QUOTA):
             self._heed(status, answer.headers)
 
-    def _render_answer(self, copy: Copy) -> bytes:
-        """The record of a copy's answer; what it cost is booked."""
+    def _record(self, copy: Copy) -> None:
+        """A copy's answer; what it cost is booked."""
         answer = copy.answer
         endpoint: str = copy.outgoing.endpoint
         is_plain = copy.ended == "complete" and self._redactor is None and self._settings.shadow_budget_usd is None
         template = self._templates.get(endpoint) if is_plain else None
         if template is not None and answer is not None:
-            return template.render(
+            template.add(
+                self._answered,
                 copy.request_id,
                 copy.started_at,
                 copy.latency_ms,
@@ -249,9 +250,11 @@ class Mirror:
                 answer.marks,
                 answer.head.status,
                 answer.headers_json,
-                render_body(answer.kept.data, answer.kept.n_dropped),
-                render_body(copy.request_body, 0),
+                answer.kept.data,
+                answer.kept.n_dropped,
+                copy.request_body,
             )
+            return
         headers = {} if answer is None else answer.headers
         encoding = headers.get("content-encoding")
         failed = copy.ended not in {"complete", "closed_by_upstream"}
@@ -282,7 +285,7 @@ class Mirror:
             cost = self._pricer.cost(self._pricer.read(record), self._arm)
             # An answer that does not tell its usage may still have been billed: what was reserved counts then.
             self.spent_usd += copy.reserved_usd if cost is None else cost + self._arm.infrastructure_usd
-        return render_record(record)
+        self._answered.append(render_record(record))
 
     def _for_disk(self, body: Body, encoding: str | None) -> Body:
         return body if self._redactor is None else self._redactor.body(body, encoding)

@@ -33,8 +33,6 @@ class Outbound(AnswerSink):
     sent_body: bytes | None = None
     """what the arm got, where it differs from what the client sent"""
     assignment: Assignment | None = None
-    started_at = 0.0
-    """seconds since the epoch"""
     _sent = 0.0
     _overhead = 0.0
     _ended = False
@@ -55,11 +53,13 @@ class Outbound(AnswerSink):
         facts = request.facts
         self.endpoint = facts.endpoint
         self.head_request = facts.method == b"HEAD"
-        self.request_id = worker.new_request_id()
+        self.started_at = time()
+        """seconds since the epoch: when the request was sent to the arm; until then, when it came"""
+        self.arrived = perf_counter()
+        self.request_id = worker.new_request_id(self.started_at)
         self.arm: ArmSettings = worker.control
         self.pool: Pool = worker.control_pool
         self.kept_request = KeptBody(worker.max_logged_bytes)
-        self.arrived = perf_counter()
 
     @abstractmethod
     def _end_without_answer(self, status: int, ended: str, message: str) -> None:
@@ -83,7 +83,7 @@ class Outbound(AnswerSink):
             self._send_whole()
         elif self._choose(None):
             self._send(self._render_head(body), flush=True)
-            self._request_ended()
+            self._is_sent(self.arrived)
 
     @property
     def _waits_for_body(self) -> bool:
@@ -299,9 +299,13 @@ class Outbound(AnswerSink):
         return True
 
     def _request_ended(self) -> None:
-        """All of the request is in and on its way: while the arm works, its record is written."""
-        self._sent = perf_counter()
+        """All of a request that came in pieces is in and on its way."""
         self.started_at = time()
+        self._is_sent(perf_counter())
+
+    def _is_sent(self, at: float) -> None:
+        """While the arm works, the record is written. `at`: a perf_counter's, until the last piece goes out."""
+        self._sent = at
         if self._upstream is not None:
             self._upstream.request_sent = True
         if self.assignment is not None:

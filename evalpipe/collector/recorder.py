@@ -23,7 +23,7 @@ from evalpipe.core.spool import (
     ShadowRecord,
     render_record,
 )
-from evalpipe.core.templates import RequestTemplate, ResponseTemplate, render_body
+from evalpipe.core.templates import RequestTemplate, ResponseTemplate
 
 if TYPE_CHECKING:
     from evalpipe.collector.flight import Flight
@@ -60,8 +60,7 @@ class Recorder:
         kept = flight.kept_request
         template = facts.template
         if template is not None and whole:
-            line = template.render(flight.request_id, flight.started_at, render_body(kept.data, kept.n_dropped))
-            self._turn.record(line)
+            template.add(self._turn.lines(), flight.request_id, flight.started_at, kept.data, kept.n_dropped)
             return
         body = kept.body
         eligible = assignment.eligible and whole
@@ -118,18 +117,18 @@ class Recorder:
         is_plain = kept is not None and ended == "complete" and flight.sent_body is None and self._redactor is None
         template = templates.get(name) if is_plain else None
         if template is not None and kept is not None:
-            self._turn.record(
-                template.render(
-                    flight.request_id,
-                    flight.started_at,
-                    latency_ms,
-                    flight.first_byte_ms,
-                    kept.marks,
-                    flight.status,
-                    kept.headers_json,
-                    render_body(kept.kept.data, kept.kept.n_dropped),
-                    b"",
-                )
+            template.add(
+                self._turn.lines(),
+                flight.request_id,
+                flight.started_at,
+                latency_ms,
+                flight.first_byte_ms,
+                kept.marks,
+                flight.status,
+                kept.headers_json,
+                kept.kept.data,
+                kept.kept.n_dropped,
+                b"",
             )
             return
         body = _EMPTY if kept is None else kept.kept.body

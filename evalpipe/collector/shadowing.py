@@ -242,7 +242,9 @@ class ShadowProcess:
                 mirror.take(record, Place(line.segment, line.offset))
         elif line.line.startswith(_SHADOW):
             record = _read(line.line)
-            if self._originals is not None and isinstance(record, ShadowRecord):  # the worker could not hand it over and has said so
+            if self._originals is not None and isinstance(
+                record, ShadowRecord
+            ):  # the worker could not hand it over and has said so
                 self._originals.decided(record.request_id)
         else:
             record = _read(line.line)

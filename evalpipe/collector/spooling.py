@@ -65,6 +65,13 @@ class SpoolWriter:
         self._on_lost(self.last_error or "closed")
         return False
 
+    def append_all(self, pieces: list[bytes]) -> None:
+        """Whole lines, in any pieces, with one write. Where they do not fit together each is tried alone."""
+        data = b"".join(pieces)
+        if not self._write(data):
+            for line in data.split(b"\n")[:-1]:
+                self.append_line(line + b"\n")
+
     def append_lines(self, lines: list[bytes]) -> list[bool]:
         """Several lines with one write; which of them were written. Where they do not fit together each is tried alone."""
         if len(lines) > 1 and self._write(b"".join(lines)):

@@ -21,7 +21,7 @@ class Turn:
     def __init__(self, loop: asyncio.AbstractEventLoop, writer: SpoolWriter) -> None:
         self._loop, self._writer = loop, writer
         self._requests: list[Flight] = []
-        self._records: list[bytes] = []
+        self._lines: list[bytes] = []
         self._answers: list[Flight] = []
         self._is_due = False
 
@@ -30,9 +30,13 @@ class Turn:
         self._requests.append(flight)
         self._end_soon()
 
-    def record(self, line: bytes) -> None:
-        self._records.append(line)
+    def lines(self) -> list[bytes]:
+        """What will be appended to the spool, in pieces: whole records are added to its end, at once."""
         self._end_soon()
+        return self._lines
+
+    def record(self, line: bytes) -> None:
+        self.lines().append(line)
 
     def answer(self, flight: Flight) -> None:
         """The last piece of an answer is there. Its record must have been handed over before."""
@@ -52,9 +56,9 @@ class Turn:
             requests, self._requests = self._requests, []
             for flight in requests:
                 flight.send_last(perf_counter())
-        if self._records:
-            records, self._records = self._records, []
-            self._writer.append_lines(records)
+        if self._lines:
+            lines, self._lines = self._lines, []
+            self._writer.append_all(lines)
         if self._answers:
             answers, self._answers = self._answers, []
             for flight in answers:

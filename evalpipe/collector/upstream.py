@@ -7,6 +7,7 @@ import select
 import ssl
 import traceback
 from abc import ABC, abstractmethod
+from time import perf_counter
 from typing import Final, cast
 
 from evalpipe.collector.framing import BodyReader
@@ -28,11 +29,12 @@ class AnswerSink(ABC):
         """An informational answer before the answer."""
 
     @abstractmethod
-    def head(self, answer: AnswerHead, reader: BodyReader, *, last: bool, followed: bool) -> None:
-        """`last`: the answer has no body, this is all of it. `followed`: `body` is called at once with what came along."""
+    def head(self, answer: AnswerHead, reader: BodyReader, at: float, *, last: bool, followed: bool) -> None:
+        """`at`: when it came, a perf_counter's seconds. `last`: the answer has no body, this is all of it. `followed`: `body`
+        is called at once with what came along."""
 
     @abstractmethod
-    def body(self, framed: bytes, payload: bytes, *, last: bool) -> None:
+    def body(self, framed: bytes, payload: bytes, at: float, *, last: bool) -> None:
         """A piece of the answer's body: with its chunk framing, and without it."""
 
     @abstractmethod
@@ -108,9 +110,10 @@ class Upstream:
 
     def _receive(self, sink: AnswerSink, data: bytes) -> None:
         reader = self._reader
+        at = perf_counter()
         if reader is not None:
             framed, payload, rest = reader.take(data)
-            self._hand_on(sink, reader, framed, payload, rest)
+            self._hand_on(sink, reader, framed, payload, rest, at)
             return
         if self._buffer:
             data = self._buffer + data
@@ -139,23 +142,25 @@ class Upstream:
             last = reader.done
             if last:
                 self._release()
-            sink.head(answer, reader, last=last, followed=False)
+            sink.head(answer, reader, at, last=last, followed=False)
             return
         if reader.done:  # an answer without a body, and bytes behind it: not ours to pass on
             self._keep = False
             self._release()
-            sink.head(answer, reader, last=True, followed=False)
+            sink.head(answer, reader, at, last=True, followed=False)
             return
-        sink.head(answer, reader, last=False, followed=True)
+        sink.head(answer, reader, at, last=False, followed=True)
         framed, payload, rest = reader.take(data)
-        self._hand_on(sink, reader, framed, payload, rest)
+        self._hand_on(sink, reader, framed, payload, rest, at)
 
-    def _hand_on(self, sink: AnswerSink, reader: BodyReader, framed: bytes, payload: bytes, rest: bytes) -> None:
+    def _hand_on(
+        self, sink: AnswerSink, reader: BodyReader, framed: bytes, payload: bytes, rest: bytes, at: float
+    ) -> None:
         if reader.done:
             if rest:
                 self._keep = False
             self._release()
-        sink.body(framed, payload, last=reader.done)
+        sink.body(framed, payload, at, last=reader.done)
 
     def _release(self) -> None:
         self._sink = self._reader = None

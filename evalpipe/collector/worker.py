@@ -96,9 +96,9 @@ class Worker:
 
     # --- what a flight asks
 
-    def new_request_id(self) -> str:
+    def new_request_id(self, now: float) -> str:
         """Sorts by time; cannot be guessed, since it is the right to rate the answer."""
-        ms = int(time.time() * 1000)
+        ms = int(now * 1000)
         if ms != self._id_ms:
             self._id_ms, self._id_instant = ms, f"{ms:012x}"
         at = self._n_random_used

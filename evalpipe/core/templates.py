@@ -15,17 +15,19 @@ from evalpipe.core.spool import Body, Record, RequestRecord, ResponseRecord
 _encoder: Final = msgspec.json.Encoder()
 
 
-def render_body(data: bytes, n_dropped_bytes: int) -> bytes:
-    """What a record's `body` is in JSON: see `Body`."""
-    if n_dropped_bytes:
-        return _encoder.encode(Body.of(data, n_dropped_bytes=n_dropped_bytes))
-    if not data:
-        return b"{}"
+def add_body(line: list[bytes], data: bytes, n_dropped_bytes: int) -> None:
+    """What a record's body is in JSON, see `Body`, in pieces to the end of `line`."""
+    if n_dropped_bytes or not data:
+        line.append(_encoder.encode(Body.of(data, n_dropped_bytes=n_dropped_bytes) if n_dropped_bytes else Body()))
+        return
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
-        return _encoder.encode(Body.of(data))
-    return b"".join([b'{"text":', _encoder.encode(text), b"}"])
+        line.append(_encoder.encode(Body.of(data)))
+        return
+    line.append(b'{"text":')
+    line.append(_encoder.encode(text))
+    line.append(b"}")
 
 
 def _rest(record: Record, own: Set[str]) -> bytes:
@@ -42,19 +44,15 @@ class RequestTemplate:
     def __init__(self, record: RequestRecord) -> None:
         self._rest = _rest(record, {"record", "request_id", "received_at", "body"})
 
-    def render(self, request_id: str, received_at: float, body: bytes) -> bytes:
-        """What `render_record` gives for the whole record, in another order of members. `body`: from `render_body`."""
-        return b"".join(
-            [
-                b'{"record":"request","request_id":"',
-                request_id.encode("ascii"),
-                b'","received_at":',
-                _encoder.encode(received_at),
-                b',"body":',
-                body,
-                self._rest,
-            ]
-        )
+    def add(self, line: list[bytes], request_id: str, received_at: float, body: bytes, n_dropped_bytes: int) -> None:
+        """What `render_record` gives for the whole record, in another order of members, in pieces to the end of `line`."""
+        line.append(b'{"record":"request","request_id":"')
+        line.append(request_id.encode("ascii"))
+        line.append(b'","received_at":')
+        line.append(_encoder.encode(received_at))
+        line.append(b',"body":')
+        add_body(line, body, n_dropped_bytes)
+        line.append(self._rest)
 
 
 class ResponseTemplate:
@@ -77,8 +75,9 @@ class ResponseTemplate:
         }
         self._rest = _rest(record, own)
 
-    def render(
+    def add(
         self,
+        line: list[bytes],
         request_id: str,
         started_at: float,
         latency_ms: float,
@@ -87,31 +86,31 @@ class ResponseTemplate:
         status: int,
         headers: bytes,
         body: bytes,
+        n_dropped_bytes: int,
         sent: bytes,
-    ) -> bytes:
-        """What `render_record` gives for the whole record, in another order of members.
+    ) -> None:
+        """What `render_record` gives for the whole record, in another order of members, in pieces to the end of `line`.
 
-        `headers`: JSON; `body` and `sent`: from `render_body`, `sent` b"" where the arm got the client's own bytes.
+        `headers`: JSON. `sent`: b"" where the arm got the client's own bytes.
         """
-        encode = _encoder.encode
-        return b"".join(
-            [
-                b'{"record":"response","request_id":"',
-                request_id.encode("ascii"),
-                b'","started_at":',
-                encode(started_at),
-                b',"latency_ms":',
-                encode(latency_ms),
-                b',"first_byte_ms":',
-                encode(first_byte_ms),
-                b',"marks":' + encode(marks) if marks else b"",
-                b',"status":',
-                encode(status),
-                b',"headers":',
-                headers,
-                b',"body":',
-                body,
-                b',"sent":' + sent if sent else b"",
-                self._rest,
-            ]
-        )
+        line.append(b'{"record":"response","request_id":"')
+        line.append(request_id.encode("ascii"))
+        line.append(b'","started_at":')
+        line.append(_encoder.encode(started_at))
+        line.append(b',"latency_ms":')
+        line.append(_encoder.encode(latency_ms))
+        line.append(b',"first_byte_ms":')
+        line.append(_encoder.encode(first_byte_ms))
+        if marks:
+            line.append(b',"marks":')
+            line.append(_encoder.encode(marks))
+        line.append(b',"status":')
+        line.append(b"200" if status == 200 else b"%d" % status)
+        line.append(b',"headers":')
+        line.append(headers)
+        line.append(b',"body":')
+        add_body(line, body, n_dropped_bytes)
+        if sent:
+            line.append(b',"sent":')
+            add_body(line, sent, 0)
+        line.append(self._rest)

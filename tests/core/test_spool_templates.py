@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evalpipe.core.spool import Body, RequestRecord, ResponseRecord, read_record, render_record
-from evalpipe.core.templates import RequestTemplate, ResponseTemplate, render_body
+from evalpipe.core.templates import RequestTemplate, ResponseTemplate
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 BYTES = st.binary(max_size=40) | TEXT.map(str.encode)
@@ -34,7 +34,9 @@ def test_requests(
         eligible=eligible,
     )
     other = msgspec.structs.replace(record, request_id="ff2c", received_at=1.5, body=Body(text="other"))
-    line = RequestTemplate(other).render(record.request_id, at, render_body(body, n_dropped))
+    pieces: list[bytes] = []
+    RequestTemplate(other).add(pieces, record.request_id, at, body, n_dropped)
+    line = b"".join(pieces)
     assert line.endswith(b"}\n") and line.count(b"\n") == 1 and line.startswith(b'{"record":"request"')
     assert read_record(line) == record == read_record(render_record(record))
 
@@ -83,16 +85,10 @@ def test_responses(
         marks=[(1, 2.0)],
         sent=Body(text="other"),
     )
-    line = ResponseTemplate(other).render(
-        "0a1c",
-        ms,
-        ms,
-        first,
-        marks,
-        200,
-        msgspec.json.encode(headers),
-        render_body(body, 0),
-        b"" if sent is None else render_body(sent, 0),
+    pieces: list[bytes] = []
+    ResponseTemplate(other).add(
+        pieces, "0a1c", ms, ms, first, marks, 200, msgspec.json.encode(headers), body, 0, sent or b""
     )
+    line = b"".join(pieces)
     assert line.startswith(b'{"record":"response"') and line.count(b"\n") == 1
     assert read_record(line) == record
