@@ -20,8 +20,12 @@ class BodyReader:
     __slots__ = ("_chunks", "_left", "done", "until_close")
 
     def __init__(self, length: int) -> None:
+        self.begin(length)
+
+    def begin(self, length: int) -> None:
+        """Another body, behind the last one."""
         self.until_close = length == UNTIL_CLOSE
-        self._chunks = _Chunks() if length == CHUNKED else None
+        self._chunks: _Chunks | None = _Chunks() if length == CHUNKED else None
         self._left = length
         self.done = length == 0
 

@@ -86,6 +86,7 @@ _KNOWN: Final[dict[bytes, Line]] = {}
 """Lines repeat from message to message: what they mean is remembered. In memory only; bounded."""
 _MAX_KNOWN: Final = 8192
 _MAX_KNOWN_LENGTH: Final = 256
+_MAX_KNOWN_STATUS: Final = 64
 
 
 def read_lines(head: bytes) -> tuple[bytes, list[Line], int]:
@@ -184,9 +185,40 @@ class AnswerHead:
 
     __slots__ = ("first", "lines", "raw", "roles", "status")
 
-    def __init__(self, raw: bytes, status: int) -> None:
-        self.raw, self.status = raw, status
-        self.first, self.lines, self.roles = read_lines(raw)
+    def __init__(self, raw: bytes, status: int, first: bytes, lines: list[Line], roles: int) -> None:
+        self.raw, self.status, self.first, self.lines, self.roles = raw, status, first, lines, roles
+
+
+_KNOWN_STATUS: Final[dict[bytes, int]] = {}
+"""status lines that llhttp has accepted"""
+_NOT_PLAIN: Final = HOP | CONNECTION | CODING | EXPECT
+
+
+def read_answer_head(raw: bytes) -> AnswerHead:
+    """Raises HeadError where the head is not HTTP/1.
+
+    llhttp need not look at every head: one made of a status line and of lines it has accepted before, none of them about
+    framing but for one length, is one it would accept.
+    """
+    raw_lines: list[bytes] = raw.split(b"\r\n")
+    first = raw_lines[0]
+    status = _KNOWN_STATUS.get(first, 0)
+    if status:
+        roles = 0
+        lines: list[Line] = []
+        for number in range(1, len(raw_lines) - 2):
+            line = _KNOWN.get(raw_lines[number])
+            if line is None or (line.role | roles) & _NOT_PLAIN or line.role & roles & LENGTH:
+                break
+            roles |= line.role
+            lines.append(line)
+        else:
+            return AnswerHead(raw, status, first, lines, roles)
+    status = check_response(raw)
+    if len(_KNOWN_STATUS) < _MAX_KNOWN_STATUS and status >= 200:
+        _KNOWN_STATUS[first] = status
+    first, lines, roles = read_lines(raw)
+    return AnswerHead(raw, status, first, lines, roles)
 
 
 CHUNKED: Final = -1

@@ -13,11 +13,12 @@ MAX_MARKS: Final = 64
 class KeptBody:
     """Body bytes up to `limit`; what is over it is counted."""
 
-    __slots__ = ("_left", "_pieces", "n_dropped")
+    __slots__ = ("_first", "_left", "_more", "n_dropped")
 
     def __init__(self, limit: int) -> None:
         self._left = limit
-        self._pieces: list[bytes] = []
+        self._first = b""
+        self._more: list[bytes] | None = None
         self.n_dropped = 0
 
     def add(self, piece: bytes) -> None:
@@ -27,16 +28,18 @@ class KeptBody:
             self.n_dropped += n - left
             piece, n = piece[:left], left
         self._left = left - n
-        self._pieces.append(piece)
+        if not self._first:
+            self._first = piece
+        elif self._more is None:
+            self._more = [piece]
+        else:
+            self._more.append(piece)
 
     @property
     def data(self) -> bytes:
-        pieces = self._pieces
-        if len(pieces) == 1:
-            return pieces[0]
-        data = b"".join(pieces)
-        self._pieces = [data]
-        return data
+        if self._more is not None:
+            self._first, self._more = b"".join([self._first, *self._more]), None
+        return self._first
 
     @property
     def body(self) -> Body:
@@ -45,6 +48,7 @@ class KeptBody:
 
 
 _EMPTY: Final = Body()
+_NO_MARKS: Final[list[tuple[int, float]]] = []
 
 
 class KeptAnswer:
@@ -56,7 +60,7 @@ class KeptAnswer:
         self.head = head
         self.streamed = (head.roles & EVENTS) != 0
         self.kept = KeptBody(limit)
-        self.marks: list[tuple[int, float]] = []
+        self.marks: list[tuple[int, float]] = [] if self.streamed else _NO_MARKS
         self.n_bytes = 0
 
     def add(self, payload: bytes, at_ms: float) -> None:

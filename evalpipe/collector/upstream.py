@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import Final, cast
 
 from evalpipe.collector.framing import BodyReader
-from evalpipe.collector.heads import CONNECTION, AnswerHead, HeadError, check_response, keeps_alive, response_length
+from evalpipe.collector.heads import CONNECTION, AnswerHead, HeadError, keeps_alive, read_answer_head, response_length
 from evalpipe.collector.settings import Origin
 
 MAX_HEAD_BYTES: Final = 256 << 10
@@ -67,7 +67,8 @@ class Upstream:
         self.n_answers = 0
         self._sink: AnswerSink | None = None
         self._buffer = b""
-        self._reader: BodyReader | None = None
+        self._reader = BodyReader(0)
+        self._in_body = False
         self._keep = True
         self.request_sent = False
         """set by the sink when all of the request was written; before, an answer ends the connection"""
@@ -76,7 +77,7 @@ class Upstream:
         self.transport = cast(asyncio.Transport, transport)
 
     def begin(self, sink: AnswerSink) -> None:
-        self._sink, self._reader, self._buffer, self._keep = sink, None, b"", True
+        self._sink, self._in_body, self._buffer, self._keep = sink, False, b"", True
         self.request_sent = False
 
     def abandon(self) -> None:
@@ -111,7 +112,7 @@ class Upstream:
     def _receive(self, sink: AnswerSink, data: bytes) -> None:
         reader = self._reader
         at = perf_counter()
-        if reader is not None:
+        if self._in_body:
             framed, payload, rest = reader.take(data)
             self._hand_on(sink, reader, framed, payload, rest, at)
             return
@@ -127,14 +128,14 @@ class Upstream:
                 return
             head = data if end == len(data) else data[:end]
             data = data[end:]
-            status = check_response(head)
-            if status >= 200:
+            answer = read_answer_head(head)
+            if answer.status >= 200:
                 break
             sink.interim(head)
             if not data:
                 return
-        answer = AnswerHead(head, status)
-        self._reader = reader = BodyReader(response_length(answer, head_request=sink.head_request))
+        reader.begin(response_length(answer, head_request=sink.head_request))
+        self._in_body = True
         http10 = head.startswith(b"HTTP/1.0")
         if http10 or answer.roles & CONNECTION:
             self._keep = keeps_alive(answer.lines, http10=http10)
@@ -163,7 +164,8 @@ class Upstream:
         sink.body(framed, payload, at, last=reader.done)
 
     def _release(self) -> None:
-        self._sink = self._reader = None
+        self._sink = None
+        self._in_body = False
         self.n_answers += 1
         if self._keep and self.request_sent and not self.closed:
             self._pool.put(self)
@@ -180,12 +182,12 @@ class Upstream:
         if sink is None:
             return
         reader = self._reader
-        if reader is not None and reader.until_close and exc is None:
+        if self._in_body and reader.until_close and exc is None:
             reader.done = True
             sink.lost("closed_by_upstream", "")
-        elif reader is None and self.n_answers and not self._buffer and sink.send_again():
+        elif not self._in_body and self.n_answers and not self._buffer and sink.send_again():
             return
-        elif reader is None:
+        elif not self._in_body:
             sink.lost("cut", f"the server closed the connection without an answer{_reason(exc)}")
         else:
             sink.lost("cut", f"the server broke off its answer{_reason(exc)}")
