@@ -62,7 +62,7 @@ class Copy(AnswerSink):
         self._loop, self._pool = loop, pool
         self._data = b"".join([head, b"%d\r\n\r\n" % len(self.request_body), self.request_body])
         self._sent, self.started_at = perf_counter(), time()
-        upstream = pool.get()
+        upstream = pool.get(self._sent)
         if upstream is None:
             self._connect_anew()
         else:
@@ -80,7 +80,7 @@ class Copy(AnswerSink):
             self.lost("connect_error", f"no connection to {pool.origin.authority}: {error}")
         else:
             if self._over:
-                pool.put(upstream)
+                pool.put(upstream, perf_counter())
             else:
                 self._begin(upstream)
 

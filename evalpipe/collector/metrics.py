@@ -6,7 +6,6 @@ and what a killed process counted stays.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -109,12 +108,17 @@ class _Series:
 
     def __init__(self, child: BatchedHistogram) -> None:
         self._child, self._bounds = child, child.bounds
-        self._counts = [0] * (len(self._bounds) + 1)
+        self._counts: list[int] = [0] * (len(self._bounds) + 1)
         self._total = 0.0
         self.n = 0
 
     def observe(self, value: float) -> None:
-        self._counts[bisect_left(self._bounds, value)] += 1
+        bucket = 0
+        for bound in self._bounds:  # nearly everything is in the first ones
+            if value <= bound:
+                break
+            bucket += 1
+        self._counts[bucket] += 1
         self._total += value
         self.n += 1
 
@@ -193,8 +197,8 @@ class Metrics:
     def shed(self, reason: str) -> None:
         SHED.labels(self._experiment, reason).inc()
 
-    def shadow(self, status: str) -> None:
-        self._add(SHADOW, (status,), 1)
+    def shadow(self, status: str, n: int = 1) -> None:
+        self._add(SHADOW, (status,), n)
 
     def tokens(self, arm: str, role: str, kind: str, n: int) -> None:
         self._add(TOKENS, (arm, role, kind), n)

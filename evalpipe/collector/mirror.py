@@ -12,7 +12,6 @@ import re
 from collections import deque
 from collections.abc import Mapping
 from time import perf_counter, time
-from typing import Final
 
 from evalpipe.collector.copies import Copy, render_copy_head
 from evalpipe.collector.heads import QUOTA
@@ -34,7 +33,6 @@ from evalpipe.providers.translation.request import render_treatment_request
 
 _SAMPLING_SALT = "evalpipe-shadow"
 """sampling is independent of the assignment's salt: a sampled conversation is no likelier in one arm"""
-_MAX_HEADS: Final = 256
 _MAX_TOKENS = re.compile(rb'"max_(?:completion_|output_)?tokens"\s*:\s*([0-9]{1,9})')
 
 
@@ -67,7 +65,8 @@ class Mirror:
         self._answered: list[bytes] = []
         """records of answers, in pieces, to be written at the end of the turn"""
         self._in_turn = False
-        self._heads: dict[tuple[str, ...], bytes] = {}
+        self._head, self._head_path = b"", ""
+        self._head_headers: Mapping[str, str] | None = None
         self._templates: dict[str, ResponseTemplate] = {}
         self._exchanges = metrics.copies()
         self._concurrency: int = settings.shadow_concurrency
@@ -188,9 +187,9 @@ class Mirror:
             self._send(due)
 
     def _send(self, due: list[Copy]) -> None:
+        self._metrics.shadow("sampled", len(due))
         decisions = [self._render_decision(copy.request_id, "sampled", None) for copy in due]
         for copy, is_written in zip(due, self._writer.append_lines(decisions), strict=True):
-            self._metrics.shadow("sampled")
             if is_written:
                 self._flying.add(copy)
                 copy.start(self._loop, self._pool, self._head_of(copy.outgoing))
@@ -199,13 +198,11 @@ class Mirror:
                 self._metrics.shed("unwritable")  # without its record a copy might be sent twice: it is not sent
 
     def _head_of(self, outgoing: OutgoingRequest) -> bytes:
-        key = (outgoing.path, *outgoing.headers.values())
-        head = self._heads.get(key)
-        if head is None:
-            if len(self._heads) >= _MAX_HEADS:
-                self._heads.clear()
-            head = self._heads[key] = render_copy_head(outgoing, self._pool.origin, self._key_line)
-        return head
+        """Copies differ in little: the last one's head is most often this one's, too."""
+        if outgoing.headers is not self._head_headers or outgoing.path != self._head_path:
+            self._head_headers, self._head_path = outgoing.headers, outgoing.path
+            self._head = render_copy_head(outgoing, self._pool.origin, self._key_line)
+        return self._head
 
     def _reserve(self, copy: Copy) -> bool:
         budget = self._settings.shadow_budget_usd

@@ -40,7 +40,7 @@ class Outbound(AnswerSink):
     _connecting: asyncio.Task[None] | None = None
     _last_request_bytes = b""
     _unsent: list[bytes] | None = None
-    _resend: list[bytes] | None = None
+    _resend: bytes | None = None
     """what went out over a kept connection, until the server shows that it took it"""
     _request_done = False
     _n_request_bytes = 0
@@ -222,17 +222,18 @@ class Outbound(AnswerSink):
     def _send(self, data: bytes, *, flush: bool) -> None:
         upstream = self._upstream
         if upstream is None and self._connecting is None and not self._ended:
-            upstream = self.pool.get()
+            upstream = self.pool.get(self.arrived)
             if upstream is None:
                 self._connecting = self.worker.loop.create_task(self._connect())
             else:
                 upstream.begin(self)
                 self._upstream = upstream
-                self._resend = []
+                self._resend = b""
         if self._resend is not None:
-            self._resend.append(data)
             if self._n_request_bytes > _MAX_UNSENT:
                 self._resend = None
+            else:
+                self._resend = self._resend + data if self._resend else data
         unsent = self._unsent
         if unsent is not None:
             unsent.append(data)
@@ -278,7 +279,7 @@ class Outbound(AnswerSink):
             self._end_without_answer(502, "connect_error", f"no connection to {authority}: {error}")
             return
         if self._ended:
-            pool.put(upstream)
+            pool.put(upstream, perf_counter())
             return
         upstream.begin(self)
         self._upstream = upstream
@@ -294,7 +295,7 @@ class Outbound(AnswerSink):
         self._upstream = None
         if self._ended or self._resend is None:
             return self._ended
-        self._unsent, self._resend = self._resend, None
+        self._unsent, self._resend = [self._resend], None
         self._connecting = self.worker.loop.create_task(self._connect())
         return True
 

@@ -142,12 +142,12 @@ class Upstream:
         if not data:
             last = reader.done
             if last:
-                self._release()
+                self._release(at)
             sink.head(answer, reader, at, last=last, followed=False)
             return
         if reader.done:  # an answer without a body, and bytes behind it: not ours to pass on
             self._keep = False
-            self._release()
+            self._release(at)
             sink.head(answer, reader, at, last=True, followed=False)
             return
         sink.head(answer, reader, at, last=False, followed=True)
@@ -160,15 +160,15 @@ class Upstream:
         if reader.done:
             if rest:
                 self._keep = False
-            self._release()
+            self._release(at)
         sink.body(framed, payload, at, last=reader.done)
 
-    def _release(self) -> None:
+    def _release(self, at: float) -> None:
         self._sink = None
         self._in_body = False
         self.n_answers += 1
         if self._keep and self.request_sent and not self.closed:
-            self._pool.put(self)
+            self._pool.put(self, at)
         else:
             self.transport.close()
 
@@ -229,10 +229,9 @@ class Pool:
         self._ca_file = ca_file
         self._tls: ssl.SSLContext | None = None
 
-    def get(self) -> Upstream | None:
-        """An idle connection the server still holds open, or None."""
+    def get(self, now: float) -> Upstream | None:
+        """An idle connection the server still holds open, or None. `now`: a perf_counter's seconds."""
         idle = self._idle
-        now = self._loop.time()
         while idle:
             upstream = idle.pop()
             age = now - upstream.idle_since
@@ -260,8 +259,8 @@ class Pool:
     def _new(self) -> asyncio.Protocol:
         return cast(asyncio.Protocol, Upstream(self))
 
-    def put(self, upstream: Upstream) -> None:
-        upstream.idle_since = self._loop.time()
+    def put(self, upstream: Upstream, now: float) -> None:
+        upstream.idle_since = now
         self._idle.append(upstream)
 
     def forget(self, upstream: Upstream) -> None:
@@ -270,7 +269,7 @@ class Pool:
 
     def tick(self) -> None:
         """To be called about once a second: closes what was idle too long."""
-        limit = self._loop.time() - self._keep_alive_s
+        limit = perf_counter() - self._keep_alive_s
         while self._idle and self._idle[0].idle_since < limit:
             self._idle.pop(0).transport.close()
 

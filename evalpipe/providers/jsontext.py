@@ -18,11 +18,11 @@ class MalformedJSONError(ValueError):
 def parse(data: bytes | str) -> Any:
     """The JSON value of `data`. Bytes that are not UTF-8 become U+FFFD, lone surrogates too; a number too large for a
     float is None. Raises MalformedJSONError."""
-    text = data if isinstance(data, str) else str(data, "utf-8", "replace")
     try:
-        return _fast_decoder.decode(text)
-    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
-        pass  # lone surrogates, numbers out of range, and what is no JSON at all: told apart below
+        return _fast_decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        pass  # lone surrogates, bytes that are not UTF-8, numbers out of range, and what is no JSON at all: told apart below
+    text = data if isinstance(data, str) else str(data, "utf-8", "replace")
     try:
         value = _decoder.decode(text)
         # Only an escape can bring a lone surrogate in: decoding has replaced the raw ones.

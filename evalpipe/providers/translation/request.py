@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from evalpipe.providers.base import ENDPOINTS, NotShadowableError, OutgoingRequest
@@ -19,6 +20,7 @@ from evalpipe.providers.translation.same_dialect import ask_for_usage, replace_s
 
 PATHS: Mapping[str, str] = {endpoint: path for path, endpoint in ENDPOINTS.items()}
 ANTHROPIC_VERSION = "2023-06-01"
+_JSON: Mapping[str, str] = {"content-type": "application/json"}
 
 _READERS: Mapping[str, Callable[[dict[str, Any]], Conversation]] = {
     "chat.completions": read_chat,
@@ -104,9 +106,13 @@ def _other_dialect(
 
 
 def _outgoing(endpoint: str, body: bytes, headers: Mapping[str, str]) -> OutgoingRequest:
-    sent = {"content-type": "application/json"}
+    sent = _JSON
     if endpoint == "messages":
-        sent["anthropic-version"] = header(headers, "anthropic-version") or ANTHROPIC_VERSION
-        if header(headers, "anthropic-beta"):
-            sent["anthropic-beta"] = header(headers, "anthropic-beta")
+        sent = _anthropic_headers(header(headers, "anthropic-version"), header(headers, "anthropic-beta"))
     return OutgoingRequest(endpoint=endpoint, path=PATHS[endpoint], headers=sent, body=body)
+
+
+@lru_cache(maxsize=256)
+def _anthropic_headers(version: str, beta: str) -> Mapping[str, str]:
+    """The same object for the same headers: who renders them need do it once."""
+    return {**_JSON, "anthropic-version": version or ANTHROPIC_VERSION, **({"anthropic-beta": beta} if beta else {})}
