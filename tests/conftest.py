@@ -9,11 +9,22 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from evalpipe.collector import is_compiled
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # A slow or busy machine is no failure, and the same commit gives the same result: examples come from the test's own name.
 settings.register_profile("evalpipe", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("evalpipe")
+
+
+def pytest_report_header() -> str:
+    compiled = is_compiled()
+    if os.environ.get("EVALPIPE_EXPECT_COMPILED") and not compiled:
+        raise pytest.UsageError(
+            "the collector that is tested is not the compiled one: make test-compiled sets PYTHONPATH"
+        )
+    return f"collector: {'compiled' if compiled else 'interpreted'}"
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evalpipe.collector import is_compiled
 from evalpipe.collector.answers import render_json
 from evalpipe.collector.heads import Line
 from evalpipe.collector.metrics import render_metrics, total_lost
@@ -68,6 +69,7 @@ class Routes:
                 "experiment": self._worker.settings.experiment,
                 "mode": self._worker.settings.mode,
                 "in_flight": len(self._worker.flights),
+                "compiled": is_compiled(),
             },
         )
 

@@ -30,6 +30,8 @@ from collector_harness import (
     start_collector,
 )
 
+from evalpipe.collector import is_compiled
+
 
 def script(request: Received) -> list[bytes | float | str]:
     """Echoes the body; told otherwise by a header."""
@@ -79,6 +81,7 @@ def raw(path: str, body: bytes = b"", *, headers: bytes = b"") -> bytes:
 def test_health_and_ready_and_metrics(running: Running) -> None:
     assert call(running, CHAT, chat_request())[0] == 200
     status, _, body = call(running, "/_evalpipe/health")
+    assert json.loads(body)["compiled"] is is_compiled(), "the processes run what the tests run"
     assert (status, json.loads(body)["status"]) == (200, "ok")
     assert call(running, "/_evalpipe/ready")[0] == 200
     text = call(running, "/_evalpipe/metrics")[2].decode()
