@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evalpipe.collector.heads import CHUNKED, HeadError
+from evalpipe.collector.heads import CHUNKED, HeadError, check_response, read_answer_head
 from evalpipe.collector.known_heads import KnownHeads
 from evalpipe.collector.settings import Origin
 
@@ -101,3 +101,49 @@ def test_a_memory_that_knows_other_heads_says_what_a_fresh_one_says(requests: li
             except HeadError as error:
                 told.append(error.status)
         assert told[0] == told[1] == told[2]
+
+
+_ANSWER_LINES = st.sampled_from(
+    [
+        b"Content-Length: 5",
+        b"content-length: 5",
+        b"Content-Length: 6",
+        b"Content-Length: +6",
+        b"Transfer-Encoding: chunked",
+        b"Transfer-Encoding: chunked, gzip",
+        b"Connection: close",
+        b"Connection: upgrade",
+        b"Upgrade: h2c",
+        b"X-Request-Id: 1",
+        b"Content-Type: text/event-stream",
+        b"Bad Name: 1",
+        b" folded",
+        b"no colon",
+        b"X: a\0b",
+        b"X: a\nb",
+        b"",
+    ]
+)
+_STATUS_LINES = st.sampled_from(
+    [b"HTTP/1.1 200 OK", b"HTTP/1.0 200 OK", b"HTTP/1.1 204 ", b"HTTP/1.1 999 ?", b"HTTP/1.1 2OO OK", b"ICY 200 OK"]
+)
+
+
+@given(st.lists(st.tuples(_STATUS_LINES, st.lists(_ANSWER_LINES, max_size=5)), min_size=1, max_size=20))
+def test_an_answer_of_known_lines_is_read_as_llhttp_reads_it(answers: list[tuple[bytes, list[bytes]]]) -> None:
+    """Every head after the first ones is made of lines that were seen before."""
+    for first, lines in answers + answers:
+        head = b"\r\n".join([first, *lines, b"", b""])
+        if b"\r\n\r\n" in head[:-4]:  # the head would end there
+            continue
+        told: list[object] = []
+        try:
+            answer = read_answer_head(head)
+            told.append((answer.status, [line.raw for line in answer.lines], answer.first))
+        except HeadError as error:
+            told.append(str(error))
+        try:
+            told.append((check_response(head), lines, first))
+        except HeadError as error:
+            told.append(str(error))
+        assert told[0] == told[1]
