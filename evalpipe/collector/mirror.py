@@ -171,9 +171,7 @@ class Mirror:
     def _turn(self) -> None:
         """Write the answers that came, and send what may be sent now, each copy's decision written before it."""
         self._in_turn = False
-        if self._answered:
-            answered, self._answered = self._answered, []
-            self._writer.append_all(answered)
+        self._write_answers()
         due: list[Copy] = []
         room = self._concurrency - len(self._flying)
         if self._queue and time() >= self._hold_until:
@@ -185,6 +183,11 @@ class Mirror:
                     self._shed(copy.request_id, "budget")
         if due:
             self._send(due)
+
+    def _write_answers(self) -> None:
+        if self._answered:
+            answered, self._answered = self._answered, []
+            self._writer.append_all(answered)
 
     def _send(self, due: list[Copy]) -> None:
         self._metrics.shadow("sampled", len(due))
@@ -315,7 +318,7 @@ class Mirror:
 
     def shed_queue(self, reason: str) -> None:
         """At the end: what has not been sent will not be."""
-        self._turn()
+        self._write_answers()
         while self._queue:
             self._shed(self._pop().request_id, reason)
 
