@@ -5,6 +5,7 @@ LiteLLM proxy as an upstream. `EVALPIPE_LLAMA` names a Python that has `evalpipe
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -86,19 +87,34 @@ def test_llama_cpp_is_both_arms_streamed(llama: str, tmp_path: Path) -> None:
         chunks = which.chat.completions.create(**options, stream=True)  # type: ignore[call-overload]
         return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
 
-    text = streamed(client)
-    assert text and text == streamed(direct)
     messages = anthropic.Anthropic(base_url=running.url, api_key="sk-x", max_retries=0, timeout=120)
-    with messages.messages.stream(
-        model="m", max_tokens=12, messages=[{"role": "user", "content": "Say hello."}]
-    ) as stream:
-        assert stream.get_final_text()
-    client.close(), direct.close(), messages.close()
-    assert running.stop() == 0
+
+    def asked_in_messages() -> str:
+        said: list[anthropic.types.Message] = []
+        for _ in range(8):  # this server leaves a stream's message_start out now and then (1 in 12, asked directly)
+            with (
+                messages.messages.stream(
+                    model="m", max_tokens=12, messages=[{"role": "user", "content": "Say hello."}]
+                ) as stream,
+                contextlib.suppress(AssertionError),
+            ):
+                said.append(stream.get_final_message())
+            if said:
+                break
+        return "".join(block.text for block in said[0].content if block.type == "text")
+
+    try:
+        text = streamed(client)
+        assert text and text == streamed(direct)
+        assert asked_in_messages()
+    finally:
+        client.close(), direct.close(), messages.close()
+        code = running.stop()
+    assert code == 0
     served, shadow = running.responses(), running.responses("shadow")
     assert {r.endpoint for r in served.values()} == {"chat.completions", "messages"}
     assert all(r.ended == "complete" and r.status == 200 and r.marks for r in served.values())
-    assert len(shadow) == 2 and all(r.ended == "complete" and r.status == 200 for r in shadow.values())
+    assert shadow.keys() == served.keys() and all(r.ended == "complete" and r.status == 200 for r in shadow.values())
     assert {f.status for f in running.fates().values()} == {"sampled"}
 
 
@@ -145,7 +161,11 @@ def test_litellm_proxy_is_an_upstream(tmp_path: Path) -> None:
         assert running.stop() == 0
         records = list(running.responses().values())
         assert len(records) == 6
-        assert all(r.status == 200 and r.ended == "complete" for r in records)
+        assert {r.status for r in records} == {200}
+        # The SDK hangs up at [DONE], which this server sends some time before the end of its chunked body.
+        for record in records:
+            hung_up = record.ended == "client_closed" and record.body.data.endswith(b"data: [DONE]\n\n")
+            assert record.ended == "complete" or hung_up, (record.ended, record.body.data[-40:])
     finally:
         process.terminate()
         process.wait(30)
