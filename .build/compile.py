@@ -66,4 +66,4 @@ class CompileHook(BuildHookInterface):
         if done.returncode == 0:
             return None
         lines = (done.stdout + done.stderr).strip().splitlines()
-        return lines[-1] if lines else f"exit code {done.returncode}"
+        return lines[-1][:120] if lines else f"exit code {done.returncode}"

@@ -72,6 +72,9 @@ class Mirror:
         self._concurrency: int = settings.shadow_concurrency
         self._max_queue: int = settings.shadow_queue
         self._max_queue_bytes: int = settings.shadow_queue_bytes
+        self.sheds_overflow = False
+        """whether a copy that does not fit in the queue is shed; else whoever hands copies over stops when it is full, and
+        what comes next waits where it is"""
         self._hold_until = 0.0
         self._reserved_usd = 0.0
         self.spent_usd = spent_usd
@@ -108,6 +111,8 @@ class Mirror:
         self._queued[copy.request_id] = copy
         self._queued_bytes += len(copy.request_body)
         self._turn_soon()
+        if not self.sheds_overflow:
+            return
         room = max(0, self._concurrency - len(self._flying))  # those leave the queue at the end of this turn
         while len(self._queue) > self._max_queue + room or self._queued_bytes > self._max_queue_bytes:
             self._shed(self._pop().request_id, "queue_full")

@@ -171,6 +171,7 @@ class Recorder:
         experiment = self._settings.experiment
         record = ShadowRecord(request_id=request_id, experiment=experiment, status=status, at=time(), reason=reason)
         self._turn.record(render_record(record))
+        self._metrics.shadow(status)
         if status == "shed":
             self._metrics.shed(reason)
 

@@ -97,7 +97,8 @@ class Routes:
             return _json(400, {"error": "the body is not JSON"})
         request_id = feedback.get("request_id") if isinstance(feedback, dict) else None
         if not isinstance(request_id, str) or not 0 < len(request_id) <= 200:
-            return _json(400, {"error": "request_id is missing: it is the x-evalpipe-request-id of the answer"})
+            problem = "is missing" if not request_id else "is none of ours"
+            return _json(400, {"error": f"request_id {problem}: it is the x-evalpipe-request-id of the answer"})
         rating = feedback.get("rating")
         value = {"up": 1.0, "down": 0.0}.get(rating) if isinstance(rating, str) else rating
         if (

@@ -203,12 +203,14 @@ class ShadowProcess:
             return 0
         self._pauses = False
         n_lines = 0
+        # Originals in memory and the end wait for nobody; else what does not fit stays in the spool.
+        mirror.sheds_overflow = finishing or self._originals is not None
         for line in self._tail.read(*self._wanted(mirror)):
             self._handle(line)
             n_lines += 1
             if n_lines % _MAX_LINES == 0:
                 await asyncio.sleep(0)
-            if not finishing and self._originals is None and mirror.fullness >= 1:
+            if not mirror.sheds_overflow and mirror.fullness >= 1:
                 self._pauses = True
                 break
         if not n_lines:  # all that was recorded before this life has been come across

@@ -46,10 +46,11 @@ class Tally:
         names = ", ".join(sorted(self.experiments))
         lines = [f"loaded {added} into {names}" if names else "loaded nothing new"]
         if self.n_known:
-            lines.append(f"{self.n_known:,} requests or rows were there already")
+            lines.append(f"{self.n_known:,} requests or rows were there already: they are not added again")
         if self.n_stopped:
             lines.append(
-                f"{self.n_stopped:,} answers were lost with a process that died: outcome client_closed, in no metric"
+                f"{self.n_stopped:,} requests or copies were under way in a process that died: outcome client_closed, "
+                "in no metric"
             )
         if self.n_waiting:
             lines.append(f"{self.n_waiting:,} requests are not finished yet: the next load takes them")

@@ -249,3 +249,19 @@ def test_a_burst_beyond_the_queue_waits_in_the_spool(upstream: Upstream, collect
     eventually(lambda: len(treatment.received) == n, timeout=60)
     assert running.stop() == 0
     assert fates(running) == {"sampled": n}
+
+
+def test_bodies_beyond_the_queues_bytes_wait_in_the_spool_and_push_nobody_out(
+    upstream: Upstream, collector: Start
+) -> None:
+    control = upstream(lambda r: [plain(chat_answer("control"))])
+    treatment = upstream(lambda r: [plain(chat_answer("t"))])
+    running = collector(control.url, treatment.url, collector="shadow_concurrency = 1")
+    os.kill(running.child("shadow"), signal.SIGSTOP)
+    sizes = [10, 20 << 20, 10, 20 << 20, 10, 20 << 20, 10, 20 << 20, 10]  # 80 MiB in all, 64 may wait in memory
+    for size in sizes:
+        assert b"control" in ask(running, "x" * size)
+    os.kill(running.child("shadow"), signal.SIGCONT)
+    eventually(lambda: len(treatment.received) == len(sizes), timeout=60)
+    assert running.stop() == 0
+    assert fates(running) == {"sampled": len(sizes)}
