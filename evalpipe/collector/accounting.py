@@ -17,6 +17,8 @@ from evalpipe.collector.settings import CollectorSettings
 from evalpipe.collector.tail import SpoolTail, TailedLine
 from evalpipe.core.spool import ResponseRecord, read_record
 
+_PIECE_BYTES = 64 << 10
+"""a large piece takes a millisecond to read and to search: so long nobody else shall wait"""
 _RESPONSE = b'{"record":"response"'
 
 
@@ -27,7 +29,7 @@ class Accountant:
         self, settings: CollectorSettings, folder: Path, offsets: dict[str, int], metrics: Metrics, pricer: Pricer
     ) -> None:
         self._settings, self._metrics, self._pricer = settings, metrics, pricer
-        self._tails = [SpoolTail(folder, prefix, offsets) for prefix in ("served-", "shadow-")]
+        self._tails = [SpoolTail(folder, prefix, offsets, _PIECE_BYTES) for prefix in ("served-", "shadow-")]
         self._lines: Iterator[TailedLine] = iter(())
 
     def look_for_segments(self) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-_PIECE: Final = 1 << 20
+PIECE_BYTES: Final = 1 << 20
+"""read at once where the records are wanted now"""
 
 
 class TailedLine:
@@ -21,8 +22,9 @@ class TailedLine:
 
 
 class _Segment:
-    def __init__(self, path: Path, offset: int) -> None:
+    def __init__(self, path: Path, offset: int, piece_bytes: int) -> None:
         self.name = path.name
+        self._piece_bytes = piece_bytes
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self.offset = offset
         """of the first byte not yet given out"""
@@ -37,7 +39,7 @@ class _Segment:
     def read(self, wanted: tuple[bytes, ...]) -> Iterator[TailedLine]:
         """Of the whole lines that are there now, those that begin with one of `wanted`. Where lines are long, a piece that
         ends within one waits for the rest."""
-        while not self._closed and (piece := os.pread(self.fd, _PIECE, self.offset + len(self._partial))):
+        while not self._closed and (piece := os.pread(self.fd, self._piece_bytes, self.offset + len(self._partial))):
             start = 0
             while (end := piece.find(b"\n", start)) >= 0:
                 partial, self._partial = self._partial, b""
@@ -68,8 +70,8 @@ class _Segment:
 class SpoolTail:
     """All segments `PREFIX*.jsonl` of a folder. A segment that is read to its end and closed is let go of."""
 
-    def __init__(self, folder: Path, prefix: str, offsets: dict[str, int]) -> None:
-        self._folder, self._prefix = folder, prefix
+    def __init__(self, folder: Path, prefix: str, offsets: dict[str, int], piece_bytes: int = PIECE_BYTES) -> None:
+        self._folder, self._prefix, self._piece_bytes = folder, prefix, piece_bytes
         self._segments: dict[str, _Segment] = {}
         self._finished: dict[str, int] = {}
         self._known = dict(offsets)
@@ -84,7 +86,8 @@ class SpoolTail:
             try:
                 # Between its creation and its lock a segment looks closed: one that grew after all is read on.
                 if offset is None or path.stat().st_size > offset:
-                    self._segments[name] = _Segment(path, self._known.get(name, 0) if offset is None else offset)
+                    start = self._known.get(name, 0) if offset is None else offset
+                    self._segments[name] = _Segment(path, start, self._piece_bytes)
                     self._finished.pop(name, None)
             except FileNotFoundError:
                 continue
