@@ -39,7 +39,7 @@ test: $(VENV)/.installed-dev chromium ## every test of the suite, and the collec
 COMPILED := $(CURDIR)/build/compiled
 $(COMPILED)/.built: $(VENV)/.installed-dev .build/compile.py $(shell find evalpipe judges prompts -type f -not -path '*/__pycache__/*')
 	rm -rf $(COMPILED)
-	EVALPIPE_COMPILE=1 $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target $(COMPILED) .
+	EVALPIPE_COMPILE=1 PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target $(COMPILED) .
 	@touch $@
 
 compiled: $(COMPILED)/.built ## build/compiled: the package with its compiled collector (a minute; needs a C compiler)

@@ -204,7 +204,7 @@ def check_collector(workspace: Workspace, config: Config) -> Iterator[Diagnosis]
         yield Diagnosis(
             name="collector",
             status="pass",
-            detail="interpreted: it serves the same, at three times the processor time of a compiled wheel's",
+            detail="interpreted: it serves the same, at twice the processor time of a compiled wheel's",
             remedy="for heavy traffic install a wheel, or `pip install .` where there is a C compiler",
         )
 
