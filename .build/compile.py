@@ -1,8 +1,8 @@
 """Build hook: compiles the collector's data path with mypyc while a wheel is built.
 
 The compiled modules are the same Python files, at half the processor's time a request. Where no C compiler is found the
-wheel is pure Python, and says so. An editable install (development, `make demo`) stays
-interpreted: what is edited is what runs. `EVALPIPE_COMPILE=0` builds the pure wheel, `=1` makes a failure an error.
+wheel is pure Python, and says so. An editable install (development, `make demo`) stays interpreted: what is edited is what
+runs. `EVALPIPE_COMPILE=0` builds the pure wheel, `=1` makes a failure an error.
 """
 
 from __future__ import annotations
