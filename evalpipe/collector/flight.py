@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -173,6 +174,12 @@ class Flight(Outbound):
             )
         )
         self._leave(keep=self.request.keep)
+
+    def fault(self) -> None:
+        """Something of ours failed while its bytes were written: it is shown, and nobody waits for what cannot come."""
+        traceback.print_exc()
+        self.worker.flights.discard(self)
+        self.client.abort()
 
     def client_gone(self) -> None:
         """The client left: the arm is told by closing, and what came so far is recorded."""

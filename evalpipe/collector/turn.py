@@ -55,11 +55,17 @@ class Turn:
         if self._requests:
             requests, self._requests = self._requests, []
             for flight in requests:
-                flight.send_last(perf_counter())
+                try:
+                    flight.send_last(perf_counter())
+                except Exception:  # noqa: BLE001 – a fault of ours: the other flights of the turn go on
+                    flight.fault()
         if self._lines:
             lines, self._lines = self._lines, []
             self._writer.append_all(lines)
         if self._answers:
             answers, self._answers = self._answers, []
             for flight in answers:
-                flight.answer_last(perf_counter())
+                try:
+                    flight.answer_last(perf_counter())
+                except Exception:  # noqa: BLE001 – see above
+                    flight.fault()
