@@ -392,6 +392,7 @@ def main() -> None:
                         proxy.rates.setdefault(n, []).append(rate)
                         if n == 32 and n_requests:
                             proxy.cpu_us.append((proxy.cpu_ns() - before) / 1000 / n_requests)
+                    os.sync()  # what the bursts before left to write shall not be written during the modest rate
                     proxy.paced.append(asyncio.run(paced(proxy.port, 100, 3, stream=False))[0])
                     token, gap = asyncio.run(paced(proxy.port, 20, 2, stream=True))
                     proxy.first_ms += token
