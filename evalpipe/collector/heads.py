@@ -91,7 +91,10 @@ _MAX_KNOWN_STATUS: Final = 64
 
 def read_lines(head: bytes) -> tuple[bytes, list[Line], int]:
     """The first line, the header lines, and all their roles, of a head that llhttp accepted (its blank line included)."""
-    raw_lines: list[bytes] = head.split(b"\r\n")
+    return _understood(head.split(b"\r\n"))
+
+
+def _understood(raw_lines: list[bytes]) -> tuple[bytes, list[Line], int]:
     roles = 0
     lines: list[Line] = []
     for number in range(1, len(raw_lines) - 2):
@@ -217,7 +220,7 @@ def read_answer_head(raw: bytes) -> AnswerHead:
     status = check_response(raw)
     if len(_KNOWN_STATUS) < _MAX_KNOWN_STATUS and status >= 200:
         _KNOWN_STATUS[first] = status
-    first, lines, roles = read_lines(raw)
+    first, lines, roles = _understood(raw_lines)
     return AnswerHead(raw, status, first, lines, roles)
 
 

@@ -162,21 +162,24 @@ class Metrics:
     def __init__(self, experiment: str, process: str) -> None:
         self._experiment, self._process = experiment, process
         self._amounts: dict[tuple[Counter, tuple[str, ...]], float] = {}
-        self._exchanges: dict[str, Exchanges] = {}
+        self._exchanges: list[Exchanges] = []
+        self._served: dict[str, Exchanges] = {}
         self._overhead = _Series(OVERHEAD)
 
     def served(self, arm: str) -> Exchanges:
-        return self._of(arm, "served")
+        found = self._served.get(arm)
+        if found is None:
+            found = self._served[arm] = self._new(arm, "served")
+        return found
 
     def copies(self) -> Exchanges:
-        return self._of("treatment", "shadow")
+        """To be asked for once."""
+        return self._new("treatment", "shadow")
 
-    def _of(self, arm: str, role: str) -> Exchanges:
-        key = f"{arm}/{role}"
-        found = self._exchanges.get(key)
-        if found is None:
-            found = self._exchanges[key] = Exchanges(self._experiment, arm, role)
-        return found
+    def _new(self, arm: str, role: str) -> Exchanges:
+        made = Exchanges(self._experiment, arm, role)
+        self._exchanges.append(made)
+        return made
 
     def _add(self, counter: Counter, labels: tuple[str, ...], amount: float) -> None:
         key = (counter, labels)
@@ -188,7 +191,7 @@ class Metrics:
             counter.labels(self._experiment, *labels).inc(amount)
         self._amounts.clear()
         self._overhead.flush()
-        for exchanges in self._exchanges.values():
+        for exchanges in self._exchanges:
             exchanges.flush()
 
     def overhead(self, seconds: float) -> None:

@@ -10,7 +10,7 @@ import msgspec
 
 from evalpipe.collector.heads import LOGGED_REQUEST, logged
 from evalpipe.collector.kept import KeptAnswer, http_outcome
-from evalpipe.collector.metrics import Exchanges, Metrics
+from evalpipe.collector.metrics import Metrics
 from evalpipe.collector.settings import CollectorSettings
 from evalpipe.collector.spooling import SpoolWriter
 from evalpipe.collector.turn import Turn
@@ -49,7 +49,6 @@ class Recorder:
     ) -> None:
         self._settings, self._writer, self._turn, self._metrics = settings, writer, turn, metrics
         self._redactor, self._originals = redactor, originals
-        self._exchanges: dict[str, Exchanges] = {}
         self._unit_key = settings.unit_key.value.encode("latin-1")
 
     def request(self, flight: Outbound, *, whole: bool = True) -> None:
@@ -108,11 +107,8 @@ class Recorder:
         latency_ms = flight.latency_ms
         arm = flight.arm
         name: str = arm.arm
-        exchanges = self._exchanges.get(name)
-        if exchanges is None:
-            exchanges = self._exchanges[name] = self._metrics.served(name)
         first_token_ms = None if kept is None else kept.first_token_ms
-        exchanges.observe(http_outcome(ended, flight.status), latency_ms / 1000, first_token_ms)
+        self._metrics.served(name).observe(http_outcome(ended, flight.status), latency_ms / 1000, first_token_ms)
         templates = flight.request.facts.answer_templates
         is_plain = kept is not None and ended == "complete" and flight.sent_body is None and self._redactor is None
         template = templates.get(name) if is_plain else None
