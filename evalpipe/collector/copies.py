@@ -42,6 +42,7 @@ class Copy(AnswerSink):
     ) -> None:
         self.request_id: str = record.request_id
         self.received_at: float = record.received_at
+        self.unit_id: str | None = record.unit_id
         self.place, self.outgoing = place, outgoing
         self.request_body: bytes = outgoing.body
         self._max_bytes, self._on_end = max_bytes, on_end

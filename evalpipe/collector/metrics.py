@@ -129,17 +129,22 @@ class _Series:
 
 
 class Exchanges:
-    """The exchanges of one arm in one role: how they ended, how long they took."""
+    """The exchanges of one arm in one role: how they ended, how long they took. `n_ok`: those that ended well as far as HTTP
+    tells; `is_proven`: one of them has been read and is an answer."""
 
-    __slots__ = ("_durations", "_first_tokens", "_labels", "_outcomes")
+    __slots__ = ("_durations", "_first_tokens", "_labels", "_outcomes", "is_proven", "n_ok")
 
     def __init__(self, experiment: str, arm: str, role: str) -> None:
         self._labels = (experiment, arm, role)
         self._outcomes: dict[str, int] = {}
         self._durations = _Series(DURATION.labels(*self._labels))
         self._first_tokens: _Series | None = None
+        self.n_ok = 0
+        self.is_proven = False
 
     def observe(self, outcome: str, seconds: float, first_token_ms: float | None) -> None:
+        if outcome == "ok":
+            self.n_ok += 1
         self._outcomes[outcome] = self._outcomes.get(outcome, 0) + 1
         self._durations.observe(seconds)
         if first_token_ms is not None:

@@ -21,6 +21,7 @@ from evalpipe.collector.pricing import Pricer
 from evalpipe.collector.quota import pause_s
 from evalpipe.collector.redaction import Redactor
 from evalpipe.collector.settings import CollectorSettings
+from evalpipe.collector.setup_watch import SetupWatch
 from evalpipe.collector.spooling import SpoolWriter
 from evalpipe.collector.upstream import Pool
 from evalpipe.core.identity import conversation_id, in_treatment
@@ -69,6 +70,7 @@ class Mirror:
         self._head_headers: Mapping[str, str] | None = None
         self._templates: dict[str, ResponseTemplate] = {}
         self._exchanges = metrics.copies()
+        self._setup = SetupWatch(settings)
         self._concurrency: int = settings.shadow_concurrency
         self._max_queue: int = settings.shadow_queue
         self._max_queue_bytes: int = settings.shadow_queue_bytes
@@ -236,8 +238,26 @@ class Mirror:
         outcome = http_outcome(copy.ended, status)
         first_token_ms = None if answer is None else answer.first_token_ms
         self._exchanges.observe(outcome, copy.latency_ms / 1000, first_token_ms)
+        if outcome != "ok" or not self._exchanges.is_proven:
+            self._watch_setup(copy, status)
         if answer is not None and (status == 429 or answer.head.roles & QUOTA):
             self._heed(status, answer.headers)
+
+    def _watch_setup(self, copy: Copy, status: int | None) -> None:
+        answer = copy.answer
+        self._setup.ended(
+            "treatment",
+            self._exchanges,
+            endpoint=copy.outgoing.endpoint,
+            status=status,
+            headers={} if answer is None else answer.headers,
+            body=b"" if answer is None else answer.kept.data,
+            ended=copy.ended,
+            message=copy.message or None,
+            asked_at=copy.received_at,
+            unit_id=copy.unit_id,
+            asked=(copy.outgoing.endpoint, copy.request_body),
+        )
 
     def _record(self, copy: Copy) -> None:
         """A copy's answer; what it cost is booked."""
@@ -307,6 +327,7 @@ class Mirror:
         now = perf_counter()
         for copy in list(self._flying):
             copy.check(now, self._settings.shadow_timeout_s)
+        self._setup.tick()
         oldest = time() - self._settings.shadow_queue_age_s
         while self._queue and self._queue[0].received_at < oldest:
             self._shed(self._pop().request_id, "too_old")

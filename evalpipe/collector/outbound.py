@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
+from dataclasses import replace
 from time import perf_counter, time
 from typing import TYPE_CHECKING, Final
 
@@ -176,6 +177,11 @@ class Outbound(AnswerSink):
 
     def _send_to_treatment(self, outgoing: OutgoingRequest, body: bytes) -> None:
         key_line = self.arm.key_line
+        # As in control's streams: an arm whose tokens are unknown cannot be compared with one whose tokens are known.
+        if self.worker.settings.inject_stream_usage and outgoing.endpoint == self.endpoint == "chat.completions":
+            asked = ask_for_usage(outgoing.body)
+            if asked is not None:
+                outgoing, self._stripper = replace(outgoing, body=asked), UsageStripper()
         if outgoing.body != body:
             self.sent_body = outgoing.body
         if outgoing.endpoint != self.endpoint:
@@ -186,7 +192,8 @@ class Outbound(AnswerSink):
                 http10=self.request.facts.http10,
                 head_lines=self.worker.own_lines(self),
             )
-        head = render_outgoing_head(outgoing, self._request_head, self.pool.origin, key_line)
+        identity = self._stripper is not None
+        head = render_outgoing_head(outgoing, self._request_head, self.pool.origin, key_line, identity=identity)
         self._send(head + outgoing.body, flush=True)
         self._request_ended()
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from evalpipe.collector.heads import LOGGED_REQUEST, logged
+from evalpipe.collector.heads import CREDENTIAL, LOGGED_REQUEST, logged
 from evalpipe.collector.kept import KeptAnswer, http_outcome
-from evalpipe.collector.metrics import Metrics
+from evalpipe.collector.metrics import Exchanges, Metrics
 from evalpipe.collector.settings import CollectorSettings
+from evalpipe.collector.setup_watch import SetupWatch
 from evalpipe.collector.spooling import SpoolWriter
 from evalpipe.collector.turn import Turn
 from evalpipe.core.identity import hash_unit
@@ -43,12 +44,13 @@ class Recorder:
         writer: SpoolWriter,
         turn: Turn,
         metrics: Metrics,
+        setup: SetupWatch,
         *,
         redactor: Redactor | None,
         originals: OriginalsOut | None,
     ) -> None:
         self._settings, self._writer, self._turn, self._metrics = settings, writer, turn, metrics
-        self._redactor, self._originals = redactor, originals
+        self._redactor, self._originals, self._setup = redactor, originals, setup
         self._unit_key = settings.unit_key.value.encode("latin-1")
 
     def request(self, flight: Outbound, *, whole: bool = True) -> None:
@@ -82,6 +84,7 @@ class Recorder:
             stage=assignment.stage,
             forced=assignment.forced,
             config_fingerprint=self._settings.config_fingerprint,
+            injects_usage=self._settings.inject_stream_usage,
         )
         if self._redactor is None:
             if whole and assignment is facts.assignment:
@@ -108,7 +111,11 @@ class Recorder:
         arm = flight.arm
         name: str = arm.arm
         first_token_ms = None if kept is None else kept.first_token_ms
-        self._metrics.served(name).observe(http_outcome(ended, flight.status), latency_ms / 1000, first_token_ms)
+        exchanges = self._metrics.served(name)
+        outcome = http_outcome(ended, flight.status)
+        exchanges.observe(outcome, latency_ms / 1000, first_token_ms)
+        if outcome != "ok" or not exchanges.is_proven:
+            self._watch_setup(flight, exchanges, ended, message, kept)
         templates = flight.request.facts.answer_templates
         is_plain = kept is not None and ended == "complete" and flight.sent_body is None and self._redactor is None
         template = templates.get(name) if is_plain else None
@@ -161,6 +168,26 @@ class Recorder:
         if is_plain and message is None:
             templates[name] = ResponseTemplate(record)
         self._turn.record(render_record(record))
+
+    def _watch_setup(
+        self, flight: Flight, exchanges: Exchanges, ended: str, message: str | None, kept: KeptAnswer | None
+    ) -> None:
+        assignment = flight.assignment
+        assert assignment is not None and flight.endpoint is not None
+        self._setup.ended(
+            flight.arm.arm,
+            exchanges,
+            endpoint=flight.answer_endpoint or flight.endpoint,
+            status=flight.status or None,
+            headers={} if kept is None else kept.headers,
+            body=b"" if kept is None else kept.kept.data,
+            ended=ended,
+            message=message,
+            asked_at=flight.started_at,
+            unit_id=assignment.unit_id,
+            asked=(flight.endpoint, flight.kept_request.data),
+            secrets=[line.value for line in flight.request.facts.lines if line.role & CREDENTIAL],
+        )
 
     def shadow(self, request_id: str, status: str, reason: str) -> None:
         """Told after the request's own record, in the same turn."""

@@ -50,7 +50,8 @@ class Routes:
         return self._feedback(body)
 
     def _health(self) -> Answer:
-        """200 as long as users are served; "degraded" with the reasons where records are lost or copies are not made."""
+        """200 as long as users are served; "degraded" with the reasons where records are lost, copies are not made, or an arm is
+        not set up correctly."""
         writer = self._worker.writer
         n_lost = int(total_lost(self._worker.metrics_dir))
         reasons = []
@@ -60,12 +61,24 @@ class Routes:
             reasons.append(f"{n_lost} records were lost")
         if not is_held(Path(self._worker.settings.spool) / TREATMENT_LOCK):
             reasons.append("the treatment process is not running: copies wait, tokens and dollars are not counted")
+        faults = self._worker.setup.faults()
+        reasons += [fault.text for fault in faults]
         return _json(
             200,
             {
                 "status": "degraded" if reasons else "ok",
                 "reasons": reasons,
                 "records_lost": n_lost,
+                "setup_faults": [
+                    {
+                        "arm": fault.arm,
+                        "kind": fault.kind,
+                        "status": fault.status,
+                        "code": fault.code,
+                        "count": fault.count,
+                    }
+                    for fault in faults
+                ],
                 "experiment": self._worker.settings.experiment,
                 "mode": self._worker.settings.mode,
                 "in_flight": len(self._worker.flights),

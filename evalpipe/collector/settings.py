@@ -72,6 +72,14 @@ class ArmSettings(msgspec.Struct, frozen=True, kw_only=True):
         prefix = b"x-api-key: " if self.provider == "anthropic" else b"Authorization: Bearer "
         return prefix + self.api_key.value.encode("latin-1")
 
+    @property
+    def passes_through(self) -> bool:
+        """Whether the client's own key or model reaches the arm: control takes both as they come unless they are set. To the
+        treatment the client's key never goes."""
+        if self.arm == "control":
+            return self.api_key is None or not self.rewrite or self.model is None
+        return self.model is None
+
     def speaks(self, endpoint: str) -> bool:
         """Whether the arm's server understands the endpoint's dialect as it is. LiteLLM speaks all of them."""
         return self.provider == "litellm" or (endpoint == "messages") == (self.provider == "anthropic")

@@ -36,18 +36,23 @@ def say_to_treatment(arm: ArmSettings, head: RequestHead, body: bytes) -> Outgoi
     )
 
 
-def render_outgoing_head(outgoing: OutgoingRequest, head: RequestHead, origin: Origin, key_line: bytes) -> bytes:
-    """The HTTP head of the request to the treatment arm, blank line included."""
+def render_outgoing_head(
+    outgoing: OutgoingRequest, head: RequestHead, origin: Origin, key_line: bytes, *, identity: bool = False
+) -> bytes:
+    """The HTTP head of the request to the treatment arm, blank line included. `identity`: the answer must come uncompressed,
+    as it will be read on its way."""
     lines = [
         b"POST %b HTTP/1.1" % join_path(origin.base_path, outgoing.path.encode("ascii")),
         b"Host: " + origin.authority.encode("ascii"),
         *(f"{name}: {value}".encode("latin-1") for name, value in outgoing.headers.items()),
         b"Content-Length: %d" % len(outgoing.body),
     ]
+    identity = identity or outgoing.endpoint != head.endpoint  # what is translated must be read
     if outgoing.endpoint == head.endpoint:
-        lines += [line.raw for line in head.lines if line.name in _CARRIED]
-    else:
-        lines.append(b"Accept-Encoding: identity")  # what is translated must be read
+        carried = _CARRIED - {b"accept-encoding"} if identity else _CARRIED
+        lines += [line.raw for line in head.lines if line.name in carried]
+    if identity:
+        lines.append(b"Accept-Encoding: identity")
     if key_line:
         lines.append(key_line)
     return b"\r\n".join(lines) + b"\r\n\r\n"

@@ -19,6 +19,7 @@ from evalpipe.collector.metrics import Metrics
 from evalpipe.collector.recorder import Recorder
 from evalpipe.collector.routes import Routes
 from evalpipe.collector.settings import ArmSettings, CollectorSettings
+from evalpipe.collector.setup_watch import SetupWatch
 from evalpipe.collector.spooling import SpoolWriter
 from evalpipe.collector.turn import Turn
 from evalpipe.collector.upstream import Pool
@@ -81,7 +82,10 @@ class Worker:
                 originals = OriginalsOut(loop, settings.shadow_socket, settings.shadow_queue_bytes)
         self._originals = originals
         self.turn = Turn(loop, self.writer)
-        self.recorder = Recorder(settings, self.writer, self.turn, self.metrics, redactor=redactor, originals=originals)
+        self.setup = SetupWatch(settings)
+        self.recorder = Recorder(
+            settings, self.writer, self.turn, self.metrics, self.setup, redactor=redactor, originals=originals
+        )
         self.routes = Routes(self)
         self.guard = Guard(settings)
         self.assigner = _assigner(settings)
@@ -138,6 +142,7 @@ class Worker:
             client.check(now)
         self.assigner.tick()
         self.metrics.flush()
+        self.setup.tick()
         if now >= self._next_tick:
             self._next_tick = now + 1
             for pool in self.pools.values():
@@ -177,6 +182,7 @@ class Worker:
             pool.close()
         self.turn.end()
         self.metrics.flush()
+        self.setup.tick()
         self.writer.close()
 
     async def _pause(self, stop: asyncio.Event) -> None:

@@ -54,7 +54,7 @@ class GuardrailVerdict(msgspec.Struct, frozen=True, kw_only=True):
 
     guardrail: str
     kind: str
-    """ "absolute" | "difference" """
+    """ "absolute" | "difference" | "setup" """
     status: str
     value: float | None = None
     limit: float | None = None

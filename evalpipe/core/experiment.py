@@ -6,9 +6,11 @@ from enum import StrEnum
 
 
 class MetricRole(StrEnum):
-    """What a metric may do to the decision: win it, block it, or only inform."""
+    """What a metric may do to the decision. A goal (`primary`) can win and block, a benefit can win beside the goals and
+    block, a guardrail can only block, a diagnostic only informs."""
 
     PRIMARY = "primary"
+    BENEFIT = "benefit"
     GUARDRAIL = "guardrail"
     DIAGNOSTIC = "diagnostic"
 

@@ -186,14 +186,34 @@ def format_instant(instant: str | None) -> str:
     """An ISO 8601 instant as "23 Nov 2026, 13:33 UTC"; what is not an instant stays as it is."""
     if not instant:
         return MISSING
-    try:
-        at = datetime.fromisoformat(instant)
-    except ValueError:
+    at = _parsed(instant)
+    if at is None:
         return instant
-    at = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
     if at.year == 1970:  # imports without a time are counted up from the epoch, to keep their order
         return "time not recorded"
     return f"{at.day} {_MONTHS[at.month - 1]} {at.year}, {at:%H:%M} UTC"
+
+
+def _parsed(instant: str) -> datetime | None:
+    try:
+        at = datetime.fromisoformat(instant)
+    except ValueError:
+        return None
+    return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
+
+
+def format_period(since: str, until: str) -> str:
+    """Two ISO 8601 instants as a period: the day once where both are of one day, seconds where both are of one minute.
+
+    >>> format_period("2026-11-28T04:30:02Z", "2026-11-28T04:30:41Z")
+    '28 Nov 2026, 04:30:02 to 04:30:41 UTC'
+    """
+    start, end = _parsed(since), _parsed(until)
+    if start is None or end is None or start.date() != end.date() or start.year == 1970:
+        return f"{format_instant(since)} to {format_instant(until)}"
+    same_minute = (start.hour, start.minute) == (end.hour, end.minute)
+    clock = "%H:%M:%S" if same_minute and (start.second or end.second) else "%H:%M"
+    return f"{format_day(since)}, {start.strftime(clock)} to {end.strftime(clock)} UTC"
 
 
 def format_day(instant: str | None) -> str:
@@ -203,12 +223,18 @@ def format_day(instant: str | None) -> str:
 
 
 # Not strftime("%b"): month names would follow the machine's locale and the report would differ between machines.
-_ISO = re.compile(r"\b\d{4}-\d\d-\d\dT\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:\d\d)?(?!\w)")
+_INSTANT = r"\b\d{4}-\d\d-\d\dT\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:\d\d)?(?!\w)"
+_ISO = re.compile(rf"(?<!--since )(?<!--until )({_INSTANT})(?: to ({_INSTANT}))?")
 
 
 def readable_instants(text: str) -> str:
-    """A sentence with its ISO 8601 instants written as people write them."""
-    return _ISO.sub(lambda match: format_instant(match.group()), text)
+    """A sentence with its ISO 8601 instants written as people write them; in a command (`--since …`) they stay as they are."""
+
+    def readable(match: re.Match[str]) -> str:
+        since, until = match.groups()
+        return format_instant(since) if until is None else format_period(since, until)
+
+    return _ISO.sub(readable, text)
 
 
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")

@@ -73,6 +73,9 @@ class RequestRecord(msgspec.Struct, frozen=True, tag="request", tag_field="recor
     forced: bool = False
     """the arm was forced by a tester's header: excluded from the statistics"""
     config_fingerprint: str | None = None
+    """fingerprints of the arms' configurations, "CONTROL-TREATMENT"; older records: one of both together, without a dash"""
+    injects_usage: bool = False
+    """`stream_usage = "inject"` is in force: a chat stream that says nothing about usage is asked for it"""
     version: int = FORMAT_VERSION
 
 

@@ -103,6 +103,12 @@ class Exchange:
     """share of treatment in force when the request came (ab, canary), in [0, 100]"""
     forced: bool | None = None
     """the arm was forced by a tester's header: in no statistic"""
+    turn: int | None = None
+    """user messages of the request; None where the provider keeps the conversation: it is then told by the order of requests"""
+    step: int | None = None
+    """assistant messages since the last user message (tool loops)"""
+    request_kind: str | None = None
+    """endpoint, streaming and usage as the client asked for them: what decides which values an answer can tell"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,6 +18,7 @@ from evalpipe.providers.jsontext import (
 from evalpipe.providers.plain_text import content_text, make_view
 from evalpipe.providers.reading import Assembled
 from evalpipe.providers.sse import SseEvent
+from evalpipe.providers.turns import position_of, role_of
 
 _OUTCOMES = {
     "max_tokens": Outcome.TRUNCATED,
@@ -41,10 +42,9 @@ class AnthropicMessages:
             content = message.get("content")
             if role == "user" and first_user is None:
                 first_user = content
-            blocks = as_list(content)
-            if blocks and all(as_dict(block).get("type") == "tool_result" for block in blocks):
-                role = "tool"
-            messages.append({"role": role, "content": content_text(content)})
+            shown_role = "tool" if role_of(message) == "tool" else role
+            messages.append({"role": shown_role, "content": content_text(content)})
+        thread = body.get("thread")  # kept by the provider: a request that continues it holds its newest messages only
         return make_view(
             model=as_text(body.get("model")),
             streamed=body.get("stream") is True,
@@ -52,6 +52,11 @@ class AnthropicMessages:
             first_user=first_user,
             has_tools=bool(body.get("tools")),
             usage_requested=True,
+            position=position_of(
+                as_list(body.get("messages")),
+                continues=bool(as_dict(thread).get("previous_message_id")),
+                is_stored=bool(thread),
+            ),
         )
 
     def read_message(self, message: dict[str, Any]) -> Answer:

@@ -79,6 +79,12 @@ class RequestView:
     has_tools: bool
     usage_requested: bool
     """the stream will carry its usage (always true but for OpenAI chat streams that do not ask for it)"""
+    usage_left_open: bool = False
+    """a chat stream that says nothing about usage: the collector may ask for it (`stream_usage = "inject"`)"""
+    turn: int | None = None
+    """the client's user messages so far (`turns.position_of`); None: not known"""
+    step: int | None = None
+    """assistant messages or tool calls since the last of them"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

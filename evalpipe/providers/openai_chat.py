@@ -18,6 +18,7 @@ from evalpipe.providers.jsontext import (
 from evalpipe.providers.plain_text import content_text, make_view
 from evalpipe.providers.reading import Assembled
 from evalpipe.providers.sse import SseEvent
+from evalpipe.providers.turns import position_of
 
 _OUTCOMES = {"length": Outcome.TRUNCATED, "content_filter": Outcome.REFUSED}
 
@@ -44,6 +45,8 @@ class OpenAIChat:
             ),
             has_tools=bool(body.get("tools") or body.get("functions")),
             usage_requested=not streamed or options.get("include_usage") is True,
+            usage_left_open=streamed and "stream_options" not in body,
+            position=position_of(as_list(body.get("messages"))),
         )
 
     def read_message(self, message: dict[str, Any]) -> Answer:

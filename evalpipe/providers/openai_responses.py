@@ -18,6 +18,7 @@ from evalpipe.providers.jsontext import (
 from evalpipe.providers.plain_text import content_text, make_view
 from evalpipe.providers.reading import Assembled
 from evalpipe.providers.sse import SseEvent
+from evalpipe.providers.turns import position_of
 
 _Parts = dict[tuple[int, str], list[str]]
 """(content index, key) → pieces"""
@@ -56,6 +57,11 @@ class OpenAIResponses:
             first_user=first_user,
             has_tools=bool(body.get("tools")),
             usage_requested=True,
+            position=position_of(
+                items,
+                continues=bool(body.get("previous_response_id")),
+                is_stored=bool(body.get("conversation")),
+            ),
         )
 
     def read_message(self, message: dict[str, Any]) -> Answer:

@@ -6,6 +6,7 @@ from typing import Any
 
 from evalpipe.providers.base import RequestView
 from evalpipe.providers.jsontext import as_dict, as_text, dump
+from evalpipe.providers.turns import Position
 
 _MARKS = {
     "image_url": "[image]",
@@ -56,6 +57,8 @@ def make_view(
     first_user: Any,
     has_tools: bool,
     usage_requested: bool,
+    position: Position,
+    usage_left_open: bool = False,
 ) -> RequestView:
     """The view with the system text first, whatever place the dialect gave it."""
     system = [message for message in messages if message["role"] == "system"]
@@ -68,4 +71,7 @@ def make_view(
         first_user_message=first_user,
         has_tools=has_tools,
         usage_requested=usage_requested,
+        usage_left_open=usage_left_open,
+        turn=position.turn,
+        step=position.step,
     )

@@ -37,7 +37,8 @@ def latency_query(experiment: str, arm: str, window: str, quantile: float) -> st
 
 
 def render_analysis_template(settings: AnalysisSettings) -> Manifest:
-    """Ship passes, keep fails, anything else is inconclusive: Argo then waits for a person, as evalpipe would."""
+    """A decision to promote passes, one to roll back fails, anything else is inconclusive: Argo then waits for a person, as
+    evalpipe would. A set-up fault of control alone is no reason to roll back: that would send everybody to it."""
     metadata: Manifest = {"name": settings.name, "labels": {"app.kubernetes.io/managed-by": "evalpipe"}}
     if settings.namespace:
         metadata["namespace"] = settings.namespace
@@ -52,14 +53,14 @@ def render_analysis_template(settings: AnalysisSettings) -> Manifest:
                 {
                     "name": "evalpipe-gate",
                     "interval": settings.interval,
-                    "successCondition": 'result == "ship"',
-                    "failureCondition": 'result in ["keep", "invalid"]',
+                    "successCondition": 'result == "promote"',
+                    "failureCondition": 'result == "roll_back"',
                     "failureLimit": 0,
                     "provider": {
                         "web": {
                             "url": f"{settings.collector}/_evalpipe/gate",
                             "headers": [{"key": "x-evalpipe-token", "value": "{{args.token}}"}],
-                            "jsonPath": "{$.recommendation}",
+                            "jsonPath": "{$.rollout}",
                             "timeoutSeconds": 10,
                         }
                     },

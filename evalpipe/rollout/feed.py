@@ -141,5 +141,9 @@ def observe_without_reading(request: RequestRecord, response: ResponseRecord) ->
         outcome = Outcome.UNREADABLE if response.ended == "cut" else Outcome.OK
     latency = response.timeout_ms if outcome is Outcome.TIMEOUT and response.timeout_ms else response.latency_ms
     return Observation(
-        arm=Arm(response.arm), unit=request.unit_id or request.request_id, outcome=outcome, latency_ms=latency
+        arm=Arm(response.arm),
+        unit=request.unit_id or request.request_id,
+        outcome=outcome,
+        latency_ms=latency,
+        asked_at=request.received_at,
     )

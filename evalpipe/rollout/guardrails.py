@@ -16,6 +16,7 @@ from evalpipe.core.canary import GuardrailVerdict
 from evalpipe.core.traffic import Arm
 from evalpipe.errors import ConfigError
 from evalpipe.rollout.observation import RATES, Event, Observation, UserSums, cost_of, latency_of, ttft_of
+from evalpipe.rollout.setup_guard import TreatmentSetup
 from evalpipe.stats import conditional, gates
 from evalpipe.stats.multiplier import DEFAULT_N_STAR_USERS
 from evalpipe.stats.sequential import one_sided_critical_value, optimal_r
@@ -221,5 +222,6 @@ def _absolute(name: str, limit: float) -> Guardrail:
 
 
 def evaluate_guardrails(guardrails: Sequence[Guardrail], *, percentage: float, alpha: float) -> list[GuardrailVerdict]:
-    """Every verdict, the false alarm rate `alpha` shared equally."""
-    return [one.verdict(percentage=percentage, alpha=alpha / len(guardrails)) for one in guardrails]
+    """Every verdict, the false alarm rate `alpha` shared equally among those that test a rate."""
+    n_tests = max(1, sum(not isinstance(one, TreatmentSetup) for one in guardrails))
+    return [one.verdict(percentage=percentage, alpha=alpha / n_tests) for one in guardrails]

@@ -7,13 +7,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from evalpipe.core.setup_fault import Signature
 from evalpipe.core.traffic import ANSWERED, FAILED, Arm, Outcome
 from evalpipe.stats.cluster import ArmAggregate, arm_aggregate
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Observation:
-    """One served request with its answer. `unit`: whatever tells users apart. Not measured is None."""
+    """One served request with its answer. `unit`: whatever tells users apart. Not measured is None.
+
+    `asked_at`: seconds since the epoch; `failure` and `words`: what a failed one may be part of, and the provider's words for
+    it; `configuration`: the fingerprint of the arm's.
+    """
 
     arm: Arm
     unit: str
@@ -21,6 +26,10 @@ class Observation:
     latency_ms: float | None = None
     ttft_ms: float | None = None
     cost_usd: float | None = None
+    asked_at: float = 0.0
+    failure: Signature | None = None
+    words: str | None = None
+    configuration: str | None = None
 
 
 Event = Callable[[Observation], bool | None]

@@ -150,10 +150,19 @@ def _create_stored(connection: duckdb.DuckDBPyConnection, dataset: Dataset, file
     paths = ", ".join(_literal(str(path)) for path in files)
     types = ", ".join(f"{_literal(name)}: {kind}" for name, kind in dataset.partitions)
     mixed = not all(path.name.endswith(schema_mark(dataset.schema)) for path in files)
-    connection.execute(
-        f"CREATE VIEW stored_{dataset.name} AS SELECT {selected} FROM read_parquet([{paths}], "
-        f"hive_partitioning = true, hive_types = {{{types}}}, union_by_name = {str(mixed).lower()})"
-    )
+    source = f"read_parquet([{paths}], hive_partitioning = true, hive_types = {{{types}}}, union_by_name = {str(mixed).lower()})"
+    if mixed:
+        selected = _selected(connection, dataset, source, columns)
+    connection.execute(f"CREATE VIEW stored_{dataset.name} AS SELECT {selected} FROM {source}")
+
+
+def _selected(connection: duckdb.DuckDBPyConnection, dataset: Dataset, source: str, columns: list[str]) -> str:
+    """The columns of `source`; one that none of its files has, as they are all older than it, is null."""
+    known = {row[0] for row in connection.execute(f"DESCRIBE FROM {source}").fetchall()}
+    connection.register("_nothing", dataset.schema.empty_table())
+    kinds = {row[0]: row[1] for row in connection.execute("DESCRIBE _nothing").fetchall()}
+    connection.unregister("_nothing")
+    return ", ".join(_name(name) if name in known else f"NULL::{kinds[name]} AS {_name(name)}" for name in columns)
 
 
 def _create_views(connection: duckdb.DuckDBPyConnection, *, narrowed: bool) -> None:

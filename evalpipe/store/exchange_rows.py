@@ -44,7 +44,7 @@ def read_exchanges(entry: Entry, rules: ReadingRules) -> list[Exchange]:
     """The rows of a request that is finished, or given up: the served answer, and the copy's where one was sent."""
     request = entry.request
     assert request is not None
-    client = _Client(request, rules)
+    client = _Client(request, rules, entry.served)
     rows = [_served(client, entry)]
     sent = entry.shadow is not None and entry.shadow.status == ShadowStatus.SAMPLED
     if entry.copy is not None:
@@ -55,9 +55,9 @@ def read_exchanges(entry: Entry, rules: ReadingRules) -> list[Exchange]:
 
 
 class _Client:
-    """The request as the client sent it, read once for all its exchanges."""
+    """The request as the client sent it, read once for all its exchanges. `served`: the answer the user got, if any."""
 
-    def __init__(self, request: RequestRecord, rules: ReadingRules) -> None:
+    def __init__(self, request: RequestRecord, rules: ReadingRules, served: ResponseRecord | None) -> None:
         self.record = request
         self.rules = rules
         self.body = _decoded(request.headers, request.body)
@@ -67,6 +67,17 @@ class _Client:
             self.view.system_text, self.view.first_user_message
         )
         self.unit_id, self.unit_source = self._unit()
+        # Under an id of the client's own, one user message may be any turn: the order of its requests decides.
+        self.turn = None if self.view.turn == 1 and self._names_conversation() else self.view.turn
+        self.kind = _kind(request, self.view, served)
+
+    def _names_conversation(self) -> bool:
+        """Whether the client named the conversation. A split stores the derived id too, perhaps hashed: that is no name."""
+        stored, key = self.record.conversation_id, self.rules.unit_key
+        if stored is None:
+            return False
+        derived = conversation_id(self.view.system_text, self.view.first_user_message)
+        return stored != derived and (key is None or stored != hash_unit(key, derived))
 
     def _unit(self) -> tuple[str, str]:
         if self.record.unit_id is not None:
@@ -102,6 +113,24 @@ class _Client:
         return msgspec.json.encode(told).decode()
 
 
+def _kind(request: RequestRecord, view: RequestView, served: ResponseRecord | None) -> str | None:
+    """What the request says before any arm answers, as far as it decides what an answer can report: the endpoint, whether
+    it is streamed, and whether the stream will carry its usage."""
+    if not view.streamed:
+        return request.endpoint or None
+    usage = " with usage" if view.usage_requested else ""
+    if view.usage_left_open and (request.injects_usage or _was_injected(served)):
+        usage = " usage injected"
+    return f"{request.endpoint} streamed{usage}"
+
+
+def _was_injected(served: ResponseRecord | None) -> bool:
+    """Whether control was asked for usage on our account: collectors before `injects_usage` show it in what was sent only."""
+    if served is None or served.arm != Arm.CONTROL or served.sent is None:
+        return False
+    return read_request(served.endpoint, served.sent.data).usage_requested
+
+
 def _served(client: _Client, entry: Entry) -> Exchange:
     request = client.record
     status, reason = _fate(entry)
@@ -119,7 +148,7 @@ def _served(client: _Client, entry: Entry) -> Exchange:
             streamed=client.view.streamed,
             shadow_status=status,
             shadow_reason=reason,
-            **_common(client, None),
+            **_common(client, None, request.arm),
         )
     return _answered(client, entry.served, Role.SERVED, status, reason)
 
@@ -181,7 +210,7 @@ def _answered(
         simulated=bool(header(response.headers, SIMULATED_HEADER)),
         shadow_status=shadow_status,
         shadow_reason=shadow_reason,
-        **_common(client, response),
+        **_common(client, response, response.arm),
     )
 
 
@@ -194,21 +223,30 @@ def _copy_lost(client: _Client, shadow: ShadowRecord, reason: str) -> Exchange:
         started_at=_instant(shadow.at),
         outcome=Outcome.CLIENT_CLOSED,
         error_type=reason,
-        **_common(client, None),
+        **_common(client, None, Arm.TREATMENT),
     )
 
 
-def _common(client: _Client, response: ResponseRecord | None) -> dict[str, Any]:
+def _common(client: _Client, response: ResponseRecord | None, arm: str) -> dict[str, Any]:
     request = client.record
     return {
         "unit_id": client.unit_id,
         "conversation_id": client.conversation,
         "meta": client.meta(response),
-        "config_fingerprint": request.config_fingerprint,
+        "config_fingerprint": _of_arm(request.config_fingerprint, arm),
         "prompt": client.prompt,
         "percentage": request.percentage,
         "forced": request.forced,
+        "turn": client.turn,
+        "step": client.view.step,
+        "request_kind": client.kind,
     }
+
+
+def _of_arm(fingerprints: str | None, arm: str) -> str | None:
+    """The fingerprint of this arm's configuration; records of older collectors hold one of the whole, taken as it is."""
+    control, dash, treatment = (fingerprints or "").partition("-")
+    return (treatment if dash and arm == Arm.TREATMENT else control) or None
 
 
 def _sent(client: _Client, response: ResponseRecord) -> tuple[RequestView, bytes]:

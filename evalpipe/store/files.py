@@ -24,7 +24,7 @@ STALE_AFTER_S = 24 * 3600.0
 _LOW_CARDINALITY = (
     "arm", "role", "provider", "endpoint", "model_requested", "model", "finish_reason", "outcome", "error_type",
     "config_fingerprint", "shadow_status", "shadow_reason", "judge", "judge_fingerprint", "judge_model", "shown_first",
-    "status", "winner", "source", "unit_id",
+    "status", "winner", "source", "unit_id", "request_kind",
 )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from evalpipe.store.documents import Line, parse, read_lines
 from evalpipe.store.importers import IMPORTERS, detect
 from evalpipe.store.importers.base import BrokenLineError, Imported, Importer
 from evalpipe.store.rejects import Rejects
-from evalpipe.store.rows import to_table
+from evalpipe.store.rows import holds_failures, to_table
 from evalpipe.store.schema import BY_NAME
 from evalpipe.store.tally import Tally
 from evalpipe.store.writer import DatasetWriter
@@ -136,6 +136,7 @@ class _Writers:
         self._experiment = experiment
         self._rows: dict[str, list[Any]] = {name: [] for name in self._FIELDS}
         self._n_bytes = 0
+        self._any_failed = False
         self._writers: dict[str, DatasetWriter] = {}
         self._stack = ExitStack()
 
@@ -158,7 +159,9 @@ class _Writers:
     def flush(self) -> None:
         for name, rows in self._rows.items():
             if rows:
-                self._writers[name].add(self._experiment, to_table(BY_NAME[name].schema, rows))
+                table = to_table(BY_NAME[name].schema, rows)
+                self._writers[name].add(self._experiment, table)
+                self._any_failed = self._any_failed or (name == "exchanges" and holds_failures(table))
                 rows.clear()
         self._n_bytes = 0
 
@@ -166,3 +169,5 @@ class _Writers:
         for name, writer in self._writers.items():
             setattr(tally, f"n_{name}", writer.n_added)
             tally.n_known += writer.n_known
+        if self._any_failed:
+            tally.failed.add(self._experiment)

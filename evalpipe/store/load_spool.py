@@ -19,7 +19,7 @@ from evalpipe.store.exchange_rows import ReadingRules
 from evalpipe.store.files import sync_folder
 from evalpipe.store.parsing import Parser, instant
 from evalpipe.store.rejects import Rejects
-from evalpipe.store.rows import to_table
+from evalpipe.store.rows import holds_failures, to_table
 from evalpipe.store.schema import BY_NAME
 from evalpipe.store.spool_join import Entry, SpoolJoin, time_of
 from evalpipe.store.spool_segments import Segment, holds_decisions, list_segments, remove, treatment_state, undisturbed
@@ -147,6 +147,8 @@ class SpoolLoad:
     def _drain(self, n_pending: int) -> None:
         for experiment, table in self._parser.results(n_pending):
             self._exchanges.add(experiment, table)
+            if holds_failures(table):
+                self._tally.failed.add(experiment)
 
     def _known(self, entries: list[Entry]) -> set[int]:
         """The entries (by `id`) whose rows are stored: the served one, and the copy's where the copy's answer is here."""

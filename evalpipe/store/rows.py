@@ -7,8 +7,10 @@ from operator import attrgetter
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from evalpipe.core.text import well_formed
+from evalpipe.core.traffic import FAILED
 
 
 def to_table(schema: pa.Schema, rows: Sequence[Any]) -> pa.Table:
@@ -17,6 +19,12 @@ def to_table(schema: pa.Schema, rows: Sequence[Any]) -> pa.Table:
     return pa.Table.from_arrays(
         [_column([get(row) for row in rows], field.type) for field, get in _getters(schema)], schema=schema
     )
+
+
+def holds_failures(exchanges: pa.Table) -> bool:
+    """Whether a request failed in one of these rows of `exchanges`."""
+    failed = pa.array(sorted(FAILED), pa.string())
+    return bool(pc.any(pc.is_in(exchanges["outcome"], value_set=failed)).as_py())
 
 
 def _getters(schema: pa.Schema) -> list[tuple[pa.Field, attrgetter[Any]]]:

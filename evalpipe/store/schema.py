@@ -56,6 +56,12 @@ EXCHANGES = pa.schema(
         pa.field("prompt", _TEXT),
         pa.field("percentage", _NUMBER),
         pa.field("forced", pa.bool_()),
+        # Where in its conversation the request stands: user messages so far (null: the conversation is kept by the provider,
+        # or the file is older than the column), assistant messages since the last of them; and the kind of request, by what
+        # the client asked for before any arm answered.
+        pa.field("turn", pa.int32()),
+        pa.field("step", pa.int32()),
+        pa.field("request_kind", _TEXT),
     ]
 )
 

@@ -1,4 +1,4 @@
-"""Which logged requests a command looks at: `--since`, `--until`, `--where`, or those a log file holds.
+"""Which logged requests a command looks at: `--since`, `--until`, `--where`, those a log file holds, and not the excluded ones.
 
 The selection is of requests, made on the row the user was served (for an imported log: control's row): the other arm's
 copy follows its request. So `--where "model = 'gpt-4o'"` keeps the pairs of those requests, and a condition on what a
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,16 +22,23 @@ from evalpipe.errors import ConfigError
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Selection:
     """`since` (inclusive) and `until` (exclusive) bound `started_at`; `where` is an SQL expression over `exchanges`;
-    `request_ids`: these requests only (None = all)."""
+    `request_ids`: these requests only (None = all); `excluded`: periods [from, to) that are left out of both arms."""
 
     since: datetime | None = None
     until: datetime | None = None
     where: str | None = None
     request_ids: Collection[str] | None = None
+    excluded: tuple[tuple[datetime, datetime], ...] = ()
 
     @property
     def is_empty(self) -> bool:
+        """Nothing is narrowed."""
         return self == Selection()
+
+    @property
+    def is_whole(self) -> bool:
+        """The whole experiment, but for what is excluded from it."""
+        return replace(self, excluded=()).is_empty
 
 
 def read_selection(since: str | None = None, until: str | None = None, where: str | None = None) -> Selection:
@@ -77,6 +84,9 @@ def select_requests(connection: duckdb.DuckDBPyConnection, selection: Selection)
         if instant is not None:
             values.append(instant)
             conditions.append(f"started_at {operator} ${len(values)}")
+    for start, end in selection.excluded:
+        values += [start, end]
+        conditions.append(f"NOT (started_at >= ${len(values) - 1} AND started_at < ${len(values)})")
     if selection.where is not None:
         check_expression(selection.where)
         conditions.append(f"(\n{selection.where}\n)")
@@ -96,6 +106,13 @@ def select_requests(connection: duckdb.DuckDBPyConnection, selection: Selection)
     finally:
         if selection.request_ids is not None:
             connection.unregister("_named")
+
+
+def read_instant(option: str, text: str) -> datetime:
+    """An instant of the command line, in UTC where no zone is given. Raises ConfigError with the option and the value."""
+    found = _instant(option, text)
+    assert found is not None
+    return found
 
 
 def _instant(option: str, text: str | None) -> datetime | None:

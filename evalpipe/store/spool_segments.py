@@ -43,6 +43,11 @@ def segment_files(spool: Path | Sequence[Path]) -> list[Path]:
     return sorted(spool.glob("*.jsonl")) if isinstance(spool, Path) else [path for path in spool if path.exists()]
 
 
+def holds_log(spool: Path) -> bool:
+    """Whether a spool folder holds anything to load: a collector that has served nobody keeps an empty segment."""
+    return any(segment.n_bytes for segment in list_segments(spool))
+
+
 def list_segments(spool: Path | Sequence[Path]) -> list[Segment]:
     """All segments of a spool (a folder, or files), with whose writer lives.
 

@@ -25,6 +25,10 @@ class Tally:
     n_waiting: int = 0
     n_stopped: int = 0
     n_segments_deleted: int = 0
+    failed: set[str] = field(default_factory=set)
+    """experiments that rows of failed requests were loaded into"""
+    warnings: list[str] = field(default_factory=list)
+    """set-up faults in those experiments, a line each"""
 
     def add(self, other: Tally) -> None:
         for name in self.__slots__:
@@ -32,7 +36,9 @@ class Tally:
             setattr(self, name, mine | theirs if isinstance(mine, set) else mine + theirs)
 
     def as_json(self) -> dict[str, Any]:
-        return {**asdict(self), "experiments": sorted(self.experiments)}
+        told = {**asdict(self), "experiments": sorted(self.experiments)}
+        del told["failed"]
+        return told
 
     def lines(self) -> list[str]:
         """The tally as lines for a person."""
@@ -56,4 +62,4 @@ class Tally:
             lines.append(f"{self.n_waiting:,} requests are not finished yet: the next load takes them")
         if self.n_rejected:
             lines.append(f"{self.n_rejected:,} broken lines put aside in {', '.join(self.rejected)}")
-        return lines
+        return [*lines, *(f"warning: {line}" for line in self.warnings)]

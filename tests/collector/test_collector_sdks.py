@@ -9,8 +9,13 @@ from typing import Any
 
 import anthropic
 import openai
+import pytest
 from collector_harness import RawUpstream, Received, Running, chat_answer, chat_stream, chunked, plain
 from conformance_cases import ANTHROPIC_STREAM, RESPONSES_STREAM, TOOL, TOOLS
+
+from evalpipe.pipeline.load import load
+from evalpipe.pipeline.workspace import open_workspace
+from evalpipe.store.datasets import open_store
 
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(300)).decode()
 MESSAGE = {
@@ -92,9 +97,11 @@ def test_sdk_clients_see_controls_bytes(
     assert len(running.responses()) == len(running.requests()) == 20
 
 
+@pytest.mark.parametrize("arm", ["control", "treatment"])
 def test_injected_usage_is_logged_and_not_seen(
-    upstream: Callable[..., RawUpstream], collector: Callable[..., Running]
+    upstream: Callable[..., RawUpstream], collector: Callable[..., Running], arm: str
 ) -> None:
+    """Whichever arm serves: with one arm's tokens unknown the two could not be compared."""
     words = chat_stream(["a", "b"])
     usage = b'data: {"id":"x","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}\n\n'
 
@@ -106,7 +113,9 @@ def test_injected_usage_is_logged_and_not_seen(
         return chunked([pieces[i : i + 13] for i in range(0, len(pieces), 13)])
 
     server = upstream(told)
-    running = collector(server.url, collector='stream_usage = "inject"')
+    split = {"mode": "ab", "experiment": "treatment_percent = 100", "treatment": server.url}
+    options: dict[str, Any] = {} if arm == "control" else split
+    running = collector(server.url, collector='stream_usage = "inject"', **options)
     seen = {}
     for base in (server.url, running.url):
         client = openai.OpenAI(base_url=base + "/v1", api_key="sk-x", max_retries=0)
@@ -118,4 +127,9 @@ def test_injected_usage_is_logged_and_not_seen(
     assert seen[server.url] == seen[running.url]
     running.stop()
     (record,) = running.responses().values()
-    assert b'"prompt_tokens":3' in record.body.data
+    assert (record.arm, b'"prompt_tokens":3' in record.body.data) == (arm, True)
+    load(open_workspace(root=running.root))
+    with open_store(running.data) as store:
+        assert store.connection.sql(
+            "SELECT arm, request_kind, input_tokens, output_tokens FROM exchanges"
+        ).fetchall() == [(arm, "chat.completions streamed usage injected", 3, 2)]

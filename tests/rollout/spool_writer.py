@@ -22,7 +22,8 @@ ASK = json.dumps({"model": "gpt-4o", "messages": [{"role": "user", "content": "h
 
 
 class SpoolWriter:
-    """`fails(arm, i)` and `latency_ms(arm, i)` shape the answers; the share in force is read as a worker reads it."""
+    """`fails(arm, i)` (whether, or with which error: status and body) and `latency_ms(arm, i)` shape the answers; the share in
+    force is read as a worker reads it. `fingerprint`: of the configuration, as records carry it."""
 
     def __init__(self, data: Path, experiment: str, name: str = "served-test", *, clock=lambda: 1e9) -> None:
         self.share = CanaryShare(data / "canary" / f"{experiment}.jsonl", clock=iter(itertools.count(0, 10)).__next__)
@@ -30,15 +31,24 @@ class SpoolWriter:
         self.folder = data / "spool"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.segment, self.n = 0, 0
+        self.fingerprint: str | None = None
 
-    def serve(self, n: int, *, fails=lambda arm, i: False, latency_ms=lambda arm, i: 800.0, users: int = 10**9) -> dict:
-        """`n` requests of up to `users` users. How many each arm served."""
+    def serve(
+        self,
+        n: int,
+        *,
+        fails=lambda arm, i: False,
+        latency_ms=lambda arm, i: 800.0,
+        users: int = 10**9,
+        unit: str | None = None,
+    ) -> dict:
+        """`n` requests of up to `users` users, or all of `unit`. How many each arm served."""
         served = {"control": 0, "treatment": 0}
         lines = []
         for _ in range(n):
             self.n += 1
-            unit = f"user-{self.n % users}"
-            chosen = choose(self.experiment, unit, self.share())
+            user = unit or f"user-{self.n % users}"
+            chosen = choose(self.experiment, user, self.share())
             arm, request_id = chosen.arm.value, f"{self.name}-{self.n}"
             served[arm] += 1
             request = RequestRecord(
@@ -47,13 +57,16 @@ class SpoolWriter:
                 mode="canary",
                 arm=arm,
                 received_at=self.clock(),
-                unit_id=unit,
+                unit_id=user,
                 endpoint="chat.completions",
                 body=Body(text=ASK),
                 percentage=chosen.percentage,
                 stage=chosen.stage,
+                config_fingerprint=self.fingerprint,
             )
             failed = fails(arm, self.n)
+            if failed is True:
+                failed = 500, '{"error": {"message": "boom", "type": "server_error"}}'
             response = ResponseRecord(
                 request_id=request_id,
                 experiment=self.experiment,
@@ -64,9 +77,9 @@ class SpoolWriter:
                 started_at=self.clock(),
                 ended="complete",
                 latency_ms=latency_ms(arm, self.n),
-                status=500 if failed else 200,
+                status=failed[0] if failed else 200,
                 headers={"content-type": "application/json"},
-                body=Body(text='{"error": {"message": "boom", "type": "server_error"}}' if failed else OK),
+                body=Body(text=failed[1] if failed else OK),
             )
             lines += [render_record(request), render_record(response)]
         with (self.folder / f"{self.name}.{self.segment:06}.jsonl").open("ab") as file:

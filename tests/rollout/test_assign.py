@@ -160,3 +160,14 @@ def test_a_share_of_what_control_serves_is_shadowed_by_conversation() -> None:
         served += found.arm == "control"
         due += found.eligible
     assert abs(due / served - 0.3) < 4 * (0.3 * 0.7 / served) ** 0.5
+
+
+def test_where_the_conversation_is_the_unit_the_shadowed_share_is_drawn_apart_from_the_arm() -> None:
+    # From one hash every conversation below 30 % would be the treatment's already, and none of control's would be shadowed.
+    split = _assigner(shadow_percent=30.0, share=lambda: Share(40.0))
+    bodies = [json.dumps({"messages": [{"role": "user", "content": f"question {i}"}]}).encode() for i in range(2000)]
+    found = [split.assign(_head(), body) for body in bodies]
+    assert {one.unit_source for one in found} == {"conversation"}
+    served = sum(one.arm == "control" for one in found)
+    due = sum(one.eligible for one in found)
+    assert abs(due / served - 0.3) < 4 * (0.3 * 0.7 / served) ** 0.5

@@ -12,6 +12,7 @@ from typing import Any
 from evalpipe.core.identity import conversation_id
 from evalpipe.core.judgment import Judgment
 from evalpipe.core.traffic import Exchange, Feedback, Label
+from evalpipe.providers.turns import Position, position_of
 
 UNKNOWN_TIME = datetime(1970, 1, 1, tzinfo=UTC)
 """`started_at` of rows whose log tells no time, plus the line number in microseconds: file order is kept, every load of a
@@ -147,6 +148,12 @@ def conversation_of(messages: Sequence[Mapping[str, Any]]) -> str | None:
     system = "\n".join(content_text(message.get("content")) for message in messages if message.get("role") == "system")
     first = next((content_text(message.get("content")) for message in messages if message.get("role") == "user"), None)
     return None if first is None else conversation_id(system, first)
+
+
+def position_in_log(messages: Sequence[Mapping[str, Any]], *, is_named: bool) -> Position:
+    """Turn and step of a request with these messages. `is_named`: the log gives the conversation's id, so that one user
+    message may be any turn of it."""
+    return position_of(messages, is_stored=is_named and bool(messages))
 
 
 def content_text(content: Any) -> str:

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from evalpipe.core.traffic import Arm, Exchange, Outcome, Role
-from evalpipe.store.importers.base import conversation_of, json_text, prompt_text
+from evalpipe.store.importers.base import conversation_of, json_text, position_in_log, prompt_text
 
 _REFUSED = frozenset({"content_filter", "refusal", "safety"})
 _TRUNCATED = frozenset({"length", "max_tokens", "model_length", "model_context_window_exceeded"})
@@ -37,6 +37,7 @@ def logged_exchange(
     elif finish_reason in _TRUNCATED:
         outcome = Outcome.TRUNCATED
     columns.setdefault("unit_id", None)
+    columns["turn"], columns["step"] = position_in_log(messages, is_named=bool(columns.get("conversation_id")))
     if columns.get("conversation_id") is None:
         columns["conversation_id"] = conversation_of(messages)
     return Exchange(

@@ -21,6 +21,7 @@ from evalpipe.store.importers.base import (
     Importer,
     conversation_of,
     json_text,
+    position_in_log,
     prompt_text,
     unknown_time,
 )
@@ -75,6 +76,7 @@ def _exchange(
     text = fields.text(f"response_{side}")
     status = fields.count(f"status_{side}")
     model = fields.text(f"model_{side}")
+    position = position_in_log(messages, is_named=bool(fields.text("conversation_id")))
     return Exchange(
         request_id=request_id,
         arm=arm,
@@ -99,6 +101,8 @@ def _exchange(
         output_tokens=fields.count(f"output_tokens_{side}"),
         cost_usd=fields.number(f"cost_usd_{side}", low=0),
         prompt=prompt_text(messages),
+        turn=position.turn,
+        step=position.step,
     )
 
 

@@ -37,10 +37,10 @@ def read(document: Any, line: int) -> Imported:
     request, response = document["request"], document["response"]
     endpoint = _endpoint(request) or ""
     body, answered = _text(request["body"]), _text(response["body"])
-    status = Fields(response, "response").count("status") or 200
+    status = Fields(response, "response").count("status")
     headers = {str(name).lower(): str(value) for name, value in as_mapping(response.get("headers")).items()}
     headers = {name: value for name, value in headers.items() if name != "content-encoding"}  # the text is decoded
-    view, answer = read_request(endpoint, body), read_answer(endpoint, status, headers, answered.encode())
+    view, answer = read_request(endpoint, body), read_answer(endpoint, status or 200, headers, answered.encode())
     told = as_mapping(response["body"])
     exchange = Exchange(
         request_id=Fields(told).text("id") or fingerprint([body, answered], length=32),
@@ -69,6 +69,8 @@ def read(document: Any, line: int) -> Imported:
         output_tokens=answer.usage.output_tokens,
         reasoning_tokens=answer.usage.reasoning_tokens,
         prompt=prompt_text(view.messages),
+        turn=view.turn,
+        step=view.step,
     )
     return Imported(exchanges=[replace(exchange, latency_ms=_latency_ms(headers))])
 

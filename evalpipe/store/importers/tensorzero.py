@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from evalpipe.providers.turns import role_of
 from evalpipe.store.documents import parse
 from evalpipe.store.importers.base import BrokenLineError, Fields, Imported, Importer, content_text, unknown_time
 from evalpipe.store.importers.logged import logged_exchange
@@ -46,7 +47,7 @@ def _messages(asked: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         messages.append({"role": "system", "content": _said(asked["system"])})
     for message in asked.get("messages") or []:
         if isinstance(message, Mapping):
-            messages.append({"role": str(message.get("role", "user")), "content": _said(message.get("content"))})
+            messages.append({"role": role_of(message), "content": _said(message.get("content"))})
     return messages
 
 
