@@ -83,22 +83,6 @@ def limits(values: npt.ArrayLike, counts: npt.ArrayLike, bets: Bets, *, alpha: f
     return low, high
 
 
-def limits_in_order(values: npt.ArrayLike, bets: Bets, *, alpha: float = 0.05) -> tuple[float, float]:
-    """The tightest limits after any of the units, which arrived in the order of `values` (fixed before the verdicts).
-
-    Valid by Ville's inequality, and what a rule that stopped on the highest wealth agrees with. Where the limits of
-    different times contradict each other (the mean moved), the present ones are given.
-    """
-    x = np.asarray(values, float)
-    low, high = limits(x, np.ones(len(x)), bets, alpha=alpha)
-    if len(x) == 0:
-        return low, high
-    needed = math.log(2 / alpha)
-    best_low = _top_root(x, bets, needed, low)
-    best_high = 1 - _top_root(1 - x, bets, needed, 1 - high)
-    return (best_low, best_high) if best_low < best_high else (low, high)
-
-
 def bounded_mean(
     values: npt.ArrayLike,
     counts: npt.ArrayLike,
@@ -130,30 +114,6 @@ def bounded_mean(
         method="betting, anytime",
         estimand="mean over users",
     )
-
-
-def _top_root(x: Array, bets: Bets, needed: float, start: float) -> float:
-    """The largest m against which the wealth E+ reached `needed` at some time; at least `start`."""
-    distinct, place = np.unique(x, return_inverse=True)
-
-    def reached(m: float) -> bool:
-        logs = np.stack([np.cumsum(np.log1p(c * (distinct - m) / m)[place]) for c in bets.stakes])
-        largest = logs.max(axis=0)  # the mixture lies between the largest bet's share of it and the largest bet
-        if largest.max() < needed or largest.max() - math.log(len(bets.stakes)) >= needed:
-            return bool(largest.max() >= needed)
-        mixtures = np.logaddexp.reduce(logs[:, largest >= needed], axis=0) - math.log(len(bets.stakes))
-        return bool(mixtures.max() >= needed)
-
-    low, high = max(start, 1e-9), 1.0
-    if not reached(low):
-        return start
-    for _ in range(40):
-        middle = (low + high) / 2
-        if reached(middle):
-            low = middle
-        else:
-            high = middle
-    return low
 
 
 def _root(excess: Callable[[float], float], average: float) -> float:

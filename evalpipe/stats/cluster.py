@@ -100,18 +100,22 @@ def arm_aggregate(
     n_events: int | None = None,
     plain_df: bool = False,
 ) -> ArmAggregate:
-    """The aggregate of per-user sums S and W (users with W = 0 carry nothing and are dropped). `n` defaults to ΣW, rounded.
-    `plain_df`: G − 1 degrees of freedom, however unequal the users."""
+    """The aggregate of per-user sums S and W; `n` defaults to ΣW, rounded.
+
+    A user with W = 0 counts only where S ≠ 0: the cost of a user none of whose answers succeeded is in the numerator of the
+    cost per good answer. `plain_df`: G − 1 degrees of freedom, however unequal the users.
+    """
     s, w = np.asarray(numerators, float), np.asarray(denominators, float)
-    s, w = s[w > 0], w[w > 0]
+    seen = (w > 0) | (s != 0)
+    s, w = s[seen], w[seen]
     total = float(w.sum())
     rows = round(total) if n is None else n
-    if len(w) == 0:
+    if total <= 0:
         return ArmAggregate(n=rows, n_clusters=0, numerator=0.0, denominator=0.0, n_events=n_events)
     e, t = _terms(s, w)
     return ArmAggregate(
         n=rows,
-        n_clusters=len(w),
+        n_clusters=int(np.count_nonzero(w > 0)),
         numerator=float(s.sum()),
         denominator=total,
         spread=_spread(e, t, None if plain_df else w),
@@ -133,7 +137,7 @@ def paired_aggregate(
     freedom, however unequal the users."""
     st, wt = np.asarray(treatment_numerators, float), np.asarray(treatment_denominators, float)
     sc, wc = np.asarray(control_numerators, float), np.asarray(control_denominators, float)
-    seen = (wt > 0) | (wc > 0)
+    seen = (wt > 0) | (wc > 0) | (st != 0) | (sc != 0)
     st, wt, sc, wc = st[seen], wt[seen], sc[seen], wc[seen]
     treatment, control = arm_aggregate(st, wt), arm_aggregate(sc, wc)
     pairs = int(min(wt.sum(), wc.sum())) if n_pairs is None else n_pairs

@@ -26,8 +26,8 @@ def unpaired_difference(
 ) -> Estimate:
     """R_T − R_C of two separate groups of users (ab, canary), Welch degrees of freedom; `relative`: R_T/R_C − 1.
 
-    On the relative scale `standard_error` and `df` belong to ln R_T − ln R_C; the limits are exp(·) − 1. A binary metric
-    (`n_events` given) without variance gets Wilson limits of both arms joined (Newcombe's square-and-add).
+    On the relative scale `standard_error` and `df` belong to ln R_T − ln R_C; the limits are exp(·) − 1. Event rates per
+    request: `events.unpaired_events`.
     Statuses: no_data, missing_arm, one_cluster, too_few_clusters, zero_variance, relative_undefined, and under anytime
     burn_in, too_few_events.
     """
@@ -55,18 +55,20 @@ def unpaired_difference(
     se = math.sqrt(v_c + v_t)
     floor = NOISE * (1.0 if relative else max(abs(ratio_c), abs(ratio_t)))
     if se <= floor:
-        if not relative and control.n_events is not None and treatment.n_events is not None:
-            return proportion.unpaired_proportion(control, treatment, multiplier=mode, alpha=alpha)
         return make.undefined("zero_variance", "the metric never varied", point)
-    df = se**4 / (v_t**2 / (treatment.n_clusters - 1) + v_c**2 / (control.n_clusters - 1))
+    df = welch_df(v_c, control.n_clusters, v_t, treatment.n_clusters)
+    skew = unpaired_skew(control, treatment, se, relative=relative)
     if mode.mode == "anytime" and status == "ok":
         events = None
         if control.n_events is not None and treatment.n_events is not None:
             events = min(control.n_events, treatment.n_events)
         status, note = gates.burn_in_status(
-            n_units=smaller, paired=False, n_events=events, skew=_unpaired_skew(control, treatment, se, relative)
+            n_units=smaller,
+            paired=False,
+            n_events=events,
+            skew=skew,
         )
-    return make.wald(mode, point, se, df, status, note)
+    return make.wald(mode, point, se, df, status, note, skew=skew)
 
 
 def paired_difference(
@@ -110,12 +112,12 @@ def paired_difference(
     se = math.sqrt(v)
     if se <= NOISE * (1.0 if relative else max(abs(ratio_c), abs(ratio_t), 1e-300)):
         return make.undefined("zero_variance", "the difference never varied", point)
+    skew = None if spread.m3sum is None else spread.m3sum / se**3
     if mode.mode == "anytime" and status == "ok":
-        skew = None if spread.m3sum is None else spread.m3sum / se**3
         status, note = gates.burn_in_status(
             n_units=pairs.n_clusters, paired=True, n_events=pairs.n_discordant, skew=skew
         )
-    return make.wald(mode, point, se, spread.degrees(pairs.n_clusters), status, note)
+    return make.wald(mode, point, se, spread.degrees(pairs.n_clusters), status, note, skew=skew)
 
 
 def arm_interval(
@@ -139,7 +141,13 @@ def arm_interval(
     return make.wald(mode, ratio, se, arm.spread.degrees(arm.n_clusters), status, note)
 
 
-def _unpaired_skew(control: ArmAggregate, treatment: ArmAggregate, se: float, relative: bool) -> float | None:
+def welch_df(v_c: float, n_c: int, v_t: float, n_t: int) -> float:
+    """Welch's degrees of freedom of a difference whose arms have the variances `v_c`, `v_t` over `n_c`, `n_t` ≥ 2 users."""
+    return (v_c + v_t) ** 2 / (v_t**2 / (n_t - 1) + v_c**2 / (n_c - 1))
+
+
+def unpaired_skew(control: ArmAggregate, treatment: ArmAggregate, se: float, *, relative: bool = False) -> float | None:
+    """The skewness of R_T − R_C (`relative`: of its logarithms' difference) with the standard error `se`; None if unknown."""
     if control.spread is None or treatment.spread is None:
         return None
     m_c, m_t = control.spread.m3sum, treatment.spread.m3sum
@@ -163,14 +171,22 @@ class _Maker:
         return self._estimate(point=shown, status=status, note=note)
 
     def wald(
-        self, mode: Multiplier, point: float, se: float, df: float, status: str = "ok", note: str | None = None
+        self,
+        mode: Multiplier,
+        point: float,
+        se: float,
+        df: float,
+        status: str = "ok",
+        note: str | None = None,
+        *,
+        skew: float | None = None,
     ) -> Estimate:
         c = mode.critical(self.alpha, df=df, n=self.n_clusters, standard_error=se)
         p = mode.p_value(point / se, df=df, n=self.n_clusters, standard_error=se)
         low, high = point - c * se, point + c * se
         if self.relative:
             point, low, high = math.expm1(point), _expm1(low), _expm1(high)
-        return self._estimate(point=point, low=low, high=high, se=se, df=df, p=p, status=status, note=note)
+        return self._estimate(point=point, low=low, high=high, se=se, df=df, p=p, status=status, note=note, skew=skew)
 
     def _estimate(
         self,
@@ -183,6 +199,7 @@ class _Maker:
         p: float | None = None,
         status: str,
         note: str | None,
+        skew: float | None = None,
     ) -> Estimate:
         return Estimate(
             point=point,
@@ -198,6 +215,7 @@ class _Maker:
             estimand=self.estimand,
             status=status,
             note=note,
+            skewness=skew,
         )
 
 

@@ -11,10 +11,11 @@ class Estimate:
     """An estimate with its interval. `status` other than "ok" means: do not conclude from it (numbers may still be given).
 
     `point`, `ci_low`, `ci_high`, `standard_error` are in the estimand's unit; None = not defined. `df` None = normal limit.
-    `n` counts observations (requests, pairs), `n_clusters` the independent units behind them. Statuses are those of
-    statistics.md 1.4: ok, no_data, missing_arm, n_lt_2, one_cluster, too_few_clusters, zero_variance, tail_too_small,
+    `n` counts observations (requests, pairs), `n_clusters` the independent units behind them. Statuses: ok, not_measured,
+    missing_differs, no_data, missing_arm, n_lt_2, one_cluster, too_few_clusters, zero_variance, tail_too_small,
     too_few_events, burn_in, too_few_labels, undefined_kappa, relative_undefined, unreliable_judge, length_confounded,
-    invalid_srm. NaN and infinities never get in: they become None.
+    invalid_srm. NaN and infinities never get in: they become None. `skewness`: of the estimator, Σe³/se³, which falls with
+    1/√n (the gate of early looks); None where it is not known.
     """
 
     point: float | None
@@ -30,9 +31,10 @@ class Estimate:
     estimand: str = ""
     status: str = "ok"
     note: str | None = None
+    skewness: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("point", "ci_low", "ci_high", "standard_error", "df", "p_value"):
+        for name in ("point", "ci_low", "ci_high", "standard_error", "df", "p_value", "skewness"):
             value = getattr(self, name)
             if value is not None:
                 number = float(value)

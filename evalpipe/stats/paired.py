@@ -1,4 +1,4 @@
-"""Paired yes/no outcomes (error, timeout in shadow mode): McNemar, Tango, Newcombe, and what to use when (statistics.md 4).
+"""Paired yes/no outcomes: McNemar, Tango, Newcombe (statistics.md 4); `events.py` chooses among them.
 
 Counts: `t_only` pairs in which only the treatment has the event, `c_only` only control, `n` all pairs.
 """
@@ -11,14 +11,7 @@ from dataclasses import dataclass
 
 from scipy import stats as distributions
 
-from evalpipe.stats import betting, discordant, gates
-from evalpipe.stats.cluster import PairedAggregate
-from evalpipe.stats.difference import paired_difference
-from evalpipe.stats.estimate import Estimate
-from evalpipe.stats.multiplier import Fixed, Multiplier
 from evalpipe.stats.proportion import wilson_limits
-
-FEW_DISCORDANT = 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,85 +76,6 @@ def newcombe_limits(both: int, t_only: int, c_only: int, neither: int, c: float)
     return (
         d - math.sqrt(max(0.0, x * x - 2 * phi * x * y + y * y)),
         d + math.sqrt(max(0.0, x_up * x_up - 2 * phi * x_up * y_up + y_up * y_up)),
-    )
-
-
-def design_effect(t_only: int, c_only: int, n: int, v_jack: float | None) -> float:
-    """How many times the users inflate the variance of p_T − p_C over independent pairs; at least 1."""
-    if n < 2 or t_only + c_only == 0 or v_jack is None:
-        return 1.0
-    d = (t_only - c_only) / n
-    independent = ((t_only + c_only) / n - d * d) / n
-    return max(1.0, v_jack / independent) if independent > 0 else 1.0
-
-
-def paired_proportion(
-    *,
-    t_only: int,
-    c_only: int,
-    n: int,
-    users: PairedAggregate | None = None,
-    multiplier: Multiplier | None = None,
-    alpha: float = 0.05,
-    bets: betting.Bets | None = None,
-) -> Estimate:
-    """p_T − p_C of paired yes/no outcomes, by what statistics.md 4 asks for.
-
-    One pair per user (`users` None, or as many users as pairs): Tango with McNemar's exact p; under anytime the betting
-    interval on (1+d)/2 (`bets`; default planned for 2 % discordant pairs at n_star 1000) with the discordant e-process's p.
-    Several pairs per user: the cluster engine (with its gates under anytime), and with fewer than 25 discordant pairs
-    Tango on counts divided by the design effect. b = c = 0 is fine: Tango's limits are then not of width 0.
-    """
-    mode = multiplier or Fixed()
-    clusters = n if users is None else users.n_clusters
-    shared = {"confidence_level": 1 - alpha, "n": n, "n_clusters": clusters, "estimand": "treatment - control"}
-    if n == 0:
-        return Estimate(point=None, status="no_data", **shared)  # type: ignore[arg-type]
-    point = (t_only - c_only) / n
-    if n == 1:
-        return Estimate(point=point, status="n_lt_2", note="one pair: no interval can be had", **shared)  # type: ignore[arg-type]
-    one_each = users is None or users.n_clusters == n
-    few = t_only + c_only < FEW_DISCORDANT
-    if one_each and mode.mode == "anytime":
-        return _betting(t_only, c_only, n, bets or betting.tuned_bets(1000, sigma2=0.02 / 4, alpha=alpha), alpha)
-    if users is not None and not one_each and (mode.mode == "anytime" or not few):
-        estimate = paired_difference(users, multiplier=mode, alpha=alpha)
-        if estimate.status != "zero_variance" and not (few and estimate.status == "too_few_events"):
-            return estimate
-    absolute = users.absolute if users is not None and not one_each else None
-    deff = design_effect(t_only, c_only, n, None if absolute is None else absolute.v_jack)
-    c = mode.critical(alpha, n=clusters)
-    low, high = tango_limits(t_only / deff, c_only / deff, n / deff, c)
-    p = mode.p_value(tango_statistic(0.0, t_only / deff, c_only / deff, n / deff), n=clusters)
-    if one_each and mode.mode == "fixed":
-        p = mcnemar(t_only, c_only).p_exact
-    status, note = gates.cluster_status(clusters)
-    if mode.mode == "anytime" and status == "ok":
-        status, note = gates.burn_in_status(n_units=clusters, paired=True, n_events=t_only + c_only)
-    return Estimate(
-        point=point,
-        ci_low=low,
-        ci_high=high,
-        p_value=p,
-        method=f"tango{'' if deff == 1 else ' / design effect'}, {mode.mode}",
-        status=status,
-        note=note,
-        **shared,  # type: ignore[arg-type]
-    )
-
-
-def _betting(t_only: int, c_only: int, n: int, bets: betting.Bets, alpha: float) -> Estimate:
-    low, high = betting.limits([0.0, 0.5, 1.0], [c_only, n - t_only - c_only, t_only], bets, alpha=alpha)
-    return Estimate(
-        point=(t_only - c_only) / n,
-        ci_low=2 * low - 1,
-        ci_high=2 * high - 1,
-        confidence_level=1 - alpha,
-        n=n,
-        n_clusters=n,
-        p_value=discordant.p_value(t_only, c_only),
-        method="betting on paired outcomes, anytime",
-        estimand="treatment - control",
     )
 
 

@@ -84,38 +84,16 @@ def clustered_proportion(arm: ArmAggregate, *, multiplier: Multiplier | None = N
     )
 
 
-def unpaired_proportion(
-    control: ArmAggregate, treatment: ArmAggregate, *, multiplier: Multiplier | None = None, alpha: float = 0.05
-) -> Estimate:
+def newcombe_limits(
+    control_events: float, control_n: float, treatment_events: float, treatment_n: float, c: float
+) -> tuple[float, float]:
     """p_T − p_C by square-and-add of both arms' Wilson limits (Newcombe 1998, method 10 for independent samples).
 
-    For where the variance is 0 (no event in either arm, or nothing but events); under anytime it stays too_few_events.
+    Sizes may be effective (fractional) sample sizes, above 0. Without an event in either arm the limits are the arms' own
+    Wilson limits, so never of width 0.
     """
-    mode = multiplier or Fixed()
-    c = mode.critical(alpha, n=control.n_clusters + treatment.n_clusters)
-    p_c, p_t = control.ratio, treatment.ratio
-    n, clusters = control.n + treatment.n, control.n_clusters + treatment.n_clusters
-    if p_c is None or p_t is None:
-        status = "no_data" if p_c is None and p_t is None else "missing_arm"
-        return Estimate(point=None, confidence_level=1 - alpha, n=n, n_clusters=clusters, status=status)
-    size_c, size_t = effective_n(control), effective_n(treatment)
-    low_c, high_c = wilson_limits(p_c * size_c, size_c, c)
-    low_t, high_t = wilson_limits(p_t * size_t, size_t, c)
-    status, note = gates.cluster_status(min(control.n_clusters, treatment.n_clusters))
-    if mode.mode == "anytime" and status == "ok" and control.n_events is not None and treatment.n_events is not None:
-        events = min(control.n_events, treatment.n_events)
-        status, note = gates.burn_in_status(
-            n_units=min(control.n_clusters, treatment.n_clusters), paired=False, n_events=events
-        )
-    return Estimate(
-        point=p_t - p_c,
-        ci_low=max(-1.0, p_t - p_c - math.hypot(p_t - low_t, high_c - p_c)),
-        ci_high=min(1.0, p_t - p_c + math.hypot(high_t - p_t, p_c - low_c)),
-        confidence_level=1 - alpha,
-        n=n,
-        n_clusters=clusters,
-        method=f"newcombe wilson, {mode.mode}",
-        estimand="treatment - control",
-        status=status,
-        note=note,
-    )
+    p_c, p_t = control_events / control_n, treatment_events / treatment_n
+    low_c, high_c = wilson_limits(control_events, control_n, c)
+    low_t, high_t = wilson_limits(treatment_events, treatment_n, c)
+    d = p_t - p_c
+    return max(-1.0, d - math.hypot(p_t - low_t, high_c - p_c)), min(1.0, d + math.hypot(high_t - p_t, p_c - low_c))

@@ -1,7 +1,8 @@
 """Pairwise verdicts in both orders: win rate, consistency, seat bias (statistics.md 7).
 
 A verdict is 1 (treatment), ½ (tie), 0 (control), or a preference in between; s1 with the treatment shown first, s2 second.
-A pair's preference is x = (s1+s2)/2, the win rate θ its mean; f = (s1+1−s2)/2 is how much the first seat got.
+A pair's preference is x = (s1+s2)/2; the win rate θ is the mean over users of their mean x; f = (s1+1−s2)/2 is how much the
+first seat got.
 """
 
 from __future__ import annotations
@@ -13,100 +14,75 @@ import numpy as np
 import numpy.typing as npt
 
 from evalpipe.stats import agreement, betting, gates
-from evalpipe.stats.cluster import ArmAggregate, arm_aggregate
+from evalpipe.stats.cluster import ArmAggregate
+from evalpipe.stats.difference import arm_interval
 from evalpipe.stats.estimate import Estimate
 from evalpipe.stats.multiplier import Fixed, Multiplier
 from evalpipe.stats.proportion import wilson
 
 NULL = 0.5
-MAX_APART = 0.02
-"""the mean over pairs and the mean over users may differ by this much without a remark"""
+ESTIMAND = "win rate, each user counted once"
 MIN_CONSISTENCY = 0.5
 """a judge whose consistency lies below this (its Wilson upper limit) decides nothing: unreliable_judge"""
 
 
 def win_rate(
-    users: ArmAggregate,
+    values: npt.ArrayLike,
+    counts: npt.ArrayLike,
     *,
-    values: npt.ArrayLike = (),
-    counts: npt.ArrayLike = (),
     multiplier: Multiplier | None = None,
     alpha: float = 0.05,
     bets: betting.Bets | None = None,
-    in_order: npt.ArrayLike | None = None,
+    n: int | None = None,
 ) -> Estimate:
-    """θ with its interval and the p-value of θ = ½.
+    """θ = the mean over users of the user's own mean preference, with its interval and the p-value of θ = ½.
 
-    `users`: per user S = Σx and W = judged pairs. `values`, `counts`: the users' mean preferences and how many users have
-    each (GROUP BY), needed under anytime and where nothing varies. Fixed and scheduled: the cluster engine; anytime: the
-    betting e-process over users (exact; `bets` default to n_star 1000). All ties are fine: then too the betting interval.
-    The point is always the mean over pairs; where users with many pairs differ from the others the betting interval, which
-    is about the mean over users, is widened to hold it and the note says so. `in_order`: the users' means in the planned
-    order of judging; the tightest limits after any of them then hold, as `stopping.look_in_order` has it.
+    Every user counts once, however many of their pairs were judged. Anytime: the betting interval of the present counts (exact
+    at every look where a user has one pair). Fixed and scheduled: t over the users' means; where those do not vary, or there is
+    one user, the betting interval, which has a width even then.
+
+    Args:
+        values: distinct users' means x_u, each in [0, 1] (repeats are allowed, so raw means with counts of 1 do too).
+        counts: users with each of the means, ≥ 0.
+        multiplier: the way of looking; `Fixed()` by default.
+        alpha: two-sided level, between 0 and 1.
+        bets: stakes of the betting interval; the default is planned for n* (1000 without a plan).
+        n: judged pairs behind the means; the number of users by default.
+
+    Returns:
+        The estimate of θ in [0, 1]. Status ok, no_data, or (fixed, scheduled) too_few_clusters below 5 users.
+
+    Raises:
+        ValueError: where a mean lies outside [0, 1], a count is negative, or the lists differ in length.
     """
     mode = multiplier or Fixed()
-    if users.ratio is None:
-        return Estimate(point=None, confidence_level=1 - alpha, estimand="win rate", status="no_data")
-    v = None if users.spread is None else users.spread.variance("jackknife")
-    se = math.sqrt(v) if v is not None else None
-    exact = len(np.asarray(values)) > 0
-    varies = se is not None and se > 1e-13
-    if exact and (mode.mode == "anytime" or not varies):
-        stakes = bets or betting.tuned_bets(getattr(mode, "n_star", 1000), alpha=alpha)
-        bet = betting.bounded_mean(values, counts, stakes, alpha=alpha, null=NULL, n=users.n)
-        if in_order is not None and mode.mode == "anytime":
-            limits = betting.limits_in_order(in_order, stakes, alpha=alpha)
-            up, down = betting.log_wealth_path(in_order, NULL, stakes)
-            top = max(0.0, float(up.max(initial=0)), float(down.max(initial=0)))
-            bet = replace(bet, ci_low=limits[0], ci_high=limits[1], p_value=min(1.0, 2 * math.exp(-top)))
-        return _over_users(users, bet, se if varies else None)
-    status, note = gates.cluster_status(users.n_clusters)
-    if se is None:
-        status = "n_lt_2" if users.n == 1 else "one_cluster"
-        return _estimate(users, alpha, mode.mode, status=status, note=note)
-    if not varies:
-        return _estimate(users, alpha, mode.mode, status="zero_variance", note="every verdict is the same")
-    if mode.mode == "anytime" and status == "ok":
-        m3 = None if users.spread is None else users.spread.m3sum
-        status, note = gates.burn_in_status(
-            n_units=users.n_clusters, paired=True, skew=None if m3 is None else m3 / se**3
-        )
-    df = _degrees(users)
-    c = mode.critical(alpha, df=df, n=users.n_clusters, standard_error=se)
-    p = mode.p_value((users.ratio - NULL) / se, df=df, n=users.n_clusters, standard_error=se)
-    low, high = users.ratio - c * se, users.ratio + c * se
-    return _estimate(users, alpha, mode.mode, se=se, low=low, high=high, p=p, status=status, note=note)
-
-
-def _over_users(users: ArmAggregate, bet: Estimate, se: float | None) -> Estimate:
-    point, low, high, note = users.ratio, bet.ci_low, bet.ci_high, None
-    if point is not None and low is not None and high is not None and bet.point is not None:
-        low, high = min(low, point), max(high, point)
-        if abs(point - bet.point) > MAX_APART:
-            note = f"users with many pairs differ: {point:.3f} over pairs, {bet.point:.3f} over users"
+    stakes = bets or betting.tuned_bets(getattr(mode, "n_star", 1000), alpha=alpha)
+    bet = betting.bounded_mean(values, counts, stakes, alpha=alpha, null=NULL, n=n)
+    bet = replace(bet, estimand=ESTIMAND)
+    if bet.point is None or mode.mode == "anytime":
+        return bet
+    x, k = np.asarray(values, float), np.asarray(counts, float)
+    users = bet.n_clusters
+    if users < 2 or np.ptp(x[k > 0]) == 0:
+        return bet
+    se = math.sqrt(float(k @ (x - bet.point) ** 2) / (users - 1) / users)
+    status, note = gates.cluster_status(users)
+    c = mode.critical(alpha, df=users - 1, n=users, standard_error=se)
     return Estimate(
-        point=point,
-        ci_low=low,
-        ci_high=high,
-        confidence_level=bet.confidence_level,
-        n=users.n,
-        n_clusters=bet.n_clusters,
+        point=bet.point,
+        ci_low=bet.point - c * se,
+        ci_high=bet.point + c * se,
+        confidence_level=1 - alpha,
+        n=bet.n,
+        n_clusters=users,
         standard_error=se,
-        p_value=bet.p_value,
-        method=bet.method,
-        estimand="win rate; the interval is for the mean over users",
+        df=users - 1,
+        p_value=mode.p_value((bet.point - NULL) / se, df=users - 1, n=users, standard_error=se),
+        method=f"t over users, {mode.mode}",
+        estimand=ESTIMAND,
+        status=status,
         note=note,
     )
-
-
-def win_rate_from_preferences(
-    preferences: npt.ArrayLike, *, multiplier: Multiplier | None = None, alpha: float = 0.05
-) -> Estimate:
-    """θ of independent pairs (each its own user) from their preferences x in [0, 1]."""
-    x = np.asarray(preferences, float)
-    values, counts = np.unique(x, return_counts=True)
-    users = arm_aggregate(x, np.ones(len(x)))
-    return win_rate(users, values=values, counts=counts, multiplier=multiplier, alpha=alpha)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,26 +146,15 @@ def consistency(consistent: int, n: int, *, alpha: float = 0.05, minimum: float 
 
 
 def first_seat_rate(pairs: ArmAggregate, *, alpha: float = 0.05) -> Estimate:
-    """The mean of f with its t-interval and the p-value of ½ (no seat bias); above ½: the first seat is favoured.
+    """The mean of f over pairs with its t-interval and the p-value of ½ (no seat bias); above ½: the first seat is favoured.
 
     `pairs`: per user S = Σf and W = pairs judged in both orders.
     """
-    estimate = win_rate(pairs, alpha=alpha)
-    return Estimate(
-        point=estimate.point,
-        ci_low=estimate.ci_low,
-        ci_high=estimate.ci_high,
-        confidence_level=1 - alpha,
-        n=estimate.n,
-        n_clusters=estimate.n_clusters,
-        standard_error=estimate.standard_error,
-        df=estimate.df,
-        p_value=estimate.p_value,
-        method="cluster t",
-        estimand="first-seat score",
-        status=estimate.status,
-        note=estimate.note,
-    )
+    estimate = arm_interval(pairs, alpha=alpha)
+    p = None
+    if estimate.point is not None and estimate.standard_error is not None:
+        p = Fixed().p_value((estimate.point - NULL) / estimate.standard_error, df=estimate.df)
+    return replace(estimate, p_value=p, method="cluster t", estimand="first-seat score")
 
 
 def order_kappa(table: OrderTable, *, alpha: float = 0.05) -> Estimate:
@@ -234,36 +199,3 @@ def order_adjusted(mean_treatment_first: float, mean_control_first: float) -> fl
         return None
     intercept = sum(math.log(mean / (1 - mean)) for mean in means) / 2
     return 1 / (1 + math.exp(-intercept))
-
-
-def _degrees(users: ArmAggregate) -> float:
-    return users.n_clusters - 1 if users.spread is None else users.spread.degrees(users.n_clusters)
-
-
-def _estimate(
-    users: ArmAggregate,
-    alpha: float,
-    mode: str,
-    *,
-    se: float | None = None,
-    low: float | None = None,
-    high: float | None = None,
-    p: float | None = None,
-    status: str = "ok",
-    note: str | None = None,
-) -> Estimate:
-    return Estimate(
-        point=users.ratio,
-        ci_low=low,
-        ci_high=high,
-        confidence_level=1 - alpha,
-        n=users.n,
-        n_clusters=users.n_clusters,
-        standard_error=se,
-        df=_degrees(users) if se is not None else None,
-        p_value=p,
-        method=f"cluster jackknife, {mode}",
-        estimand="win rate",
-        status=status,
-        note=note,
-    )

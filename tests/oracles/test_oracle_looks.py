@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from oracle_cases import Case, oracle
 
-from evalpipe.stats import betting, discordant, multiplicity, planning, sequential, srm
+from evalpipe.stats import betting, conditional, multiplicity, planning, sequential, srm
 from evalpipe.stats.cluster import arm_aggregate
 from evalpipe.stats.difference import arm_interval, unpaired_difference
 from evalpipe.stats.group_sequential import alpha_spent, critical_values
@@ -48,12 +48,20 @@ def test_oracle_asymp_cs_gbstats(case: Case) -> None:
 
 @oracle("bernoulli_eprocess")
 def test_oracle_bernoulli_eprocess(case: Case) -> None:
+    """Events of two arms under the Beta prior (a, b): a share of the users of a/(a + b), with the weight a + b."""
     i = case.input
-    prior = (i["prior_a"], i["prior_b"])
-    case.equal("log_e", discordant.log_e(i["t_events"], i["c_events"], p0=i["p0"], prior=prior))
-    low, high = discordant.share_limits(i["t_events"], i["c_events"], alpha=i["alpha"], prior=prior)
-    case.equal("p_lo", low)
-    case.equal("p_hi", high)
+    a, b, p0 = i["prior_a"], i["prior_b"], i["p0"]
+    share = a / (a + b)
+    stage = conditional.Stage(treatment_events=i["t_events"], control_events=i["c_events"], share=share)
+    ratio = p0 / (1 - p0) * b / a
+    case.equal("log_e", conditional.log_e([stage], rate_ratio=ratio, prior_weight=a + b))
+    estimate = conditional.rate_ratio([stage], alpha=i["alpha"], prior_weight=a + b)
+
+    def probability(limit: float | None, unbounded: float) -> float:
+        return unbounded if limit is None else (1 + limit) * share / ((1 + limit) * share + 1 - share)
+
+    case.equal("p_lo", probability(estimate.ci_low, 0.0))
+    case.equal("p_hi", probability(estimate.ci_high, 1.0))
 
 
 @oracle("betting_grid_frozen")

@@ -9,6 +9,8 @@ from scipy.special import ndtri
 from evalpipe.stats import agreement, gates, labels, paired, quantile, winrate
 from evalpipe.stats.cluster import ArmAggregate, arm_aggregate, paired_aggregate
 from evalpipe.stats.difference import paired_difference, unpaired_difference
+from evalpipe.stats.estimate import Estimate
+from evalpipe.stats.events import paired_events
 from evalpipe.stats.lengthcontrol import length_controlled
 from evalpipe.stats.multiplier import Anytime, Fixed
 from evalpipe.stats.proportion import wilson
@@ -30,11 +32,18 @@ def test_oracle_mcnemar(case: Case) -> None:
     case.equal("p_chi2", result.p_chi2)
 
 
+def _one_request_each(i: dict, *, alpha: float = 0.05) -> Estimate:
+    """The table's pairs, each of its own user."""
+    counts = [i["both"], i["t_only"], i["c_only"], i["neither"]]
+    failed_t, failed_c, ones = np.repeat([1, 1, 0, 0], counts), np.repeat([1, 0, 1, 0], counts), np.ones(sum(counts))
+    users = paired_aggregate(failed_t, ones, failed_c, ones)
+    return paired_events(t_only=i["t_only"], c_only=i["c_only"], n=sum(counts), users=users, alpha=alpha)
+
+
 @oracle("paired_proportion_ci_frozen")
 def test_oracle_paired_proportion(case: Case) -> None:
     i = case.input
-    n = i["both"] + i["t_only"] + i["c_only"] + i["neither"]
-    estimate = paired.paired_proportion(t_only=i["t_only"], c_only=i["c_only"], n=n, alpha=i["alpha"])
+    estimate = _one_request_each(i, alpha=i["alpha"])
     case.equal("diff", estimate.point)
     case.equal("tango", [estimate.ci_low, estimate.ci_high])
     case.equal("tango_contingencytables", [estimate.ci_low, estimate.ci_high])
@@ -51,7 +60,7 @@ def test_oracle_pairwise_swapped(case: Case) -> None:
     s1, s2 = (np.array([score[v] for v in case.input[k]]) for k in ("order_t_first", "order_c_first"))
     alpha = case.input["alpha"]
     x, f, ones = (s1 + s2) / 2, (s1 + 1 - s2) / 2, np.ones(len(s1))
-    estimate = winrate.win_rate(arm_aggregate(x, ones), alpha=alpha)
+    estimate = winrate.win_rate(x, ones, alpha=alpha)
     case.equal("win_rate", estimate.point)
     case.equal("se", estimate.standard_error or 0.0)
     case.equal("lo", estimate.ci_low)
@@ -168,14 +177,10 @@ def test_oracle_edge_status(case: Case) -> None:
     status = {
         "paired_mean": lambda: _paired_mean_status(i),
         "cluster_ratio": lambda: unpaired_difference(_users(i["clusters_c"], 1), _users(i["clusters_t"], 2)).status,
-        "paired_proportion": lambda: (
-            paired.paired_proportion(
-                t_only=i["t_only"], c_only=i["c_only"], n=i["both"] + i["t_only"] + i["c_only"] + i["neither"]
-            ).status
-        ),
+        "paired_proportion": lambda: _one_request_each(i).status,
         "quantile": lambda: quantile.arm_limits(np.arange(i["n"]) + 1.0, np.arange(i["n"]), i["p"], 1.96).status,
         "kappa": lambda: agreement.kappa(i["table"]).status,
-        "winrate": lambda: winrate.win_rate_from_preferences(i["pair_scores"]).status,
+        "winrate": lambda: winrate.win_rate(i["pair_scores"], np.ones(len(i["pair_scores"]))).status,
         "canary_binary": lambda: _canary_status(i),
     }[i["method"]]()
     case.equal("status", status)

@@ -1,19 +1,22 @@
-"""Ways of looking: multipliers, spending, e-processes, the stop rule."""
+"""Ways of looking: multipliers, spending, e-processes."""
 
 from __future__ import annotations
 
 import itertools
 import math
+from types import SimpleNamespace
 
+import duckdb
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats as scipy_stats
 
-from evalpipe.stats import betting, conditional, discordant, sequential, srm
+from evalpipe.analysis.checks_traffic import sample_ratio
+from evalpipe.stats import betting, conditional, sequential, srm
 from evalpipe.stats.group_sequential import Scheduled, critical_values
 from evalpipe.stats.multiplier import Anytime, Fixed
-from evalpipe.stats.stopping import Evidence, StopRule, first_stop, look, look_in_order
 
 levels = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0])
 count = st.integers(0, 60)
@@ -102,26 +105,9 @@ def test_nothing_seen_says_nothing() -> None:
     assert betting.limits([], [], bets) == (0.0, 1.0)
     assert betting.log_wealth([], [], 0.5, bets) == (0.0, 0.0)
     assert betting.bounded_mean([], [], bets).status == "no_data"
-    assert discordant.log_e(0, 0) == 0
     assert conditional.rate_ratio([]).status == "too_few_events"
     assert srm.chi_square([0, 0], [1, 1]) is None
     assert srm.log_e([0, 0], [1, 9]) == 0
-
-
-@given(count, count)
-def test_discordant_pairs_mirror(b: int, c: int) -> None:
-    assert discordant.log_e(b, c) == pytest.approx(discordant.log_e(c, b), abs=1e-9)
-    low, high = discordant.share_limits(b, c)
-    assert 0 <= low < high <= 1
-    assert discordant.share_limits(c, b) == pytest.approx((1 - high, 1 - low), abs=1e-9)
-
-
-def test_discordant_e_value_is_a_martingale() -> None:
-    """Under p = ½ the expected E after one more event is the present E, wherever one stands: Ville's condition."""
-    for b, c in itertools.product(range(6), repeat=2):
-        now = math.exp(discordant.log_e(b, c))
-        after = (math.exp(discordant.log_e(b + 1, c)) + math.exp(discordant.log_e(b, c + 1))) / 2
-        assert after == pytest.approx(now)
 
 
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.5])
@@ -160,50 +146,14 @@ def test_one_stage_ratio_is_the_ratio_of_the_rates() -> None:
     assert conditional.rate_ratio([stage]).point == pytest.approx((20 / 0.25) / (60 / 0.75) - 1)
 
 
-RULE = StopRule(bets=betting.tuned_bets(40), margin=0.1)
-
-
-@settings(max_examples=60)
-@given(st.lists(levels, max_size=120), st.integers(1, 10))
-def test_stop_rule_path_and_single_looks_agree(x: list[float], every: int) -> None:
-    n, conclusion = first_stop(RULE, x, every=every)
-    for seen in range(every, len(x) + 1, every):
-        evidence = look_in_order(RULE, x[:seen])
-        assert evidence.is_decided(RULE) == (conclusion != "inconclusive" and seen >= n)
-        if seen == n and conclusion != "inconclusive":
-            assert evidence.conclusion(RULE) == conclusion
-            break
-
-
-@settings(max_examples=40)
-@given(st.lists(levels, min_size=1, max_size=80))
-def test_limits_in_order_agree_with_the_stop_rule(x: list[float]) -> None:
-    """What look_in_order has proven is what the tightest limits so far show, and they are never wider than today's."""
-    evidence = look_in_order(RULE, x)
-    low, high = betting.limits_in_order(x, RULE.bets)
-    now = betting.limits(x, [1] * len(x), RULE.bets)
-    assert (low >= now[0] - 1e-9 and high <= now[1] + 1e-9) or (low, high) == now
-    if (low, high) != now:
-        needed = math.log(2 / RULE.alpha)
-        assert (evidence.better >= needed) == (low >= 0.5) or abs(evidence.better - needed) < 1e-6
-        assert (evidence.non_superior >= needed) == (high <= 0.6) or abs(evidence.non_superior - needed) < 1e-6
-
-
-@pytest.mark.parametrize(
-    ("x", "conclusion"),
-    [([1.0] * 60, "better"), ([0.0] * 60, "worse"), ([0.5] * 400, "equivalent"), ([1.0, 0.0] * 5, "inconclusive")],
-)
-def test_stop_rule_conclusions(x: list[float], conclusion: str) -> None:
-    values, counts = np.unique(x, return_counts=True)
-    assert look(RULE, values, counts).conclusion(RULE) == conclusion
-    assert first_stop(RULE, x)[1] == conclusion
-
-
-def test_what_was_once_reached_stays_reached() -> None:
-    reached = look(RULE, [1.0], [60])
-    later = look(RULE, [0.0, 1.0], [60, 60], previous=reached)
-    assert later.conclusion(RULE) == "better" and later.n == 120
-    assert Evidence().conclusion(RULE) == "inconclusive"
+@given(st.integers(1, 400), st.floats(0.001, 0.5), st.sampled_from([0.1, 0.5, 0.9]))
+def test_betting_splits_alpha_over_its_two_sides(n: int, alpha: float, stake: float) -> None:
+    """n ones and one bet: E+(m) = (1 + c(1 - m)/m)^n, which reaches 2/alpha at m = c/(c - 1 + (2/alpha)^(1/n))."""
+    low, high = betting.limits([1.0], [n], betting.Bets((stake,)), alpha=alpha)
+    assert low == pytest.approx(stake / (stake - 1 + (2 / alpha) ** (1 / n)), abs=1e-9)
+    assert high == 1
+    estimate = betting.bounded_mean([1.0], [n], betting.Bets((stake,)), alpha=alpha)
+    assert estimate.p_value == pytest.approx(min(1.0, 2 / (1 + stake) ** n))
 
 
 def test_srm_finds_a_broken_split_and_not_a_fair_one() -> None:
@@ -211,3 +161,39 @@ def test_srm_finds_a_broken_split_and_not_a_fair_one() -> None:
     assert srm.log_e(fair, [1, 1]) < 0 < math.log(srm.ALARM_E) < srm.log_e(broken, [50, 50])
     assert (srm.chi_square(broken, [1, 1]) or (0, 1))[1] < srm.ALARM_P < (srm.chi_square(fair, [1, 1]) or (0, 0))[1]
     assert srm.log_e([9_000, 1_000], [90, 10]) == pytest.approx(srm.log_e([1_000, 9_000], [10, 90]))
+
+
+def test_the_traffic_is_called_invalid_at_an_e_value_of_100() -> None:
+    """The smallest imbalance of 20,000 users whose e-value, by scipy's distributions, is at least 100; one user less is not."""
+    n, prior = 20_000, np.array([500.0, 500.0])
+
+    def log_e(treated: int) -> float:
+        counts = np.array([treated, n - treated])
+        seen = scipy_stats.dirichlet_multinomial(prior, n).logpmf(counts)
+        return float(seen - scipy_stats.multinomial(n, [0.5, 0.5]).logpmf(counts))
+
+    first = next(k for k in range(n // 2, n) if log_e(k) >= math.log(100))
+    assert srm.ALARM_E == 100 and srm.ALARM_P == 0.001
+    assert srm.log_e([first, n - first], [1, 1]) == pytest.approx(log_e(first), abs=1e-6)
+    assert [_sample_ratio_status(k, n - k, "anytime") for k in (first - 1, first)] == ["pass", "fail"]
+    # one look: chi-square's p below .001, so |treated − 10,000| above 3.2905·sqrt(20,000)/2
+    edge = n // 2 + math.ceil(3.2905 * math.sqrt(n) / 2)
+    assert [_sample_ratio_status(k, n - k, "fixed") for k in (edge - 1, edge)] == ["pass", "fail"]
+
+
+def _sample_ratio_status(treated: int, kept: int, mode: str) -> str:
+    """Of the check in the report, for one stage of so many users in either arm at a planned 50 %."""
+    connection = duckdb.connect()
+    connection.execute(
+        f"CREATE TABLE ev_rows AS SELECT range AS u, range < {treated} AS treatment, 50::FLOAT AS stage "
+        f"FROM range({treated + kept})"
+    )
+    evidence = SimpleNamespace(
+        connection=connection,
+        prepared=SimpleNamespace(paired=False),
+        settings=SimpleNamespace(treatment_percent=50.0),
+        looking=SimpleNamespace(mode=mode),
+    )
+    found = sample_ratio(evidence)  # type: ignore[arg-type]
+    assert found is not None
+    return found.status

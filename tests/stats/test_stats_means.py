@@ -10,6 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
+from evalpipe.stats import gates
 from evalpipe.stats.cluster import ArmAggregate, arm_aggregate, paired_aggregate
 from evalpipe.stats.difference import arm_interval, paired_difference, unpaired_difference
 from evalpipe.stats.estimate import Estimate
@@ -132,16 +133,6 @@ def test_statuses_of_too_little() -> None:
     )
 
 
-def test_no_event_in_either_arm_still_has_an_interval() -> None:
-    clean = arm_aggregate(np.zeros(100), np.ones(100), n_events=0)
-    estimate = unpaired_difference(clean, clean)
-    z = 1.959963984540054
-    assert estimate.status == "ok" and estimate.point == 0
-    assert estimate.ci_high == pytest.approx(z**2 / (100 + z**2))
-    assert estimate.ci_low == pytest.approx(-(z**2) / (100 + z**2))
-    assert unpaired_difference(clean, clean, multiplier=Anytime()).status == "too_few_events"
-
-
 def test_one_user_with_half_the_traffic_is_heard_as_one_user() -> None:
     rng = np.random.default_rng(1)
     w = np.array([500.0] + [5.0] * 100)
@@ -162,7 +153,27 @@ def test_burn_in_gates_hold_an_early_conclusion() -> None:
     assert look(rng.normal(5, 1, 49)) == "burn_in"
     assert look(rng.normal(5, 1, 51)) == "ok"
     assert look(np.exp(1.5 * rng.normal(0, 1, 200))) == "burn_in"  # a few large values carry the mean
+    assert look(-np.exp(1.5 * rng.normal(0, 1, 200))) == "burn_in"  # a tail to the left counts as much
     assert look(rng.normal(5, 1, 51), n_discordant=9) == "too_few_events"
+    assert look(rng.normal(5, 1, 51), n_discordant=10) == "ok"
+
+
+@pytest.mark.parametrize(
+    ("n_units", "paired", "n_events", "skew", "status"),
+    [
+        (50, True, 10, 0.1, "ok"),
+        (50, True, 10, -0.1, "ok"),
+        (50, True, 10, 0.1001, "burn_in"),
+        (50, True, 10, -0.1001, "burn_in"),
+        (49, True, 10, 0.0, "burn_in"),
+        (50, True, 9, 0.0, "too_few_events"),
+        (100, False, 10, 0.0, "ok"),
+        (99, False, 10, 0.0, "burn_in"),
+        (100, False, 9, 0.0, "too_few_events"),
+    ],
+)
+def test_gates_by_hand(n_units: int, paired: bool, n_events: int, skew: float, status: str) -> None:
+    assert gates.burn_in_status(n_units=n_units, paired=paired, n_events=n_events, skew=skew)[0] == status
 
 
 def test_stages_weigh_by_size_and_one_stage_changes_nothing() -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import doctest
 import math
+from types import ModuleType
 
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from scipy import stats as scipy_stats
 from statsmodels.stats.multitest import multipletests
 
-from evalpipe.stats import agreement, labels, missing, multiplicity, paired, planning, quantile, winrate
-from evalpipe.stats.cluster import arm_aggregate, paired_aggregate
+from evalpipe.stats import agreement, events, labels, missing, multiplicity, paired, planning, quantile, winrate
+from evalpipe.stats.cluster import arm_aggregate
 from evalpipe.stats.difference import arm_interval
 from evalpipe.stats.estimate import Estimate
+from evalpipe.stats.group_sequential import critical_values
 from evalpipe.stats.lengthcontrol import is_length_confounded, length_controlled
 from evalpipe.stats.multiplier import Anytime
 from evalpipe.stats.proportion import wilson, wilson_limits
@@ -35,41 +39,6 @@ def test_tango_limits_solve_their_equation_and_mirror(b: int, c: int, same: int)
     assert paired.tango_limits(c, b, n, Z) == pytest.approx((-high, -low), abs=1e-9)
 
 
-def test_no_discordant_pair_has_the_known_width() -> None:
-    estimate = paired.paired_proportion(t_only=0, c_only=0, n=50)
-    assert (estimate.status, estimate.point, estimate.p_value) == ("ok", 0, 1)
-    assert estimate.ci_high == pytest.approx(Z**2 / (50 + Z**2), abs=1e-9)
-    assert paired.mcnemar(0, 0).p_mid == 1
-    assert paired.paired_proportion(t_only=0, c_only=0, n=0).status == "no_data"
-    assert paired.paired_proportion(t_only=1, c_only=0, n=1).status == "n_lt_2"
-
-
-@settings(max_examples=40)
-@given(count, count, st.integers(100, 3000), st.booleans())
-def test_paired_proportion_is_sound_and_mirrors(b: int, c: int, same: int, anytime: bool) -> None:
-    mode = Anytime(n_star=500) if anytime else None
-    forward = paired.paired_proportion(t_only=b, c_only=c, n=b + c + same, multiplier=mode)
-    backward = paired.paired_proportion(t_only=c, c_only=b, n=b + c + same, multiplier=mode)
-    assert forward.status == "ok"
-    assert forward.ci_low is not None and forward.ci_high is not None and forward.point is not None
-    assert forward.ci_low < forward.ci_high and forward.ci_low <= forward.point <= forward.ci_high
-    assert forward.ci_low == pytest.approx(-(backward.ci_high or 0), abs=1e-8)
-    assert forward.p_value == pytest.approx(backward.p_value)
-
-
-def test_several_pairs_per_user_widen_the_interval() -> None:
-    """Twenty users of a hundred pairs each; the events all sit with two of them, so their pairs are not 2000 strangers."""
-    t, c, w = np.zeros(20), np.zeros(20), np.full(20, 100.0)
-    t[0], t[1], c[2] = 12, 8, 3
-    users = paired_aggregate(t, w, c, w, n_discordant=23)
-    clustered = paired.paired_proportion(t_only=20, c_only=3, n=2000, users=users)
-    alone = paired.paired_proportion(t_only=20, c_only=3, n=2000)
-    assert "design effect" in clustered.method
-    assert (clustered.ci_high or 0) - (clustered.ci_low or 0) > 1.5 * ((alone.ci_high or 0) - (alone.ci_low or 0))
-    assert (clustered.ci_low or 0) < 0 < (alone.ci_low or 0)
-    assert (clustered.p_value or 0) > 0.05 > (alone.p_value or 1)
-
-
 @given(st.integers(0, 200), st.integers(0, 200))
 def test_wilson_is_inside_and_mirrors(k: int, rest: int) -> None:
     n = k + rest
@@ -81,44 +50,6 @@ def test_wilson_is_inside_and_mirrors(k: int, rest: int) -> None:
         assert mirrored == pytest.approx((1 - high, 1 - low))
     else:
         assert wilson(0, 0).status == "no_data"
-
-
-def test_all_ties_prove_equivalence_and_never_zero_width() -> None:
-    for mode in (None, Anytime(n_star=200)):
-        estimate = winrate.win_rate_from_preferences([0.5] * 2000, multiplier=mode)
-        assert (estimate.status, estimate.point) == ("ok", 0.5)
-        assert estimate.ci_low is not None and estimate.ci_high is not None
-        assert 0.45 < estimate.ci_low < 0.5 < estimate.ci_high < 0.55
-        verdict = labels.label(estimate.ci_low - 0.5, estimate.ci_high - 0.5, margin=0.05)
-        assert verdict.label == "equivalent"
-    assert winrate.win_rate_from_preferences([]).status == "no_data"
-
-
-def test_always_winning_is_better_without_a_variance() -> None:
-    estimate = winrate.win_rate_from_preferences([1.0] * 40)
-    assert estimate.status == "ok" and estimate.standard_error is None
-    assert 0.5 < (estimate.ci_low or 0) < 1 == estimate.ci_high
-
-
-@settings(max_examples=40)
-@given(st.lists(st.sampled_from([0, 0.25, 0.5, 0.75, 1]), min_size=5, max_size=80), st.booleans())
-def test_win_rate_mirrors(x: list[float], anytime: bool) -> None:
-    mode = Anytime(n_star=50) if anytime else None
-    forward = winrate.win_rate_from_preferences(x, multiplier=mode)
-    backward = winrate.win_rate_from_preferences([1 - v for v in x], multiplier=mode)
-    assert forward.status == backward.status
-    assert forward.ci_low == pytest.approx(1 - (backward.ci_high or 0), abs=1e-9)
-    assert forward.p_value == pytest.approx(backward.p_value, abs=1e-9)
-
-
-def test_a_user_with_many_pairs_moves_the_win_rate_but_counts_once_in_the_interval() -> None:
-    """One user lost all of 300 pairs, 100 users won theirs: .25 over pairs, .99 over users."""
-    sums, pairs = np.array([0.0] + [1.0] * 100), np.array([300.0] + [1.0] * 100)
-    users = arm_aggregate(sums, pairs)
-    estimate = winrate.win_rate(users, values=[0.0, 1.0], counts=[1, 100], multiplier=Anytime(n_star=100))
-    assert estimate.point == pytest.approx(0.25) and estimate.ci_low == pytest.approx(0.25)
-    assert (estimate.ci_high or 0) > 0.95 and estimate.n_clusters == 101
-    assert "over users" in (estimate.note or "")
 
 
 def test_order_table_by_hand() -> None:
@@ -260,7 +191,6 @@ def test_the_published_sample_sizes() -> None:
     assert planning.mcnemar_n(0.03, 0.01) == pytest.approx(2352, abs=5)
     assert planning.mcnemar_n(0.04, 0.02) == pytest.approx(782, abs=5)
     assert planning.guardrail_power(0.8, 4) == pytest.approx(0.96)
-    assert planning.expected_more(100, 0.2, 0.1) == pytest.approx(300)
     assert planning.maximum_n(1000, "anytime") == 2000 and planning.maximum_n(1000, "scheduled") == 1038
 
 
@@ -269,6 +199,35 @@ def test_a_planned_sample_has_its_power(sd: float, effect: float, power: float) 
     n = planning.paired_n(sd, effect, power=power)
     assert planning.power_at(effect, sd / math.sqrt(n)) == pytest.approx(power, abs=0.005)
     assert planning.minimum_detectable_effect(sd / math.sqrt(n), power=power) == pytest.approx(effect)
+
+
+@given(st.floats(0.05, 5), st.floats(0.005, 0.5), st.sampled_from(["fixed", "anytime", "scheduled"]))
+def test_the_units_needed_are_the_fewest_at_which_the_line_is_excluded(sd: float, target: float, way: str) -> None:
+    """By the intervals themselves: at the returned n the half-width is `target`, with one unit fewer it is larger."""
+    n = planning.needed_units(sd, target, way=way, n_star=700, alpha=0.02, n_looks=4)
+
+    def half_width(n: float) -> float:
+        if way == "fixed":
+            return float(scipy_stats.t.ppf(0.99, n - 1)) * sd / math.sqrt(n)
+        if way == "scheduled":
+            return critical_values((0.25, 0.5, 0.75, 1.0), 0.02)[-1] * sd / math.sqrt(n)
+        return Anytime(n_star=700, alpha=0.02).critical(0.02, n=n) * sd / math.sqrt(n)
+
+    assert half_width(n) <= target * (1 + 1e-9)
+    if n > 2.001:
+        assert half_width(n - 1) > target or half_width(n) == pytest.approx(target, rel=1e-6)
+        assert half_width(0.999 * n) > target
+
+
+@pytest.mark.parametrize("module", [events, planning])
+def test_the_examples_in_the_docstrings_hold(module: ModuleType) -> None:
+    result = doctest.testmod(module)
+    assert result.attempted >= 2 and result.failed == 0
+
+
+def test_what_can_never_be_excluded_takes_for_ever() -> None:
+    assert planning.needed_units(1, 0, way="fixed") == planning.needed_units(1, -0.1, way="anytime") == math.inf
+    assert planning.needed_units(0, 0.1, way="scheduled") == 1
 
 
 @given(st.floats(-1, 1), st.floats(0.001, 1), st.floats(0, 0.5))

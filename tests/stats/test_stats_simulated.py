@@ -59,3 +59,10 @@ def test_threshold_e_value_is_a_martingale_at_its_limit(limit: float) -> None:
         miss = math.exp(threshold.log_e_above(events, n + 1, limit))
         assert limit * hit + (1 - limit) * miss == pytest.approx(now)
     assert threshold.lower_bound(0, 100, 0.05) == 0
+
+
+def test_effective_events_are_at_most_the_events_seen() -> None:
+    """rate·(1 − rate)/variance rows' worth, but never more than the rows: users more alike than chance add nothing."""
+    assert threshold.effective_events(10, 100, 50, 0.1 * 0.9 / 40) == pytest.approx((4, 40))
+    assert threshold.effective_events(10, 100, 50, 0.1 * 0.9 / 4000) == pytest.approx((10, 100))
+    assert threshold.effective_events(10, 100, 4, 0.1 * 0.9 / 4000) == pytest.approx((0.4, 4))  # 4 users: one each
