@@ -128,6 +128,10 @@ class JudgeConfig(_Section):
     input_tokens_per_minute: Positive = 400_000
     output_tokens_per_minute: Positive = 80_000
     max_usd: NonNegative | None = None
+    pairs_per_unit: Annotated[int, Field(ge=0)] = 3
+    """at most so many pairs of a user are judged and counted; 0 = all"""
+    later_turns_percent: Annotated[float, Field(ge=0, le=90)] = 20.0
+    """share of the judge's plan spent on later turns of shadowed conversations, where first turns are the goal"""
 
 
 def _read_margin(value: Any) -> Any:
@@ -150,7 +154,7 @@ class Margin(_Section):
 
 
 class MetricDecisionConfig(_Section):
-    role: Literal["primary", "guardrail", "diagnostic"] | None = None
+    role: Literal["primary", "benefit", "guardrail", "diagnostic"] | None = None
     margin: Annotated[Margin, BeforeValidator(_read_margin)] | None = None
     weight: NonNegative = 1.0
 
@@ -162,6 +166,8 @@ class DecisionConfig(_Section):
     primary: tuple[str, ...] | None = None
     min_effect_of_interest: NonNegative = 0.0
     max_requests: Annotated[int, Field(ge=0)] = 0
+    turns: Literal["first", "all"] = "first"
+    """which turns of a shadowed conversation the win rate is about; ab and canary always count all"""
     metrics: dict[str, MetricDecisionConfig] = {}
 
 

@@ -21,7 +21,7 @@ def test_every_import_contract_holds() -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_module_holds_one_concept(path: Path) -> None:
-    assert len(path.read_text("utf-8").splitlines()) <= 450, "past about 300 lines a file usually holds two concepts"
+    assert len(path.read_text("utf-8").splitlines()) <= 500, "past about 300 lines a file usually holds two concepts"
     assert path.stem not in {"utils", "helpers", "common", "manager", "handler", "misc"}
     source = path.read_text("utf-8")
     assert source.startswith('"""') or not source.strip() or path.name == "__main__.py", "say what the module is for"

@@ -1,40 +1,88 @@
-"""The analysis of one experiment: from the store's views to everything the report says. A reader starts here."""
+"""The analysis of one experiment: from the store's views to everything the report contains. A reader starts here.
+
+`measure` runs the queries; `conclude` applies the rules to what was measured and puts the decision into words. They are apart
+because `judge --until-decided` concludes at every look with the verdicts of that moment and everything else unchanged.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
+import numpy as np
+
 from evalpipe.analysis.checks import Evidence as CheckEvidence
 from evalpipe.analysis.checks import invalidating, run_checks
-from evalpipe.analysis.checks_traffic import empty_arm
+from evalpipe.analysis.checks_traffic import empty_arm, period_check
+from evalpipe.analysis.chosen import Chosen, choose_pairs
 from evalpipe.analysis.connection import Connection, rows, scalar
 from evalpipe.analysis.custom import check_names, custom_columns, custom_metrics
-from evalpipe.analysis.decide import Evidence, Ruling, Situation, decide
+from evalpipe.analysis.decision import Evidence, Ruling, Situation, decide
 from evalpipe.analysis.examples import select_examples
-from evalpipe.analysis.findings import Placed, evidence_of, place, result_of
+from evalpipe.analysis.findings import Placed, basis_of, evidence_of, place, result_of
 from evalpipe.analysis.funnel import count_funnel
 from evalpipe.analysis.gather import measure_all
+from evalpipe.analysis.horizon import Traffic, expected_more, horizon_of, requests_per_day
 from evalpipe.analysis.judges import judge_results
 from evalpipe.analysis.labelled import label_results, prepare_labels
 from evalpipe.analysis.looking import Looking, looking
+from evalpipe.analysis.measure import Support, measure_preference
 from evalpipe.analysis.metrics import Metric, metrics
+from evalpipe.analysis.prepare import Prepared, prepare_rows
 from evalpipe.analysis.quantiles import latency_curves
-from evalpipe.analysis.reasons import headline, more_requests, reasons, what_would_change
-from evalpipe.analysis.result import Analysis, Check, Decision, JudgeResult, MetricResult
-from evalpipe.analysis.rows import Prepared, prepare_rows
+from evalpipe.analysis.reasons import headline, in_the_way, reasons, what_would_change
+from evalpipe.analysis.record import ExperimentRecord
+from evalpipe.analysis.result import Analysis, Check, Decision, Fixed, Funnel, JudgeResult, MetricResult
 from evalpipe.analysis.segments import measure_segments, one_user_in
 from evalpipe.analysis.series import measure_series
 from evalpipe.analysis.settings import Settings
+from evalpipe.analysis.setup import setup_faults
+from evalpipe.analysis.sources import find_sources
 from evalpipe.analysis.utility import measure_utility
-from evalpipe.analysis.verdicts import deciding_judge, prepare_verdicts
+from evalpipe.analysis.verdicts import JudgeSeen, deciding_judge, prepare_verdicts
 from evalpipe.analysis.wording import sentence
-from evalpipe.core.experiment import MetricRole, Policy
+from evalpipe.core.experiment import Policy
+from evalpipe.core.setup_fault import SetupFault
 from evalpipe.stats.estimate import Estimate
 
 BLOCKING_JUDGE = frozenset({"unreliable_judge", "length_confounded"})
+WIN_RATE = "win_rate"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measurements:
+    """What the queries found, before any rule."""
+
+    experiment: str
+    mode: str
+    settings: Settings
+    look: Looking
+    now: datetime
+    prepared: Prepared
+    judge: JudgeSeen | None
+    placed: list[Placed]
+    judges: list[JudgeResult]
+    labels: list[JudgeResult]
+    funnel: Funnel
+    checks: list[Check]
+    utility: Estimate | None
+    faults: list[SetupFault]
+    empty: str | None
+    chosen: Chosen | None
+    span: dict[str, Any]
+    fixed: Fixed = field(default_factory=Fixed)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conclusion:
+    """What the rules make of the measurements."""
+
+    ruling: Ruling
+    results: dict[str, MetricResult]
+    decision: Decision
 
 
 def analyze(
@@ -46,13 +94,76 @@ def analyze(
     now: datetime,
     provenance: Mapping[str, Any] | None = None,
     details: bool = True,
+    record: ExperimentRecord | None = None,
 ) -> Analysis:
-    """Everything the report knows of `experiment`.
+    """Everything the report contains on `experiment`.
 
-    `connection` has the views `exchanges`, `judgments`, `labels`, `feedback`; temporary tables are made in it. `mode`: shadow
-    | ab | canary. `now` dates the analysis and says which planned look this is. `details` False leaves out segments, series,
-    curves and examples (what the gate does not need). Raises DataError where there is nothing to analyse.
+    Args:
+        connection: with the views `exchanges`, `judgments`, `labels`, `feedback`; temporary tables are made in it.
+        mode: shadow | ab | canary.
+        now: dates the analysis, and determines which planned look this is.
+        provenance: facts to carry along (versions, files, configuration).
+        details: False leaves out segments, series, curves and examples (what the gate does not need).
+        record: what earlier looks fixed (chosen pairs, turns, constant heads); None before the first.
+
+    Raises:
+        DataError: where there is nothing to analyse.
     """
+    found = measure(connection, experiment=experiment, mode=mode, settings=settings, now=now, record=record)
+    analysis = summarized(found, conclude(found), provenance)
+    arms = _arms(connection, experiment, settings)
+    analysis = replace(analysis, provenance={**analysis.provenance, "arms": arms})
+    if not details:
+        return analysis
+    prepared, judge, look = found.prepared, found.judge, found.look
+    return replace(
+        analysis,
+        provenance={**analysis.provenance, "segments_one_user_in": one_user_in(prepared.n_rows)},
+        segments=measure_segments(connection, prepared, settings, look, experiment=experiment, judge=judge),
+        series=measure_series(connection, prepared, look, judge=judge),
+        latency=latency_curves(connection),
+        examples=select_examples(connection, prepared, settings, experiment=experiment, judge=judge)
+        if settings.n_examples
+        else [],
+    )
+
+
+def summarized(found: Measurements, concluded: Conclusion, provenance: Mapping[str, Any] | None = None) -> Analysis:
+    """The decision, the metrics, the judges and the checks of a look, without the details of the page."""
+    judge = found.judge
+    return Analysis(
+        experiment=found.experiment,
+        mode=found.mode,
+        generated_at=found.now.astimezone(UTC).isoformat(timespec="seconds"),
+        provenance={
+            **(provenance or {}),
+            **found.span,
+            "simulated_judge": any(one.simulated for one in found.judges),
+            "judge": None if judge is None else judge.name,
+            "turns": None if found.chosen is None else found.chosen.turns,
+            "segments_one_user_in": 1,
+        },
+        funnel=found.funnel,
+        metrics=list(concluded.results.values()),
+        judges=[*found.judges, *found.labels],
+        checks=_checks(found, concluded),
+        decision=concluded.decision,
+        basis=basis_of(found.placed, _judge_fingerprint(found)),
+        exclusions=[msgspec.to_builtins(one) for one in found.settings.exclusions],
+        fixed=found.fixed,
+    )
+
+
+def measure(
+    connection: Connection,
+    *,
+    experiment: str,
+    mode: str,
+    settings: Settings,
+    now: datetime,
+    record: ExperimentRecord | None = None,
+) -> Measurements:
+    """Run the queries of the analysis; arguments as `analyze`."""
     paired = mode == "shadow"
     check_names(settings)
     first_us = scalar(connection, "SELECT epoch_us(min(started_at)) FROM exchanges WHERE experiment = ?", [experiment])
@@ -69,27 +180,29 @@ def analyze(
     judges = prepare_verdicts(connection, experiment=experiment, settings=settings)
     prepare_labels(connection, experiment=experiment)
     judge = deciding_judge(judges, settings) if paired else None
+    chosen = choose_pairs(connection, judge, settings, record, experiment=experiment) if paired else None
     items = [*metrics(), *custom_metrics(settings.custom)]
+    sources = find_sources(connection, settings, paired=paired, has_texts=prepared.has_texts)
     placed = [
-        place(measured, settings, mode=mode)
+        place(measured, settings, mode=mode, sources=sources)
         for measured in measure_all(
             connection,
             items,
             look,
-            alphas=_levels(items, settings, mode),
+            prepared=prepared,
+            sources=sources,
+            alphas=_levels(items, settings),
             judge=judge,
             pointwise=[one for one in judges if one is not judge],
         )
     ]
-    margin = next((one.margin for one in placed if one.metric.name == "win_rate"), 0.03)
+    margin = next((one.terms.margin for one in placed if one.metric.name == WIN_RATE), 0.03)
     found_judges = judge_results(
         connection, judges, judge, experiment=experiment, settings=settings, looking=look, margin=margin
     )
-    labels = label_results(connection, look)
     funnel = count_funnel(connection, experiment=experiment, prepared=prepared, judge=judge)
     empty = empty_arm(funnel, paired=paired)
-    evidence = _evidence(placed, found_judges, look, settings) if empty is None else []
-    tables = {one.metric.name: result_of(one, alpha=settings.alpha, ruling=None) for one in placed}
+    faults = setup_faults(connection, experiment=experiment, mode=mode, settings=settings)
     checks = run_checks(
         CheckEvidence(
             connection=connection,
@@ -100,146 +213,211 @@ def analyze(
             funnel=funnel,
             judges=found_judges,
             looking=look,
-            results=tables,
+            results={one.metric.name: result_of(one, alpha=settings.alpha, ruling=None) for one in placed},
+            chosen=chosen,
         )
     )
-    utility = measure_utility(connection, placed, look) if settings.policy == "utility" else None
-    ruling = decide(evidence, _situation(settings, prepared, checks, utility, funnel.requests))
-    results = _results(placed, evidence, found_judges, look, settings, ruling)
-    if empty is None:
-        decision = _decision(ruling, results, settings, checks, look, utility)
-    else:  # nothing was compared, so nothing else is worth a sentence
-        results = {name: _one_armed(result) for name, result in results.items()}
-        decision = Decision(
-            recommendation=ruling.recommendation.value,
-            reasons=[sentence(empty)],
-            headline=sentence(f"Collect more data: {empty}"),
-            rule=ruling.rule,
-            policy=ruling.policy.value,
-            looks=look.mode,
-            looks_explained=look.explained,
-        )
-    return Analysis(
+    return Measurements(
         experiment=experiment,
         mode=mode,
-        generated_at=now.astimezone(UTC).isoformat(timespec="seconds"),
-        provenance={
-            **(provenance or {}),
-            **_span(prepared),
-            "arms": _arms(connection, experiment, settings),
-            "simulated_judge": any(one.simulated for one in found_judges),
-            "judge": None if judge is None else judge.name,
-            "segments_one_user_in": one_user_in(prepared.n_rows) if details else 1,
-        },
+        settings=settings,
+        look=look,
+        now=now,
+        prepared=prepared,
+        judge=judge,
+        placed=placed,
+        judges=found_judges,
+        labels=label_results(connection, look),
         funnel=funnel,
-        metrics=list(results.values()),
-        judges=[*found_judges, *labels],
         checks=checks,
-        decision=decision,
-        segments=measure_segments(connection, prepared, settings, look, experiment=experiment, judge=judge)
-        if details
-        else [],
-        series=measure_series(connection, prepared, look, judge=judge) if details else [],
-        latency=latency_curves(connection) if details else [],
-        examples=select_examples(connection, prepared, settings, experiment=experiment, judge=judge)
-        if details and settings.n_examples
-        else [],
+        utility=measure_utility(connection, placed, look) if settings.policy == "utility" else None,
+        faults=faults,
+        empty=empty,
+        chosen=chosen,
+        span=_span(prepared),
+        fixed=Fixed(
+            turns=None if chosen is None else chosen.fixed_turns,
+            head={} if chosen is None else chosen.fixed_head,
+            chosen={} if chosen is None or judge is None else {judge.fingerprint: chosen.request_ids},
+        ),
     )
 
 
-def _levels(items: Sequence[Metric], settings: Settings, mode: str) -> list[float]:
-    """Every level an interval may be asked at: alpha, alpha/S and alpha/K for as many goals and metrics as there can be."""
+def with_preferences(found: Measurements, preferences: Sequence[float], n_pairs: int, *, sigma2: float) -> Measurements:
+    """The same measurements with the win rate of other verdicts: a look of `judge --until-decided`.
+
+    Args:
+        preferences: one mean preference x_u in [0, 1] per user.
+        n_pairs: judged pairs behind them.
+        sigma2: planned variance of a user's preference, which the bets are tuned to.
+    """
+    values, counts = np.unique(np.round(np.asarray(preferences, float), 12), return_counts=True)
+    support = Support(both=(values.tolist(), counts.tolist()), sigma2=sigma2)
+    placed = [
+        replace(one, measured=measure_preference(one.metric, found.look, support=support, n_pairs=n_pairs))
+        if one.metric.name == WIN_RATE
+        else one
+        for one in found.placed
+    ]
+    return replace(found, placed=placed)
+
+
+def conclude(found: Measurements) -> Conclusion:
+    """Apply the rules, and put the decision into words."""
+    settings, look, empty = found.settings, found.look, found.empty
+    judge = next((one for one in found.judges if one.feeds_decision), None)
+    evidence = [] if empty is not None else _evidence(found.placed, judge, look, settings)
+    problems = [fault.text for fault in found.faults]
+    invalid = invalidating(found.checks)
+    known = found.utility if found.utility is not None and found.utility.status == "ok" else None
+    ruling = decide(
+        evidence,
+        Situation(
+            alpha=settings.alpha,
+            policy=Policy(settings.policy),
+            min_effect_of_interest=settings.min_effect_of_interest,
+            max_reached=bool(settings.max_requests) and found.funnel.requests >= settings.max_requests,
+            setup=problems,
+            invalid=invalid,
+            utility_low=None if known is None else known.ci_low,
+            utility_high=None if known is None else known.ci_high,
+        ),
+    )
+    results = _results(found, evidence, judge, ruling)
+    if empty is not None and not problems:  # nothing was compared, so nothing else is worth a sentence
+        decision = Decision(
+            recommendation="collect_more",
+            reasons=[sentence(empty)],
+            headline=sentence(f"Collect more data: {empty}"),
+            rule="unmeasured",
+            policy=settings.policy,
+            looks=look.mode,
+            looks_explained=look.explained,
+            harm_level=ruling.harm_level,
+        )
+        return Conclusion(
+            ruling=ruling, results={name: _one_armed(result) for name, result in results.items()}, decision=decision
+        )
+    checks = [*_fault_checks(found), *found.checks]
+    horizon = horizon_of(
+        ruling, evidence, found.placed, look, _traffic(found, judge), settings=settings, utility=found.utility
+    )
+    shown = problems if ruling.rule == "setup" else invalid
+    decision = Decision(
+        recommendation=ruling.recommendation.value,
+        reasons=reasons(
+            ruling,
+            results,
+            settings,
+            problems=shown,
+            invalid=invalid,
+            checks=checks,
+            utility=found.utility,
+            horizon=horizon,
+        ),
+        headline=headline(ruling, results, settings, shown),
+        rule=ruling.rule,
+        policy=ruling.policy.value,
+        looks=look.mode,
+        looks_explained=look.explained,
+        what_would_change=what_would_change(ruling, results, checks, horizon),
+        utility=None if found.utility is None else found.utility.point,
+        utility_low=None if found.utility is None else found.utility.ci_low,
+        utility_high=None if found.utility is None else found.utility.ci_high,
+        expected_more_requests=None if horizon is None else horizon.requests,
+        horizon=horizon,
+        blocking=in_the_way(ruling, results) if ruling.rule in {"collect_more", "unmeasured"} else ruling.blocking,
+        losing=ruling.losing,
+        strong_win=ruling.strong_win,
+        harm_level=ruling.harm_level,
+        not_measured=ruling.not_measurable,
+        setup_faults=problems,
+        setup_arms=sorted({fault.arm for fault in found.faults}),
+        rollback=found.mode != "shadow"
+        and (ruling.rule == "harm" or any(fault.arm == "treatment" for fault in found.faults)),
+    )
+    return Conclusion(ruling=ruling, results=results, decision=decision)
+
+
+def _levels(items: Sequence[Metric], settings: Settings) -> list[float]:
+    """Every level an interval may be asked at: alpha over as many metrics as there can be."""
     return [settings.alpha / k for k in range(1, len(items) + 1)]
 
 
-def _evidence(
-    placed: Sequence[Placed], judges: Sequence[JudgeResult], look: Looking, settings: Settings
-) -> list[Evidence]:
-    judge = next((one for one in judges if one.feeds_decision), None)
+def _evidence(placed: Sequence[Placed], judge: JudgeResult | None, look: Looking, settings: Settings) -> list[Evidence]:
     found = []
     for one in placed:
         item = evidence_of(one, alpha=settings.alpha)
-        if item is None:
-            continue
         if look.waiting is not None and item.status == "ok":
             item = replace(item, status="burn_in")
-        if item.name == "win_rate" and judge is not None and judge.status in BLOCKING_JUDGE:
+        if item.name == WIN_RATE and item.status == "ok" and judge is not None and judge.status in BLOCKING_JUDGE:
             item = replace(item, status=judge.status)
         found.append(item)
     return found
 
 
-def _situation(
-    settings: Settings, prepared: Prepared, checks: Sequence[Check], utility: Estimate | None, requests: int
-) -> Situation:
-    known = utility if utility is not None and utility.status == "ok" else None
-    return Situation(
-        alpha=settings.alpha,
-        policy=Policy(settings.policy),
-        min_effect_of_interest=settings.min_effect_of_interest,
-        max_reached=bool(settings.max_requests) and requests >= settings.max_requests,
-        invalid=invalidating(checks),
-        utility_low=None if known is None else known.ci_low,
-        utility_high=None if known is None else known.ci_high,
-    )
-
-
 def _results(
-    placed: Sequence[Placed],
-    evidence: Sequence[Evidence],
-    judges: Sequence[JudgeResult],
-    look: Looking,
-    settings: Settings,
-    ruling: Ruling,
+    found: Measurements, evidence: Sequence[Evidence], judge: JudgeResult | None, ruling: Ruling
 ) -> dict[str, MetricResult]:
-    status = {item.name: item.status for item in evidence}
-    deciding = next((one for one in judges if one.feeds_decision), None)
-    notes = {} if deciding is None else {deciding.status: deciding.note}
+    items = {item.name: item for item in evidence}
+    notes = {} if judge is None else {judge.status: judge.note}
     results = {}
-    for one in placed:
-        result = result_of(one, alpha=settings.alpha, ruling=ruling)
-        if result.name == "win_rate" and deciding is not None:
-            result = replace(result, graded=deciding.graded, simulated=deciding.simulated)
-        overruled = status.get(result.name, result.status)
-        if overruled != result.status:
-            note = notes.get(overruled) or (look.explained if look.waiting else None)
-            result = replace(result, status=overruled, note=note, expected_more_requests=None)
+    for one in found.placed:
+        result = result_of(one, alpha=found.settings.alpha, ruling=ruling)
+        if result.name.startswith(WIN_RATE) and judge is not None:
+            over_pairs = judge.win_rate_over_pairs if result.name == WIN_RATE else None
+            result = replace(result, graded=judge.graded, simulated=judge.simulated, value_over_pairs=over_pairs)
+        item = items.get(result.name)
+        if item is not None and result.measurable and item.status != result.status:
+            note = notes.get(item.status) or (found.look.explained if found.look.waiting else None)
+            result = replace(result, status=item.status, note=note)
+        if item is not None:
+            more = expected_more(item, one, result, ruling, found.look)
+            result = replace(result, expected_more_requests=more)
         results[result.name] = result
     return results
 
 
-def _decision(
-    ruling: Ruling,
-    results: Mapping[str, MetricResult],
-    settings: Settings,
-    checks: Sequence[Check],
-    look: Looking,
-    utility: Estimate | None,
-) -> Decision:
-    invalid = invalidating(checks)
-    unmeasured = [
-        result
-        for result in results.values()
-        if result.name not in ruling.verdicts
-        and result.role != MetricRole.DIAGNOSTIC.value
-        and (result.group != "quality" or result.name == "win_rate")  # scores and ratings count where there are any
+def _checks(found: Measurements, concluded: Conclusion) -> list[Check]:
+    """The checks of the data, the set-up faults before them, and beside a ship the length of the period."""
+    period = period_check(found.prepared) if concluded.ruling.rule == "ship" else None
+    return [*_fault_checks(found), *found.checks, *([period] if period is not None else [])]
+
+
+def _fault_checks(found: Measurements) -> list[Check]:
+    return [
+        Check(
+            name="setup_fault",
+            status="fail",
+            detail=fault.summary,
+            remedy=f"correct {fault.setting}, then take the time out of both arms: {fault.exclude_command}",
+        )
+        for fault in found.faults
     ]
-    return Decision(
-        recommendation=ruling.recommendation.value,
-        reasons=reasons(
-            ruling, results, settings, invalid=invalid, checks=checks, utility=utility, unmeasured=unmeasured
-        ),
-        headline=headline(ruling, results, settings, invalid),
-        rule=ruling.rule,
-        policy=ruling.policy.value,
-        looks=look.mode,
-        looks_explained=look.explained,
-        what_would_change=what_would_change(ruling, results, checks),
-        utility=None if utility is None else utility.point,
-        utility_low=None if utility is None else utility.ci_low,
-        utility_high=None if utility is None else utility.ci_high,
-        expected_more_requests=more_requests(ruling, results),
+
+
+def _traffic(found: Measurements, judge: JudgeResult | None) -> Traffic:
+    paired = found.prepared.paired
+    paid = judge is not None and not judge.simulated and judge.cost_usd and judge.asked_pairs
+    return Traffic(
+        requests=found.funnel.requests,
+        units=found.funnel.pairs if paired else found.funnel.requests,
+        requests_per_day=requests_per_day(found.span["first_at"], found.span["last_at"], found.funnel.requests),
+        users=found.prepared.n_users,
+        judged_pairs=0 if judge is None else judge.n_pairs,
+        judged_users=0 if judge is None else judge.n_clusters,
+        usd_per_pair=judge.cost_usd / judge.asked_pairs if judge is not None and paid and judge.cost_usd else None,
+        pairs_per_unit=found.settings.pairs_per_unit,
     )
+
+
+def _judge_fingerprint(found: Measurements) -> str | None:
+    """Of the judge that decides: the one with verdicts, else the configured one."""
+    if found.mode != "shadow":
+        return None
+    if found.judge is not None:
+        return found.judge.fingerprint
+    return found.settings.judges[0].fingerprint if found.settings.judges else None
 
 
 def _one_armed(result: MetricResult) -> MetricResult:

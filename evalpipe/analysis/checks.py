@@ -1,17 +1,46 @@
-"""May the data be believed? Each check looks at one thing; `CHECKS` lists them, and a failed one can forbid a decision."""
+"""Can the data support a decision? Each check looks at one thing; `CHECKS` lists them, and a failed one can forbid a decision."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from evalpipe.analysis.chosen import Chosen
 from evalpipe.analysis.connection import Connection
 from evalpipe.analysis.looking import Looking
+from evalpipe.analysis.prepare import Prepared
 from evalpipe.analysis.result import Check, Funnel, JudgeResult, MetricResult
-from evalpipe.analysis.rows import Prepared
 from evalpipe.analysis.settings import Settings
 
 PASS, WARN, FAIL = "pass", "warn", "fail"
+CHECKS = {
+    "setup_fault": "whether an arm fails because of a wrong key, address or model",
+    "both_arms": "whether both arms have answers",
+    "pairing": "whether every request has an answer of both arms",
+    "sample_ratio": "whether requests or users are split between the arms as planned",
+    "arm_contamination": "whether users stayed with one arm",
+    "shed": "how many copies were not sent",
+    "missing_answers": "how many pairs cannot be compared because an arm failed",
+    "empty_answers": "how many answers hold neither text nor a tool call",
+    "later_turns": "how many pairs are of later turns of a conversation",
+    "short_period": "whether a ship is based on a week of traffic",
+    "duplicate_requests": "whether requests were logged more than once",
+    "clock_skew": "whether the times of the log are in order",
+    "price_unknown": "how many answers have no known cost",
+    "no_usage_in_streams": "how many streamed answers do not report their tokens",
+    "arm_models": "whether the models that answered are those configured",
+    "one_user_dominates": "whether one user sent a large part of the requests",
+    "drift": "whether the two halves of the log agree",
+    "judge_coverage": "how many pairs have a verdict",
+    "judge_consistency": "whether the judge prefers the same answer in both orders",
+    "seat_bias": "whether the judge prefers the answer shown first",
+    "judge_family": "whether the judge is of the family of one arm",
+    "judge_agreement": "whether the judge agrees with labels",
+    "simulated_judge": "whether the verdicts come from a simulated judge",
+    "judging_stopped": "whether judging ended before the whole log was judged",
+    "nonstationary": "whether the metrics moved since the decision",
+}
+"""Every check by its name, with what it looks at: those of the data (`run_checks`), of a ship, and of the experiment's record."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,6 +56,7 @@ class Evidence:
     judges: Sequence[JudgeResult]
     looking: Looking
     results: Mapping[str, MetricResult]
+    chosen: Chosen | None = None
 
     @property
     def judge(self) -> JudgeResult | None:

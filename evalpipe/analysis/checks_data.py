@@ -7,9 +7,9 @@ import re
 
 from evalpipe.analysis.checks import PASS, WARN, CheckFunction, Evidence
 from evalpipe.analysis.connection import rows
-from evalpipe.analysis.metrics import metrics
+from evalpipe.analysis.metrics import Ratio, metrics
 from evalpipe.analysis.result import Check
-from evalpipe.analysis.sums import aggregate, sum_by_user
+from evalpipe.analysis.sums import UserSums, sum_by_user
 from evalpipe.analysis.verdicts import sum_wins
 from evalpipe.analysis.wording import amount, count, listed, percent
 from evalpipe.stats.difference import paired_difference, unpaired_difference
@@ -61,6 +61,9 @@ def clock_skew(evidence: Evidence) -> Check | None:
 
 def price_unknown(evidence: Evidence) -> Check | None:
     """Answers whose cost is not known: no price for their model, or no tokens to multiply it with."""
+    cost = evidence.results.get("cost_per_request_usd")
+    if cost is not None and not cost.measurable and not evidence.settings.priced:
+        return None  # a log without costs, and no arm whose price could be missing
     found = rows(
         evidence.connection,
         "SELECT treatment, count(*) AS n, count(*) FILTER (cost_usd IS NULL) AS unknown, "
@@ -78,7 +81,7 @@ def price_unknown(evidence: Evidence) -> Check | None:
         remedies.append(f"add the model's price under {listed(names) or '[prices.MODEL]'} and load again")
     if unmetered:
         remedies.append(TELL_TOKENS)
-    why = "" if not unmetered else f"; {count(unmetered)} of them did not tell their tokens"
+    why = "" if not unmetered else f"; {count(unmetered)} of them did not report their tokens"
     return Check(
         name="price_unknown",
         status=WARN,
@@ -88,7 +91,7 @@ def price_unknown(evidence: Evidence) -> Check | None:
 
 
 def _unpriced_models(evidence: Evidence) -> list[str]:
-    """The models that told their tokens and still have no cost, the commonest three."""
+    """The models that reported their tokens and still have no cost, the commonest three."""
     found = rows(
         evidence.connection,
         "SELECT coalesce(model, model_requested) AS model, count(*) AS n FROM exchanges WHERE experiment = ? "
@@ -100,14 +103,14 @@ def _unpriced_models(evidence: Evidence) -> list[str]:
 
 
 def no_usage_in_streams(evidence: Evidence) -> Check | None:
-    """Streamed answers that never told their tokens."""
+    """Streamed answers that never reported their tokens."""
     row = rows(
         evidence.connection,
         "SELECT count(*) AS n, count(*) FILTER (output_tokens IS NULL) AS unknown FROM ev_rows WHERE answered AND streamed",
     )[0]
     if not row["n"]:
         return None
-    detail = f"{count(row['unknown'])} of {count(row['n'])} streamed answers did not tell their tokens"
+    detail = f"{count(row['unknown'])} of {count(row['n'])} streamed answers did not report their tokens"
     if row["unknown"] > MAX_UNMETERED * row["n"]:
         return Check(
             name="no_usage_in_streams",
@@ -146,7 +149,7 @@ def arm_models(evidence: Evidence) -> Check | None:
         return Check(
             name="arm_models",
             status=WARN,
-            detail=f"{'; '.join(said)}: the arms are not what [arms] says",
+            detail=f"{'; '.join(said)}: the arms are not as configured in [arms]",
             remedy="correct model in [arms], or look at one model only (--where \"model_requested = '…'\")",
         )
     return Check(name="arm_models", status=PASS, detail="the arms' models are those of [arms]")
@@ -164,10 +167,9 @@ def one_user_dominates(evidence: Evidence) -> Check | None:
     """One user who makes up much of the traffic: their habits are then the result."""
     if not evidence.prepared.n_rows:
         return None
-    # m0 is the error rate: its denominator is every attempted request
     row = rows(
         evidence.connection,
-        "SELECT max(n) AS top, sum(n) AS total FROM (SELECT u, sum(m0_wt + m0_wc) AS n FROM ev_users GROUP BY u)",
+        "SELECT max(n) AS top, sum(n) AS total FROM (SELECT sum(requests) AS n FROM ev_users GROUP BY u)",
     )[0]
     share = row["top"] / row["total"]
     users = evidence.prepared.n_users
@@ -191,11 +193,16 @@ def drift(evidence: Evidence) -> Check | None:
     chosen = [item for item in metrics() if item.name in DRIFTING]
     every = max(1, -(-evidence.prepared.n_rows // MAX_DRIFT_ROWS))  # whole users, by hash
     half_of = f"CASE WHEN at_us < {middle} THEN 'first' ELSE 'second' END"
-    sum_by_user(evidence.connection, chosen, table="ev_halves", group=half_of, condition=f"u % {every} = 0")
-    measured = [
-        (item, aggregate(evidence.connection, f"m{position}", table="ev_halves"))
-        for position, item in enumerate(chosen)
-    ]
+    sum_by_user(
+        evidence.connection,
+        [item.values for item in chosen if isinstance(item.values, Ratio)],
+        paired=evidence.prepared.paired,
+        table="ev_halves",
+        group=half_of,
+        condition=f"u % {every} = 0",
+    )
+    users = UserSums(evidence.connection, "ev_halves")
+    measured = [(item, users.aggregate(f"m{position}")) for position, item in enumerate(chosen)]
     if evidence.judge is not None:
         wins = sum_wins(evidence.connection, evidence.judge.name, evidence.judge.fingerprint, group=half_of)
         measured.append((next(item for item in metrics() if item.name == "win_rate"), wins))
@@ -228,7 +235,7 @@ def drift(evidence: Evidence) -> Check | None:
             detail=f"the difference between the arms changed from the first half to the second: {listed(moved)}",
             remedy="look at the series: did a model, a prompt or the traffic change?",
         )
-    return Check(name="drift", status=PASS, detail="the first and the second half say the same")
+    return Check(name="drift", status=PASS, detail="the first and the second half agree")
 
 
 CHECKS: list[CheckFunction] = [

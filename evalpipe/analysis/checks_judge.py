@@ -14,6 +14,12 @@ FEW_FAILURES = 0.05
 MANY_FAILURES = 0.20
 
 
+def _is_goal(evidence: Evidence) -> bool:
+    """Whether the win rate can win the decision: only then can its judge make the data invalid."""
+    result = evidence.results.get("win_rate")
+    return result is not None and result.role == MetricRole.PRIMARY.value
+
+
 def judge_consistency(evidence: Evidence) -> Check | None:
     """The same pair, shown in both orders: the same winner?"""
     judge = evidence.judge
@@ -24,11 +30,9 @@ def judge_consistency(evidence: Evidence) -> Check | None:
         f"{count(judge.n_both_orders)} pairs ({percent(judge.consistency_low)} to {percent(judge.consistency_high)})"
     )
     if judge.status == "unreliable_judge":
-        result = evidence.results.get("win_rate")
-        decides = result is not None and result.role == MetricRole.PRIMARY.value
         return Check(
             name="judge_consistency",
-            status=FAIL if decides else WARN,
+            status=FAIL if _is_goal(evidence) else WARN,
             detail=f"{detail}: its verdicts depend more on the order than on the answers",
             remedy="use a stronger judge model or a clearer rubric",
         )
@@ -63,7 +67,7 @@ def simulated_judge(evidence: Evidence) -> Check | None:
         return Check(
             name="simulated_judge",
             status=WARN,
-            detail=f"{judge.name} is a simulated judge: its verdicts follow a fixed rule and say nothing about quality",
+            detail=f"{judge.name} is a simulated judge: its verdicts follow a fixed rule and are no evidence of quality",
             remedy="judge with a real model before deciding anything",
         )
     return Check(name="simulated_judge", status=PASS, detail="the verdicts come from a real judge")
@@ -113,20 +117,20 @@ def coverage(evidence: Evidence) -> Check | None:
     judge = evidence.judge
     if judge is None or not judge.asked_pairs:
         return None
-    pairs, missing = evidence.funnel.pairs, judge.asked_pairs - judge.n_pairs
+    pairs, missing = evidence.funnel.pairs, judge.asked_pairs - judge.n_judged
     failed = missing / judge.asked_pairs
     bounds = ""
     if missing and judge.missing_low is not None and judge.missing_high is not None:
         low, high = percent(judge.missing_low), percent(judge.missing_high)
         bounds = f"; the win rate would be {low} to {high} had they all gone one way"
     detail = (
-        f"{count(judge.n_pairs)} of {count(pairs)} pairs have a verdict, {count(missing)} were asked in vain "
+        f"{count(judge.n_judged)} of {count(pairs)} pairs have a verdict, {count(missing)} of those asked have none "
         f"({percent(failed)}){bounds}"
     )
     if failed > MANY_FAILURES:
         return Check(
             name="judge_coverage",
-            status=FAIL,
+            status=FAIL if _is_goal(evidence) else WARN,
             detail=detail,
             remedy="run `evalpipe judge` again: failures are asked again",
         )
@@ -147,7 +151,7 @@ def judge_agreement(evidence: Evidence) -> Check | None:
             return Check(
                 name="judge_agreement",
                 status=WARN,
-                detail=f"{detail}: less than a judge should to stand in for people",
+                detail=f"{detail}: too little for a judge in place of people",
                 remedy="use a stronger judge model or a clearer rubric, and label more pairs",
             )
     return Check(name="judge_agreement", status=PASS, detail=detail)

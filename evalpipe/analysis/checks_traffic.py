@@ -6,12 +6,18 @@ import math
 
 from evalpipe.analysis.checks import FAIL, PASS, WARN, CheckFunction, Evidence
 from evalpipe.analysis.connection import rows
-from evalpipe.analysis.result import Check, Funnel
+from evalpipe.analysis.prepare import Prepared
+from evalpipe.analysis.result import Check, Funnel, MetricResult
 from evalpipe.analysis.wording import count, percent
 from evalpipe.stats import srm
 from evalpipe.stats.missing import MAX_SHED_SHARE, losses, too_much_shed, worst_case_win_rate
 
 MAX_CONTAMINATED = 0.001
+MAX_EMPTY = 0.01
+FEW_FIRST_SHARE = 0.10
+"""share of conversations with a first turn below which a check reports how few there are"""
+FULL_WEEK_DAYS = 7
+DAY_US = 86_400_000_000
 MIN_LOST_SHARE = 0.005
 """lopsided losses below this share of the requests are named but do not forbid a decision: they cannot turn it"""
 
@@ -161,13 +167,13 @@ def missing_answers(evidence: Evidence) -> Check | None:
     judge = evidence.judge
     if (
         judge is not None
-        and judge.n_pairs
+        and judge.n_judged
         and row["t"] + row["c"]
-        and judge.n_pairs > 0.9 * (row["n"] - row["t"] - row["c"])
+        and judge.n_judged > 0.9 * (row["n"] - row["t"] - row["c"])
     ):
         worst = worst_case_win_rate(
-            (judge.win_rate or 0.0) * judge.n_pairs,
-            judge.n_pairs,
+            (judge.win_rate_over_judged or 0.0) * judge.n_judged,
+            judge.n_judged,
             control_failed=row["c"],
             treatment_failed=row["t"],
             both_failed=row["both"],
@@ -178,4 +184,104 @@ def missing_answers(evidence: Evidence) -> Check | None:
     return Check(name="missing_answers", status=WARN if lopsided or share > 0.1 else PASS, detail=detail)
 
 
-CHECKS: list[CheckFunction] = [both_arms, sample_ratio, arm_contamination, pairing, shed, missing_answers]
+def empty_answers(evidence: Evidence) -> Check | None:
+    """Answers with neither text nor tool call: no error, no refusal, and nothing a judge can read."""
+    result = evidence.results.get("empty_rate")
+    if result is None or not result.measurable or result.control.value is None or result.treatment.value is None:
+        return None
+    parts = [
+        f"{count(arm.numerator or 0)} of {count(arm.n)} {name} answers"
+        for name, arm in (("treatment", result.treatment), ("control", result.control))
+    ]
+    detail = f"{' and '.join(parts)} hold neither text nor a tool call"
+    if result.treatment.numerator or (result.control.value or 0) > MAX_EMPTY:
+        return Check(
+            name="empty_answers",
+            status=WARN,
+            detail=detail,
+            remedy="read some of them in the report's examples: a stop sequence, a token limit or a filter may cut answers off",
+        )
+    return Check(name="empty_answers", status=PASS, detail=detail)
+
+
+def later_turns(evidence: Evidence) -> Check | None:
+    """Shadow: how much of the log are later turns, on which the treatment answers users who replied to control."""
+    chosen = evidence.chosen
+    if chosen is None or not chosen.later_share:
+        return None
+    part = percent(chosen.later_share)
+    share = f"{part} of the pairs are later turns of a conversation, whose users replied to control's words"
+    if chosen.by_data:
+        return Check(
+            name="later_turns",
+            status=WARN,
+            detail=f"{share}; only {percent(chosen.first_share)} of {count(chosen.n_conversations)} conversations show a first "
+            "turn, so the win rate is about all turns",
+            remedy="collect conversations from their start, or compare by users (mode ab)",
+        )
+    if chosen.turns == "all":
+        return Check(name="later_turns", status=PASS, detail=f'{share}; they count, as turns = "all" asks')
+    first, later = evidence.results.get("win_rate"), evidence.results.get("win_rate_later_turns")
+    detail = f"{share}; the win rate is about first turns"
+    if (
+        first is not None
+        and later is not None
+        and first.treatment.value is not None
+        and later.treatment.value is not None
+    ):
+        detail += (
+            f": first turns {percent(first.treatment.value)}, later turns {percent(later.treatment.value)} "
+            f"({percent(later.treatment.ci_low)} to {percent(later.treatment.ci_high)})"
+        )
+    if chosen.first_share is not None and chosen.first_share < FEW_FIRST_SHARE and chosen.n_conversations >= 20:
+        return Check(
+            name="later_turns",
+            status=WARN,
+            detail=f"{detail}; only {percent(chosen.first_share)} of {count(chosen.n_conversations)} conversations show their "
+            f"first turn: a verdict on first turns takes {count(1 / max(chosen.first_share, 1e-3))} times the traffic",
+            remedy='collect conversations from their start, set turns = "all", or compare by users (mode ab)',
+        )
+    apart = first is not None and later is not None and _apart(first, later)
+    return Check(
+        name="later_turns",
+        status=WARN if apart else PASS,
+        detail=detail + (": they differ by more than chance" if apart else ""),
+        remedy="first turns compare the arms; what users do with the treatment's own words takes mode ab"
+        if apart
+        else None,
+    )
+
+
+def _apart(first: MetricResult, later: MetricResult) -> bool:
+    """Whether the intervals of the two win rates do not overlap."""
+    low, high, other_low, other_high = first.ci_low, first.ci_high, later.ci_low, later.ci_high
+    return (low is not None and other_high is not None and other_high < low) or (
+        high is not None and other_low is not None and other_low > high
+    )
+
+
+def period_check(prepared: Prepared) -> Check | None:
+    """Beside a ship: traffic of less than a week has not seen every day of the week, nor a rare incident."""
+    if prepared.first_us is None or prepared.last_us is None or prepared.first_us < DAY_US:
+        return None
+    days = (prepared.last_us - prepared.first_us) / DAY_US
+    if days >= FULL_WEEK_DAYS:
+        return Check(name="short_period", status=PASS, detail=f"the traffic spans {days:.0f} days")
+    return Check(
+        name="short_period",
+        status=WARN,
+        detail=f"the traffic spans {days:.1f} days, less than a week: other weekdays and rare incidents are not in it",
+        remedy="let it run for a full week before switching everybody, or roll out in stages (mode canary)",
+    )
+
+
+CHECKS: list[CheckFunction] = [
+    both_arms,
+    sample_ratio,
+    arm_contamination,
+    pairing,
+    shed,
+    missing_answers,
+    empty_answers,
+    later_turns,
+]

@@ -1,6 +1,6 @@
 """The metrics: one small function each. To add one, add a function here (or SQL in the configuration).
 
-Names, rows, directions, roles, scales and default margins are the contract's.
+Names are what scripts and dashboards rely on; rows, roles and default margins follow the rules of the decision.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from evalpipe.analysis.metrics import Quantile, Ratio, Values, Verdict, metric
 )
 def _error_rate() -> Values:
     """share of requests that ended in an error, a timeout or an unreadable answer"""
-    return Ratio(numerator="failed", rows="attempted", binary=True)
+    return Ratio(numerator="failed", rows="in_measured", binary=True)
 
 
 @metric(
@@ -35,19 +35,33 @@ def _error_rate() -> Values:
 )
 def _timeout_rate() -> Values:
     """share of requests that timed out"""
-    return Ratio(numerator="timed_out", rows="attempted", binary=True)
+    return Ratio(numerator="timed_out", rows="in_measured", binary=True)
+
+
+@metric(
+    "empty_rate",
+    label="Empty answers",
+    group="reliability",
+    unit="ratio",
+    direction="lower",
+    roles=("guardrail", "guardrail"),
+    margin=0.01,
+)
+def _empty_rate() -> Values:
+    """share of answers with neither text nor a tool call"""
+    return Ratio(numerator="empty", rows="in_answered", binary=True)
 
 
 @metric("refusal_rate", label="Refusal rate", group="reliability", unit="ratio", direction="lower", margin=0.01)
 def _refusal_rate() -> Values:
     """share of answers in which the model refused"""
-    return Ratio(numerator="refused", rows="answered", binary=True)
+    return Ratio(numerator="refused", rows="in_answered", binary=True)
 
 
 @metric("truncation_rate", label="Truncation rate", group="reliability", unit="ratio", direction="lower", margin=0.01)
 def _truncation_rate() -> Values:
     """share of answers cut off at the token limit"""
-    return Ratio(numerator="truncated", rows="answered", binary=True)
+    return Ratio(numerator="truncated", rows="in_answered", binary=True)
 
 
 # --- performance -----------------------------------------------------------------------------------------------------
@@ -59,12 +73,13 @@ def _truncation_rate() -> Values:
     group="performance",
     unit="ms",
     direction="lower",
+    roles=("guardrail", "guardrail"),
     scale="relative",
-    margin=0.10,
+    margin=0.25,
 )
 def _p50_latency() -> Values:
-    """median time to the whole answer; a timeout counts as its limit, other failures are left out"""
-    return Quantile(value="latency_ms", share=0.5, rows="(answered OR timed_out)")
+    """median time to the whole answer; a timeout counts as its limit, other failures and empty answers are left out"""
+    return Quantile(value="latency_ms", share=0.5, rows="has_latency")
 
 
 @metric(
@@ -78,8 +93,9 @@ def _p50_latency() -> Values:
     margin=0.20,
 )
 def _p99_latency() -> Values:
-    """99th percentile of the time to the whole answer; a timeout counts as its limit, other failures are left out"""
-    return Quantile(value="latency_ms", share=0.99, rows="(answered OR timed_out)")
+    """99th percentile of the time to the whole answer; a timeout counts as its limit, other failures and empty answers are left
+    out"""
+    return Quantile(value="latency_ms", share=0.99, rows="has_latency")
 
 
 @metric(
@@ -93,7 +109,7 @@ def _p99_latency() -> Values:
 )
 def _p50_ttft() -> Values:
     """median time to the first token of streamed answers"""
-    return Quantile(value="ttft_ms", share=0.5, rows="(answered AND streamed)")
+    return Quantile(value="ttft_ms", share=0.5, rows="has_ttft")
 
 
 @metric(
@@ -107,7 +123,7 @@ def _p50_ttft() -> Values:
 )
 def _p99_ttft() -> Values:
     """99th percentile of the time to the first token of streamed answers"""
-    return Quantile(value="ttft_ms", share=0.99, rows="(answered AND streamed)")
+    return Quantile(value="ttft_ms", share=0.99, rows="has_ttft")
 
 
 @metric(
@@ -122,7 +138,7 @@ def _p99_ttft() -> Values:
 def _tokens_per_second() -> Values:
     """output tokens over the seconds they took (after the first token where streamed)"""
     # An answer that came in one piece took no time after its first token; one that ended before it began has a wrong clock.
-    return Ratio(numerator="output_tokens", denominator="generation_s", rows="(answered AND generation_s >= 0)")
+    return Ratio(numerator="output_tokens", denominator="generation_s", rows="has_speed")
 
 
 # --- cost ------------------------------------------------------------------------------------------------------------
@@ -138,8 +154,8 @@ def _tokens_per_second() -> Values:
     margin=0.10,
 )
 def _input_tokens() -> Values:
-    """mean input tokens of an answered request, cached ones included"""
-    return Ratio(numerator="input_tokens", rows="answered")
+    """mean input tokens of an answer that is not empty, cached ones included"""
+    return Ratio(numerator="input_tokens", rows="has_input")
 
 
 @metric(
@@ -152,16 +168,16 @@ def _input_tokens() -> Values:
     margin=0.10,
 )
 def _output_tokens() -> Values:
-    """mean output tokens of an answered request, reasoning included"""
-    return Ratio(numerator="output_tokens", rows="answered")
+    """mean output tokens of an answer that is not empty, reasoning included"""
+    return Ratio(numerator="output_tokens", rows="has_output")
 
 
 @metric(
     "tokens_used", label="Tokens used", group="cost", unit="tokens", direction="lower", scale="relative", margin=0.10
 )
 def _tokens_used() -> Values:
-    """mean input and output tokens of an answered request"""
-    return Ratio(numerator="(input_tokens + output_tokens)", rows="answered")
+    """mean input and output tokens of an answer that is not empty"""
+    return Ratio(numerator="tokens_used", rows="has_tokens")
 
 
 @metric(
@@ -170,15 +186,15 @@ def _tokens_used() -> Values:
     group="cost",
     unit="usd",
     direction="lower",
-    roles=("guardrail", "guardrail"),
+    roles=("benefit", "benefit"),
     scale="relative",
     margin=0.10,
 )
 def _cost_per_request() -> Values:
-    """mean dollars billed per request, failed ones included, infrastructure included"""
+    """mean dollars of an answer that is not empty, infrastructure included: failing is cheap, so it is no saving"""
     # As billed also where one looks at any time, not capped at control's p99.9 (statistics.md 2): a cap would hide the very
     # answers that break a bill. The skewness gate holds early conclusions: simulated error rates .03 paired, .057 in a canary.
-    return Ratio(numerator="cost_usd", rows="attempted")
+    return Ratio(numerator="cost_usd", rows="has_cost")
 
 
 @metric(
@@ -191,8 +207,8 @@ def _cost_per_request() -> Values:
     margin=0.10,
 )
 def _cost_per_1000() -> Values:
-    """dollars billed per thousand requests"""
-    return Ratio(numerator="cost_usd", rows="attempted", factor=1000.0)
+    """dollars billed per thousand requests, failed ones included"""
+    return Ratio(numerator="billed_usd", rows="has_bill", factor=1000.0)
 
 
 @metric(
@@ -206,7 +222,7 @@ def _cost_per_1000() -> Values:
 )
 def _cost_per_ok() -> Values:
     """dollars billed for all requests over the answers that were ok: failures are paid for, too"""
-    return Ratio(numerator="cost_usd", denominator="ok::DOUBLE", rows="attempted")
+    return Ratio(numerator="billed_usd", denominator="ok", rows="has_bill")
 
 
 # --- quality ---------------------------------------------------------------------------------------------------------
@@ -222,7 +238,20 @@ def _cost_per_ok() -> Values:
     margin=0.03,
 )
 def _win_rate() -> Values:
-    """mean preference for the treatment over judged pairs (tie = half); the difference is to one half"""
+    """mean over users of their mean preference for the treatment (tie = half); the difference is to one half"""
+    return Verdict(source="preference", bounds=(0.0, 1.0))
+
+
+@metric(
+    "win_rate_later_turns",
+    label="Win rate on later turns",
+    group="quality",
+    unit="ratio",
+    direction="higher",
+    margin=0.03,
+)
+def _win_rate_later_turns() -> Values:
+    """the win rate over later turns of shadowed conversations, whose users replied to control's words"""
     return Verdict(source="preference", bounds=(0.0, 1.0))
 
 

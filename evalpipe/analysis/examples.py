@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from evalpipe.analysis.connection import Connection, rows, scalar
+from evalpipe.analysis.prepare import Prepared
 from evalpipe.analysis.result import Example, ExampleSide
-from evalpipe.analysis.rows import Prepared
 from evalpipe.analysis.settings import Settings
 from evalpipe.analysis.verdicts import JudgeSeen
 from evalpipe.core.text import cut_middle

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from evalpipe.analysis.connection import Connection, rows, scalar
+from evalpipe.analysis.prepare import Prepared
 from evalpipe.analysis.result import Funnel
-from evalpipe.analysis.rows import Prepared
 from evalpipe.analysis.verdicts import JudgeSeen
 
 

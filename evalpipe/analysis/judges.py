@@ -17,7 +17,7 @@ from evalpipe.analysis.preferences import METRIC, Array, Verdicts, by_user, pref
 from evalpipe.analysis.result import Agreement, DimensionResult, JudgeResult, LengthBin, WinRate
 from evalpipe.analysis.settings import Settings
 from evalpipe.analysis.simulated import simulated_rule
-from evalpipe.analysis.verdicts import MAX_ORDERED, JudgeSeen
+from evalpipe.analysis.verdicts import JudgeSeen
 from evalpipe.core.judgment import COST_AT_MOST
 from evalpipe.stats import winrate
 from evalpipe.stats.cluster import arm_aggregate
@@ -45,7 +45,9 @@ def judge_results(
         return []
     connection.execute(
         "CREATE OR REPLACE TEMP TABLE ev_lengths AS SELECT hash(request_id) AS id, "
-        "any_value(length(text)) FILTER (arm = 'treatment') - any_value(length(text)) FILTER (arm = 'control') AS dl "
+        # An empty answer has no length to control for: what it loses, it loses by being empty.
+        "any_value(nullif(length(trim(text)), 0)) FILTER (arm = 'treatment') "
+        "- any_value(nullif(length(trim(text)), 0)) FILTER (arm = 'control') AS dl "
         "FROM exchanges WHERE experiment = ? AND role <> 'replay' "
         "AND request_id IN (SELECT request_id FROM ev_verdicts) GROUP BY request_id",
         [experiment],
@@ -75,12 +77,10 @@ def _judge_result(
     margin: float,
     deciding: bool,
 ) -> JudgeResult:
-    verdicts = read_verdicts(connection, judge)
+    verdicts = read_verdicts(connection, judge, deciding=deciding)
     alpha = looking.alpha
-    ordered = deciding and looking.mode == "anytime" and len(verdicts.x) <= MAX_ORDERED
-    estimate = preference_estimate(
-        verdicts.x, verdicts.users, looking, alpha, ranks=verdicts.ranks if ordered else None, sigma2=judge.sigma2
-    )
+    counted = _counted(verdicts)
+    estimate = preference_estimate(counted.x, counted.users, looking, alpha, sigma2=judge.sigma2)
     both = verdicts.both_orders
     first, second = _winner(verdicts.treatment_first[both]), _winner(verdicts.control_first[both])
     n_both = int(both.sum())
@@ -93,7 +93,7 @@ def _judge_result(
     calls = _calls(connection, judge, experiment)
     n, total = len(verdicts.x), float(verdicts.x.sum())
     bounds = win_rate_bounds(total, n, max(0, calls["asked"] - n))
-    controlled, status, note = _length(verdicts, estimate, looking, margin)
+    controlled, status, note = _length(counted, looking, margin, judge.sigma2)
     if consistent.status == "unreliable_judge":
         status, note = "unreliable_judge", consistent.note
     info = next((one for one in settings.judges if one.name == judge.name), None)
@@ -106,18 +106,22 @@ def _judge_result(
         simulated=judge.simulated,
         imported=judge.imported,
         feeds_decision=deciding,
-        win_rate=total / n if n else None,
+        win_rate=estimate.point,
         ci_low=estimate.ci_low,
         ci_high=estimate.ci_high,
-        standard_error=_standard_error(verdicts),
+        standard_error=_standard_error(counted),
         confidence_level=1 - alpha,
-        n_pairs=n,
+        n_pairs=len(counted.x),
         n_clusters=estimate.n_clusters,
         p_value=estimate.p_value,
         method=estimate.method,
-        wins=int((verdicts.x > 0.5).sum()),
-        ties=int((verdicts.x == 0.5).sum()),
-        losses=int((verdicts.x < 0.5).sum()),
+        win_rate_over_pairs=float(counted.x.mean()) if len(counted.x) else None,
+        win_rate_over_judged=total / n if n else None,
+        n_judged=n,
+        n_beyond=n - len(counted.x),
+        wins=int((counted.x > 0.5).sum()),
+        ties=int((counted.x == 0.5).sum()),
+        losses=int((counted.x < 0.5).sum()),
         consistency=consistent.point,
         consistency_low=consistent.ci_low,
         consistency_high=consistent.ci_high,
@@ -126,10 +130,10 @@ def _judge_result(
         first_seat_rate=seat.point,
         first_seat_low=seat.ci_low,
         first_seat_high=seat.ci_high,
-        rules=_rules(verdicts, first, second, looking, estimate),
+        rules=_rules(counted, looking, estimate),
         length_controlled=controlled,
         dimensions=_dimensions(connection, judge),
-        length_bins=_length_bins(verdicts),
+        length_bins=_length_bins(counted),
         agreement=agreements[0] if agreements else Agreement(),
         agreements=agreements,
         asked_pairs=calls["asked"],
@@ -152,9 +156,9 @@ def _mean_over_users(values: Array, users: npt.NDArray[np.int64], alpha: float) 
 
 
 def _standard_error(verdicts: Verdicts) -> float | None:
-    """The plain standard error of the mean preference, clustered by user; 0 where all verdicts are alike."""
+    """The plain standard error of the mean over users of their mean preference; 0 where all verdicts are alike."""
     sums, counts = by_user(verdicts.x, verdicts.users)
-    spread = arm_aggregate(sums, counts, n=len(verdicts.x)).spread
+    spread = arm_aggregate(sums / counts, np.ones(len(counts))).spread
     variance = None if spread is None else spread.variance("jackknife")
     return None if variance is None else math.sqrt(variance)
 
@@ -164,18 +168,26 @@ def _winner(scores: Array) -> npt.NDArray[np.int64]:
     return np.sign(scores - 0.5).astype(np.int64)
 
 
-def _rules(
-    verdicts: Verdicts,
-    first: npt.NDArray[np.int64],
-    second: npt.NDArray[np.int64],
-    looking: Looking,
-    average: Estimate,
-) -> list[WinRate]:
+def _counted(verdicts: Verdicts) -> Verdicts:
+    """The pairs that count in the win rate."""
+    kept = verdicts.counts
+    return Verdicts(
+        x=verdicts.x[kept],
+        treatment_first=verdicts.treatment_first[kept],
+        control_first=verdicts.control_first[kept],
+        length_difference=verdicts.length_difference[kept],
+        users=verdicts.users[kept],
+        counts=kept[kept],
+    )
+
+
+def _rules(verdicts: Verdicts, looking: Looking, average: Estimate) -> list[WinRate]:
     """The win rate under each way to count pairs whose two orders disagree."""
     shown = [_shown("average", average)]
     both = verdicts.both_orders
     if not both.any():
         return shown
+    first, second = _winner(verdicts.treatment_first[both]), _winner(verdicts.control_first[both])
     tied = np.where(first == second, verdicts.x[both], 0.5)
     shown.append(_shown("tie", preference_estimate(tied, verdicts.users[both], looking, looking.alpha)))
     agreed = np.flatnonzero(both)[first == second]
@@ -190,9 +202,13 @@ def _shown(rule: str, estimate: Estimate) -> WinRate:
 
 
 def _length(
-    verdicts: Verdicts, raw: Estimate, looking: Looking, margin: float
+    verdicts: Verdicts, looking: Looking, margin: float, sigma2: float
 ) -> tuple[WinRate | None, str, str | None]:
-    """The length-controlled win rate, and whether length explains the raw one away."""
+    """The length-controlled win rate, and whether length explains the raw one away.
+
+    Both are over the pairs with two answers that are not empty, so that the correction never hides what empty answers lose;
+    where there are empty answers it can take away a win, but no loss.
+    """
     known = ~np.isnan(verdicts.length_difference)
     if known.sum() < 10 or np.ptp(verdicts.x[known]) == 0:
         return None, "ok", None
@@ -203,8 +219,9 @@ def _length(
         multiplier=looking.multiplier(METRIC),
         alpha=looking.alpha,
     ).win_rate
+    raw = preference_estimate(verdicts.x[known], verdicts.users[known], looking, looking.alpha, sigma2=sigma2)
     labels = [_label(raw, margin), _label(fitted, margin)]
-    if is_length_confounded(*labels):
+    if is_length_confounded(*labels) and (labels[0] == "better" or known.all()):
         shown = 100 * (fitted.point or 0.5)
         return (
             _shown("length_controlled", fitted),

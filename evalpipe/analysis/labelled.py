@@ -39,11 +39,11 @@ def label_results(connection: Connection, looking: Looking) -> list[JudgeResult]
         ).fetchnumpy()
         sums, counts = np.asarray(found["s"], float), np.asarray(found["w"], float)
         means, units = np.unique(np.round(sums / counts, 12), return_counts=True)
-        users = arm_aggregate(sums, counts, n=row["n"])
+        users = arm_aggregate(sums / counts, np.ones(len(counts)))
         estimate = winrate.win_rate(
-            users,
-            values=means,
-            counts=units,
+            means,
+            units,
+            n=row["n"],
             multiplier=looking.multiplier("win_rate"),
             alpha=looking.alpha,
             bets=looking.bets("win_rate", looking.alpha, sigma2=betting.SIGMA2_ONE_ORDER),
@@ -63,7 +63,7 @@ def label_results(connection: Connection, looking: Looking) -> list[JudgeResult]
                 simulated=False,
                 imported=False,
                 feeds_decision=False,
-                win_rate=users.ratio,
+                win_rate=estimate.point,
                 ci_low=estimate.ci_low,
                 ci_high=estimate.ci_high,
                 standard_error=None if variance is None else math.sqrt(variance),

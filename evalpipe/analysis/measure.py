@@ -1,289 +1,344 @@
-"""One metric's numbers by the method that fits its kind and the way of looking (statistics.md 0, 3 to 8)."""
+"""One metric's numbers by the method that fits its kind and the way of looking; the methods are in `evalpipe.stats`.
+
+A row has one population and one estimator: the two arms' values subtract to the difference, and the point lies in its interval.
+The win rate is the exception: treatment θ, control 1 − θ, difference θ − 1/2.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
 from evalpipe.analysis.looking import SIGMA2_PAIRED_BINARY, Looking
-from evalpipe.analysis.metrics import Metric, Ratio, Verdict
+from evalpipe.analysis.metrics import Metric
+from evalpipe.analysis.missing import STATUS as MISSING_DIFFERS
+from evalpipe.analysis.missing import Missing, note_of
 from evalpipe.analysis.result import ArmValue
 from evalpipe.analysis.sums import Aggregates
-from evalpipe.stats import betting, conditional
-from evalpipe.stats.cluster import ArmAggregate
+from evalpipe.stats import betting, conditional, gates
+from evalpipe.stats.cluster import ArmAggregate, PairedAggregate, Spread
 from evalpipe.stats.difference import Scale, arm_interval, paired_difference, unpaired_difference
 from evalpipe.stats.estimate import Estimate
-from evalpipe.stats.paired import paired_proportion
+from evalpipe.stats.events import paired_events, unpaired_events
 from evalpipe.stats.winrate import win_rate
 
 MIN_EVENTS = 10
-"""below this many events in all, whose event it was says nothing yet"""
+"""users with an event in all, below which whose event it was says nothing yet (canary)"""
 MAX_REPEATS = 1.2
 """events per user with an event, above which "one event per user" no longer describes them"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Support:
-    """Distinct values per user and how many users have them, for the exact methods: of the paired outcome or preference in
-    [0, 1] (`both`), or of each arm's own share."""
+    """The users' mean preferences in [0, 1]: distinct means, and how many users have each.
 
-    both: tuple[Sequence[float], Sequence[float]] | None = None
-    in_order: Sequence[float] | None = None
-    """the users' preferences in the planned order of judging"""
+    `sigma2`: planned variance of a user's preference, which the bets are tuned to.
+    """
+
+    both: tuple[Sequence[float], Sequence[float]]
     sigma2: float = betting.SIGMA2_BOTH_ORDERS
-    """planned variance of a preference"""
-    control: tuple[Sequence[float], Sequence[float]] | None = None
-    treatment: tuple[Sequence[float], Sequence[float]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measured:
-    """A metric with its arms' values; `at(alpha, scale)` is its difference at a level (treatment − control, or /−1)."""
+    """A metric with its arms' values.
+
+    Attributes:
+        metric: which.
+        control: control's value with its own interval.
+        treatment: the treatment's.
+        at: `at(alpha, scale)` is the difference at a level: treatment − control, or treatment / control − 1.
+        missing: what is unknown of its values; None where none can be, or nothing was measured at all.
+    """
 
     metric: Metric
     control: ArmValue
     treatment: ArmValue
     at: Callable[[float, Scale], Estimate]
+    missing: Missing | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Neither arm has a value."""
+        return self.control.value is None and self.treatment.value is None
+
+    def with_missing(self, missing: Missing | None) -> Measured:
+        """The same numbers beside what is unknown; where the arms are then not comparable, they conclude nothing."""
+        note = None if missing is None else note_of(missing, self.metric.name)
+        if missing is None or note is None:
+            return replace(self, missing=missing)
+        measured, differs = self.at, missing.differs
+
+        @cache
+        def at(level: float, scale: Scale) -> Estimate:
+            estimate = measured(level, scale)
+            status = MISSING_DIFFERS if differs else estimate.status
+            both = "; ".join(part for part in (None if differs else estimate.note, note) if part)
+            return replace(estimate, status=status, note=both)
+
+        return replace(self, at=at, missing=missing)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BinaryCounts:
-    """Paired: pairs in which only one arm had the event, of `n` pairs with both sides. Split: users with an event and all
-    users per stage."""
+class StageCounts:
+    """One canary stage of an event: users with the event of either arm, the treatment's share of the users, and by request
+    control's and the treatment's number and both arms' events. `weight` of the stage in the values and the difference."""
+
+    treatment_users: int
+    control_users: int
+    share: float
+    treatment_n: float
+    control_n: float
+    events: float
+    weight: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EventCounts:
+    """What the methods for events need beside the users' aggregates.
+
+    Attributes:
+        t_only: pairs in which only the treatment has the event (shadow mode), of `n` pairs.
+        c_only: pairs in which only control has it.
+        n: pairs.
+        times: the event summed by clock hour and by day.
+        stages: of a canary that is looked at any time.
+    """
 
     t_only: int = 0
     c_only: int = 0
     n: int = 0
-    stages: Sequence[conditional.Stage] = ()
+    times: Sequence[Aggregates] = ()
+    stages: Sequence[StageCounts] = ()
+
+
+def unmeasured(item: Metric, status: str) -> Measured:
+    """A metric without values."""
+    empty = ArmValue(value=None, n=0)
+
+    def at(level: float, scale: Scale) -> Estimate:
+        return Estimate(point=None, confidence_level=1 - level, status=status)
+
+    return Measured(metric=item, control=empty, treatment=empty, at=at)
 
 
 def measure_ratio(
-    item: Metric,
-    found: Aggregates | None,
-    looking: Looking,
-    *,
-    counts: BinaryCounts | None = None,
-    support: Callable[[], Support] | None = None,
+    item: Metric, found: Aggregates | None, looking: Looking, *, counts: EventCounts | None = None
 ) -> Measured:
-    """A mean, a ratio or a share; `found` None where no row has a value."""
-    alpha = looking.alpha
+    """A mean, a ratio, or with `counts` the rate of an event; `found` None where no request has a value."""
     if found is None:
-        empty = ArmValue(value=None, n=0)
-        return Measured(metric=item, control=empty, treatment=empty, at=lambda level, scale: _nothing("no_data", level))
+        return unmeasured(item, "no_data")
     multiplier = looking.multiplier(item.name)
-    binary = isinstance(item.values, Ratio) and item.values.binary
 
     @cache  # the table, the rules and the reasons ask for the same few levels
     def at(level: float, scale: Scale) -> Estimate:
+        if counts is not None:
+            return _event_difference(item, found, looking, counts, level, scale)
         if looking.paired:
-            if binary and scale == "absolute" and counts is not None:
-                return _paired_share(item, found, looking, counts, support, level)
             return paired_difference(found.paired, multiplier=multiplier, alpha=level, scale=scale)
-        if binary and looking.mode == "anytime" and counts is not None:
-            return _split_share(item, found, looking, counts, support, level, scale)
         return unpaired_difference(found.control, found.treatment, multiplier=multiplier, alpha=level, scale=scale)
 
+    times = () if counts is None else counts.times
     return Measured(
         metric=item,
-        control=_arm_value(found.control, looking, item.name, alpha),
-        treatment=_arm_value(found.treatment, looking, item.name, alpha),
+        control=_arm_value(found.control, [one.control for one in times], looking, item.name),
+        treatment=_arm_value(found.treatment, [one.treatment for one in times], looking, item.name),
         at=at,
     )
 
 
-def measure_preference(
-    item: Metric, found: Aggregates | None, looking: Looking, *, support: Callable[[], Support]
-) -> Measured:
-    """The win rate: treatment θ, control 1 − θ, difference θ − 1/2. Under anytime by the exact betting e-process on one
-    value per user, else by the cluster engine."""
-    if found is None:
-        empty = ArmValue(value=None, n=0)
-        return Measured(metric=item, control=empty, treatment=empty, at=lambda level, scale: _nothing("no_data", level))
+def measure_preference(item: Metric, looking: Looking, *, support: Support, n_pairs: int) -> Measured:
+    """The win rate: treatment θ = the mean over users of their mean preference, control 1 − θ, difference θ − 1/2.
 
-    users = found.treatment
+    Args:
+        item: the metric.
+        looking: the way of looking.
+        support: the users' means.
+        n_pairs: judged pairs behind them.
+    """
+    values, counts = support.both
+    if not sum(counts):
+        return unmeasured(item, "no_data")
 
     @cache
     def at(level: float, scale: Scale) -> Estimate:
-        known = support()
-        values, counts = known.both or ((), ())
         estimate = win_rate(
-            users,
-            values=values,
-            counts=counts,
+            values,
+            counts,
             multiplier=looking.multiplier(item.name),
             alpha=level,
-            bets=looking.bets(item.name, level, sigma2=known.sigma2),
-            in_order=known.in_order,
+            bets=looking.bets(item.name, level, sigma2=support.sigma2),
+            n=n_pairs,
         )
-        return _shifted(estimate, -0.5, scale)
+        return _from_half(estimate, scale)
 
     shown = at(looking.alpha, "absolute")
-    point = None if shown.point is None else shown.point + 0.5
-    low = None if shown.ci_low is None else shown.ci_low + 0.5
-    high = None if shown.ci_high is None else shown.ci_high + 0.5
-    n = found.treatment.n
-    treatment = ArmValue(value=point, n=n, ci_low=low, ci_high=high)
-    control = ArmValue(value=_minus(point), n=n, ci_low=_minus(high), ci_high=_minus(low))
+    point, low, high = (None if one is None else one + 0.5 for one in (shown.point, shown.ci_low, shown.ci_high))
+    treatment = ArmValue(value=point, n=n_pairs, ci_low=low, ci_high=high)
+    control = ArmValue(value=_minus(point), n=n_pairs, ci_low=_minus(high), ci_high=_minus(low))
     return Measured(metric=item, control=control, treatment=treatment, at=at)
 
 
-def _paired_share(
-    item: Metric,
-    found: Aggregates,
-    looking: Looking,
-    counts: BinaryCounts,
-    support: Callable[[], Support] | None,
-    alpha: float,
+def _event_difference(
+    item: Metric, found: Aggregates, looking: Looking, counts: EventCounts, alpha: float, scale: Scale
 ) -> Estimate:
-    """Error, timeout, refusal, truncation in shadow mode."""
+    """Errors, timeouts, empty answers, refusals, truncations, per request."""
     multiplier = looking.multiplier(item.name)
-    complete = found.control.n == found.treatment.n == counts.n
-    if not complete and found.control.numerator + found.treatment.numerator > 0:
-        # Answered on one side only: the shares stand on different rows, which the cluster engine allows.
-        estimate = paired_difference(found.paired, multiplier=multiplier, alpha=alpha)
-    else:
-        estimate = paired_proportion(
-            t_only=counts.t_only,
-            c_only=counts.c_only,
-            n=counts.n,
-            users=found.paired,
+    times = [one.paired for one in counts.times]
+    if counts.stages:
+        with_event = sum(one.treatment_users + one.control_users for one in counts.stages)
+        if with_event >= MIN_EVENTS and sum(one.events for one in counts.stages) <= MAX_REPEATS * with_event:
+            return _conditional(found, counts.stages, times, alpha, scale)
+    if scale == "relative":
+        if looking.paired:
+            widest = _widest(found.paired, times)
+            return paired_difference(widest, multiplier=multiplier, alpha=alpha, scale=scale)
+        effect = _design_effect(found, times)
+        control, treatment = (_inflated(arm, effect) for arm in (found.control, found.treatment))
+        return unpaired_difference(control, treatment, multiplier=multiplier, alpha=alpha, scale=scale)
+    if not looking.paired:
+        return unpaired_events(
+            found.control,
+            found.treatment,
+            times=times,
+            heaviness=found.heaviness,
             multiplier=multiplier,
             alpha=alpha,
-            bets=looking.bets(item.name, alpha, sigma2=SIGMA2_PAIRED_BINARY),
         )
-    if looking.mode == "anytime" and estimate.status in {"too_few_events", "burn_in", "zero_variance"} and support:
-        both = support().both
-        if both is not None and sum(both[1]) >= 2:
-            bets = looking.bets(item.name, alpha, sigma2=SIGMA2_PAIRED_BINARY)
-            exact = betting.bounded_mean(*both, bets, alpha=alpha, n=counts.n)
-            return replace(_shifted(exact, -0.5, factor=2.0), method="betting on users' paired outcomes, anytime")
-    return estimate
-
-
-def _split_share(
-    item: Metric,
-    found: Aggregates,
-    looking: Looking,
-    counts: BinaryCounts,
-    support: Callable[[], Support] | None,
-    alpha: float,
-    scale: Scale,
-) -> Estimate:
-    """A share in ab and canary mode under anytime: whose event was it, else the exact limits of both arms joined."""
-    control, treatment = found.control, found.treatment
-    rate_c, rate_t = control.ratio, treatment.ratio
-    if rate_c is None or rate_t is None:
-        return unpaired_difference(control, treatment, multiplier=looking.multiplier(item.name), alpha=alpha)
-    with_event = sum(stage.treatment_events + stage.control_events for stage in counts.stages)
-    events = control.numerator + treatment.numerator
-    if with_event >= MIN_EVENTS and events <= MAX_REPEATS * with_event:
-        ratio = conditional.rate_ratio(counts.stages, alpha=alpha)
-        estimate = ratio if scale == "relative" else _difference_of(ratio, found)
-        point = rate_t / rate_c - 1 if scale == "relative" and rate_c > 0 else rate_t - rate_c
-        return replace(
-            estimate,
-            point=None if scale == "relative" and rate_c <= 0 else point,
-            n=control.n + treatment.n,
-            n_clusters=control.n_clusters + treatment.n_clusters,
-        )
-    estimate = unpaired_difference(
-        control, treatment, multiplier=looking.multiplier(item.name), alpha=alpha, scale=scale
+    return paired_events(
+        t_only=counts.t_only,
+        c_only=counts.c_only,
+        n=counts.n,
+        users=found.paired,
+        times=times,
+        heaviness=max(found.heaviness),
+        multiplier=multiplier,
+        alpha=alpha,
+        bets=looking.bets(item.name, alpha, sigma2=SIGMA2_PAIRED_BINARY),
     )
-    if scale == "absolute" and estimate.status in {"too_few_events", "burn_in", "zero_variance"} and support:
-        return _joined_limits(item, found, looking, support(), alpha) or estimate
-    return estimate
 
 
-def _difference_of(ratio: Estimate, found: Aggregates) -> Estimate:
-    """The limits of the rate ratio as limits of the difference, at the pooled rate of both arms (rare events: the pooled
-    rate is known far better than the ratio)."""
-    control, treatment = found.control, found.treatment
-    events = control.numerator + treatment.numerator
+def _conditional(
+    found: Aggregates, stages: Sequence[StageCounts], times: Sequence[PairedAggregate], alpha: float, scale: Scale
+) -> Estimate:
+    """A canary's rates: whose event was it? The counts are divided by the design effect of time.
+
+    The point is that of the weighted rates; the limits of the rate ratio become limits of the difference at the same weights,
+    stage by stage at the stage's pooled rate (of rare events it is known far better than the ratio). Weighted rates and the
+    ratio of counts may disagree a little: the limits are widened to hold the point.
+    """
+    rate_c, rate_t = found.control.ratio or 0.0, found.treatment.ratio or 0.0
+    effect = _design_effect(found, times)
+    ratio = conditional.rate_ratio(
+        [
+            conditional.Stage(
+                treatment_events=one.treatment_users / effect,
+                control_events=one.control_users / effect,
+                share=one.share,
+            )
+            for one in stages
+        ],
+        alpha=alpha,
+    )
 
     def difference(above: float | None) -> float | None:
+        """A limit of ratio − 1 as a difference; None is no upper limit of the ratio."""
         if above is None:
-            return None if treatment.denominator <= 0 else events / treatment.denominator
+            return sum(one.weight * one.events / one.treatment_n for one in stages)
         rho = 1 + above
-        return (rho - 1) * events / (rho * treatment.denominator + control.denominator)
+        return sum(one.weight * (rho - 1) * one.events / (rho * one.treatment_n + one.control_n) for one in stages)
 
+    low, high = ratio.ci_low, ratio.ci_high
+    point: float | None = rate_t - rate_c
+    if scale == "relative":
+        point = rate_t / rate_c - 1 if rate_c > 0 else None
+    elif ratio.status == "ok":
+        low, high = difference(low), difference(high)
+    if point is not None:
+        low = None if low is None else min(low, point)
+        high = None if high is None else max(high, point)
     return replace(
-        ratio, ci_low=difference(ratio.ci_low), ci_high=difference(ratio.ci_high), estimand="treatment - control"
-    )
-
-
-def _joined_limits(
-    item: Metric, found: Aggregates, looking: Looking, support: Support, alpha: float
-) -> Estimate | None:
-    """Each arm's exact betting limits at alpha/2, joined: conservative, and right with no event at all."""
-    if support.control is None or support.treatment is None:
-        return None
-    bets = looking.bets(item.name, alpha / 2, sigma2=SIGMA2_PAIRED_BINARY)
-    low_c, high_c = betting.limits(*support.control, bets, alpha=alpha / 2)
-    low_t, high_t = betting.limits(*support.treatment, bets, alpha=alpha / 2)
-    rate_c, rate_t = found.control.ratio or 0.0, found.treatment.ratio or 0.0
-    return Estimate(
-        point=rate_t - rate_c,
-        ci_low=low_t - high_c,
-        ci_high=high_t - low_c,
-        confidence_level=1 - alpha,
+        ratio,
+        point=point,
+        ci_low=low,
+        ci_high=high,
         n=found.control.n + found.treatment.n,
         n_clusters=found.control.n_clusters + found.treatment.n_clusters,
-        method="betting on both arms' users, anytime",
-        estimand="treatment - control",
+        method=f"conditional events{'' if effect == 1 else ' / design effect'}, anytime",
+        estimand=ratio.estimand if scale == "relative" else "treatment - control",
     )
 
 
-def _arm_value(arm: ArmAggregate, looking: Looking, name: str, alpha: float) -> ArmValue:
-    estimate = arm_interval(arm, multiplier=looking.multiplier(name), alpha=alpha)
+def _design_effect(found: Aggregates, times: Sequence[PairedAggregate]) -> float:
+    """How many times hours or days as clusters inflate the variance that users as clusters give, at least 1 (unpaired)."""
+    parts = [
+        None if arm.spread is None else arm.spread.variance("jackknife") for arm in (found.control, found.treatment)
+    ]
+    users = sum(part or 0.0 for part in parts)
+    largest = max((_variance(one.absolute, one.n_clusters) for one in times), default=0.0)
+    return max(1.0, largest / users) if users > 0 else 1.0
+
+
+def _widest(users: PairedAggregate, times: Sequence[PairedAggregate]) -> PairedAggregate:
+    """The users' aggregate with the largest relative spread over users, hours or days."""
+    candidates = [(users.relative, users.n_clusters), *((one.relative, one.n_clusters) for one in times)]
+    spread, _ = max(candidates, key=lambda one: _variance(*one))
+    return replace(users, relative=spread)
+
+
+def _variance(spread: Spread | None, n_clusters: int) -> float:
+    """The jackknife variance; 0 where there are too few clusters to have one."""
+    if spread is None or n_clusters < gates.MIN_CLUSTERS:
+        return 0.0
+    return spread.variance("jackknife") or 0.0
+
+
+def _inflated(arm: ArmAggregate, effect: float) -> ArmAggregate:
+    if arm.spread is None or effect == 1:
+        return arm
+    v_jack, v_lin = arm.spread.v_jack, arm.spread.v_lin
+    spread = replace(
+        arm.spread,
+        v_jack=None if v_jack is None else effect * v_jack,
+        v_lin=None if v_lin is None else effect * v_lin,
+    )
+    return replace(arm, spread=spread)
+
+
+def _arm_value(arm: ArmAggregate, times: Sequence[ArmAggregate], looking: Looking, name: str) -> ArmValue:
+    """An arm's value with its own interval, over the clusters (users, hours, days) with the largest variance."""
+    widest = max([arm, *times], key=lambda one: _variance(one.spread, one.n_clusters))
+    estimate = arm_interval(widest, multiplier=looking.multiplier(name), alpha=looking.alpha)
+    value, low, high = arm.ratio, estimate.ci_low, estimate.ci_high
+    if value is not None and low is not None and high is not None:
+        low, high = min(low, value), max(high, value)
     return ArmValue(
-        value=estimate.point,
+        value=value,
         n=arm.n,
-        ci_low=estimate.ci_low,
-        ci_high=estimate.ci_high,
+        ci_low=low,
+        ci_high=high,
         numerator=arm.numerator,
         denominator=arm.denominator,
     )
 
 
-def _nothing(status: str, alpha: float) -> Estimate:
-    return Estimate(point=None, confidence_level=1 - alpha, status=status)
+def _from_half(estimate: Estimate, scale: Scale) -> Estimate:
+    """A win rate as its difference to one half; on the relative scale as a share of one half."""
+    unit = 0.5 if scale == "relative" else 1.0
 
-
-def _shifted(estimate: Estimate, by: float, scale: Scale = "absolute", *, factor: float = 1.0) -> Estimate:
-    """factor · (estimate + by); on the relative scale as a share of one half."""
-    moved = replace(
-        estimate,
-        point=None if estimate.point is None else factor * (estimate.point + by),
-        ci_low=None if estimate.ci_low is None else factor * (estimate.ci_low + by),
-        ci_high=None if estimate.ci_high is None else factor * (estimate.ci_high + by),
-        estimand="treatment - control",
-    )
-    return _scaled(moved, 0.5) if scale == "relative" else moved
-
-
-def _scaled(estimate: Estimate, unit: float) -> Estimate:
-    def share(value: float | None) -> float | None:
-        return None if value is None else value / unit
+    def moved(value: float | None) -> float | None:
+        return None if value is None else (value - 0.5) / unit
 
     return replace(
         estimate,
-        point=share(estimate.point),
-        ci_low=share(estimate.ci_low),
-        ci_high=share(estimate.ci_high),
-        standard_error=share(estimate.standard_error),
+        point=moved(estimate.point),
+        ci_low=moved(estimate.ci_low),
+        ci_high=moved(estimate.ci_high),
+        standard_error=None if estimate.standard_error is None else estimate.standard_error / unit,
+        estimand="treatment - control",
     )
 
 
 def _minus(value: float | None) -> float | None:
     return None if value is None else 1 - value
-
-
-def bounds_of(item: Metric) -> tuple[float, float]:
-    """The smallest and largest value a verdict metric can take."""
-    return item.values.bounds if isinstance(item.values, Verdict) else (0.0, 1.0)
-
-
-def discordant_of(counts: Mapping[str, BinaryCounts], name: str) -> dict[str, int]:
-    """Pairs in which exactly one arm had the event, as the aggregates take it."""
-    return {"": counts[name].t_only + counts[name].c_only} if name in counts else {}

@@ -1,7 +1,7 @@
 """What a metric is, and the registry of those there are (`@metric`). The metrics themselves stand in definitions.py.
 
-A metric says what to sum over which rows of `ev_rows` (see rows.py): everything else (clusters, intervals, margins,
-findings) is the same for all.
+A metric names what to sum over which requests (columns of `ev_rows`, see prepare.py and populations.py): everything else
+(clusters, intervals, margins, findings) is the same for all.
 """
 
 from __future__ import annotations
@@ -17,10 +17,15 @@ Scale = Literal["absolute", "relative"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ratio:
-    """Σ `numerator` ÷ Σ `denominator` over the rows for which `rows` holds; SQL over the columns of `ev_rows`.
+    """Σ `numerator` ÷ Σ `denominator` over the requests for which `rows` holds.
 
-    Rows where the numerator or the denominator is NULL (not measured) are left out. `binary`: an event or not per row.
-    `factor` multiplies the numerator: the same sums in another unit.
+    Attributes:
+        numerator: a column of `ev_rows`.
+        rows: the flag of the requests that count (populations.py): in shadow mode it belongs to the pair, so both arms' sums are
+            over the same requests. A flag `has_…` where the columns may be unknown.
+        denominator: a column, or "1": a mean per request.
+        binary: the numerator is an event that happened or not.
+        factor: of the numerator: the same sums in another unit.
     """
 
     numerator: str
@@ -32,7 +37,7 @@ class Ratio:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quantile:
-    """The `share` quantile of `value` over the rows for which `rows` holds."""
+    """The `share` quantile (in (0, 1)) of the column `value` over the requests for which the flag `rows` holds."""
 
     value: str
     share: float
@@ -121,7 +126,8 @@ def metrics() -> list[Metric]:
 
 
 def custom_metric(name: str, *, label: str | None, direction: Direction, unit: str, column: str) -> Metric:
-    """A user's own metric: the mean of `column` of `ev_rows` over answered requests where it is not NULL."""
+    """A user's own metric: the mean of `column` of `ev_rows` over answered requests where it is not NULL (in shadow mode on
+    both sides)."""
     return Metric(
         name=name,
         label=label or name,
@@ -133,5 +139,5 @@ def custom_metric(name: str, *, label: str | None, direction: Direction, unit: s
         scale="relative",
         margin=0.10,
         estimand="mean per answered request",
-        values=Ratio(numerator=column, rows="answered"),
+        values=Ratio(numerator=column, rows=f"has_{column}"),
     )

@@ -12,7 +12,6 @@ from evalpipe.analysis.connection import Connection
 from evalpipe.analysis.looking import Looking
 from evalpipe.analysis.verdicts import JudgeSeen
 from evalpipe.stats import betting, winrate
-from evalpipe.stats.cluster import arm_aggregate
 from evalpipe.stats.estimate import Estimate
 
 Array = npt.NDArray[np.float64]
@@ -21,15 +20,23 @@ METRIC = "win_rate"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdicts:
-    """The pairs of one judge as arrays: preference x, scores by what was shown first (NaN = not judged so), users' sums."""
+    """The pairs of one judge as arrays of one length.
+
+    Attributes:
+        x: preference for the treatment, in [0, 1].
+        treatment_first: score with the treatment shown first; NaN where it was not judged so.
+        control_first: likewise.
+        length_difference: characters, treatment − control; NaN where an answer is not known or empty.
+        users: the user's number, from 0.
+        counts: whether the pair counts in the win rate (chosen, and of the turns that are the goal).
+    """
 
     x: Array
     treatment_first: Array
     control_first: Array
     length_difference: Array
     users: npt.NDArray[np.int64]
-    ranks: npt.NDArray[np.int64]
-    """of each pair's user in the planned order of judging"""
+    counts: npt.NDArray[np.bool_]
 
     @property
     def both_orders(self) -> npt.NDArray[np.bool_]:
@@ -42,38 +49,42 @@ def preference_estimate(
     looking: Looking,
     alpha: float,
     *,
-    ranks: npt.NDArray[np.int64] | None = None,
     sigma2: float = betting.SIGMA2_BOTH_ORDERS,
 ) -> Estimate:
-    """The win rate of pairs with preferences `x`, clustered by user, by the experiment's way of looking.
+    """The win rate of pairs: the mean over users of their mean preference, by the experiment's way of looking.
 
-    `ranks`: of each pair's user in the planned order of judging; the evidence is then followed along it.
+    Args:
+        x: preferences in [0, 1].
+        users: each pair's user.
+        alpha: two-sided level.
+        sigma2: planned variance of a user's preference, which the bets are tuned to.
     """
     sums, counts = by_user(x, users)
-    in_order = None
-    if ranks is not None and len(x):
-        in_order = (sums / counts)[np.argsort(np.bincount(users, weights=ranks) / np.bincount(users), kind="stable")]
     means, units = (
         np.unique(np.round(sums / counts, 12), return_counts=True) if len(x) else (np.array([]), np.array([]))
     )
     return winrate.win_rate(
-        arm_aggregate(sums, counts, n=len(x)),
-        values=means,
-        counts=units,
+        means,
+        units,
         multiplier=looking.multiplier(METRIC),
         alpha=alpha,
         bets=looking.bets(METRIC, alpha, sigma2=sigma2),
-        in_order=in_order,
+        n=len(x),
     )
 
 
-def read_verdicts(connection: Connection, judge: JudgeSeen) -> Verdicts:
-    """The pairs that have what was promised, in the order of their hashes (`ev_lengths` must be there)."""
+def read_verdicts(connection: Connection, judge: JudgeSeen, *, deciding: bool) -> Verdicts:
+    """The pairs that have what was promised, in the order of their hashes.
+
+    Args:
+        deciding: only the pairs of `ev_chosen` count; of any other judge all do. `ev_lengths` must be there.
+    """
+    chosen = "c.id IS NOT NULL AND NOT c.later" if deciding else "true"
     found: dict[str, Any] = connection.execute(
         "SELECT x, coalesce(s_t, 'nan'::DOUBLE) AS s_t, coalesce(s_c, 'nan'::DOUBLE) AS s_c, "
-        "coalesce(dl, 'nan'::DOUBLE)::DOUBLE AS dl, dense_rank() OVER (ORDER BY u) - 1 AS u, "
-        "dense_rank() OVER (ORDER BY rank, u) - 1 AS user_rank "
-        "FROM ev_verdicts LEFT JOIN ev_lengths USING (id) LEFT JOIN ev_order USING (u) "
+        "coalesce(dl, 'nan'::DOUBLE)::DOUBLE AS dl, dense_rank() OVER (ORDER BY v.u) - 1 AS u, "
+        f"{chosen} AS counts "
+        "FROM ev_verdicts v LEFT JOIN ev_lengths l USING (id) LEFT JOIN ev_chosen c USING (id) "
         "WHERE judge = ? AND fingerprint = ? AND complete ORDER BY id",
         [judge.name, judge.fingerprint],
     ).fetchnumpy()
@@ -83,7 +94,7 @@ def read_verdicts(connection: Connection, judge: JudgeSeen) -> Verdicts:
         control_first=np.asarray(found["s_c"], float),
         length_difference=np.asarray(found["dl"], float),
         users=np.asarray(found["u"], np.int64),
-        ranks=np.asarray(found["user_rank"], np.int64),
+        counts=np.asarray(found["counts"], bool),
     )
 
 

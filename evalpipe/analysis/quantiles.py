@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from evalpipe.analysis.connection import Connection, rows
 from evalpipe.analysis.looking import Looking
 from evalpipe.analysis.measure import Measured
-from evalpipe.analysis.metrics import Metric, Quantile, Ratio
+from evalpipe.analysis.metrics import Metric, Quantile
 from evalpipe.analysis.result import ArmValue, LatencyCurve
-from evalpipe.analysis.sums import Aggregates, aggregate
+from evalpipe.analysis.sums import Aggregates, Below, UserSums
 from evalpipe.stats.cluster import ArmAggregate
 from evalpipe.stats.difference import Scale
 from evalpipe.stats.estimate import Estimate
@@ -45,7 +45,7 @@ class _Request:
 
 class QuantilePass:
     """The quantile metrics of one experiment, in the three passes. Pass 2 may be shared with the means' sums: `helpers` are
-    the metrics (share of rows at or below the quantile) to sum per user."""
+    what to sum per user (requests at or below the quantile)."""
 
     def __init__(
         self, connection: Connection, items: Sequence[Metric], looking: Looking, *, only: str | None = None
@@ -58,22 +58,23 @@ class QuantilePass:
             for item, values in chosen
         ]
         self._points = _points(connection, [values for _, values in self._quantiles])
-        self.helpers = []
-        for item, values in self._quantiles:
-            treated, control = (self._points[values.value, values.rows, arm].get(values.share) for arm in (True, False))
-            limit = f"CASE WHEN treatment THEN {_literal(treated)} ELSE {_literal(control)} END"
-            below = Ratio(
-                numerator=f"({values.value} <= {limit})", rows=f"({values.rows} AND {values.value} IS NOT NULL)"
+        self.helpers = [
+            Below(
+                value=values.value,
+                rows=values.rows,
+                control=self._points[values.value, values.rows, False].get(values.share),
+                treatment=self._points[values.value, values.rows, True].get(values.share),
             )
-            self.helpers.append(replace(item, values=replace(below, binary=True)))
+            for _, values in self._quantiles
+        ]
 
-    def measure(self, columns: Sequence[str], table: str, alphas: Sequence[float]) -> list[Measured]:
-        """Every metric, with intervals ready at each level of `alphas`; `columns`: the helpers' columns of `table`."""
+    def measure(self, columns: Sequence[str], users: UserSums, alphas: Sequence[float]) -> list[Measured]:
+        """Every metric, with intervals ready at each level of `alphas`; `columns`: the helpers' columns of `users`."""
         requests = [
             _request(
                 item,
                 values,
-                aggregate(self._connection, column, table=table).get("") if self._seen(values) else None,
+                users.aggregate(column).get("") if self._seen(values) else None,
                 self._points,
                 self._looking,
                 alphas,
@@ -88,13 +89,13 @@ class QuantilePass:
 
 
 def latency_curves(connection: Connection) -> list[LatencyCurve]:
-    """The latency distribution of both arms, answers and timeouts."""
+    """The latency distribution of both arms over the requests of the latency metrics."""
     curves = []
     for arm, name in ((False, "control"), (True, "treatment")):
         row = rows(
             connection,
             f"SELECT count(latency_ms) AS n, quantile_disc(latency_ms, {list(CURVE)}) AS q FROM ev_rows "
-            f"WHERE treatment = {arm} AND (answered OR timed_out) AND latency_ms IS NOT NULL",
+            f"WHERE treatment = {arm} AND has_latency",
         )[0]
         if row["n"]:
             curves.append(LatencyCurve(arm=name, quantiles=list(CURVE), values_ms=list(row["q"]), n=row["n"]))
@@ -111,8 +112,7 @@ def _points(
         for arm in (False, True):
             row = rows(
                 connection,
-                f"SELECT quantile_disc({value}, {shares}) AS q FROM ev_rows "
-                f"WHERE treatment = {arm} AND {condition} AND {value} IS NOT NULL",
+                f"SELECT quantile_disc({value}, {shares}) AS q FROM ev_rows WHERE treatment = {arm} AND {condition}",
             )[0]
             values = row["q"] or [None] * len(shares)
             found[value, condition, arm] = dict(zip(shares, values, strict=True))
@@ -185,7 +185,7 @@ def _quantiles_at(
             row = rows(
                 connection,
                 f"SELECT quantile_disc({value}, {[float(level) for level in wanted]}) AS q FROM ev_rows "
-                f"WHERE treatment = {arm} AND {condition} AND {value} IS NOT NULL",
+                f"WHERE treatment = {arm} AND {condition}",
             )[0]
             for level, quantile in zip(wanted, row["q"] or [None] * len(wanted), strict=True):
                 found[value, condition, arm, level] = quantile
@@ -230,7 +230,3 @@ def _measured(
         return ArmValue(value=own.quantile, n=own.n, ci_low=own.low, ci_high=own.high)
 
     return Measured(metric=request.item, control=shown(False), treatment=shown(True), at=at)
-
-
-def _literal(value: float | None) -> str:
-    return "NULL" if value is None else f"{value!r}::DOUBLE"

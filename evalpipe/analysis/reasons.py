@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from evalpipe.analysis.decide import Ruling
-from evalpipe.analysis.result import Check, MetricResult
+from evalpipe.analysis.decision import Ruling
+from evalpipe.analysis.horizon import MAX_REQUESTS
+from evalpipe.analysis.result import Check, Horizon, MetricResult
 from evalpipe.analysis.settings import Settings
-from evalpipe.analysis.wording import allowed, change, count, percent, sentence
+from evalpipe.analysis.shown import shown_metric
+from evalpipe.analysis.wording import allowed, amount, change, count, listed, percent, relative_change, sentence
 from evalpipe.core.experiment import MetricRole, Policy
 from evalpipe.core.format import MINUS
 from evalpipe.stats.estimate import Estimate
@@ -15,38 +17,95 @@ from evalpipe.stats.estimate import Estimate
 WAITING = {
     "no_data": "nothing was measured",
     "missing_arm": "one arm has no values",
+    "missing_differs": "too many values are unknown",
+    "not_measured": "the source of the log does not measure it",
     "n_lt_2": "there is one value only",
     "one_cluster": "all values come from one user",
     "too_few_clusters": "fewer than five users with values in an arm were seen",
-    "zero_variance": "the values never vary, so no interval can be had (where that is by design, make it a diagnostic)",
+    "zero_variance": "the values never vary, so no interval can be computed (where that is by design, make it a diagnostic)",
     "tail_too_small": "too few requests lie beyond the quantile",
     "too_few_events": "too few events were seen to look early",
     "burn_in": "it is too early to look",
-    "relative_undefined": "a ratio needs both arms above zero (give an absolute margin, or make it a diagnostic)",
-    "unreliable_judge": "the judge cannot be relied on",
+    "relative_undefined": "a ratio needs both arms above zero (set an absolute margin, or make it a diagnostic)",
+    "unreliable_judge": "the judge is not reliable",
     "length_confounded": "longer answers win, and at equal length the other arm does",
-    "invalid_srm": "the data cannot be believed",
+    "invalid_srm": "the data are not valid",
 }
+SAME_AS_COST = frozenset(
+    {"input_tokens", "output_tokens", "tokens_used", "cost_per_1000_requests_usd", "cost_per_ok_answer_usd"}
+)
+"""what the cost of a request is made of, or nearly the same: named only where that is not measured"""
+MOST_DIAGNOSTICS = 2
+NO_GOAL = (
+    "nothing measures the quality of the answers: judge them, collect ratings, or set "
+    'policy = "noninferiority" in [decision] if the guardrails alone are to decide'
+)
+NOT_JUDGED = "no pair has been judged: run `evalpipe judge`"
 
 
-def headline(ruling: Ruling, results: Mapping[str, MetricResult], settings: Settings, invalid: Sequence[str]) -> str:
-    """One sentence."""
-    if ruling.rule == "harm":
-        return sentence(f"Keep control: {_harm(results[ruling.harmful[0]])}")
-    if ruling.rule == "invalid":
-        return sentence(f"No decision can be made: {invalid[0]}")
-    if ruling.rule == "ship":
-        if ruling.winning:
-            return sentence(
-                f"Ship the treatment: {change(results[ruling.winning[0]], subject='its')}, and every guardrail holds"
-            )
-        if ruling.policy is Policy.UTILITY:
-            return "Ship the treatment: weighed as you asked, its gains outweigh its losses, and every guardrail holds."
-        return "Ship the treatment: every guardrail holds, none got worse by more than you allow."
-    if ruling.rule in {"max_reached", "futility"}:
-        return sentence(f"Keep control: {_ended(ruling, settings)}")
-    blocked = _blocked(ruling, results)
-    return sentence("Collect more data" + (f": {blocked}" if blocked else ""))
+def headline(
+    ruling: Ruling, results: Mapping[str, MetricResult], settings: Settings, problems: Sequence[str] = ()
+) -> str:
+    """One sentence, and a second one where a diagnostic is far beyond its margin.
+
+    Args:
+        problems: set-up faults or invalid data, in sentences, where they decide.
+    """
+    first = sentence(_headline(ruling, results, settings, problems))
+    worse = "" if ruling.rule in {"setup", "harm", "data"} else _worse_diagnostics(ruling, results, short=True)
+    return f"{first} {sentence(worse)}" if worse else first
+
+
+def _headline(ruling: Ruling, results: Mapping[str, MetricResult], settings: Settings, problems: Sequence[str]) -> str:
+    rule = ruling.rule
+    if rule in {"setup", "data"}:
+        return f"No decision can be made: {problems[0]}"
+    if rule == "harm":
+        return f"Keep control: {_default_harm(ruling, results) if ruling.default_harm else _harm(results[ruling.harmful[0]])}"
+    if rule == "ship":
+        return f"Ship the treatment: {_shipped(ruling, results)}"
+    if rule in {"no_gain", "max_reached", "futility"}:
+        return f"Keep control: {_ended(ruling, results, settings)}"
+    if rule == "unmeasured":
+        return f"Collect more data: {_unmeasured(ruling, results)}"
+    blocked = next((_statement(results[name], ruling) for name in _in_the_way(ruling, results)), "")
+    return f"Collect more data: {blocked}" if blocked else "Collect more data"
+
+
+def _shipped(ruling: Ruling, results: Mapping[str, MetricResult]) -> str:
+    """What was won; a loss inside the margin is in the same sentence."""
+    goals = [name for name in ruling.winning if results[name].role == MetricRole.PRIMARY.value]
+    benefits = [name for name in ruling.winning if name not in goals]
+    others = _count_within(ruling, results)
+    although = ""
+    if ruling.slightly_worse:
+        lost = results[ruling.slightly_worse[0]]
+        although = f", although {change(lost)}, a loss within the {allowed(lost)} allowed"
+    if ruling.policy is Policy.UTILITY:
+        return f"weighed by the configured weights, its gains outweigh its losses{although}, and {others}"
+    if ruling.policy is Policy.NONINFERIORITY and not ruling.winning:
+        return f"{others}, as the policy `noninferiority` asks{although}"
+    if goals and not although:
+        return f"{change(results[goals[0]], subject='its')}, and {others}"
+    if benefits:
+        won = results[benefits[0]]
+        if although:
+            return f"{change(won)}{although}; {others}"
+        equal = "as good as control within the margin" if _goals(results) else "not worse than control"
+        return f"{equal}, {relative_change(won)}, and {others}"
+    return f"{change(results[goals[0]], subject='its')}{although}; {others}"
+
+
+def _count_within(ruling: Ruling, results: Mapping[str, MetricResult]) -> str:
+    guardrails = [
+        r
+        for r in results.values()
+        if r.role == MetricRole.GUARDRAIL.value and r.name in ruling.verdicts and r.measurable
+    ]
+    if not guardrails:
+        return "no guardrail was measured"
+    shown = all(r.non_inferior for r in guardrails)
+    return f"every guardrail {'' if shown else 'that applies '}is within its margin"
 
 
 def reasons(
@@ -54,52 +113,98 @@ def reasons(
     results: Mapping[str, MetricResult],
     settings: Settings,
     *,
+    problems: Sequence[str],
     invalid: Sequence[str],
     checks: Sequence[Check],
     utility: Estimate | None,
-    unmeasured: Sequence[MetricResult],
+    horizon: Horizon | None = None,
 ) -> list[str]:
     """Most important first: what decided, what else was found on the metrics that decide, what qualifies it."""
-    deciding = _by_weight(ruling, results)
-    found: list[str] = []
+    found: list[str] = list(problems) if ruling.rule in {"setup", "data"} else []
+    if ruling.rule == "unmeasured":
+        found.append(_unmeasured(ruling, results))
     found += [_harm(results[name]) for name in ruling.harmful]
-    if ruling.rule in {"max_reached", "futility"}:
-        found.append(_ended(ruling, settings))
-    if ruling.rule == "invalid":
-        found += list(invalid)
-    elif ruling.harmful and invalid:
+    if ruling.default_harm:
+        found.append(_default_harm(ruling, results))
+    if ruling.rule in {"no_gain", "max_reached", "futility"}:
+        found.append(_ended(ruling, results, settings))
+    if ruling.rule == "harm" and invalid:
         found += [f"besides, {reason}" for reason in invalid]
-    if ruling.policy is Policy.NONINFERIORITY and not any(r.role == MetricRole.PRIMARY for r in deciding):
+    if ruling.policy is Policy.NONINFERIORITY and not _goals(results):
         found.append(
-            "no goal was measured, so the guardrails alone decide: ship when none is worse by more than its margin"
+            "policy `noninferiority`: the guardrails alone decide; ship when none is worse by more than its margin"
         )
-    for result in deciding:
-        if result.name not in ruling.harmful:
+    for result in _by_weight(ruling, results):
+        if result.name not in ruling.harmful and result.name not in ruling.unmeasured:
             found.append(_statement(result, ruling))
+    worse = _worse_diagnostics(ruling, results)
+    if worse:
+        found.append(worse)
+    if horizon is not None:
+        found.append(horizon_sentence(horizon, results))
     if utility is not None and utility.point is not None and utility.ci_low is not None and utility.ci_high is not None:
         side = (
             "gains outweigh losses"
             if utility.ci_low > 0
-            else ("losses outweigh gains" if utility.ci_high < 0 else "it is open which way it leans")
+            else ("losses outweigh gains" if utility.ci_high < 0 else "the sign is open")
         )
         sums = f"{utility.point:+.2f} ({utility.ci_low:+.2f} to {utility.ci_high:+.2f})".replace("-", MINUS)
-        found.append(f"weighed by your weights in units of the margins, the sum is {sums}: {side}")
-    for result in unmeasured:
-        found.append(f"{_lower(result.label)} was not measured in either arm, so it is not part of the decision")
-    levels = _levels(ruling, deciding, settings)
+        found.append(f"the weighted sum, in units of the margins, is {sums}: {side}")
+    if ruling.not_measurable:
+        names = listed([_lower(results[name].label) for name in ruling.not_measurable])
+        found.append(f"not measured by this log, so not part of the decision: {names}")
+    levels = _levels(ruling, results, settings)
     if levels:
         found.append(levels)
     found += [f"warning: {check.detail}" for check in checks if check.status == "warn" and check.name in NOTABLE]
-    return [sentence(text) for text in found]
+    return [sentence(text) for text in dict.fromkeys(found)]
 
 
-NOTABLE = frozenset({"simulated_judge", "judge_family", "price_unknown", "one_user_dominates", "arm_models", "drift"})
+NOTABLE = frozenset(
+    {
+        "simulated_judge",
+        "judge_family",
+        "price_unknown",
+        "one_user_dominates",
+        "arm_models",
+        "drift",
+        "empty_answers",
+        "later_turns",
+        "short_period",
+    }
+)
 
 
-def what_would_change(ruling: Ruling, results: Mapping[str, MetricResult], checks: Sequence[Check]) -> list[str]:
-    """What stands in the way of another verdict, and how many more requests it would take.
+def horizon_sentence(horizon: Horizon, results: Mapping[str, MetricResult]) -> str:
+    """ "About 4,300 more requests (3 days at this traffic, $2.10 of judging) ..." """
+    extra = []
+    if horizon.days is not None and horizon.requests:
+        extra.append(f"{_days(horizon.days)} at this traffic")
+    if horizon.judge_usd is not None:
+        extra.append(f"{amount(horizon.judge_usd, 'usd')} of judging")
+    detail = f" ({', '.join(extra)})" if extra else ""
+    label = _lower(results[horizon.metric].label) if horizon.metric in results else horizon.metric.replace("_", " ")
+    # With pairs in the log that nobody judged yet it takes verdicts, not requests.
+    more = "more verdicts on the requests in the log"
+    if horizon.requests:
+        more = f"about {count(horizon.requests)} more request{'' if horizon.requests == 1 else 's'}"
+    if horizon.metric == MAX_REQUESTS:
+        return f"{more}{detail} until max_requests ends the experiment"
+    if horizon.harm:
+        return f"{more}{detail} until {label} is shown to be worse than allowed, if the differences stay as they are"
+    return f"{more}{detail} until {label}, the slowest, is settled, if the differences stay as they are"
 
-    After proven harm only the harm; where the data may not be believed only what mends them: nothing else would help."""
+
+def _days(days: float) -> str:
+    if days < 1:
+        return "less than a day"
+    return f"{days:.0f} day{'' if round(days) == 1 else 's'}"
+
+
+def what_would_change(
+    ruling: Ruling, results: Mapping[str, MetricResult], checks: Sequence[Check], horizon: Horizon | None
+) -> list[str]:
+    """What would lead to another decision. After harm only the harm; with a set-up fault or invalid data only what mends them."""
     if ruling.rule == "ship":
         return []
     if ruling.rule == "harm":
@@ -107,35 +212,46 @@ def what_would_change(ruling: Ruling, results: Mapping[str, MetricResult], check
             sentence(f"if the {_lower(results[name].label)} were shown to lose no more than {allowed(results[name])}")
             for name in ruling.harmful
         ]
-    if ruling.rule == "invalid":
+    if ruling.rule in {"setup", "data"}:
         return [sentence(check.remedy) for check in checks if check.status == "fail" and check.remedy]
     found = [_open(results[name]) for name in _in_the_way(ruling, results)]
+    if ruling.rule == "unmeasured":
+        found.insert(0, _unmeasured(ruling, results))
     if ruling.rule == "max_reached" and found:
-        found.insert(0, "a larger max_requests: the end you set is reached")
+        found.insert(0, "a larger max_requests: the planned end is reached")
     if ruling.rule == "futility" and not ruling.outweighed:
         found.insert(0, "a smaller min_effect_of_interest")
     if ruling.outweighed:
         found = ["other weights or margins, or smaller losses"]
-    return [sentence(text) for text in found if text]
+    if ruling.rule == "no_gain":
+        found = ["a difference that exceeds its margin, or smaller margins in [decision.metrics]"]
+    if horizon is not None and ruling.rule == "collect_more":
+        found.insert(0, horizon_sentence(horizon, results))
+    return [sentence(text) for text in dict.fromkeys(found) if text]
 
 
-def more_requests(ruling: Ruling, results: Mapping[str, MetricResult]) -> int | None:
-    """The longest wait: every guardrail has to hold, and one goal has to win."""
-    if ruling.rule != "collect_more":
-        return None
-
-    def waits(names: Sequence[str]) -> list[int]:
-        return [wait for name in names if (wait := results[name].expected_more_requests)]
-
-    goals = waits([name for name in _in_the_way(ruling, results) if name not in ruling.blocking])
-    return max([*waits(ruling.blocking), *([min(goals)] if goals else [])], default=None)
+def in_the_way(ruling: Ruling, results: Mapping[str, MetricResult]) -> list[str]:
+    """The metrics that keep the treatment from being shipped, most important first."""
+    return _in_the_way(ruling, results)
 
 
 def _in_the_way(ruling: Ruling, results: Mapping[str, MetricResult]) -> list[str]:
-    """What keeps the treatment from being shipped: losing goals, guardrails not shown to hold, and (where a goal has to win
-    and none does) the goals."""
-    missing = [] if ruling.winning or ruling.policy is Policy.NONINFERIORITY else _goals(results)
-    return list(dict.fromkeys([*ruling.losing, *ruling.blocking, *missing]))
+    """Goals with a loss, metrics not shown to be within their margin, and (where a win is needed and none is there) the goals
+    and benefits."""
+    missing: list[str] = []
+    if not ruling.winning and ruling.policy is not Policy.NONINFERIORITY:
+        missing = [*_goals(results), *_benefits(results)]
+    found = [name for name in [*ruling.losing, *ruling.blocking, *missing] if name not in ruling.not_measurable]
+    return [name for name in dict.fromkeys(found) if name in results]
+
+
+def _unmeasured(ruling: Ruling, results: Mapping[str, MetricResult]) -> str:
+    if not ruling.unmeasured:
+        return NO_GOAL
+    name = ruling.unmeasured[0]
+    if name == "win_rate":
+        return results[name].note or NOT_JUDGED
+    return f"{_lower(results[name].label)} is a goal and was not measured yet"
 
 
 def _open(result: MetricResult) -> str:
@@ -143,31 +259,31 @@ def _open(result: MetricResult) -> str:
     what = result.label
     if result.status != "ok":
         return f"{what}: {_why(result)}"
-    if result.finding == "equivalent":
-        return (
-            f'{what}: there is no difference that matters; to ship without a win set policy = "noninferiority", '
-            "to stop without one set max_requests or min_effect_of_interest"
-        )
     if result.expected_more_requests:
         unit = "judged pairs" if result.name == "win_rate" else "requests"
         return (
             f"{what}: about {count(result.expected_more_requests)} more {unit} at the present noise, "
             "if the difference stays as it is"
         )
+    if result.finding == "worse" and not result.non_inferior:
+        return f"{what}: it is worse, and a loss of more than the {allowed(result)} allowed is not ruled out"
     return f"{what}: more requests" if result.finding == "inconclusive" else ""
 
 
 def _goals(results: Mapping[str, MetricResult]) -> list[str]:
-    return [r.name for r in results.values() if r.role == MetricRole.PRIMARY.value and r.status != "no_data"]
+    return [r.name for r in results.values() if r.role == MetricRole.PRIMARY.value and r.measurable]
+
+
+def _benefits(results: Mapping[str, MetricResult]) -> list[str]:
+    return [r.name for r in results.values() if r.role == MetricRole.BENEFIT.value and r.measurable]
 
 
 def _by_weight(ruling: Ruling, results: Mapping[str, MetricResult]) -> list[MetricResult]:
-    """The metrics that decide, what decided first: the goals that won, or what stands in the way of shipping; then the goals,
-    then what is settled, then what is open."""
+    """The metrics that decide: what decided first, then goals and benefits, then what is settled, then what is open."""
     deciding = [
         result
         for name, result in results.items()
-        if name in ruling.verdicts and result.role != MetricRole.DIAGNOSTIC.value
+        if name in ruling.verdicts and result.role != MetricRole.DIAGNOSTIC.value and result.measurable
     ]
     decisive = {"ship": ruling.winning, "collect_more": _in_the_way(ruling, results)}.get(ruling.rule, [])
 
@@ -176,69 +292,102 @@ def _by_weight(ruling: Ruling, results: Mapping[str, MetricResult]) -> list[Metr
             return 0, decisive.index(result.name)
         if result.role == MetricRole.PRIMARY.value:
             return 1, 0
-        return (2 if result.non_inferior or result.finding in {"better", "worse"} else 3), 0
+        if result.role == MetricRole.BENEFIT.value:
+            return 2, 0
+        return (3 if result.non_inferior or result.finding in {"better", "worse"} else 4), 0
 
     return sorted(deciding, key=weight)
 
 
-def _ended(ruling: Ruling, settings: Settings) -> str:
-    """Why control is kept although nothing was proven against the treatment."""
+def _ended(ruling: Ruling, results: Mapping[str, MetricResult], settings: Settings) -> str:
+    """Why control is kept although no harm was found."""
     if ruling.rule == "max_reached":
         return f"the planned {count(settings.max_requests)} requests are in, and the treatment has not won"
     if ruling.outweighed:
-        return "weighed as you asked, the treatment's losses outweigh its gains"
-    return "whatever the treatment gains is less than the effect you said is worth having"
+        return "weighed by the configured weights, the treatment's losses outweigh its gains"
+    if ruling.rule == "futility":
+        return "whatever the treatment gains is less than the configured min_effect_of_interest"
+    candidates = [results[name] for name in [*_goals(results), *_benefits(results)]]
+    within = [_lower(one.label) for one in candidates if one.finding == "equivalent"]
+    worse = [_lower(one.label) for one in candidates if one.finding != "equivalent"]
+    parts = [f"{listed(worse)} {'is' if len(worse) == 1 else 'are'} worse"] if worse else []
+    if within:
+        verb, whose = ("differs", "its margin") if len(within) == 1 else ("differ", "their margins")
+        parts.append(f"{listed(within)} {verb} by less than {whose}")
+    return f"{'no difference that matters' if ruling.all_within else 'nothing is gained'}: {', and '.join(parts)}"
 
 
 def _harm(result: MetricResult) -> str:
-    return f"{change(result)}: for certain a loss of more than the {allowed(result)} you allow"
+    return f"{change(result)}, worse by more than the {allowed(result)} allowed"
+
+
+def _default_harm(ruling: Ruling, results: Mapping[str, MetricResult]) -> str:
+    worst = results[ruling.harmful[0]]
+    won = next(results[name] for name in ruling.winning if results[name].role == MetricRole.PRIMARY.value)
+    size = (
+        percent(abs(worst.relative)) if worst.relative is not None else amount(abs(worst.difference or 0), worst.unit)
+    )
+    kind = "slower" if worst.group == "performance" else "more expensive"
+    return (
+        f"better ({change(won, subject='its')}), but {size} {kind} than control, beyond the {allowed(worst)} allowed by default: "
+        f"set margin in [decision.metrics.{worst.name}] if that is acceptable"
+    )
+
+
+def _worse_diagnostics(ruling: Ruling, results: Mapping[str, MetricResult], *, short: bool = False) -> str:
+    """Diagnostics beyond their margin, at most two by name (`short`: with the difference only); tokens only where cost is not
+    measured."""
+    cost = results.get("cost_per_request_usd")
+    has_cost = cost is not None and cost.status == "ok"
+    names = [name for name in ruling.worse_diagnostics if name in results and not (has_cost and name in SAME_AS_COST)]
+    if not names:
+        return ""
+    shown = [results[name] for name in names[:MOST_DIAGNOSTICS]]
+    named = "; ".join(f"{_lower(one.label)} {shown_metric(one).difference}" if short else change(one) for one in shown)
+    rest = len(names) - MOST_DIAGNOSTICS
+    more = f", and {rest} more diagnostic{'' if rest == 1 else 's'}" if rest > 0 else ""
+    return f"beyond the margin, though not deciding: {named}{more}"
 
 
 def _statement(result: MetricResult, ruling: Ruling) -> str:
     if result.status != "ok":
-        return f"{_lower(result.label)}: no conclusion yet, {_why(result)}"
+        return f"{_lower(result.label)}: no conclusion, {_why(result)}"
     what = change(result)
-    goal = result.role == MetricRole.PRIMARY.value
-    if goal and result.name in ruling.winning:
-        small = ", a real difference but smaller than you said matters" if result.finding == "equivalent" else ""
+    if result.name == "empty_rate" and not result.treatment.numerator:
+        most = amount(result.ci_high, "ratio")
+        return f"none of {count(result.treatment.n)} treatment answers is empty (up to {most} would be compatible with that)"
+    candidate = result.role in {MetricRole.PRIMARY.value, MetricRole.BENEFIT.value}
+    if candidate and result.name in ruling.winning:
+        small = ", a difference smaller than its margin" if result.finding == "equivalent" else ""
         return f"{what}: better{small}"
-    if goal and result.name in ruling.losing:
-        return f"{what}: worse"
+    if result.name in ruling.slightly_worse:
+        inside = f", within the {allowed(result)} allowed" if result.non_inferior else ""
+        return f"{what}: worse{inside}"
     if result.finding == "equivalent":
         return f"{what}: no difference that matters (less than {allowed(result)} either way)"
     if result.finding == "better":
         return f"{what}: better"
     if result.finding == "worse":
         if result.non_inferior:
-            return f"{what}: worse, but within the {allowed(result)} you allow"
-        if result.margin > 0 and not goal:
-            return f"{what}: worse, and perhaps by more than the {allowed(result)} you allow"
-        return f"{what}: worse"
-    if not goal and result.non_inferior:
-        return f"{what}: at worst within the {allowed(result)} you allow"
-    if not goal:
-        return f"{what}: a loss of more than the {allowed(result)} you allow cannot be ruled out yet"
-    return f"{what}: not decided yet"
+            return f"{what}: worse, but within the {allowed(result)} allowed"
+        return f"{what}: worse, and it may be by more than the {allowed(result)} allowed"
+    if result.non_inferior:
+        return f"{what}: not worse by more than the {allowed(result)} allowed"
+    if candidate and result.role == MetricRole.PRIMARY.value:
+        return f"{what}: not decided yet"
+    return f"{what}: it may still be worse by more than the {allowed(result)} allowed"
 
 
-def _blocked(ruling: Ruling, results: Mapping[str, MetricResult]) -> str:
-    return next((_statement(results[name], ruling) for name in _in_the_way(ruling, results)), "")
-
-
-def _levels(ruling: Ruling, deciding: Sequence[MetricResult], settings: Settings) -> str:
-    goals = [r for r in deciding if r.role == MetricRole.PRIMARY.value]
-    if len(goals) > 1:
-        level = ruling.levels[goals[0].name]
-        return (
-            f"with {len(goals)} goals each is judged at the {100 * (1 - level):g} % level, guardrails at "
-            f"{percent(settings.confidence_level)}, harm at {100 * (1 - ruling.harm_level):.4g} %"
-        )
-    if len(deciding) > 1:
-        return (
-            f"goals and guardrails are judged at the {percent(settings.confidence_level)} level, harm at "
-            f"{100 * (1 - ruling.harm_level):.4g} % because {len(deciding)} metrics can raise it"
-        )
-    return ""
+def _levels(ruling: Ruling, results: Mapping[str, MetricResult], settings: Settings) -> str:
+    """The levels, once."""
+    n = round((1 - settings.confidence_level) / ruling.harm_level)
+    parts = [f"all findings at {percent(settings.confidence_level)} confidence"]
+    for names, what in ((_goals(results), "goals"), (_benefits(results), "benefits")):
+        if len(names) > 1:
+            parts.append(f"a win of one of {len(names)} {what} at {100 * (1 - ruling.levels[names[0]]):.4g} %")
+    if n > 1:
+        parts.append(f"harm at {100 * (1 - ruling.harm_level):.4g} % (shared by {n} metrics)")
+    return ", ".join(parts)
 
 
 def _why(result: MetricResult) -> str:

@@ -1,43 +1,53 @@
-"""The experiment record: what was fixed before the first look, and the first decision reached, which stands.
+"""The experiment record: what was fixed before or at a look, every change of the decision, and the decision in force.
 
-Kept with the data as JSON. Under "anytime" and on planned dates a decision, once reached, is marked with its look; only
-proven harm or data that may not be believed outrank it later. A single planned look ("fixed") has nothing to keep.
+Kept with the data as JSON. All tests hold at all looks at once, so a decision that falls and is reached again costs no further
+error; only a new set of what decides (metrics, margins, judge, prices, …) adds at most α. What a recorded decision survives is in
+`survive`. A single planned look (`looks = "fixed"`) records no decision.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 
 import msgspec
 
 from evalpipe.analysis.metrics import metrics
-from evalpipe.analysis.result import Analysis, Check, Decision, MetricResult
-from evalpipe.analysis.settings import Settings
+from evalpipe.analysis.result import Analysis, Basis, Check, Decision, DecisionChange, MetricResult
+from evalpipe.analysis.settings import Exclusion, Settings
 from evalpipe.analysis.wording import listed, sentence
 from evalpipe.core.experiment import MetricRole, Recommendation
+from evalpipe.core.format import within_sentence
 from evalpipe.core.identity import fingerprint
 from evalpipe.stats.multiplier import DEFAULT_N_STAR_PAIRS, DEFAULT_N_STAR_USERS
 
 FINAL = frozenset({Recommendation.SHIP.value, Recommendation.KEEP.value})
+INVALID = frozenset({"setup", "data"})
+Interval = tuple[float | None, float | None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decided:
-    """The first decision reached: at which look and instant, and the intervals of the metrics that decide, then."""
+    """The decision in force: at which look and instant it was reached, and the intervals of the deciding metrics then.
+
+    `since` and `until`: the period of the requests it rests on, as ISO 8601 instants (None: not known).
+    """
 
     recommendation: str
     rule: str
     headline: str
     at: str
     look: int
-    intervals: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
+    intervals: dict[str, Interval] = field(default_factory=dict)
+    since: str | None = None
+    until: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JudgedUntil:
-    """`judge --until-decided` looked at a judge's evidence while it came in: the plan is fixed since. `conclusion`: with what
-    it stopped, after so many units and before the log was judged; None while it has not."""
+    """A run of `judge --until-decided`: `conclusion` is why it stopped, after `n_units` users and before the log was judged;
+    None while it has not."""
 
     judge: str
     at: str
@@ -47,9 +57,24 @@ class JudgedUntil:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExperimentRecord:
-    """`n_star`: planned sample of every metric's confidence sequence, in units (pairs' users, or users of both arms), and
-    `confidence_level`, fixed at the first look. `rules`: fingerprint of what decides; other rules start anew. `n_looks`
-    counts looks at different data."""
+    """What an experiment has fixed and decided.
+
+    Attributes:
+        n_star: planned sample of every metric's confidence sequence, in units (pairs' users, or users of both arms).
+        rules: fingerprint of what decides; another one is another set.
+        n_looks: looks at different data.
+        decided: the decision in force.
+        planned: whether `n_star` comes from `evalpipe plan --save`.
+        judged_until: runs of `judge --until-decided` by the judge's fingerprint.
+        basis: what decides, readable.
+        set_number: which set of what decides this is, from 1.
+        strong_win: some metric was better by more than its margin at a look of this set.
+        turns: "first" or "all" as fixed; None while it may still change.
+        head: user messages of the constant head by system text, as fixed.
+        chosen: request ids of the pairs that count in the win rate, by judge fingerprint, in the order they were chosen.
+        exclusions: periods whose requests are in no metric.
+        changes: every decision reached, replaced or undone.
+    """
 
     experiment: str
     created_at: str
@@ -61,16 +86,26 @@ class ExperimentRecord:
     last_data: str | None = None
     decided: Decided | None = None
     planned: bool = False
-    """whether n* comes from `evalpipe plan --save`, else it is the default"""
     judged_until: dict[str, JudgedUntil] = field(default_factory=dict)
-    """by the judge's fingerprint"""
+    basis: Basis | None = None
+    set_number: int = 1
+    strong_win: bool = False
+    turns: str | None = None
+    head: dict[str, int] = field(default_factory=dict)
+    chosen: dict[str, list[str]] = field(default_factory=dict)
+    exclusions: list[Exclusion] = field(default_factory=list)
+    changes: list[DecisionChange] = field(default_factory=list)
     schema_version: int = 1
 
 
 def new_record(
     *, experiment: str, mode: str, settings: Settings, now: str, planned: Mapping[str, float] | None = None
 ) -> ExperimentRecord:
-    """The record before the first look; `planned` holds the n* of metrics that `evalpipe plan` has planned."""
+    """The record before the first look.
+
+    Args:
+        planned: n* by metric, from `evalpipe plan`; the other metrics get the default.
+    """
     default = float(DEFAULT_N_STAR_PAIRS if mode == "shadow" else DEFAULT_N_STAR_USERS)
     names = [item.name for item in metrics()] + [item.name for item in settings.custom]
     return ExperimentRecord(
@@ -82,113 +117,249 @@ def new_record(
     )
 
 
-def rules_of(mode: str, settings: Settings) -> str:
-    """A fingerprint of all that a decision depends on beside the data."""
-    return fingerprint(
-        [
-            mode,
-            settings.confidence_level,
-            settings.looks if isinstance(settings.looks, str) else [day.isoformat() for day in settings.looks],
-            settings.policy,
-            settings.primary,
-            settings.min_effect_of_interest,
-            settings.max_requests,
-            {
-                name: [rule.role, rule.margin, rule.margin_relative, rule.weight]
-                for name, rule in settings.metrics.items()
-            },
-            [info.name for info in settings.judges],
-            settings.judge,
-        ]
-    )
+def rules_of(mode: str, settings: Settings, basis: Basis | None = None) -> str:
+    """A fingerprint of what decides beside the data: the configuration, and the roles and sources of `basis`."""
+    looks = settings.looks if isinstance(settings.looks, str) else [day.isoformat() for day in settings.looks]
+    found = [
+        mode,
+        settings.confidence_level,
+        looks,
+        settings.policy,
+        settings.min_effect_of_interest,
+        settings.max_requests,
+        settings.pairs_per_unit,
+        settings.turns,
+        settings.prices,
+    ]
+    return fingerprint([*found, None if basis is None else msgspec.to_builtins(basis)])
 
 
 def take_look(
     analysis: Analysis, record: ExperimentRecord, *, mode: str, settings: Settings, data: str
 ) -> tuple[Analysis, ExperimentRecord]:
-    """The analysis with the standing decision marked on it, and the record after this look.
+    """Record a look.
 
-    `data`: a fingerprint of the data looked at; looking at the same data again is not another look.
+    Args:
+        data: a fingerprint of the data looked at; looking at the same data again is not another look.
+
+    Returns:
+        The analysis with the decision in force marked on it, and the record after this look.
     """
-    rules = rules_of(mode, settings)
-    if record.rules != rules:
-        record = replace(record, rules=rules, decided=None)
-    if record.last_data != data:
+    if record.last_data != data:  # before any change, which is dated with this look
         record = replace(record, n_looks=record.n_looks + 1, last_data=data, last_look_at=analysis.generated_at)
+    record = _with_basis(record, analysis, mode, settings)
+    record = _with_fixed(record, analysis, settings)
     if "n_looks" in analysis.provenance:
         analysis = replace(analysis, provenance={**analysis.provenance, "n_looks": record.n_looks})  # with this one
     if analysis.decision.looks == "fixed":
         return analysis, record
-    look = analysis.decision.decided_look or record.n_looks
-    deciding = [one for one in analysis.metrics if one.role != MetricRole.DIAGNOSTIC.value]
-    decided = record.decided
-    if decided is None:
-        if analysis.decision.recommendation not in FINAL:
-            return analysis, record
-        decided = Decided(
-            recommendation=analysis.decision.recommendation,
-            rule=analysis.decision.rule,
-            headline=analysis.decision.headline,
-            at=analysis.generated_at,
-            look=look,
-            intervals={one.name: (one.ci_low, one.ci_high) for one in deciding},
-        )
-        record = replace(record, decided=decided)
-    moved = _moved(decided, deciding)
-    check = _nonstationary(moved, decided)
-    return replace(
-        analysis,
-        decision=_standing(analysis.decision, decided, moved),
-        checks=[*analysis.checks, check],
-        series=[replace(one, decided_at=decided.at) if one.kind == "cumulative" else one for one in analysis.series],
-    ), record
+    record = _without_excluded(record, analysis, settings)
+    record = replace(record, strong_win=record.strong_win or analysis.decision.strong_win)
+    before = record.decided
+    decided, why = survive(record, analysis.decision)
+    if decided is not None and decided != before:
+        decided = _reached(analysis, record)
+        if before is not None and before.recommendation == Recommendation.SHIP.value:
+            record = _changed(record, analysis, "undone", why or analysis.decision.headline, before)
+        record = _changed(record, analysis, "reached", analysis.decision.headline, decided)
+    elif decided is None and before is not None:
+        record = _changed(record, analysis, "undone", why, before)
+    record = replace(record, decided=decided)
+    return _marked(analysis, record), record
+
+
+def survive(record: ExperimentRecord, now: Decision) -> tuple[Decided | None, str]:
+    """What is left of the recorded decision at this look; pure.
+
+    A ship falls on harm, on a set-up fault or invalid data, and (policy `superiority`) on a goal with a loss at α/K unless some
+    win exceeded its margin. A keep by harm stays. Every other keep gives way to a ship, to harm and to invalid data. A change of
+    what decides and an exclusion that touches the period used are handled before.
+
+    Returns:
+        The decision in force (a new one is equal to `now` in recommendation and rule, to be filled in by the caller), and why
+        the former one was undone ("" where it was not).
+    """
+    fresh = Decided(recommendation=now.recommendation, rule=now.rule, headline=now.headline, at="", look=0)
+    kept = record.decided
+    if kept is None:
+        return (fresh if now.recommendation in FINAL else None), ""
+    if kept.rule == "harm":
+        return kept, ""
+    if now.rule == "harm":
+        return fresh, ""
+    if now.rule in INVALID:
+        return None, now.headline
+    if kept.recommendation == Recommendation.KEEP.value:
+        return (fresh if now.recommendation == Recommendation.SHIP.value else kept), ""
+    if now.policy == "superiority" and now.losing and not record.strong_win:
+        level = 100 * (1 - (now.harm_level or 0.0))
+        why = f"{listed([name.replace('_', ' ') for name in now.losing])} is worse (at the {level:.4g} % level)"
+        return (fresh if now.recommendation in FINAL and now.recommendation != kept.recommendation else None), why
+    return kept, ""
 
 
 def with_judging_stop(analysis: Analysis, record: ExperimentRecord) -> Analysis:
-    """The analysis with a check that tells where the verdicts themselves decided when judging ended."""
+    """The analysis with a check that reports where `judge --until-decided` stopped."""
     deciding = next((one for one in analysis.judges if one.feeds_decision), None)
     stop = None if deciding is None else record.judged_until.get(deciding.fingerprint)
     if stop is None or stop.conclusion is None:
         return analysis
-    words = {"inconclusive": "nothing proven about the win rate"}.get(
-        stop.conclusion, f"the win rate proven {stop.conclusion}"
-    )
     detail = (
-        f"judging stopped at {stop.at}, after {stop.n_units:,} users and before the whole log was judged, with {words} "
-        "(`judge --until-decided`)"
+        f"`judge --until-decided` stopped at {stop.at}, after {stop.n_units:,} users and before the whole log was judged: "
+        "more verdicts would not have changed the decision"
     )
     if analysis.decision.looks == "anytime":
         check = Check(
             name="judging_stopped",
             status="pass",
-            detail=f"{detail}; the intervals hold at every look, at this one too, but a win rate read at the moment of a proof "
-            "lies, on average, a little further from a tie than the truth",
+            detail=f"{detail}; the intervals are valid at every look, but a win rate read at the moment of a decision lies, on "
+            "average, a little further from one half than the truth",
         )
     else:
         check = Check(
             name="judging_stopped",
             status="warn",
-            detail=f"{detail}; intervals that are made for looks set beforehand are too narrow after such a stop",
+            detail=f"{detail}; intervals made for looks set beforehand are too narrow after such a stop",
             remedy='set looks = "anytime" in [decision], or judge the rest with `evalpipe judge`',
         )
     return replace(analysis, checks=[*analysis.checks, check])
 
 
-def _standing(now: Decision, decided: Decided, moved: Sequence[str]) -> Decision:
-    """The decision to act on: the one reached first, unless harm is proven or the data may not be believed by now."""
+def _with_basis(record: ExperimentRecord, analysis: Analysis, mode: str, settings: Settings) -> ExperimentRecord:
+    """A change of what decides is another set: the recorded decision falls and the evidence for wins starts anew."""
+    basis = analysis.basis
+    before = record.basis
+    if before is not None and before.judge is None and basis.judge is not None and not record.chosen:
+        before = replace(before, judge=basis.judge)  # the judge was not known before the first verdict: nothing changed
+        record = replace(record, rules=rules_of(mode, settings, before))
+    rules = rules_of(mode, settings, basis)
+    if record.rules == rules:
+        return replace(record, basis=basis)
+    if before is None and record.decided is None:  # the first look
+        return replace(record, basis=basis, rules=rules)
+    undone = record.decided
+    changed = replace(
+        record,
+        rules=rules,
+        basis=basis,
+        decided=None,
+        strong_win=False,
+        set_number=record.set_number + 1,
+        turns=None,
+    )
+    what = _difference(before, basis, {one.name: one.label for one in analysis.metrics})
+    return _changed(changed, analysis, "undone" if undone else "set", f"what decides changed ({what})", undone)
+
+
+def _difference(before: Basis | None, after: Basis, labels: Mapping[str, str]) -> str:
+    """Which part of what decides changed, in a few words."""
+    if before is None:
+        return "the record is of an earlier version of the rules"
+    parts = []
+    old, new = msgspec.to_builtins(before.metrics), msgspec.to_builtins(after.metrics)
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    if names:
+        shown = [within_sentence(labels.get(name) or name.replace("_", " ")) for name in sorted(names)]
+        parts += shown[:4] + (["other metrics"] if len(shown) > 4 else [])
+    if before.judge != after.judge:
+        parts.append("the judge")
+    return listed(parts) or "the settings of the decision or the prices"
+
+
+def _with_fixed(record: ExperimentRecord, analysis: Analysis, settings: Settings) -> ExperimentRecord:
+    """What a look fixes: the turns, the constant heads, and the pairs that count."""
+    found = analysis.fixed
+    return replace(
+        record,
+        turns=record.turns or found.turns,
+        head=record.head or found.head,
+        chosen={**record.chosen, **found.chosen},
+        exclusions=list(settings.exclusions) or record.exclusions,
+    )
+
+
+def _without_excluded(record: ExperimentRecord, analysis: Analysis, settings: Settings) -> ExperimentRecord:
+    """An exclusion declared after the decision that touches the period it rests on undoes it."""
+    kept = record.decided
+    if kept is None:
+        return record
+    for one in settings.exclusions:
+        later = _instant(one.declared_at) > _instant(kept.at)
+        apart = (kept.since is not None and _instant(one.until) <= _instant(kept.since)) or (
+            kept.until is not None and _instant(one.since) > _instant(kept.until)
+        )
+        if later and not apart:
+            why = f"the time from {one.since} to {one.until} was excluded ({one.why})"
+            return replace(_changed(record, analysis, "undone", why, kept), decided=None)
+    return record
+
+
+def _reached(analysis: Analysis, record: ExperimentRecord) -> Decided:
+    decision = analysis.decision
+    return Decided(
+        recommendation=decision.recommendation,
+        rule=decision.rule,
+        headline=decision.headline,
+        at=analysis.generated_at,
+        look=decision.decided_look or record.n_looks,
+        intervals={one.name: (one.ci_low, one.ci_high) for one in _deciding(analysis)},
+        since=analysis.provenance.get("first_at"),
+        until=analysis.provenance.get("last_at"),
+    )
+
+
+def _changed(
+    record: ExperimentRecord, analysis: Analysis, event: str, why: str, decided: Decided | None
+) -> ExperimentRecord:
+    change = DecisionChange(
+        event=event,
+        at=analysis.generated_at,
+        look=record.n_looks,
+        recommendation=None if decided is None else decided.recommendation,
+        rule=None if decided is None else decided.rule,
+        why=why,
+        set_number=record.set_number,
+        intervals={one.name: (one.ci_low, one.ci_high) for one in _deciding(analysis)},
+    )
+    return replace(record, changes=[*record.changes, change])
+
+
+def _deciding(analysis: Analysis) -> list[MetricResult]:
+    return [one for one in analysis.metrics if one.role != MetricRole.DIAGNOSTIC.value]
+
+
+def _marked(analysis: Analysis, record: ExperimentRecord) -> Analysis:
+    """The analysis with the decision in force, the changes behind it, and a check whether the metrics moved since."""
+    decision = replace(analysis.decision, changes=record.changes, set_number=record.set_number)
+    checks = list(analysis.checks)
+    series = analysis.series
+    decided = record.decided
+    if decided is not None:
+        moved = _moved(decided, _deciding(analysis))
+        decision = _in_force(decision, decided)
+        checks.append(_nonstationary(moved, decided))
+        series = [replace(one, decided_at=decided.at) if one.kind == "cumulative" else one for one in series]
+    last = record.changes[-1] if record.changes else None
+    if last is not None and last.event == "undone" and last.look == record.n_looks and last.recommendation is not None:
+        undone = f"the earlier decision to {last.recommendation} is undone: {last.why.rstrip('.')}"
+        decision = replace(decision, reasons=[sentence(undone), *decision.reasons])
+    return replace(analysis, decision=decision, checks=checks, series=series)
+
+
+def _in_force(now: Decision, decided: Decided) -> Decision:
+    """The decision to act on."""
     marked = replace(now, decided_at=decided.at, decided_look=decided.look)
-    if now.rule in {"harm", "invalid"} and decided.rule != now.rule:
-        reached = f"at look {decided.look} ({decided.at}) it was decided to {decided.recommendation}; this outranks it"
-        return replace(marked, reasons=[*now.reasons, sentence(reached)])
-    if now.recommendation == decided.recommendation:
-        return replace(marked, reasons=[*now.reasons, sentence(f"decided at look {decided.look} ({decided.at})")])
-    stands = f"this was decided at look {decided.look} ({decided.at}) and stands: {decided.headline.rstrip('.')}"
+    when = f"look {decided.look} ({decided.at})"
+    if now.recommendation == decided.recommendation and now.rule == decided.rule:
+        return replace(marked, reasons=[*now.reasons, sentence(f"decided at {when}")])
+    since = f"this was decided at {when} and remains in force: {decided.headline.rstrip('.')}"
     return replace(
         marked,
         recommendation=decided.recommendation,
         rule=decided.rule,
         headline=decided.headline,
-        reasons=[sentence(stands), *now.reasons],
+        reasons=[sentence(since), *now.reasons],
+        horizon=None,
         expected_more_requests=None,
         what_would_change=[],
     )
@@ -216,6 +387,11 @@ def _nonstationary(moved: Sequence[str], decided: Decided) -> Check:
             remedy="the arms or the traffic changed since: consider a new experiment under a new name",
         )
     return Check(name="nonstationary", status="pass", detail="today's intervals agree with those of the decision")
+
+
+def _instant(text: str) -> datetime:
+    found = datetime.fromisoformat(text)
+    return found.replace(tzinfo=UTC) if found.tzinfo is None else found
 
 
 def render_record(record: ExperimentRecord) -> bytes:

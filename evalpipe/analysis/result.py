@@ -55,6 +55,8 @@ class MetricResult:
     relative_low: float | None = None
     relative_high: float | None = None
     standard_error: float | None = None
+    skewness: float | None = None
+    """of the deciding estimate, Σe³/se³; early looks wait until it is at most .1; None where it is not known"""
     n: int = 0
     n_clusters: int = 0
     method: str = ""
@@ -70,6 +72,19 @@ class MetricResult:
     """the win rate: verdicts are preferences in between, not wins, ties and losses"""
     simulated: bool = False
     """the win rate: the verdicts are a simulated judge's"""
+    measurable: bool = True
+    """whether the source of the log can measure it; what it cannot decides nothing"""
+    default_margin: bool = True
+    """nobody set the margin"""
+    missing_control: float | None = None
+    """share of control's values that are unknown, of the requests left in the row; None where no value can be missing"""
+    missing_treatment: float | None = None
+    kinds_left_out: list[str] = field(default_factory=list)
+    """kinds of requests of which one arm's values are mostly unknown: in neither arm of this row"""
+    share_left_out: float = 0.0
+    """their share of the requests"""
+    value_over_pairs: float | None = None
+    """the win rate: the plain mean over the same pairs, beside the mean over users"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,6 +158,14 @@ class JudgeResult:
     n_clusters: int
     p_value: float | None = None
     method: str = ""
+    win_rate_over_pairs: float | None = None
+    """the plain mean over the pairs that count; `win_rate` counts each of their users once"""
+    win_rate_over_judged: float | None = None
+    """the plain mean over all `n_judged` pairs"""
+    n_judged: int = 0
+    """pairs with a verdict; `n_pairs` of them count in the win rate"""
+    n_beyond: int = 0
+    """judged pairs that are shown and not counted: beyond `pairs_per_unit`, or of later turns"""
     wins: int = 0
     ties: int = 0
     losses: int = 0
@@ -300,7 +323,7 @@ class Decision:
     headline: str = ""
     """one sentence a manager can quote"""
     rule: str = ""
-    """harm | invalid | ship | max_reached | futility | collect_more"""
+    """setup | harm | data | unmeasured | ship | no_gain | max_reached | futility | collect_more"""
     policy: str = "superiority"
     looks: str = "anytime"
     looks_explained: str = ""
@@ -311,6 +334,101 @@ class Decision:
     utility_low: float | None = None
     utility_high: float | None = None
     expected_more_requests: int | None = None
+    horizon: Horizon | None = None
+    """how much longer; None where no more data are asked for, or nothing can be said"""
+    blocking: list[str] = field(default_factory=list)
+    """metrics that are not shown to be within their margin"""
+    losing: list[str] = field(default_factory=list)
+    """goals with a loss at `harm_level`"""
+    strong_win: bool = False
+    """some goal or benefit is better by more than its margin"""
+    harm_level: float | None = None
+    """alpha / number of metrics that decide: two-sided level of the harm rule"""
+    not_measured: list[str] = field(default_factory=list)
+    """metrics that would decide but that the source of the log cannot measure"""
+    setup_faults: list[str] = field(default_factory=list)
+    setup_arms: list[str] = field(default_factory=list)
+    """the arms they are of"""
+    rollback: bool = False
+    """harm, or a set-up fault of the treatment, while users are served by the treatment (ab, canary)"""
+    set_number: int = 1
+    """which set of what decides this is; each adds at most alpha to the probability of a false decision"""
+    changes: list[DecisionChange] = field(default_factory=list)
+    """every decision reached or undone so far, oldest first"""
+    without_exclusions: AlternativeDecision | None = None
+    """the decision on all data, where a period was excluded after its data had been seen"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Horizon:
+    """How much longer until the metrics that block are shown to be within their margins (or one of them wins), at the
+    present noise and if the differences stay as they are.
+
+    Attributes:
+        metric: the metric that takes longest.
+        requests: more requests until it is settled, rounded up to two digits.
+        days: the same in days at the traffic of the log; None where the log has no usable times.
+        judge_usd: dollars of judging the pairs among them; None where the price is not known or no judge is needed.
+        harm: the metric is then shown to be worse than its margin allows.
+    """
+
+    metric: str
+    requests: int
+    days: float | None = None
+    judge_usd: float | None = None
+    harm: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecisionChange:
+    """A decision that was reached or undone, or (`set`) another set of what decides, with the intervals of that look."""
+
+    event: str
+    """reached | undone | set"""
+    at: str
+    look: int
+    recommendation: str | None
+    rule: str | None
+    why: str
+    set_number: int = 1
+    intervals: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AlternativeDecision:
+    """The decision under other data, beside the one in force."""
+
+    recommendation: str
+    headline: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BasisMetric:
+    """A metric that decides, with the terms that are part of what decides."""
+
+    role: str
+    margin: float
+    scale: str
+    weight: float
+    measurable: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Basis:
+    """What decides beside the data: the metrics with role, margin, weight and source, and the judge's fingerprint."""
+
+    metrics: dict[str, BasisMetric] = field(default_factory=dict)
+    judge: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fixed:
+    """What this look fixes for all later ones: the turns that are the goal, the constant head of each system text, and the
+    pairs that count in the win rate (request ids by judge fingerprint). Kept in the record, not in the report's JSON."""
+
+    turns: str | None = None
+    head: dict[str, int] = field(default_factory=dict)
+    chosen: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -332,6 +450,10 @@ class Analysis:
     series: list[Series] = field(default_factory=list)
     latency: list[LatencyCurve] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
+    basis: Basis = Basis()
+    exclusions: list[dict[str, Any]] = field(default_factory=list)
+    """periods taken out of both arms: since, until, why, declared_at"""
+    fixed: Fixed = Fixed()
     schema_version: int = SCHEMA_VERSION
 
 
@@ -339,6 +461,7 @@ def render_analysis_json(analysis: Analysis) -> bytes:
     """The report JSON, indented, without the examples' texts (they stay in the store and the HTML)."""
     document = msgspec.to_builtins(analysis)
     document.pop("examples")
+    document.pop("fixed")
     return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
 
 

@@ -13,11 +13,12 @@ from dataclasses import replace
 from evalpipe.analysis.connection import Connection, rows, scalar
 from evalpipe.analysis.expressions import check_expression
 from evalpipe.analysis.looking import SIGMA2_PAIRED_BINARY, Looking
-from evalpipe.analysis.metrics import Metric, metrics
+from evalpipe.analysis.metrics import Metric, Ratio, metrics
+from evalpipe.analysis.populations import PAIRED_SIDES
+from evalpipe.analysis.prepare import Prepared
 from evalpipe.analysis.result import Segment
-from evalpipe.analysis.rows import Prepared
 from evalpipe.analysis.settings import Settings
-from evalpipe.analysis.sums import Aggregates, aggregate, sum_by_user
+from evalpipe.analysis.sums import Aggregates, UserSums, sum_by_user
 from evalpipe.analysis.verdicts import JudgeSeen, sum_wins
 from evalpipe.stats import betting
 from evalpipe.stats.difference import paired_difference, unpaired_difference
@@ -30,6 +31,7 @@ MAX_VALUES = 12
 MIN_PAIRS = 10
 FALSE_DISCOVERY_RATE = 0.1
 METRICS = ("error_rate", "refusal_rate", "truncation_rate", "cost_per_request_usd", "output_tokens")
+TURN = """CASE WHEN step > 0 THEN 'step of a tool loop' WHEN turn = 1 THEN 'first turn' WHEN turn > 1 THEN 'later turn' END"""
 LANGUAGE = r"""CASE
   WHEN prompt IS NULL OR trim(prompt) = '' THEN NULL
   WHEN regexp_matches(left(prompt, 2000), '[\p{Hiragana}\p{Katakana}]') THEN 'Japanese'
@@ -65,14 +67,16 @@ def measure_segments(
     for name, column in dimensions:
         sum_by_user(
             connection,
-            items,
+            [item.values for item in items if isinstance(item.values, Ratio)],
+            paired=prepared.paired,
             table="ev_segment_users",
             source="ev_segment_rows",
             group=column,
             condition=f"{column} IS NOT NULL",
         )
+        users = UserSums(connection, "ev_segment_users")
         for position, item in enumerate(items):
-            groups = aggregate(connection, f"m{position}", table="ev_segment_users")
+            groups = users.aggregate(f"m{position}")
             found += [
                 _segment(connection, name, value, item, group, f"m{position}", "ev_segment_users", settings, look)
                 for value, group in groups.items()
@@ -103,6 +107,7 @@ def _prepare(
         "endpoint": "endpoint",
         "streamed": "coalesce(streamed, false)::INT",
         "model": "coalesce(model_requested, model)",
+        "turn": TURN,
         "hour": "lpad((epoch_us(started_at) // 3600000000 % 24 // 6 * 6)::VARCHAR, 2, '0') || ' h UTC'",
     }
     if reads_text:
@@ -126,12 +131,18 @@ def _prepare(
         f"AND hash(coalesce(unit_id, conversation_id, request_id)) % {every} = 0) GROUP BY request_id",
         [experiment],
     )
+    if prepared.paired:  # a constant head of few-shot examples is no earlier turn
+        turn = columns["turn"]
+        connection.execute(
+            f"UPDATE ev_dimensions SET {turn} = CASE WHEN id IN (FROM ev_later) THEN 'later turn' ELSE 'first turn' END "
+            f"WHERE {turn} IS DISTINCT FROM 'step of a tool loop'"
+        )
     column = columns["prompt_length"]
     edges = scalar(connection, f"SELECT quantile_disc({column}, {shares}) FROM ev_dimensions") or []
     connection.execute(
-        f"CREATE OR REPLACE TEMP TABLE ev_segment_rows AS SELECT r.*, d.* EXCLUDE (id, {column}), "
+        f"CREATE OR REPLACE TEMP TABLE ev_segment_rows AS SELECT {_summed(prepared)}, d.* EXCLUDE (id, {column}), "
         f"{_bin(column, sorted(set(edges)), 'tokens' if by_tokens else 'characters')} AS {column} "
-        f"FROM ev_rows r JOIN ev_dimensions d USING (id) WHERE r.u % {every} = 0"
+        f"FROM {prepared.source} r JOIN ev_dimensions d USING (id) WHERE r.u % {every} = 0"
     )
     usable = []
     for name, column in columns.items():
@@ -150,6 +161,16 @@ def _prepare(
             )
         usable.append((name, column))
     return usable
+
+
+def _summed(prepared: Prepared) -> str:
+    """What the metrics of segments are summed from: the columns of each side, and the flags."""
+    values = [item.values for item in metrics() if item.name in METRICS and isinstance(item.values, Ratio)]
+    columns = dict.fromkeys(
+        f"{side}{one.numerator}" for one in values for side in (PAIRED_SIDES if prepared.paired else ("",))
+    )
+    flags = dict.fromkeys(one.rows for one in values)
+    return ", ".join(f"r.{name}" for name in ["id", "u", *([] if prepared.paired else ["treatment"]), *columns, *flags])
 
 
 def _bin(column: str, edges: list[float], unit: str) -> str:

@@ -9,18 +9,18 @@ import numpy as np
 from evalpipe.analysis.connection import Connection, rows
 from evalpipe.analysis.looking import Looking
 from evalpipe.analysis.preferences import preference_estimate
+from evalpipe.analysis.prepare import Prepared
 from evalpipe.analysis.result import Series, SeriesPoint
-from evalpipe.analysis.rows import Prepared
 from evalpipe.analysis.verdicts import JudgeSeen
 
 MAX_POINTS = 40
 ROWS_PER_BIN = 40
 """a stretch of time holds as many rows of both arms on average: the rate of a handful of answers is noise"""
 BINNED = {
-    "error_rate": ("sum(failed::INTEGER)::DOUBLE / count(*)", "attempted"),
-    "p50_latency_ms": ("quantile_disc(latency_ms, 0.5)", "(answered OR timed_out) AND latency_ms IS NOT NULL"),
-    "cost_per_request_usd": ("avg(cost_usd)", "attempted AND cost_usd IS NOT NULL"),
-    "output_tokens": ("avg(output_tokens)", "answered AND output_tokens IS NOT NULL"),
+    "error_rate": ("sum(failed::INTEGER)::DOUBLE / count(*)", "in_measured"),
+    "p50_latency_ms": ("quantile_disc(latency_ms, 0.5)", "has_latency"),
+    "cost_per_request_usd": ("avg(cost_usd)", "has_cost"),
+    "output_tokens": ("avg(output_tokens)", "has_output"),
 }
 
 
@@ -45,8 +45,8 @@ def measure_series(
 
 def _win_rate(connection: Connection, look: Looking, judge: JudgeSeen) -> list[Series]:
     data = connection.execute(
-        "SELECT x, dense_rank() OVER (ORDER BY u) - 1 AS u, at_us FROM ev_verdicts "
-        "WHERE judge = ? AND fingerprint = ? AND complete ORDER BY at_us, id",
+        "SELECT x, dense_rank() OVER (ORDER BY v.u) - 1 AS u, at_us FROM ev_verdicts v JOIN ev_chosen c USING (id) "
+        "WHERE judge = ? AND fingerprint = ? AND complete AND NOT c.later ORDER BY at_us, id",
         [judge.name, judge.fingerprint],
     ).fetchnumpy()
     x, users = np.asarray(data["x"], float), np.asarray(data["u"], np.int64)
@@ -56,7 +56,7 @@ def _win_rate(connection: Connection, look: Looking, judge: JudgeSeen) -> list[S
     points = []
     for n in np.unique(np.linspace(min(10, len(x)), len(x), MAX_POINTS).astype(int)):
         estimate = preference_estimate(x[:n], users[:n], look, look.alpha)
-        treated = float(x[:n].mean())
+        treated = estimate.point if estimate.point is not None else 0.5
         points.append(
             SeriesPoint(
                 at=_iso(int(at[n - 1])),

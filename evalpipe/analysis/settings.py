@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MetricRule:
-    """What the user says of one metric; None = the contract's default.
+    """What the user says of one metric; None = the default.
 
     `margin` is the largest acceptable loss: in the metric's unit, or with `margin_relative` as a share of control's value.
     """
@@ -48,6 +48,27 @@ class JudgeInfo:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Exclusion:
+    """A period whose requests are in no metric.
+
+    Attributes:
+        since: its first instant, ISO 8601 in UTC.
+        until: its end, not included.
+        why: the reason given.
+        declared_at: when.
+        seen: some look had used requests of the period before it was declared.
+        fault: a set-up fault was found in the period, so that excluding it follows from a rule and not from its results.
+    """
+
+    since: str
+    until: str
+    why: str
+    declared_at: str
+    seen: bool = False
+    fault: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
     """Everything the analysis is told beside the data.
 
@@ -75,8 +96,21 @@ class Settings:
     n_examples: int = 20
     """per kind of example; 0 = none"""
     n_segment_bins: int = 4
+    turns: str = "first"
+    """"first" | "all": the turns of shadowed conversations that the win rate is about"""
+    pairs_per_unit: int = 3
+    """at most so many judged pairs of a user count; 0 = all"""
+    later_turns_percent: float = 20.0
+    prices: str = ""
+    """a fingerprint of the prices costs are computed with"""
+    priced: Mapping[str, bool] = field(default_factory=dict)
+    """whether the configured model of an arm has a price; an arm that is not named: not known"""
+    passes_through: Mapping[str, bool] = field(default_factory=dict)
+    """whether an arm takes its key or its model from the client; an arm that is not named: control does, treatment does not"""
+    exclusions: tuple[Exclusion, ...] = ()
+    """periods taken out of both arms"""
     min_consistency: float = 0.5
-    """a judge whose consistency lies below it for certain decides nothing"""
+    """a judge whose consistency is shown to lie below it decides nothing"""
 
     @property
     def alpha(self) -> float:

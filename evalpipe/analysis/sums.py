@@ -1,200 +1,206 @@
-"""From rows to per-user sums to the aggregates the statistics take: three SQL passes for all metrics together.
+"""From rows to per-user sums to the aggregates the statistics take.
 
-Pass 1 sums every metric's numerator and denominator per user and arm (`ev_users`, one row per group and user); pass 2 makes
-each metric's totals and residual sums from it (statistics.md 3; residuals in a second look, never Σx² − n·x̄²). A group is
-the whole experiment, a canary stage, or one value of a segment.
+Pass 1, one query for all metrics, sums every metric's numerator and denominator per user and arm (`ev_users`, one row per group
+and user); pass 2 makes each metric's totals and residual sums from these arrays (`stats.cluster`). A group is the whole
+experiment, a canary stage, or one value of a segment. For events the clusters may also be clock hours or days.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from evalpipe.analysis.connection import Connection, rows
-from evalpipe.analysis.metrics import Metric, Ratio
-from evalpipe.stats.cluster import ArmAggregate, PairedAggregate, Spread, effective_df
+import numpy as np
 
+from evalpipe.analysis.connection import Connection, rows
+from evalpipe.analysis.metrics import Ratio
+from evalpipe.stats.cluster import ArmAggregate, Array, PairedAggregate, arm_aggregate, paired_aggregate
+
+READ_WHOLE = 50_000
+"""users (of all groups) up to whom the sums are read at once"""
 SIDES = ("t", "c")
 ARM = {"t": "treatment", "c": "NOT treatment"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Below:
+    """The requests of the flag `rows` whose `value` is at most the arm's limit (None: none is), for quantiles."""
+
+    value: str
+    rows: str
+    control: float | None
+    treatment: float | None
+
+    def limit(self, side: str) -> str:
+        """SQL of the limit of a side, t or c."""
+        found = self.treatment if side == "t" else self.control
+        return "NULL" if found is None else f"{found!r}::DOUBLE"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Aggregates:
-    """One metric within one group: each arm alone and both together."""
+    """One metric within one group: each arm alone and both together.
+
+    `heaviness`: (control's, treatment's) ΣW²/ΣW over users with W requests; 1 where every user has one.
+    """
 
     control: ArmAggregate
     treatment: ArmAggregate
     paired: PairedAggregate
+    heaviness: tuple[float, float] = (1.0, 1.0)
 
 
 def sum_by_user(
     connection: Connection,
-    metrics: Sequence[Metric],
+    sums: Sequence[Ratio | Below],
     *,
+    paired: bool,
     table: str = "ev_users",
-    source: str = "ev_rows",
+    source: str | None = None,
     group: str = "''",
     condition: str = "true",
+    cluster: str = "u",
 ) -> None:
-    """Pass 1: `table` gets (grp, u) and for every ratio metric `k`: k_st, k_wt, k_nt (treatment) and k_sc, k_wc, k_nc.
+    """Pass 1: `table` gets (grp, u, requests) and, of the k-th of `sums`, mk_st, mk_wt, mk_nt (treatment), mk_sc, mk_wc, mk_nc.
 
-    `group` is a SQL expression over `source`, `condition` selects its rows.
+    Args:
+        sums: what to sum.
+        paired: the source has a row per pair (`ev_pairs`, or a table with its columns) rather than a row per exchange.
+        table: the name of what is made; the sums themselves are in `table`_sums.
+        source: the rows; by default `ev_pairs` or `ev_rows`.
+        group: a SQL expression over the source.
+        condition: selects its rows.
+        cluster: a SQL expression: the unit that is summed over, the user by default.
     """
     columns: dict[str, str] = {}  # what to sum → its column; metrics that share a sum share the column
-    outer: list[str] = []
-    for position, item in enumerate(metrics):
-        if not isinstance(item.values, Ratio):
-            continue
-        for part, (expression, factor) in _sums(item.values).items():
-            column = columns.setdefault(expression, f"s{len(columns)}")
-            times = "" if factor == 1 else f"{factor!r} * "
-            outer += [
-                f"{times}coalesce(any_value({column}) FILTER ({ARM[side]}), 0)::DOUBLE AS m{position}_{part}{side}"
-                for side in SIDES
+    named: list[str] = []
+
+    def column(expression: str, side: str, factor: float = 1.0) -> str:
+        name = columns.setdefault(expression, f"s{len(columns)}")
+        arm = "" if paired else f"_{side}"
+        times = "" if factor == 1 else f"{factor!r} * "
+        return f"{times}coalesce({name}{arm}, 0)::DOUBLE"
+
+    for position, one in enumerate(sums):
+        for side in SIDES:
+            parts = _sums(one, side, f"{side}_" if paired else "")
+            named += [
+                f"{column(expression, side, factor)} AS m{position}_{part}{side}"
+                for part, (expression, factor) in parts.items()
             ]
-    # Once per user and arm, then the two arms beside each other: half the work of summing each arm apart.
-    inner = ", ".join(f"{expression} AS {column}" for expression, column in columns.items())
+    inner = ", ".join(f"{expression} AS {name}" for expression, name in columns.items())
+    if paired:
+        connection.execute(
+            f"CREATE OR REPLACE TEMP TABLE {table}_sums AS SELECT {cluster} AS u, {group} AS grp, count(*) AS requests, {inner} "
+            f"FROM {source or 'ev_pairs'} WHERE {condition} GROUP BY ALL"
+        )
+    else:
+        # Once per user and arm, then the two arms beside each other: half the work of summing each arm apart.
+        beside = ", ".join(
+            f"any_value({name}) FILTER ({ARM[side]}) AS {name}_{side}" for name in columns.values() for side in SIDES
+        )
+        connection.execute(
+            f"CREATE OR REPLACE TEMP TABLE {table}_sums AS WITH by_arm AS (SELECT {cluster} AS u, {group} AS grp, treatment, "
+            f"count(*) AS requests, {inner} FROM {source or 'ev_rows'} WHERE {condition} GROUP BY ALL) "
+            f"SELECT u, grp, sum(requests) AS requests, {beside} FROM by_arm GROUP BY u, grp"
+        )
     connection.execute(
-        f"CREATE OR REPLACE TEMP TABLE {table} AS WITH by_arm AS (SELECT u, {group} AS grp, treatment, {inner} "
-        f"FROM {source} WHERE {condition} GROUP BY ALL) SELECT u, grp, {', '.join(outer)} FROM by_arm GROUP BY u, grp"
+        f"CREATE OR REPLACE TEMP VIEW {table} AS SELECT u, grp, requests, {', '.join(named)} FROM {table}_sums"
     )
 
 
-def _sums(values: Ratio) -> dict[str, tuple[str, float]]:
-    """The sums of a ratio by part (s numerator, w denominator, n rows): (SQL aggregate, factor)."""
-    # Yes/no columns are never NULL; leaving the test out lets their counts be one and the same.
-    tests = [] if values.binary else [f"({values.numerator}) IS NOT NULL"]
-    tests += [] if values.denominator == "1" else [f"({values.denominator}) IS NOT NULL"]
-    measured = " AND ".join([values.rows, *tests])
+def _sums(values: Ratio | Below, side: str, prefix: str) -> dict[str, tuple[str, float]]:
+    """The sums of one side by part (s numerator, w denominator, n requests): (SQL aggregate, factor)."""
+    n = (f"sum({values.rows}::INTEGER)", 1.0)
+    if isinstance(values, Below):
+        limit = values.limit(side) if prefix else _limit_by_arm(values)
+        return {"s": (f"sum(({values.rows} AND {prefix}{values.value} <= {limit})::INTEGER)", 1.0), "w": n}
+    numerator = f"{prefix}{values.numerator}"
     if values.binary:
-        return {
-            "s": (f"count(*) FILTER ({measured} AND {values.numerator})", 1.0),
-            "w": (f"count(*) FILTER ({measured})", 1.0),
-        }
-    numerator = (f"sum(({values.numerator})::DOUBLE) FILTER ({measured})", values.factor)
+        return {"s": (f"sum(({values.rows} AND {numerator})::INTEGER)", 1.0), "w": n}
+    total = (f"sum(CASE WHEN {values.rows} THEN {numerator} END)", values.factor)
     if values.denominator == "1":
-        return {"s": numerator, "w": (f"count(*) FILTER ({measured})", 1.0)}
-    return {
-        "s": numerator,
-        "w": (f"sum(({values.denominator})::DOUBLE) FILTER ({measured})", 1.0),
-        "n": (f"count(*) FILTER ({measured})", 1.0),
-    }
+        return {"s": total, "w": n}
+    denominator = f"{prefix}{values.denominator}"
+    return {"s": total, "w": (f"sum(CASE WHEN {values.rows} THEN {denominator}::DOUBLE END)", 1.0), "n": n}
 
 
-def aggregate(
-    connection: Connection,
-    name: str,
-    *,
-    table: str = "ev_users",
-    counted: bool = False,
-    binary: bool = False,
-    discordant: Mapping[str, int] | None = None,
-) -> dict[str, Aggregates]:
-    """Pass 2: the aggregates of metric column `name` of `table`, by group.
+def _limit_by_arm(values: Below) -> str:
+    return f"CASE WHEN treatment THEN {values.limit('t')} ELSE {values.limit('c')} END"
 
-    `counted`: the rows are counted apart (k_nt, k_nc) because the denominator is not 1 per row. `binary`: events are counted
-    for the gates; `discordant` gives the pairs in which exactly one arm had the event, by group.
+
+class UserSums:
+    """The users' sums of one table as arrays, by group.
+
+    Small tables are read whole, as planning a query costs more than reading them; of large ones the columns of a metric are read
+    when they are asked for, so that memory stays at six numbers a user.
     """
-    n = f"{name}_n" if counted else f"{name}_w"
-    query = f"""
-    WITH v AS (
-      SELECT grp, u, {name}_st AS st, {name}_wt AS wt, {name}_sc AS sc, {name}_wc AS wc, {n}t AS nt, {n}c AS nc
-      FROM {table} WHERE {name}_wt > 0 OR {name}_wc > 0 OR {name}_st <> 0 OR {name}_sc <> 0
-    ), total AS (
-      SELECT grp, count(*) AS g, count(*) FILTER (wt > 0) AS gt, count(*) FILTER (wc > 0) AS gc,
-        sum(st) AS s_t, sum(wt) AS w_t, sum(sc) AS s_c, sum(wc) AS w_c, sum(nt) AS n_t, sum(nc) AS n_c,
-        nullif(sum(wt), 0) AS dt, nullif(sum(wc), 0) AS dc, max(wt) AS max_t, max(wc) AS max_c,
-        sum(least(nt, nc)) AS n_pairs,
-        -- Where every user has both sides alike, the difference is summed itself: R_T - R_C would lose its digits.
-        bool_and(wt = wc) AS balanced, sum(st - sc) / nullif(sum(wt), 0) AS delta
-      FROM v GROUP BY grp
-    ), terms AS (
-      SELECT v.grp, g, gt, gc, s_t, w_t, s_c, w_c, n_t, n_c, n_pairs, max_t, max_c, s_t / dt AS r_t, s_c / dc AS r_c,
-        balanced, delta,
-        CASE WHEN balanced THEN coalesce((st - sc - delta * wt) / dt, 0) END AS eb,
-        CASE WHEN balanced THEN coalesce((st - sc - delta * wt) / nullif(dt - wt, 0), 0) END AS jb,
-        coalesce((st - s_t / dt * wt) / dt, 0) AS et, coalesce((sc - s_c / dc * wc) / dc, 0) AS ec,
-        coalesce((st - s_t / dt * wt) / nullif(dt - wt, 0), 0) AS jt,
-        coalesce((sc - s_c / dc * wc) / nullif(dc - wc, 0), 0) AS jc,
-        wt / nullif(dt - wt, 0) AS qt, wc / nullif(dc - wc, 0) AS qc,
-        (wt + wc) / nullif(w_t + w_c - wt - wc, 0) AS qd
-      FROM v JOIN total USING (grp)
-    )
-    SELECT grp, any_value(g) AS g, any_value(gt) AS gt, any_value(gc) AS gc, any_value(s_t) AS s_t, any_value(w_t) AS w_t,
-      any_value(s_c) AS s_c, any_value(w_c) AS w_c, any_value(n_t) AS n_t, any_value(n_c) AS n_c,
-      any_value(n_pairs) AS n_pairs, any_value(max_t) AS max_t, any_value(max_c) AS max_c,
-      any_value(r_t) AS r_t, any_value(r_c) AS r_c,
-      any_value(CASE WHEN balanced THEN delta END) AS difference,
-      sum(jt * jt) AS jtt, sum(jc * jc) AS jcc, sum(pow(coalesce(jb, jt - jc), 2)) AS jdd,
-      sum(et * et) AS ett, sum(ec * ec) AS ecc, sum(pow(coalesce(eb, et - ec), 2)) AS edd,
-      sum(pow(et, 3)) AS et3, sum(pow(ec, 3)) AS ec3, sum(pow(coalesce(eb, et - ec), 3)) AS ed3,
-      sum(pow(CASE WHEN r_t > 0 AND r_c > 0 THEN et / r_t - ec / r_c END, 2)) AS rdd,
-      sum(pow(CASE WHEN r_t > 0 AND r_c > 0 THEN et / r_t - ec / r_c END, 3)) AS rd3,
-      sum(pow(CASE WHEN r_t > 0 AND r_c > 0 AND jt < r_t AND jc < r_c
-                   THEN ln(1 - jt / r_t) - ln(1 - jc / r_c) END, 2)) AS rjj,
-      bool_and(coalesce(jt < r_t AND jc < r_c, false)) AS rj_defined,
-      {", ".join(f"sum({q}) AS {q}1, sum({q} * {q}) AS {q}2, sum(pow({q}, 4)) AS {q}4" for q in ("qt", "qc", "qd"))}
-    FROM terms GROUP BY grp"""
-    return {
-        str(row["grp"]): _aggregates(row, binary=binary, n_discordant=(discordant or {}).get(str(row["grp"])))
-        for row in rows(connection, query)
-    }
+
+    def __init__(self, connection: Connection, table: str = "ev_users") -> None:
+        """Args:
+        connection: where `table` was made, by `sum_by_user` or with such columns.
+        table: its name.
+        """
+        self._connection, self._table = connection, table
+        sizes = rows(connection, f"SELECT grp, count(*) AS n FROM {table} GROUP BY grp ORDER BY grp")
+        self._groups = [row["grp"] for row in sizes]
+        self._whole: dict[Any, dict[str, Any]] | None = None
+        if sum(row["n"] for row in sizes) <= READ_WHOLE:
+            self._whole = {group: self._read("* EXCLUDE (u, grp)", group) for group in self._groups}
+
+    def aggregate(
+        self,
+        name: str,
+        *,
+        counted: bool = False,
+        binary: bool = False,
+        discordant: Mapping[str, int] | None = None,
+    ) -> dict[str, Aggregates]:
+        """Pass 2: the aggregates of one of the sums, by group.
+
+        Args:
+            name: its columns' prefix, such as m0.
+            counted: the requests are counted apart (name_nt, name_nc) because the denominator is not 1 per request.
+            binary: events are counted for the gates.
+            discordant: pairs in which exactly one arm had the event, by group.
+        """
+        n = f"{name}_n" if counted else f"{name}_w"
+        columns = [f"{name}_st", f"{name}_wt", f"{name}_sc", f"{name}_wc", f"{n}t", f"{n}c"]
+        found: dict[str, Aggregates] = {}
+        for group in self._groups:
+            read = (
+                self._whole[group] if self._whole is not None else self._read(", ".join(dict.fromkeys(columns)), group)
+            )
+            st, wt, sc, wc, nt, nc = (np.asarray(read[column], float) for column in columns)
+            seen = (wt > 0) | (wc > 0) | (st != 0) | (sc != 0)
+            if seen.any():
+                parts = [values[seen] for values in (st, wt, sc, wc, nt, nc)]
+                found[str(group)] = _aggregates(*parts, binary=binary, n_discordant=(discordant or {}).get(str(group)))
+        return found
+
+    def _read(self, columns: str, group: Any) -> dict[str, Any]:
+        query = f"SELECT {columns} FROM {self._table} WHERE grp IS NOT DISTINCT FROM ?"
+        read: dict[str, Any] = self._connection.execute(query, [group]).fetchnumpy()
+        return read
 
 
-def _aggregates(row: Mapping[str, Any], *, binary: bool, n_discordant: int | None) -> Aggregates:
-    arms = {}
-    for side in SIDES:
-        g, whole = row[f"g{side}"], row[f"max_{side}"] >= row[f"w_{side}"]
-        spread = None
-        if g >= 2:
-            spread = Spread(
-                v_jack=None if whole else (g - 1) / g * row[f"j{side}{side}"],
-                v_lin=g / (g - 1) * row[f"e{side}{side}"],
-                m3sum=row[f"e{side}3"],
-                df=_degrees(row, f"q{side}"),
-            )
-        arms[side] = ArmAggregate(
-            n=int(row[f"n_{side}"]),
-            n_clusters=g,
-            numerator=row[f"s_{side}"],
-            denominator=row[f"w_{side}"],
-            spread=spread,
-            n_events=round(row[f"s_{side}"]) if binary else None,
-        )
-    g = row["g"]
-    absolute = relative = None
-    if g >= 2 and row["r_t"] is not None and row["r_c"] is not None:
-        whole = row["max_t"] >= row["w_t"] or row["max_c"] >= row["w_c"]
-        df = _degrees(row, "qd")
-        absolute = Spread(
-            v_jack=None if whole else (g - 1) / g * row["jdd"], v_lin=g / (g - 1) * row["edd"], m3sum=row["ed3"], df=df
-        )
-        if row["r_t"] > 0 and row["r_c"] > 0:
-            defined = row["rj_defined"] and not whole
-            relative = Spread(
-                v_jack=(g - 1) / g * row["rjj"] if defined else None,
-                v_lin=g / (g - 1) * row["rdd"],
-                m3sum=row["rd3"],
-                df=df,
-            )
+def _aggregates(
+    st: Array, wt: Array, sc: Array, wc: Array, nt: Array, nc: Array, *, binary: bool, n_discordant: int | None
+) -> Aggregates:
+    """From the users' sums: numerator, denominator and requests of the treatment (t) and of control (c)."""
+    control = arm_aggregate(sc, wc, n=round(float(nc.sum())), n_events=round(float(sc.sum())) if binary else None)
+    treatment = arm_aggregate(st, wt, n=round(float(nt.sum())), n_events=round(float(st.sum())) if binary else None)
+    paired = paired_aggregate(st, wt, sc, wc, n_pairs=round(float(np.minimum(nt, nc).sum())), n_discordant=n_discordant)
     return Aggregates(
-        control=arms["c"],
-        treatment=arms["t"],
-        paired=PairedAggregate(
-            control=arms["c"],
-            treatment=arms["t"],
-            n_pairs=int(row["n_pairs"]),
-            n_clusters=g,
-            absolute=absolute,
-            relative=relative,
-            n_discordant=n_discordant,
-            difference=row["difference"],
-        ),
+        control=control,
+        treatment=treatment,
+        paired=replace(paired, control=control, treatment=treatment),
+        heaviness=(_heaviness(nc), _heaviness(nt)),
     )
 
 
-def _degrees(row: Mapping[str, Any], q: str) -> float | None:
-    """None where one user holds all the weight."""
-    sums = [row[f"{q}{power}"] for power in (1, 2, 4)]
-    return None if None in sums else effective_df(*sums)
+def _heaviness(requests: Array) -> float:
+    """ΣW²/ΣW; 1 where there is none."""
+    total = float(requests.sum())
+    return float(requests @ requests) / total if total > 0 else 1.0

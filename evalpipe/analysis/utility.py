@@ -1,4 +1,4 @@
-"""Mixed results weighed by the user: U = Σ weight · difference / margin with one interval (statistics.md 12)."""
+"""Mixed results weighed by the user: U = Σ weight · difference / margin with one interval (policy `utility`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from evalpipe.stats.utility import UtilityGroup, utility
 
 
 def measure_utility(connection: Connection, placed: Sequence[Placed], look: Looking) -> Estimate | None:
-    """The weighted sum over goals and guardrails, each in units of its margin, above 0 = treatment better.
+    """The weighted sum over goals, benefits and guardrails, each in units of its margin, above 0 = treatment better.
 
     Per user the linearised terms of all metrics are added before squaring, so that correlated metrics are not counted
     twice. Quantiles have no per-user sum and are left out, as are metrics without data, margin or weight. None where
@@ -24,8 +24,9 @@ def measure_utility(connection: Connection, placed: Sequence[Placed], look: Look
         one
         for one in placed
         if one.role is not MetricRole.DIAGNOSTIC
-        and one.weight > 0
-        and one.margin > 0
+        and one.terms.measurable
+        and one.terms.weight > 0
+        and one.terms.margin > 0
         and not isinstance(one.metric.values, Quantile)
         and one.measured.control.value is not None
         and one.measured.treatment.value is not None
@@ -36,10 +37,10 @@ def measure_utility(connection: Connection, placed: Sequence[Placed], look: Look
     score = 0.0
     parts: list[str] = []
     for position, one in enumerate(chosen):
-        point = one.measured.at(look.alpha, one.scale).point
+        point = one.measured.at(look.alpha, one.terms.scale).point
         if point is None:
             continue
-        factor = one.weight / one.margin * one.metric.sign
+        factor = one.terms.weight / one.terms.margin * one.metric.sign
         score += factor * point
         parts.append(_terms(one, factor, position, ratios, paired=look.paired))
     if not parts:
@@ -70,7 +71,7 @@ def _terms(one: Placed, factor: float, position: int, ratios: Sequence[str], *, 
     else:
         source, condition = "ev_quality", f"metric = '{one.metric.name}'"
         st, wt, sc, wc = "st", "wt", "sc", "wc"
-    divided = one.scale == "relative"
+    divided = one.terms.scale == "relative"
     by_t, by_c = ("/ r_t", "/ r_c") if divided else ("", "")
     if one.metric.name == "win_rate" and divided:
         by_t = by_c = "/ 0.5"

@@ -15,12 +15,9 @@ from dataclasses import dataclass
 
 from evalpipe.analysis.connection import Connection, rows, scalar
 from evalpipe.analysis.settings import JudgeInfo, Settings
-from evalpipe.analysis.sums import Aggregates, aggregate
+from evalpipe.analysis.sums import Aggregates, UserSums
 from evalpipe.core.judgment import FINAL
 from evalpipe.stats import betting
-
-MAX_ORDERED = 50_000
-"""users up to whom the evidence is followed along the planned order, user by user; beyond, the present look's is as good"""
 
 IMPORTED = "imported"
 """what the fingerprint of a judge starts with that another tool ran: nothing but its name is known of it"""
@@ -85,8 +82,6 @@ def prepare_verdicts(connection: Connection, *, experiment: str, settings: Setti
         FROM per_pair v JOIN ev_ids i USING (id)""",
         [relaxed],
     )
-    if judges:
-        _order_users(connection, experiment=experiment, seed=settings.seed or experiment)
     connection.execute(
         """
         CREATE OR REPLACE TEMP TABLE ev_scores AS
@@ -106,17 +101,25 @@ def prepare_verdicts(connection: Connection, *, experiment: str, settings: Setti
     return judges
 
 
-def _order_users(connection: Connection, *, experiment: str, seed: str) -> None:
-    """`ev_order` (u, rank): the users in the planned order of judging, fixed before any verdict. `judge --until-decided` looks
-    along it, so the report does, too."""
-    connection.execute(
-        "CREATE OR REPLACE TEMP TABLE ev_order AS "
-        "SELECT hash(coalesce(unit_id, conversation_id, request_id)) AS u, "
-        "any_value(md5_number_upper(concat(?::VARCHAR, ':', coalesce(unit_id, conversation_id, request_id)))) AS rank "
-        "FROM exchanges "
-        "WHERE experiment = ? AND arm = 'control' AND request_id IN (SELECT request_id FROM ev_verdicts) GROUP BY 1",
-        [seed, experiment],
+def users_means(connection: Connection, judge: JudgeSeen, *, later: bool = False) -> tuple[list[float], list[int], int]:
+    """The users' mean preferences x_u for the treatment over the pairs that count (`ev_chosen`).
+
+    Args:
+        judge: whose complete verdicts count.
+        later: of the pairs of later turns.
+
+    Returns:
+        Distinct means in [0, 1], how many users have each, and the pairs behind them.
+    """
+    found = rows(
+        connection,
+        "SELECT round(x, 12) AS x, count(*) AS users, sum(n)::BIGINT AS pairs FROM ("
+        "  SELECT avg(x) AS x, count(*) AS n FROM ev_verdicts v JOIN ev_chosen c USING (id) "
+        f"  WHERE judge = ? AND fingerprint = ? AND complete AND {'c.later' if later else 'NOT c.later'} GROUP BY v.u"
+        ") GROUP BY 1 ORDER BY 1",
+        [judge.name, judge.fingerprint],
     )
+    return [row["x"] for row in found], [row["users"] for row in found], sum(row["pairs"] for row in found)
 
 
 def _judges_seen(connection: Connection, infos: Sequence[JudgeInfo]) -> list[JudgeSeen]:
@@ -173,7 +176,8 @@ def sum_quality(
     group: str = "''",
     join: str = "",
 ) -> list[str]:
-    """Per-user sums of every verdict metric that has data, in long form: `table` (metric, grp, u, st, wt, sc, wc).
+    """Per-user sums of every verdict metric that has data, in long form: `table` (metric, grp, u, st, wt, sc, wc). The win rate
+    counts every user once (x_u over 1).
 
     Returns the names of the metrics with data. `join` adds a table that `group` refers to (segments).
     """
@@ -182,11 +186,14 @@ def sum_quality(
         "st DOUBLE, wt DOUBLE, sc DOUBLE, wc DOUBLE)"
     )
     if judge is not None and paired:
-        connection.execute(
-            f"INSERT INTO {table} SELECT 'win_rate', {group}, v.u, sum(x), count(*), 0.5 * count(*), count(*) "
-            f"FROM ev_verdicts v {join} WHERE judge = ? AND fingerprint = ? AND complete GROUP BY ALL",
-            [judge.name, judge.fingerprint],
-        )
+        # Each user counts once: their mean over the pairs that count (`ev_chosen`), with a weight of 1.
+        for name, later in (("win_rate", "NOT c.later"), ("win_rate_later_turns", "c.later")):
+            connection.execute(
+                f"INSERT INTO {table} SELECT '{name}', {group}, v.u, avg(x), 1, 0.5, 1 "
+                f"FROM ev_verdicts v JOIN ev_chosen c USING (id) {join} "
+                f"WHERE judge = ? AND fingerprint = ? AND complete AND {later} GROUP BY ALL",
+                [judge.name, judge.fingerprint],
+            )
     taken: set[str] = set()
     for seen in [*([judge] if judge else []), *pointwise]:
         dimensions = [
@@ -224,14 +231,16 @@ def sum_quality(
 def sum_wins(
     connection: Connection, judge: str, fingerprint: str, *, group: str, join: str = "", table: str = "ev_wins"
 ) -> dict[str, Aggregates]:
-    """The win rate by `group` (SQL over `ev_verdicts` v and what `join` adds); `table` keeps the users' sums as metric q."""
+    """The win rate by `group` (SQL over `ev_verdicts` v and what `join` adds), every user counted once; `table` keeps the users'
+    means as metric q, with their pairs as its requests."""
     connection.execute(
-        f"CREATE OR REPLACE TEMP TABLE {table} AS SELECT {group} AS grp, v.u, sum(x) AS q_st, count(*)::DOUBLE AS q_wt, "
-        f"0.5::DOUBLE * count(*) AS q_sc, count(*)::DOUBLE AS q_wc FROM ev_verdicts v {join} "
+        f"CREATE OR REPLACE TEMP TABLE {table} AS SELECT {group} AS grp, v.u, avg(x) AS q_st, 1::DOUBLE AS q_wt, "
+        "0.5::DOUBLE AS q_sc, 1::DOUBLE AS q_wc, count(*)::DOUBLE AS q_nt, count(*)::DOUBLE AS q_nc "
+        f"FROM ev_verdicts v {join} "
         f"WHERE judge = ? AND fingerprint = ? AND complete AND {group} IS NOT NULL GROUP BY ALL",
         [judge, fingerprint],
     )
-    return aggregate(connection, "q", table=table)
+    return UserSums(connection, table).aggregate("q", counted=True)
 
 
 def _sum_ratings(connection: Connection, table: str, group: str, join: str) -> None:

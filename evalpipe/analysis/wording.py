@@ -19,7 +19,8 @@ def amount(value: float | None, unit: str, *, signed: bool = False) -> str:
     sign = ("+" if value > 0 else MINUS if value < 0 else "") if signed else (MINUS if value < 0 else "")
     size = abs(value)
     if unit == "ratio":
-        return f"{sign}{_digits(100 * size)} {'points' if signed else '%'}"
+        digits = _digits(100 * size)
+        return f"{sign}{digits} {('point' if digits == '1' else 'points') if signed else '%'}"
     if unit == "ms":
         return f"{sign}{_digits(size)} ms" if size < 10_000 else f"{sign}{_digits(size / 1000)} s"
     if unit == "usd":
@@ -59,25 +60,51 @@ def rounded_up(number: float) -> int:
 def change(result: MetricResult, *, subject: str = "the treatment's") -> str:
     """What happened to a metric: "cost per request rose from $0.0012 to $0.0015 (+25 %, +22 to +28 %)".
 
-    The digits are those of the table (`shown_metric`).
+    The verb follows the two values, which subtract to the difference; the digits are those of the table (`shown_metric`).
     """
     shown = shown_metric(result)
     name = result.label[:1].lower() + result.label[1:]
-    if result.name == "win_rate":
-        formats = metric_formats(result).values
-        span = formats.value_interval(_plus_half(result.ci_low), _plus_half(result.ci_high))
-        between = f" ({span})" if span != MISSING else ""
-        value = formats.value(result.treatment.value)
-        by = "by the simulated judge's verdicts, " if result.simulated else ""
-        if result.graded:  # a mean of shades: nobody preferred the answers in so many pairs
-            return f"{by}{subject} win rate is {value} over {count(result.n)} judged pairs{between}"
-        return f"{by}{subject} answers were preferred in {value} of {count(result.n)} judged pairs{between}"
+    if result.name.startswith("win_rate"):
+        return _preferred(result, subject)
     if result.difference is None:
         return f"{name} cannot be compared ({shown.control} against {shown.treatment})"
     moved = f"{shown.difference}, {shown.interval}" if shown.interval != MISSING else shown.difference
     if shown.control == shown.treatment:
         return f"{name} stayed at {shown.treatment} ({moved})"
     return f"{name} {'rose' if result.difference > 0 else 'fell'} from {shown.control} to {shown.treatment} ({moved})"
+
+
+def _preferred(result: MetricResult, subject: str) -> str:
+    """The win rate in words; the mean over users is named where users have several pairs."""
+    formats = metric_formats(result).values
+    span = formats.value_interval(_plus_half(result.ci_low), _plus_half(result.ci_high))
+    value = formats.value(result.treatment.value)
+    by = "by the simulated judge's verdicts, " if result.simulated else ""
+    where = " on later turns" if result.name == "win_rate_later_turns" else ""
+    if result.n_clusters and result.n_clusters != result.n:
+        size = f"{count(result.n)} judged pairs{where} of {count(result.n_clusters)} users"
+        detail = f" ({span}; each user counted once)" if span != MISSING else " (each user counted once)"
+    else:
+        size = f"{count(result.n)} judged pairs{where}"
+        detail = f" ({span})" if span != MISSING else ""
+    if result.graded:  # a mean of shades: nobody preferred the answers in so many pairs
+        return f"{by}{subject} win rate is {value} over {size}{detail}"
+    return f"{by}{subject} answers were preferred in {value} of {size}{detail}"
+
+
+def relative_change(result: MetricResult) -> str:
+    """A won benefit in few words: "31 % cheaper ($0.0012 instead of $0.0017)"."""
+    shown = shown_metric(result)
+    word = {"cost": "cheaper", "performance": "faster"}.get(result.group, "better")
+    if result.direction == "higher" and result.group == "performance":
+        word = "more"
+    if result.relative is None:
+        return change(result)
+    name = result.label[:1].lower() + result.label[1:]
+    return (
+        f"{shown.difference.lstrip('+' + MINUS)} {word} "
+        f"({name} {shown.treatment} instead of {shown.control}, {shown.interval})"
+    )
 
 
 def allowed(result: MetricResult) -> str:

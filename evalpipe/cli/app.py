@@ -24,6 +24,7 @@ COMMANDS = (
     ("report", "report", "Pipeline"),
     ("gate", "gate", "Decide"),
     ("plan", "plan", "Decide"),
+    ("exclude", "exclude", "Decide"),
     ("sql", "sql", "Decide"),
     ("canary", "canary", "Roll out"),
     ("istio", "istio", "Roll out"),

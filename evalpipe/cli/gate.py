@@ -23,14 +23,17 @@ def gate(
     watch: Annotated[
         float | None,
         typer.Option(
-            "--watch", metavar="SECONDS", min=0.1, help="Keep the verdict the collector serves fresh, until stopped."
+            "--watch", metavar="SECONDS", min=0.1, help="Renew data/verdict.json every SECONDS, until stopped."
         ),
     ] = None,
     as_json: options.Json = False,
 ) -> None:
     """The decision as an exit code, for pipelines: 0 ship, 10 keep, 11 collect_more, 12 invalid.
 
-    Also writes `data/verdict.json`, which the collector serves at `/_evalpipe/gate`.
+    Prints the reasons, what is not settled yet and how much longer it takes. Also writes `data/verdict.json`, which the
+    collector serves at `/_evalpipe/gate`.
+
+    Exit code 2 where the experiment has no data yet or the judge is unknown; `--watch` waits for data instead.
 
     ```
     evalpipe gate && kubectl apply -f treatment.yaml
@@ -42,6 +45,7 @@ def gate(
     from evalpipe.errors import ConfigError
     from evalpipe.pipeline import gate as pipeline
     from evalpipe.pipeline.workspace import open_workspace
+    from evalpipe.report.gate import gate_lines
 
     workspace = open_workspace(config, data)
     if watch is not None:
@@ -59,8 +63,6 @@ def gate(
     if as_json:
         typer.echo(json.dumps(document, ensure_ascii=False, indent=2))
     else:
-        typer.echo(printable(document["headline"]))
-        for reason in document["reasons"]:
-            if reason.rstrip(".").lower() not in document["headline"].lower():  # said already
-                typer.echo(printable(f"  - {reason}"))
+        for line in gate_lines(document):
+            typer.echo(printable(line))
     raise typer.Exit(pipeline.exit_code(document))

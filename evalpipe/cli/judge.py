@@ -28,13 +28,13 @@ def judge(
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option("--limit", "-n", min=1, help="Judge only the first N pairs of the (random, fixed) order."),
+        typer.Option("--limit", "-n", min=1, help="Judge only the first N pairs, in the order of the run."),
     ] = None,
     max_usd: Annotated[
         float | None, typer.Option("--max-usd", min=0.0, help="Hard cap over all runs of this experiment and judge.")
     ] = None,
     estimate: Annotated[
-        bool, typer.Option("--estimate", help="Print pairs, calls, tokens and dollars; send nothing.")
+        bool, typer.Option("--estimate", help="Print pairs, what is left out, calls, tokens and dollars; send nothing.")
     ] = False,
     batch: Annotated[
         bool, typer.Option("--batch", help="Use the provider's batches: half the price, done within hours.")
@@ -42,7 +42,11 @@ def judge(
     status: Annotated[bool, typer.Option("--status", help="With --batch: show open batches; submit nothing.")] = False,
     cancel: Annotated[bool, typer.Option("--cancel", help="With --batch: cancel open batches.")] = False,
     until_decided: Annotated[
-        bool, typer.Option("--until-decided", help="Stop as soon as the win rate is decided (valid at any time).")
+        bool,
+        typer.Option(
+            "--until-decided",
+            help="Apply the report's rules after every ten users; stop when more verdicts change nothing.",
+        ),
     ] = False,
     self_test: Annotated[
         bool, typer.Option("--self-test", help="Put known cases to the judge: may it be trusted? Exit 1 where not.")
@@ -67,6 +71,13 @@ def judge(
     """Let a cheap model compare both arms' answers, in both orders, within the provider's limits and your budget.
 
     It may be stopped (Ctrl-C, or harder) and started again at any time: what is answered is never asked or paid again.
+
+    The win rate counts each user once, so at most `[judge] pairs_per_unit` pairs of a user are judged (3), the first by
+    arrival; users that were asked before come first. In shadow mode later turns of conversations are a fifth of the pairs
+    (`later_turns_percent`). `--estimate` counts what is left out.
+
+    Exit code 1 where nothing can be judged or no call gave a verdict, 2 where the experiment has no data or the judge is
+    unknown, 130 after Ctrl-C.
 
     ```
     evalpipe judge --self-test
@@ -103,7 +114,7 @@ def judge(
     if (status or cancel) and not batch:
         raise ConfigError("--status and --cancel are about batches: add --batch")
     if batch and until_decided:
-        raise ConfigError("--until-decided looks after every ten pairs, a batch answers all at once: leave one out")
+        raise ConfigError("--until-decided looks after every ten users, a batch answers all at once: leave one out")
     if list_judges:
         found = pipeline.list_judges(workspace)
         tell({"judges": found}, text.judge_lines(found))
@@ -135,7 +146,9 @@ def judge(
 
     tallies = pipeline.judge(workspace, chosen, by=judge_by_batches if batch else judge_online)
     tell({"runs": [tally.as_json() for tally in tallies]}, text.tally_lines(tallies))
-    return 130 if any(tally.stopped == "interrupted" for tally in tallies) else 0
+    if any(tally.stopped == "interrupted" for tally in tallies):
+        return 130
+    return 1 if any(tally.is_failure for tally in tallies) else 0
 
 
 def _trust(

@@ -6,12 +6,16 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from evalpipe.core.judgment import JudgmentStatus
 from evalpipe.core.text import printable
 from evalpipe.judging.audit import Audit
 from evalpipe.judging.estimate import CostEstimate
 from evalpipe.judging.selftest import SelfTest
 from evalpipe.judging.spent import Spent
 from evalpipe.judging.tally import RunTally
+
+_ABOUT_THE_ADDRESS = frozenset({"no_connection", "timeout", "cut"})
+"""failures for which the address helps more than the words of a client library"""
 
 
 def tally_lines(tallies: Sequence[RunTally]) -> list[str]:
@@ -24,10 +28,9 @@ def tally_lines(tallies: Sequence[RunTally]) -> list[str]:
             f"repaired {tally.n_repairs:,}" if tally.n_repairs else "",
             f"shortened {tally.n_cut:,}" if tally.n_cut else "",
             f"winner against its own scores {tally.n_contradictions:,}" if tally.n_contradictions else "",
+            f"left out {_over_cap(tally.n_over_cap)}" if tally.n_over_cap else "",
         ]
         lines += [f"  {detail}" for detail in details if detail]
-        if tally.failed:
-            lines.append(f"  failed (asked again next time): {_counts(tally.failed)}")
         if tally.retried:
             lines.append(f"  asked again meanwhile: {_counts(tally.retried)}")
         if tally.tripwires:
@@ -37,7 +40,9 @@ def tally_lines(tallies: Sequence[RunTally]) -> list[str]:
             lines.append(f"  {_unsettled(tally.account)}")
         if tally.n_simulated:
             lines.append("  SIMULATED judge: these verdicts measure nothing")
-        if tally.stopped:
+        if tally.stopped == "decided" and tally.message:
+            lines.append(f"  stopped: {printable(tally.message)}")
+        elif tally.stopped:
             lines.append(f"  stopped: {tally.stopped}" + (f" ({printable(tally.message)})" if tally.message else ""))
     return lines
 
@@ -52,6 +57,13 @@ def estimate_lines(estimates: Sequence[CostEstimate]) -> list[str]:
             f"{one.judge} ({one.model}): {one.units:,} to judge, {one.calls:,} calls ({one.known:,} known, {one.identical:,} "
             f"identical), about {one.input_tokens:,} input and {one.output_tokens:,} output tokens, {money}"
         )
+        if one.left_out:
+            lines.append(f"  left out: {_over_cap(one.left_out)}")
+        if one.later or one.later_left_out:
+            lines.append(
+                f"  later turns of conversations: {one.later:,} pairs in the plan, {one.later_left_out:,} beyond their share "
+                "([judge] later_turns_percent)"
+            )
     return lines
 
 
@@ -122,7 +134,7 @@ def audit_lines(audits: Sequence[Audit]) -> list[str]:
         lines.append(f"{printable(found.name)} ({found.fingerprint}): {words[one.trusted]}")
         lines += [f"  - {printable(reason)}" for reason in one.reasons]
         rows = [
-            ("pairs judged", f"{found.n_pairs:,}"),
+            ("pairs judged", f"{found.n_judged:,}"),
             ("consistent when swapped", _share(found.consistency, found.consistency_low, found.consistency_high)),
             ("first seat wins", _share(found.first_seat_rate, found.first_seat_low, found.first_seat_high)),
             ("longer answer wins", _share(one.longer_wins, None, None)),
@@ -156,9 +168,37 @@ def _shown(text: str) -> str:
 
 
 def _ended(tally: RunTally) -> str:
+    if not tally.n_planned and tally.limit is not None and tally.n_beyond_limit:
+        left = "1 more is" if tally.n_beyond_limit == 1 else f"{tally.n_beyond_limit:,} more are"
+        return f"nothing to do, the limit of {tally.limit:,} is reached; {left} left: raise --limit or leave it out"
     if not tally.n_planned:
         return "nothing to do, everything is judged"
-    return f"{tally.n_ended:,} of {tally.n_planned:,} judgments ({_counts(tally.asked) or 'none'})"
+    if not tally.n_ended:
+        return f"none of {tally.n_planned:,} planned calls was made"
+    done = f"{tally.n_succeeded:,} of {tally.n_ended:,} judgments succeeded"
+    if tally.n_ended < tally.n_planned:
+        done += f", of {tally.n_planned:,} planned"
+    identical = tally.asked[JudgmentStatus.IDENTICAL.value]
+    if identical:
+        done += f" ({identical:,} ties of identical answers, without a call)"
+    return (
+        f"{done}; {tally.n_failed:,} failed ({_failures(tally)}), asked again by the next run" if tally.failed else done
+    )
+
+
+def _failures(tally: RunTally) -> str:
+    """Every kind of failure: how often (where there are several), and the address or the provider's words."""
+    found = []
+    for reason, n in sorted(tally.failed.items(), key=lambda item: (-item[1], item[0])):
+        count = f" {n:,}" if len(tally.failed) > 1 else ""
+        words = tally.address if reason in _ABOUT_THE_ADDRESS else tally.words.get(reason, "")
+        found.append(printable(f"{reason}{count}" + (f": {words}" if words else "")))
+    return "; ".join(found)
+
+
+def _over_cap(n: int) -> str:
+    pairs = "1 pair of a user" if n == 1 else f"{n:,} pairs of users"
+    return f"{pairs} with enough others ([judge] pairs_per_unit)"
 
 
 def _counts(counts: Mapping[str, int]) -> str:

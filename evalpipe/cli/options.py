@@ -14,7 +14,8 @@ Experiment = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Since = Annotated[
-    str | None, typer.Option("--since", help="Only log rows from this instant on (ISO 8601; UTC where no zone).")
+    str | None,
+    typer.Option("--since", help="Only requests served from this instant on (ISO 8601; UTC where no zone is given)."),
 ]
-Until = Annotated[str | None, typer.Option("--until", help="Only log rows before this instant.")]
-Where = Annotated[str | None, typer.Option("--where", help="Only log rows for which this SQL expression holds.")]
+Until = Annotated[str | None, typer.Option("--until", help="Only requests served before this instant.")]
+Where = Annotated[str | None, typer.Option("--where", help="Only requests whose served row meets this SQL expression.")]

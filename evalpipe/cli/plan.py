@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from evalpipe.cli import options
+
+if TYPE_CHECKING:
+    from evalpipe.pipeline.plan import Plan
 
 
 def plan(
@@ -15,66 +18,54 @@ def plan(
     data: options.Data = None,
     experiment: options.Experiment = None,
     metric: Annotated[
-        str | None, typer.Option("--metric", "-m", help="The metric to plan for.  [default: every one that decides]")
+        str | None,
+        typer.Option(
+            "--metric", "-m", help="Plan for an effect of this metric only.  [default: every metric that decides]"
+        ),
     ] = None,
     effect: Annotated[
         str | None,
-        typer.Option("--effect", help="Smallest effect worth seeing: 0.05 (win rate of 55 %), or 10% of control."),
+        typer.Option(
+            "--effect",
+            help="Effect to show, of the metric or of the goals: 0.05 (a win rate of 55 %), or 10% of control.",
+        ),
     ] = None,
-    power: Annotated[float, typer.Option("--power", min=0.5, max=0.999, help="Chance to see it if it is there.")] = 0.8,
+    power: Annotated[
+        float, typer.Option("--power", min=0.5, max=0.999, help="Chance to show it if it is there.")
+    ] = 0.8,
     save: Annotated[
         bool, typer.Option("--save", help="Fix the plan in the experiment record (before the first look only).")
     ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """How many pairs, days and judge dollars it takes to see an effect, before anything is spent.
+    """How many requests, days and judge dollars the decision takes, before anything is spent.
 
-    Noise and traffic are taken from the log where there is one, else typical values are named.
+    Goals and benefits need enough to show their effect, and everything that decides enough to be shown not worse than its
+    margin. The slowest of them is named, and what a wider margin would save. Noise and traffic come from the log where there
+    is one; otherwise typical noise is used, and named.
 
     ```
-    evalpipe plan
-    evalpipe plan --metric win_rate --effect 0.03
-    evalpipe plan --effect 5% --metric cost_per_request_usd --power 0.9 --json
+    evalpipe plan                                    # every metric that decides
+    evalpipe plan --metric win_rate --effect 0.03    # one effect of one metric
+    evalpipe plan --power 0.9 --json
+    ```
+
+    prints, without a log, among others:
+
+    ```
+    Slowest: error rate, about 7,300 requests in half of the experiments, at most 14,000: the planned size
+    With a margin of 1 point instead of 0.5 points: about 1,900
     ```
     """
+    from evalpipe.cli.plan_text import plan_lines
     from evalpipe.pipeline.plan import plan as run
     from evalpipe.pipeline.workspace import open_workspace
 
-    found = run(
+    found: Plan = run(
         open_workspace(config, data), metric=metric, effect=effect, power=power, experiment=experiment, save=save
     )
     if as_json:
         typer.echo(json.dumps(found.as_json(), ensure_ascii=False, indent=2))
         return
-    for line in _lines(found):
+    for line in plan_lines(found):
         typer.echo(line)
-
-
-def _lines(found: Any) -> list[str]:
-    unit = "pairs" if found.mode == "shadow" else "users"
-    lines = []
-    for one in found.metrics:
-        size = f"{one.effect:.3g}" if one.scale == "absolute" else f"{100 * one.effect:.3g} %"
-        lines.append(
-            f"{one.label}: to see {size} at {100 * one.power:.0f} % power {one.n_fixed:,} {unit} in one look, "
-            f"at most {one.n_max:,} when looking {found.looks} (noise from {one.sd_source})"
-        )
-        if one.n_equivalent:
-            margin = f"{one.margin:.3g}" if one.scale == "absolute" else f"{100 * one.margin:.3g} %"
-            lines.append(
-                f"  no loss beyond {margin}: {one.n_noninferior:,} {unit}; no difference of {margin}: {one.n_equivalent:,}"
-            )
-    lines += [f"{name}: cannot be planned without a log" for name in found.unplanned]
-    if found.days is not None:
-        lines.append(
-            f"At {found.requests_per_day:,.0f} requests a day, {100 * found.share_of_requests:.0f} % of them compared: "
-            f"{found.requests:,} requests, {found.days:,.1f} days"
-        )
-    elif found.requests:
-        lines.append(f"{found.requests:,} requests, {100 * found.share_of_requests:.0f} % of them compared")
-    if found.judge_usd is not None:
-        lines.append(
-            f"Judging with {found.judge}: {found.judge_calls:,} calls, ${found.judge_usd:,.2f} "
-            f"(${found.judge_usd_max:,.2f} at most; ${found.judge_usd_per_pair:.5f} a pair)"
-        )
-    return [*lines, *found.notes]

@@ -47,6 +47,9 @@ def report(
 ) -> None:
     """The report: one HTML file with the recommendation, every metric with its interval, the judge and examples.
 
+    A report of the whole log is a look of the experiment, and the decision it reaches is recorded. One of a part of the log
+    (`--since`, `--until`, `--where`) or with `--judge` records nothing.
+
     Examples:
 
     - `evalpipe report --open`

@@ -34,7 +34,7 @@ class Audit:
             "simulated": found.simulated,
             "trusted": self.trusted,
             "reasons": self.reasons,
-            "n_pairs": found.n_pairs,
+            "n_pairs": found.n_judged,
             "asked_pairs": found.asked_pairs,
             "failures": dict(found.failures),
             "consistency": [found.consistency, found.consistency_low, found.consistency_high],
@@ -65,10 +65,10 @@ def audit(result: JudgeResult) -> Audit:
     for one in labelled:
         if one.kappa_high is not None and one.kappa_high <= LEAST_KAPPA:
             against.append(f"agrees with {one.source} no better than chance would: kappa {one.kappa:.2f}")
-    asked = max(result.asked_pairs, result.n_pairs)
-    if asked and (asked - result.n_pairs) / asked > MOST_FAILED:
-        against.append(f"gave no verdict on {asked - result.n_pairs:,} of {asked:,} pairs")
-    if not result.n_pairs:
+    asked = max(result.asked_pairs, result.n_judged)
+    if asked and (asked - result.n_judged) / asked > MOST_FAILED:
+        against.append(f"gave no verdict on {asked - result.n_judged:,} of {asked:,} pairs")
+    if not result.n_judged:
         against.append("has judged no pair")
     trusted = False if against else None if missing else True
     return Audit(result=result, longer_wins=_longer_wins(result), trusted=trusted, reasons=against + missing)

@@ -19,6 +19,7 @@ from evalpipe.errors import UpstreamError
 from evalpipe.judging.batch_client import BatchCallError, BatchClient, BatchSeen
 from evalpipe.judging.budget import Budget, CostOf, most_input_tokens
 from evalpipe.judging.call import Fate, Reply, Turns
+from evalpipe.judging.client import refusal
 from evalpipe.judging.intents import (
     OPEN,
     Intent,
@@ -124,7 +125,7 @@ class BatchRun:
             if error.is_final:
                 save_state(self.folder, changed(intent, state="abandoned"))
                 self.budget.held -= intent.at_most_usd or 0.0
-                raise UpstreamError(f"judge {self.spec.name!r}: the batch was refused: {error}") from error
+                raise UpstreamError(refusal(self.spec, str(error))) from error
             # It may have arrived all the same: look, rather than submit a second one.
             found = await self._find(intent)
             if found is None and self.interrupted.is_set():
@@ -276,7 +277,9 @@ class BatchRun:
             try:
                 return await call()
             except BatchCallError as error:
-                if error.is_final or n_tries == MAX_TRIES:
+                if error.is_final:
+                    raise UpstreamError(refusal(self.spec, str(error))) from error
+                if n_tries == MAX_TRIES:
                     raise UpstreamError(f"judge {self.spec.name!r}: batches: {error}") from error
                 await self._wait(max(error.reply.retry_after_s or 0.0, 0.5 * 2**n_tries * self.clock.jitter()))
         raise AssertionError("unreachable")

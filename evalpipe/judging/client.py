@@ -26,6 +26,11 @@ from evalpipe.providers.registry import read_answer
 
 SIMULATED_HEADER = "x-simulated-by"
 CONNECT_TIMEOUT_S = 15.0
+_DEFAULT_ADDRESSES = {
+    "anthropic": ("ANTHROPIC_BASE_URL", "https://api.anthropic.com"),
+    "openai": ("OPENAI_BASE_URL", "https://api.openai.com/v1"),
+}
+"""What the SDKs take where the judge names no address: the environment, else the vendor's."""
 _NO_KEY = "not-needed"
 _LONGEST_MESSAGE = 300
 
@@ -50,6 +55,49 @@ def api_key(spec: JudgeSpec) -> str:
     if spec.api_key_env:
         raise ConfigError(f"judge {spec.name!r} needs a key: set {spec.api_key_env} in the environment")
     raise ConfigError(f"judge {spec.name!r} names no key: add api_key_env to judges/{spec.name}.toml")
+
+
+def address_of(spec: JudgeSpec) -> str:
+    """Where the judge's calls go, for messages."""
+    if spec.base_url:
+        return spec.base_url
+    if spec.provider == "litellm":
+        return f"litellm ({spec.model})"
+    environment, address = _DEFAULT_ADDRESSES[spec.provider]
+    return os.environ.get(environment) or address
+
+
+def refusal(spec: JudgeSpec, message: str) -> str:
+    """The line for a run that the provider refused for good: address, its words, and the setting to look at.
+
+    Args:
+        spec: the judge.
+        message: the failure's kind and the provider's words, "http_401: …".
+    """
+    status = message.partition(":")[0]
+    setting = {
+        "http_401": f"; check the key in {spec.api_key_env}" if spec.api_key_env else "",
+        "http_403": f"; check what the key in {spec.api_key_env} may do" if spec.api_key_env else "",
+        "http_404": f"; check base_url, and the model {spec.model!r}",
+    }.get(status, "")
+    return f"judge {spec.name!r}: {spec.provider} at {address_of(spec)} refuses the work: {message}{setting}"
+
+
+def unreachable(spec: JudgeSpec, message: str) -> str:
+    """The line for a run in which no call found a connection.
+
+    Args:
+        spec: the judge.
+        message: the words of the client library.
+    """
+    where = f"{spec.provider} at {address_of(spec)}"
+    return (
+        f"judge {spec.name!r}: {where} cannot be reached: {message}; check base_url and the network, then run it again"
+    )
+
+
+ENDS: Mapping[str, Callable[[JudgeSpec, str], str]] = {"refused": refusal, "unreachable": unreachable}
+"""How a provider can end a run (`RunTally.stopped`), and the line for each."""
 
 
 def is_local(base_url: str | None) -> bool:

@@ -21,7 +21,8 @@ _SAMPLE_CALLS = 400
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CostEstimate:
     """What a run will probably use. Tokens from the characters of a sample of the plan; `usd` at list price, `batch_usd`
-    at the batch price; None where the model has no known price. `identical`: calls nobody has to make."""
+    at the batch price; None where the model has no known price. `identical`: calls nobody has to make. `left_out`: pairs whose
+    user has enough others; `later`, `later_left_out`: pairs of later turns in the plan and beyond their share of it."""
 
     judge: str
     fingerprint: str
@@ -34,6 +35,9 @@ class CostEstimate:
     output_tokens: int
     usd: float | None
     batch_usd: float | None
+    left_out: int = 0
+    later: int = 0
+    later_left_out: int = 0
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -68,4 +72,7 @@ def estimate(
         output_tokens=usage.output_tokens or 0,
         usd=cost_of(usage),
         batch_usd=batch_cost_of(usage),
+        left_out=plan.n_over_cap,
+        later=plan.n_later,
+        later_left_out=plan.n_later_left_out,
     )

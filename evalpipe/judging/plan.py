@@ -1,8 +1,10 @@
 """What is unanswered: the planned calls of one judge, as an anti-join in DuckDB, and their texts page by page.
 
-The plan is a narrow table (ids, no texts) in the order of the run: pairs at random but fixed by the seed, so that a partial
-run is a fair sample and a later run goes on where it stopped; both orders of a pair adjacent. Texts are fetched for the
-next page only, so memory does not grow with the log.
+The plan is a narrow table (ids, no texts) in the order of the run: users that were asked before in front, new ones at random but
+fixed by the seed, so that a partial run is a fair sample and a later run goes on where it stopped; the pairs of a user adjacent,
+both orders of a pair adjacent. A user is counted once, whatever their number of pairs, so at most k pairs of each are asked: the
+first k by arrival, which a later pair never displaces. Texts are fetched for the next page only, so memory does not grow with
+the log.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from importlib import resources
 from typing import Any, Literal, Protocol
 
@@ -27,6 +30,8 @@ CALIBRATION_SHARE = 0.2
 _PAGE_MIN, _PAGE_MAX = 250, 1_000
 _N_PAGES = 50
 """A page is a fiftieth of the plan within these bounds: every page scans the log once."""
+
+_NO_LIMIT = 2**62
 
 _NOTHING_OPEN = "CREATE OR REPLACE TEMP TABLE judging_open (request_id VARCHAR, n_open BIGINT)"
 """What the query of the open calls would find on a first run, without reading a text."""
@@ -62,15 +67,48 @@ class Ask:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PairRules:
+    """Which pairs of the log a pairwise judge is asked about.
+
+    Attributes:
+        per_user: at most so many pairs of a user (first turns and later turns apart); 0 = all.
+        only_first_turns: the win rate is about first turns: requests in the table `ev_later` (`analysis.turns.mark_first_turns`)
+            are later ones, and get `later_share` of the plan. Else no difference is made.
+        later_share: in [0, 1).
+        chosen: request ids of the pairs that a look has chosen for this judge, in their order; they come first of their user.
+        excluded: [since, until) periods whose requests are in no metric, by the served row's time.
+    """
+
+    per_user: int = 0
+    only_first_turns: bool = False
+    later_share: float = 0.0
+    chosen: Sequence[str] = ()
+    excluded: Sequence[tuple[datetime, datetime]] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """The calls still to be made: `n_calls` over `n_units` requests, of `n_eligible` that could be judged at all; `n_done`
-    calls of this judge are final already."""
+    """What is still to be asked.
+
+    Attributes:
+        n_eligible: requests of the selection that could be judged at all.
+        n_units: requests with calls to make.
+        n_calls: those calls.
+        n_done: calls of this judge that are final already.
+        page_size: requests whose texts are fetched at once.
+        n_over_cap: pairs left out because their user has k others.
+        n_later: pairs of later turns in the order of the run, answered or not.
+        n_later_left_out: pairs of later turns beyond their share.
+    """
 
     n_eligible: int
     n_units: int
     n_calls: int
     n_done: int
     page_size: int
+    n_over_cap: int = 0
+    n_later: int = 0
+    n_later_left_out: int = 0
 
 
 def make_plan(
@@ -80,11 +118,26 @@ def make_plan(
     orders: Orders = "both",
     seed: str = "",
     limit: int | None = None,
-    by_user: bool = False,
+    rules: PairRules | None = None,
     pending: Sequence[tuple[str, str]] = (),
+    keep_order: bool = False,
 ) -> Plan:
-    """Make the table `judging_plan`. `limit`: only the first so many requests of the order. `by_user`: all requests of a
-    user adjacent. `pending`: (request_id, key) of calls that wait in a provider's batch and must not be made again."""
+    """Make the table `judging_plan`.
+
+    Args:
+        connection: with the views of the store; the views `stored_*` hold what is outside of the selection, too.
+        spec: the judge.
+        orders: which orders of a pair are asked.
+        seed: of the order of the users that were never asked.
+        limit: only the first so many requests of the order.
+        rules: which pairs; every one by default. A pointwise judge has no pairs.
+        pending: (request_id, key) of calls that wait in a provider's batch and must not be made again.
+        keep_order: leave the tables that `deciding.planned_pairs` reads.
+
+    Returns:
+        The size of the plan.
+    """
+    rules = rules or PairRules()
     values = {
         "seed": seed,
         "fingerprint": spec.fingerprint,
@@ -94,26 +147,60 @@ def make_plan(
         "calibration_share": CALIBRATION_SHARE,
         "answered": sorted(ANSWERED),
         "final": sorted(FINAL),
-        "by_user": by_user,
-        "limit": limit if limit is not None else 2**62,
+        "per_user": rules.per_user or _NO_LIMIT,
+        "later_share": rules.later_share if rules.only_first_turns else 0.0,
+        "limit": limit if limit is not None else _NO_LIMIT,
     }
-    connection.execute("CREATE OR REPLACE TEMP TABLE judging_pending (request_id VARCHAR, key VARCHAR)")
-    if pending:
-        columns = [[request_id for request_id, _ in pending], [key for _, key in pending]]
-        connection.execute("INSERT INTO judging_pending SELECT unnest($1::VARCHAR[]), unnest($2::VARCHAR[])", columns)
+    _fill(connection, "judging_pending (request_id VARCHAR, key VARCHAR)", pending)
+    _fill(
+        connection,
+        "judging_chosen (request_id VARCHAR, place BIGINT)",
+        [(one, n) for n, one in enumerate(rules.chosen)],
+    )
+    _fill(connection, 'judging_excluded (since TIMESTAMPTZ, "until" TIMESTAMPTZ)', rules.excluded)
+    if not rules.only_first_turns:
+        _fill(connection, "ev_later (id UBIGINT)", [])
     for statement in _statements("plan_keys.sql", f"plan_{spec.mode}.sql", "plan_calls.sql"):
         if "judging_open AS" in statement and not _any_tried(connection):
             statement = _NOTHING_OPEN
         used = {name: value for name, value in values.items() if f"${name}" in statement}
         connection.execute(statement, used or None)
-    n_eligible, n_units, n_calls, n_done = connection.execute(
+    n_asked, n_units, n_calls, n_done = connection.execute(
         "SELECT (SELECT count(*) FROM judging_asked), count(*), coalesce(sum(n_calls), 0), "
         "(SELECT count(*) FROM judging_tried WHERE final) FROM judging_plan"
     ).fetchall()[0]
-    for table in ("open", "pending") if by_user else ("open", "pending", "asked"):
-        connection.execute(f"DROP TABLE judging_{table}")
+    n_pairs, n_capped, n_capped_later, n_later = n_asked, n_asked, 0, 0
+    if spec.mode is JudgeMode.PAIRWISE:
+        n_pairs, n_capped, n_capped_later, n_later = connection.execute(
+            "SELECT coalesce(sum(n_of_user) FILTER (nth = 1), 0), count(*) FILTER (is_selected), "
+            "count(*) FILTER (is_selected AND is_later), (SELECT count(*) FROM judging_asked WHERE is_later) FROM judging_capped"
+        ).fetchall()[0]
+    kept = {"asked", "capped"} if keep_order else set()
+    for table in {"open", "pending", "chosen", "excluded", "seen", "capped", "asked"} - kept:
+        connection.execute(f"DROP TABLE IF EXISTS judging_{table}")
     page = min(max(n_units // _N_PAGES, _PAGE_MIN), _PAGE_MAX)
-    return Plan(n_eligible=n_eligible, n_units=n_units, n_calls=int(n_calls), n_done=n_done, page_size=page)
+    return Plan(
+        n_eligible=int(n_pairs),
+        n_units=n_units,
+        n_calls=int(n_calls),
+        n_done=n_done,
+        page_size=page,
+        n_over_cap=int(n_pairs) - n_capped,
+        n_later=n_later,
+        n_later_left_out=n_capped_later - n_later if limit is None else 0,
+    )
+
+
+def _fill(connection: Connection, table: str, rows: Sequence[tuple[Any, Any]]) -> None:
+    """A temporary table of two columns (or one that stays empty), described as in CREATE TABLE."""
+    connection.execute(f"CREATE OR REPLACE TEMP TABLE {table}")
+    if rows:
+        name, _, columns = table.partition(" ")
+        kinds = [column.split()[-1] for column in columns.strip("()").split(",")]
+        selected = ", ".join(f"unnest(${n}::{kind}[])" for n, kind in enumerate(kinds, start=1))
+        connection.execute(
+            f"INSERT INTO {name} SELECT {selected}", [list(column) for column in zip(*rows, strict=True)]
+        )
 
 
 def pages(connection: Connection, spec: JudgeSpec, plan: Plan) -> Iterator[list[Ask]]:

@@ -16,3 +16,15 @@ SELECT any_value(request_id) AS request_id, key, max(attempt) AS attempt,
 FROM judgments WHERE judge_fingerprint = $fingerprint GROUP BY key
 UNION ALL
 SELECT request_id, key, 0, true FROM judging_pending
+;
+
+-- What was asked at any time, whatever is selected now, and when first; `place`: where it stands among the pairs a look has chosen.
+CREATE OR REPLACE TEMP TABLE judging_seen AS
+SELECT request_id, min(place) AS place, min(asked_at) AS asked_at FROM (
+    SELECT request_id, NULL::BIGINT AS place, coalesce(judged_at, TIMESTAMPTZ '-infinity') AS asked_at
+    FROM stored_judgments WHERE judge_fingerprint = $fingerprint
+    UNION ALL
+    SELECT request_id, NULL, TIMESTAMPTZ 'infinity' FROM judging_pending
+    UNION ALL
+    SELECT request_id, place, NULL FROM judging_chosen
+) GROUP BY request_id

@@ -30,6 +30,10 @@ from evalpipe.providers.base import Usage
 
 MAX_FREE_TRIES = 8
 """Tries of one call at a server that fails without charge: about two minutes of back-off."""
+MAX_UNREACHED_TRIES = 4
+"""Tries of one call at an address that has never sent anything in this run: a few seconds of back-off."""
+MAX_UNREACHED_CALLS = 3
+"""Calls that found no connection in all their tries before the run ends, where none ever found one."""
 MAX_PAUSES = 60
 """429s of one call; each is waited out."""
 MAX_PAID_TRIES = 3
@@ -86,6 +90,8 @@ class Runner:
     rotate: Callable[[], Awaitable[None]] | None = None
     ask_identical: bool = False
     n_in_flight: int = field(default=0, init=False)
+    _reached: bool = field(default=False, init=False)
+    _n_unreached: int = field(default=0, init=False)
     _stopping: str = field(default="", init=False)
     _error: BaseException | None = field(default=None, init=False)
 
@@ -196,6 +202,7 @@ class Runner:
                 self.n_in_flight -= 1
                 self._changed.set()
             self._settle(need, reply)
+            self._reached |= reply.fate is not Fate.NO_CONNECTION
             now = self.clock.utc()
             if reply.fate is Fate.ANSWERED:
                 self._estimator.learn(n_chars, reply.usage, whole=reply.is_whole)
@@ -216,11 +223,21 @@ class Runner:
             n_free += reply.fate in (Fate.SERVER_ERROR, Fate.NO_CONNECTION)
             n_pauses += reply.fate is Fate.RATE_LIMITED
             last = n_paid >= MAX_PAID_TRIES or n_free >= MAX_FREE_TRIES or n_pauses >= MAX_PAUSES
-            if last or self._stopping or reply.fate in (Fate.REJECTED, Fate.FATAL):
+            if last or self._is_unreached(reply, n_free) or self._stopping or reply.fate in (Fate.REJECTED, Fate.FATAL):
                 return judgment
             self.tally.retried[reply.kind or reply.fate.value] += 1
             attempt += reply.fate is Fate.BROKEN
             await self._pause(reply, n_free)
+
+    def _is_unreached(self, reply: Reply, n_tries: int) -> bool:
+        """Whether a call gives up early: nothing ever came from the address. Enough such calls end the run: a server that has
+        answered is waited for, a wrong address is not."""
+        if self._reached or n_tries < MAX_UNREACHED_TRIES:
+            return False
+        self._n_unreached += 1
+        if self._n_unreached >= MAX_UNREACHED_CALLS:
+            self.stop("unreachable", reply.message)
+        return True
 
     async def _go(self, need: Need, worst: float) -> bool:
         """Wait for the budget and the limits, first come first served; False where the run stops instead."""

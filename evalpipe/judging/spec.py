@@ -159,8 +159,8 @@ def _find(name: str, folders: Sequence[Path]) -> Path:
             return path
     known = judge_names(folders)
     near = get_close_matches(name, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known) or 'none'}"
-    raise ConfigError(f"no judge {name!r} (judges/{name}.toml){hint}")
+    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    raise ConfigError(f"no judge {name!r} (judges/{name}.toml){hint} known: {', '.join(known) or 'none'}")
 
 
 def _read_template(name: str, folders: Sequence[Path], judge_path: Path) -> str:

@@ -6,24 +6,41 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from evalpipe.core.judgment import FINAL, Judgment
+from evalpipe.core.judgment import FINAL, Judgment, JudgmentStatus
 from evalpipe.judging.note import read_note
 from evalpipe.judging.spent import Spent
 
 
 @dataclass(slots=True)
 class RunTally:
-    """`n_planned` calls; `asked` judgments that ended, by status; `retried` calls that cost nothing, by kind; `failed`
-    judgments that are not final, by reason. `stopped`: why the run ended before its plan, None where it did not.
-    `account`: what this judge has cost in this experiment, over all runs; None until the run has ended."""
+    """One judge's run.
+
+    Attributes:
+        address: where the calls go.
+        n_planned: calls that were to be made.
+        n_known: calls of this judge that were answered before.
+        n_over_cap: pairs that were left out because their user has k others.
+        limit: only the first so many pairs were to be judged; None: all. n_beyond_limit: with nothing to do within it, how many
+            are left beyond it.
+        asked: judgments that ended, by status.
+        retried: calls that cost nothing and were made again, by kind.
+        failed: judgments that are not final, by reason; `words`: what the first of each reason reported.
+        stopped: why the run ended before its plan; None where it did not. `message`: the details.
+        account: what this judge has cost in this experiment, over all runs; None until the run has ended.
+    """
 
     judge: str
     fingerprint: str
+    address: str = ""
     n_planned: int = 0
     n_known: int = 0
+    n_over_cap: int = 0
+    limit: int | None = None
+    n_beyond_limit: int = 0
     asked: Counter[str] = field(default_factory=Counter)
     retried: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)
+    words: dict[str, str] = field(default_factory=dict)
     tripwires: Counter[str] = field(default_factory=Counter)
     n_calls: int = 0
     n_repairs: int = 0
@@ -57,7 +74,9 @@ class RunTally:
         self.n_cut += bool(note.get("cut"))
         self.tripwires.update({name for names in note.get("tripwires", {}).values() for name in names})
         if judgment.status not in FINAL:
-            self.failed[str(note.get("error", judgment.status.value))] += 1
+            reason = str(note.get("error", judgment.status.value))
+            self.failed[reason] += 1
+            self.words.setdefault(reason, str(note.get("message", "")))
 
     @property
     def n_ended(self) -> int:
@@ -67,14 +86,28 @@ class RunTally:
     def n_failed(self) -> int:
         return sum(self.failed.values())
 
+    @property
+    def n_succeeded(self) -> int:
+        """Judgments with a verdict; ties of identical answers, for which no call is made, among them."""
+        return sum(self.asked[status.value] for status in FINAL)
+
+    @property
+    def is_failure(self) -> bool:
+        """Calls were made, and none of them gave a verdict."""
+        return self.n_failed > 0 and not self.asked[JudgmentStatus.OK.value]
+
     def as_json(self) -> dict[str, Any]:
         return {
             "judge": self.judge,
             "fingerprint": self.fingerprint,
             "planned": self.n_planned,
             "known": self.n_known,
+            "succeeded": self.n_succeeded,
+            "left_out_by_pairs_per_unit": self.n_over_cap,
+            "left_beyond_limit": self.n_beyond_limit,
             "judgments": dict(sorted(self.asked.items())),
             "failures": dict(sorted(self.failed.items())),
+            "failure_messages": dict(sorted(self.words.items())),
             "retries": dict(sorted(self.retried.items())),
             "calls": self.n_calls,
             "repairs": self.n_repairs,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -13,14 +13,17 @@ from typing import Any
 import evalpipe
 from evalpipe.analysis.analyze import analyze
 from evalpipe.analysis.record import ExperimentRecord, new_record, take_look, with_judging_stop
-from evalpipe.analysis.result import Analysis
-from evalpipe.analysis.settings import CustomMetric, JudgeInfo, MetricRule, Settings
+from evalpipe.analysis.result import AlternativeDecision, Analysis
+from evalpipe.analysis.settings import CustomMetric, Exclusion, JudgeInfo, MetricRule, Settings
 from evalpipe.config import ArmConfig, Config
 from evalpipe.core.identity import fingerprint
 from evalpipe.errors import ConfigError
-from evalpipe.pipeline.record import load_record, recording, save_record
+from evalpipe.pipeline.prices import price_book
+from evalpipe.pipeline.record import excluding, load_record, recording, save_record
+from evalpipe.pipeline.setup_faults import passes_through
 from evalpipe.pipeline.workspace import Workspace, experiment_name
-from evalpipe.providers.pricing import library_version
+from evalpipe.providers.base import Usage
+from evalpipe.providers.pricing import cost_of, library_version
 from evalpipe.store.datasets import Store, open_store
 from evalpipe.store.selection import read_selection
 
@@ -49,11 +52,12 @@ def analyze_workspace(
     settings = replace(settings, looks="fixed") if pilot else settings
     at = now or datetime.now(UTC)
     options = {"judge": judge, "since": since, "until": until, "where": where}
-    with open_store(workspace.data, name, selection=selection) as store:
-        facts = provenance(workspace, store, name, options)
-        plan = planned_record(workspace, name, mode, settings, at)
+    plan = planned_record(workspace, name, mode, settings, at)
+    settings = replace(settings, exclusions=tuple(plan.exclusions))
 
-        def look() -> Analysis:
+    def look(but: Sequence[Exclusion] = ()) -> Analysis:
+        with open_store(workspace.data, name, selection=excluding(selection, plan, but=but)) as store:
+            facts = provenance(workspace, store, name, options)
             found = analyze(
                 store.connection,
                 experiment=name,
@@ -61,18 +65,48 @@ def analyze_workspace(
                 settings=replace(settings, n_star=plan.n_star),
                 now=at,
                 provenance={**facts, "n_star": plan.n_star, "n_looks": plan.n_looks},
-                details=details,
+                details=details and not but,
+                record=plan,
             )
-            return with_judging_stop(found, plan)
+        return with_judging_stop(found, plan)
 
-        if pilot or not selection.is_empty or judge is not None:  # a part of it, or another judge: no look of it
-            return look()
-        with recording(workspace.data, name):
-            plan = planned_record(workspace, name, mode, settings, at)
-            analysis, after = take_look(look(), plan, mode=mode, settings=settings, data=facts["data"]["fingerprint"])
-            if after != load_record(workspace.data, name):
-                save_record(workspace.data, after)
-            return analysis
+    def both() -> Analysis:
+        """A period excluded after its data were seen, without a fault in it, is outside the error guarantee: show both."""
+        doubtful = [one for one in plan.exclusions if one.seen and not one.fault]
+        return with_alternative(look(), look(doubtful)) if doubtful else look()
+
+    if pilot or not selection.is_whole or judge is not None:  # a part of it, or another judge: no look of it
+        return look() if pilot else both()
+    with recording(workspace.data, name):
+        plan = planned_record(workspace, name, mode, settings, at)
+        found = both()
+        analysis, after = take_look(
+            found, plan, mode=mode, settings=settings, data=found.provenance["data"]["fingerprint"]
+        )
+        if after != load_record(workspace.data, name):
+            save_record(workspace.data, after)
+        return analysis
+
+
+def with_alternative(found: Analysis, without: Analysis) -> Analysis:
+    """The analysis with the decision on all data beside it; the headline names it."""
+    other = AlternativeDecision(
+        recommendation=without.decision.recommendation, headline=without.decision.headline.rstrip(".")
+    )
+    words = RECOMMENDATION_WORDS.get(other.recommendation, other.recommendation)
+    same = other.recommendation == found.decision.recommendation
+    instead = "the decision is the same with it" if same else f"with it the decision would be: {words}"
+    addition = f"A period was excluded after its data had been seen, which is outside the error guarantee; {instead}."
+    decision = replace(found.decision, headline=f"{found.decision.headline} {addition}", without_exclusions=other)
+    return replace(found, decision=decision)
+
+
+RECOMMENDATION_WORDS = {
+    "ship": "ship the treatment",
+    "keep": "keep control",
+    "collect_more": "collect more data",
+    "invalid": "no decision",
+}
 
 
 def planned_record(workspace: Workspace, name: str, mode: str, settings: Settings, now: datetime) -> ExperimentRecord:
@@ -97,6 +131,12 @@ def settings_of(workspace: Workspace, *, judge: str | None = None) -> Settings:
         confidence_level=decision.confidence_level,
         looks=decision.looks,
         policy=decision.policy,
+        turns=decision.turns,
+        pairs_per_unit=config.judge.pairs_per_unit,
+        later_turns_percent=config.judge.later_turns_percent,
+        prices=_prices(config),
+        priced=_priced(config),
+        passes_through=passes_through(config),
         primary=decision.primary,
         min_effect_of_interest=decision.min_effect_of_interest,
         max_requests=decision.max_requests,
@@ -186,6 +226,25 @@ def _judge_info(workspace: Workspace, config: Config, name: str) -> JudgeInfo:
         rubric=spec.system,
         model=spec.model,
     )
+
+
+def _prices(config: Config) -> str:
+    """A fingerprint of the configured prices of answers; the judge's price decides nothing."""
+    own = {name: one.model_dump(mode="json") for name, one in config.prices.items() if name != config.judge.model}
+    return fingerprint(own) if own else ""
+
+
+def _priced(config: Config) -> dict[str, bool]:
+    """Whether the configured model of each arm has a price; arms without a configured model are left out."""
+    prices = price_book(config)
+    found = {}
+    arms = {} if config.arms is None else {"control": config.arms.control, "treatment": config.arms.treatment}
+    for name, arm in arms.items():
+        if arm is not None and arm.model:
+            usage = Usage(input_tokens=1000, output_tokens=1000)
+            cost = cost_of(usage, model=arm.model, provider=arm.provider, at=datetime.now(UTC), prices=prices)
+            found[name] = cost is not None
+    return found
 
 
 def _arms(config: Config) -> dict[str, dict[str, Any]]:

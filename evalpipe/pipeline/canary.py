@@ -6,7 +6,7 @@ import getpass
 import select
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableSet, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,9 +14,11 @@ from functools import partial
 
 from evalpipe.config import Config
 from evalpipe.core.canary import CanaryEvaluation, CanaryEvent, CanaryState, CanaryStatus
+from evalpipe.core.setup_fault import signature_of
 from evalpipe.core.spool import RequestRecord, ResponseRecord
 from evalpipe.core.traffic import Arm, Outcome, Role
 from evalpipe.errors import ConfigError
+from evalpipe.pipeline.setup_faults import passes_through
 from evalpipe.pipeline.workspace import Workspace
 from evalpipe.providers.pricing import Price
 from evalpipe.rollout import stages as machine
@@ -25,6 +27,7 @@ from evalpipe.rollout.feed import SpoolFeed, StageFeed
 from evalpipe.rollout.guardrails import Guardrail, Margin, build_guardrails
 from evalpipe.rollout.history import History
 from evalpipe.rollout.observation import Observation
+from evalpipe.rollout.setup_guard import TreatmentSetup
 from evalpipe.rollout.win_rate import WinRateLimit
 from evalpipe.store.datasets import open_store
 from evalpipe.store.exchange_rows import ReadingRules, read_exchanges
@@ -99,7 +102,8 @@ class WorkspaceSource:
         since = datetime.fromtimestamp(state.entered_at, UTC) - _CLOCK_SLACK
         with open_store(self._workspace.data, self._experiment) as store:
             rows = store.connection.execute(
-                "SELECT request_id, arm, unit_id, outcome, latency_ms, ttft_ms, cost_usd FROM exchanges "
+                "SELECT request_id, arm, unit_id, outcome, latency_ms, ttft_ms, cost_usd, epoch(started_at), status, "
+                "error_type, error_message, config_fingerprint FROM exchanges "
                 "WHERE role = 'served' AND percentage = ? AND started_at >= ? AND NOT coalesce(forced, false) "
                 "AND outcome NOT IN ('client_closed', 'shed')",
                 [state.percentage, since],
@@ -112,8 +116,12 @@ class WorkspaceSource:
                 latency_ms=latency,
                 ttft_ms=ttft,
                 cost_usd=cost,
+                asked_at=asked_at,
+                failure=signature_of(outcome=outcome, status=status, error_type=code, error_message=words),
+                words=words,
+                configuration=configuration,
             )
-            for request_id, arm, unit, outcome, latency, ttft, cost in rows
+            for request_id, arm, unit, outcome, latency, ttft, cost, asked_at, status, code, words, configuration in rows
         }
 
 
@@ -130,11 +138,24 @@ def _read(rules: ReadingRules, request: RequestRecord, response: ResponseRecord)
         latency_ms=exchange.latency_ms,
         ttft_ms=exchange.ttft_ms,
         cost_usd=exchange.cost_usd,
+        asked_at=exchange.started_at.timestamp(),
+        failure=signature_of(
+            outcome=exchange.outcome,
+            status=exchange.status,
+            error_type=exchange.error_type,
+            error_message=exchange.error_message,
+        ),
+        words=exchange.error_message,
+        configuration=exchange.config_fingerprint,
     )
 
 
-def _guardrails(workspace: Workspace, config: Config, history: History) -> list[Guardrail]:
+def _guardrails(
+    workspace: Workspace, config: Config, history: History, answered: MutableSet[str | None]
+) -> list[Guardrail]:
+    """`answered`: the treatment's configurations that have answered in an earlier stage."""
     built = build_guardrails(config.canary.guardrails, _margins(config))
+    built.append(TreatmentSetup(passes_through=passes_through(config).get("treatment", False), answered=answered))
     if "win_rate" in config.canary.guardrails:
         read = partial(_judged_since, workspace, config, history)
         built.append(WinRateLimit(config.canary.guardrails["win_rate"], read))
@@ -223,9 +244,12 @@ def _lead(
     wait: Callable[[float], bool],
     until_done: bool,
 ) -> None:
+    answered: set[str | None] = set()
     while True:
         with closing(WorkspaceSource(workspace, config)) as source:
-            controller = Controller(history, settings, source, partial(_guardrails, workspace, config, history))
+            controller = Controller(
+                history, settings, source, partial(_guardrails, workspace, config, history, answered)
+            )
             while not source.lost_track:
                 event = controller.tick(clock())
                 if event is not None:

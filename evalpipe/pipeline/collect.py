@@ -96,7 +96,7 @@ def collector_settings(workspace: Workspace) -> CollectorSettings:
         treatment_percent=experiment.treatment_percent,
         salt=experiment.salt,
         unit_sources=experiment.unit,
-        config_fingerprint=config_fingerprint(config),
+        config_fingerprint=config_fingerprint(config, control, treatment),
         sample_percent=options.sample_percent,
         shadow_percent=config.canary.shadow_percent,
         connect_timeout_s=options.connect_timeout_s,
@@ -124,10 +124,30 @@ def collector_settings(workspace: Workspace) -> CollectorSettings:
     )
 
 
-def config_fingerprint(config: Config) -> str:
-    """Of what decides the answers: the arms and the experiment. Written on every record."""
-    document = config.model_dump(mode="json", include={"arms", "experiment"})
-    return fingerprint(document)
+def config_fingerprint(config: Config, control: ArmSettings, treatment: ArmSettings | None) -> str:
+    """What every record carries, "CONTROL-TREATMENT": a fingerprint of each arm's configuration, "" for no treatment."""
+    arms = config.require_arms()
+    names = (None if arm is None else arm.api_key_env for arm in (arms.control, arms.treatment))
+    return "-".join(
+        "" if arm is None else arm_fingerprint(arm, key_name)
+        for arm, key_name in zip((control, treatment), names, strict=True)
+    )
+
+
+def arm_fingerprint(arm: ArmSettings, key_name: str | None) -> str:
+    """Of what decides an arm's answers: provider, address, model, parameters, system prompt, rewriting, and the name of the
+    key's environment variable (never the key)."""
+    return fingerprint(
+        {
+            "provider": arm.provider,
+            "base_url": arm.base_url,
+            "model": arm.model,
+            "params": arm.params,
+            "system_prompt": arm.system_prompt,
+            "rewrite": arm.rewrite,
+            "api_key_env": key_name,
+        }
+    )
 
 
 def _arm(workspace: Workspace, name: str, arm: ArmConfig) -> ArmSettings:

@@ -27,7 +27,8 @@ from evalpipe.pipeline.judge_setup import (
     specs_of,
 )
 from evalpipe.pipeline.load import check_writable
-from evalpipe.pipeline.workspace import Workspace, experiment_name, record_path
+from evalpipe.pipeline.names import loaded_experiment
+from evalpipe.pipeline.workspace import Workspace, record_path
 from evalpipe.store.datasets import Store, open_store
 
 JudgeBy = Callable[[Workspace, Store, JudgeSpec, JudgeOptions], RunTally]
@@ -37,8 +38,8 @@ JudgeBy = Callable[[Workspace, Store, JudgeSpec, JudgeOptions], RunTally]
 def judge(workspace: Workspace, options: JudgeOptions, *, by: JudgeBy = judge_online) -> list[RunTally]:
     """Judge what is unanswered, judge after judge, call by call unless `by` says how. Raises EvalpipeError; a run that was
     stopped early says so in its tally."""
+    name = loaded_experiment(workspace, options.experiment)
     specs = specs_of(workspace, options.judges)
-    name = experiment_name(workspace, options.experiment)
     check_writable(workspace.data)
     for spec in specs:
         api_key(spec)  # a missing key is told before the first call of the first judge
@@ -52,7 +53,7 @@ def judge(workspace: Workspace, options: JudgeOptions, *, by: JudgeBy = judge_on
             with open_store(workspace.data, name) as store:
                 tallies[-1].account = spent_so_far(store.connection, spec, price_of(workspace, spec))
             _check_budget(tallies[-1], spec)
-            if tallies[-1].stopped is None and options.limit is None and options.selection.is_empty:
+            if tallies[-1].stopped is None and options.limit is None and options.selection.is_whole:
                 _all_judged(workspace, name, spec)
             if tallies[-1].stopped in ("interrupted", "refused"):
                 break
@@ -77,7 +78,7 @@ def _check_budget(tally: RunTally, spec: JudgeSpec) -> None:
 def estimate_judging(workspace: Workspace, options: JudgeOptions) -> list[CostEstimate]:
     """What judging would use, without a call."""
     found = []
-    name = experiment_name(workspace, options.experiment)
+    name = loaded_experiment(workspace, options.experiment)
     for spec in specs_of(workspace, options.judges):
         with open_store(workspace.data, name, selection=options.selection) as store:
             plan = plan_of(workspace, store, spec, limit=options.limit)
@@ -107,7 +108,7 @@ def list_judges(workspace: Workspace) -> list[dict[str, Any]]:
 def show_prompts(workspace: Workspace, request_id: str, options: JudgeOptions) -> list[dict[str, Any]]:
     """Exactly what would be sent for one request, but for the nonce, which is drawn anew for every call."""
     shown = []
-    with open_store(workspace.data, experiment_name(workspace, options.experiment)) as store:
+    with open_store(workspace.data, loaded_experiment(workspace, options.experiment)) as store:
         for spec in specs_of(workspace, options.judges):
             asks = [ask for ask in asks_of(store.connection, spec, [request_id]) if not ask.repeat]
             if not asks:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from evalpipe.judging.batch_client import open_batch_client
 from evalpipe.judging.batches import BatchRun
+from evalpipe.judging.client import address_of
 from evalpipe.judging.clock import SystemClock
 from evalpipe.judging.intents import OPEN, intents
 from evalpipe.judging.journal import Journal, judging_lock
@@ -24,13 +25,15 @@ from evalpipe.pipeline.judge_setup import (
     held_by_batches,
     journal_folder,
     limiter_of,
+    note_limit,
     plan_of,
     price_of,
     recover,
     settings_of,
     specs_of,
 )
-from evalpipe.pipeline.workspace import Workspace, experiment_name
+from evalpipe.pipeline.names import loaded_experiment
+from evalpipe.pipeline.workspace import Workspace
 from evalpipe.store.datasets import Store, open_store
 
 MAX_ROUNDS = 3
@@ -42,14 +45,17 @@ _Result = TypeVar("_Result")
 def judge_by_batches(workspace: Workspace, store: Store, spec: JudgeSpec, options: JudgeOptions) -> RunTally:
     """Collect what is open, then submit what is unanswered and wait for it. Ctrl-C leaves batches running: the next run
     collects them."""
-    tally = RunTally(judge=spec.name, fingerprint=spec.fingerprint)
+    tally = RunTally(judge=spec.name, fingerprint=spec.fingerprint, address=address_of(spec))
     experiment = store.experiment or ""
     for n_round in range(MAX_ROUNDS):
         with open_store(workspace.data, experiment, selection=options.selection) as fresh:
             waiting = [one for one in intents(batches_folder(workspace, experiment)) if one.state in OPEN]
             plan = plan_of(workspace, fresh, spec, limit=options.limit)
             tally.n_known = plan.n_done if n_round == 0 else tally.n_known
+            tally.n_over_cap = plan.n_over_cap
             if not plan.n_calls and not any(one.judge == spec.name for one in waiting):
+                if not tally.n_planned:
+                    note_limit(tally, workspace, fresh, spec, options.limit)
                 break
             tally.n_planned = max(tally.n_planned, plan.n_calls + sum(one.n_items for one in waiting))
 
@@ -102,7 +108,7 @@ def cancel_batches(workspace: Workspace, options: JudgeOptions) -> list[dict[str
 def _each_judge(
     workspace: Workspace, options: JudgeOptions, work: Callable[[BatchRun], Awaitable[list[dict[str, Any]]]]
 ) -> list[dict[str, Any]]:
-    name = experiment_name(workspace, options.experiment)
+    name = loaded_experiment(workspace, options.experiment)
     found: list[dict[str, Any]] = []
     with judging_lock(journal_folder(workspace, name)):
         for spec in specs_of(workspace, options.judges):

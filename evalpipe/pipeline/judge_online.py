@@ -10,7 +10,7 @@ from collections.abc import Callable
 from tqdm import tqdm
 
 from evalpipe.errors import UpstreamError
-from evalpipe.judging.client import open_client
+from evalpipe.judging.client import ENDS, open_client
 from evalpipe.judging.clock import SystemClock
 from evalpipe.judging.journal import Journal, compact
 from evalpipe.judging.plan import pages
@@ -25,10 +25,12 @@ from evalpipe.pipeline.judge_setup import (
     held_by_batches,
     journal_folder,
     limiter_of,
+    note_limit,
     plan_of,
     price_of,
     recover,
     settings_of,
+    tally_of,
 )
 from evalpipe.pipeline.workspace import Workspace
 from evalpipe.store.datasets import Store
@@ -44,20 +46,21 @@ def judge_online(workspace: Workspace, store: Store, spec: JudgeSpec, options: J
     price = price_of(workspace, spec)
     budget = budget_of(store, spec, cap_of(workspace, options), price)
     budget.held = held_by_batches(workspace, store.experiment or "", spec)
-    plan = plan_of(workspace, store, spec, limit=options.limit, by_user=options.until_decided)
-    tally = RunTally(judge=spec.name, fingerprint=spec.fingerprint, n_planned=plan.n_calls, n_known=plan.n_done)
+    plan = plan_of(workspace, store, spec, limit=options.limit, keep_order=options.until_decided)
+    tally = tally_of(spec, plan)
     if not plan.n_calls:
+        note_limit(tally, workspace, store, spec, options.limit)
         return tally
-    decider = None
+    decider, rules, decided = None, None, None
     if options.until_decided:
         # SciPy is a second that other runs need not wait.
-        from evalpipe.pipeline.judge_deciding import decider_of, note_stop
+        from evalpipe.pipeline.judge_deciding import decider_of, note_looks
 
-        decider = decider_of(workspace, store, spec)
+        decider, rules = decider_of(workspace, store, spec)
         decided = decider.start()
         if decided:
-            tally.stopped, tally.message = "decided", decided
-            note_stop(workspace, store.experiment or "", spec, decider)
+            tally.stopped, tally.message = "decided", f"{decided}; no call was needed"
+            note_looks(workspace, store.experiment or "", spec, decider, rules, decided)
             return tally
     clock = SystemClock()
     folder = journal_folder(workspace, store.experiment or "")
@@ -98,11 +101,15 @@ def judge_online(workspace: Workspace, store: Store, spec: JudgeSpec, options: J
     finally:
         journal.close()
         progress.close()
-    if decider is not None and tally.stopped == "decided" and tally.n_ended < tally.n_planned:
-        note_stop(workspace, store.experiment or "", spec, decider)
-    if tally.stopped == "refused":
+        if decider is not None and rules is not None:
+            if tally.stopped == "decided":
+                decided = tally.message if tally.n_ended < tally.n_planned else None
+                spent = "" if tally.spent_usd is None else f" and ${tally.spent_usd:,.4f}"
+                tally.message = f"{tally.message}; {tally.n_calls:,} calls{spent} in this run"
+            note_looks(workspace, store.experiment or "", spec, decider, rules, decided)
+    if tally.stopped is not None and tally.stopped in ENDS:
         recover(workspace, store.experiment or "")
-        raise UpstreamError(f"judge {spec.name!r}: {spec.provider} refuses the work: {tally.message}")
+        raise UpstreamError(ENDS[tally.stopped](spec, tally.message or ""))
     return tally
 
 

@@ -7,18 +7,22 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from evalpipe.analysis.turns import goal_turns, mark_first_turns
 from evalpipe.config import JudgeConfig
 from evalpipe.errors import BudgetError, DataError
 from evalpipe.judging.budget import Budget, CostOf
+from evalpipe.judging.client import address_of
 from evalpipe.judging.clock import SystemClock
 from evalpipe.judging.intents import OPEN, intents, pending
 from evalpipe.judging.journal import compact
 from evalpipe.judging.limiter import Limiter
-from evalpipe.judging.plan import Plan, make_plan
+from evalpipe.judging.plan import PairRules, Plan, make_plan
 from evalpipe.judging.spec import JudgeSpec, load_judge
 from evalpipe.judging.spent import spent_so_far
+from evalpipe.judging.tally import RunTally
+from evalpipe.pipeline.judge_nothing import nothing_to_judge
 from evalpipe.pipeline.prices import price_book
-from evalpipe.pipeline.workspace import Workspace
+from evalpipe.pipeline.workspace import Workspace, record_path
 from evalpipe.providers.base import Usage
 from evalpipe.providers.pricing import cost_of
 from evalpipe.store.datasets import Store, open_store
@@ -66,20 +70,88 @@ def batches_folder(workspace: Workspace, experiment: str) -> Path:
     return journal_folder(workspace, experiment) / "batches"
 
 
-def plan_of(workspace: Workspace, store: Store, spec: JudgeSpec, *, limit: int | None, by_user: bool = False) -> Plan:
-    """The plan of one judge over the open store. Raises DataError where there is nothing it could judge at all."""
+def plan_of(
+    workspace: Workspace, store: Store, spec: JudgeSpec, *, limit: int | None, keep_order: bool = False
+) -> Plan:
+    """The plan of one judge over the open store.
+
+    Args:
+        limit: only the first so many requests of the order.
+        keep_order: leave the table that `deciding.planned_pairs` reads.
+
+    Raises:
+        DataError: where there is nothing the judge could be asked about at all.
+    """
     config = settings_of(workspace)
     experiment = store.experiment or ""
-    seed = workspace.config.experiment.effective_salt if workspace.config else experiment
-    waiting = pending(batches_folder(workspace, experiment), spec.fingerprint)
     plan = make_plan(
-        store.connection, spec, orders=config.orders, seed=seed, limit=limit, by_user=by_user, pending=waiting
+        store.connection,
+        spec,
+        orders=config.orders,
+        seed=workspace.config.experiment.effective_salt if workspace.config else experiment,
+        limit=limit,
+        rules=_pair_rules(workspace, store, spec) if spec.mode == "pairwise" else None,
+        pending=pending(batches_folder(workspace, experiment), spec.fingerprint),
+        keep_order=keep_order,
     )
     if not plan.n_eligible:
-        what = "pair both arms answered" if spec.mode == "pairwise" else "answer"
-        hint = " (a log with one answer per request needs a pointwise judge)" if spec.mode == "pairwise" else ""
-        raise DataError(f"{store.experiment}: no {what} to judge{hint}; load a log first with `evalpipe load`")
+        raise DataError(nothing_to_judge(store, spec.mode))
     return plan
+
+
+def _pair_rules(workspace: Workspace, store: Store, spec: JudgeSpec) -> PairRules:
+    """Which pairs, by the configuration and by what the experiment's looks have fixed. Marks later turns where they matter."""
+    config, experiment = settings_of(workspace), store.experiment or ""
+    record = None
+    if record_path(workspace.data, experiment).exists():
+        from evalpipe.pipeline.record import load_record  # SciPy: a third of a second that a first run need not wait
+
+        record = load_record(workspace.data, experiment)
+    only_first = workspace.config is None or workspace.config.experiment.mode == "shadow"
+    if only_first:
+        fixed = record.turns if record else None
+        configured = workspace.config.decision.turns if workspace.config else "first"
+        if "all" in (configured, fixed):
+            only_first = False
+        else:
+            found = mark_first_turns(
+                store.connection,
+                experiment=experiment,
+                head=record.head if record else None,
+                source="stored_exchanges",
+            )
+            only_first = goal_turns(configured, fixed, found) == "first"
+    excluded = record.exclusions if record else []
+    return PairRules(
+        per_user=config.pairs_per_unit,
+        only_first_turns=only_first,
+        later_share=config.later_turns_percent / 100,
+        chosen=record.chosen.get(spec.fingerprint, []) if record else [],
+        excluded=[(_instant(one.since), _instant(one.until)) for one in excluded],
+    )
+
+
+def _instant(text: str) -> datetime:
+    found = datetime.fromisoformat(text)
+    return found.replace(tzinfo=UTC) if found.tzinfo is None else found
+
+
+def tally_of(spec: JudgeSpec, plan: Plan) -> RunTally:
+    """The tally of a run before its first call."""
+    return RunTally(
+        judge=spec.name,
+        fingerprint=spec.fingerprint,
+        address=address_of(spec),
+        n_planned=plan.n_calls,
+        n_known=plan.n_done,
+        n_over_cap=plan.n_over_cap,
+    )
+
+
+def note_limit(tally: RunTally, workspace: Workspace, store: Store, spec: JudgeSpec, limit: int | None) -> None:
+    """Note in the tally of a run with nothing to do how much is left beyond its limit."""
+    if limit is not None:
+        tally.limit, tally.n_beyond_limit = limit, plan_of(workspace, store, spec, limit=None).n_units
 
 
 def price_of(workspace: Workspace, spec: JudgeSpec, *, batch: bool = False) -> CostOf:

@@ -11,7 +11,7 @@ from evalpipe.core.judgment import Judgment
 from evalpipe.errors import DataError, UpstreamError
 from evalpipe.judging.audit import Audit, audit
 from evalpipe.judging.budget import Budget
-from evalpipe.judging.client import api_key, open_client
+from evalpipe.judging.client import ENDS, api_key, open_client
 from evalpipe.judging.clock import SystemClock
 from evalpipe.judging.journal import judging_lock
 from evalpipe.judging.plan import Ask
@@ -31,7 +31,8 @@ from evalpipe.pipeline.judge_setup import (
     settings_of,
     specs_of,
 )
-from evalpipe.pipeline.workspace import Workspace, experiment_name
+from evalpipe.pipeline.names import check_judge, loaded_experiment
+from evalpipe.pipeline.workspace import Workspace
 from evalpipe.store.datasets import open_store
 
 _ROWS_AT_ONCE = 5_000
@@ -51,7 +52,9 @@ def self_test(workspace: Workspace, options: JudgeOptions) -> list[SelfTest]:
 
 def audit_judges(workspace: Workspace, options: JudgeOptions) -> list[Audit]:
     """What the log's judgments say of each judge that made them; the numbers are the report's."""
-    name = experiment_name(workspace, options.experiment)
+    name = loaded_experiment(workspace, options.experiment)
+    for judge in options.judges:
+        check_judge(workspace, name, judge)
     with open_store(workspace.data, name, selection=options.selection) as store:
         result = analyze(
             store.connection,
@@ -71,7 +74,7 @@ def audit_judges(workspace: Workspace, options: JudgeOptions) -> list[Audit]:
 
 def reparse(workspace: Workspace, options: JudgeOptions) -> dict[str, dict[str, int]]:
     """Read stored replies again. Judge → status → replies that now read so and did not before."""
-    name = experiment_name(workspace, options.experiment)
+    name = loaded_experiment(workspace, options.experiment)
     changes: dict[str, dict[str, int]] = {}
     with judging_lock(journal_folder(workspace, name)):
         recover(workspace, name)
@@ -122,6 +125,6 @@ async def _self_test(workspace: Workspace, spec: JudgeSpec, options: JudgeOption
         await runner.run(iter([asks()]))
     finally:
         await runner.client.close()
-    if tally.stopped == "refused":
-        raise UpstreamError(f"judge {spec.name!r}: {spec.provider} refuses the work: {tally.message}")
+    if tally.stopped is not None and tally.stopped in ENDS:
+        raise UpstreamError(ENDS[tally.stopped](spec, tally.message or ""))
     return read_results(spec.name, spec.fingerprint, judgments, tally.spent_usd)

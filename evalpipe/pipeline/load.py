@@ -25,7 +25,7 @@ from evalpipe.store.files import private_file, sweep_stale
 from evalpipe.store.load_files import find_importer, is_spool, load_file, request_ids
 from evalpipe.store.load_spool import OPEN_LIMIT_S, SpoolLoad
 from evalpipe.store.schema import DATASETS
-from evalpipe.store.spool_segments import segment_files
+from evalpipe.store.spool_segments import holds_log, segment_files
 from evalpipe.store.tally import Tally
 
 PARALLEL_BYTES = 64 * 1024 * 1024
@@ -61,6 +61,10 @@ def load(
             bar.set_description(file.name, refresh=False)
             name = _experiment_of(file, workspace, experiment)
             tally.add(load_file(file, workspace.data, name, format_name=format_name, arm=Arm(arm), progress=bar.update))
+    if tally.failed:
+        from evalpipe.pipeline.setup_faults import setup_warnings  # only where something failed: it opens the store
+
+        tally.warnings = setup_warnings(workspace, tally.failed)
     return tally
 
 
@@ -77,14 +81,15 @@ def _sort_paths(
     """(spools, other files), each looked at before anything is written. Segments that are named make one spool: the
     records of a request may lie in several."""
     if not paths:
-        if not segment_files(workspace.spool) and not workspace.loaded_experiments():
+        if not holds_log(workspace.spool) and not workspace.loaded_experiments():
             if workspace.config is None and not workspace.data.exists():
                 raise DataError(
                     f"nothing to load: neither {CONFIG_FILE} nor a log in {workspace.root}; is it the right folder? "
                     "`evalpipe init` makes a workspace, or name a file to load"
                 )
             raise DataError(
-                f"nothing to load: {workspace.spool} holds no log yet; run `evalpipe collect`, or name a file to load"
+                f"nothing to load: {workspace.spool} holds no request yet; send some through `evalpipe collect`, "
+                "or name a file to load"
             )
         return [workspace.spool], []
     spools: list[Path | Sequence[Path]] = []

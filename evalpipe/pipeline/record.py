@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import msgspec
 
 from evalpipe.analysis.record import ExperimentRecord, read_record, render_record
+from evalpipe.analysis.settings import Exclusion
 from evalpipe.errors import DataError, EvalpipeError
 from evalpipe.pipeline.workspace import record_path
+from evalpipe.store.selection import Selection
 
 
 def load_record(data: Path, experiment: str) -> ExperimentRecord | None:
@@ -46,6 +50,18 @@ def recording(data: Path, experiment: str) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def excluding(selection: Selection, record: ExperimentRecord | None, *, but: Sequence[Exclusion] = ()) -> Selection:
+    """The selection without the record's excluded periods, except those of `but`."""
+    if record is None or not record.exclusions:
+        return selection
+    periods = tuple(
+        (datetime.fromisoformat(one.since), datetime.fromisoformat(one.until))
+        for one in record.exclusions
+        if one not in but
+    )
+    return replace(selection, excluded=periods)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -13,6 +13,7 @@ import msgspec
 
 from evalpipe.analysis.result import Analysis, read_analysis_json, render_analysis_json
 from evalpipe.errors import ConfigError, DataError, EvalpipeError
+from evalpipe.pipeline.names import check_judge, loaded_experiment
 from evalpipe.pipeline.workspace import Workspace
 from evalpipe.report.compare import comparison_json, comparison_markdown, render_comparison
 from evalpipe.report.index import render_index
@@ -61,9 +62,12 @@ def analyze(
     until: str | None = None,
     where: str | None = None,
 ) -> Analysis:
+    """The analysis of a workspace. Raises ConfigError for an experiment without data or a judge nobody knows."""
     from evalpipe.pipeline.analyze import analyze_workspace
 
-    return analyze_workspace(workspace, experiment=experiment, judge=judge, since=since, until=until, where=where)
+    name = loaded_experiment(workspace, experiment)
+    check_judge(workspace, name, judge)
+    return analyze_workspace(workspace, experiment=name, judge=judge, since=since, until=until, where=where)
 
 
 def write_analysis(

@@ -20,12 +20,18 @@ from evalpipe.report.words import FINDINGS
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ComparedMetric:
-    """One metric in both reports; a side without it is None. `verdict` says whether the two agree."""
+    """One metric in both reports; a side without it is None. `verdict`: whether the two agree."""
 
     label: str
     a: MetricRow | None
     b: MetricRow | None
     verdict: str
+
+    @property
+    def role(self) -> str:
+        """The metric's role, both where the reports differ in it: "guardrail, then benefit"."""
+        roles = dict.fromkeys(row.role for row in (self.a, self.b) if row is not None)
+        return ", then ".join(roles)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,9 +63,13 @@ def compare(a: Analysis, b: Analysis) -> Comparison:
 
 
 def agreement(a: MetricRow | None, b: MetricRow | None) -> str:
-    """Do two findings on one metric agree? Intervals that do not overlap differ, whatever the findings say."""
+    """Do two findings on one metric agree? Intervals that do not overlap differ, whatever the findings."""
     if a is None or b is None:
         return "only in one"
+    return f"{_agreement(a, b)}{'' if a.role == b.role else f'; {a.role}, then {b.role}'}"
+
+
+def _agreement(a: MetricRow, b: MetricRow) -> str:
     low_a, high_a = _bounds(a)
     low_b, high_b = _bounds(b)
     if None not in (low_a, high_a, low_b, high_b) and (low_a > high_b or low_b > high_a):  # type: ignore[operator]
@@ -93,7 +103,18 @@ def _facts(a: Analysis, b: Analysis, views: tuple[ReportView, ReportView]) -> li
         ("Pairs", format_count(a.funnel.pairs), format_count(b.funnel.pairs)),
         ("Users", format_count(a.funnel.users), format_count(b.funnel.users)),
         ("Judged pairs", judged(a), judged(b)),
+        *[(name, x or MISSING, y or MISSING) for name, x, y in _surroundings(views) if x or y],
         *rows,
+    ]
+
+
+def _surroundings(views: tuple[ReportView, ReportView]) -> list[tuple[str, str, str]]:
+    """What was excluded, undone or is still needed, in either report."""
+    a, b = (view.summary.decision for view in views)
+    return [
+        ("Excluded", "; ".join(a.exclusions), "; ".join(b.exclusions)),
+        ("How much longer", a.how_much_longer, b.how_much_longer),
+        ("Undone", a.undone, b.undone),
     ]
 
 
@@ -129,7 +150,7 @@ def comparison_markdown(a: Analysis, b: Analysis) -> str:
 
 
 def comparison_json(a: Analysis, b: Analysis) -> bytes:
-    """The comparison for programs: what each report says, and per metric both rows of the reports' own JSON."""
+    """The comparison for programs: what each report states, and per metric both rows of the reports' own JSON."""
     comparison = compare(a, b)
 
     def report(name: str, analysis: Analysis) -> dict[str, object]:

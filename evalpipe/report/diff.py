@@ -12,7 +12,7 @@ MAX_WORDS = 3_000
 MAX_WORK = 1_500_000
 """comparisons SequenceMatcher may have to do in one pass: Σ over words of count in one text × count in the other"""
 MIN_SHARED = 0.2
-"""below this similarity a word diff is confetti, and saying so helps more"""
+"""below this similarity a word diff is confetti, and a sentence helps more"""
 
 _WORDS = re.compile(r"\s+|(?:[^\W_]+(?:['’][^\W_]+)*|[\W_])\s*")
 """a word or one mark, with the space behind it"""
@@ -28,7 +28,7 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WordDiff:
-    """`pieces` is empty where no diff is shown, and `note` says why."""
+    """`pieces` is empty where no diff is shown; `note` is the reason."""
 
     pieces: list[Piece]
     note: str | None = None

@@ -77,7 +77,7 @@ def _forest(rows: list[MetricRow]) -> Figure | None:
         picture=forest([mark for _, mark in marks], reach=reach, title="Forest plot of all metrics", description=words),
         caption="One unit is the metric's own margin, the largest loss that was declared acceptable. A bar wholly right of "
         "the dashed line rules out a loss beyond the margin; wholly right of zero, the treatment is better. A filled point "
-        "is a settled finding, a hollow one is not. An arrow leaves the axis."
+        "is a finding, a hollow one is not. An arrow leaves the axis."
         + (" Far from zero the axis is compressed." if is_bent(reach) else "")
         + (f" Left out: {format_counted(n_undefined, 'metric')} without a conclusion." if n_undefined else ""),
     )
@@ -101,8 +101,8 @@ def _win_rate(analysis: Analysis) -> Figure | None:
     return Figure(
         title="Win rate of the treatment as pairs came in",
         picture=picture,
-        caption="All pairs judged up to that point. The band is the interval that may be looked at any time; when it leaves "
-        "the line at 50 %, one arm is preferred for certain, at the stated confidence.",
+        caption="All pairs judged up to that point, each user counted once. The band is the interval, valid at every look; "
+        "where it excludes the line at 50 %, one arm is preferred at the stated confidence.",
     )
 
 

@@ -7,9 +7,9 @@ from urllib.parse import quote
 
 from evalpipe.analysis.result import Analysis
 from evalpipe.core.format import format_instant
+from evalpipe.report.decision_view import headline_of
 from evalpipe.report.problems import is_simulated
 from evalpipe.report.render import render_page
-from evalpipe.report.summary_view import headline_of
 from evalpipe.report.untrusted import visible
 from evalpipe.report.words import RECOMMENDATIONS
 

@@ -27,12 +27,12 @@ def share_with_interval(value: float | None, low: float | None, high: float | No
 def judge_trust(judge: JudgeResult, checks: Sequence[Check] = ()) -> tuple[str, str]:
     """Can this judge be trusted? A level and a sentence with the numbers it rests on.
 
-    bad: simulated, or a status other than ok that says so. care: orders agree in under 75 % of pairs, or agreement with
+    bad: simulated, or not reliable by its status. care: orders agree in under 75 % of pairs, or agreement with
     people is not shown (lower limit of kappa under 0.4), or something speaks against it. good: none of these. unknown: never
-    checked in either way. Whatever was found against it is named: `checks` holds what the judge's name tells.
+    checked in either way. Whatever was found against it is named; `checks` has what follows from the judge's name.
     """
     if judge.name.startswith("label:"):
-        return "good", "These are people's (or tests') own preferences; no judge stands between."
+        return "good", "These are people's (or tests') own preferences; no judge is involved."
     if judge.simulated:
         return (
             "bad",
@@ -48,7 +48,7 @@ def judge_trust(judge: JudgeResult, checks: Sequence[Check] = ()) -> tuple[str, 
         share = share_with_interval(best.accuracy, best.accuracy_low, best.accuracy_high)
         parts.append(f"it agrees with {format_counted(best.n_labels, 'label')} in {share}{kappa}")
     else:
-        parts.append("nobody has labelled pairs to check it against")
+        parts.append("no pair was labelled by people to compare it with")
     evidence, against = "; ".join(parts), _against(judge, checks)
     but = f" {sentence_case('; '.join(against))}." if against else ""
     if judge.status == "unreliable_judge":
@@ -63,7 +63,7 @@ def judge_trust(judge: JudgeResult, checks: Sequence[Check] = ()) -> tuple[str, 
 
 
 def _against(judge: JudgeResult, checks: Sequence[Check]) -> list[str]:
-    """What was found that speaks against believing it, each with its numbers."""
+    """What was found against trusting it, each with its numbers."""
     found = [check.detail for check in checks if check.name == "judge_family" and check.status != "pass"]
     low, high = judge.first_seat_low, judge.first_seat_high
     if low is not None and high is not None and (low > 0.5 or high < 0.5):
@@ -93,10 +93,8 @@ def _by_length(judge: JudgeResult) -> str:
 
 
 def at_equal_length(judge: JudgeResult, metric: MetricResult) -> str:
-    """One sentence where the win rate at equal length no longer supports what the win rate itself says; else "".
-
-    What it says: its finding, and where that is a loss for certain beyond the margin, that.
-    """
+    """One sentence where the win rate at equal length no longer supports the finding of the win rate, or a loss beyond its
+    margin; else ""."""
     other = judge.length_controlled
     if (
         other is None
@@ -108,13 +106,13 @@ def at_equal_length(judge: JudgeResult, metric: MetricResult) -> str:
         return ""
     low, high, margin = other.ci_low - 0.5, other.ci_high - 0.5, metric.margin
     if metric.finding == "worse" and high >= 0:
-        but = "no longer certainly worse"
+        but = "no longer shown to be worse"
     elif metric.finding == "worse" and metric.ci_high < -margin <= high:
-        but = f"worse, but no longer for certain by more than the margin of {margin_text(metric)}"
+        but = f"worse, but no longer shown to exceed the margin of {margin_text(metric)}"
     elif metric.finding == "better" and low <= 0:
-        but = "no longer certainly better"
+        but = "no longer shown to be better"
     elif metric.finding == "equivalent" and not (-margin < low and high < margin):
-        but = "no longer certainly without a difference that matters"
+        but = "no longer shown to lie within the margin"
     else:
         return ""
     equal = share_with_interval(other.value, other.ci_low, other.ci_high)

@@ -1,4 +1,4 @@
-"""One judge (or one source of labels) → what a reader needs to know before believing it."""
+"""One judge (or one source of labels) → what a reader needs to know before trusting it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from evalpipe.core.format import (
     MISSING,
     NBSP,
     format_count,
+    format_counted,
     format_usd,
     full_sentence,
     number_format,
     p_clause,
 )
-from evalpipe.report.judge_trust import agreements_of, judge_trust, kappa_text, share_with_interval
+from evalpipe.report.judge_trust import SHARE, agreements_of, judge_trust, kappa_text, share_with_interval
 from evalpipe.report.metric_view import Fact
 from evalpipe.report.words import WIN_RULES, plain, status_words
 
@@ -36,7 +37,7 @@ class RateRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JudgeView:
-    """`trust` is the sentence that says whether to believe it; `trust_level`: good | care | bad | unknown."""
+    """`trust` is the sentence on whether to trust it; `trust_level`: good | care | bad | unknown."""
 
     name: str
     is_labels: bool
@@ -129,9 +130,14 @@ def _facts(judge: JudgeResult) -> list[Fact]:
     facts = [Fact(name="Model", text=judge.model or MISSING)]
     if judge.win_rate is not None:
         text = f"{share_with_interval(judge.win_rate, judge.ci_low, judge.ci_high)}, {p_clause(judge.p_value)}"
+        if judge.n_clusters and judge.n_clusters != judge.n_pairs and judge.win_rate_over_pairs is not None:
+            text += f"; each user counted once (over these pairs {SHARE.value(judge.win_rate_over_pairs)})"
         facts.append(Fact(name="Win rate" if judge.graded else "Treatment preferred", text=text))
     counts = f"won {format_count(judge.wins)}, tied {format_count(judge.ties)}, lost {format_count(judge.losses)}"
     facts.append(Fact(name="Pairs", text=f"{format_count(judge.n_pairs)} judged; the treatment {counts}"))
+    if judge.n_beyond:
+        beyond = f"{format_counted(judge.n_beyond, 'more judged pair')} of users who have as many as count: shown, not counted"
+        facts.append(Fact(name="Beyond the limit per user", text=beyond))
     if not judge.name.startswith("label:"):
         facts.append(Fact(name="Coverage", text=_coverage(judge)))
         facts.append(Fact(name="Consistency", text=_consistency(judge)))

@@ -12,18 +12,36 @@ from evalpipe.core.format import (
     format_count,
     format_counted,
     format_p,
-    format_usd,
+    format_percent,
     full_sentence,
     number_format,
 )
-from evalpipe.report.words import DIRECTIONS, FINDING_WORDS, FINDINGS, GROUPS, ROLES, status_note, status_words
+from evalpipe.report.words import (
+    DIRECTIONS,
+    FINDING_WORDS,
+    FINDINGS,
+    GROUPS,
+    NOT_MEASURED,
+    ROLE_MEANINGS,
+    ROLES,
+    status_note,
+    status_words,
+)
 
 FROM_EVEN = "from an even split"
+LATER_TURNS = "win_rate_later_turns"
 
 
 def is_measured(metric: MetricResult) -> bool:
-    """Whether either arm has a single observation of it."""
+    """Whether either arm has a single observation of it, from a source that can measure it."""
+    if metric.status == "not_measured":
+        return False
     return metric.control.n > 0 or metric.treatment.n > 0 or metric.difference is not None
+
+
+def is_win_rate(metric: MetricResult) -> bool:
+    """Whether it is a win rate: its difference is taken from an even split, not from control."""
+    return metric.name in {"win_rate", LATER_TURNS}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,9 +67,12 @@ class Fact:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MetricRow:
-    """A row of the decision table. `difference` and `interval` are on the scale the decision uses, and both missing where
-    nothing can be concluded: a number without a valid interval is not shown. `aside`: what the difference is taken from,
-    where that is not control; `subtracts`: whether it is the difference of the two values beside it."""
+    """A row of the decision table.
+
+    `difference` and `interval` are on the scale the decision uses, and both missing where nothing can be concluded: a number
+    without a valid interval is not shown. `aside`: what the difference is taken from, where that is not control. `footnote`:
+    which requests the row is about, where that is not all of them; `mark`: its superscript number beside the label.
+    """
 
     name: str
     label: str
@@ -65,7 +86,7 @@ class MetricRow:
     difference: str
     interval: str
     aside: str
-    subtracts: bool
+    footnote: str
     finding: str
     finding_word: str
     finding_note: str
@@ -74,6 +95,25 @@ class MetricRow:
     how_to_read: str
     note: str
     raw: MetricResult
+    mark: str = ""
+
+    @property
+    def marked_label(self) -> str:
+        """The label with the mark of its footnote, for plain text."""
+        return f"{self.label}{self.mark}"
+
+    @property
+    def numbers(self) -> list[tuple[str, float | None]]:
+        """The numbers of the row as they are, for programs that read the page; none where nothing was measured."""
+        m = self.raw
+        numbers = {
+            "control": m.control.value,
+            "treatment": m.treatment.value,
+            "difference": m.difference,
+            "ci-low": m.ci_low,
+            "ci-high": m.ci_high,
+        }
+        return [(name, value) for name, value in numbers.items() if value is not None and m.status != "not_measured"]
 
     @property
     def is_beyond_margin(self) -> bool:
@@ -99,7 +139,7 @@ def effect_of(metric: MetricResult) -> Effect | None:
     relative = metric.scale == "relative" and metric.relative is not None
     point = metric.relative if relative else metric.difference
     low, high = (metric.relative_low, metric.relative_high) if relative else (metric.ci_low, metric.ci_high)
-    if point is None or metric.status in {"no_data", "missing_arm"}:
+    if point is None or metric.status in {"no_data", "missing_arm", "not_measured"}:
         return None
     s = sign(metric.direction)
     if s < 0:
@@ -112,9 +152,15 @@ def effect_of(metric: MetricResult) -> Effect | None:
     return Effect(low=scaled[0], point=scaled[1], high=scaled[2], has_margin=metric.margin > 0)
 
 
-def metric_row(metric: MetricResult) -> MetricRow:
+def metric_row(metric: MetricResult, *, turns: str | None = None) -> MetricRow:
+    """The row of a metric.
+
+    Args:
+        turns: what the win rate is about, where that is worth a word ("first turns").
+    """
     shown = shown_metric(metric)
-    finding = metric.finding if metric.finding in FINDINGS else "undefined"
+    known = metric.status != "not_measured"
+    finding = metric.finding if metric.finding in FINDINGS and known else "undefined"
     concluded = finding != "undefined"
     return MetricRow(
         name=metric.name,
@@ -122,41 +168,61 @@ def metric_row(metric: MetricResult) -> MetricRow:
         group=GROUPS.get(metric.group, metric.group),
         role=ROLES.get(metric.role, metric.role),
         margin=f"margin{NBSP}{margin_text(metric)}" if metric.margin > 0 else "no margin",
-        control=shown.control,
-        control_n=_count_text(metric.control, metric.unit),
-        treatment=shown.treatment,
-        treatment_n=_count_text(metric.treatment, metric.unit),
+        control=shown.control if known else MISSING,
+        control_n=_count_text(metric.control, metric.unit) if known else "",
+        treatment=shown.treatment if known else MISSING,
+        treatment_n=_count_text(metric.treatment, metric.unit) if known else "",
         difference=shown.difference if concluded else MISSING,
         interval=shown.interval if concluded else MISSING,
-        aside=FROM_EVEN if concluded and metric.name == "win_rate" else "",
-        subtracts=not concluded or metric.name == "win_rate" or _subtracts(metric),
+        aside=FROM_EVEN if concluded and is_win_rate(metric) else "",
+        footnote=_footnote(metric, turns) if known else "",
         finding=finding,
-        finding_word=FINDING_WORDS[finding],
-        finding_note=_finding_note(metric, finding),
+        finding_word=FINDING_WORDS[finding] if known else NOT_MEASURED,
+        finding_note=_finding_note(metric, finding) if known else "",
         effect=effect_of(metric) if concluded else None,
-        facts=_facts(metric, shown, concluded=concluded),
+        facts=_facts(metric, shown, concluded=concluded) if known else _role_facts(metric),
         how_to_read=_how_to_read(metric, shown, finding),
         note=full_sentence(metric.note or ""),
         raw=metric,
     )
 
 
-def _subtracts(metric: MetricResult) -> bool:
-    """Whether treatment − control, as the row shows them, is the row's difference, but for the rounding."""
-    control, treatment = metric.control.value, metric.treatment.value
-    if control is None or treatment is None or metric.difference is None:
-        return True
-    values = metric_formats(metric).values
-    step = 10.0**-values.decimals / values.factor
-    if metric.scale == "relative" and metric.relative is not None and control:
-        return abs((treatment / control - 1) - metric.relative) * abs(control) <= 1.01 * step
-    return abs((treatment - control) - metric.difference) <= 1.01 * step
+def _footnote(metric: MetricResult, turns: str | None) -> str:
+    """Which requests the row is about: what was left out of it, what is unknown of the rest, how users are counted."""
+    if metric.status == "missing_differs" and metric.note:
+        return full_sentence(metric.note)  # the same with the line that mends it
+    parts = []
+    if metric.kinds_left_out:
+        kinds = ", ".join(" ".join(kind.split()) for kind in metric.kinds_left_out)
+        share = format_percent(metric.share_left_out, 1)
+        parts.append(
+            f"left out in both arms: {kinds} ({share} of the requests), whose values one arm mostly does not report"
+        )
+    if metric.missing_control or metric.missing_treatment:
+        control, treatment = (format_percent(share, 1) for share in (metric.missing_control, metric.missing_treatment))
+        parts.append(f"the value is unknown in {control} of control's and {treatment} of the treatment's requests")
+    if metric.name == LATER_TURNS and metric.n:
+        parts.append("the users of these turns replied to control's answers, so the row informs and does not decide")
+    if is_win_rate(metric) and metric.n:
+        parts += _users_counted(metric, turns)
+    return full_sentence("; ".join(parts)) if parts else ""
+
+
+def _users_counted(metric: MetricResult, turns: str | None) -> list[str]:
+    """That a win rate counts each user once, where that differs from counting pairs; and the turns it is about."""
+    parts = [turns] if turns and metric.name != LATER_TURNS else []
+    if metric.n_clusters and metric.n_clusters != metric.n:
+        pairs, users = format_counted(metric.n, "judged pair"), format_counted(metric.n_clusters, "user")
+        parts.append(f"each user counted once ({pairs} of {users})")
+        if metric.value_over_pairs is not None:
+            parts.append(f"over these pairs {metric_formats(metric).values.value(metric.value_over_pairs)}")
+    return parts
 
 
 def margin_text(metric: MetricResult) -> str:
     """The margin in words: "10 % of control's value", "0.5 points"."""
     if metric.margin <= 0:
-        return "none: any proven loss counts"
+        return "none: any loss that is shown counts"
     if metric.scale == "relative":
         return f"{metric.margin * 100:g}{NBSP}%"
     scale = number_format(metric.unit, largest=metric.margin)
@@ -197,16 +263,26 @@ def _is_beyond_margin(metric: MetricResult) -> bool:
     return effect is not None and effect.has_margin and effect.high is not None and effect.high < -1
 
 
+def _role_facts(metric: MetricResult) -> list[Fact]:
+    role, meaning = ROLES.get(metric.role, metric.role), ROLE_MEANINGS.get(metric.role)
+    direction = DIRECTIONS.get(metric.direction, "")
+    return [
+        Fact(name="Role", text=f"{role}{f' ({meaning})' if meaning else ''}; {direction}"),
+        Fact(
+            name="Margin",
+            text=f"{margin_text(metric)}{' (the default)' if metric.default_margin and metric.margin > 0 else ''}",
+        ),
+    ]
+
+
 def _facts(metric: MetricResult, shown: ShownMetric, *, concluded: bool) -> list[Fact]:
     formats = metric_formats(metric)
     users = format_counted(metric.n_clusters, "user")
     facts = [
-        Fact(name="Role", text=f"{ROLES.get(metric.role, metric.role)}; {DIRECTIONS.get(metric.direction, '')}"),
-        Fact(name="Margin", text=margin_text(metric)),
+        *_role_facts(metric),
         Fact(name="Observations", text=f"{format_count(metric.n)} from {users}"),
         Fact(name="Method", text=metric.method or MISSING),
         Fact(name="p-value", text=format_p(metric.p_value if concluded else None)),
-        Fact(name="Interval", text=f"{metric.confidence_level * 100:g}{NBSP}% confidence"),
         Fact(
             name="Status",
             text=metric.status
@@ -217,24 +293,18 @@ def _facts(metric: MetricResult, shown: ShownMetric, *, concluded: bool) -> list
     if metric.estimand:
         facts.insert(3, Fact(name="What is estimated", text=metric.estimand))
     if not concluded and shown.interval != MISSING:
-        facts.append(Fact(name="Seen so far", text=f"{shown.difference}, without an interval that could be relied on"))
+        facts.append(Fact(name="Seen so far", text=f"{shown.difference}, without a valid interval"))
     elif concluded and metric.relative is not None and metric.ci_low is not None:
         own = f"{formats.difference.difference(metric.difference)} ({formats.difference.interval(metric.ci_low, metric.ci_high)})"
         facts.append(Fact(name="Difference in its own unit", text=own))
-    if (
-        metric.name == "cost_per_request_usd"
-        and metric.control.value is not None
-        and metric.treatment.value is not None
-    ):
-        control, treatment = (format_usd(1000 * arm) for arm in (metric.control.value, metric.treatment.value))
-        facts.append(Fact(name="Per 1,000 requests", text=f"control {control}, treatment {treatment}"))
     for arm, value in (("Control alone", metric.control), ("Treatment alone", metric.treatment)):
         if value.ci_low is not None and value.ci_high is not None:
             values = formats.values
             text = f"{values.value(value.value)} ({values.value_interval(value.ci_low, value.ci_high)})"
             facts.append(Fact(name=arm, text=text))
     if metric.expected_more_requests is not None:
-        text = f"about {format_counted(metric.expected_more_requests, 'more request')} at the present noise"
+        unit = "more judged pair" if is_win_rate(metric) else "more request"
+        text = f"about {format_counted(metric.expected_more_requests, unit)} at the present noise"
         facts.append(Fact(name="To settle it", text=text))
     return facts
 
@@ -242,19 +312,21 @@ def _facts(metric: MetricResult, shown: ShownMetric, *, concluded: bool) -> list
 def _how_to_read(metric: MetricResult, shown: ShownMetric, finding: str) -> str:
     """One or two sentences for somebody who has never read an interval."""
     subject = (metric.label or metric.name)[:1].lower() + (metric.label or metric.name)[1:]
+    if metric.status == "not_measured":
+        return f"The source of this log does not measure {subject}, so it decides nothing."
     if finding == "undefined":
         return f"Nothing can be concluded on {subject}: {_whose(metric, status_words(metric.status))}."
-    against = "an even split" if metric.name == "win_rate" else "control"
+    against = "an even split" if is_win_rate(metric) else "control"
     seen = f"Against {against}, the treatment's {subject} differs by {shown.difference}; "
-    seen += f"values from {shown.interval} fit the data."
-    if metric.name != "win_rate" and not _subtracts(metric):
-        seen += " It is estimated over the users or pairs both arms share: not exactly the treatment's value minus control's."
+    seen += f"values from {shown.interval} are compatible with the data."
+    if metric.unit == "ratio" and metric.control.numerator == 0 and metric.treatment.numerator == 0:
+        seen = f"It occurred in neither arm; values from {shown.interval} are compatible with the data."
     ends = {
         "better": "The whole interval lies on the better side of zero.",
         "worse": "The whole interval lies on the worse side of zero.",
         "equivalent": f"The whole interval lies within the margin of {margin_text(metric)} on both sides: "
         "whatever difference there is, it is too small to matter.",
-        "inconclusive": "The interval holds zero: on this data neither arm can be called better.",
+        "inconclusive": "The interval includes zero: these data do not show either arm to be better.",
     }[finding]
     if metric.margin > 0 and finding in {"inconclusive", "worse"}:
         ruled = "ruled out" if metric.non_inferior else "shown" if _is_beyond_margin(metric) else "not ruled out"

@@ -33,7 +33,7 @@ class SegmentRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SegmentTable:
-    """Not shown: `n_hidden`, the least bad ones beyond the cap, and `n_silent`, of which nothing can be said.
+    """Not shown: `n_hidden`, the least bad ones beyond the cap, and `n_silent`, with too little data or no event.
 
     `one_user_in`: every how many-th user was looked at; 1: all of them.
     """
@@ -49,14 +49,14 @@ def segment_table(analysis: Analysis) -> SegmentTable | None:
     if not analysis.segments:
         return None
     metrics = {metric.name: metric for metric in analysis.metrics}
-    told = [s for s in analysis.segments if s.status == "ok" and (s.control or s.treatment)]
+    usable = [s for s in analysis.segments if s.status == "ok" and (s.control or s.treatment)]
     reach = {name: _reach(name, analysis.segments) for name in {segment.metric for segment in analysis.segments}}
-    ordered = sorted(told, key=lambda s: _badness(s, metrics.get(s.metric), reach[s.metric]))
+    ordered = sorted(usable, key=lambda s: _badness(s, metrics.get(s.metric), reach[s.metric]))
     rows = [_row(segment, metrics.get(segment.metric), reach[segment.metric]) for segment in ordered[:MAX_SEGMENTS]]
     return SegmentTable(
         rows=rows,
         n_hidden=max(0, len(ordered) - MAX_SEGMENTS),
-        n_silent=len(analysis.segments) - len(told),
+        n_silent=len(analysis.segments) - len(usable),
         n_discovered=sum(segment.discovered for segment in analysis.segments),
         one_user_in=int(analysis.provenance.get("segments_one_user_in") or 1),
     )

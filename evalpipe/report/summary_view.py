@@ -4,24 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from evalpipe.analysis.result import Analysis, Decision
+from evalpipe.analysis.result import Analysis
 from evalpipe.core.format import (
-    NBSP,
     format_counted,
     format_day,
-    format_percent,
     full_sentence,
     p_clause,
     readable_instants,
     sentence_case,
-    together,
     within_sentence,
+)
+from evalpipe.report.decision_view import (
+    LEVEL,
+    DecisionView,
+    decision_view,
+    headline_of,
+    not_settled,
+    readable,
+    repeats_forecast,
 )
 from evalpipe.report.judge_trust import at_equal_length
 from evalpipe.report.judge_view import JudgeView
 from evalpipe.report.metric_view import Fact, MetricRow
 from evalpipe.report.problems import Problem, problems
-from evalpipe.report.words import LOOKS, MODES, POLICIES, RECOMMENDATIONS
+from evalpipe.report.words import LOOKS, MODES, POLICIES, RECOMMENDATIONS, ROLE_ORDER, RULES
 
 PARTS = ("since", "until", "where")
 MOST_NAMED = 4
@@ -45,48 +51,74 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SummaryView:
+    """`decision`: what surrounds the recommendation; `arms`: which model is control and which is the treatment."""
+
     recommendation: str
     recommendation_word: str
+    arms: list[Fact]
     headline: str
+    decision: DecisionView
     reasons: list[str]
     would_change: list[str]
     answers: list[Answer]
     compared: list[Fact]
     problems: list[Problem]
 
+    @property
+    def questions(self) -> list[Answer]:
+        """The answers in plain text, where how much longer it takes has no place of its own."""
+        waiting = self.decision.how_much_longer
+        return [*([Answer(name=HOW_MUCH_LONGER, metrics=[], rest=waiting)] if waiting else []), *self.answers]
+
+
+HOW_MUCH_LONGER = "How much longer?"
+
 
 def summary_view(analysis: Analysis, rows: list[MetricRow], judges: list[JudgeView]) -> SummaryView:
     decision = analysis.decision
     word = RECOMMENDATIONS.get(decision.recommendation, decision.recommendation)
-    reasons = [_readable(reason) for reason in decision.reasons if reason]
+    surroundings, found = decision_view(analysis), problems(analysis)
     headline = headline_of(decision)
+    reasons = [readable(reason) for reason in decision.reasons if reason]
     if not decision.headline and reasons:
         reasons.pop(0)  # it is the headline
-    warned = [check.detail for check in analysis.checks if check.status != "pass"]
-    # What the headline or a problem above it says already is not said again.
-    said = {_words(headline), _words(decision.headline)}
-    reasons = [
-        r
-        for r in reasons
-        if _words(r) not in said
-        and _gist(r) not in _words(headline)
-        and not any(w and w in _words(r) for w in map(_words, warned))
+    # What the headline, a problem or another part of the head states already is not repeated.
+    stated = {_words(headline), _words(decision.headline)}
+    warned = [
+        words for check in analysis.checks if check.status != "pass" and (words := _words(readable(check.detail)))
     ]
+    warned += [words for fault in decision.setup_faults if (words := _words(readable(fault)))]
+    reasons = [
+        reason
+        for reason in reasons
+        if _words(reason) not in stated
+        and _gist(reason) not in _words(headline)
+        and not any(words in _words(reason) for words in warned)
+        and not reason.startswith(LEVEL)
+        and not repeats_forecast(reason, decision)
+    ]
+    cause = _words(headline)
+    named = [_words(f"{problem.title}: {problem.detail}") for problem in found]
+    repeated = any(cause in problem or cause.startswith(problem) for problem in named)
+    if decision.recommendation == "invalid" and cause and repeated:
+        headline = "No decision can be made before the problem above is corrected."
+    remedies = {_words(problem.remedy) for problem in found}
     return SummaryView(
         recommendation=decision.recommendation,
         recommendation_word=word,
+        arms=_arms(analysis),
         headline=headline,
+        decision=surroundings,
         reasons=reasons,
-        would_change=[_readable(line) for line in decision.what_would_change],
-        answers=_answers(analysis, rows, judges),
+        would_change=[
+            readable(line)
+            for line in decision.what_would_change
+            if not repeats_forecast(line, decision) and _words(line) not in remedies
+        ],
+        answers=_answers(analysis, rows, judges, surroundings.level),
         compared=_compared(analysis, judges),
-        problems=problems(analysis),
+        problems=found,
     )
-
-
-def _readable(text: str) -> str:
-    """A sentence of the analysis as it is printed: instants as people write them, numbers and units together."""
-    return together(readable_instants(text))
 
 
 def _words(text: str) -> str:
@@ -95,34 +127,25 @@ def _words(text: str) -> str:
 
 
 def _gist(reason: str) -> str:
-    """A reason as a headline that has named the treatment says it."""
+    """A reason in the words of a headline that has named the treatment."""
     words = _words(reason).removeprefix("by the simulated judge's verdicts, ")
     return words.removeprefix("the treatment's ").removesuffix(": better")
 
 
-def headline_of(decision: Decision) -> str:
-    """The sentence under the recommendation, which need not say it again."""
-    recommendation = RECOMMENDATIONS.get(decision.recommendation, decision.recommendation)
-    text = _readable(decision.headline or next(filter(None, decision.reasons), ""))
-    head, _, rest = text.partition(": ")
-    same = head.lower() in {recommendation.lower(), "ship", "keep", "collect more", "invalid", "do not decide"}
-    return sentence_case(rest.strip() if same and rest else text) or f"{recommendation}."
-
-
-def _answers(analysis: Analysis, rows: list[MetricRow], judges: list[JudgeView]) -> list[Answer]:
+def _answers(analysis: Analysis, rows: list[MetricRow], judges: list[JudgeView], level: str) -> list[Answer]:
     how_much = Answer(name="On how much?", metrics=[], rest=_how_much(analysis))
     if not rows:
         return [how_much]
     return [
-        _found("What got better?", rows, "better", "Nothing is proven better."),
+        _found("What got better?", rows, "better", "No metric is shown to be better."),
         _found(
             "What got worse?",
             rows,
             "worse",
-            "Nothing is proven worse.",
-            f"{_beyond(rows)} {_open_guardrails(rows)}".strip(),
+            "No metric is shown to be worse.",
+            f"{_beyond(rows)} {_not_ruled_out(analysis, rows)}".strip(),
         ),
-        Answer(name="How sure?", metrics=[], rest=_how_sure(analysis, rows)),
+        Answer(name="How sure?", metrics=[], rest=_how_sure(analysis, rows, level)),
         how_much,
         Answer(name="Can the judge be trusted?", metrics=[], rest=_judge_answer(judges)),
     ]
@@ -146,48 +169,43 @@ def _number_word(n: int) -> str:
 
 
 def _deciding_first(rows: list[MetricRow]) -> list[MetricRow]:
-    order = {"primary": 0, "guardrail": 1}
-    return sorted(rows, key=lambda row: order.get(row.raw.role, 2))
+    order = {role: place for place, role in enumerate(ROLE_ORDER)}
+    return sorted(rows, key=lambda row: order.get(row.raw.role, len(order)))
 
 
-def _open_guardrails(rows: list[MetricRow]) -> str:
-    """The guardrails that may still turn out to lose more than their margin."""
+def _not_ruled_out(analysis: Analysis, rows: list[MetricRow]) -> str:
+    """The benefits and guardrails that may still turn out to lose more than their margin."""
     named = [
         within_sentence(row.label)
         for row in rows
-        if row.raw.role == "guardrail" and row.finding in {"inconclusive", "undefined"} and not row.raw.non_inferior
+        if row.raw.role in {"benefit", "guardrail"}
+        and row.name in analysis.decision.blocking
+        and not row.raw.non_inferior
+        and not row.is_beyond_margin
     ]
     return f"A loss beyond the margin is not ruled out yet: {', '.join(named)}." if named else ""
 
 
 def _beyond(rows: list[MetricRow]) -> str:
-    """Diagnostics that lose more than their margin for certain: they decide nothing, and are no small matter either."""
+    """Diagnostics that lose more than their margin: they decide nothing, and are no small matter either."""
     named = [within_sentence(row.label) for row in rows if row.raw.role == "diagnostic" and row.is_beyond_margin]
-    return f"For certain beyond their margins, though diagnostics only inform: {', '.join(named)}." if named else ""
+    return f"Beyond the margin, though not deciding: {', '.join(named)}." if named else ""
 
 
-def _how_sure(analysis: Analysis, rows: list[MetricRow]) -> str:
-    level = rows[0].raw.confidence_level
+def _how_sure(analysis: Analysis, rows: list[MetricRow], level: str) -> str:
     looks = analysis.decision.looks_explained or LOOKS.get(analysis.decision.looks, "")
-    open_rows = [
-        within_sentence(row.label)
-        for row in rows
-        if row.raw.role == "primary" and row.finding in {"inconclusive", "undefined"}
-    ]
     settled = [
         f"{within_sentence(row.label)} is {row.finding_word}"
         + ("" if row.raw.p_value is None else f" ({p_clause(row.raw.p_value)})")
         for row in rows
-        if row.raw.role == "primary" and row.finding in {"better", "worse"}
+        if row.raw.role in {"primary", "benefit"} and row.finding in {"better", "worse"}
     ]
-    text = f"{full_sentence('; '.join(settled))} Every interval has {format_percent(level)} confidence.".strip()
-    text = f"{text} {full_sentence(looks)}".rstrip()
-    if open_rows:
-        text += f" Not settled: {', '.join(open_rows)}."
+    parts = [full_sentence("; ".join(settled)), level, full_sentence(looks), not_settled(analysis)]
     deciding = next((judge for judge in analysis.judges if judge.feeds_decision), None)
     win_rate = next((row.raw for row in rows if row.name == "win_rate"), None)
-    said = at_equal_length(deciding, win_rate) if deciding is not None and win_rate is not None else ""
-    return f"{text} {said}".rstrip()
+    if deciding is not None and win_rate is not None:
+        parts.append(at_equal_length(deciding, win_rate))
+    return " ".join(part for part in parts if part)
 
 
 def _how_much(analysis: Analysis) -> str:
@@ -235,20 +253,25 @@ def _arm(analysis: Analysis, arm: str) -> str:
     return f"{shown or 'model not recorded'}{aside}"
 
 
+def _arms(analysis: Analysis) -> list[Fact]:
+    """Which model is which, where the log records it."""
+    if not isinstance(analysis.provenance.get("arms"), dict):
+        return []
+    return [Fact(name=arm.capitalize(), text=_arm(analysis, arm)) for arm in ("control", "treatment")]
+
+
 def _selection(analysis: Analysis) -> list[Fact]:
     """What part of the log this is about, where it is not all of it."""
     selection = analysis.provenance.get("selection")
     chosen = {k: v for k, v in selection.items() if k in PARTS and v} if isinstance(selection, dict) else {}
     if not chosen:
         return []
-    said = ", ".join(f"{key} {readable_instants(str(value))}" for key, value in chosen.items())
-    return [Fact(name="Only a part", text=f"log rows {said}")]
+    named = ", ".join(f"{key} {readable_instants(str(value))}" for key, value in chosen.items())
+    return [Fact(name="Only a part", text=f"log rows {named}")]
 
 
 def _compared(analysis: Analysis, judges: list[JudgeView]) -> list[Fact]:
-    decision, level = analysis.decision, None
-    if analysis.metrics:
-        level = f"{analysis.metrics[0].confidence_level * 100:g}{NBSP}%"
+    decision = analysis.decision
     names = [judge.name for judge in judges if judge.feeds_decision] or [judge.name for judge in judges[:1]]
     facts = [
         Fact(name="Control", text=_arm(analysis, "control")),
@@ -258,6 +281,8 @@ def _compared(analysis: Analysis, judges: list[JudgeView]) -> list[Fact]:
         Fact(name="Judge", text=", ".join(names) or "none"),
         Fact(name="Policy", text=POLICIES.get(decision.policy, decision.policy)),
     ]
-    if level:
-        facts.append(Fact(name="Looks", text=f"{decision.looks}, at {level} confidence"))
+    if decision.rule in RULES:
+        facts.append(Fact(name="Rule applied", text=RULES[decision.rule]))
+    if analysis.metrics:
+        facts.append(Fact(name="Looks", text=decision.looks))
     return facts

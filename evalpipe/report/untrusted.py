@@ -1,7 +1,7 @@
 """Untrusted text → text that is safe to show, and Markdown → HTML that cannot do anything.
 
 Nothing an arm, a judge or a user wrote becomes markup: Markdown is parsed with HTML off, links and images are shown as
-their text and address, headings as bold lines (the page keeps its own outline), and nh3 keeps only what stands in a
+their text and address, headings as bold lines (the page keeps its own outline), and nh3 keeps only what is in a
 short list of elements.
 """
 
@@ -117,7 +117,7 @@ def _nothing(_self: Any, _tokens: Sequence[Token], _index: int, *_: Any) -> str:
 
 
 def _keep_addresses(state: Any) -> None:
-    """A link's address stands on its opening token; its closing token needs it, to show it after the text."""
+    """A link's address is on its opening token; its closing token needs it, to show it after the text."""
     for token in state.tokens:
         opened: list[str] = []
         for child in token.children or ():

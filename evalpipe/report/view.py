@@ -5,33 +5,44 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from evalpipe.analysis.result import Analysis
-from evalpipe.core.format import format_counted, format_instant, full_sentence, readable_instants, within_sentence
+from evalpipe.analysis.checks import CHECKS
+from evalpipe.analysis.result import Analysis, MetricResult
+from evalpipe.core.format import (
+    format_counted,
+    format_instant,
+    full_sentence,
+    readable_instants,
+    sentence_case,
+    within_sentence,
+)
 from evalpipe.report.example_view import ExampleView, chosen, example_groups, example_views
 from evalpipe.report.figures import Figure, figures, funnel_figure, judge_figures
 from evalpipe.report.judge_view import JudgeView, judge_view
-from evalpipe.report.metric_view import Fact, MetricRow, is_measured, metric_row
+from evalpipe.report.metric_view import LATER_TURNS, Fact, MetricRow, is_measured, metric_row
 from evalpipe.report.problems import Problem
 from evalpipe.report.segment_view import SegmentTable, segment_table
 from evalpipe.report.summary_view import SummaryView, summary_view
 from evalpipe.report.untrusted import visible
-from evalpipe.report.words import FINDINGS, GROUPS, check_name
+from evalpipe.report.words import FINDINGS, GROUPS, NOT_MEASURED, check_name
 
 SIGNIFICANT_DIGITS = 6
 """of every number of a deterministic report: what differs beyond them differs between machines"""
 
-SAID_TWICE = frozenset({"cost_per_1000_requests_usd"})
-"""metrics that are another one in another unit: in the JSON and the CSV; on the page only where they decide"""
+RESTATED = {"cost_per_1000_requests_usd": ("cost_per_request_usd", 1000.0)}
+"""Metrics that may be another one (times the factor) in another unit. Where both arms' values are, a row that does not decide is
+left out of the page. Once an attempt fails they differ: the bill is of all attempts, the cost of a request of those answered."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckRow:
     name: str
+    about: str
     status: str
     detail: str
     remedy: str
@@ -66,16 +77,18 @@ class ReportView:
     @property
     def footnotes(self) -> list[str]:
         """What a reader of the table must know who sees nothing else of it."""
-        lines = []
-        if any(not row.subtracts for row in self.rows):
-            lines.append(
-                "A difference is estimated over the users or pairs both arms share, so it need not be exactly the "
-                "treatment's value minus control's."
-            )
-        if any(row.finding == "undefined" for row in self.rows):
-            lines.append("No conclusion: the data cannot carry a valid interval yet, so no difference is shown.")
+        lines = [f"{row.mark} {row.label}: {within_sentence(row.footnote)}" for row in self.rows if row.mark]
+        undefined = [row for row in self.rows if row.finding == "undefined" and row.finding_word != NOT_MEASURED]
+        equal = [row for row in undefined if row.raw.status == "zero_variance" and not row.raw.difference]
+        if len(undefined) > len(equal):
+            lines.append("No conclusion: no valid interval can be computed yet, so no difference is shown.")
+        if equal:
+            named = ", ".join(within_sentence(row.label) for row in equal)
+            lines.append(f"No conclusion on {named}: all pairs have equal values, so no interval can be computed.")
+        if any(row.finding_word == NOT_MEASURED for row in self.rows):
+            lines.append("Not measured: the source of this log does not measure it, so it decides nothing.")
         if self.unmeasured:
-            lines.append(f"Not measured in this log: {', '.join(map(within_sentence, self.unmeasured))}.")
+            lines.append(f"No values in this log: {', '.join(map(within_sentence, self.unmeasured))}.")
         return lines
 
     @property
@@ -87,8 +100,9 @@ def report_view(analysis: Analysis, *, deterministic: bool = False, max_examples
     """The view of an analysis. `deterministic` rounds every number first and leaves out what differs between machines."""
     examples = example_views(chosen(analysis.examples, max_examples), experiment=analysis.experiment)
     analysis = tidy(analysis, deterministic=deterministic)
-    told = [metric for metric in analysis.metrics if metric.name not in SAID_TWICE or metric.role != "diagnostic"]
-    rows = [metric_row(metric) for metric in told if is_measured(metric)]
+    by_name = {metric.name: metric for metric in analysis.metrics}
+    listed = [metric for metric in analysis.metrics if metric.role != "diagnostic" or not _restates(metric, by_name)]
+    rows = _rows(listed, analysis)
     judges = _deciding_first([judge_view(judge, analysis.checks) for judge in analysis.judges])
     facts, config, reproduce = _provenance(analysis, deterministic=deterministic)
     return ReportView(
@@ -97,7 +111,7 @@ def report_view(analysis: Analysis, *, deterministic: bool = False, max_examples
         generated=format_instant(analysis.generated_at),
         summary=summary_view(analysis, rows, judges),
         groups=_grouped(rows),
-        unmeasured=[m.label or m.name for m in told if not is_measured(m)],
+        unmeasured=[m.label or m.name for m in listed if not _has_row(m) and m.name != LATER_TURNS],
         figures=figures(analysis, rows),
         judges=judges,
         judge_figures=judge_figures(analysis),
@@ -107,6 +121,7 @@ def report_view(analysis: Analysis, *, deterministic: bool = False, max_examples
         checks=[
             CheckRow(
                 name=check_name(c.name, c.status),
+                about=sentence_case(CHECKS.get(c.name, "")),
                 status=c.status,
                 detail=full_sentence(readable_instants(c.detail)),
                 remedy=full_sentence(c.remedy or ""),
@@ -119,6 +134,39 @@ def report_view(analysis: Analysis, *, deterministic: bool = False, max_examples
         reproduce=reproduce,
         marks=FINDINGS,
     )
+
+
+def _restates(metric: MetricResult, others: Mapping[str, MetricResult]) -> bool:
+    """Whether both arms' values are those of another metric in another unit, to the digits of a deterministic report."""
+    name, factor = RESTATED.get(metric.name, ("", 1.0))
+    other = others.get(name)
+    if other is None:
+        return False
+    pairs = ((metric.control.value, other.control.value), (metric.treatment.value, other.treatment.value))
+    return all(
+        one is two if one is None or two is None else math.isclose(one, factor * two, rel_tol=1e-5)
+        for one, two in pairs
+    )
+
+
+def _has_row(metric: MetricResult) -> bool:
+    """What decides has a row whether it was measured or not: without a value it decides by that, too."""
+    return is_measured(metric) or metric.role != "diagnostic"
+
+
+def _rows(metrics: list[MetricResult], analysis: Analysis) -> list[MetricRow]:
+    """The rows of the table, the footnotes numbered in its order."""
+    later = any(metric.name == LATER_TURNS and is_measured(metric) for metric in metrics)
+    turns = "first turns only" if later and analysis.provenance.get("turns") == "first" else None
+    rows = [metric_row(metric, turns=turns) for metric in metrics if _has_row(metric)]
+    ordered = [row for _, group in _grouped(rows) for row in group]
+    marks = {row.name: superscript(n) for n, row in enumerate((row for row in ordered if row.footnote), start=1)}
+    return [dataclasses.replace(row, mark=marks.get(row.name, "")) for row in ordered]
+
+
+def superscript(number: int) -> str:
+    """12 → "¹²"."""
+    return str(number).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def _deciding_first(judges: list[JudgeView]) -> list[JudgeView]:
@@ -180,7 +228,7 @@ _FACT_NAMES = {
 
 
 def _provenance(analysis: Analysis, *, deterministic: bool) -> tuple[list[Fact], str, str]:
-    """Everything the analysis says of its origin, as lines; the configuration and the reproduce line stand apart."""
+    """The origin of the analysis as lines; the configuration and the reproduce line are apart."""
     provenance = analysis.provenance
     facts = [Fact(name="Report made", text=format_instant(analysis.generated_at))]
     for key, value in provenance.items():

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import pytest
 from experiment_builders import NOW, START, check, failing, frame, metric, run
+
+from evalpipe.stats.conditional import Stage, rate_ratio
 
 
 def _stage(
@@ -93,3 +96,65 @@ def test_rare_failures_early_in_a_canary_are_no_conclusion() -> None:
     found = run(few, mode="canary", looks="anytime")
     assert metric(found, "error_rate").finding != "worse"
     assert found.decision.recommendation == "collect_more"
+
+
+def _two_stages(**changes: object) -> pd.DataFrame:
+    """A tenth, then half: both arms fail more in the second stage, the treatment twice as often as control."""
+    rates = {("one", "control"): 0.01, ("one", "treatment"): 0.02, ("two", "control"): 0.03, ("two", "treatment"): 0.06}
+    parts = []
+    for name, n_treatment, n_control, percentage in (("one", 300, 2700, 10), ("two", 1000, 1000, 50)):
+        part = _stage(name, n_treatment, n_control, percentage, seed=1, **changes)
+        for arm in ("control", "treatment"):
+            rows = part.index[part.arm == arm]
+            part.loc[rows[: round(rates[name, arm] * len(rows))], "outcome"] = "http_error"
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_a_canarys_values_difference_and_limits_carry_the_same_stage_weights() -> None:
+    # All in one hour: time is no cluster here.
+    row = metric(run(_two_stages(started_at=START), mode="canary", looks="anytime"), "error_rate")
+    weights = np.array([300 * 2700 / 3000, 1000 * 1000 / 2000])
+    weights /= weights.sum()
+    assert row.control.value == pytest.approx(weights @ [0.01, 0.03])
+    assert row.treatment.value == pytest.approx(weights @ [0.02, 0.06])
+    assert row.difference == pytest.approx(weights @ [0.01, 0.03])
+    assert row.method == "conditional events, anytime"
+    # The limits of the rate ratio, each at the stages' pooled rates: (ratio − 1) · events / (ratio · n_T + n_C).
+    stages = [
+        Stage(treatment_events=6, control_events=27, share=0.1),
+        Stage(treatment_events=60, control_events=30, share=0.5),
+    ]
+    ratio = rate_ratio(stages)
+    for limit, above in ((row.ci_low, ratio.ci_low), (row.ci_high, ratio.ci_high)):
+        assert above is not None
+        expected = [
+            above * events / ((1 + above) * n_t + n_c) for events, n_t, n_c in ((33, 300, 2700), (90, 1000, 1000))
+        ]
+        assert limit == pytest.approx(weights @ expected)
+    assert 0 < row.ci_low < row.difference < row.ci_high
+
+
+def test_a_canarys_bad_hours_are_few_events() -> None:
+    hours = 240
+    rng = np.random.default_rng(7)
+
+    def hour_of(arm: str, n: int) -> list[object]:
+        """Failures come first (see _two_stages): those of an arm fall into three hours of its own."""
+        hour = rng.integers(0, hours, n)
+        hour[: n // 15] = 20 + 100 * (arm == "treatment") + np.arange(n // 15) % 3
+        return [START + pd.Timedelta(hours=int(one)) for one in hour]
+
+    calm = metric(run(_two_stages(started_at=START), mode="canary", looks="anytime"), "error_rate")
+    bursts = metric(run(_two_stages(started_at=hour_of), mode="canary", looks="anytime"), "error_rate")
+    assert bursts.difference == pytest.approx(calm.difference)
+    assert bursts.method == "conditional events / design effect, anytime"
+    assert bursts.ci_low < 0 < bursts.ci_high
+    assert bursts.finding != "worse"
+
+
+def test_a_canary_with_hardly_any_event_has_an_interval_too() -> None:
+    quiet = pd.concat([_stage("one", 300, 2700, 10, seed=1), _stage("two", 1000, 1000, 50, seed=2)], ignore_index=True)
+    row = metric(run(quiet, mode="canary", looks="anytime"), "error_rate")
+    assert (row.status, row.difference, row.control.value) == ("ok", 0.0, 0.0)
+    assert row.ci_low < 0 < row.ci_high < 0.02

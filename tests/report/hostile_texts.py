@@ -7,7 +7,7 @@ from typing import Any
 
 from report_builders import PROVENANCE, example, judge, metric, mixed, side, win_rate
 
-from evalpipe.analysis.result import Analysis, Check, Decision, Example, Segment
+from evalpipe.analysis.result import AlternativeDecision, Analysis, Check, Decision, DecisionChange, Example, Segment
 
 CALL = "window.HIT=1;document.title='HIT'"
 
@@ -94,7 +94,16 @@ def hostile() -> Analysis:
         metrics=[
             win_rate(label=s(0), note=s(5), method=s(6)),
             *[
-                metric(f"m{n}", label=s(n), note=s(n + 1), method=s(n + 2), unit=s(n + 3), group=s(n + 4))
+                metric(
+                    f"m{n}",
+                    label=s(n),
+                    note=s(n + 1),
+                    method=s(n + 2),
+                    unit=s(n + 3),
+                    group=s(n + 4),
+                    kinds_left_out=[s(n + 5)],
+                    share_left_out=0.1,
+                )
                 for n in range(25)
             ],
         ],
@@ -102,15 +111,34 @@ def hostile() -> Analysis:
             judge(name=s(n), model=s(n + 1), rubric=s(n + 2), note=s(n + 3), fingerprint=s(n + 4)) for n in range(5)
         ],
         checks=[
-            Check(name=s(n), status=["pass", "warn", "fail"][n % 3], detail=s(n + 1), remedy=s(n + 2))
-            for n in range(30)
+            Check(name="setup_fault", status="fail", detail=s(0), remedy=s(9)),
+            *[
+                Check(name=s(n), status=["pass", "warn", "fail"][n % 3], detail=s(n + 1), remedy=s(n + 2))
+                for n in range(30)
+            ],
         ],
         decision=Decision(
             recommendation="keep",
             headline=s(1),
             reasons=[s(n) for n in range(20)],
             what_would_change=[s(n) for n in range(20)],
+            setup_faults=[s(n) for n in range(5)],
+            blocking=[s(n) for n in range(3)],
+            not_measured=[s(4)],
+            changes=[
+                DecisionChange(
+                    event=["reached", "undone", "set", s(n)][n % 4],
+                    at=s(n),
+                    look=n,
+                    recommendation=s(n),
+                    rule=s(n),
+                    why=s(n),
+                )
+                for n in range(20)
+            ],
+            without_exclusions=AlternativeDecision(recommendation=s(2), headline=s(3)),
         ),
+        exclusions=[{"since": s(n), "until": s(n + 1), "why": s(n + 2), "declared_at": s(n + 3)} for n in range(20)],
         segments=[*segments, *_segments_of_unknown_metrics(s)],
         provenance=PROVENANCE
         | {

@@ -32,6 +32,7 @@ LABELS = {
     "p99_latency_ms": "99th percentile latency",
     "p99_ttft_ms": "99th percentile time to first token",
     "cost_per_request_usd": "Cost per request",
+    "win_rate_later_turns": "Win rate on later turns",
 }
 
 
@@ -291,7 +292,7 @@ def all_metrics() -> list[MetricResult]:
                ci_low=-0.33, ci_high=0.03, n=800, finding="inconclusive", non_inferior=False,
                expected_more_requests=1900, p_value=0.1),
         relative("output_tokens", 187.2, 0.02, 0.04, group="cost", unit="tokens", finding="equivalent", p_value=0.31),
-        relative("cost_per_request_usd", 0.002134, -0.31, 0.02, group="cost", unit="usd", role="guardrail",
+        relative("cost_per_request_usd", 0.002134, -0.31, 0.02, group="cost", unit="usd", role="benefit",
                  finding="better", p_value=0.00001),
     ]  # fmt: skip
 
@@ -353,11 +354,12 @@ def mixed() -> Analysis:
             "(29 to 33 %), but a p99 latency loss beyond 20 % is not ruled out (+12 %, 3 to 21 %).",
             reasons=["Win rate is better: 58.0 % (53.9 to 62.1 %) of 800 pairs.",
                      "p99 latency is worse by 12 % (3 to 21 %); its margin is 20 %.",
-                     "No guardrail is proven to lose more than its margin."],
+                     "No guardrail is shown to lose more than its margin."],
             rule="collect_more",
+            blocking=["p99_latency_ms"],
             what_would_change=["About 900 more requests would settle p99 latency; below 20 % the verdict is ship.",
                                "A proven p99 loss beyond 20 % would turn the verdict to keep."],
-            looks_explained="Intervals hold however often one looks (confidence sequences).",
+            looks_explained="The intervals are valid at every look (confidence sequences).",
         ),
         segments=segments(),
         series=[win_rate_series(), error_series()],

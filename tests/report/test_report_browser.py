@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from event_builders import eventful, misconfigured
 from hostile_texts import hostile
 from report_builders import demo_like, empty, example, mixed, side
 
@@ -76,6 +77,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made = {
         "mixed": render(mixed()),
         "demo": render(demo_like()),
+        "eventful": render(eventful(), max_examples=2),
+        "misconfigured": render(misconfigured(), max_examples=2),
         "short": render(mixed(), max_examples=2),
         "demo short": render(demo_like(), max_examples=2),
         "empty": render(empty()),
@@ -207,6 +210,15 @@ def test_the_keyboard_alone_reaches_everything(open_page: Callable[..., Watched]
     watched.assert_quiet()
 
 
+def test_the_history_opens_without_a_script(open_page: Callable[..., Watched]) -> None:
+    watched = open_page("eventful", java_script_enabled=False)
+    history = watched.page.locator("details.history")
+    assert not history.locator("li").first.is_visible()
+    history.locator("summary").click()
+    assert history.locator("li").count() == 3
+    assert history.locator("li").first.is_visible()
+
+
 def test_dark_and_light_by_choice_and_by_system(open_page: Callable[..., Watched]) -> None:
     def ground(page: Any) -> str:
         return page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -279,7 +291,10 @@ def test_without_script_everything_can_be_read(open_page: Callable[..., Watched]
     assert watched.page.locator("details.example").nth(10).locator(".sides").is_visible()
 
 
-@pytest.mark.parametrize("name", ["mixed", "demo", "empty", "compare", "index", "hostile", "rtl", "long names"])
+@pytest.mark.parametrize(
+    "name",
+    ["mixed", "demo", "eventful", "misconfigured", "empty", "compare", "index", "hostile", "rtl", "long names"],
+)
 def test_a_narrow_screen_needs_no_sideways_scrolling(open_page: Callable[..., Watched], name: str) -> None:
     watched = open_page(name, viewport={"width": 390, "height": 844})
     assert watched.page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -328,6 +343,9 @@ def axe_source() -> str:
         ("short", "light", 1200),
         ("short", "dark", 390),
         ("demo short", "dark", 1200),
+        ("eventful", "light", 1200),
+        ("eventful", "dark", 390),
+        ("misconfigured", "dark", 1200),
         ("empty", "light", 1200),
         ("compare", "dark", 1200),
         ("index", "light", 1200),

@@ -17,6 +17,7 @@ from evalpipe.core.format import (
     format_usd,
     number_format,
     percent_format,
+    readable_instants,
 )
 
 S = "\u00a0"  # the space between number and unit never breaks
@@ -146,6 +147,30 @@ def test_usd(amount: float | None, expected: str) -> None:
 )
 def test_instant(instant: str | None, expected: str) -> None:
     assert format_instant(instant) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("decided at look 3 (2026-03-02T09:00:00+00:00)", "decided at look 3 (2 Mar 2026, 09:00 UTC)"),
+        (
+            "bad key (2026-11-28T04:30:02Z to 2026-11-28T04:30:41Z)",
+            "bad key (28 Nov 2026, 04:30:02 to 04:30:41 UTC)",
+        ),
+        ("from 2026-11-28T04:30:02Z to 2026-11-28T06:00:00Z", "from 28 Nov 2026, 04:30 to 06:00 UTC"),
+        (
+            "2026-11-28T23:30:00+00:00 to 2026-11-29T01:00:00+00:00",
+            "28 Nov 2026, 23:30 UTC to 29 Nov 2026, 01:00 UTC",
+        ),
+        # A command is there to be copied.
+        (
+            "evalpipe exclude --since 2026-03-02T09:00:00Z --until 2026-03-02T10:00:00Z",
+            "evalpipe exclude --since 2026-03-02T09:00:00Z --until 2026-03-02T10:00:00Z",
+        ),
+    ],
+)
+def test_instants_in_a_sentence(text: str, expected: str) -> None:
+    assert readable_instants(text) == expected
 
 
 def test_counts_have_thousands_separators() -> None:

@@ -14,6 +14,7 @@ from evalpipe.pipeline.report import report_json
 from evalpipe.report.plain_text import render_csv, render_markdown
 from evalpipe.report.render import render
 from evalpipe.report.terminal import print_summary
+from evalpipe.report.view import report_view
 
 
 class Rows(html.parser.HTMLParser):
@@ -66,8 +67,11 @@ def test_every_form_of_the_report_says_the_same_numbers() -> None:
     console = Console(file=io.StringIO(), width=250, color_system=None)
     print_summary(analysis, console)
     terminal = console.file.getvalue()  # type: ignore[attr-defined]
+    marked = {row.name: row.marked_label for row in report_view(analysis).rows}
     lines = {
-        metric["label"]: next(line for line in terminal.splitlines() if line.strip().startswith(f"{metric['label']} "))
+        metric["label"]: next(
+            line for line in terminal.splitlines() if line.strip().startswith(f"{marked[metric['name']]} ")
+        )
         for metric in document["metrics"]
     }
 
@@ -91,8 +95,8 @@ def test_every_form_of_the_report_says_the_same_numbers() -> None:
         # Without a conclusion there is no difference to read anywhere; the JSON keeps what was computed.
         assert bool(interval) == (metric["finding"] != "undefined")
         change = f"{difference} ({interval[0]})" if interval else "–"
-        shown = [label, control, treatment, change, " ".join(finding.split())]
-        assert markdown[label] == shown
+        shown = [marked[name], control, treatment, change, " ".join(finding.split())]
+        assert markdown[marked[name]] == shown
         assert [part for part in shown if part not in " ".join(lines[label].split(" ")).replace("  ", " ")] == []
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import xml.etree.ElementTree as ET
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_builders import demo_like, empty, judge, latency_curves, metric, mixed, relative, win_rate
+from report_builders import arm, demo_like, empty, judge, latency_curves, metric, mixed, relative, win_rate
 
+from evalpipe.analysis import checks
 from evalpipe.analysis.result import Agreement, Check, Decision, WinRate
 from evalpipe.analysis.segments import one_user_in
 from evalpipe.report.charts.interval import Mark, axis_reach, interval_cell, is_bent
@@ -68,29 +71,27 @@ def test_a_number_without_a_valid_interval_is_not_shown() -> None:
     assert (row.difference, row.interval, row.effect) == ("–", "–", None)
     assert (row.finding_word, row.finding_note) == ("no conclusion", "too few in the tail")
     facts = {fact.name: fact.text.replace("\u00a0", " ") for fact in row.facts}
-    assert facts["Seen so far"] == "+1.7 %, without an interval that could be relied on"
+    assert facts["Seen so far"] == "+1.7 %, without a valid interval"
 
 
-def test_a_row_says_where_its_difference_is_not_the_difference_of_its_values() -> None:
-    # 0.3 % − 0.5 % = −0.2 points, as shown.
-    assert metric_row(metric()).subtracts
-    # The same values over users who do not all have both arms: −0.5 points.
-    weighted = metric(difference=-0.005, ci_low=-0.009, ci_high=-0.001, finding="better")
-    assert not metric_row(weighted).subtracts
-    assert "not exactly the treatment's value minus control's" in metric_row(weighted).how_to_read
-    view = report_view(dataclasses.replace(mixed(), metrics=[weighted]))
-    assert any("need not be exactly the treatment's value minus control's" in line for line in view.footnotes)
-    # A win rate is taken from an even split, and says so in its row: 58 − 42 is not 8.
-    assert (metric_row(win_rate()).aside, metric_row(win_rate()).subtracts) == ("from an even split", True)
+def test_a_win_rate_is_taken_from_an_even_split() -> None:
+    # 58 − 42 is not 8: the one row whose values do not subtract to its difference, and it is marked so.
+    later = dataclasses.replace(win_rate(), name="win_rate_later_turns")
+    assert [metric_row(one).aside for one in (win_rate(), later, metric())] == ["from an even split"] * 2 + [""]
+    assert not any("subtract" in line or "minus control" in line for line in report_view(mixed()).footnotes)
 
 
-def test_one_cost_in_two_units_is_shown_once_unless_it_decides() -> None:
+def test_one_cost_in_two_units_is_shown_once_unless_it_decides_or_attempts_failed() -> None:
     once = relative("cost_per_request_usd", 0.002, -0.3, 0.02, unit="usd", group="cost")
     again = relative("cost_per_1000_requests_usd", 2.0, -0.3, 0.02, unit="usd", group="cost")
     analysis = dataclasses.replace(mixed(), metrics=[once, again])
     assert [row.name for row in report_view(analysis).rows] == ["cost_per_request_usd"]
     facts = {fact.name: fact.text for fact in report_view(analysis).rows[0].facts}
-    assert facts["Per 1,000 requests"] == "control $2.00, treatment $1.40"
+    assert "Per 1,000 requests" not in facts
+    # Four in ten of the treatment's attempts failed, at no cost: the bill of all attempts is less than of as many answers.
+    bill = dataclasses.replace(again, treatment=arm(0.6 * 1.4))
+    rows = report_view(dataclasses.replace(analysis, metrics=[once, bill])).rows
+    assert [row.name for row in rows] == ["cost_per_request_usd", "cost_per_1000_requests_usd"]
     guarded = dataclasses.replace(analysis, metrics=[once, dataclasses.replace(again, role="guardrail")])
     assert len(report_view(guarded).rows) == 2
 
@@ -194,7 +195,9 @@ def test_the_questions_of_a_manager_are_answered() -> None:
     assert answers["What got better?"].endswith(". One more in the table below.")
     assert answers["What got worse?"].startswith("99th percentile latency +12.0 % (+3.0 to +21.0 %)")
     assert "2,431 requests by 412 users" in answers["On how much?"]
-    assert answers["How sure?"].startswith("Win rate is better (p < 0.001). Every interval has 95 % confidence.")
+    assert answers["How sure?"].startswith(
+        "Win rate is better (p < 0.001); cost per request is better (p < 0.001). All findings at 95 % confidence."
+    )
     assert answers["Can the judge be trusted?"].startswith("With care: it names the same winner")
 
 
@@ -211,15 +214,15 @@ def test_whatever_was_found_against_the_judge_is_named() -> None:
 @pytest.mark.parametrize(
     ("theta", "finding", "low", "high", "words"),
     [
-        (0.128, "worse", 0.247, 0.471, "worse, but no longer for certain by more than the margin of 3 points"),
+        (0.128, "worse", 0.247, 0.471, "worse, but no longer shown to exceed the margin of 3 points"),
         (0.128, "worse", 0.247, 0.469, ""),  # still 3.1 points below even
-        (0.128, "worse", 0.40, 0.52, "no longer certainly worse"),
-        (0.58, "better", 0.49, 0.60, "no longer certainly better"),
+        (0.128, "worse", 0.40, 0.52, "no longer shown to be worse"),
+        (0.58, "better", 0.49, 0.60, "no longer shown to be better"),
         (0.58, "better", 0.51, 0.60, ""),
-        (0.5, "equivalent", 0.46, 0.52, "no longer certainly without a difference that matters"),
+        (0.5, "equivalent", 0.46, 0.52, "no longer shown to lie within the margin"),
     ],
 )
-def test_a_finding_that_equal_length_does_not_support_is_said_at_the_top(
+def test_a_finding_that_equal_length_does_not_support_is_reported_at_the_top(
     theta: float, finding: str, low: float, high: float, words: str
 ) -> None:
     controlled = WinRate(rule="length_controlled", value=(low + high) / 2, ci_low=low, ci_high=high, n=800)
@@ -233,15 +236,15 @@ def test_a_finding_that_equal_length_does_not_support_is_said_at_the_top(
 
 def test_diagnostics_beyond_their_margin_are_named_as_such() -> None:
     worse = {answer.name: answer.text for answer in report_view(mixed()).summary.answers}["What got worse?"]
-    assert "For certain beyond their margins, though diagnostics only inform: refusal rate." in worse
+    assert "Beyond the margin, though not deciding: refusal rate." in worse
 
 
 def test_a_warning_that_concerns_no_metric_that_decides_is_no_banner() -> None:
     unknown = Check(name="price_unknown", status="warn", detail="The cost of some answers is not known.")
-    told = dataclasses.replace(mixed(), checks=[unknown])
-    assert [problem.title for problem in report_view(told).problems] == ["Price unknown"]  # the cost is a guardrail
-    free = [one for one in told.metrics if one.name != "cost_per_request_usd"]
-    view = report_view(dataclasses.replace(told, metrics=free))
+    warned = dataclasses.replace(mixed(), checks=[unknown])
+    assert [problem.title for problem in report_view(warned).problems] == ["Price unknown"]  # the cost can win
+    free = [one for one in warned.metrics if one.name != "cost_per_request_usd"]
+    view = report_view(dataclasses.replace(warned, metrics=free))
     assert view.problems == []
     assert [check.name for check in view.checks] == ["price unknown"]
 
@@ -293,7 +296,7 @@ def test_segments_are_worst_first_and_capped() -> None:
 def test_segments_of_a_part_of_the_users_say_so() -> None:
     assert "one user in" not in render(mixed())
     large = dataclasses.replace(mixed(), provenance=mixed().provenance | {"segments_one_user_in": 34})
-    assert "The log is large: one user in 34 was looked at here." in render(large)
+    assert "The log is large: one user in 34 is included here." in render(large)
     assert (one_user_in(300_000), one_user_in(300_001), one_user_in(10_000_000)) == (1, 2, 34)
 
 
@@ -301,7 +304,7 @@ def test_a_reason_that_is_the_headline_is_not_said_twice() -> None:
     won = "answers were preferred in 53.1 % of 900 judged pairs (52.5 to 53.8 %)"
     decision = Decision(
         recommendation="ship",
-        headline=f"Ship the treatment: its {won}, and every guardrail holds.",
+        headline=f"Ship the treatment: its {won}, and every guardrail is within its margin.",
         reasons=[f"The treatment's {won}: better.", "Error rate fell."],
     )
     summary = report_view(dataclasses.replace(mixed(), decision=decision)).summary
@@ -362,3 +365,15 @@ def test_rounding_is_stable(value: float) -> None:
     once = round_significant(value)
     assert round_significant(once) == once
     assert abs(once - value) <= abs(value) * 5e-6 or abs(value) < 1e-300
+
+
+def test_every_check_is_listed_with_what_it_looks_at() -> None:
+    made: set[str] = set()
+    for path in Path(checks.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Check":
+                made |= {k.value.value for k in node.keywords if k.arg == "name" and isinstance(k.value, ast.Constant)}  # type: ignore[misc]
+    assert made == set(checks.CHECKS)
+    moved = Check(name="nonstationary", status="warn", detail="win rate today differs from the day of the decision")
+    (row,) = report_view(dataclasses.replace(mixed(), checks=[moved])).checks
+    assert row.about == "Whether the metrics moved since the decision"

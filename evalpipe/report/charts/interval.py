@@ -27,7 +27,7 @@ LABEL_ROOM = 204.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mark:
-    """One interval on the shared axis, in the axis' unit. None: open on that side. `finding` picks how certain it looks."""
+    """One interval on the shared axis, in the axis' unit. None: open on that side. `finding` picks its look."""
 
     label: str
     low: float | None
@@ -107,7 +107,7 @@ def interval_marks(mark: Mark, x: Scale, y: float, reach: float) -> list[Markup]
 
 
 def point_mark(x: float, y: float, finding: str) -> Markup:
-    """A filled disc where something is certain, a hollow one where it is not."""
+    """A filled disc for a finding, a hollow one without."""
     return element("circle", cx=x, cy=y, r=4.6, class_=f"point {finding}")
 
 

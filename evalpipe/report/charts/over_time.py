@@ -63,14 +63,14 @@ def _frame(
 def win_rate_chart(series: Series, show: Show, *, is_decided: bool = True) -> Markup | None:
     """The cumulative win rate of the treatment in its confidence sequence, and the look at which it was settled.
 
-    `is_decided`: the verdict as a whole stands, not only this metric.
+    `is_decided`: the decision is reached, not only this metric settled.
     """
     wanted = [p for p in series.points if p.treatment is not None]
     by_count = not has_times(wanted)
     points, times = _times(wanted, by_count=by_count)
     if len(points) < 2 or max(times) <= min(times):
         return None
-    # The series holds the difference θ − 0.5; the picture shows θ.
+    # The series has the difference θ − 0.5; the picture shows θ.
     lows = [None if p.ci_low is None else max(0.0, p.ci_low + 0.5) for p in points]
     highs = [None if p.ci_high is None else min(1.0, p.ci_high + 0.5) for p in points]
     known = [v for v in (*lows, *highs, *(p.treatment for p in points)) if v is not None]
@@ -119,7 +119,7 @@ def rate_chart(series: Series, show: Show, *, title: str) -> Markup | None:
         return None
     top = max(v for p in points for v in (p.control, p.treatment) if v is not None)
     if top <= 0:
-        return None  # nothing happened in any interval: the table says so
+        return None  # nothing happened in any interval: the table shows that
     y = Scale(0.0, top * 1.1, BOTTOM, TOP)
     x, parts = _frame(times, points, y, show)
     few = len(points) <= 40

@@ -20,7 +20,7 @@ class Rate:
 
 
 def rate_axis(rates: list[Rate]) -> Scale:
-    """An axis around the even split that holds every interval, never narrower than 40 to 60 %."""
+    """An axis around the even split that includes every interval, never narrower than 40 to 60 %."""
     bounds = [x for rate in rates for x in (rate.low, rate.point, rate.high) if x is not None]
     reach = min(0.5, max([0.1, *(abs(x - 0.5) * 1.1 for x in bounds)]))
     return Scale(0.5 - reach, 0.5 + reach, PAD, CELL_WIDTH - PAD)

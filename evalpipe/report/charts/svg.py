@@ -53,7 +53,7 @@ LETTER = 6.9
 
 
 def text_width(content: str) -> float:
-    """About how wide a text stands."""
+    """About how wide a text is."""
     return LETTER * len(content)
 
 

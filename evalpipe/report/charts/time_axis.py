@@ -1,4 +1,4 @@
-"""Instants on an axis: ticks at round times, labelled as finely as they stand apart."""
+"""Instants on an axis: ticks at round times, labelled as finely as they are apart."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@
     button.addEventListener("click", () => setOpen(button, button.getAttribute("aria-expanded") !== "true"));
   }
 
-  // A heading sorts up, then down, then back to the order of the page; groups stand only in that order.
+  // A heading sorts up, then down, then back to the order of the page; groups are shown only in that order.
   const compare = (a, b) => {
     if (a === b) return 0;
     if (a === "") return 1;

@@ -1,0 +1,377 @@
+"""The narrow tables every metric is summed from, read once from the store.
+
+Only the columns the metrics need are read, never the requests and answers themselves (of the texts only whether they are empty),
+and ids become 64-bit hashes: ten million exchanges are about a gigabyte, and nothing larger is touched again. Tables made here
+(all temporary):
+
+- `ev_requests`: one row per request: both sides' values (shadow mode), how they ended, and what became of its copy.
+- `ev_ids`: the same, in words: which sides it has, how they ended, its place in its conversation.
+- `ev_pairs` (shadow mode): the requests that both arms attempted, failures included, so that both arms answer the same questions;
+  the columns of control begin with `c_`, the treatment's with `t_`, and flags say which rows of the decision table a pair is in
+  (see populations.py).
+- `ev_rows`: one row per exchange that counts: both sides of every pair; in ab and canary mode each served exchange.
+- `ev_sources`: roles, statuses and costs by arm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from evalpipe.analysis.connection import Connection, rows, scalar
+from evalpipe.analysis.metrics import Ratio
+from evalpipe.analysis.missing import Missing, count_unknown, find_missing, kinds_left_out
+from evalpipe.analysis.populations import OUTCOMES, VALUES, Value, custom_value, flagged
+from evalpipe.errors import NoDataError
+
+FATES = ("sampled", "not_sampled", "not_shadowable", "shed")
+
+# What the client asked for before any arm answered; in files older than the column, what is known of it.
+KIND = "coalesce(request_kind, coalesce(endpoint, 'request') || CASE WHEN streamed THEN ', streamed' ELSE '' END)"
+# Nearly every text is neither short nor begins with a space, so the expression is asked of few.
+BLANK = r"""CASE WHEN tool_calls IS NOT NULL AND tool_calls <> '[]' THEN false WHEN text IS NULL THEN true
+  WHEN text < '!' OR strlen(text) <= 16 THEN regexp_full_match(text, '[\s\p{Z}\p{C}]*') ELSE false END"""
+
+COLUMNS = f"""
+  hash(request_id) AS id,
+  hash(coalesce(unit_id, conversation_id, request_id)) AS u,
+  arm = 'treatment' AS treatment,
+  epoch_us(started_at) AS at_us,
+  list_position({list(OUTCOMES)!r}, outcome)::UTINYINT AS code,
+  outcome IN ('ok', 'refused', 'truncated') AND {BLANK} AS empty,
+  coalesce(streamed, false) AS streamed,
+  latency_ms::DOUBLE AS latency_ms,
+  ttft_ms::DOUBLE AS ttft_ms,
+  input_tokens::DOUBLE AS input_tokens,
+  output_tokens::DOUBLE AS output_tokens,
+  cost_usd::DOUBLE AS cost_usd"""
+OF_A_SIDE = (
+    "at_us", "code", "empty", "streamed", "silent", "latency_ms", "ttft_ms", "input_tokens", "output_tokens", "cost_usd",
+)  # fmt: skip
+"""what `ev_requests` holds of each side"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """What `prepare_rows` found.
+
+    Attributes:
+        mode: shadow | ab | canary, as analysed; `paired` where it is shadow.
+        n_rows: exchanges that count.
+        n_users: their users.
+        n_duplicates: exchanges logged twice (the first one counts).
+        n_contaminated: users seen in both arms (dropped in ab and canary mode).
+        first_us: the first instant, µs since 1970 (UTC); `last_us` the last.
+        has_texts: some answer has a text or a tool call; in a log without any (metadata only) none counts as empty.
+        missing: what is unknown of each nullable value, by the flag that its metrics count (`Ratio.rows`).
+    """
+
+    mode: str
+    paired: bool
+    n_rows: int
+    n_users: int
+    n_duplicates: int
+    n_contaminated: int
+    first_us: int | None
+    last_us: int | None
+    missing: Mapping[str, Missing] = field(default_factory=dict)
+    has_texts: bool = True
+
+    complete: Mapping[str, str] = field(default_factory=dict)
+    """flags of values that are known of all their requests → the flag of these requests"""
+
+    @property
+    def source(self) -> str:
+        """The table that users are summed from."""
+        return "ev_pairs" if self.paired else "ev_rows"
+
+    def counted(self, values: Ratio) -> Ratio:
+        """The same sums; rows that have the same requests get the same flag, so that what they share is summed once."""
+        return replace(values, rows=self.complete.get(values.rows, values.rows))
+
+
+def prepare_rows(
+    connection: Connection,
+    *,
+    experiment: str,
+    mode: str,
+    extra: Sequence[tuple[str, str]] = (),
+    until_us: int | None = None,
+) -> Prepared:
+    """Read the experiment's exchanges into the tables above.
+
+    Args:
+        experiment: the name.
+        mode: shadow | ab | canary.
+        extra: (column, checked SQL expression over `exchanges`) pairs, for metrics of the user's own.
+        until_us: requests that came later do not count (looks on dates).
+
+    Raises:
+        NoDataError: the experiment has no exchanges at all.
+    """
+    paired = mode == "shadow"
+    kinds = _read(connection, experiment, paired=paired, extra=extra)
+    has_texts = _has_texts(connection)
+    columns = [name for name, _ in extra]
+    n_contaminated = 0
+    if paired:
+        n_duplicates = _join_arms(connection, [*OF_A_SIDE, *columns], until_us)
+        _read_reasons(connection, experiment)
+    else:
+        n_duplicates = _drop_duplicates(connection)
+        n_contaminated = _separate(connection, until_us)
+    values = [*VALUES, *(custom_value(column) for column in columns)]
+    missing, complete = _flag(connection, values, kinds=kinds, paired=paired, columns=columns)
+    first = "min(least(c_at_us, t_at_us))" if paired else "min(at_us)"
+    last = "max(greatest(c_at_us, t_at_us))" if paired else "max(at_us)"
+    found = rows(
+        connection,
+        f"SELECT count(*) AS n, {first} AS a, {last} AS b, count(DISTINCT u) AS users "
+        f"FROM {'ev_pairs' if paired else 'ev_rows'}",
+    )[0]
+    return Prepared(
+        mode=mode,
+        paired=paired,
+        n_rows=found["n"] * (2 if paired else 1),
+        n_users=found["users"],
+        n_duplicates=n_duplicates,
+        n_contaminated=n_contaminated,
+        first_us=found["a"],
+        last_us=found["b"],
+        missing=missing,
+        has_texts=has_texts,
+        complete=complete,
+    )
+
+
+def _read(connection: Connection, experiment: str, *, paired: bool, extra: Sequence[tuple[str, str]]) -> list[str]:
+    """`ev_exchanges`: the columns of every exchange of the experiment; returns the kinds of requests by number, from 1."""
+    # A later repetition is not what the request's users got; a split serves its treatment, it does not copy to it.
+    roles = "role <> 'replay'" if paired else "role NOT IN ('replay', 'shadow')"
+    chosen = f"FROM exchanges WHERE experiment = ? AND {roles} AND NOT coalesce(forced, false)"
+    imported = _read_sources(connection, chosen, experiment)
+    kinds = [
+        row["kind"] for row in rows(connection, f"SELECT DISTINCT {KIND} AS kind {chosen} ORDER BY 1", [experiment])
+    ]
+    if not kinds:
+        raise NoDataError(
+            f"experiment {experiment!r} has no exchanges in the selection: run `evalpipe collect` and `evalpipe load`, "
+            "or name another with --experiment"
+        )
+    columns = {
+        # An imported row that says nothing of a failure; whether that means success is the source's matter.
+        "silent": "role = 'imported' AND status IS NULL AND outcome NOT IN ('http_error', 'timeout')"
+        if imported
+        else "false",
+        "kind": f"list_position(?::VARCHAR[], {KIND})::USMALLINT",
+        "stage": "0::FLOAT" if paired else "coalesce(percentage, 0)::FLOAT",
+        "turn": "turn::INTEGER",
+        "step": "step::INTEGER",
+        "conv": "hash(coalesce(unit_id, ''), coalesce(conversation_id, request_id))" if paired else "NULL::UBIGINT",
+        "fate": f"list_position({list(FATES)!r}, shadow_status)::UTINYINT" if paired else "NULL::UTINYINT",
+        **{name: f"({expression}\n)::DOUBLE" for name, expression in extra},
+    }
+    more = ",\n  ".join(f"{sql} AS {name}" for name, sql in columns.items())
+    connection.execute(
+        f"CREATE OR REPLACE TEMP TABLE ev_exchanges AS SELECT {COLUMNS},\n  {more}\n{chosen}", [kinds, experiment]
+    )
+    return kinds
+
+
+def _read_sources(connection: Connection, chosen: str, experiment: str) -> bool:
+    """`ev_sources` (treatment, imported, n, n_with_status, n_priced); returns whether anything was imported."""
+    by_arm = rows(connection, f"SELECT DISTINCT role {chosen}", [experiment])
+    imported = any(row["role"] == "imported" for row in by_arm)
+    details = (
+        "count(*) FILTER (status IS NOT NULL OR outcome IN ('http_error', 'timeout')) AS n_with_status, "
+        "count(cost_usd) AS n_priced"
+        if imported
+        else "count(*) AS n_with_status, count(*) AS n_priced"
+    )
+    connection.execute(
+        "CREATE OR REPLACE TEMP TABLE ev_sources AS SELECT arm = 'treatment' AS treatment, role = 'imported' AS imported, "
+        f"count(*) AS n, {details} {chosen} GROUP BY ALL",
+        [experiment],
+    )
+    return imported
+
+
+def _has_texts(connection: Connection) -> bool:
+    """Whether the log has the answers' texts at all. Where it has none, their absence shows nothing about the answers."""
+    if scalar(connection, "SELECT bool_or(code <= 3 AND NOT empty) FROM ev_exchanges"):
+        return True
+    connection.execute("UPDATE ev_exchanges SET empty = false")
+    return False
+
+
+def _drop_duplicates(connection: Connection) -> int:
+    """An exchange has one row; another of the same request and arm is a repeated line of the log. Returns how many."""
+    found = rows(
+        connection,
+        "SELECT count(*) AS n, count(DISTINCT id) AS ids FROM ev_exchanges GROUP BY treatment",
+    )
+    n_duplicates = sum(int(row["n"]) - int(row["ids"]) for row in found)
+    if n_duplicates:
+        connection.execute(
+            "CREATE OR REPLACE TEMP TABLE ev_exchanges AS SELECT * FROM ev_exchanges "
+            "QUALIFY row_number() OVER (PARTITION BY id, treatment ORDER BY at_us) = 1"
+        )
+    return n_duplicates
+
+
+def _join_arms(connection: Connection, columns: Sequence[str], until_us: int | None) -> int:
+    """`ev_requests` from both arms' exchanges; returns how many were duplicates. Codes are 0 for a missing side."""
+    sides = ", ".join(
+        f"coalesce({side}.{name}, 0)::UTINYINT AS {side}_{name}"
+        if name == "code"
+        else f"{side}.{name} AS {side}_{name}"
+        for side in "ct"
+        for name in columns
+    )
+    # A request counts by its own instant: its copy starts a moment later.
+    early = "" if until_us is None else f"WHERE coalesce(c.at_us, t.at_us) < {until_us}"
+
+    def join() -> None:
+        connection.execute(
+            f"""
+            CREATE OR REPLACE TEMP TABLE ev_requests AS
+            SELECT coalesce(c.id, t.id) AS id, coalesce(c.u, t.u) AS u, coalesce(c.kind, t.kind) AS kind, 0::FLOAT AS stage,
+              coalesce(c.fate, t.fate) AS fate, coalesce(c.conv, t.conv) AS conv, c.turn AS turn, c.step AS step, {sides}
+            FROM (FROM ev_exchanges WHERE NOT treatment) c FULL JOIN (FROM ev_exchanges WHERE treatment) t
+              ON c.id = t.id {early}"""
+        )
+
+    # Where no copy is there twice, the join cannot grow, and a request that is there twice shows in what it made.
+    n_duplicates = 0
+    once = _is_unique(connection, "ev_exchanges WHERE treatment")
+    if once:
+        join()
+    if not once or not _is_unique(connection, "ev_requests"):
+        n_duplicates = _drop_duplicates(connection)
+        join()
+    connection.execute("DROP TABLE ev_exchanges")
+    _name_ids(connection)
+    return n_duplicates
+
+
+def _is_unique(connection: Connection, source: str) -> bool:
+    return bool(scalar(connection, f"SELECT count(*) = count(DISTINCT id) FROM {source}"))
+
+
+def _name_ids(connection: Connection) -> None:
+    sides = ", ".join(
+        f"{short}_code > 0 AS has_{side}, {short}_code BETWEEN 1 AND 6 AS {side}_attempted, "
+        f"{short}_code BETWEEN 1 AND 3 AS {side}_answered, {short}_code BETWEEN 4 AND 6 AS {side}_failed, "
+        f"{short}_code = 5 AS {side}_timed_out, {short}_code = 2 AS {side}_refused, {short}_code = 3 AS {side}_truncated, "
+        f"coalesce({short}_empty, false) AS {side}_empty, "
+        f"CASE WHEN {short}_code > 6 THEN {list(OUTCOMES)!r}[{short}_code] END AS {side}_lost"
+        for short, side in (("c", "control"), ("t", "treatment"))
+    )
+    connection.execute(
+        "CREATE OR REPLACE TEMP VIEW ev_ids AS SELECT id, u, coalesce(c_at_us, t_at_us) AS at_us, "
+        "t_at_us - c_at_us AS lead_us, conv, turn, step, "
+        f"CASE WHEN fate > 0 THEN {list(FATES)!r}[fate] END AS shadow_status, {sides} FROM ev_requests"
+    )
+
+
+def _read_reasons(connection: Connection, experiment: str) -> None:
+    """`ev_reasons`: why copies were never sent."""
+    connection.execute(
+        "CREATE OR REPLACE TEMP TABLE ev_reasons AS SELECT hash(request_id) AS id, any_value(shadow_reason) AS reason "
+        "FROM exchanges WHERE experiment = ? AND shadow_status = 'not_shadowable' AND shadow_reason <> '' GROUP BY request_id",
+        [experiment],
+    )
+
+
+def _separate(connection: Connection, until_us: int | None) -> int:
+    """Ab and canary: each exchange by itself; users seen in both arms at one percentage are dropped. Returns how many."""
+    if until_us is not None:
+        connection.execute("DELETE FROM ev_exchanges WHERE at_us >= ?", [until_us])
+    side = ", ".join(
+        f"any_value({name}) FILTER ({arm}) AS {short}_{name}"
+        for short, arm in (("c", "NOT treatment"), ("t", "treatment"))
+        for name in ("at_us", "empty")
+    )
+    connection.execute(
+        "CREATE OR REPLACE TEMP TABLE ev_requests AS SELECT id, any_value(u) AS u, NULL::UTINYINT AS fate, "
+        "NULL::UBIGINT AS conv, any_value(turn) AS turn, any_value(step) AS step, "
+        "coalesce(max(CASE WHEN NOT treatment THEN code END), 0) AS c_code, "
+        f"coalesce(max(CASE WHEN treatment THEN code END), 0) AS t_code, {side} FROM ev_exchanges GROUP BY id"
+    )
+    _name_ids(connection)
+    connection.execute(
+        "CREATE OR REPLACE TEMP TABLE ev_mixed AS SELECT u, stage, true AS mixed FROM ev_exchanges GROUP BY u, stage "
+        "HAVING bool_or(treatment) AND bool_or(NOT treatment)"
+    )
+    attempted = "coalesce(code BETWEEN 1 AND 6, false)"
+    connection.execute(
+        f"CREATE OR REPLACE TEMP TABLE ev_lost AS SELECT CASE WHEN code > 6 THEN {list(OUTCOMES)!r}[code] "
+        "ELSE 'user_in_both_arms' END AS reason, count(*) AS n FROM ev_exchanges r LEFT JOIN ev_mixed m "
+        f"ON r.u = m.u AND r.stage = m.stage WHERE NOT {attempted} OR mixed GROUP BY ALL"
+    )
+    if scalar(connection, "SELECT count(*) FROM ev_mixed"):
+        connection.execute(
+            "CREATE OR REPLACE TEMP TABLE ev_exchanges AS SELECT r.* FROM ev_exchanges r "
+            "ANTI JOIN ev_mixed m ON r.u = m.u AND r.stage = m.stage"
+        )
+    return int(scalar(connection, "SELECT count(*) FROM ev_mixed"))
+
+
+def _flag(
+    connection: Connection, values: Sequence[Value], *, kinds: Sequence[str], paired: bool, columns: Sequence[str]
+) -> tuple[dict[str, Missing], dict[str, str]]:
+    """`ev_pairs` (shadow mode) and `ev_rows` with the flags of populations.py; returns what is unknown of each value, and the
+    flags of values that are known of all their requests."""
+    source = "ev_requests" if paired else "ev_exchanges"
+    silent = [
+        row["treatment"]
+        for row in rows(
+            connection, "SELECT treatment FROM ev_sources WHERE imported AND n_with_status = 0 ORDER BY treatment"
+        )
+    ]
+    billed = _billed_arms(connection, paired=paired)
+
+    def query(left_out: Mapping[str, Sequence[int]]) -> str:
+        return flagged(source, values, paired=paired, billed_arms=billed, silent_arms=silent, left_out=left_out)
+
+    counted = count_unknown(connection, values, source=query({}), paired=paired)
+    view = "ev_pairs" if paired else "ev_rows"
+    connection.execute(f"CREATE OR REPLACE TEMP VIEW {view} AS {query(kinds_left_out(counted))}")
+    if paired:
+        _unpair(connection, [value.flag for value in values], columns)
+    missing = find_missing(connection, values, counted, source=view, kinds=kinds, paired=paired)
+    complete = {
+        value.flag: value.population
+        for value in values
+        if not (value.optional or value.answers_only or any(sum(one.unknown) for one in counted[value.flag]))
+    }
+    return missing, complete
+
+
+def _billed_arms(connection: Connection, *, paired: bool) -> list[bool]:
+    """The arms of which some answer has a cost."""
+    if paired:
+        row = rows(
+            connection,
+            "SELECT bool_or(c_code <= 3 AND c_cost_usd IS NOT NULL) AS control, "
+            "bool_or(t_code <= 3 AND t_cost_usd IS NOT NULL) AS treatment FROM ev_requests",
+        )[0]
+        return [arm for arm, known in ((False, row["control"]), (True, row["treatment"])) if known]
+    found = rows(
+        connection,
+        "SELECT DISTINCT treatment FROM ev_exchanges WHERE code <= 3 AND cost_usd IS NOT NULL ORDER BY treatment",
+    )
+    return [row["treatment"] for row in found]
+
+
+def _unpair(connection: Connection, flags: Sequence[str], columns: Sequence[str]) -> None:
+    """`ev_rows` of shadow mode: both sides of every pair, with the pair's flags."""
+    shared = ["id", "u", "kind", "stage", "hour", "day", "turn", "step"]
+    shared += ["in_attempted", "in_measured", "in_answered", "in_nonempty", "in_timed", "in_streamed", *flags]
+    own = [*OF_A_SIDE, "answered", "failed", "ok", "refused", "truncated", "timed_out", "generation_s", "tokens_used"]
+    own += ["billed_usd", *columns]
+    parts = [
+        f"SELECT {arm} AS treatment, {', '.join(shared)}, {', '.join(f'{side}{name} AS {name}' for name in own)} FROM ev_pairs"
+        for side, arm in (("c_", "false"), ("t_", "true"))
+    ]
+    connection.execute(f"CREATE OR REPLACE TEMP VIEW ev_rows AS {' UNION ALL '.join(parts)}")
