@@ -53,8 +53,9 @@ lint: $(VENV)/.installed-dev ## format, lint, types, architecture
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check-statistics: $(VENV)/.installed-dev ## simulate error rates, coverage and sample sizes (minutes; not in the suite)
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python tests/check_statistics/run.py
+# An interrupted run goes on where it stopped. ARGS="--only 'ends-*' --scale 0.1", ARGS=--fresh, ARGS=--help.
+check-statistics: $(VENV)/.installed-dev ## simulate error rates, coverage and decisions (an hour, resumed; not in the suite)
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python tests/check_statistics/run.py $(ARGS)
 
 .PHONY: check-gate
 check-gate: $(VENV)/.installed-dev ## every exit code of `evalpipe gate` from real processes, and the verdict from a live collector

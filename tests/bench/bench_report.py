@@ -3,8 +3,9 @@
     python tests/bench/bench_report.py [--millions 1 3 10] [--folder /tmp/evalpipe-bench-report] [--keep]
 
 The exchanges are made with DuckDB SQL straight into the store's layout: users with different habits, log-normal latencies,
-1 % errors, half the answers streamed, requests and answers of a few hundred characters (as a real log has them, though no
-metric reads them). Pairs = exchanges / 2, users = exchanges / 20. Prints one line a size: seconds, peak memory of the process.
+1 % errors, half the answers streamed, conversations of three turns, requests and answers of a few hundred characters (as a real
+log has them; of the answers it is read whether they are empty). Pairs = exchanges / 2, users = exchanges / 20. Prints one line
+a size: seconds, peak memory of the process.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def make_exchanges(folder: Path, n_exchanges: int) -> None:
             COPY (
               WITH base AS (
                 SELECT i, arm, hash(i, arm) AS h1, hash(i, arm, 2) AS h2, hash(i, arm, 3) AS h3, hash(i, 4) AS h4,
-                  hash(i, 5) % {n_users} AS user_no
+                  hash(i // 3, 5) % {n_users} AS user_no
                 FROM range({first}, {last}) r(i), (VALUES ('control'), ('treatment')) a(arm)
               ), drawn AS (
                 SELECT *, (h1 % 1000003) / 1000003.0 AS p1, (h2 % 1000003 + 1) / 1000004.0 AS p2,
@@ -63,7 +64,8 @@ def make_exchanges(folder: Path, n_exchanges: int) -> None:
                 CASE WHEN arm = 'control' THEN 'gpt-4o' ELSE 'claude-opus-4-8' END AS model,
                 '{{"messages":[{{"role":"user","content":"' || repeat(md5(h4::VARCHAR) || ' ', 8) || '"}}]}}' AS request,
                 '{{"choices":[{{"message":{{"content":"' || repeat(md5(h2::VARCHAR) || ' ', 12) || '"}}}}]}}' AS response,
-                NULL::VARCHAR AS meta, repeat(md5(h2::VARCHAR) || ' ', 12) AS text, NULL::VARCHAR AS tool_calls,
+                NULL::VARCHAR AS meta, CASE WHEN NOT failed THEN repeat(md5(h2::VARCHAR) || ' ', 12) END AS text,
+                NULL::VARCHAR AS tool_calls,
                 'stop' AS finish_reason,
                 CASE WHEN failed AND h3 % 5 = 0 THEN 'timeout' WHEN failed THEN 'http_error'
                      WHEN h3 % 200 = 0 THEN 'refused' WHEN h3 % 150 = 0 THEN 'truncated' ELSE 'ok' END AS outcome,
@@ -76,7 +78,9 @@ def make_exchanges(folder: Path, n_exchanges: int) -> None:
                 CASE WHEN NOT failed THEN (tokens_in * 2.5 + tokens_out * 10) / 1e6 END AS cost_usd,
                 to_timestamp(1780272000) AS priced_at, 'f' AS config_fingerprint, false AS simulated,
                 CASE WHEN arm = 'control' THEN 'sampled' END AS shadow_status, NULL::VARCHAR AS shadow_reason,
-                repeat(md5(h4::VARCHAR) || ' ', 8) AS prompt, NULL::DOUBLE AS percentage, false AS forced
+                repeat(md5(h4::VARCHAR) || ' ', 8) AS prompt, NULL::DOUBLE AS percentage, false AS forced,
+                (1 + i % 3)::INT AS turn, 0::INT AS step,
+                'chat.completions' || CASE WHEN streamed THEN ' streamed with usage' ELSE '' END AS request_kind
               FROM shaped
             ) TO '{target}/part-{first:010d}.parquet' (FORMAT parquet, COMPRESSION zstd)"""
         )

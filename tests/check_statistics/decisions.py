@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from chunks import Chunk, Sums
 from lines import Line
 
-from evalpipe.analysis.decide import Evidence, Limits, Situation, decide
+from evalpipe.analysis.decision import Evidence, Limits, Situation, decide
 from evalpipe.core.experiment import MetricRole
 from evalpipe.stats.multiplier import Anytime
 
@@ -29,16 +30,26 @@ SCENARIOS: list[Scenario] = [
 ]  # fmt: skip
 
 
-def decision_lines(*, replications: int, seed: int) -> list[Line]:
-    rng = np.random.default_rng(seed)
+def simulate_decisions(chunk: Chunk) -> Sums:
+    """How many runs of each scenario end first with what it is about, and after how many users."""
+    sums: Sums = {}
+    for name, effects, recommendation, rule, *_ in SCENARIOS:
+        ends = [_first_ruling(chunk.rng, effects) for _ in range(chunk.n)]
+        users = [n for found, why, n in ends if (found, why) == (recommendation, rule)]
+        sums[name] = len(users)
+        sums[f"{name}: users"] = sum(users)
+    return sums
+
+
+def report_decisions(sums: Sums) -> list[Line]:
+    runs = sums["replications"]
     lines = []
-    for name, effects, recommendation, rule, bound, at_least, designed in SCENARIOS:
-        ends = [_first_ruling(rng, effects) for _ in range(replications)]
-        hits = [n for found, why, n in ends if (found, why) == (recommendation, rule)]
-        at = f"at {np.mean(hits):.0f} users on average" if hits and at_least else ""
+    for name, _, _, _, bound, at_least, designed in SCENARIOS:
+        hits = sums[name]
+        at = f" at {sums[f'{name}: users'] / hits:.0f} users on average" if hits and at_least else ""
         lines.append(
-            Line(name=name, seen=len(hits) / replications, designed=designed, bound=bound, at_least=at_least,
-                 detail=f"{replications} runs, a look every 1000 users {at}")
+            Line(name=name, seen=hits / runs, designed=designed, bound=bound, at_least=at_least,
+                 detail=f"{runs:.0f} runs, a look every 1000 users{at}")
         )  # fmt: skip
     return lines
 

@@ -10,72 +10,77 @@ a goal of equal arms may "win" in one experiment of forty at most: with other co
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import duckdb
+from chunks import HERE, Chunk, Sums, package_digest
 from lines import Line
 
-SEEDS = 20
 ENLARGED = 60
+DEMO = HERE.parents[1] / "build" / "check_statistics"
 
 
-def identical_arms_lines(*, demo_data: Path | None = None) -> list[Line]:
-    """`demo_data`: the data folder of a demo that was run before; by default the demo is run here."""
-    with tempfile.TemporaryDirectory() as folder:
-        source = demo_data or _run_demo(Path(folder))
-        lines = []
-        for copies, name in ((1, "the demo's data"), (ENLARGED, f"{ENLARGED} times the demo's users")):
-            target = Path(folder) / f"copies-{copies}"
-            experiments = [_write(source, target, seed, copies) for seed in range(1, SEEDS + 1)]
-            with ProcessPoolExecutor(2) as pool:
-                reports = list(pool.map(_report, [target] * SEEDS, experiments))
-            lines += _judge(reports, name, enough=copies > 1)
-    return lines
+def simulate_identical_arms(chunk: Chunk, *, copies: int, title: str) -> Sums:
+    """`copies`: of every user. The experiments are numbered: the number seeds the coin."""
+    source = _demo_data()
+    sums: Sums = {"ships": 0.0, "harms": 0.0, "equivalent": [], "missing": [], "pairs": 0.0}
+    for seed in range(chunk.first + 1, chunk.first + chunk.n + 1):
+        with tempfile.TemporaryDirectory() as folder:
+            report = _report(Path(folder), _write(source, Path(folder), seed, copies))
+        deciding = [m for m in report["metrics"] if m["role"] != "diagnostic" and m["status"] != "no_data"]
+        sums["ships"] += report["decision"]["recommendation"] == "ship"
+        sums["harms"] += report["decision"]["rule"] == "harm"
+        sums["pairs"] += report["funnel"]["pairs"]
+        sums["equivalent"].append(sum(m["finding"] == "equivalent" for m in deciding) / len(deciding))
+        sums["missing"] += [m["name"] for m in deciding if m["finding"] != "equivalent"]
+    return sums
 
 
-def _judge(reports: list[dict], name: str, *, enough: bool) -> list[Line]:
-    deciding = [
-        [m for m in report["metrics"] if m["role"] != "diagnostic" and m["status"] != "no_data"] for report in reports
-    ]
-    shipped = sum(report["decision"]["recommendation"] == "ship" for report in reports)
-    harmed = sum(report["decision"]["rule"] == "harm" for report in reports)
-    pairs = reports[0]["funnel"]["pairs"]
+def report_identical_arms(sums: Sums, *, copies: int, title: str) -> list[Line]:
+    runs = sums["replications"]
     lines = [
-        Line(
-            name=f"A/A, {name}: ship, of {len(reports)}",
-            seen=shipped,
-            designed="0",
-            bound=0,
-            detail=f"{pairs} pairs each",
-        ),
-        Line(name=f"A/A, {name}: harm, of {len(reports)}", seen=harmed, designed="0", bound=0),
-    ]
-    if enough:
-        worst = min((sum(m["finding"] == "equivalent" for m in found) / len(found) for found in deciding), default=0.0)
-        missing = sorted({m["name"] for found in deciding for m in found if m["finding"] != "equivalent"})
+        Line(name=f"A/A, {title}: ship, of {runs:.0f}", seen=sums["ships"], designed="0", bound=0,
+             detail=f"{sums['pairs'] / runs:.0f} pairs each"),
+        Line(name=f"A/A, {title}: harm, of {runs:.0f}", seen=sums["harms"], designed="0", bound=0),
+    ]  # fmt: skip
+    if copies > 1:
         lines.append(
-            Line(name=f"A/A, {name}: deciding metrics found equivalent, least", seen=worst, designed="1", bound=1.0,
-                 at_least=True, detail=", ".join(missing) or ", ".join(m["name"] for m in deciding[0]))
+            Line(name=f"A/A, {title}: deciding metrics found equivalent, least", seen=min(sums["equivalent"]), designed="1",
+                 bound=1.0, at_least=True, detail=", ".join(sorted(set(sums["missing"]))))
         )  # fmt: skip
     return lines
 
 
-def _run_demo(folder: Path) -> Path:
+def _demo_data() -> Path:
+    """The data folder of `evalpipe demo`, run once for each state of the code; the other process waits for it."""
+    folder = DEMO / f"demo-{package_digest('')[:12]}"
+    DEMO.mkdir(parents=True, exist_ok=True)
+    with (DEMO / "demo.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "done").exists():
+            for old in DEMO.glob("demo-*"):
+                shutil.rmtree(old)
+            _run_demo(folder)
+            (folder / "done").touch()
+    return folder / "demo" / "data"
+
+
+def _run_demo(folder: Path) -> None:
     command = [sys.executable, "-m", "evalpipe", "demo", "--folder", str(folder / "demo")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     if done.returncode:
         raise RuntimeError(f"the demo did not run: {done.stderr.strip().splitlines()[-1:]}")
-    return folder / "demo" / "data"
 
 
 def _report(data: Path, experiment: str) -> dict:
-    """What `evalpipe report --json` says, by the command line's own entry (a new process each time would only read the same
+    """What `evalpipe report --json` prints, by the command line's own entry (a new process each time would only read the same
     libraries again)."""
     from evalpipe.cli import main
 

@@ -28,10 +28,28 @@ class Line:
         bound = "" if self.bound is None else f"{sign} {self.bound:.4g}"
         verdict = "" if self.bound is None else ("ok" if self.passed else "FAILED")
         return (
-            f"{self.name:58s} {self.seen:9.4g}  {self.designed:>12s}  {bound:>10s}  {verdict:6s} {self.detail}".rstrip()
+            f"{self.name:66s} {self.seen:9.4g}  {self.designed:>12s}  {bound:>10s}  {verdict:6s} {self.detail}".rstrip()
         )
 
 
-def type_one_bound(replications: int, alpha: float = 0.05) -> float:
+HEADER = f"{'simulated':66s} {'seen':>9s}  {'designed':>12s}  {'bound':>10s}"
+
+
+def standard_error(share: float, replications: float) -> float:
+    """Monte-Carlo standard error of a share."""
+    return math.sqrt(share * (1 - share) / replications)
+
+
+def at_most(share: float, replications: float) -> float:
+    """`share` plus two Monte-Carlo standard errors."""
+    return share + 2 * standard_error(share, replications)
+
+
+def at_least(share: float, replications: float) -> float:
+    """`share` minus two Monte-Carlo standard errors."""
+    return share - 2 * standard_error(share, replications)
+
+
+def type_one_bound(replications: float, alpha: float = 0.05) -> float:
     """alpha plus two Monte-Carlo standard errors."""
-    return alpha + 2 * math.sqrt(alpha * (1 - alpha) / replications)
+    return at_most(alpha, replications)

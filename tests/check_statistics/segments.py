@@ -1,7 +1,7 @@
 """False discoveries among segments when one looks again and again: Benjamini-Hochberg on anytime p = 1/E, which is e-BH.
 
 Forty segments whose users differ by one standard deviation, correlated (.3, a shared shock a look); a look every 200 users.
-The run ends at the first discovery, the moment at which somebody would tell of it: where no segment has a difference the rate
+The run ends at the first discovery, the moment at which somebody would report it: where no segment has a difference the rate
 of false discoveries is then the share of runs that ever find one.
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
+from chunks import Chunk, Sums
 from lines import Line
 from scipy.special import ndtr
 
@@ -26,29 +27,38 @@ Q = 0.1
 MODE = Anytime(n_star=1000)
 
 
-def segment_lines(*, replications: int, seed: int) -> list[Line]:
+def simulate_segments(chunk: Chunk, *, n_true: int, title: str) -> Sums:
+    """`n_true` of the segments differ by .15 standard deviations."""
     assert LOOKS[0] >= gates.MIN_PAIRS_ANYTIME
-    lines = []
-    for name, n_true in (("none differs", 0), ("a quarter differ by .15 sd", SEGMENTS // 4)):
-        rng = np.random.default_rng(seed)
-        effects = np.where(np.arange(SEGMENTS) < n_true, 0.15, 0.0)
-        anytime, naive, found = [], [], []
-        for _ in range(replications):
-            z = _looks(rng, effects)
-            share, n_right = _first(z, effects, _discovered)
-            anytime.append(share)
-            found.append(n_right)
-            naive.append(_first(z, effects, _naive)[0])
-        bound = Q + 2 * float(np.std(anytime)) / np.sqrt(replications)
-        detail = f"{replications} runs" + (f", {np.mean(found):.1f} true ones at that look" if n_true else "")
-        lines.append(
-            Line(name=f"false discoveries, {SEGMENTS} segments, {name}", seen=float(np.mean(anytime)), designed="<= .1",
-                 bound=bound, detail=detail)
-        )  # fmt: skip
-        if not n_true:
-            lines.append(
-                Line(name="the same with plain p-values", seen=float(np.mean(naive)), designed="-", bound=0.15, at_least=True)
-            )  # fmt: skip
+    effects = np.where(np.arange(SEGMENTS) < n_true, 0.15, 0.0)
+    sums: Sums = {"false": 0.0, "false squared": 0.0, "true": 0.0, "naive": 0.0}
+    for _ in range(chunk.n):
+        z = _looks(chunk.rng, effects)
+        share, n_right = _first(z, effects, _discovered)
+        sums["false"] += share
+        sums["false squared"] += share**2
+        sums["true"] += n_right
+        sums["naive"] += _first(z, effects, _naive)[0]
+    return sums
+
+
+def report_segments(sums: Sums, *, n_true: int, title: str) -> list[Line]:
+    runs = sums["replications"]
+    seen = sums["false"] / runs
+    bound = Q + 2 * float(np.sqrt(max(0.0, sums["false squared"] / runs - seen**2) / runs))
+    detail = f"{runs:.0f} runs" + (f", {sums['true'] / runs:.1f} true ones at that look" if n_true else "")
+    lines = [
+        Line(
+            name=f"false discoveries, {SEGMENTS} segments, {title}",
+            seen=seen,
+            designed="<= .1",
+            bound=bound,
+            detail=detail,
+        )
+    ]
+    if not n_true:
+        naive = sums["naive"] / runs
+        lines.append(Line(name="the same with plain p-values", seen=naive, designed="-", bound=0.15, at_least=True))
     return lines
 
 
