@@ -220,12 +220,23 @@ class CustomMetricConfig(_Section):
 
 
 class PriceConfig(_Section):
-    """USD per million tokens."""
+    """USD per million tokens; `_per_1000`: USD per 1,000 calls of a tool the provider runs."""
 
     input: NonNegative
     output: NonNegative
     cached_input: NonNegative | None = None
     cache_write: NonNegative | None = None
+    cache_write_1h: NonNegative | None = None
+    cache_write_12h: NonNegative | None = None
+    audio_input: NonNegative | None = None
+    audio_output: NonNegative | None = None
+    image_input: NonNegative | None = None
+    image_output: NonNegative | None = None
+    web_search_per_1000: NonNegative | None = None
+    file_search_per_1000: NonNegative | None = None
+    code_interpreter_per_1000: NonNegative | None = None
+    tiers: dict[str, NonNegative] = {}
+    """the provider's word for a way of serving → its share of the token prices"""
 
 
 class Config(_Section):

@@ -6,6 +6,7 @@ import math
 import re
 
 from evalpipe.analysis.checks import PASS, WARN, CheckFunction, Evidence
+from evalpipe.analysis.checks_prices import TELL_TOKENS, price_unknown
 from evalpipe.analysis.connection import rows
 from evalpipe.analysis.metrics import Ratio, metrics
 from evalpipe.analysis.result import Check
@@ -15,7 +16,6 @@ from evalpipe.analysis.wording import amount, count, listed, percent
 from evalpipe.stats.difference import paired_difference, unpaired_difference
 
 MAX_USER_SHARE = 0.2
-MAX_UNPRICED = 0.01
 MAX_UNMETERED = 0.05
 MAX_EARLY_US = 1_000_000
 MAX_DRIFT_ROWS = 1_000_000
@@ -23,8 +23,6 @@ DRIFT_Z = 3.29
 """two-sided p = .001: two halves of a steady experiment differ by more once in a thousand"""
 DRIFTING = ("error_rate", "cost_per_request_usd", "output_tokens")
 MAX_OTHER_MODEL = 0.01
-UNMETERED = "(input_tokens IS NULL OR output_tokens IS NULL)"
-TELL_TOKENS = 'have clients send stream_options.include_usage, or set stream_usage = "inject" in [collector]'
 
 
 def duplicates(evidence: Evidence) -> Check:
@@ -57,49 +55,6 @@ def clock_skew(evidence: Evidence) -> Check | None:
             remedy="check the clocks of the machines that write the log",
         )
     return Check(name="clock_skew", status=PASS, detail="the instants in the log are in order")
-
-
-def price_unknown(evidence: Evidence) -> Check | None:
-    """Answers whose cost is not known: no price for their model, or no tokens to multiply it with."""
-    cost = evidence.results.get("cost_per_request_usd")
-    if cost is not None and not cost.measurable and not evidence.settings.priced:
-        return None  # a log without costs, and no arm whose price could be missing
-    found = rows(
-        evidence.connection,
-        "SELECT treatment, count(*) AS n, count(*) FILTER (cost_usd IS NULL) AS unknown, "
-        f"count(*) FILTER (cost_usd IS NULL AND {UNMETERED}) AS unmetered "
-        "FROM ev_rows WHERE answered GROUP BY treatment ORDER BY treatment",
-    )
-    short = [row for row in found if row["unknown"] > MAX_UNPRICED * row["n"]]
-    if not short:
-        return Check(name="price_unknown", status=PASS, detail="every answer has a price")
-    parts = [f"{'treatment' if row['treatment'] else 'control'} {percent(row['unknown'] / row['n'])}" for row in short]
-    unmetered = sum(row["unmetered"] for row in short)
-    remedies = []
-    if sum(row["unknown"] for row in short) > unmetered:
-        names = [f'[prices."{name}"]' for name in _unpriced_models(evidence)]
-        remedies.append(f"add the model's price under {listed(names) or '[prices.MODEL]'} and load again")
-    if unmetered:
-        remedies.append(TELL_TOKENS)
-    why = "" if not unmetered else f"; {count(unmetered)} of them did not report their tokens"
-    return Check(
-        name="price_unknown",
-        status=WARN,
-        detail=f"the cost of some answers is not known ({listed(parts)}{why}); they are left out of the cost",
-        remedy="; ".join(remedies),
-    )
-
-
-def _unpriced_models(evidence: Evidence) -> list[str]:
-    """The models that reported their tokens and still have no cost, the commonest three."""
-    found = rows(
-        evidence.connection,
-        "SELECT coalesce(model, model_requested) AS model, count(*) AS n FROM exchanges WHERE experiment = ? "
-        f"AND outcome IN ('ok', 'refused', 'truncated') AND cost_usd IS NULL AND NOT {UNMETERED} "
-        "AND coalesce(model, model_requested) IS NOT NULL GROUP BY 1 ORDER BY n DESC, 1 LIMIT 3",
-        [evidence.experiment],
-    )
-    return [row["model"] for row in found]
 
 
 def no_usage_in_streams(evidence: Evidence) -> Check | None:

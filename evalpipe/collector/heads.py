@@ -26,7 +26,7 @@ LOGGED_REQUEST_HEADERS = frozenset(
 )
 LOGGED_RESPONSE_HEADERS = frozenset(
     b"content-type content-encoding retry-after request-id x-request-id x-simulated-by openai-processing-ms openai-version "
-    b"x-should-retry server-timing".split()
+    b"x-should-retry server-timing x-litellm-response-cost".split()
 )
 LOGGED_RESPONSE_PREFIXES = (b"x-ratelimit-", b"anthropic-ratelimit-")
 

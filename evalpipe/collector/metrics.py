@@ -53,7 +53,12 @@ FIRST_TOKEN = BatchedHistogram(
     registry=_registry,
 )
 TOKENS = Counter("evalpipe_tokens_total", "Tokens as billed", ["experiment", "arm", "role", "kind"], registry=_registry)
-COST = Counter("evalpipe_cost_usd_total", "Cost at list prices", ["experiment", "arm", "role"], registry=_registry)
+COST = Counter(
+    "evalpipe_cost_usd_total",
+    "Cost, at own prices, the provider's own figure or list prices",
+    ["experiment", "arm", "role"],
+    registry=_registry,
+)
 SHED = Counter(
     "evalpipe_shadow_shed_total", "Copies not sent under pressure", ["experiment", "reason"], registry=_registry
 )

@@ -35,16 +35,8 @@ class _Rates(NamedTuple):
 class Pricer:
     def __init__(self, settings: CollectorSettings, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._rates: dict[tuple[str, str], _Rates] = {}
-        self._prices = {
-            model: Price(
-                input=price["input"] or 0.0,
-                output=price["output"] or 0.0,
-                cached_input=price.get("cached_input"),
-                cache_write=price.get("cache_write"),
-            )
-            for model, price in settings.prices.items()
-        }
+        self._rates: dict[tuple[str | None, str | None, str], _Rates] = {}
+        self._prices = {model: Price(**price) for model, price in settings.prices.items()}
         for arm in (settings.control, settings.treatment):
             if arm is not None:  # reads the price library now: no copy's latency shall hold the time that takes
                 self.worst_cost(arm, 1, 1)
@@ -55,10 +47,7 @@ class Pricer:
 
     def cost(self, answer: Answer, arm: ArmSettings) -> float | None:
         """USD of one answer, or None where usage or price are unknown."""
-        for model in (answer.model, arm.model):
-            if model is not None and (usd := self._cost(answer.usage, model, arm.provider)) is not None:
-                return usd
-        return None
+        return self._cost(answer.usage, answer.model, arm.model, arm.provider)
 
     def worst_cost(self, arm: ArmSettings, n_request_bytes: int, max_output_tokens: int | None) -> float:
         """USD to reserve before a copy is sent; 0 where the model has no price (that is refused at the start)."""
@@ -68,29 +57,36 @@ class Pricer:
             input_tokens=int(n_request_bytes / _BYTES_PER_TOKEN) + 1,
             output_tokens=max_output_tokens or _DEFAULT_OUTPUT_TOKENS,
         )
-        return self._cost(usage, arm.model, arm.provider) or 0.0
+        return self._cost(usage, None, arm.model, arm.provider) or 0.0
 
-    def _cost(self, usage: Usage, model: str, provider: str) -> float | None:
+    def _cost(self, usage: Usage, model: str | None, requested: str | None, provider: str) -> float | None:
+        if not usage.is_plain:
+            return self._exact_cost(usage, model, requested, provider)
         if usage.input_tokens is None or usage.output_tokens is None:
             return None
         if usage.input_tokens >= _LINEAR_BELOW or usage.cache_write_tokens:
-            return self._list_cost(usage, model, provider)
-        rates = self._rates.get((model, provider))
+            return self._exact_cost(usage, model, requested, provider)
+        key = (model, requested, provider)
+        rates = self._rates.get(key)
         if rates is None or rates.until < self._clock():
-            rates = self._rates[model, provider] = self._find_rates(model, provider)
+            rates = self._rates[key] = self._find_rates(model, requested, provider)
         if rates.input < 0:
             return None
         cached = usage.cached_input_tokens or 0
+        if cached > usage.input_tokens:
+            return None
         return (usage.input_tokens - cached) * rates.input + cached * rates.cached + usage.output_tokens * rates.output
 
-    def _find_rates(self, model: str, provider: str) -> _Rates:
+    def _find_rates(self, model: str | None, requested: str | None, provider: str) -> _Rates:
         def usd(n_input: int, n_cached: int, n_output: int) -> float:
             usage = Usage(input_tokens=n_input, cached_input_tokens=n_cached or None, output_tokens=n_output)
-            cost = self._list_cost(usage, model, provider)
+            cost = self._exact_cost(usage, model, requested, provider)
             return -1.0 if cost is None else cost / 1000
 
         return _Rates(usd(1000, 0, 0), usd(1000, 1000, 0), usd(0, 0, 1000), self._clock() + _RATES_KEPT_S)
 
-    def _list_cost(self, usage: Usage, model: str, provider: str) -> float | None:
-        found = cost_of(usage, model=model, provider=provider, at=datetime.now(UTC), prices=self._prices)
+    def _exact_cost(self, usage: Usage, model: str | None, requested: str | None, provider: str) -> float | None:
+        found = cost_of(
+            usage, model=model, requested=requested, provider=provider, at=datetime.now(UTC), prices=self._prices
+        )
         return None if found is None else found.usd

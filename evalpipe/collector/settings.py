@@ -113,7 +113,8 @@ class CollectorSettings(msgspec.Struct, frozen=True, kw_only=True):
     inject_stream_usage: bool = False
     shadow_concurrency: int = 64
     shadow_budget_usd: float | None = None
-    prices: dict[str, dict[str, float | None]] = {}
+    prices: dict[str, dict[str, Any]] = {}
+    """model → the keys of `providers.pricing.Price` that are set"""
     redact: tuple[str, ...] = ()
     client_token: Secret | None = None
     ca_file: str | None = None

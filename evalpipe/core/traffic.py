@@ -109,6 +109,10 @@ class Exchange:
     """assistant messages since the last user message (tool loops)"""
     request_kind: str | None = None
     """endpoint, streaming and usage as the client asked for them: what decides which values an answer can tell"""
+    cost_source: str | None = None
+    """what `cost_usd` was computed by: "config", the price library and its version, or the provider's own field"""
+    cost_note: str | None = None
+    """why there is no cost, or what is not in it"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -218,7 +218,7 @@ class BatchRun:
         if intent.fingerprint != spec.fingerprint:
             return  # made with another rubric: it is nobody's answer now, and asked anew where it is wanted
         if reply.fate is Fate.ANSWERED:
-            cost = self.cost_of(reply.usage)
+            cost = self.cost_of(reply.usage, reply.model)
             judgment = answered(
                 ask, item.attempt, spec, reply, cost_usd=cost, at=at, message=message, batch_id=batch_id
             )

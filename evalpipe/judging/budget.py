@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from evalpipe.providers.base import Usage
 
-CostOf = Callable[[Usage], float | None]
-"""Usage → USD at this judge's price; None where no price is known."""
+
+class CostOf(Protocol):
+    """What a usage costs at this judge's price."""
+
+    def __call__(self, usage: Usage, answered: str | None = None) -> float | None:
+        """USD, None where no price is known. `answered`: the model that answered, by its own word; a router may have asked
+        another one than the judge's, at another price."""
+        ...
+
 
 SCHEMA_OVERHEAD_TOKENS = 1000
 """The most that a provider adds on its own account for a structured reply or a forced tool (a few hundred are usual)."""

@@ -63,6 +63,11 @@ class Reply:
     def usage(self) -> Usage:
         return self.answer.usage if self.answer else Usage()
 
+    @property
+    def model(self) -> str | None:
+        """The model that answered, by its own word."""
+        return self.answer.model if self.answer else None
+
 
 class JudgeClient(Protocol):
     """Asks one judge. Never raises for anything a provider may do: failures are replies."""

@@ -206,7 +206,7 @@ class Runner:
             now = self.clock.utc()
             if reply.fate is Fate.ANSWERED:
                 self._estimator.learn(n_chars, reply.usage, whole=reply.is_whole)
-                cost = self.cost_of(reply.usage)
+                cost = self.cost_of(reply.usage, reply.model)
                 told = Booking(cost_usd=cost) if cost is not None else booking
                 self._book(worst, told)
                 judgment = answered(

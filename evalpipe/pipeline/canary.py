@@ -18,9 +18,9 @@ from evalpipe.core.setup_fault import signature_of
 from evalpipe.core.spool import RequestRecord, ResponseRecord
 from evalpipe.core.traffic import Arm, Outcome, Role
 from evalpipe.errors import ConfigError
+from evalpipe.pipeline.prices import price_book
 from evalpipe.pipeline.setup_faults import passes_through
 from evalpipe.pipeline.workspace import Workspace
-from evalpipe.providers.pricing import Price
 from evalpipe.rollout import stages as machine
 from evalpipe.rollout.controller import Controller, ControllerSettings, elected, is_led
 from evalpipe.rollout.feed import SpoolFeed, StageFeed
@@ -65,8 +65,8 @@ class WorkspaceSource:
 
     def __init__(self, workspace: Workspace, config: Config) -> None:
         self._workspace, self._experiment = workspace, config.experiment.name
-        prices = {name: Price(**price.model_dump()) for name, price in config.prices.items()}
-        self._judge = partial(_read, ReadingRules(unit_sources=config.experiment.unit, prices=prices))
+        rules = ReadingRules(unit_sources=config.experiment.unit, prices=price_book(config))
+        self._judge = partial(_read, rules)
         self._spool: SpoolFeed | None = None
         self._feed: StageFeed | None = None
 

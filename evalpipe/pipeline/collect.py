@@ -109,15 +109,7 @@ def collector_settings(workspace: Workspace) -> CollectorSettings:
         inject_stream_usage=options.stream_usage == "inject",
         shadow_concurrency=options.shadow_concurrency,
         shadow_budget_usd=options.shadow_budget_usd,
-        prices={
-            model: {
-                "input": price.input,
-                "output": price.output,
-                "cached_input": price.cached_input,
-                "cache_write": price.cache_write,
-            }
-            for model, price in prices.items()
-        },
+        prices={model: own.model_dump(exclude_none=True) for model, own in config.prices.items()},
         redact=options.redact,
         otel_names=config.telemetry.names == "otel",
         client_token=None if token is None else Secret(token),

@@ -155,12 +155,19 @@ def note_limit(tally: RunTally, workspace: Workspace, store: Store, spec: JudgeS
 
 
 def price_of(workspace: Workspace, spec: JudgeSpec, *, batch: bool = False) -> CostOf:
-    """Usage → USD for this judge, by the configuration's prices, else the library's."""
+    """Usage → USD for this judge: at the price of the model that answered, else of the one asked."""
     prices = price_book(workspace.config)
 
-    def price(usage: Usage) -> float | None:
-        at = datetime.now(UTC)
-        cost = cost_of(usage, model=spec.model, provider=spec.provider, at=at, prices=prices, batch=batch)
+    def price(usage: Usage, answered: str | None = None) -> float | None:
+        cost = cost_of(
+            usage,
+            model=answered or spec.model,
+            requested=spec.model,
+            provider=spec.provider,
+            at=datetime.now(UTC),
+            prices=prices,
+            batch=batch,
+        )
         return None if cost is None else cost.usd
 
     return price

@@ -10,7 +10,4 @@ def price_book(config: Config | None) -> dict[str, Price]:
     """model → its own price, USD per million tokens; models that are not here have the price library's."""
     if config is None:
         return {}
-    return {
-        model: Price(input=own.input, output=own.output, cached_input=own.cached_input, cache_write=own.cache_write)
-        for model, own in config.prices.items()
-    }
+    return {model: Price(**own.model_dump()) for model, own in config.prices.items()}

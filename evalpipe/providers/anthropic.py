@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from evalpipe.core.traffic import Outcome
-from evalpipe.providers.base import Answer, RequestView, Usage
+from evalpipe.providers.base import Answer, RequestView
 from evalpipe.providers.jsontext import (
     MalformedJSONError,
     as_count,
@@ -19,6 +19,7 @@ from evalpipe.providers.plain_text import content_text, make_view
 from evalpipe.providers.reading import Assembled
 from evalpipe.providers.sse import SseEvent
 from evalpipe.providers.turns import position_of, role_of
+from evalpipe.providers.usage import messages_usage
 
 _OUTCOMES = {
     "max_tokens": Outcome.TRUNCATED,
@@ -80,7 +81,7 @@ class AnthropicMessages:
             tool_calls=tool_calls,
             finish_reason=stop,
             model=as_text(message.get("model")),
-            usage=read_usage(message.get("usage")),
+            usage=messages_usage(message, has_content=bool(text or tool_calls)),
         )
 
     def assemble(self, events: list[SseEvent]) -> Assembled:
@@ -162,19 +163,3 @@ class _Stream:
         self._message["content"] = [block for _, block in sorted(self._blocks.items())]
         self.result.message = self._message
         return self.result
-
-
-def read_usage(value: Any) -> Usage:
-    """Messages usage: `input_tokens` is only the uncached rest, so the whole input is the sum of three counts."""
-    usage = as_dict(value)
-    rest = as_count(usage.get("input_tokens"))
-    cached = as_count(usage.get("cache_read_input_tokens"))
-    written = as_count(usage.get("cache_creation_input_tokens"))
-    return Usage(
-        input_tokens=None if rest is None else rest + (cached or 0) + (written or 0),
-        cached_input_tokens=cached,
-        cache_write_tokens=written,
-        cache_write_1h_tokens=as_count(as_dict(usage.get("cache_creation")).get("ephemeral_1h_input_tokens")),
-        output_tokens=as_count(usage.get("output_tokens")),
-        reasoning_tokens=as_count(as_dict(usage.get("output_tokens_details")).get("thinking_tokens")),
-    )

@@ -30,14 +30,64 @@ class NotShadowableError(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Usage:
-    """Tokens as billed. `input_tokens` is the whole input, cached and cache-write tokens included; None = not told."""
+    """What an answer used, as billed; None where the provider did not report it, never 0 in its place.
+
+    `input_tokens` is the whole input, cached and cache-write tokens included; `output_tokens` the whole output, reasoning
+    included. Audio and image counts are parts of these two, `cached_audio_tokens` a part of the cached ones.
+    """
 
     input_tokens: int | None = None
     cached_input_tokens: int | None = None
     cache_write_tokens: int | None = None
+    """all tokens written to a cache; those kept for one hour (Anthropic) or twelve (OpenAI) are counted again below"""
     cache_write_1h_tokens: int | None = None
+    cache_write_12h_tokens: int | None = None
     output_tokens: int | None = None
     reasoning_tokens: int | None = None
+    audio_input_tokens: int | None = None
+    cached_audio_tokens: int | None = None
+    image_input_tokens: int | None = None
+    audio_output_tokens: int | None = None
+    image_output_tokens: int | None = None
+    server_tools: tuple[tuple[str, int], ...] = ()
+    """(tool, calls) of tools the provider ran and charges beside tokens: the names are keys of `documented.TOOL_FEES`"""
+    service_tier: str | None = None
+    """how the provider served the request, in its own lower-case word, where that is not its standard way"""
+    speed: str | None = None
+    inference_geo: str | None = None
+    other_models: tuple[tuple[str, Usage], ...] = ()
+    """(model, usage) of models that were asked on the way (Anthropic's advisor); not part of the counts above"""
+    reported_usd: float | None = None
+    """the provider's own figure for the whole answer, fees included"""
+    reported_by: str | None = None
+    """the field or header `reported_usd` was read from"""
+    doubt: str | None = None
+    """why the counts are not to be believed; then nothing is priced by them"""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the cost depends on the plain token counts alone, 5-minute cache writes included."""
+        return self._extras == _NO_EXTRAS
+
+    @property
+    def _extras(self) -> tuple[object, ...]:
+        return (
+            self.audio_input_tokens or None,
+            self.image_input_tokens or None,
+            self.audio_output_tokens or None,
+            self.image_output_tokens or None,
+            self.cache_write_12h_tokens or None,
+            self.server_tools or None,
+            self.service_tier,
+            self.speed,
+            self.inference_geo,
+            self.other_models or None,
+            self.reported_usd,
+            self.doubt,
+        )
+
+
+_NO_EXTRAS = (None,) * 12
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

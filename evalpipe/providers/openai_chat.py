@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from evalpipe.core.traffic import Outcome
-from evalpipe.providers.base import Answer, RequestView, Usage
+from evalpipe.providers.base import Answer, RequestView
 from evalpipe.providers.jsontext import (
     MalformedJSONError,
     as_count,
@@ -19,6 +19,7 @@ from evalpipe.providers.plain_text import content_text, make_view
 from evalpipe.providers.reading import Assembled
 from evalpipe.providers.sse import SseEvent
 from evalpipe.providers.turns import position_of
+from evalpipe.providers.usage import chat_usage, counts_something, usage_in
 
 _OUTCOMES = {"length": Outcome.TRUNCATED, "content_filter": Outcome.REFUSED}
 
@@ -72,7 +73,7 @@ class OpenAIChat:
             tool_calls=tool_calls,
             finish_reason=finish,
             model=as_text(message.get("model")),
-            usage=read_usage(message.get("usage")),
+            usage=chat_usage(message, has_content=bool(text or tool_calls)),
         )
 
     def assemble(self, events: list[SseEvent]) -> Assembled:
@@ -92,9 +93,12 @@ class OpenAIChat:
                 error = chunk["error"]
                 result.error = error if isinstance(error, dict) else {"message": as_text(error)}
                 continue
-            for key in ("id", "created", "model", "system_fingerprint", "service_tier", "usage"):
+            for key in ("id", "created", "model", "system_fingerprint", "service_tier"):
                 if chunk.get(key) is not None:
                     head[key] = chunk[key]
+            usage = usage_in(chunk)
+            if usage is not None and ("usage" not in head or counts_something(usage)):
+                head["usage"] = usage
             for part in map(as_dict, as_list(chunk.get("choices"))):
                 choice = choices.setdefault(as_count(part.get("index")) or 0, _Choice())
                 if choice.add(part) and result.content_offset is None:
@@ -157,20 +161,6 @@ class _Choice:
         if self._function:
             message["function_call"] = {key: "".join(parts) for key, parts in self._function.items()}
         return {"index": index, "message": message, "finish_reason": self.finish_reason}
-
-
-def read_usage(value: Any) -> Usage:
-    """Chat usage: `prompt_tokens` includes cached ones, `completion_tokens` includes reasoning."""
-    usage = as_dict(value)
-    prompt = as_dict(usage.get("prompt_tokens_details"))
-    completion = as_dict(usage.get("completion_tokens_details"))
-    return Usage(
-        input_tokens=as_count(usage.get("prompt_tokens")),
-        cached_input_tokens=as_count(prompt.get("cached_tokens")),
-        cache_write_tokens=as_count(prompt.get("cache_write_tokens")),
-        output_tokens=as_count(usage.get("completion_tokens")),
-        reasoning_tokens=as_count(completion.get("reasoning_tokens")),
-    )
 
 
 def _assembled_call(call: dict[str, Any]) -> dict[str, Any]:

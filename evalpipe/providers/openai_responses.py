@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from evalpipe.core.traffic import Outcome
-from evalpipe.providers.base import Answer, RequestView, Usage
+from evalpipe.providers.base import Answer, RequestView
 from evalpipe.providers.jsontext import (
     MalformedJSONError,
     as_count,
@@ -19,6 +19,7 @@ from evalpipe.providers.plain_text import content_text, make_view
 from evalpipe.providers.reading import Assembled
 from evalpipe.providers.sse import SseEvent
 from evalpipe.providers.turns import position_of
+from evalpipe.providers.usage import responses_usage
 
 _Parts = dict[tuple[int, str], list[str]]
 """(content index, key) → pieces"""
@@ -85,7 +86,7 @@ class OpenAIResponses:
             tool_calls=tool_calls,
             finish_reason=reason or status,
             model=as_text(message.get("model")),
-            usage=read_usage(message.get("usage")),
+            usage=responses_usage(message, has_content=bool(text or tool_calls)),
             error_type=as_text(error.get("code")) or ("failed" if status == "failed" else None),
             error_message=as_text(error.get("message")),
         )
@@ -180,16 +181,3 @@ def _call(item: dict[str, Any]) -> dict[str, Any]:
     if item.get("type") == "function_call":
         arguments = parsed_or_raw(as_text(item.get("arguments")) or "")
     return {"id": as_text(item.get("call_id")), "name": as_text(item.get("name")), "arguments": arguments}
-
-
-def read_usage(value: Any) -> Usage:
-    """Responses usage: `input_tokens` includes cached ones, `output_tokens` includes reasoning."""
-    usage = as_dict(value)
-    details = as_dict(usage.get("input_tokens_details"))
-    return Usage(
-        input_tokens=as_count(usage.get("input_tokens")),
-        cached_input_tokens=as_count(details.get("cached_tokens")),
-        cache_write_tokens=as_count(details.get("cache_write_tokens")),
-        output_tokens=as_count(usage.get("output_tokens")),
-        reasoning_tokens=as_count(as_dict(usage.get("output_tokens_details")).get("reasoning_tokens")),
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 from evalpipe.core.spool import Ended
@@ -13,6 +14,7 @@ from evalpipe.providers.base import Answer, RequestView
 from evalpipe.providers.jsontext import MalformedJSONError, parse
 from evalpipe.providers.openai_chat import OpenAIChat
 from evalpipe.providers.openai_responses import OpenAIResponses
+from evalpipe.providers.usage import with_reported_header
 
 
 class EndpointDialect(reading.Dialect, Protocol):
@@ -46,14 +48,17 @@ def read_answer(
 ) -> Answer:
     """The answer in `body`, as received from an arm that speaks `endpoint`. Never raises on what was received.
 
-    `headers` need only hold content-type and content-encoding. `ended` tells how the answer ended: a timeout or a client
-    that left is the outcome, unless the stream's own last event had come.
+    `headers` need only hold content-type, content-encoding and a gateway's own figure of the cost (`usage.COST_HEADER`).
+    `ended` tells how the answer ended: a timeout or a client that left is the outcome, unless the stream's own last event
+    had come.
     """
     dialect = DIALECTS.get(endpoint)
     if dialect is None:
         return Answer(outcome=Outcome.UNREADABLE, error_type="unknown_endpoint", error_message=endpoint[:100])
     try:
-        return reading.read_answer(dialect, status, headers, body, ended=ended)
+        answer = reading.read_answer(dialect, status, headers, body, ended=ended)
+        usage = with_reported_header(answer.usage, headers, answer.model, streamed=answer.streamed)
+        return answer if usage is answer.usage else replace(answer, usage=usage)
     except RecursionError:
         return Answer(outcome=Outcome.UNREADABLE, error_type="malformed", error_message="nested too deeply")
 

@@ -16,7 +16,7 @@ from evalpipe.core.text import well_formed
 from evalpipe.core.traffic import Arm, Exchange, Outcome, Role, ShadowStatus
 from evalpipe.providers.base import Answer, RequestView
 from evalpipe.providers.encoding import EncodingError, decode, header
-from evalpipe.providers.pricing import Cost, Price, cost_of
+from evalpipe.providers.pricing import Cost, Price, Unpriced, price_of
 from evalpipe.providers.registry import read_answer, read_request
 from evalpipe.store.documents import parse
 from evalpipe.store.importers.base import prompt_text
@@ -205,8 +205,7 @@ def _answered(
         cache_write_tokens=answer.usage.cache_write_tokens,
         output_tokens=answer.usage.output_tokens,
         reasoning_tokens=answer.usage.reasoning_tokens,
-        cost_usd=None if cost is None else cost.usd + response.infrastructure_usd,
-        priced_at=None if cost is None else cost.priced_at,
+        **_cost_columns(cost, response),
         simulated=bool(header(response.headers, SIMULATED_HEADER)),
         shadow_status=shadow_status,
         shadow_reason=shadow_reason,
@@ -269,17 +268,31 @@ def _as_far_as_kept(response: ResponseRecord, answer: Answer) -> Answer:
 
 def _cost(
     client: _Client, response: ResponseRecord, answer: Answer, view: RequestView, outcome: Outcome
-) -> Cost | None:
+) -> Cost | Unpriced:
     at = _instant(response.started_at)
-    if outcome is Outcome.HTTP_ERROR and answer.usage.output_tokens is None:
-        return Cost(
-            usd=0.0, priced_at=at, source="not billed"
-        )  # neither vendor bills a request it refused with an error
-    for model in (answer.model, view.model):
-        cost = cost_of(answer.usage, model=model, provider=response.provider, at=at, prices=client.rules.prices)
-        if cost is not None:
-            return cost
-    return None
+    generated = answer.usage.output_tokens is not None or answer.text or answer.tool_calls
+    if outcome is Outcome.HTTP_ERROR and not generated:
+        # Neither vendor bills a request it refused with an error; one that broke off in the middle may be billed.
+        return Cost(usd=0.0, priced_at=at, source="not billed")
+    return price_of(
+        answer.usage,
+        model=answer.model,
+        requested=view.model,
+        provider=response.provider,
+        at=at,
+        prices=client.rules.prices,
+    )
+
+
+def _cost_columns(cost: Cost | Unpriced, response: ResponseRecord) -> dict[str, Any]:
+    if isinstance(cost, Unpriced):
+        return {"cost_note": cost.reason}
+    return {
+        "cost_usd": cost.usd + response.infrastructure_usd,
+        "priced_at": cost.priced_at,
+        "cost_source": cost.source,
+        "cost_note": cost.note,
+    }
 
 
 def _ttft(response: ResponseRecord, answer: Answer) -> float | None:

@@ -62,6 +62,10 @@ EXCHANGES = pa.schema(
         pa.field("turn", pa.int32()),
         pa.field("step", pa.int32()),
         pa.field("request_kind", _TEXT),
+        # Where the cost comes from ("config", the price library, the provider's own field), and why there is none or what is
+        # not in it.
+        pa.field("cost_source", _TEXT),
+        pa.field("cost_note", _TEXT),
     ]
 )
 

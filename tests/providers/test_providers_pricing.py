@@ -130,3 +130,14 @@ def test_parameters_models_take(model: str, sampling: bool, completion: bool) ->
 )
 def test_names_of_one_model(first: str | None, second: str | None, same: bool) -> None:
     assert same_model(first, second) is same is same_model(second, first)
+
+
+def test_an_own_price_of_a_model_that_always_searches_says_what_is_not_in_it() -> None:
+    prices = {"gpt-4o-search-preview": Price(input=2.5, output=10)}
+    usage = Usage(input_tokens=1000, output_tokens=100)
+    cost = cost_of(usage, model="gpt-4o-search-preview-2025-03-11", provider="openai", at=AT, prices=prices)
+    assert cost is not None
+    assert (cost.usd, cost.note) == (
+        pytest.approx(0.0035),
+        "without the fees of its web searches, whose number it does not report",
+    )

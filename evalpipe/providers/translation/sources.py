@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from evalpipe.providers import anthropic, openai_chat
 from evalpipe.providers.base import Usage
 from evalpipe.providers.jsontext import as_count, as_dict, as_list, as_text, dump
 from evalpipe.providers.sse import SseEvent
 from evalpipe.providers.translation.reply import NO_USAGE, ReplyWriter, Stop
+from evalpipe.providers.usage import read_chat_usage, read_messages_usage
 
 STOPS: dict[str | None, Stop] = {
     # OpenAI
@@ -83,7 +83,7 @@ class ChatSource:
                 as_text(error.get("type")) or "api_error", as_text(error.get("message")) or "error"
             )
         if data.get("usage") is not None:
-            self._usage = openai_chat.read_usage(data["usage"])
+            self._usage = read_chat_usage(data["usage"])
         out = b""
         if not self._started:
             self._started = True
@@ -209,7 +209,7 @@ class MessagesSource:
         self._usage = {**self._usage, **told}
 
     def _read_usage(self) -> Usage:
-        return anthropic.read_usage(self._usage)
+        return read_messages_usage(self._usage)
 
     def finish(self) -> bytes | None:
         if self.ended:
