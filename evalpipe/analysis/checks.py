@@ -68,9 +68,19 @@ CheckFunction = Callable[[Evidence], Check | None]
 
 def run_checks(evidence: Evidence) -> list[Check]:
     """Every check that has something to say about this kind of experiment, in the order of the list."""
-    from evalpipe.analysis import checks_data, checks_judge, checks_traffic  # they import what a check is from here
+    from evalpipe.analysis import (
+        checks_answers,
+        checks_data,
+        checks_judge,
+        checks_traffic,
+    )  # they import what a check is from here
 
-    functions: list[CheckFunction] = [*checks_traffic.CHECKS, *checks_data.CHECKS, *checks_judge.CHECKS]
+    functions: list[CheckFunction] = [
+        *checks_traffic.CHECKS,
+        *checks_data.CHECKS,
+        *checks_answers.CHECKS,
+        *checks_judge.CHECKS,
+    ]
     return [check for check in (function(evidence) for function in functions) if check is not None]
 
 

@@ -1,11 +1,13 @@
 """Message heads: lines as they were received, what they mean for framing, and what may pass on (RFC 9110, RFC 9112).
 
 llhttp (strict) decides whether a head is HTTP at all: it refuses obs-fold, bare LF, control characters, repeated or
-signed or conflicting lengths. What is here only reads lines that passed it.
+signed or conflicting lengths. What is here only reads lines that passed it. Of an answer's head it is asked once more after
+the repairs that RFC 9112 allows a proxy: clients read such answers from the server itself.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Final
 
@@ -186,10 +188,12 @@ def keeps_alive(lines: Sequence[Line], *, http10: bool) -> bool:
 class AnswerHead:
     """An answer's head, as received and as read."""
 
-    __slots__ = ("first", "lines", "raw", "roles", "status")
+    __slots__ = ("first", "is_repaired", "lines", "raw", "roles", "status")
 
     def __init__(self, raw: bytes, status: int, first: bytes, lines: list[Line], roles: int) -> None:
         self.raw, self.status, self.first, self.lines, self.roles = raw, status, first, lines, roles
+        self.is_repaired = False
+        """`raw` is not what came: the server's framing is not to be trusted with a second answer"""
 
 
 _KNOWN_STATUS: Final[dict[bytes, int]] = {}
@@ -217,11 +221,65 @@ def read_answer_head(raw: bytes) -> AnswerHead:
             lines.append(line)
         else:
             return AnswerHead(raw, status, first, lines, roles)
-    status = check_response(raw)
+    is_repaired = False
+    try:
+        status = check_response(raw)
+    except HeadError as error:
+        repaired = _repaired(raw_lines)
+        if repaired is None:
+            raise
+        raw_lines, is_repaired = repaired, True
+        raw = b"\r\n".join(raw_lines)
+        try:
+            status = check_response(raw)
+        except HeadError:
+            raise error from None
     if len(_KNOWN_STATUS) < _MAX_KNOWN_STATUS and status >= 200:
         _KNOWN_STATUS[first] = status
     first, lines, roles = _understood(raw_lines)
-    return AnswerHead(raw, status, first, lines, roles)
+    answer = AnswerHead(raw, status, first, lines, roles)
+    answer.is_repaired = is_repaired
+    return answer
+
+
+def _repaired(raw_lines: list[bytes]) -> list[bytes] | None:
+    """The lines of an answer's head with one length, or none beside the chunked coding; None where that is not its fault.
+
+    RFC 9110 8.6: a recipient may fold repeated lengths that are equal, in one line or in several. RFC 9112 6.3: the transfer
+    coding overrides a length, which a proxy must remove. Two lengths that differ stay an error.
+    """
+    values: set[bytes] = set()
+    codings: list[bytes] = []
+    n_lengths = 0
+    for raw in raw_lines[1:]:
+        name, _, value = raw.partition(b":")
+        if name.lower() == b"content-length":
+            parts = [part.strip(b" \t") for part in value.split(b",")]
+            values.update(parts)
+            n_lengths += len(parts)
+        elif name.lower() == b"transfer-encoding":
+            codings.append(value.strip(b" \t").lower())
+    is_chunked = codings == [b"chunked"] and n_lengths > 0
+    if not is_chunked and (codings or n_lengths < 2 or len(values) > 1):
+        return None
+    kept = [raw for raw in raw_lines if not raw.lower().startswith(b"content-length:")]
+    if not is_chunked:
+        kept.insert(1, b"Content-Length: " + next(iter(values)))
+    return kept
+
+
+_BARE_END: Final = re.compile(rb"\r?\n\r?\n")
+
+
+def end_of_bare_head(data: bytes) -> int:
+    """Where a head ends whose lines end with LF alone, or with either; 0 where it has not ended."""
+    end = _BARE_END.search(data)
+    return 0 if end is None else end.end()
+
+
+def with_crlf(head: bytes) -> bytes:
+    """A head with every line ended by CRLF. RFC 9112 2.2: a recipient may recognise a single LF as the end of a line."""
+    return b"\r\n".join(line.removesuffix(b"\r") for line in head.split(b"\n"))
 
 
 CHUNKED: Final = -1

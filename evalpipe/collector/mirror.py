@@ -30,7 +30,7 @@ from evalpipe.core.templates import ResponseTemplate
 from evalpipe.core.treatment_state import Place
 from evalpipe.providers.base import NotShadowableError, OutgoingRequest
 from evalpipe.providers.registry import read_request
-from evalpipe.providers.translation.request import render_treatment_request
+from evalpipe.providers.translate.request import render_treatment_request
 
 _SAMPLING_SALT = "evalpipe-shadow"
 """sampling is independent of the assignment's salt: a sampled conversation is no likelier in one arm"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from evalpipe.collector.settings import ArmSettings
 from evalpipe.providers.base import NotShadowableError
 from evalpipe.providers.registry import speaks
-from evalpipe.providers.translation.request import render_treatment_request
+from evalpipe.providers.translate.request import render_treatment_request
 
 
 def rewrite(endpoint: str, body: bytes, arm: ArmSettings) -> bytes:

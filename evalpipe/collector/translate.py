@@ -12,8 +12,8 @@ from evalpipe.collector.arms import RequestHead
 from evalpipe.collector.heads import Line, join_path
 from evalpipe.collector.settings import ArmSettings, Origin
 from evalpipe.providers.base import OutgoingRequest
-from evalpipe.providers.translation.answer import AnswerTranslator
-from evalpipe.providers.translation.request import render_treatment_request
+from evalpipe.providers.translate.answer import AnswerTranslator
+from evalpipe.providers.translate.request import render_treatment_request
 
 _CARRIED = frozenset(b"accept accept-encoding user-agent openai-beta".split())
 """client headers a treatment arm of the same dialect gets besides the dialect's own; never credentials or cookies"""

@@ -11,7 +11,16 @@ from time import perf_counter
 from typing import Final, cast
 
 from evalpipe.collector.framing import BodyReader
-from evalpipe.collector.heads import CONNECTION, AnswerHead, HeadError, keeps_alive, read_answer_head, response_length
+from evalpipe.collector.heads import (
+    CONNECTION,
+    AnswerHead,
+    HeadError,
+    end_of_bare_head,
+    keeps_alive,
+    read_answer_head,
+    response_length,
+    with_crlf,
+)
 from evalpipe.collector.settings import Origin
 
 MAX_HEAD_BYTES: Final = 256 << 10
@@ -122,13 +131,23 @@ class Upstream:
         while True:
             end = data.find(b"\r\n\r\n") + 4
             if end < 4:
-                if len(data) > MAX_HEAD_BYTES:
-                    raise HeadError(502, "the head of the answer is too large")
-                self._buffer = data
-                return
+                end = end_of_bare_head(data)
+                if not end:
+                    if len(data) > MAX_HEAD_BYTES:
+                        raise HeadError(502, "the head of the answer is too large")
+                    self._buffer = data
+                    return
             head = data if end == len(data) else data[:end]
+            try:
+                answer = read_answer_head(head)
+            except HeadError:
+                end = end_of_bare_head(data)
+                head = with_crlf(data[:end])
+                answer = read_answer_head(head)
+                answer.is_repaired = True
             data = data[end:]
-            answer = read_answer_head(head)
+            if answer.is_repaired:
+                self._keep = False
             if answer.status >= 200:
                 break
             sink.interim(head)
@@ -137,7 +156,7 @@ class Upstream:
         reader.begin(response_length(answer, head_request=sink.head_request))
         self._in_body = True
         http10 = head.startswith(b"HTTP/1.0")
-        if http10 or answer.roles & CONNECTION:
+        if (http10 or answer.roles & CONNECTION) and self._keep:
             self._keep = keeps_alive(answer.lines, http10=http10)
         if not data:
             last = reader.done

@@ -97,7 +97,9 @@ class Answer:
     `tool_calls`: [{"id", "name", "arguments" (parsed JSON, or the raw text where it does not parse)}]. `assembled`: the
     answer as the JSON text the provider would have sent unstreamed (None where nothing was readable). `content_offset`:
     body bytes up to and including the first event that carried content (text, tool call, thinking): where the time to
-    first token is measured; None where not streamed or nothing came.
+    first token is measured; None where not streamed or nothing came. Reasoning counts where the provider streams it, although
+    users do not see it; of a provider that hides its reasoning the first visible word is measured. Between two such arms the
+    time to first token is not the same quantity.
     """
 
     outcome: Outcome

@@ -13,7 +13,12 @@ import zstandard
 MAX_DECODED_BYTES = 128 * 1024 * 1024
 """A longer answer is not read: 128 MiB is far over any model's answer, and a bomb unpacks to gigabytes."""
 
-_PIECE = 4096
+PIECE_BYTES = 4096
+"""Encoded bodies are decoded in pieces of this length, so that what each piece brought is known."""
+
+_KNOWN = frozenset({"gzip", "x-gzip", "deflate", "br", "zstd"})
+_MAX_CODINGS = 4
+"""a body packed more often than this is an attack, not an answer"""
 
 
 class EncodingError(ValueError):
@@ -55,8 +60,8 @@ def decode(headers: Mapping[str, str], body: bytes) -> Decoded:
     parts: list[bytes] = []
     offsets: list[tuple[int, int]] = []
     total = 0
-    for start in range(0, len(body), _PIECE):
-        piece = body[start : start + _PIECE]
+    for start in range(0, len(body), PIECE_BYTES):
+        piece = body[start : start + PIECE_BYTES]
         part = decoder.feed(piece)
         total += len(part)
         parts.append(part)
@@ -65,31 +70,38 @@ def decode(headers: Mapping[str, str], body: bytes) -> Decoded:
 
 
 class StreamDecoder:
-    """Decodes a body piece by piece. Raises EncodingError for encodings it does not know and bytes that are not in them."""
+    """Decodes a body piece by piece, as the vendors' SDKs (httpx) do: several codings are undone from the last to the first
+    (RFC 9110 8.4), one that is not known ("utf-8", "none") is passed over. Raises EncodingError for bytes that are not in
+    the coding they claim."""
 
     def __init__(self, headers: Mapping[str, str]) -> None:
         named = [name.strip().lower() for name in header(headers, "content-encoding").split(",")]
-        names = [name for name in named if name and name != "identity"]
-        if len(names) > 1:
-            raise EncodingError(f"more than one content encoding: {', '.join(names)[:80]}")
-        self.is_identity = not names
-        self._name = names[0] if names else ""
-        self._decompress: _Decompressor | None = None
+        self._names = [name for name in named if name in _KNOWN][::-1]
+        if len(self._names) > _MAX_CODINGS:
+            raise EncodingError(f"{len(self._names)} content codings")
+        self.is_identity = not self._names
+        self._steps: list[_Decompressor | None] = [None] * len(self._names)
         self._total = 0
 
     def feed(self, piece: bytes) -> bytes:
         if self.is_identity or not piece:
             return piece
-        try:
-            if self._decompress is None:
-                self._decompress = _decompressor(self._name, piece)
-            data = self._decompress(piece)
-        except (zlib.error, brotli.error, zstandard.ZstdError) as error:
-            raise EncodingError(f"not {self._name}: {error}") from error
-        self._total += len(data)
+        for number, name in enumerate(self._names):
+            if not piece:
+                return b""
+            try:
+                step = self._steps[number]
+                if step is None:
+                    step = self._steps[number] = _decompressor(name, piece)
+                piece = step(piece)
+            except (zlib.error, brotli.error, zstandard.ZstdError) as error:
+                raise EncodingError(f"not {name}: {error}") from error
+            if len(piece) > MAX_DECODED_BYTES:
+                raise EncodingError(f"unpacks to more than {MAX_DECODED_BYTES // 2**20} MiB")
+        self._total += len(piece)
         if self._total > MAX_DECODED_BYTES:
             raise EncodingError(f"unpacks to more than {MAX_DECODED_BYTES // 2**20} MiB")
-        return data
+        return piece
 
 
 def _decompressor(name: str, first: bytes) -> _Decompressor:
@@ -104,7 +116,7 @@ def _decompressor(name: str, first: bytes) -> _Decompressor:
         return lambda piece: bytes(decompressor.process(piece))
     if name == "zstd":
         return zstandard.ZstdDecompressor(max_window_size=2**27).decompressobj(read_across_frames=True).decompress
-    raise EncodingError(f"unknown content encoding {name[:40]!r}")
+    raise EncodingError(f"unknown content coding {name[:40]!r}")
 
 
 def _bounded(decompressor: zlib._Decompress) -> _Decompressor:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from evalpipe.core.text import well_formed
+from evalpipe.core.text import joined, well_formed
 
 
 class MalformedJSONError(ValueError):
@@ -31,6 +31,42 @@ def parse(data: bytes | str) -> Any:
         raise MalformedJSONError("nested too deeply") from None
     except ValueError as error:
         raise MalformedJSONError(str(error)) from None
+
+
+def parse_answer(data: bytes | str) -> tuple[Any, bool]:
+    """The JSON value of an answer, read as leniently as the vendors' Python SDKs read it (`json.loads`).
+
+    Args:
+        data: the body, or the data of one event.
+
+    Returns:
+        (value, exact). A byte order mark, UTF-16 and UTF-32 are accepted; NaN, Infinity and numbers beyond a float are
+        None. Lone surrogates stay as they are: their other half may come with the next event (`joined`, `cleaned`).
+        `exact`: `data` is UTF-8 JSON by RFC 8259, so it can be stored as it is.
+
+    Raises:
+        MalformedJSONError: not JSON even so, or nested too deeply.
+    """
+    try:
+        return _fast_decoder.decode(data), True
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        pass  # what is merely lenient and what is no JSON are told apart below
+    if isinstance(data, str):
+        text = data.removeprefix("\ufeff")
+    else:
+        encoding = json.detect_encoding(data)
+        text = str(data, "utf-8-sig" if encoding == "utf-8" else encoding, "replace")
+    try:
+        return _lenient_decoder.decode(text), False
+    except RecursionError:
+        raise MalformedJSONError("nested too deeply") from None
+    except ValueError as error:
+        raise MalformedJSONError(str(error)) from None
+
+
+def cleaned(value: Any) -> Any:
+    """A parsed value whose strings hold no lone surrogates."""
+    return _cleaned(value)
 
 
 def dump(value: Any) -> str:
@@ -82,6 +118,10 @@ def _reject(constant: str) -> Any:
     raise ValueError(f"{constant} is not JSON")
 
 
+def _absent(constant: str) -> Any:
+    return None
+
+
 def _finite(text: str) -> float | None:
     value = float(text)
     return value if math.isfinite(value) else None
@@ -89,7 +129,7 @@ def _finite(text: str) -> float | None:
 
 def _cleaned(value: Any) -> Any:
     if isinstance(value, str):
-        return well_formed(value)
+        return joined(value)
     if isinstance(value, list):
         return [_cleaned(item) for item in value]
     if isinstance(value, dict):
@@ -103,4 +143,5 @@ _fast_encoder = msgspec.json.Encoder()
 
 # Made once: json.loads and json.dumps build new ones at every call with options.
 _decoder = json.JSONDecoder(parse_constant=_reject, parse_float=_finite)
+_lenient_decoder = json.JSONDecoder(parse_constant=_absent, parse_float=_finite)
 _encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)

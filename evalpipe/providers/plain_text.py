@@ -8,7 +8,7 @@ from evalpipe.providers.base import RequestView
 from evalpipe.providers.jsontext import as_dict, as_text, dump
 from evalpipe.providers.turns import Position
 
-_MARKS = {
+MARKS = {
     "image_url": "[image]",
     "input_image": "[image]",
     "image": "[image]",
@@ -40,8 +40,8 @@ def _part_text(part: Any) -> str:
         text = as_text(part.get(key))
         if text is not None:
             return text
-    if kind in _MARKS:
-        return _MARKS[kind]
+    if kind in MARKS:
+        return MARKS[kind]
     if kind == "tool_use":
         return f"[tool call {part.get('name')}: {dump(part.get('input'))}]"
     if kind == "tool_result":

@@ -1,32 +1,32 @@
-"""The one visible list of wire formats and providers, and the doors that pick from it."""
+"""The one visible list of wire formats and providers, and the functions that pick from it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from evalpipe.core.spool import Ended
 from evalpipe.core.traffic import Outcome
-from evalpipe.providers import reading
-from evalpipe.providers.anthropic import AnthropicMessages
+from evalpipe.providers import chat, messages, responses
 from evalpipe.providers.base import Answer, RequestView
 from evalpipe.providers.jsontext import MalformedJSONError, parse
-from evalpipe.providers.openai_chat import OpenAIChat
-from evalpipe.providers.openai_responses import OpenAIResponses
+from evalpipe.providers.reading import AnswerReader, DialectReader
 from evalpipe.providers.usage import with_reported_header
 
 
-class EndpointDialect(reading.Dialect, Protocol):
-    """A wire format: `read_request` of a parsed body, and the two steps of reading an answer."""
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """A wire format: how its requests are read, and a reader for each of its answers."""
 
-    def read_request(self, body: dict[str, Any]) -> RequestView: ...
+    read_request: Callable[[dict[str, Any]], RequestView]
+    reader: Callable[[], DialectReader]
 
 
-DIALECTS: Mapping[str, EndpointDialect] = {
-    "chat.completions": OpenAIChat(),
-    "responses": OpenAIResponses(),
-    "messages": AnthropicMessages(),
+DIALECTS: Mapping[str, Dialect] = {
+    "chat.completions": Dialect(chat.read_request, chat.ChatReader),
+    "responses": Dialect(responses.read_request, responses.ResponsesReader),
+    "messages": Dialect(messages.read_request, messages.MessagesReader),
 }
 """endpoint name → wire format"""
 
@@ -43,24 +43,35 @@ def speaks(provider: str, endpoint: str) -> bool:
     return endpoint in PROVIDERS[provider]
 
 
+def answer_reader(endpoint: str, status: int | None, headers: Mapping[str, str]) -> AnswerReader:
+    """A reader for an answer of an arm that speaks `endpoint`, to be fed as the body comes. Raises KeyError for an unknown
+    endpoint. `headers` need only hold content-type and content-encoding."""
+    return AnswerReader(DIALECTS[endpoint].reader(), status, headers)
+
+
 def read_answer(
     endpoint: str, status: int | None, headers: Mapping[str, str], body: bytes, *, ended: Ended = "complete"
 ) -> Answer:
-    """The answer in `body`, as received from an arm that speaks `endpoint`. Never raises on what was received.
+    """The answer in a whole body.
 
-    `headers` need only hold content-type, content-encoding and a gateway's own figure of the cost (`usage.COST_HEADER`).
-    `ended` tells how the answer ended: a timeout or a client that left is the outcome, unless the stream's own last event
-    had come.
+    Args:
+        endpoint: what the arm speaks: a key of `DIALECTS`.
+        status: None where no answer came.
+        headers: content-type, content-encoding and a gateway's own figure of the cost (`usage.COST_HEADER`) are looked at.
+        body: as received, content encoding and all.
+        ended: how the answer ended. A timeout or a client that left is the outcome, unless the stream's own last event had
+            come.
+
+    Returns:
+        The answer, or what is known of its failure. Never raises on what was received.
     """
-    dialect = DIALECTS.get(endpoint)
-    if dialect is None:
+    if endpoint not in DIALECTS:
         return Answer(outcome=Outcome.UNREADABLE, error_type="unknown_endpoint", error_message=endpoint[:100])
-    try:
-        answer = reading.read_answer(dialect, status, headers, body, ended=ended)
-        usage = with_reported_header(answer.usage, headers, answer.model, streamed=answer.streamed)
-        return answer if usage is answer.usage else replace(answer, usage=usage)
-    except RecursionError:
-        return Answer(outcome=Outcome.UNREADABLE, error_type="malformed", error_message="nested too deeply")
+    reader = answer_reader(endpoint, status, headers)
+    reader.feed(body)
+    answer = reader.finish(ended)
+    usage = with_reported_header(answer.usage, headers, answer.model, streamed=answer.streamed)
+    return answer if usage is answer.usage else replace(answer, usage=usage)
 
 
 def read_request(endpoint: str, body: bytes | str) -> RequestView:

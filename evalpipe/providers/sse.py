@@ -11,7 +11,7 @@ _LINE_END = re.compile(rb"\r\n|\n|\r")
 
 class SseEvent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """`event`: "message" where the stream named none. `end_offset`: bytes fed up to and including the blank line that
-    dispatched it."""
+    dispatched it, without the LF of a CRLF: the CR alone ends a line, and may come alone."""
 
     event: str
     data: str
@@ -45,7 +45,7 @@ class SseParser:
             line = b"".join([*self._pieces, piece]) if self._pieces else piece
             self._pieces.clear()
             start = end.end()
-            event = self._line(line, self._offset + start)
+            event = self._line(line, self._offset + end.start() + 1)
             if event is not None:
                 events.append(event)
         self._after_cr = chunk.endswith(b"\r") if chunk else self._after_cr

@@ -152,6 +152,8 @@ _PASSED = {
     "clock_skew": "clocks in order",
     "price_unknown": "prices known",
     "no_usage_in_streams": "streams report their usage",
+    "finish_reasons": "answers end for documented reasons",
+    "unjudgeable_answers": "answers are whole texts",
     "arm_models": "models as configured",
     "one_user_dominates": "no user dominates",
     "drift": "no drift",

@@ -27,7 +27,7 @@ from typing import Any
 from evalpipe.errors import ConfigError
 from evalpipe.providers.jsontext import MalformedJSONError, as_count, as_dict, as_list, as_text, dump, parse
 from evalpipe.providers.plain_text import content_text
-from evalpipe.providers.translation.reply import ReplyCall, Stop
+from evalpipe.providers.reply import ReplyCall, Stop
 
 _STOPS: Mapping[str, Stop] = {
     "length": "max_tokens",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from evalpipe.providers.base import Usage
 from evalpipe.providers.jsontext import dump
-from evalpipe.providers.translation.reply import Reply, ReplyCall, Stop
+from evalpipe.providers.reply import Reply, ReplyCall, Stop
 from evalpipe.sim.corpus import Corpus, RecordedAnswer
 from evalpipe.sim.judge import SimulatedJudge
 from evalpipe.sim.prompts import JudgePrompt, read_judge_prompt

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 from evalpipe.providers.jsontext import dump
-from evalpipe.providers.translation.reply import error_body
+from evalpipe.providers.reply import error_body
 from evalpipe.sim.limits import Meter
 
 MARK = ("x-simulated-by", "evalpipe-sim")

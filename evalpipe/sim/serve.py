@@ -10,11 +10,11 @@ from random import Random
 from typing import Any
 
 from evalpipe.providers.base import Usage
+from evalpipe.providers.chat.write_answer import ChatWriter, plain_chat
 from evalpipe.providers.jsontext import MalformedJSONError, as_dict, dump, parse
-from evalpipe.providers.translation.reply import ReplyWriter
-from evalpipe.providers.translation.write_chat import ChatWriter, plain_chat
-from evalpipe.providers.translation.write_messages import MessagesWriter, plain_messages
-from evalpipe.providers.translation.write_responses import ResponsesWriter, plain_responses
+from evalpipe.providers.messages.write_answer import MessagesWriter, plain_messages
+from evalpipe.providers.reply import ReplyWriter
+from evalpipe.providers.responses.write_answer import ResponsesWriter, plain_responses
 from evalpipe.sim.engine import Engine, Planned
 from evalpipe.sim.headers import common_headers, error_answer, limit_headers, retry_headers
 from evalpipe.sim.http import HttpRequest, Responder

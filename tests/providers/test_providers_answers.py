@@ -185,7 +185,7 @@ def test_messages_stream() -> None:
         ("model_context_window_exceeded", [{"type": "text", "text": "x"}], Outcome.TRUNCATED, "x"),
         ("refusal", [], Outcome.REFUSED, ""),
         ("end_turn", [], Outcome.OK, ""),
-        ("pause_turn", [{"type": "text", "text": "x"}], Outcome.OK, "x"),
+        ("pause_turn", [{"type": "text", "text": "x"}], Outcome.TRUNCATED, "x"),
         ("tool_use", [{"type": "tool_use", "id": "t", "name": "f", "input": {"a": 1}}], Outcome.OK, None),
     ],
 )
@@ -381,8 +381,12 @@ def test_raw_deflate_and_two_encodings() -> None:
     raw = compressor.compress(chat({"content": "x"})) + compressor.flush()
     headers = {**JSON, "content-encoding": "deflate"}
     assert read_answer("chat.completions", 200, headers, raw).text == "x"
-    double = {**JSON, "content-encoding": "gzip, br"}
-    assert read_answer("chat.completions", 200, double, b"x").error_type == "encoding"
+    double = {**JSON, "content-encoding": "gzip, br"}  # the last one named was applied last (RFC 9110 8.4)
+    body = brotli.compress(gzip.compress(chat({"content": "x"}), mtime=0))
+    assert read_answer("chat.completions", 200, double, body).text == "x"
+    assert read_answer("chat.completions", 200, double, b"\xff" * 8).error_type == "encoding"
+    unknown = {**JSON, "content-encoding": "utf-8"}  # passed over, as httpx does
+    assert read_answer("chat.completions", 200, unknown, chat({"content": "x"})).text == "x"
 
 
 def test_a_bomb_is_refused() -> None:

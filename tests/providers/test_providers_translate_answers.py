@@ -6,17 +6,20 @@ import json
 from typing import Any
 
 import pytest
+from anthropic.types import Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from openai.types.chat import ChatCompletion
+from openai.types.responses import Response
 
 from evalpipe.core.traffic import Outcome
 from evalpipe.providers.base import Usage
+from evalpipe.providers.chat.write_answer import ChatWriter, plain_chat
 from evalpipe.providers.jsontext import dump
+from evalpipe.providers.messages.write_answer import MessagesWriter, plain_messages
 from evalpipe.providers.registry import read_answer
-from evalpipe.providers.translation.answer import AnswerTranslator
-from evalpipe.providers.translation.reply import Reply, ReplyCall, ReplyWriter, stream_reply
-from evalpipe.providers.translation.write_chat import ChatWriter, plain_chat
-from evalpipe.providers.translation.write_messages import MessagesWriter, plain_messages
+from evalpipe.providers.reply import Reply, ReplyCall, ReplyWriter, stream_reply
+from evalpipe.providers.translate.answer import AnswerTranslator
 
 JSON = {"content-type": "application/json"}
 SSE = {"content-type": "text/event-stream"}
@@ -290,3 +293,58 @@ def test_usage_chunk_only_where_the_client_asked() -> None:
 def test_any_bytes_are_survived(route: tuple[str, str], body: bytes, stream: bool) -> None:
     translate(route, body, stream=stream)
     translate(route, b"data: " + body + b"\n\n", stream=stream)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_ran_into_the_context_window_is_cut_off_for_the_client_too(stream: bool) -> None:
+    blocks = [
+        {"type": "message_start", "message": {"usage": {"input_tokens": 3}}},
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": "half"}},
+        {"type": "message_delta", "delta": {"stop_reason": "model_context_window_exceeded"}},
+        {"type": "message_stop"},
+    ]
+    body = b"".join(b"data: " + dump(block).encode() + b"\n\n" for block in blocks)
+    for route in ROUTES[::2]:
+        told = read_answer(route[1], 200, SSE if stream else JSON, translate(route, body, stream=stream))
+        reason = "length" if route[1] == "chat.completions" else "max_output_tokens"
+        assert (told.outcome, told.finish_reason, told.text) == (Outcome.TRUNCATED, reason, "half")
+
+
+@pytest.mark.parametrize("route", ROUTES[1::2])
+def test_text_behind_a_tool_call_reaches_the_client(route: tuple[str, str]) -> None:
+    call = {"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    body = chat_events({"tool_calls": [call]}, {"content": "That "}, {"content": "is all."}, finish="tool_calls")
+    told = read_answer(route[1], 200, SSE, translate(route, body, stream=True))
+    assert (told.text, [call["name"] for call in told.tool_calls]) == ("That is all.", ["f"])
+
+
+@settings(max_examples=40)
+@given(reply=replies, stream=st.booleans())
+def test_translated_answers_pass_the_types_of_the_sdks(reply: Reply, stream: bool) -> None:
+    """Also those of readers that refuse null where a type has no null (zod): a text block without citations has no such key."""
+    types = {"messages": Message, "chat.completions": ChatCompletion, "responses": Response}
+    for route in ROUTES:
+        body = translate(route, plain(route[0], reply), stream=False)
+        document = json.loads(body)
+        types[route[1]].model_validate(document)
+        assert b'"citations":null' not in body
+        assert all("citations" not in block for block in document.get("content", []))
+
+
+def test_tokens_that_are_not_known_are_left_out_where_the_dialect_can() -> None:
+    reply = Reply(id="a", model="m", created=1, text="x")
+    silent = json.dumps({"choices": [{"index": 0, "message": {"content": "x"}, "finish_reason": "stop"}]}).encode()
+    assert "usage" not in plain_chat(reply)
+    assert json.loads(translate(ROUTES[3], silent, stream=False))["usage"] is None
+    events = stream_reply(ChatWriter(answer_id="a", model="m", created=1, include_usage=True), reply)
+    assert b"prompt_tokens" not in events
+
+
+def test_tags_that_the_client_asked_for_stay_in_its_answer() -> None:
+    body = chat_body({"role": "assistant", "content": "<think>a</think>b"}, finish="stop")
+    prompt = {"model": "m", "messages": [{"role": "user", "content": "Think in <think> tags."}]}
+    for request_body, text in ((dump(prompt).encode(), "<think>a</think>b"), (request(stream=False), "b")):
+        translator = AnswerTranslator(*ROUTES[1], request_body=request_body, answer_id="new", created=5)
+        translator.head(200, JSON)
+        translator.feed(body)
+        assert json.loads(translator.finish())["content"] == [{"type": "text", "text": text}]

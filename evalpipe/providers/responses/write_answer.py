@@ -7,8 +7,8 @@ from typing import Any
 
 from evalpipe.providers.base import Usage
 from evalpipe.providers.jsontext import dump
+from evalpipe.providers.reply import Reply, ReplyCall, Stop
 from evalpipe.providers.sse import render_event
-from evalpipe.providers.translation.reply import Reply, ReplyCall, Stop
 
 _ECHOED = (
     "instructions",
@@ -42,8 +42,11 @@ def plain_responses(reply: Reply, request: Mapping[str, Any]) -> dict[str, Any]:
     return {**_response(reply, request, output, missing=missing), "usage": responses_usage(reply.usage)}
 
 
-def responses_usage(usage: Usage) -> dict[str, Any]:
-    given, made = usage.input_tokens or 0, usage.output_tokens or 0
+def responses_usage(usage: Usage) -> dict[str, Any] | None:
+    """None where the tokens are not known."""
+    given, made = usage.input_tokens, usage.output_tokens
+    if given is None or made is None:
+        return None
     return {
         "input_tokens": given,
         "input_tokens_details": {

@@ -6,8 +6,7 @@ import re
 from typing import Any
 
 from evalpipe.providers.base import NotShadowableError
-from evalpipe.providers.models import is_newer_claude, takes_sampling
-from evalpipe.providers.translation.conversation import (
+from evalpipe.providers.conversation import (
     Conversation,
     Document,
     Image,
@@ -18,7 +17,8 @@ from evalpipe.providers.translation.conversation import (
     ToolResult,
     Turn,
 )
-from evalpipe.providers.translation.schema import for_anthropic, is_strict_for_anthropic
+from evalpipe.providers.models import is_newer_claude, takes_sampling
+from evalpipe.providers.schema import for_anthropic, is_strict_for_anthropic
 
 DEFAULT_MAX_TOKENS = 8192
 """Messages needs a limit where chat completions has none; Claude 3 models take no more than half of this."""

@@ -6,8 +6,8 @@ from typing import Any
 
 from evalpipe.providers.base import Usage
 from evalpipe.providers.jsontext import dump
+from evalpipe.providers.reply import Reply, Stop, error_body
 from evalpipe.providers.sse import render_event
-from evalpipe.providers.translation.reply import Reply, Stop, error_body
 
 _FINISH: dict[Stop, str] = {
     "end": "stop",
@@ -27,20 +27,24 @@ def plain_chat(reply: Reply) -> dict[str, Any]:
             for call in reply.calls
         ]
     finish = "stop" if reply.refusal is not None and reply.stop == "refusal" else _FINISH[reply.stop]
+    usage = chat_usage(reply.usage)
     return {
         "id": reply.id,
         "object": "chat.completion",
         "created": reply.created,
         "model": reply.model,
         "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": finish}],
-        "usage": chat_usage(reply.usage),
+        **({"usage": usage} if usage is not None else {}),
         "service_tier": "default",
         "system_fingerprint": None,
     }
 
 
-def chat_usage(usage: Usage) -> dict[str, Any]:
-    prompt, completion = usage.input_tokens or 0, usage.output_tokens or 0
+def chat_usage(usage: Usage) -> dict[str, Any] | None:
+    """None where the tokens are not known: the dialect can leave them out, and 0 would be a count."""
+    prompt, completion = usage.input_tokens, usage.output_tokens
+    if prompt is None or completion is None:
+        return None
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
@@ -90,8 +94,9 @@ class ChatWriter:
     def finish(self, stop: Stop, usage: Usage, stop_sequence: str | None = None) -> bytes:
         finish = "stop" if self._refused and stop == "refusal" else _FINISH[stop]
         end = self._chunk({}, finish)
-        if self._include_usage:
-            end += render_event(dump({**self._head, **_COMMON, "choices": [], "usage": chat_usage(usage)}))
+        told = chat_usage(usage) if self._include_usage else None
+        if told is not None:
+            end += render_event(dump({**self._head, **_COMMON, "choices": [], "usage": told}))
         return end + render_event("[DONE]")
 
     def error(self, kind: str, message: str) -> bytes:

@@ -7,16 +7,16 @@ from functools import lru_cache
 from typing import Any
 
 from evalpipe.providers.base import ENDPOINTS, NotShadowableError, OutgoingRequest
+from evalpipe.providers.chat.read_request import read_chat
+from evalpipe.providers.chat.write_request import render_chat
+from evalpipe.providers.conversation import Conversation
 from evalpipe.providers.encoding import header
 from evalpipe.providers.jsontext import MalformedJSONError, dump_bytes, parse
+from evalpipe.providers.messages.read_request import read_messages
+from evalpipe.providers.messages.write_request import render_messages
 from evalpipe.providers.registry import PROVIDERS, speaks
-from evalpipe.providers.translation.conversation import Conversation
-from evalpipe.providers.translation.read_chat import read_chat
-from evalpipe.providers.translation.read_messages import read_messages
-from evalpipe.providers.translation.read_responses import read_responses
-from evalpipe.providers.translation.render_chat import render_chat
-from evalpipe.providers.translation.render_messages import render_messages
-from evalpipe.providers.translation.same_dialect import ask_for_usage, replace_settings, set_params, strip_effects
+from evalpipe.providers.responses.read_request import read_responses
+from evalpipe.providers.translate.same_dialect import ask_for_usage, replace_settings, set_params, strip_effects
 
 PATHS: Mapping[str, str] = {endpoint: path for path, endpoint in ENDPOINTS.items()}
 ANTHROPIC_VERSION = "2023-06-01"

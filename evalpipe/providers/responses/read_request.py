@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from evalpipe.providers.base import NotShadowableError
+from evalpipe.providers.chat.read_request import make_call, read_format, read_parts, read_tool, read_tool_choice
+from evalpipe.providers.conversation import Conversation, Part, Text, ToolResult, known_keys
 from evalpipe.providers.jsontext import as_dict, as_list, as_text
-from evalpipe.providers.translation.conversation import Conversation, Part, Text, ToolResult, known_keys
-from evalpipe.providers.translation.read_chat import make_call, read_format, read_parts, read_tool, read_tool_choice
 
 _CARRIED = frozenset(
     {

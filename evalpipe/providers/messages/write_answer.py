@@ -6,8 +6,8 @@ from typing import Any
 
 from evalpipe.providers.base import Usage
 from evalpipe.providers.jsontext import dump, parsed_or_raw
+from evalpipe.providers.reply import Reply, Stop, error_body
 from evalpipe.providers.sse import render_event
-from evalpipe.providers.translation.reply import Reply, Stop, error_body
 
 _STOP: dict[Stop, str] = {
     "end": "end_turn",
@@ -20,8 +20,8 @@ _STOP: dict[Stop, str] = {
 
 def plain_messages(reply: Reply) -> dict[str, Any]:
     """The unstreamed body."""
-    text = reply.text or reply.refusal
-    content: list[dict[str, Any]] = [{"type": "text", "text": text, "citations": None}] if text else []
+    text = (reply.text or "") + (reply.refusal or "")
+    content: list[dict[str, Any]] = [{"type": "text", "text": text}] if text else []
     content += [
         {"type": "tool_use", "id": call.id, "name": call.name, "input": _input(call.arguments)} for call in reply.calls
     ]

@@ -6,9 +6,7 @@ import re
 from typing import Any
 
 from evalpipe.providers.base import NotShadowableError
-from evalpipe.providers.jsontext import dump
-from evalpipe.providers.models import family, takes_max_completion_tokens, takes_sampling
-from evalpipe.providers.translation.conversation import (
+from evalpipe.providers.conversation import (
     Conversation,
     Document,
     Image,
@@ -19,7 +17,9 @@ from evalpipe.providers.translation.conversation import (
     Turn,
     image_url,
 )
-from evalpipe.providers.translation.schema import is_strict
+from evalpipe.providers.jsontext import dump
+from evalpipe.providers.models import family, takes_max_completion_tokens, takes_sampling
+from evalpipe.providers.schema import is_strict
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 MAX_STOP_SEQUENCES = 4

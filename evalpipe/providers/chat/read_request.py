@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from evalpipe.providers.base import NotShadowableError
-from evalpipe.providers.jsontext import as_dict, as_list, as_text, parsed_or_raw
-from evalpipe.providers.translation.conversation import (
+from evalpipe.providers.conversation import (
     Conversation,
     Document,
     Image,
@@ -20,6 +19,7 @@ from evalpipe.providers.translation.conversation import (
     read_image_url,
     read_pdf,
 )
+from evalpipe.providers.jsontext import as_dict, as_list, as_text, parsed_or_raw
 
 _CARRIED = frozenset(
     {"messages", "model", "tools", "tool_choice", "parallel_tool_calls", "max_tokens", "max_completion_tokens", "stop"}

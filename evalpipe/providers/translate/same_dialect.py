@@ -15,7 +15,7 @@ from evalpipe.providers.models import (
     takes_max_completion_tokens,
     takes_sampling,
 )
-from evalpipe.providers.translation.read_responses import check_state
+from evalpipe.providers.responses.read_request import check_state
 
 _SAMPLING = (
     "temperature",

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from evalpipe.providers.base import NotShadowableError
-from evalpipe.providers.jsontext import as_dict, as_list, as_text
-from evalpipe.providers.translation.conversation import (
+from evalpipe.providers.conversation import (
     IMAGE_TYPES,
     Conversation,
     Document,
@@ -19,6 +18,7 @@ from evalpipe.providers.translation.conversation import (
     ToolResult,
     known_keys,
 )
+from evalpipe.providers.jsontext import as_dict, as_list, as_text
 
 _CARRIED = frozenset(
     {

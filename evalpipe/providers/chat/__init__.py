@@ -1,0 +1,8 @@
+"""OpenAI chat completions (`POST /v1/chat/completions`), and the many servers that speak it."""
+
+from __future__ import annotations
+
+from evalpipe.providers.chat.read_answer import ChatReader
+from evalpipe.providers.chat.view import read_request
+
+__all__ = ["ChatReader", "read_request"]
