@@ -22,6 +22,8 @@ CHECKS = {
     "shed": "how many copies were not sent",
     "missing_answers": "how many pairs cannot be compared because an arm failed",
     "empty_answers": "how many answers hold neither text nor a tool call",
+    "finish_reasons": "whether answers ended for a reason that no provider documents",
+    "unjudgeable_answers": "how many answers hold more than text, or are not finished",
     "later_turns": "how many pairs are of later turns of a conversation",
     "short_period": "whether a ship is based on a week of traffic",
     "duplicate_requests": "whether requests were logged more than once",

@@ -48,7 +48,7 @@ def price_unknown(evidence: Evidence) -> Check | None:
     shares = [f"{'treatment' if row['treatment'] else 'control'} {percent(row['unknown'] / row['n'])}" for row in short]
     unmetered = _number(evidence, f"cost_usd IS NULL AND {UNMETERED} AND NOT {TOLD_WHY}")
     told = _notes(evidence, f"cost_usd IS NULL AND {TOLD_WHY}")
-    why = "" if not unmetered else f"; {count(unmetered)} of them did not tell their tokens"
+    why = "" if not unmetered else f"; {count(unmetered)} of them did not report their tokens"
     if told:
         why += f"; {_said(told)}"
     return Check(

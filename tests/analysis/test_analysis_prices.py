@@ -35,7 +35,7 @@ def test_zeros_are_not_told_to_ask_for_usage() -> None:
     assert ZEROS in found.detail
     assert "include_usage" not in found.remedy
     silent = priced(cost_usd=np.nan, cost_note="the answer did not report its tokens", output_tokens=np.nan)
-    assert "100 of them did not tell their tokens" in silent.detail
+    assert "100 of them did not report their tokens" in silent.detail
     assert "include_usage" in silent.remedy
 
 
