@@ -160,7 +160,7 @@ def test_controls_address_is_a_web_page(upstream: Upstream, collector: Start) ->
     control.script = good
     assert ask(running, 1) == [200]
     assert health(running)["status"] == "ok"
-    assert lines(running, "the control arm no longer fails with HTTP 200")
+    eventually(lambda: lines(running, "the control arm no longer fails with HTTP 200"))
     control.script = refusing  # twenty in a row at any time are a fault of this arm, too
     assert ask(running, 20) == [401] * 20
     assert [one["kind"] for one in health(running)["setup_faults"]] == ["refused"]
