@@ -15,7 +15,7 @@ import numpy as np
 
 from evalpipe.analysis.connection import Connection, rows
 from evalpipe.analysis.metrics import Ratio
-from evalpipe.stats.cluster import ArmAggregate, Array, PairedAggregate, arm_aggregate, paired_aggregate
+from evalpipe.stats.cluster import ArmAggregate, Array, PairedAggregate, paired_aggregate
 
 READ_WHOLE = 50_000
 """users (of all groups) up to whom the sums are read at once"""
@@ -189,9 +189,11 @@ def _aggregates(
     st: Array, wt: Array, sc: Array, wc: Array, nt: Array, nc: Array, *, binary: bool, n_discordant: int | None
 ) -> Aggregates:
     """From the users' sums: numerator, denominator and requests of the treatment (t) and of control (c)."""
-    control = arm_aggregate(sc, wc, n=round(float(nc.sum())), n_events=round(float(sc.sum())) if binary else None)
-    treatment = arm_aggregate(st, wt, n=round(float(nt.sum())), n_events=round(float(st.sum())) if binary else None)
     paired = paired_aggregate(st, wt, sc, wc, n_pairs=round(float(np.minimum(nt, nc).sum())), n_discordant=n_discordant)
+    treatment, control = (
+        replace(arm, n=round(float(n.sum())), n_events=round(arm.numerator) if binary else None)
+        for arm, n in ((paired.treatment, nt), (paired.control, nc))
+    )
     return Aggregates(
         control=control,
         treatment=treatment,
@@ -203,4 +205,4 @@ def _aggregates(
 def _heaviness(requests: Array) -> float:
     """ΣW²/ΣW; 1 where there is none."""
     total = float(requests.sum())
-    return float(requests @ requests) / total if total > 0 else 1.0
+    return float((requests * requests).sum()) / total if total > 0 else 1.0

@@ -105,22 +105,10 @@ def arm_aggregate(
     A user with W = 0 counts only where S ≠ 0: the cost of a user none of whose answers succeeded is in the numerator of the
     cost per good answer. `plain_df`: G − 1 degrees of freedom, however unequal the users.
     """
-    s, w = np.asarray(numerators, float), np.asarray(denominators, float)
-    seen = (w > 0) | (s != 0)
-    s, w = s[seen], w[seen]
-    total = float(w.sum())
-    rows = round(total) if n is None else n
-    if total <= 0:
-        return ArmAggregate(n=rows, n_clusters=0, numerator=0.0, denominator=0.0, n_events=n_events)
-    e, t = _terms(s, w)
-    return ArmAggregate(
-        n=rows,
-        n_clusters=int(np.count_nonzero(w > 0)),
-        numerator=float(s.sum()),
-        denominator=total,
-        spread=_spread(e, t, None if plain_df else w),
-        n_events=n_events,
-    )
+    s, w = _users(numerators, denominators)
+    if w.sum() <= 0:
+        return ArmAggregate(n=0 if n is None else n, n_clusters=0, numerator=0.0, denominator=0.0, n_events=n_events)
+    return _arm(s, w, *_terms(s, w), None if plain_df else _degrees(w), n=n, n_events=n_events)
 
 
 def paired_aggregate(
@@ -137,23 +125,27 @@ def paired_aggregate(
     freedom, however unequal the users."""
     st, wt = np.asarray(treatment_numerators, float), np.asarray(treatment_denominators, float)
     sc, wc = np.asarray(control_numerators, float), np.asarray(control_denominators, float)
-    seen = (wt > 0) | (wc > 0) | (st != 0) | (sc != 0)
-    st, wt, sc, wc = st[seen], wt[seen], sc[seen], wc[seen]
-    treatment, control = arm_aggregate(st, wt), arm_aggregate(sc, wc)
+    st, wt, sc, wc = _users(st, wt, sc, wc)
     pairs = int(min(wt.sum(), wc.sum())) if n_pairs is None else n_pairs
     absolute = relative = difference = None
-    ratio_t, ratio_c = treatment.ratio, control.ratio
-    if ratio_t is not None and ratio_c is not None:
+    if wt.sum() <= 0 or wc.sum() <= 0:
+        treatment, control = arm_aggregate(st, wt, plain_df=plain_df), arm_aggregate(sc, wc, plain_df=plain_df)
+    else:
+        # Every array is passed over once: with millions of users that is what the analysis waits for.
         (et, tt), (ec, tc) = _terms(st, wt), _terms(sc, wc)
-        if (wt == wc).all():
+        balanced = bool(np.array_equal(wt, wc))
+        df_t = None if plain_df else _degrees(wt)
+        df_c = df_t if balanced or plain_df else _degrees(wc)
+        df = df_t if balanced or plain_df else _degrees(wt + wc)
+        treatment, control = _arm(st, wt, et, tt, df_t), _arm(sc, wc, ec, tc, df_c)
+        if balanced:
             difference = float((st - sc).sum() / wt.sum())
-            e, t = _terms(st - sc, wt)
+            absolute = _spread(*_terms(st - sc, wt), df)
         else:
-            e, t = et - ec, None if tt is None or tc is None else tt - tc
-        weights = None if plain_df else wt + wc
-        absolute = _spread(e, t, weights)
-        if ratio_t > 0 and ratio_c > 0:
-            relative = _relative_spread(et / ratio_t - ec / ratio_c, tt, tc, ratio_t, ratio_c, weights)
+            absolute = _spread(et - ec, None if tt is None or tc is None else tt - tc, df)
+        ratio_t, ratio_c = treatment.ratio, control.ratio
+        if ratio_t is not None and ratio_c is not None and ratio_t > 0 and ratio_c > 0:
+            relative = _relative_spread(et / ratio_t - ec / ratio_c, tt, tc, ratio_t, ratio_c, df)
     return PairedAggregate(
         control=control,
         treatment=treatment,
@@ -166,36 +158,77 @@ def paired_aggregate(
     )
 
 
+def _users(*sums: npt.ArrayLike) -> tuple[Array, ...]:
+    """The users that carry anything: a denominator above 0 or a numerator. `sums`: numerators and denominators in turn."""
+    arrays = tuple(np.asarray(one, float) for one in sums)
+    seen = arrays[1] > 0
+    for s, w in zip(arrays[::2], arrays[1::2], strict=True):
+        seen = seen | (w > 0) | (s != 0)
+    return arrays if seen.all() else tuple(one[seen] for one in arrays)
+
+
 def _terms(s: Array, w: Array) -> tuple[Array, Array | None]:
     """Linearised terms e and jackknife terms t of every user; t None where one user holds all of W."""
     total = w.sum()
     residual = s - (s.sum() / total) * w
     rest = total - w
-    return residual / total, (residual / rest if (rest > 0).all() else None)
+    return residual / total, (residual / rest if rest.min() > 0 else None)
 
 
-def _spread(e: Array, t: Array | None, weights: Array | None) -> Spread | None:
-    """`weights`: the users' W, for the effective degrees of freedom; None = G − 1 of them."""
+def _arm(
+    s: Array,
+    w: Array,
+    e: Array,
+    t: Array | None,
+    df: float | None,
+    *,
+    n: int | None = None,
+    n_events: int | None = None,
+) -> ArmAggregate:
+    """One arm from its users' sums and terms; users that carry nothing in it (both sums 0) do not count."""
+    total = float(w.sum())
+    n_clusters = int(np.count_nonzero(w))
+    if n_clusters < len(w):
+        carries = (w > 0) | (s != 0)
+        e, t = e[carries], None if t is None else t[carries]
+    return ArmAggregate(
+        n=round(total) if n is None else n,
+        n_clusters=n_clusters,
+        numerator=float(s.sum()),
+        denominator=total,
+        spread=_spread(e, t, df),
+        n_events=n_events,
+    )
+
+
+def _spread(e: Array, t: Array | None, df: float | None) -> Spread | None:
+    """`df`: the effective degrees of freedom; None = G − 1 of them."""
     g = len(e)
     if g < 2:
         return None
+    squares = e * e
     return Spread(
-        v_jack=None if t is None else float((g - 1) / g * np.sum(t**2)),
-        v_lin=float(g / (g - 1) * np.sum(e**2)),
-        m3sum=float(np.sum(e**3)),
-        df=None if weights is None or t is None else _degrees(weights),
+        v_jack=None if t is None else float((g - 1) / g * (t * t).sum()),
+        v_lin=float(g / (g - 1) * squares.sum()),
+        m3sum=float((squares * e).sum()),
+        df=None if t is None else df,
     )
 
 
 def _degrees(w: Array) -> float | None:
-    q = w / (w.sum() - w)
-    return effective_df(float(q.sum()), float(np.sum(q**2)), float(np.sum(q**4)))
+    """Of the users' W; None where one user holds all of it."""
+    rest = w.sum() - w
+    if rest.min() <= 0:
+        return None
+    q = w / rest
+    q2 = q * q
+    return effective_df(float(q.sum()), float(q2.sum()), float((q2 * q2).sum()))
 
 
 def _relative_spread(
-    e: Array, tt: Array | None, tc: Array | None, ratio_t: float, ratio_c: float, weights: Array | None
+    e: Array, tt: Array | None, tc: Array | None, ratio_t: float, ratio_c: float, df: float | None
 ) -> Spread | None:
     t = None
-    if tt is not None and tc is not None and (tt < ratio_t).all() and (tc < ratio_c).all():
+    if tt is not None and tc is not None and tt.max() < ratio_t and tc.max() < ratio_c:
         t = np.log1p(-tt / ratio_t) - np.log1p(-tc / ratio_c)
-    return _spread(e, t, weights)
+    return _spread(e, t, df)
