@@ -15,13 +15,21 @@ arms did what the row is about, so a flag belongs to the pair; in ab and canary 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 OUTCOMES = ("ok", "refused", "truncated", "http_error", "timeout", "unreadable", "client_closed", "shed")
 """as the codes 1, 2, …: up to 3 answered, up to 6 attempted"""
 PAIRED_SIDES = ("c_", "t_")
 """what the columns of control and of the treatment begin with in `ev_pairs`"""
+_ANSWERED = "@code BETWEEN 1 AND 3"
+_POPULATIONS = {
+    "in_answered": _ANSWERED,
+    "in_nonempty": f"{_ANSWERED} AND NOT @empty",
+    "in_timed": f"@code = {OUTCOMES.index('timeout') + 1} OR ({_ANSWERED} AND NOT @empty)",
+    "in_streamed": f"{_ANSWERED} AND @streamed",
+}
+"""by the flag, of one side (@)"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +72,18 @@ def custom_value(column: str) -> Value:
     return Value(flag=f"has_{column}", population="in_answered", columns=(column,), optional=True)
 
 
+def population_columns(sides: Sequence[str]) -> list[str]:
+    """SQL of the populations' flags: true where every side (a prefix of columns, such as `c.`) belongs to it."""
+    return [
+        f"coalesce({_of_every_side(condition, sides)}, false) AS {flag}" for flag, condition in _POPULATIONS.items()
+    ]
+
+
+def _of_every_side(condition: str, sides: Sequence[str]) -> str:
+    """SQL: the condition on one side (@) holds for all."""
+    return " AND ".join(f"({condition.replace('@', side)})" for side in sides)
+
+
 def flagged(
     source: str,
     values: Sequence[Value],
@@ -72,39 +92,42 @@ def flagged(
     billed_arms: Sequence[bool],
     silent_arms: Sequence[bool],
     left_out: Mapping[str, Sequence[int]],
+    complete: Collection[str] = (),
 ) -> str:
     """The SELECT of the attempted requests with every flag, from the plain columns of `source`.
 
     Args:
-        source: `ev_requests` (columns of control and treatment, `c_…` and `t_…`) where `paired`, else a table of exchanges.
+        source: `ev_requests` (columns of control and treatment, `c_…` and `t_…`, and the populations' flags) where `paired`,
+            else a table of exchanges.
         values: those that get a flag.
         billed_arms: arms (True = treatment) of which some answer has a cost: a request that the provider refused to serve is then
             billed nothing. Where no price is known, nothing is. A timeout's bill stays unknown: it may well be billed.
         silent_arms: arms of which an imported log shows no failures; such rows are not in `in_measured`.
         left_out: kinds of requests (their numbers) that are left out, by the value's flag.
+        complete: flags of values that are known of all their requests: they need no test.
     """
     sides = PAIRED_SIDES if paired else ("",)
     columns = [column for side in sides for column in _derived(side, _arms(side, billed_arms))]
     silent = [f"{side}silent AND {_arms(side, silent_arms)}" for side in sides if silent_arms]
 
-    def every(condition: str) -> str:
-        return " AND ".join(f"({condition.replace('@', side)})" for side in sides)
-
     flags = {
         "in_attempted": "true",
         "in_measured": " AND ".join(f"NOT ({one})" for one in silent) or "true",
-        "in_answered": every("@answered"),
-        "in_nonempty": every("@answered AND NOT @empty"),
-        "in_timed": every("@timed_out OR (@answered AND NOT @empty)"),
-        "in_streamed": every("@answered AND @streamed"),
     }
     for value in values:
+        if value.flag in complete:
+            flags[value.flag] = value.population
+            continue
         known = " AND ".join(value.known(side) for side in sides)
         kinds = ", ".join(str(kind) for kind in left_out.get(value.flag, ()))
         kept = f" AND coalesce(kind NOT IN ({kinds}), true)" if kinds else ""
-        flags[value.flag] = f"{flags[value.population]} AND {known}{kept}"
-    computed = [*columns, *(f"({sql}) AS {flag}" for flag, sql in flags.items())]
-    attempted = every(f"@code BETWEEN 1 AND {OUTCOMES.index('unreadable') + 1}")
+        flags[value.flag] = f"{value.population} AND {known}{kept}"
+    computed = [
+        *columns,
+        *([] if paired else population_columns(sides)),
+        *(f"({sql}) AS {flag}" for flag, sql in flags.items()),
+    ]
+    attempted = _of_every_side(f"@code BETWEEN 1 AND {OUTCOMES.index('unreadable') + 1}", sides)
     when = "c_at_us" if paired else "at_us"
     plain = "*, c_at_us AS at_us" if paired else "*"
     return (

@@ -15,13 +15,13 @@ and ids become 64-bit hashes: ten million exchanges are about a gigabyte, and no
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from evalpipe.analysis.connection import Connection, rows, scalar
 from evalpipe.analysis.metrics import Ratio
 from evalpipe.analysis.missing import Missing, count_unknown, find_missing, kinds_left_out
-from evalpipe.analysis.populations import OUTCOMES, VALUES, Value, custom_value, flagged
+from evalpipe.analysis.populations import OUTCOMES, VALUES, Value, custom_value, flagged, population_columns
 from evalpipe.errors import NoDataError
 
 FATES = ("sampled", "not_sampled", "not_shadowable", "shed")
@@ -49,6 +49,8 @@ OF_A_SIDE = (
     "at_us", "code", "empty", "streamed", "silent", "latency_ms", "ttft_ms", "input_tokens", "output_tokens", "cost_usd",
 )  # fmt: skip
 """what `ev_requests` holds of each side"""
+SAMPLED_ROWS = 20_000
+"""rows in which repeated lines are looked for before the arms are joined"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -236,17 +238,17 @@ def _join_arms(connection: Connection, columns: Sequence[str], until_us: int | N
             f"""
             CREATE OR REPLACE TEMP TABLE ev_requests AS
             SELECT coalesce(c.id, t.id) AS id, coalesce(c.u, t.u) AS u, coalesce(c.kind, t.kind) AS kind, 0::FLOAT AS stage,
-              coalesce(c.fate, t.fate) AS fate, coalesce(c.conv, t.conv) AS conv, c.turn AS turn, c.step AS step, {sides}
+              coalesce(c.fate, t.fate) AS fate, coalesce(c.conv, t.conv) AS conv, c.turn AS turn, c.step AS step, {sides},
+              {", ".join(population_columns(("c.", "t.")))}
             FROM (FROM ev_exchanges WHERE NOT treatment) c FULL JOIN (FROM ev_exchanges WHERE treatment) t
               ON c.id = t.id {early}"""
         )
 
-    # Where no copy is there twice, the join cannot grow, and a request that is there twice shows in what it made.
     n_duplicates = 0
-    once = _is_unique(connection, "ev_exchanges WHERE treatment")
-    if once:
+    joined = not _repeats_much(connection)
+    if joined:
         join()
-    if not once or not _is_unique(connection, "ev_requests"):
+    if not joined or not _each_once(connection, whole=not early):
         n_duplicates = _drop_duplicates(connection)
         join()
     connection.execute("DROP TABLE ev_exchanges")
@@ -254,8 +256,27 @@ def _join_arms(connection: Connection, columns: Sequence[str], until_us: int | N
     return n_duplicates
 
 
-def _is_unique(connection: Connection, source: str) -> bool:
-    return bool(scalar(connection, f"SELECT count(*) = count(DISTINCT id) FROM {source}"))
+def _repeats_much(connection: Connection) -> bool:
+    """Whether a sample of the rows holds an exchange twice: a line repeated so often would multiply in a join."""
+    one_in = max(1, scalar(connection, "SELECT count(*) FROM ev_exchanges") // SAMPLED_ROWS)
+    sampled = f"SELECT count(*) AS n FROM ev_exchanges WHERE rowid % {one_in} = 0 GROUP BY id, treatment"
+    return int(scalar(connection, f"SELECT max(n) FROM ({sampled})")) > 1
+
+
+def _each_once(connection: Connection, *, whole: bool) -> bool:
+    """Whether every request is one row of `ev_requests`. Where its arms came together, a repeated line of one has repeated
+    the other's, so that only the rest has to be counted apart. `whole`: no request was left out of the join."""
+    if not whole:
+        return bool(scalar(connection, "SELECT count(*) = count(DISTINCT id) FROM ev_requests"))
+    of_arms = "count(*) FILTER (treatment) AS t, count(*) FILTER (NOT treatment) AS c"
+    before = rows(connection, f"SELECT {of_arms} FROM ev_exchanges")[0]
+    alone = "c_at_us IS NULL OR t_at_us IS NULL"
+    after = rows(
+        connection,
+        f"SELECT count(t_at_us) AS t, count(c_at_us) AS c, count(*) FILTER ({alone}) AS alone, "
+        f"(SELECT count(DISTINCT id) FROM ev_requests WHERE {alone}) AS ids FROM ev_requests",
+    )[0]
+    return bool(before["t"] == after["t"] and before["c"] == after["c"] and after["alone"] == after["ids"])
 
 
 def _name_ids(connection: Connection) -> None:
@@ -331,21 +352,28 @@ def _flag(
     ]
     billed = _billed_arms(connection, paired=paired)
 
-    def query(left_out: Mapping[str, Sequence[int]]) -> str:
-        return flagged(source, values, paired=paired, billed_arms=billed, silent_arms=silent, left_out=left_out)
+    def query(left_out: Mapping[str, Sequence[int]], complete: Collection[str] = ()) -> str:
+        return flagged(
+            source,
+            values,
+            paired=paired,
+            billed_arms=billed,
+            silent_arms=silent,
+            left_out=left_out,
+            complete=complete,
+        )
 
     counted = count_unknown(connection, values, source=query({}), paired=paired)
-    view = "ev_pairs" if paired else "ev_rows"
-    connection.execute(f"CREATE OR REPLACE TEMP VIEW {view} AS {query(kinds_left_out(counted))}")
-    if paired:
-        _unpair(connection, [value.flag for value in values], columns)
-    missing = find_missing(connection, values, counted, source=view, kinds=kinds, paired=paired)
     complete = {
         value.flag: value.population
         for value in values
         if not (value.optional or value.answers_only or any(sum(one.unknown) for one in counted[value.flag]))
     }
-    return missing, complete
+    view = "ev_pairs" if paired else "ev_rows"
+    connection.execute(f"CREATE OR REPLACE TEMP VIEW {view} AS {query(kinds_left_out(counted), complete)}")
+    if paired:
+        _unpair(connection, [value.flag for value in values], columns)
+    return find_missing(connection, values, counted, source=view, kinds=kinds, paired=paired), complete
 
 
 def _billed_arms(connection: Connection, *, paired: bool) -> list[bool]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from evalpipe.analysis.connection import Connection, rows, scalar
 
@@ -119,27 +119,32 @@ def mark_first_turns(
     _count_messages(connection, experiment, served)
     _read_kept_conversations(connection, experiment, served)
     heads = dict(head or {})
-    begins_later = scalar(
-        connection,
-        "SELECT max(turn) FROM ("
-        "  SELECT min(coalesce(turn, 1)) AS turn FROM ev_turns WHERE step = 0 AND NOT continues GROUP BY conv"
-        ")",
-    )
-    if (begins_later or 1) > 1:
+    counted = _conversations(connection, "turn > 1 OR step > 0 OR continues")
+    if (counted["begin"] or 1) > 1:
         heads = {**_heads(connection, experiment, served), **heads}
     connection.execute(
         "CREATE OR REPLACE TEMP TABLE ev_later AS SELECT id FROM ev_turns WHERE step > 0 OR turn > 1 OR continues"
     )
-    if max(heads.values(), default=1) > 1:
+    corrected = max(heads.values(), default=1) > 1
+    if corrected:
         _take_back_heads(connection, experiment, heads, served)
-    _add_continued(connection, experiment, served)
-    found = rows(
-        connection,
-        "SELECT count(*) AS n, count(*) FILTER (has_first) AS with_first FROM (SELECT bool_or(later.id IS NULL) AS has_first "
-        "FROM ev_turns LEFT JOIN ev_later AS later USING (id) GROUP BY conv)",
-    )[0]
+    if _add_continued(connection, experiment, served) or corrected:
+        counted = _conversations(connection, "id IN (FROM ev_later)")
     connection.execute("DROP TABLE ev_turns")
-    return FirstTurns(head=heads, n_conversations=found["n"], n_with_first=found["with_first"])
+    return FirstTurns(head=heads, n_conversations=counted["n"], n_with_first=counted["with_first"])
+
+
+def _conversations(connection: Connection, later: str) -> dict[str, Any]:
+    """Conversations (n), those with a request that is not `later` (with_first), and the latest turn one begins with (begin)."""
+    return rows(
+        connection,
+        f"""
+        SELECT count(*) AS n, count(*) FILTER (has_first) AS with_first, max(turn) AS begin FROM (
+          SELECT NOT bool_and(coalesce({later}, false)) AS has_first,
+            min(CASE WHEN step = 0 AND NOT continues THEN coalesce(turn, 1) END) AS turn
+          FROM ev_turns GROUP BY conv
+        )""",
+    )[0]
 
 
 def _count_messages(connection: Connection, experiment: str, served: str) -> None:
@@ -269,14 +274,15 @@ def _take_back_heads(connection: Connection, experiment: str, heads: Mapping[str
     connection.execute("DROP TABLE ev_heads")
 
 
-def _add_continued(connection: Connection, experiment: str, served: str) -> None:
+def _add_continued(connection: Connection, experiment: str, served: str) -> bool:
     """What has one user message and no known turn (its client names the conversation, or the provider keeps it), but comes
-    after another question of its conversation."""
+    after another question of its conversation. Returns whether there can be any."""
     connection.execute(
         "CREATE OR REPLACE TEMP TABLE ev_alike AS SELECT id, conv, at_us FROM ev_turns "
         "WHERE step = 0 AND turn IS NULL QUALIFY count(*) OVER (PARTITION BY conv) > 1"
     )
-    if scalar(connection, "SELECT count(*) FROM ev_alike"):
+    some = bool(scalar(connection, "SELECT count(*) FROM ev_alike"))
+    if some:
         connection.execute(
             f"""
             INSERT INTO ev_later
@@ -287,6 +293,7 @@ def _add_continued(connection: Connection, experiment: str, served: str) -> None
             [experiment],
         )
     connection.execute("DROP TABLE ev_alike")
+    return some
 
 
 def _read(served: str) -> str:

@@ -61,6 +61,21 @@ def test_lines_logged_many_times_do_not_multiply(arm: str) -> None:
     assert connection.execute("SELECT count(*) FROM ev_ids").fetchall() == [(40,)]
 
 
+@pytest.mark.parametrize("sampled", [1, 20_000])
+@pytest.mark.parametrize(("arm", "alone"), [("control", False), ("treatment", False), ("control", True)])
+def test_a_line_logged_twice_is_found_with_or_without_its_other_arm(
+    monkeypatch: pytest.MonkeyPatch, sampled: int, arm: str, alone: bool
+) -> None:
+    monkeypatch.setattr("evalpipe.analysis.prepare.SAMPLED_ROWS", sampled)
+    exchanges = both_arms(40)
+    if alone:  # the request was never copied
+        exchanges = exchanges[(exchanges.request_id != "r3") | (exchanges.arm == arm)]
+    again = exchanges[(exchanges.arm == arm) & (exchanges.request_id == "r3")]
+    connection, found = prepared_from(pd.concat([exchanges, again], ignore_index=True))
+    assert (found.n_duplicates, found.n_rows) == (1, 78 if alone else 80)
+    assert connection.execute("SELECT count(*) FROM ev_ids").fetchall() == [(40,)]
+
+
 def sources_of(exchanges: pd.DataFrame, *, mode: str = "shadow", **settings: Any) -> dict[str, bool]:
     with connect(exchanges=exchanges) as connection:
         prepare_rows(connection, experiment=EXPERIMENT, mode=mode)
