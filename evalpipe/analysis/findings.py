@@ -62,12 +62,12 @@ def basis_of(placed: list[Placed], judge: str | None) -> Basis:
 def evidence_of(placed: Placed, *, alpha: float) -> Evidence:
     """What the rules read of a metric."""
     terms = placed.terms
-    estimate = placed.measured.at(alpha, terms.scale)
+    estimate = placed.measured.deciding(alpha, terms.scale)
     sign = placed.metric.sign
 
     @lru_cache(maxsize=8)
     def limits(level: float) -> Limits:
-        found = placed.measured.at(level, terms.scale)
+        found = placed.measured.deciding(level, terms.scale)
         low, high = found.ci_low, found.ci_high
         return (low, high) if sign > 0 else (_negative(high), _negative(low))
 
@@ -88,8 +88,10 @@ def evidence_of(placed: Placed, *, alpha: float) -> Evidence:
 def result_of(placed: Placed, *, alpha: float, ruling: Ruling | None) -> MetricResult:
     """The row of the decision table; its finding is the ruling's, at the level of its role."""
     item, terms = placed.metric, placed.terms
-    absolute = placed.measured.at(alpha, "absolute")
-    relative = placed.measured.at(alpha, "relative") if terms.scale == "relative" else None
+    if terms.scale == "relative":
+        absolute, relative = placed.measured.both(alpha)
+    else:
+        absolute, relative = placed.measured.at(alpha, "absolute"), None
     deciding = relative if relative is not None else absolute
     verdict = ruling.verdicts.get(item.name) if ruling else None
     level = ruling.levels.get(item.name, alpha) if ruling else alpha

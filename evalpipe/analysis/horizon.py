@@ -206,7 +206,7 @@ class _Forecast:
         """Until `line` is excluded: the interval lies above it, or `below` it. `level` None: that of the metric's role."""
         placed = self.placed[item.name]
         users = self.users(item, placed, line, below=below, level=level or self.ruling.levels[item.name])
-        estimate = placed.measured.at(self.look.alpha, placed.terms.scale)
+        estimate = placed.measured.deciding(self.look.alpha, placed.terms.scale)
         return self._wait(item.name, users, now=estimate.n_clusters)
 
     def utility(self, estimate: Estimate, *, below: bool) -> _Wait:
@@ -220,7 +220,7 @@ class _Forecast:
 
     def users(self, item: Evidence, placed: Placed, line: float, *, below: bool, level: float) -> float:
         """Users in all until `line` is excluded; infinite where the difference to expect lies on its wrong side."""
-        estimate = placed.measured.at(level, placed.terms.scale)
+        estimate = placed.measured.deciding(level, placed.terms.scale)
         seen = seen_in(estimate, placed.metric, control=placed.measured.control, treatment=placed.measured.treatment)
         if seen is None or item.status not in WAITABLE:
             return math.inf

@@ -58,6 +58,21 @@ class Measured:
     at: Callable[[float, Scale], Estimate]
     missing: Missing | None = None
 
+    def both(self, level: float) -> tuple[Estimate, Estimate]:
+        """The difference and the relative difference at a level, which agree on whether there is one.
+
+        Their intervals come from two approximations (a difference, the logarithm of a ratio) that may part at the very edge;
+        where one reaches 0, the other is extended to it, so that a row never concludes against one of its own intervals.
+        """
+        absolute, relative = self.at(level, "absolute"), self.at(level, "relative")
+        if absolute.reaches_zero:
+            return absolute, relative.extended_to_zero()
+        return (absolute.extended_to_zero() if relative.reaches_zero else absolute), relative
+
+    def deciding(self, level: float, scale: Scale) -> Estimate:
+        """What is compared with the margin: the difference on the margin's scale."""
+        return self.both(level)[1] if scale == "relative" else self.at(level, "absolute")
+
     @property
     def is_empty(self) -> bool:
         """Neither arm has a value."""

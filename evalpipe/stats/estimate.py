@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,3 +39,14 @@ class Estimate:
             if value is not None:
                 number = float(value)
                 object.__setattr__(self, name, number if math.isfinite(number) else None)
+
+    @property
+    def reaches_zero(self) -> bool:
+        """Whether there is an interval and it contains 0."""
+        return self.ci_low is not None and self.ci_high is not None and self.ci_low <= 0 <= self.ci_high
+
+    def extended_to_zero(self) -> Estimate:
+        """The same with an interval that contains 0; unchanged where there is none or it does already."""
+        if self.ci_low is None or self.ci_high is None or self.reaches_zero:
+            return self
+        return replace(self, ci_low=min(self.ci_low, 0.0), ci_high=max(self.ci_high, 0.0))

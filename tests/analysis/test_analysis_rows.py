@@ -97,3 +97,20 @@ def test_values_subtract_to_the_difference_and_the_point_lies_in_its_interval(se
                 assert side.ci_low <= side.value <= side.ci_high, row
     attempted = exchanges[exchanges.outcome != "client_closed"]
     assert shown or len(attempted) < 20 or attempted.arm.nunique() < 2
+
+
+@pytest.mark.parametrize("factor", [1.2, 1.3, 1.4, 1.5, 1.6, 2.6])
+def test_the_two_intervals_of_a_row_agree_on_whether_there_is_a_difference(factor: float) -> None:
+    # 40 skewed pairs: the interval of the ratio alone leaves 0 out from 1.3 on, that of the difference only far later
+    rng = np.random.default_rng(11)
+    cost = np.exp(rng.normal(-6, 0.9, 40))
+    arms = [
+        frame(40, arm=arm, seed=1, cost_usd=cost * change * np.exp(rng.normal(0, 0.5, 40)))
+        for arm, change in (("control", 1.0), ("treatment", factor))
+    ]
+    found = run(pd.concat(arms, ignore_index=True), None, mode="shadow", looks="fixed")
+    row = next(one for one in found.metrics if one.name == "cost_per_request_usd")
+    assert row.status == "ok"
+    contain_zero = [row.ci_low <= 0 <= row.ci_high, row.relative_low <= 0 <= row.relative_high]
+    assert contain_zero[0] == contain_zero[1], row
+    assert (row.finding == "inconclusive") == contain_zero[0]
