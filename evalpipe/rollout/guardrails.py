@@ -99,7 +99,7 @@ class RateLimit:
 
         A rate in [0, 1] is as fair a draw as an event: each bet is convex in it, so its expectation is no larger.
         """
-        by_users = log_e_above(min(self.sums.total_of_means, self.sums.n_users), self.sums.n_users, self.limit)
+        by_users = log_e_above(self.sums.total_of_means, self.sums.n_users, self.limit)
         by_requests = log_e_above(events, n, self.limit)
         return max(by_users, by_requests) + math.log1p(math.exp(-abs(by_users - by_requests))) - math.log(2)
 

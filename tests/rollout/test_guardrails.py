@@ -79,6 +79,14 @@ def test_one_heavy_user_neither_alarms_alone_nor_drowns_the_others() -> None:
     assert guardrail.verdict(percentage=10, alpha=0.05).status == "breached"
 
 
+def test_evidence_by_requests_and_by_users_shares_one_false_alarm_rate() -> None:
+    # With one request a user both are the same evidence (but for the variance's n − 1); their sum would be ln 2 above it.
+    guardrail = RateLimit("error_rate", RATES["error_rate"], 0.05)
+    for user in range(60):
+        guardrail.add(seen(Arm.TREATMENT, f"u{user}", Outcome.HTTP_ERROR if user % 12 == 0 else Outcome.OK))
+    assert guardrail.verdict(percentage=10, alpha=0.05).log_e == pytest.approx(log_e_above(5, 60, 0.05), abs=0.1)
+
+
 def test_few_users_count_once_each() -> None:
     assert effective_events(50, 50, 1, None) == (1, 1)
     assert effective_events(0, 0, 0, None) == (0, 0)
