@@ -6,6 +6,7 @@ Names are what scripts and dashboards rely on; rows, roles and default margins f
 from __future__ import annotations
 
 from evalpipe.analysis.metrics import Quantile, Ratio, Values, Verdict, metric
+from evalpipe.analysis.populations import CLOCK_RESOLUTION_MS
 
 # --- reliability -----------------------------------------------------------------------------------------------------
 
@@ -76,6 +77,7 @@ def _truncation_rate() -> Values:
     roles=("guardrail", "guardrail"),
     scale="relative",
     margin=0.25,
+    resolution=CLOCK_RESOLUTION_MS,
 )
 def _p50_latency() -> Values:
     """median time to the whole answer; a timeout counts as its limit, other failures and empty answers are left out"""
@@ -91,6 +93,7 @@ def _p50_latency() -> Values:
     roles=("diagnostic", "guardrail"),
     scale="relative",
     margin=0.20,
+    resolution=CLOCK_RESOLUTION_MS,
 )
 def _p99_latency() -> Values:
     """99th percentile of the time to the whole answer; a timeout counts as its limit, other failures and empty answers are left
@@ -106,6 +109,7 @@ def _p99_latency() -> Values:
     direction="lower",
     scale="relative",
     margin=0.20,
+    resolution=CLOCK_RESOLUTION_MS,
 )
 def _p50_ttft() -> Values:
     """median time to the first token of streamed answers"""
@@ -120,6 +124,7 @@ def _p50_ttft() -> Values:
     direction="lower",
     scale="relative",
     margin=0.20,
+    resolution=CLOCK_RESOLUTION_MS,
 )
 def _p99_ttft() -> Values:
     """99th percentile of the time to the first token of streamed answers"""
@@ -136,7 +141,7 @@ def _p99_ttft() -> Values:
     margin=0.10,
 )
 def _tokens_per_second() -> Values:
-    """output tokens over the seconds they took (after the first token where streamed)"""
+    """output tokens over the seconds they took (after the first token where streamed; less than 20 ms count as 20 ms)"""
     # An answer that came in one piece took no time after its first token; one that ended before it began has a wrong clock.
     return Ratio(numerator="output_tokens", denominator="generation_s", rows="has_speed")
 

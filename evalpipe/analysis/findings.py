@@ -35,6 +35,14 @@ class Placed:
     def role(self) -> MetricRole:
         return self.terms.role
 
+    @property
+    def margin(self) -> float:
+        """δ ≥ 0 on the margin's scale: the terms', but where nobody set it no less than the metric's resolution."""
+        control = self.measured.control.value
+        if not (self.terms.default_margin and self.terms.scale == "relative" and control):
+            return self.terms.margin
+        return max(self.terms.margin, self.metric.resolution / abs(control))
+
 
 def place(measured: Measured, settings: Settings, *, mode: str, sources: Mapping[str, bool]) -> Placed:
     """The metric under its terms (see `roles.terms_of`)."""
@@ -75,7 +83,7 @@ def evidence_of(placed: Placed, *, alpha: float) -> Evidence:
     return Evidence(
         name=name,
         role=terms.role,
-        margin=terms.margin,
+        margin=placed.margin,
         status=estimate.status,
         limits=limits,
         weight=terms.weight,
@@ -121,7 +129,7 @@ def result_of(placed: Placed, *, alpha: float, ruling: Ruling | None) -> MetricR
         ci_high=absolute.ci_high,
         confidence_level=1 - alpha,
         p_value=deciding.p_value,
-        margin=terms.margin,
+        margin=placed.margin,
         relative=None if relative is None else relative.point,
         relative_low=None if relative is None else relative.ci_low,
         relative_high=None if relative is None else relative.ci_high,

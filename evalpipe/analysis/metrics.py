@@ -62,7 +62,8 @@ Values = Ratio | Quantile | Verdict
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Metric:
     """What is measured and how it may decide. `role_shadow`, `role_split`: its role by default in shadow mode, and in ab and
-    canary mode. `margin` is relative where `scale` is."""
+    canary mode. `margin` is relative where `scale` is; `resolution` is in the metric's unit: a smaller difference is no finding
+    of an arm, whatever share of control's value it is."""
 
     name: str
     label: str
@@ -75,6 +76,7 @@ class Metric:
     margin: float
     estimand: str
     values: Values
+    resolution: float = 0.0
 
     @property
     def sign(self) -> int:
@@ -94,6 +96,7 @@ def metric(
     roles: tuple[str, str] = ("diagnostic", "diagnostic"),
     scale: Scale = "absolute",
     margin: float,
+    resolution: float = 0.0,
     estimand: str | None = None,
 ) -> Callable[[Callable[[], Values]], Callable[[], Values]]:
     """Register a metric; `estimand` in words, by default the function's docstring."""
@@ -113,6 +116,7 @@ def metric(
             margin=margin,
             estimand=estimand or " ".join((values.__doc__ or label).split()),
             values=values(),
+            resolution=resolution,
         )
         return values
 

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 OUTCOMES = ("ok", "refused", "truncated", "http_error", "timeout", "unreadable", "client_closed", "shed")
 """as the codes 1, 2, …: up to 3 answered, up to 6 attempted"""
 PAIRED_SIDES = ("c_", "t_")
+CLOCK_RESOLUTION_MS = 20.0
+"""what the collector's own processes may add to a time under load: the copy of an answer is timed by another process"""
 """what the columns of control and of the treatment begin with in `ev_pairs`"""
 _ANSWERED = "@code BETWEEN 1 AND 3"
 _POPULATIONS = {
@@ -156,7 +158,7 @@ def _derived(side: str, billed: str) -> list[str]:
         "refused": f"{code} = {OUTCOMES.index('refused') + 1}",
         "truncated": f"{code} = {OUTCOMES.index('truncated') + 1}",
         "timed_out": f"{code} = {OUTCOMES.index('timeout') + 1}",
-        "generation_s": f"CASE WHEN ({elapsed}) >= 0 THEN ({elapsed}) / 1000 END",
+        "generation_s": f"CASE WHEN ({elapsed}) >= 0 THEN greatest({elapsed}, {CLOCK_RESOLUTION_MS}) / 1000 END",
         "tokens_used": f"{side}input_tokens + {side}output_tokens",
         "billed_usd": f"coalesce({side}cost_usd, CASE WHEN {free} THEN 0 END)",
     }

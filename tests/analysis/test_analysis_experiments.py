@@ -449,9 +449,38 @@ def test_answers_in_one_piece_count_into_tokens_per_second() -> None:
     found = run(
         both_arms(100, control={"latency_ms": 1000.0, "output_tokens": 100, "streamed": True, "ttft_ms": first})
     )
-    # 50 answers of 100 tokens in 0.8 s, 49 of 100 tokens in 0 s
-    assert np.isclose(metric(found, "tokens_per_second").control.value, 99 * 100 / (50 * 0.8))
+    # 50 answers of 100 tokens in 0.8 s, 49 of 100 tokens in 0 s, which count as 20 ms
+    assert np.isclose(metric(found, "tokens_per_second").control.value, 99 * 100 / (50 * 0.8 + 49 * 0.02))
     assert check(found, "clock_skew").status == "warn"
+
+
+@pytest.mark.parametrize(
+    ("control_ms", "treatment_ms", "harmful"),
+    [(4.0, 10.0, False), (4.0, 30.0, True), (40.0, 50.0, False), (200.0, 400.0, True)],
+)
+def test_a_few_milliseconds_are_no_harm(control_ms: float, treatment_ms: float, harmful: bool) -> None:
+    """The copies of equal arms may be timed some milliseconds later than the answers served: no reason to keep."""
+    n = 2000
+    spread = np.exp(np.random.default_rng(3).normal(0, 0.05, (2, n)))
+    found = run(
+        both_arms(
+            n, control={"latency_ms": control_ms * spread[0]}, treatment={"latency_ms": treatment_ms * spread[1]}
+        ),
+        looks="fixed",
+    )
+    assert (found.decision.rule == "harm") == harmful
+    row = metric(found, "p50_latency_ms")
+    assert row.margin == pytest.approx(max(0.25, 20 / row.control.value))
+
+
+def test_a_margin_of_ones_own_holds_for_milliseconds() -> None:
+    spread = np.exp(np.random.default_rng(3).normal(0, 0.05, (2, 2000)))
+    found = run(
+        both_arms(2000, control={"latency_ms": 4 * spread[0]}, treatment={"latency_ms": 10 * spread[1]}),
+        looks="fixed",
+        metrics={"p50_latency_ms": MetricRule(margin=0.25, margin_relative=True)},
+    )
+    assert found.decision.rule == "harm"
 
 
 def test_a_cost_that_is_not_known_names_what_is_missing() -> None:
