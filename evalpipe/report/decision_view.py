@@ -246,9 +246,9 @@ def _level(analysis: Analysis) -> str:
 
 
 def not_settled(analysis: Analysis) -> str:
-    """The metrics that block the decision, in a sentence; "" where none does, or where the data cannot support a decision."""
+    """The metrics a decision waits for, in a sentence; "" where there is a decision, or the data cannot support one."""
     decision = analysis.decision
-    if decision.recommendation == "invalid" or not decision.blocking:
+    if decision.recommendation != "collect_more" or not decision.blocking:
         return ""
     labels = {metric.name: metric.label or plain(metric.name) for metric in analysis.metrics}
     blocking = [within_sentence(labels.get(name, plain(name))) for name in decision.blocking]

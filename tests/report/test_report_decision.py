@@ -133,10 +133,11 @@ def test_how_much_longer_is_in_every_form_and_once() -> None:
     [
         ({"blocking": ["error_rate", "p50_latency_ms"]}, "Not settled: error rate, median latency."),
         ({"blocking": ["win_rate"], "recommendation": "invalid", "rule": "data"}, ""),
+        ({"blocking": ["win_rate"], "recommendation": "keep", "rule": "harm"}, ""),
         ({"blocking": []}, ""),
     ],
 )
-def test_what_is_not_settled_is_what_blocks(changes: dict[str, Any], expected: str) -> None:
+def test_what_is_not_settled_is_what_a_decision_waits_for(changes: dict[str, Any], expected: str) -> None:
     analysis = mixed()
     metrics = [
         dataclasses.replace(one, finding="inconclusive") if one.name == "win_rate" else one for one in analysis.metrics
