@@ -194,7 +194,7 @@ def _walk(value: Any, rounded: bool) -> Any:
         return round_significant(value) if rounded else value
     if isinstance(value, dict):
         return {visible(str(key)): _walk(item, rounded) for key, item in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_walk(item, rounded) for item in value]
     return value
 
