@@ -116,7 +116,7 @@ class UnpairedRates:
             return math.inf
         treatment = self.control + self.sign * point
         control = self.control - self.sign * point if not 0 <= treatment <= 1 else self.control
-        treatment = min(1.0, max(0.0, treatment))
+        control, treatment = (min(1.0, max(0.0, rate)) for rate in (control, treatment))
 
         def enough(n: float) -> bool:
             low, high = self.limits(n, control, treatment, looks.critical(n))

@@ -172,3 +172,12 @@ def test_half_of_the_experiments_are_through_earlier_than_the_expected_values() 
     first = np.where((sums > bounds).any(axis=1), at[(sums > bounds).argmax(axis=1)], np.inf)
     assert 1 <= looks.in_half(expected) / float(np.median(first)) < 1.12
     assert Looks(way="fixed").in_half(800.0) == 800.0
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("point", [-0.8, 0.8])
+def test_a_difference_that_does_not_fit_controls_rate_is_forecast_all_the_same(sign: int, point: float) -> None:
+    # over a canary's stages the difference is not that of the two pooled rates: 0.3 and 0.8 more or less leave [0, 1]
+    rates = UnpairedRates(control=0.3, sign=sign)
+    n = rates.needed(point, 0.005 if point > 0 else -0.005, Looks(way="anytime", n_star=5000))
+    assert 0 < n < 5000
