@@ -130,6 +130,8 @@ class JudgeConfig(_Section):
     max_usd: NonNegative | None = None
     pairs_per_unit: Annotated[int, Field(ge=0)] = 3
     """at most so many pairs of a user are judged and counted; 0 = all"""
+    max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
+    """answers without a verdict that a question is paid for, over all runs; then it is given up and reported"""
     later_turns_percent: Annotated[float, Field(ge=0, le=90)] = 20.0
     """share of the judge's plan spent on later turns of shadowed conversations, where first turns are the goal"""
 

@@ -34,6 +34,7 @@ CHECKS = {
     "one_user_dominates": "whether one user sent a large part of the requests",
     "drift": "whether the two halves of the log agree",
     "judge_coverage": "how many pairs have a verdict",
+    "judge_model": "whether the model that was asked has answered",
     "judge_consistency": "whether the judge prefers the same answer in both orders",
     "seat_bias": "whether the judge prefers the answer shown first",
     "judge_family": "whether the judge is of the family of one arm",

@@ -157,8 +157,24 @@ def judge_agreement(evidence: Evidence) -> Check | None:
     return Check(name="judge_agreement", status=PASS, detail=detail)
 
 
+def judge_model(evidence: Evidence) -> Check | None:
+    """Did the model that was asked answer? A router may send a call to another one, at another price."""
+    judge = evidence.judge
+    if judge is None or not judge.other_models:
+        return None
+    named = listed([f"{count(n)} by {model}" for model, n in sorted(judge.other_models.items())])
+    return Check(
+        name="judge_model",
+        status=WARN,
+        detail=f"{judge.name}: not all calls were answered by the model that was asked, but {named}: its verdicts are of several "
+        "models, and these calls are booked at the price of the one that answered",
+        remedy="ask the model at an address that does not fall back to another one",
+    )
+
+
 CHECKS: list[CheckFunction] = [
     coverage,
+    judge_model,
     judge_consistency,
     seat_bias,
     judge_family,

@@ -15,10 +15,10 @@ from evalpipe.analysis.labelled import agreements_of
 from evalpipe.analysis.looking import Looking
 from evalpipe.analysis.preferences import METRIC, Array, Verdicts, by_user, preference_estimate, read_verdicts
 from evalpipe.analysis.result import Agreement, DimensionResult, JudgeResult, LengthBin, WinRate
-from evalpipe.analysis.settings import Settings
+from evalpipe.analysis.settings import JudgeInfo, Settings
 from evalpipe.analysis.simulated import simulated_rule
 from evalpipe.analysis.verdicts import JudgeSeen
-from evalpipe.core.judgment import COST_AT_MOST
+from evalpipe.core.judgment import ASKED_MODEL, COST_AT_MOST
 from evalpipe.stats import winrate
 from evalpipe.stats.cluster import arm_aggregate
 from evalpipe.stats.estimate import Estimate
@@ -90,13 +90,13 @@ def _judge_result(
     seat = _mean_over_users(
         (verdicts.treatment_first[both] + 1 - verdicts.control_first[both]) / 2, verdicts.users[both], alpha
     )
-    calls = _calls(connection, judge, experiment)
+    info = next((one for one in settings.judges if one.name == judge.name), None)
+    calls = _calls(connection, judge, experiment, (info or JudgeInfo(name=judge.name)).max_attempts)
     n, total = len(verdicts.x), float(verdicts.x.sum())
     bounds = win_rate_bounds(total, n, max(0, calls["asked"] - n))
     controlled, status, note = _length(counted, looking, margin, judge.sigma2)
     if consistent.status == "unreliable_judge":
         status, note = "unreliable_judge", consistent.note
-    info = next((one for one in settings.judges if one.name == judge.name), None)
     agreements = agreements_of(connection, judge, alpha=alpha)
     return JudgeResult(
         name=judge.name,
@@ -138,6 +138,9 @@ def _judge_result(
         agreements=agreements,
         asked_pairs=calls["asked"],
         failures=calls["failures"],
+        given_up=calls["given_up"],
+        given_up_requests=calls["given_up_requests"],
+        other_models=calls["other_models"],
         missing_low=None if bounds is None else bounds[0],
         missing_high=None if bounds is None else bounds[1],
         cost_usd=calls["cost_usd"],
@@ -279,7 +282,7 @@ def _dimensions(connection: Connection, judge: JudgeSeen) -> list[DimensionResul
     return [DimensionResult(**row) for row in found]
 
 
-def _calls(connection: Connection, judge: JudgeSeen, experiment: str) -> dict[str, Any]:
+def _calls(connection: Connection, judge: JudgeSeen, experiment: str, max_attempts: int) -> dict[str, Any]:
     """Pairs asked, failures by kind after the last attempt, and what all attempts cost."""
     failures = {
         row["status"]: row["n"]
@@ -303,4 +306,26 @@ def _calls(connection: Connection, judge: JudgeSeen, experiment: str) -> dict[st
         [experiment, judge.name, judge.fingerprint],
     ).fetchall()[0]
     at_most = None if more is None or cost is None else cost + more
-    return {"asked": asked, "cost_usd": cost, "cost_at_most_usd": at_most, "failures": failures}
+    given_up = connection.execute(
+        """
+        SELECT any_value(request_id) AS request_id FROM judgments WHERE experiment = ? AND judge = ? AND judge_fingerprint = ?
+        GROUP BY key HAVING NOT bool_or(status IN ('ok', 'identical')) AND count(*) FILTER (
+          status IN ('unparseable', 'refused', 'truncated') AND NOT coalesce(contains(note, 'reparsed_attempt'), false)) >= ?
+        ORDER BY request_id""",
+        [experiment, judge.name, judge.fingerprint, max_attempts],
+    ).fetchall()
+    others = connection.execute(
+        f"SELECT judge_model, count(*) FROM judgments WHERE experiment = ? AND judge = ? AND judge_fingerprint = ? "
+        f"AND judge_model IS NOT NULL AND json_extract(CASE WHEN json_valid(note) THEN note END, '$.{ASKED_MODEL}') IS NOT NULL "
+        "GROUP BY judge_model ORDER BY judge_model",
+        [experiment, judge.name, judge.fingerprint],
+    ).fetchall()
+    return {
+        "asked": asked,
+        "cost_usd": cost,
+        "cost_at_most_usd": at_most,
+        "failures": failures,
+        "given_up": len(given_up),
+        "given_up_requests": list(dict.fromkeys(request_id for (request_id,) in given_up)),
+        "other_models": dict(others),
+    }

@@ -187,6 +187,12 @@ class JudgeResult:
     asked_pairs: int = 0
     failures: dict[str, int] = field(default_factory=dict)
     """judgments by failure status, after the last attempt"""
+    given_up: int = 0
+    """judgments that are not asked again: none of their answers held a verdict"""
+    given_up_requests: list[str] = field(default_factory=list)
+    """the requests of them"""
+    other_models: dict[str, int] = field(default_factory=dict)
+    """calls that another model than the one asked answered, by its name"""
     missing_low: float | None = None
     """the win rate if every pair without a verdict had gone to control"""
     missing_high: float | None = None

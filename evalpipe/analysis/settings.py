@@ -45,6 +45,8 @@ class JudgeInfo:
     orders: str = "both"
     rubric: str | None = None
     model: str | None = None
+    max_attempts: int = 3
+    """answers without a verdict after which a question is given up"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,6 +22,11 @@ from evalpipe.stats import betting
 IMPORTED = "imported"
 """what the fingerprint of a judge starts with that another tool ran: nothing but its name is known of it"""
 
+SUPERSEDED = """SELECT experiment, key,
+            (CASE WHEN json_valid(note) THEN note END ->> '$.reparsed_attempt')::BIGINT AS attempt
+          FROM judgments WHERE contains(note, 'reparsed_attempt')"""
+"""Attempts whose stored reply was read again: they count as the later row reads them, a verdict or none."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JudgeSeen:
@@ -51,7 +56,7 @@ def prepare_verdicts(connection: Connection, *, experiment: str, settings: Setti
         SELECT judge, judge_fingerprint AS fingerprint, hash(request_id) AS id, request_id, shown_first, repeat, status,
           winner, preference, control_scores, treatment_scores, judge_model, simulated, cost_usd,
           epoch_us(judged_at) AS judged_us, status IN ({final}) AS final
-        FROM judgments WHERE experiment = ?
+        FROM judgments ANTI JOIN ({SUPERSEDED}) AS superseded USING (experiment, key, attempt) WHERE experiment = ?
         QUALIFY row_number() OVER (
           PARTITION BY judge, judge_fingerprint, request_id, shown_first, repeat,
             -- each answer judged alone: a pair then has two rows of that description

@@ -17,6 +17,9 @@ from evalpipe.judging.tally import RunTally
 _ABOUT_THE_ADDRESS = frozenset({"no_connection", "timeout", "cut"})
 """failures for which the address helps more than the words of a client library"""
 
+_MAX_NAMED = 5
+"""requests named in a line; `--json` has all"""
+
 
 def tally_lines(tallies: Sequence[RunTally]) -> list[str]:
     """The summary of a run, judge by judge."""
@@ -29,12 +32,15 @@ def tally_lines(tallies: Sequence[RunTally]) -> list[str]:
             f"shortened {tally.n_cut:,}" if tally.n_cut else "",
             f"winner against its own scores {tally.n_contradictions:,}" if tally.n_contradictions else "",
             f"left out {_over_cap(tally.n_over_cap)}" if tally.n_over_cap else "",
+            f"left out {_without_text(tally.unjudgeable)}" if tally.unjudgeable else "",
+            _given_up(tally.n_given_up, tally.given_up) if tally.n_given_up else "",
         ]
         lines += [f"  {detail}" for detail in details if detail]
         if tally.retried:
             lines.append(f"  asked again meanwhile: {_counts(tally.retried)}")
         if tally.tripwires:
             lines.append(f"  texts that speak to the judge (counted, not obeyed): {_counts(tally.tripwires)}")
+        lines += [f"  WARNING: {line}" for line in _other_models(tally)]
         lines.append(f"  {tally.input_tokens:,} input and {tally.output_tokens:,} output tokens, {_spent(tally)}")
         if tally.account is not None and tally.account.n_unsettled:
             lines.append(f"  {_unsettled(tally.account)}")
@@ -59,6 +65,10 @@ def estimate_lines(estimates: Sequence[CostEstimate]) -> list[str]:
         )
         if one.left_out:
             lines.append(f"  left out: {_over_cap(one.left_out)}")
+        if one.unjudgeable:
+            lines.append(f"  left out: {_without_text(one.unjudgeable)}")
+        if one.given_up:
+            lines.append(f"  {_given_up(one.given_up, one.given_up_requests)}")
         if one.later or one.later_left_out:
             lines.append(
                 f"  later turns of conversations: {one.later:,} pairs in the plan, {one.later_left_out:,} beyond their share "
@@ -199,6 +209,29 @@ def _failures(tally: RunTally) -> str:
 def _over_cap(n: int) -> str:
     pairs = "1 pair of a user" if n == 1 else f"{n:,} pairs of users"
     return f"{pairs} with enough others ([judge] pairs_per_unit)"
+
+
+def _without_text(kinds: Mapping[str, int]) -> str:
+    n = sum(kinds.values())
+    return f"{n:,} whose answer holds no text to judge ({_counts(kinds)})"
+
+
+def _given_up(n: int, named: Sequence[str]) -> str:
+    """What is not asked again, with the first requests of it."""
+    calls = "1 judgment is" if n == 1 else f"{n:,} judgments are"
+    ids = ", ".join(printable(one) for one in named[:_MAX_NAMED])
+    more = ", …" if len(named) > _MAX_NAMED else ""
+    return (
+        f"given up: {calls} not asked again, none of their answers held a verdict ([judge] max_attempts): {ids}{more}"
+    )
+
+
+def _other_models(tally: RunTally) -> list[str]:
+    return [
+        f"{n:,} of {tally.n_calls:,} calls were answered by {printable(model)}, not by {printable(tally.model)}: they are booked at "
+        "its price, and the cap counts with the dearer of both"
+        for model, n in sorted(tally.other_models.items(), key=lambda item: (-item[1], item[0]))
+    ]
 
 
 def _counts(counts: Mapping[str, int]) -> str:

@@ -43,6 +43,8 @@ FINAL = frozenset({JudgmentStatus.OK, JudgmentStatus.IDENTICAL})
 
 COST_AT_MOST = "cost_at_most_usd"
 """Key in the note (a JSON object) of a call whose `cost_usd` is an estimate: the most it can have cost."""
+ASKED_MODEL = "asked_model"
+"""Key in the note of a call that another model answered: the model that was asked."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

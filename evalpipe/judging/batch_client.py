@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from evalpipe.errors import ConfigError
 from evalpipe.judging.call import Fate, Reply, Turns
-from evalpipe.judging.client import failed_reply, open_sdk, read_reply
+from evalpipe.judging.client import failed_reply, http_failure, open_sdk, read_reply
 from evalpipe.judging.spec import JudgeSpec
 from evalpipe.judging.wire import chat_params, message_params
 
@@ -241,5 +241,8 @@ def _openai_result(line: dict[str, Any], headers: Mapping[str, str]) -> tuple[st
     if error:
         kind = str(error.get("code") or "errored")
         return custom_id, never_answered("expired" if "expired" in kind else kind, str(error.get("message") or ""))
-    status = (response or {}).get("status_code")
+    status, body = (response or {}).get("status_code"), (response or {}).get("body")
+    if isinstance(status, int) and isinstance(body, dict):
+        failed = http_failure(status, {}, body, "", None)
+        return custom_id, failed if failed.fate is Fate.REFUSED else never_answered(failed.kind, failed.message)
     return custom_id, never_answered(f"http_{status}")

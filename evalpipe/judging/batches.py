@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from evalpipe.errors import UpstreamError
 from evalpipe.judging.batch_client import BatchCallError, BatchClient, BatchSeen
-from evalpipe.judging.budget import Budget, CostOf, most_input_tokens
+from evalpipe.judging.budget import Budget, CostOf, dearest, most_input_tokens
 from evalpipe.judging.call import Fate, Reply, Turns
 from evalpipe.judging.client import refusal
 from evalpipe.judging.intents import (
@@ -65,6 +65,7 @@ class BatchRun:
     tally: RunTally
     budget: Budget
     cost_of: CostOf
+    other_models: set[str] = field(default_factory=set)
     show: Callable[[], None] = lambda: None
     interrupted: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -252,7 +253,8 @@ class BatchRun:
                 item, turns = _item(ask, message), [("user", message.text)]
                 size = self.client.size_of(item.custom_id, turns)
                 n_text = overhead + len(message.text.encode("utf-8", "surrogatepass"))
-                price = self.cost_of(Usage(input_tokens=most_input_tokens(n_text), output_tokens=self.spec.max_tokens))
+                most = Usage(input_tokens=most_input_tokens(n_text), output_tokens=self.spec.max_tokens)
+                price = dearest(self.cost_of, most, self.other_models)
                 if items and (len(items) >= self.client.max_requests or n_bytes + size > self.client.max_bytes):
                     yield requests, items, worst
                     requests, items, n_bytes, worst = [], [], _AROUND_BYTES, 0.0

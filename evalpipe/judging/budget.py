@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,6 +18,18 @@ class CostOf(Protocol):
         """USD, None where no price is known. `answered`: the model that answered, by its own word; a router may have asked
         another one than the judge's, at another price."""
         ...
+
+
+def dearest(cost_of: CostOf, usage: Usage, other_models: Iterable[str]) -> float | None:
+    """The most that a call of this usage costs: at the price of the model asked, or of one that has answered in its place.
+    None where none of them has a known price."""
+    costs = [cost_of(usage), *(cost_of(usage, model) for model in other_models)]
+    return max((cost for cost in costs if cost is not None), default=None)
+
+
+def is_priced_by(cost_of: CostOf, model: str) -> bool:
+    """Whether answers of this model have a known price."""
+    return cost_of(Usage(input_tokens=1, output_tokens=1), model) is not None
 
 
 SCHEMA_OVERHEAD_TOKENS = 1000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -30,11 +31,13 @@ class Fate(StrEnum):
     """cut, timed out or unreadable after it was sent: the provider may have billed it, and never said how much"""
     REJECTED = "rejected"
     """400, 413, 422: this request will never be answered; the others may"""
+    REFUSED = "refused"
+    """a filter took this input: this request will never be answered; the others may"""
     FATAL = "fatal"
     """401, 402, 403, 404, quota spent: no request will be answered"""
 
 
-FREE = frozenset({Fate.RATE_LIMITED, Fate.SERVER_ERROR, Fate.NO_CONNECTION, Fate.REJECTED, Fate.FATAL})
+FREE = frozenset({Fate.RATE_LIMITED, Fate.SERVER_ERROR, Fate.NO_CONNECTION, Fate.REJECTED, Fate.REFUSED, Fate.FATAL})
 """Fates that cost nothing."""
 
 
@@ -51,6 +54,8 @@ class Reply:
     message: str = ""
     limits: Mapping[str, Reported] = field(default_factory=dict)
     retry_after_s: float | None = None
+    asked_wait_s: float | None = None
+    """what the server asked for, where that is more than is waited at once"""
     latency_ms: float | None = None
     simulated: bool = False
 
@@ -75,6 +80,31 @@ class JudgeClient(Protocol):
     async def ask(self, turns: Turns) -> Reply: ...
 
     async def close(self) -> None: ...
+
+
+_INPUT = re.compile(
+    r"\b(?:input|prompt|content|messages?|text)\b.{0,80}\b(?:flagged|moderation|moderated|violat\w+|filtered|harmful|unsafe)\b"
+    r"|\bmoderation\b.{0,80}\b(?:input|prompt|content|messages?|text)\b",
+    re.IGNORECASE | re.DOTALL,
+)
+_ACCOUNT = re.compile(
+    r"\b(?:account|api[ _-]?key|key|organi[sz]ation|project|billing|permission|permitted|region|country|suspended|disabled|"
+    r"access|token|user)\b",
+    re.IGNORECASE,
+)
+
+
+def is_about_the_input(status: int, is_filtered: bool, message: str) -> bool:
+    """Whether an HTTP error refuses this one input (a moderation or a content filter), not the key that asks.
+
+    Args:
+        status: 4xx.
+        is_filtered: the error carries a filter's code, or the reasons of a moderation (OpenRouter's 403).
+        message: the provider's words: they decide on a 403 without either, where they speak of the input and of no account.
+    """
+    if is_filtered:
+        return status in (400, 403, 422, 451)
+    return status == 403 and _INPUT.search(message) is not None and _ACCOUNT.search(message) is None
 
 
 def fate_of_status(status: int, error_type: str, message: str) -> Fate:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
@@ -17,11 +18,12 @@ from urllib.parse import urlsplit
 from evalpipe.core.text import printable
 from evalpipe.core.traffic import Outcome
 from evalpipe.errors import ConfigError
-from evalpipe.judging.call import Fate, JudgeClient, Reply, Turns, fate_of_status
-from evalpipe.judging.ratelimits import read_limits, read_retry_after
+from evalpipe.judging.call import Fate, JudgeClient, Reply, Turns, fate_of_status, is_about_the_input
+from evalpipe.judging.ratelimits import asked_wait, read_limits, read_retry_after
 from evalpipe.judging.spec import JudgeSpec
 from evalpipe.judging.wire import TOOL, chat_params, message_params
 from evalpipe.providers.base import Answer
+from evalpipe.providers.failures import failure_in
 from evalpipe.providers.registry import read_answer
 
 SIMULATED_HEADER = "x-simulated-by"
@@ -31,6 +33,27 @@ _DEFAULT_ADDRESSES = {
     "openai": ("OPENAI_BASE_URL", "https://api.openai.com/v1"),
 }
 """What the SDKs take where the judge names no address: the environment, else the vendor's."""
+_STATUSES = {
+    "invalid_request_error": 400,
+    "authentication_error": 401,
+    "billing_error": 402,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "request_too_large": 413,
+    "rate_limit_error": 429,
+    "rate_limit_exceeded": 429,
+    "insufficient_quota": 429,
+    "resource_exhausted": 429,
+    "api_error": 500,
+    "server_error": 500,
+    "internal": 500,
+    "unavailable": 503,
+    "timeout_error": 504,
+    "overloaded_error": 529,
+}
+"""The statuses of both vendors' error types (docs.anthropic.com/en/api/errors, platform.openai.com/docs/guides/error-codes) and of
+Google's (cloud.google.com/apis/design/errors)."""
+_PARTS = re.compile(rb'"message"\s*:\s*\{.*"content"\s*:\s*\[', re.DOTALL)
 _NO_KEY = "not-needed"
 _LONGEST_MESSAGE = 300
 
@@ -171,9 +194,15 @@ def read_reply(
     endpoint: str, status: int, headers: Mapping[str, str], body: bytes, *, latency_ms: float | None = None
 ) -> Reply:
     """The reply in an HTTP answer with status 200."""
+    if _PARTS.search(body):
+        body = _joined_parts(body)
     answer = read_answer(endpoint, status, {"content-type": "application/json"}, body)
     limits = read_limits(headers)
     simulated = SIMULATED_HEADER in headers
+    told = _told_in_body(answer, body)
+    if told is not None:
+        status, document, message = told
+        return http_failure(status, headers, document, message, latency_ms)
     if answer.outcome in {Outcome.UNREADABLE, Outcome.HTTP_ERROR}:
         return Reply(
             fate=Fate.BROKEN,
@@ -194,12 +223,62 @@ def read_reply(
     )
 
 
+def _joined_parts(body: bytes) -> bytes:
+    """A chat answer whose text comes in parts, with those parts as one: the object may be split anywhere, within a word, too."""
+    try:
+        document = json.loads(body)
+        message = document["choices"][0]["message"]
+        parts = message["content"]
+        joined: list[Any] = []
+        for part in parts:
+            if joined and all(
+                one.get("type") == "text" and isinstance(one.get("text"), str) for one in (joined[-1], part)
+            ):
+                joined[-1] = {**joined[-1], "text": joined[-1]["text"] + part["text"]}
+            else:
+                joined.append(part)
+        message["content"] = joined
+        return json.dumps(document).encode()
+    except (
+        ValueError,
+        RecursionError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ):  # no chat answer: it is read as it came
+        return body
+
+
 def _said(answer: Answer) -> str:
-    for call in answer.tool_calls:
-        if call.get("name") == TOOL:
-            arguments = call.get("arguments")
-            return arguments if isinstance(arguments, str) else json.dumps(arguments)
-    return answer.text or ""
+    """What the judge said. Two calls of the tool are two verdicts, and stay two."""
+    calls = [call.get("arguments") for call in answer.tool_calls if call.get("name") == TOOL]
+    said = [arguments if isinstance(arguments, str) else json.dumps(arguments) for arguments in calls]
+    return "\n".join(said) if said else answer.text or ""
+
+
+def _told_in_body(answer: Answer, body: bytes) -> tuple[int, Any, str] | None:
+    """An error that came with status 200 and nothing else, as relays send it: (the status it names, its body, its message).
+    None where there is none, or where it ends an answer that had begun and may be billed."""
+    if answer.outcome not in {Outcome.HTTP_ERROR, Outcome.REFUSED} or answer.text or answer.usage.output_tokens:
+        return None
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    error = document.get("error") if isinstance(document, dict) else None
+    if not isinstance(error, dict) or document.get("choices") or document.get("content"):
+        return None
+    kinds = (error.get("code"), error.get("status"), error.get("type"))
+    status = next((found for kind in kinds if (found := _status_of(kind)) is not None), None)
+    return None if status is None else (status, document, answer.error_message or "")
+
+
+def _status_of(kind: Any) -> int | None:
+    """The HTTP status that an error's code or type stands for."""
+    word = str(kind).strip().lower()
+    if word.isascii() and word.isdigit() and len(word) == 3 and int(word) >= 400:
+        return int(word)
+    return _STATUSES.get(word)
 
 
 def failed_reply(error: Exception, latency_ms: float | None) -> Reply:
@@ -228,17 +307,22 @@ def failed_reply(error: Exception, latency_ms: float | None) -> Reply:
 
 def http_failure(status: int, headers: Mapping[str, str], body: Any, message: str, latency_ms: float | None) -> Reply:
     """An HTTP error as a vendor sent it; `message` where its body says none."""
+    failure = failure_in(body if isinstance(body, dict) and "error" in body else {"error": body}, failed=True)
     inner = body.get("error", body) if isinstance(body, dict) else None
     kind = ""
     if isinstance(inner, dict):
         kind, message = str(inner.get("code") or inner.get("type") or ""), str(inner.get("message") or message)
     lower = {str(name).lower(): str(value) for name, value in headers.items()}
+    fate = fate_of_status(status, kind, message)
+    if 400 <= status < 500 and is_about_the_input(status, failure is not None and failure.refused, message):
+        fate = Fate.REFUSED
     return Reply(
-        fate=fate_of_status(status, kind, message),
+        fate=fate,
         kind=f"http_{status}",
         message=short(message),
         limits=read_limits(lower),
         retry_after_s=read_retry_after(lower, datetime.now(UTC)),
+        asked_wait_s=asked_wait(lower),
         latency_ms=latency_ms,
         simulated=SIMULATED_HEADER in lower,
     )

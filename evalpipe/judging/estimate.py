@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from evalpipe.judging.budget import CostOf
@@ -22,7 +22,8 @@ _SAMPLE_CALLS = 400
 class CostEstimate:
     """What a run will probably use. Tokens from the characters of a sample of the plan; `usd` at list price, `batch_usd`
     at the batch price; None where the model has no known price. `identical`: calls nobody has to make. `left_out`: pairs whose
-    user has enough others; `later`, `later_left_out`: pairs of later turns in the plan and beyond their share of it."""
+    user has enough others; `later`, `later_left_out`: pairs of later turns in the plan and beyond their share of it; `unjudgeable`: left out
+    since an answer holds no text, by kind; `given_up`: calls that are not made again, with the requests of them."""
 
     judge: str
     fingerprint: str
@@ -38,6 +39,9 @@ class CostEstimate:
     left_out: int = 0
     later: int = 0
     later_left_out: int = 0
+    unjudgeable: dict[str, int] = field(default_factory=dict)
+    given_up: int = 0
+    given_up_requests: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -75,4 +79,7 @@ def estimate(
         left_out=plan.n_over_cap,
         later=plan.n_later,
         later_left_out=plan.n_later_left_out,
+        unjudgeable=dict(plan.unjudgeable),
+        given_up=plan.n_given_up,
+        given_up_requests=list(plan.given_up),
     )

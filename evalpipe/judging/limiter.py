@@ -122,6 +122,10 @@ class Limiter:
         """Send nothing for a while: a 429 named its reset."""
         self.paused_until = max(self.paused_until, now + max(seconds, 0.0))
 
+    def is_paused(self, now: float) -> bool:
+        """Whether a 429 is being waited out."""
+        return self.paused_until > now
+
     def limits(self) -> dict[str, float]:
         """The limits in force, per minute."""
         return {kind: bucket.per_minute for kind, bucket in self._buckets.items()}

@@ -8,6 +8,11 @@ from typing import Any
 LOST = "lost"
 """`error` of a call that was sent and never heard of again: the process ended first."""
 
+FORGED = "forged_verdict"
+"""the tripwire of a text that holds keys of a verdict"""
+READ_AGAIN = "reparsed_attempt"
+"""the attempt whose stored reply was read again: this row was no call"""
+
 
 def render_note(**facts: Any) -> str | None:
     """The facts that hold; None where there are none."""

@@ -10,22 +10,37 @@ the log.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from importlib import resources
 from typing import Any, Literal, Protocol
 
-from evalpipe.core.judgment import FINAL, JudgeMode, ShownFirst
+from evalpipe.core.judgment import FINAL, JudgeMode, JudgmentStatus, ShownFirst
 from evalpipe.core.traffic import ANSWERED, Arm
 from evalpipe.judging.rubric import ShownAnswer, shown_answer
 from evalpipe.judging.spec import JudgeSpec
+from evalpipe.providers.building import NOT_TEXT
+from evalpipe.providers.finish import CALLS_MISSING, PAUSED
 
 Orders = Literal["both", "calibrated", "balanced"]
 
 CALIBRATION_PAIRS = 50
 CALIBRATION_SHARE = 0.2
 """`calibrated` judges both orders of the first 50 pairs and of a fifth of the rest (statistics.md 7)."""
+
+MAX_ATTEMPTS = 3
+"""Answers without a verdict that one call is paid for, over all runs."""
+UNREAD = frozenset({JudgmentStatus.UNPARSEABLE, JudgmentStatus.REFUSED, JudgmentStatus.TRUNCATED})
+"""Statuses of calls that were answered without a verdict. An error is none: the provider, not the pair, is at fault."""
+UNJUDGEABLE = frozenset({NOT_TEXT, PAUSED, CALLS_MISSING})
+"""`error_type` of answers that hold no text to judge, or not all of it."""
+_UNJUDGEABLE = {
+    JudgeMode.PAIRWISE: "SELECT kind, count(*) FROM (SELECT request_id, min(kind) AS kind FROM judging_unjudgeable "
+    "WHERE (SELECT count(DISTINCT arm) FROM exchanges AS e WHERE e.request_id = judging_unjudgeable.request_id "
+    "AND role <> 'replay' AND outcome IN ('ok', 'refused', 'truncated')) = 2 GROUP BY request_id) GROUP BY kind ORDER BY kind",
+    JudgeMode.POINTWISE: "SELECT kind, count(*) FROM judging_unjudgeable GROUP BY kind ORDER BY kind",
+}
 
 _PAGE_MIN, _PAGE_MAX = 250, 1_000
 _N_PAGES = 50
@@ -47,7 +62,8 @@ class Connection(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ask:
-    """One planned call with its texts. `attempt`: calls made for this key before. A pointwise judge reads the answer of
+    """One planned call with its texts. `attempt`: calls made for this key before; `n_unread`: those of them that were answered
+    without a verdict. A pointwise judge reads the answer of
     `arm` alone; for a pairwise one `arm` is None."""
 
     key: str
@@ -59,6 +75,7 @@ class Ask:
     arm: Arm | None = None
     control: ShownAnswer | None = None
     treatment: ShownAnswer | None = None
+    n_unread: int = 0
 
     @property
     def is_identical(self) -> bool:
@@ -99,6 +116,8 @@ class Plan:
         n_over_cap: pairs left out because their user has k others.
         n_later: pairs of later turns in the order of the run, answered or not.
         n_later_left_out: pairs of later turns beyond their share.
+        n_given_up: calls whose answers held no verdict so often that they are not made again; `given_up`: the requests of them.
+        unjudgeable: pairs (pointwise: answers) left out since an answer holds no text to judge, by the kind of its mark.
     """
 
     n_eligible: int
@@ -109,6 +128,9 @@ class Plan:
     n_over_cap: int = 0
     n_later: int = 0
     n_later_left_out: int = 0
+    n_given_up: int = 0
+    given_up: Sequence[str] = ()
+    unjudgeable: Mapping[str, int] = field(default_factory=dict)
 
 
 def make_plan(
@@ -118,6 +140,7 @@ def make_plan(
     orders: Orders = "both",
     seed: str = "",
     limit: int | None = None,
+    max_attempts: int = MAX_ATTEMPTS,
     rules: PairRules | None = None,
     pending: Sequence[tuple[str, str]] = (),
     keep_order: bool = False,
@@ -130,6 +153,7 @@ def make_plan(
         orders: which orders of a pair are asked.
         seed: of the order of the users that were never asked.
         limit: only the first so many requests of the order.
+        max_attempts: a call whose answers held no verdict so often is given up.
         rules: which pairs; every one by default. A pointwise judge has no pairs.
         pending: (request_id, key) of calls that wait in a provider's batch and must not be made again.
         keep_order: leave the tables that `deciding.planned_pairs` reads.
@@ -147,6 +171,9 @@ def make_plan(
         "calibration_share": CALIBRATION_SHARE,
         "answered": sorted(ANSWERED),
         "final": sorted(FINAL),
+        "unread": sorted(UNREAD),
+        "unjudgeable": sorted(UNJUDGEABLE),
+        "max_attempts": max_attempts,
         "per_user": rules.per_user or _NO_LIMIT,
         "later_share": rules.later_share if rules.only_first_turns else 0.0,
         "limit": limit if limit is not None else _NO_LIMIT,
@@ -169,6 +196,11 @@ def make_plan(
         "SELECT (SELECT count(*) FROM judging_asked), count(*), coalesce(sum(n_calls), 0), "
         "(SELECT count(*) FROM judging_tried WHERE final) FROM judging_plan"
     ).fetchall()[0]
+    given_up = connection.execute(
+        "SELECT request_id, count(*) FROM judging_tried SEMI JOIN judging_asked USING (request_id) WHERE given_up "
+        "GROUP BY request_id ORDER BY request_id"
+    ).fetchall()
+    unjudgeable = connection.execute(_UNJUDGEABLE[spec.mode]).fetchall()
     n_pairs, n_capped, n_capped_later, n_later = n_asked, n_asked, 0, 0
     if spec.mode is JudgeMode.PAIRWISE:
         n_pairs, n_capped, n_capped_later, n_later = connection.execute(
@@ -176,7 +208,7 @@ def make_plan(
             "count(*) FILTER (is_selected AND is_later), (SELECT count(*) FROM judging_asked WHERE is_later) FROM judging_capped"
         ).fetchall()[0]
     kept = {"asked", "capped"} if keep_order else set()
-    for table in {"open", "pending", "chosen", "excluded", "seen", "capped", "asked"} - kept:
+    for table in {"unjudgeable", "open", "pending", "chosen", "excluded", "seen", "capped", "asked"} - kept:
         connection.execute(f"DROP TABLE IF EXISTS judging_{table}")
     page = min(max(n_units // _N_PAGES, _PAGE_MIN), _PAGE_MAX)
     return Plan(
@@ -188,6 +220,9 @@ def make_plan(
         n_over_cap=int(n_pairs) - n_capped,
         n_later=n_later,
         n_later_left_out=n_capped_later - n_later if limit is None else 0,
+        n_given_up=sum(n for _, n in given_up),
+        given_up=[request_id for request_id, _ in given_up],
+        unjudgeable=dict(unjudgeable),
     )
 
 
@@ -211,13 +246,14 @@ def pages(connection: Connection, spec: JudgeSpec, plan: Plan) -> Iterator[list[
             [start, start + plan.page_size],
         ).fetchall()
         tried = connection.execute(
-            "SELECT key, attempt, final FROM judging_tried WHERE request_id IN (SELECT request_id FROM judging_plan "
+            "SELECT key, attempt, n_unread, final OR given_up FROM judging_tried WHERE request_id IN (SELECT request_id FROM judging_plan "
             "WHERE position >= $1 AND position < $2)",
             [start, start + plan.page_size],
         ).fetchall()
-        known = {key: (attempt, final) for key, attempt, final in tried}
+        known = {key: (attempt, n_unread) for key, attempt, n_unread, _ in tried}
+        done = {key for key, _, _, is_done in tried if is_done}
         asks = _asks(connection, spec, rows, known)
-        yield [ask for ask in asks if not known.get(ask.key, (0, False))[1]]
+        yield [ask for ask in asks if ask.key not in done]
 
 
 def asks_of(connection: Connection, spec: JudgeSpec, request_ids: Sequence[str]) -> list[Ask]:
@@ -226,7 +262,7 @@ def asks_of(connection: Connection, spec: JudgeSpec, request_ids: Sequence[str])
 
 
 def _asks(
-    connection: Connection, spec: JudgeSpec, rows: Sequence[tuple[str, int]], known: dict[str, tuple[int, bool]]
+    connection: Connection, spec: JudgeSpec, rows: Sequence[tuple[str, int]], known: dict[str, tuple[int, int]]
 ) -> list[Ask]:
     found: dict[str, dict[str, tuple[Any, ...]]] = {}
     for request_id, arm, *texts in connection.execute(
@@ -242,7 +278,7 @@ def _asks(
 
 
 def _pair_asks(
-    spec: JudgeSpec, request_id: str, sides: int, texts: dict[str, tuple[Any, ...]], known: dict[str, tuple[int, bool]]
+    spec: JudgeSpec, request_id: str, sides: int, texts: dict[str, tuple[Any, ...]], known: dict[str, tuple[int, int]]
 ) -> Iterator[Ask]:
     if len(texts) < 2:
         return
@@ -256,7 +292,8 @@ def _pair_asks(
                 key = judgment_key(request_id, content, spec.fingerprint, arm, repeat)
                 yield Ask(
                     key=key,
-                    attempt=known.get(key, (0, False))[0],
+                    attempt=known.get(key, (0, 0))[0],
+                    n_unread=known.get(key, (0, 0))[1],
                     request_id=request_id,
                     shown_first=ShownFirst(arm.value),
                     repeat=repeat,
@@ -267,7 +304,7 @@ def _pair_asks(
 
 
 def _answer_asks(
-    spec: JudgeSpec, request_id: str, sides: int, texts: dict[str, tuple[Any, ...]], known: dict[str, tuple[int, bool]]
+    spec: JudgeSpec, request_id: str, sides: int, texts: dict[str, tuple[Any, ...]], known: dict[str, tuple[int, int]]
 ) -> Iterator[Ask]:
     for repeat in range(spec.repeats):
         for arm, bit in _BITS.items():
@@ -277,7 +314,8 @@ def _answer_asks(
                 shown = shown_answer(*answer)
                 yield Ask(
                     key=key,
-                    attempt=known.get(key, (0, False))[0],
+                    attempt=known.get(key, (0, 0))[0],
+                    n_unread=known.get(key, (0, 0))[1],
                     request_id=request_id,
                     shown_first=ShownFirst.NEITHER,
                     repeat=repeat,

@@ -8,6 +8,7 @@ WITH answered AS (
 ), selected AS (
     SELECT request_id, unit, started_at FROM (FROM answered WHERE arm = 'control')
     SEMI JOIN (FROM answered WHERE arm = 'treatment') USING (request_id)
+    ANTI JOIN judging_unjudgeable USING (request_id)
 ), pairs AS (
     SELECT request_id, unit, started_at, true AS is_selected FROM selected
     UNION ALL
@@ -79,5 +80,5 @@ WITH asked AS (
     CROSS JOIN (SELECT unnest(range($repeats)) AS repeat) AS repeats
     WHERE control.arm = 'control' AND treatment.arm = 'treatment'
 )
-SELECT request_id, count(*) FILTER (WHERE NOT coalesce(tried.final, false)) AS n_open
+SELECT request_id, count(*) FILTER (WHERE NOT coalesce(tried.final OR tried.given_up, false)) AS n_open
 FROM calls LEFT JOIN judging_tried AS tried USING (key, request_id) GROUP BY request_id

@@ -3,7 +3,7 @@ CREATE OR REPLACE TEMP TABLE judging_asked AS
 WITH ranked AS (
     SELECT request_id, sum(DISTINCT CASE WHEN arm = 'control' THEN 1 ELSE 2 END)::UTINYINT AS sides,
         md5_number(concat($seed, ':', request_id)) AS pair_rank
-    FROM exchanges
+    FROM exchanges ANTI JOIN judging_unjudgeable USING (request_id, arm)
     WHERE role <> 'replay' AND outcome IN (SELECT unnest($answered::VARCHAR[]))
     GROUP BY request_id
 )
@@ -18,9 +18,9 @@ WITH asked AS (
 ), calls AS (
     SELECT request_id,
         judging_key(request_id, judging_content(prompt, text, tool_calls, outcome, prompt), $fingerprint, arm, repeat) AS key
-    FROM exchanges CROSS JOIN (SELECT unnest(range($repeats)) AS repeat) AS repeats
+    FROM (FROM exchanges ANTI JOIN judging_unjudgeable USING (request_id, arm)) AS exchanges CROSS JOIN (SELECT unnest(range($repeats)) AS repeat) AS repeats
     WHERE role <> 'replay' AND outcome IN (SELECT unnest($answered::VARCHAR[]))
         AND request_id IN (SELECT request_id FROM asked)
 )
-SELECT request_id, count(*) FILTER (WHERE NOT coalesce(tried.final, false)) AS n_open
+SELECT request_id, count(*) FILTER (WHERE NOT coalesce(tried.final OR tried.given_up, false)) AS n_open
 FROM calls LEFT JOIN judging_tried AS tried USING (key, request_id) GROUP BY request_id

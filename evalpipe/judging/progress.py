@@ -7,6 +7,7 @@ import time
 
 from tqdm import tqdm
 
+from evalpipe.core.text import printable
 from evalpipe.judging.budget import Budget
 from evalpipe.judging.limiter import Limiter
 from evalpipe.judging.tally import RunTally
@@ -52,6 +53,10 @@ class Progress:
         if troubles:
             parts.append(", ".join(f"{name} {n}" for name, n in troubles.most_common(3)))
         return " · ".join(parts)
+
+    def write(self, text: str) -> None:
+        """A line of its own on stderr, above the bar; printed where there is no bar, too."""
+        tqdm.write(f"evalpipe: {printable(text)}", file=sys.stderr)
 
     def close(self) -> None:
         self._bar.n = self._tally.n_ended

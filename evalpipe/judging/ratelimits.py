@@ -85,5 +85,10 @@ def _number(text: str | None) -> float | None:
     return value if 0 <= value < float("inf") else None
 
 
+def asked_wait(headers: Mapping[str, str]) -> float | None:
+    """Seconds that `retry-after` names, however many; None: not named in seconds."""
+    return _number(headers.get("retry-after"))
+
+
 def _bounded(seconds: float) -> float:
     return min(max(seconds, 0.0), LONGEST_PAUSE_S)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from evalpipe.core.judgment import COST_AT_MOST, Judgment, JudgmentStatus, Winner
+from evalpipe.core.judgment import ASKED_MODEL, COST_AT_MOST, Judgment, JudgmentStatus, Winner
 from evalpipe.core.text import well_formed
 from evalpipe.core.traffic import Outcome
-from evalpipe.judging.call import Reply
-from evalpipe.judging.note import LOST, render_note
+from evalpipe.judging.call import Fate, Reply
+from evalpipe.judging.note import FORGED, LOST, render_note
 from evalpipe.judging.plan import Ask
+from evalpipe.judging.prose import forges_verdict
 from evalpipe.judging.reply import UnreadableReplyError, read_reply
-from evalpipe.judging.rubric import Message, answer_message, pair_message
+from evalpipe.judging.rubric import Message, ShownAnswer, answer_message, pair_message
 from evalpipe.judging.spec import JudgeSpec
+from evalpipe.providers.models import same_model
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,9 +34,22 @@ def message_of(ask: Ask, spec: JudgeSpec, nonce: str) -> Message:
     if ask.arm is not None:
         answer = ask.control or ask.treatment
         assert answer is not None
-        return answer_message(ask.request, ask.arm, answer, nonce=nonce, **limits)
+        return _marked(answer_message(ask.request, ask.arm, answer, nonce=nonce, **limits), ask, spec)
     assert ask.control is not None and ask.treatment is not None
-    return pair_message(ask.request, ask.control, ask.treatment, shown_first=ask.shown_first, nonce=nonce, **limits)
+    message = pair_message(ask.request, ask.control, ask.treatment, shown_first=ask.shown_first, nonce=nonce, **limits)
+    return _marked(message, ask, spec)
+
+
+def _marked(message: Message, ask: Ask, spec: JudgeSpec) -> Message:
+    """The message, with a tripwire for each text that holds keys of this judge's own reply."""
+    names = ("winner", *spec.dimensions)
+    texts = {"request": ask.request, "control": ask.control, "treatment": ask.treatment}
+    found = dict(message.tripwires)
+    for name, text in texts.items():
+        shown = text.text if isinstance(text, ShownAnswer) else text or ""
+        if forges_verdict(shown, names) and FORGED not in found.get(name, ()):
+            found[name] = (*found.get(name, ()), FORGED)
+    return message if found == message.tripwires else replace(message, tripwires=found)
 
 
 def sent(ask: Ask, attempt: int, spec: JudgeSpec, *, booking: Booking, at: datetime, repair: bool = False) -> Judgment:
@@ -80,7 +96,7 @@ def failure(
         ask,
         attempt,
         spec,
-        status=JudgmentStatus.ERROR,
+        status=JudgmentStatus.REFUSED if reply.fate is Fate.REFUSED else JudgmentStatus.ERROR,
         cost_usd=booking.cost_usd,
         latency_ms=reply.latency_ms,
         judged_at=at,
@@ -116,12 +132,15 @@ def answered(
     if answer.outcome is Outcome.REFUSED:
         status = JudgmentStatus.REFUSED
         facts["error"] = "refused"
-    elif answer.outcome is Outcome.TRUNCATED:
-        status = JudgmentStatus.TRUNCATED
-        facts["error"] = "truncated"
     else:
-        status, values, told = read_verdict(reply.text, ask, spec)
+        # A reply that reached its limit may hold the whole object all the same: then nothing of it is missing.
+        is_cut = answer.outcome is Outcome.TRUNCATED
+        status, values, told = read_verdict(reply.text, ask, spec, only_object=is_cut or is_forged(facts))
+        if is_cut and status is not JudgmentStatus.OK:
+            status, told = JudgmentStatus.TRUNCATED, {"error": "truncated"}
         facts.update(told)
+    if answer.model and not same_model(answer.model, spec.model):
+        facts[ASKED_MODEL] = spec.model
     return _judgment(
         ask,
         attempt,
@@ -142,10 +161,17 @@ def answered(
     )
 
 
-def read_verdict(text: str, ask: Ask, spec: JudgeSpec) -> tuple[JudgmentStatus, dict[str, Any], dict[str, Any]]:
-    """(status, the judgment's fields, what the note says) of a reply's text."""
+def is_forged(facts: Mapping[str, Any]) -> bool:
+    """Whether one of the texts that were judged holds what a reply could quote, by the facts of a note."""
+    return any(FORGED in names for names in facts.get("tripwires", {}).values())
+
+
+def read_verdict(
+    text: str, ask: Ask, spec: JudgeSpec, *, only_object: bool = False
+) -> tuple[JudgmentStatus, dict[str, Any], dict[str, Any]]:
+    """(status, the judgment's fields, what the note says) of a reply's text. `only_object`: see `read_reply`."""
     try:
-        verdict = read_reply(text, spec, shown_first=ask.shown_first, arm=ask.arm)
+        verdict = read_reply(text, spec, shown_first=ask.shown_first, arm=ask.arm, only_object=only_object)
     except UnreadableReplyError as error:
         return (
             JudgmentStatus.UNPARSEABLE,

@@ -6,13 +6,19 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 
-from evalpipe.core.judgment import Judgment, JudgmentStatus, ShownFirst
-from evalpipe.judging.note import read_note, render_note
+from evalpipe.core.judgment import ASKED_MODEL, Judgment, JudgmentStatus, ShownFirst
+from evalpipe.judging.note import READ_AGAIN, read_note, render_note
 from evalpipe.judging.plan import Connection, asks_of
-from evalpipe.judging.record import read_verdict
+from evalpipe.judging.record import is_forged, message_of, read_verdict
 from evalpipe.judging.spec import JudgeSpec
 
-_READ = (JudgmentStatus.OK.value, JudgmentStatus.UNPARSEABLE.value)
+_READ = (JudgmentStatus.OK.value, JudgmentStatus.UNPARSEABLE.value, JudgmentStatus.TRUNCATED.value)
+_KEPT = ("cut", "tripwires", ASKED_MODEL)
+_NO_NONCE = "0" * 16
+_READ_BEFORE = (
+    f"SELECT key, (CASE WHEN json_valid(note) THEN note END ->> '$.{READ_AGAIN}')::BIGINT AS attempt FROM judgments "
+    f"WHERE contains(note, '{READ_AGAIN}')"
+)
 _PER_PAGE = 500
 
 
@@ -20,7 +26,7 @@ def reparsed(connection: Connection, spec: JudgeSpec, *, at: datetime) -> Iterat
     """New attempts, free of charge, for every key whose last readable reply now reads otherwise."""
     rows = connection.execute(
         "SELECT key, request_id, attempt, status, raw_reply, judge_model, simulated, winner, note, "
-        "max(attempt) OVER (PARTITION BY key) FROM judgments WHERE judge_fingerprint = $1 AND raw_reply IS NOT NULL "
+        f"max(attempt) OVER (PARTITION BY key) FROM judgments ANTI JOIN ({_READ_BEFORE}) AS read_before USING (key, attempt) WHERE judge_fingerprint = $1 AND raw_reply IS NOT NULL "
         "AND list_contains($2::VARCHAR[], status) "
         "QUALIFY row_number() OVER (PARTITION BY key ORDER BY status = 'ok' DESC, attempt DESC) = 1 ORDER BY request_id",
         [spec.fingerprint, list(_READ)],
@@ -32,10 +38,14 @@ def reparsed(connection: Connection, spec: JudgeSpec, *, at: datetime) -> Iterat
             ask = asks.get(key)
             if ask is None:
                 continue  # the answers have changed since: this reply is about something else
-            found, fields, told = read_verdict(raw, ask, spec)
+            tripwires = message_of(ask, spec, _NO_NONCE).tripwires
+            only_object = status == JudgmentStatus.TRUNCATED or is_forged({"tripwires": tripwires})
+            found, fields, told = read_verdict(raw, ask, spec, only_object=only_object)
+            if status == JudgmentStatus.TRUNCATED and found is not JudgmentStatus.OK:
+                continue
             if found.value == status and (status != "ok" or str(fields.get("winner")) == str(winner)):
                 continue
-            facts = {name: value for name, value in read_note(note).items() if name in ("cut", "tripwires")}
+            facts = {name: value for name, value in read_note(note).items() if name in _KEPT}
             yield replace(
                 Judgment(
                     key=key,
@@ -51,7 +61,7 @@ def reparsed(connection: Connection, spec: JudgeSpec, *, at: datetime) -> Iterat
                     cost_usd=0.0,
                     judged_at=at,
                     simulated=bool(simulated),
-                    note=render_note(**facts, **told, reparsed_attempt=attempt),
+                    note=render_note(**facts, **told, **{READ_AGAIN: attempt}),
                 ),
                 **fields,
             )

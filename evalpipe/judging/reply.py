@@ -1,19 +1,22 @@
-"""A judge's reply → a verdict, or the reason why it is none. Pure; never guesses, never takes the first number it sees."""
+"""A judge's reply → a verdict, or the reason why it is none. Pure; never guesses, never takes the first number it sees.
+
+Exactly one JSON object may be in the reply: alone, in one fenced block, or between plain sentences. What a reasoning model wrote
+before its last `</think>` is no part of the reply. An object that the reply seems to quote is nobody's verdict.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from evalpipe.core.judgment import JudgeMode, ShownFirst, Winner
 from evalpipe.core.traffic import Arm
+from evalpipe.judging.prose import LONGEST_PROSE, after_thinking, prose_fault
 from evalpipe.judging.spec import JudgeSpec
 
-_FENCED = re.compile(r"```[A-Za-z]*[ \t]*\n(.*?)\n?[ \t]*```", re.DOTALL)
 _LONGEST_QUOTE = 80
 
 
@@ -36,24 +39,43 @@ class Verdict:
     contradiction: bool = False
 
 
-def read_reply(text: str, spec: JudgeSpec, *, shown_first: ShownFirst, arm: Arm | None = None) -> Verdict:
-    """The verdict of a reply. `arm`: whose answer a pointwise judge read. Raises UnreadableReplyError."""
-    reply = _object(_json(text), "the reply")
-    reasoning = _reasoning(reply, spec.reasoning)
+def read_reply(
+    text: str, spec: JudgeSpec, *, shown_first: ShownFirst, arm: Arm | None = None, only_object: bool = False
+) -> Verdict:
+    """The verdict of a reply.
+
+    Args:
+        text: what the judge said.
+        spec: the judge.
+        shown_first: whose answer had the first seat.
+        arm: whose answer a pointwise judge read.
+        only_object: no sentences are allowed around the object: what was judged holds what the reply could quote, or the reply
+            was cut off.
+
+    Raises:
+        UnreadableReplyError: where the reply holds no verdict, more than one, or one that it seems to quote.
+    """
+    found, prose = _one_object(text, only_object)
+    if prose is not None:
+        names = () if spec.mode is JudgeMode.POINTWISE else (_word(found.get("winner")),)
+        fault = "the reply must be the JSON object alone" if only_object else prose_fault(*prose, winner=names)
+        if fault:
+            raise UnreadableReplyError(f"the reply is not one JSON object: {fault}")
+    reasoning = _reasoning(found, spec.reasoning)
     if spec.mode is JudgeMode.POINTWISE:
         if arm is None:
             raise ValueError("a pointwise verdict needs the arm whose answer was judged")
-        _only(reply, ["reasoning", *spec.dimensions] if spec.reasoning else list(spec.dimensions), "the reply")
-        scores = _scores(reply, spec, "the reply")
+        _only(found, ["reasoning", *spec.dimensions] if spec.reasoning else list(spec.dimensions), "the reply")
+        scores = _scores(found, spec, "the reply")
         if arm is Arm.CONTROL:
             return Verdict(control_scores=scores, reasoning=reasoning)
         return Verdict(treatment_scores=scores, reasoning=reasoning)
     known = ["response_1", "response_2", "winner"]
-    _only(reply, ["reasoning", *known] if spec.reasoning else known, "the reply")
-    first, second = (_seat(reply, seat, spec) for seat in ("response_1", "response_2"))
-    seat = reply.get("winner")
+    _only(found, ["reasoning", *known] if spec.reasoning else known, "the reply")
+    first, second = (_seat(found, seat, spec) for seat in ("response_1", "response_2"))
+    seat = _word(found["winner"])
     if seat not in ("response_1", "response_2", "tie"):
-        raise UnreadableReplyError(f'"winner" is {_quote(seat)}, not "response_1", "response_2" or "tie"')
+        raise UnreadableReplyError(f'"winner" is {_quote(found["winner"])}, not "response_1", "response_2" or "tie"')
     control_seat = "response_2" if shown_first is ShownFirst.TREATMENT else "response_1"
     control, treatment = (second, first) if shown_first is ShownFirst.TREATMENT else (first, second)
     winner = Winner.TIE if seat == "tie" else Winner.CONTROL if seat == control_seat else Winner.TREATMENT
@@ -68,27 +90,48 @@ def read_reply(text: str, spec: JudgeSpec, *, shown_first: ShownFirst, arm: Arm 
     )
 
 
-def _json(text: str) -> Any:
-    """The reply's one JSON value: the whole text, or the one fenced block in it."""
-    body = text.strip().removeprefix("\ufeff")
+def _one_object(text: str, only_object: bool) -> tuple[dict[str, Any], tuple[str, str] | None]:
+    """The reply's one JSON object, and the text before and after it; None where it stands alone."""
+    body = text.strip().removeprefix("\ufeff").strip()
     if not body:
         raise UnreadableReplyError("the reply is empty")
     try:
-        return json.loads(body, object_pairs_hook=_unique, parse_constant=_no_constant)
+        return _object(_parsed(body), "the reply"), None
+    except json.JSONDecodeError as error:
+        fault = str(error)
+    except ValueError as error:  # refused by a rule, or a number of more digits than Python reads
+        if isinstance(error, UnreadableReplyError):
+            raise
+        raise UnreadableReplyError("the reply holds a number that is too long") from None
+    said = after_thinking(body, must_begin=only_object)
+    if said is None:
+        raise UnreadableReplyError("the reply is not one JSON object: it ends within its thinking")
+    if said != body:
+        return _one_object(said, only_object)
+    start = body.find("{")
+    if start < 0:
+        raise UnreadableReplyError(f"the reply is not one JSON object ({fault})")
+    try:
+        found, end = _DECODER.raw_decode(body, start)
     except RecursionError:
         raise UnreadableReplyError("the reply is nested too deeply") from None
-    except UnreadableReplyError:
-        raise
     except ValueError as error:
-        blocks = _FENCED.findall(body)
-        if len(blocks) != 1:
-            raise UnreadableReplyError(f"the reply is not one JSON object ({error})") from None
+        if isinstance(error, UnreadableReplyError):
+            raise
+        raise UnreadableReplyError(f"the reply is not one JSON object ({fault})") from None
+    if start + len(body) - end > 2 * LONGEST_PROSE:
+        raise UnreadableReplyError("the reply is not one JSON object: there is too much text around it")
+    return _object(found, "the reply"), (body[:start], body[end:])
+
+
+def _parsed(body: str) -> Any:
     try:
-        return json.loads(blocks[0], object_pairs_hook=_unique, parse_constant=_no_constant)
-    except UnreadableReplyError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise UnreadableReplyError(f"the fenced block is not one JSON object ({error})") from None
+        found, end = _DECODER.raw_decode(body)
+    except RecursionError:
+        raise UnreadableReplyError("the reply is nested too deeply") from None
+    if end != len(body):
+        raise json.JSONDecodeError("Extra data", body, end)
+    return found
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -100,6 +143,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> Any:
     raise UnreadableReplyError(f"{name} is not a number JSON knows")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
 
 
 def _object(value: Any, name: str) -> dict[str, Any]:
@@ -128,8 +174,11 @@ def _scores(found: Mapping[str, Any], spec: JudgeSpec, name: str) -> dict[str, f
     scores = {}
     for dimension in spec.dimensions:
         value = found[dimension]
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float):
             raise UnreadableReplyError(f"{dimension} in {name} is {_quote(value)}, not a number")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UnreadableReplyError(f"{dimension} in {name} is {_quote(value)}, not a number")
+        # An integer is compared as it is: one of 400 digits has no float.
         if not low <= value <= high:
             raise UnreadableReplyError(f"{dimension} in {name} is {_quote(value)}, outside {low:g} to {high:g}")
         scores[dimension] = float(value)
@@ -143,6 +192,11 @@ def _reasoning(reply: Mapping[str, Any], wanted: bool) -> str | None:
     if value is not None and not isinstance(value, str):
         raise UnreadableReplyError(f'"reasoning" is {_quote(value)}, not text')
     return value
+
+
+def _word(value: Any) -> str:
+    """A word of the schema without the case and the blanks around it; "" where it is no text."""
+    return value.strip().lower() if isinstance(value, str) else ""
 
 
 def _quote(value: Any) -> str:

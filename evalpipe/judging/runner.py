@@ -11,22 +11,23 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Protocol
 
 from evalpipe.core.judgment import Judgment, JudgmentStatus
-from evalpipe.judging.budget import Budget, CostOf, TokenEstimator, most_input_tokens
+from evalpipe.judging.budget import Budget, CostOf, TokenEstimator, dearest, is_priced_by, most_input_tokens
 from evalpipe.judging.call import FREE, Fate, JudgeClient, Reply, Turns
 from evalpipe.judging.limiter import Limiter, Need
 from evalpipe.judging.note import read_note
-from evalpipe.judging.plan import Ask
+from evalpipe.judging.plan import MAX_ATTEMPTS, Ask
 from evalpipe.judging.ratelimits import DEFAULT_PAUSE_S
 from evalpipe.judging.record import Booking, answered, failure, identical, message_of, sent
 from evalpipe.judging.rubric import Message, repair_message
 from evalpipe.judging.spec import JudgeSpec
 from evalpipe.judging.tally import RunTally
 from evalpipe.providers.base import Usage
+from evalpipe.providers.models import same_model
 
 MAX_FREE_TRIES = 8
 """Tries of one call at a server that fails without charge: about two minutes of back-off."""
@@ -42,6 +43,9 @@ BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
 _LOOK_AGAIN_S = 0.05
 """While a limit is waited for, it is looked at this often: a settled call or a header may have freed it sooner."""
 _NOTHING = Need(requests=0.0)
+LONG_WAIT_S = 10.0
+"""A longer wait is announced."""
+_FINAL_FATES = (Fate.REJECTED, Fate.REFUSED, Fate.FATAL)
 
 
 class Records(Protocol):
@@ -74,7 +78,9 @@ class Clock(Protocol):
 class Runner:
     """Everything one judge's run needs. `watch` is told of every judgment that ended and may answer with a reason to
     stop; `rotate` is called between pages and puts what the journal holds into the store; `ask_identical`: also put the same
-    answer twice to the judge (a test of the judge)."""
+    answer twice to the judge (a test of the judge); `max_attempts`: answers without a verdict that a call is paid for, over all
+    runs; `other_models`: models that have answered in place of the one asked, at whose price a call may be billed; `announce`
+    prints a line about a long wait."""
 
     spec: JudgeSpec
     client: JudgeClient
@@ -89,11 +95,16 @@ class Runner:
     show: Callable[[], None] = lambda: None
     rotate: Callable[[], Awaitable[None]] | None = None
     ask_identical: bool = False
+    max_attempts: int = MAX_ATTEMPTS
+    other_models: set[str] = field(default_factory=set)
+    announce: Callable[[str], None] = lambda line: None
     n_in_flight: int = field(default=0, init=False)
     _reached: bool = field(default=False, init=False)
     _n_unreached: int = field(default=0, init=False)
     _stopping: str = field(default="", init=False)
     _error: BaseException | None = field(default=None, init=False)
+    _said_until: float = field(default=float("-inf"), init=False)
+    _why_paused: str = field(default="", init=False)
 
     async def run(self, pages: Iterator[list[Ask]]) -> None:
         """Judge everything that is planned, or until something stops the run (`tally.stopped`, `tally.message`)."""
@@ -170,7 +181,8 @@ class Runner:
         message = message_of(ask, self.spec, self.clock.nonce())
         turns = [("user", message.text)]
         judgment = await self._call(ask, ask.attempt + 1, turns, message)
-        if judgment is not None and judgment.status is JudgmentStatus.UNPARSEABLE and not self._stopping:
+        can_repair = ask.n_unread + 1 < self.max_attempts
+        if judgment is not None and judgment.status is JudgmentStatus.UNPARSEABLE and can_repair and not self._stopping:
             self.tally.n_repairs += 1
             again = repair_turns(turns, judgment)
             judgment = await self._call(ask, judgment.attempt + 1, again, message, repair=True) or judgment
@@ -183,12 +195,16 @@ class Runner:
         """One answered call, however many tries it takes; None where the run stopped before it was sent."""
         n_chars = self._n_system_chars + sum(len(text) for _, text in turns)
         n_bytes = self._n_system_bytes + sum(len(text.encode("utf-8", "surrogatepass")) for _, text in turns)
-        worst = self._price(most_input_tokens(n_bytes), self.spec.max_tokens)
         n_free = n_pauses = n_paid = 0
         judgment: Judgment | None = None
         while True:
             need = Need(
                 input_tokens=self._estimator.input_tokens(n_chars), output_tokens=self._estimator.output_tokens()
+            )
+            worst = dearest(
+                self.cost_of,
+                Usage(input_tokens=most_input_tokens(n_bytes), output_tokens=self.spec.max_tokens),
+                self.other_models,
             )
             if not await self._go(need, worst or 0.0):
                 return judgment  # how the last try failed, or None where there was none
@@ -209,6 +225,7 @@ class Runner:
                 cost = self.cost_of(reply.usage, reply.model)
                 told = Booking(cost_usd=cost) if cost is not None else booking
                 self._book(worst, told)
+                self._note_model(reply)
                 judgment = answered(
                     ask, attempt, self.spec, reply, cost_usd=told.cost_usd, at=now, message=message, repair=repair
                 )
@@ -223,11 +240,37 @@ class Runner:
             n_free += reply.fate in (Fate.SERVER_ERROR, Fate.NO_CONNECTION)
             n_pauses += reply.fate is Fate.RATE_LIMITED
             last = n_paid >= MAX_PAID_TRIES or n_free >= MAX_FREE_TRIES or n_pauses >= MAX_PAUSES
-            if last or self._is_unreached(reply, n_free) or self._stopping or reply.fate in (Fate.REJECTED, Fate.FATAL):
+            if last or self._is_unreached(reply, n_free) or self._stopping or reply.fate in _FINAL_FATES:
                 return judgment
             self.tally.retried[reply.kind or reply.fate.value] += 1
             attempt += reply.fate is Fate.BROKEN
-            await self._pause(reply, n_free)
+            await self._pause(reply, n_free + n_paid)
+
+    def _note_model(self, reply: Reply) -> None:
+        """Remember a model that answered in place of the one asked: from now on a call is held at the dearer price of both."""
+        model = reply.model
+        if model is None or model in self.other_models or same_model(model, self.spec.model):
+            return
+        self.other_models.add(model)
+        if (
+            self.budget.cap is not None
+            and self.cost_of(reply.usage, model) is None
+            and not is_priced_by(self.cost_of, model)
+        ):
+            self.stop(
+                "unpriced",
+                f"{model} answered, not {self.spec.model}, and its price is not known, so ${self.budget.cap:g} cannot be kept: "
+                f'add [prices."{model}"] to evalpipe.toml',
+            )
+
+    def _say_wait(self, seconds: float, why: str) -> None:
+        """Report a wait that somebody who watches would take for a standstill, once."""
+        until = self.clock.monotonic() + seconds
+        if seconds <= LONG_WAIT_S or until <= self._said_until + 1.0:
+            return
+        self._said_until = until
+        at = (self.clock.utc() + timedelta(seconds=seconds)).astimezone()
+        self.announce(f"judge {self.spec.name}: waiting {seconds:,.0f} s, until {at:%H:%M:%S}: {why}")
 
     def _is_unreached(self, reply: Reply, n_tries: int) -> bool:
         """Whether a call gives up early: nothing ever came from the address. Enough such calls end the run: a server that has
@@ -256,6 +299,10 @@ class Runner:
                 if wait <= 0:
                     return True
                 self.budget.settle(worst, 0.0)
+                self._say_wait(
+                    wait,
+                    self._why_paused if self.limiter.is_paused(self.clock.monotonic()) else "the limits are used up",
+                )
                 await self.clock.sleep(min(wait, _LOOK_AGAIN_S))
         return False
 
@@ -273,14 +320,21 @@ class Runner:
         self.limiter.observe(now, reply.limits)
         if reply.fate is Fate.RATE_LIMITED:
             wait = DEFAULT_PAUSE_S if reply.retry_after_s is None else reply.retry_after_s
+            asked = (
+                ""
+                if reply.retry_after_s is None
+                else f" and asks for {reply.asked_wait_s or reply.retry_after_s:,.0f} s"
+            )
+            self._why_paused = f"{reply.kind}: {reply.message}{asked}"
             self.limiter.pause(now, wait)
 
-    async def _pause(self, reply: Reply, n_free: int) -> None:
+    async def _pause(self, reply: Reply, n_tries: int) -> None:
         """Back off with full jitter; a 429's pause is the limiter's, and everybody's."""
         if reply.fate is Fate.RATE_LIMITED:
             return
-        longest = min(BACKOFF_S * 2 ** max(n_free - 1, 0), LONGEST_BACKOFF_S)
+        longest = min(BACKOFF_S * 2 ** max(n_tries - 1, 0), LONGEST_BACKOFF_S)
         wait = max(longest * self.clock.jitter(), reply.retry_after_s or 0.0)
+        self._say_wait(wait, f"{reply.kind}: {reply.message}")
         with suppress(TimeoutError):
             await asyncio.wait_for(self._stopped.wait(), wait)
 

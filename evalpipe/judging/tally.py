@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from evalpipe.core.judgment import FINAL, Judgment, JudgmentStatus
+from evalpipe.core.judgment import ASKED_MODEL, FINAL, Judgment, JudgmentStatus
 from evalpipe.judging.note import read_note
 from evalpipe.judging.spent import Spent
 
@@ -26,6 +26,9 @@ class RunTally:
         retried: calls that cost nothing and were made again, by kind.
         failed: judgments that are not final, by reason; `words`: what the first of each reason reported.
         stopped: why the run ended before its plan; None where it did not. `message`: the details.
+        n_given_up: calls that are not made again, as none of their answers held a verdict; `given_up`: the requests of them.
+        unjudgeable: pairs (or answers) left out since an answer holds no text to judge, by kind.
+        other_models: calls of this run that another model than `model` answered, by its name.
         account: what this judge has cost in this experiment, over all runs; None until the run has ended.
     """
 
@@ -54,6 +57,11 @@ class RunTally:
     stopped: str | None = None
     message: str | None = None
     account: Spent | None = None
+    n_given_up: int = 0
+    given_up: list[str] = field(default_factory=list)
+    unjudgeable: dict[str, int] = field(default_factory=dict)
+    model: str = ""
+    other_models: Counter[str] = field(default_factory=Counter)
 
     def book(self, judgment: Judgment) -> None:
         """Count what a call cost, whatever became of it."""
@@ -61,6 +69,8 @@ class RunTally:
         self.input_tokens += judgment.input_tokens or 0
         self.output_tokens += judgment.output_tokens or 0
         self.n_simulated += judgment.simulated
+        if ASKED_MODEL in (judgment.note or ""):
+            self.other_models[judgment.judge_model or "?"] += 1
         if judgment.cost_usd is None and judgment.input_tokens is not None:
             self.spent_usd = None
         if self.spent_usd is not None:
@@ -105,6 +115,10 @@ class RunTally:
             "succeeded": self.n_succeeded,
             "left_out_by_pairs_per_unit": self.n_over_cap,
             "left_beyond_limit": self.n_beyond_limit,
+            "given_up": self.n_given_up,
+            "given_up_requests": list(self.given_up),
+            "left_out_without_text": dict(sorted(self.unjudgeable.items())),
+            "answered_by_other_models": dict(sorted(self.other_models.items())),
             "judgments": dict(sorted(self.asked.items())),
             "failures": dict(sorted(self.failed.items())),
             "failure_messages": dict(sorted(self.words.items())),

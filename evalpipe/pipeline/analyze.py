@@ -219,6 +219,7 @@ def _judge_info(workspace: Workspace, config: Config, name: str) -> JudgeInfo:
     except ConfigError:
         return JudgeInfo(name=name, orders=orders)
     return JudgeInfo(
+        max_attempts=config.judge.max_attempts,
         name=name,
         orders=orders,
         fingerprint=spec.fingerprint,

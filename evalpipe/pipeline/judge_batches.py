@@ -26,6 +26,7 @@ from evalpipe.pipeline.judge_setup import (
     journal_folder,
     limiter_of,
     note_limit,
+    other_models,
     plan_of,
     price_of,
     recover,
@@ -45,7 +46,7 @@ _Result = TypeVar("_Result")
 def judge_by_batches(workspace: Workspace, store: Store, spec: JudgeSpec, options: JudgeOptions) -> RunTally:
     """Collect what is open, then submit what is unanswered and wait for it. Ctrl-C leaves batches running: the next run
     collects them."""
-    tally = RunTally(judge=spec.name, fingerprint=spec.fingerprint, address=address_of(spec))
+    tally = RunTally(judge=spec.name, fingerprint=spec.fingerprint, address=address_of(spec), model=spec.model)
     experiment = store.experiment or ""
     for n_round in range(MAX_ROUNDS):
         with open_store(workspace.data, experiment, selection=options.selection) as fresh:
@@ -53,6 +54,8 @@ def judge_by_batches(workspace: Workspace, store: Store, spec: JudgeSpec, option
             plan = plan_of(workspace, fresh, spec, limit=options.limit)
             tally.n_known = plan.n_done if n_round == 0 else tally.n_known
             tally.n_over_cap = plan.n_over_cap
+            tally.n_given_up, tally.given_up = plan.n_given_up, list(plan.given_up)
+            tally.unjudgeable = dict(plan.unjudgeable)
             if not plan.n_calls and not any(one.judge == spec.name for one in waiting):
                 if not tally.n_planned:
                     note_limit(tally, workspace, fresh, spec, options.limit)
@@ -146,6 +149,7 @@ def _with_run(
             tally=tally,
             budget=budget,
             cost_of=price,
+            other_models=other_models(store, spec),
             show=progress,
         )
 

@@ -26,6 +26,7 @@ from evalpipe.pipeline.judge_setup import (
     journal_folder,
     limiter_of,
     note_limit,
+    other_models,
     plan_of,
     price_of,
     recover,
@@ -86,6 +87,9 @@ def judge_online(workspace: Workspace, store: Store, spec: JudgeSpec, options: J
             concurrency=config.concurrency,
             show=progress,
             rotate=rotate,
+            max_attempts=config.max_attempts,
+            other_models=other_models(store, spec),
+            announce=progress.write,
             watch=decider.watch if decider else lambda ask, judgment: None,
         )
         syncing = asyncio.create_task(keep_synced(journal))

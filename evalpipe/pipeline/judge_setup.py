@@ -9,6 +9,7 @@ from pathlib import Path
 
 from evalpipe.analysis.turns import goal_turns, mark_first_turns
 from evalpipe.config import JudgeConfig
+from evalpipe.core.judgment import ASKED_MODEL
 from evalpipe.errors import BudgetError, DataError
 from evalpipe.judging.budget import Budget, CostOf
 from evalpipe.judging.client import address_of
@@ -90,6 +91,7 @@ def plan_of(
         orders=config.orders,
         seed=workspace.config.experiment.effective_salt if workspace.config else experiment,
         limit=limit,
+        max_attempts=config.max_attempts,
         rules=_pair_rules(workspace, store, spec) if spec.mode == "pairwise" else None,
         pending=pending(batches_folder(workspace, experiment), spec.fingerprint),
         keep_order=keep_order,
@@ -145,6 +147,10 @@ def tally_of(spec: JudgeSpec, plan: Plan) -> RunTally:
         n_planned=plan.n_calls,
         n_known=plan.n_done,
         n_over_cap=plan.n_over_cap,
+        model=spec.model,
+        n_given_up=plan.n_given_up,
+        given_up=list(plan.given_up),
+        unjudgeable=dict(plan.unjudgeable),
     )
 
 
@@ -171,6 +177,16 @@ def price_of(workspace: Workspace, spec: JudgeSpec, *, batch: bool = False) -> C
         return None if cost is None else cost.usd
 
     return price
+
+
+def other_models(store: Store, spec: JudgeSpec) -> set[str]:
+    """Models that have answered this judge's calls in place of the one asked, in any run."""
+    found = store.connection.execute(
+        "SELECT DISTINCT judge_model FROM stored_judgments WHERE judge = $1 AND judge_model IS NOT NULL "
+        "AND json_extract_string(CASE WHEN json_valid(note) THEN note END, $2) = $3",
+        [spec.name, f"$.{ASKED_MODEL}", spec.model],
+    ).fetchall()
+    return {model for (model,) in found}
 
 
 def held_by_batches(workspace: Workspace, experiment: str, spec: JudgeSpec) -> float:

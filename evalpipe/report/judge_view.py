@@ -56,6 +56,7 @@ class JudgeView:
     raw: JudgeResult
 
 
+_MAX_NAMED = 5
 AGREEMENT_COLUMNS = ("Labels from", "Labelled pairs", "Agreement", "Kappa")
 
 
@@ -140,6 +141,8 @@ def _facts(judge: JudgeResult) -> list[Fact]:
         facts.append(Fact(name="Beyond the limit per user", text=beyond))
     if not judge.name.startswith("label:"):
         facts.append(Fact(name="Coverage", text=_coverage(judge)))
+        if judge.other_models:
+            facts.append(Fact(name="Answered by other models", text=_other_models(judge)))
         facts.append(Fact(name="Consistency", text=_consistency(judge)))
         seat = share_with_interval(judge.first_seat_rate, judge.first_seat_low, judge.first_seat_high)
         seat_text = f"{seat} of clear verdicts (50{NBSP}% = no seat bias)"
@@ -163,7 +166,16 @@ def _coverage(judge: JudgeResult) -> str:
     failures = [f"{format_count(n)} {plain(kind)}" for kind, n in judge.failures.items() if n]
     if failures:
         text += f"; failed judgments: {', '.join(failures)}"
+    if judge.given_up:
+        named = ", ".join(judge.given_up_requests[:_MAX_NAMED])
+        more = ", …" if len(judge.given_up_requests) > _MAX_NAMED else ""
+        text += f"; given up after answers without a verdict: {format_count(judge.given_up)} ({named}{more})"
     return text
+
+
+def _other_models(judge: JudgeResult) -> str:
+    named = ", ".join(f"{model} ({format_counted(n, 'call')})" for model, n in sorted(judge.other_models.items()))
+    return f"{named}: these calls are priced as the model that answered"
 
 
 def _consistency(judge: JudgeResult) -> str:

@@ -158,6 +158,7 @@ _PASSED = {
     "one_user_dominates": "no user dominates",
     "drift": "no drift",
     "judge_coverage": "verdicts complete",
+    "judge_model": "the model asked has answered",
     "judge_consistency": "judge consistent",
     "seat_bias": "no large seat bias",
     "judge_family": "judge no nearer to one arm",

@@ -28,11 +28,11 @@ class Log:
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute(
             "CREATE TABLE stored_exchanges (request_id VARCHAR, arm VARCHAR, role VARCHAR, outcome VARCHAR, unit_id VARCHAR, "
-            "conversation_id VARCHAR, started_at TIMESTAMPTZ, prompt VARCHAR, text VARCHAR, tool_calls VARCHAR)"
+            "conversation_id VARCHAR, started_at TIMESTAMPTZ, prompt VARCHAR, text VARCHAR, tool_calls VARCHAR, error_type VARCHAR)"
         )
         connection.execute(
             "CREATE TABLE stored_judgments (request_id VARCHAR, key VARCHAR, attempt INTEGER, status VARCHAR, "
-            "judge_fingerprint VARCHAR, judged_at TIMESTAMPTZ, preference DOUBLE, shown_first VARCHAR)"
+            "judge_fingerprint VARCHAR, judged_at TIMESTAMPTZ, preference DOUBLE, shown_first VARCHAR, note VARCHAR)"
         )
         self.select("true")
         self.n_asked = 0
@@ -44,7 +44,7 @@ class Log:
     def pair(self, request_id: str, user: str, at: float, *, outcome: str = "ok", later: bool = False) -> None:
         for arm, role in (("control", "served"), ("treatment", "shadow")):
             self.connection.execute(
-                "INSERT INTO stored_exchanges VALUES (?, ?, ?, ?, ?, NULL, ?, 'q', ?, NULL)",
+                "INSERT INTO stored_exchanges VALUES (?, ?, ?, ?, ?, NULL, ?, 'q', ?, NULL, NULL)",
                 [request_id, arm, role, outcome, user, START + timedelta(seconds=at), arm],
             )
         self.connection.execute("CREATE TEMP TABLE IF NOT EXISTS ev_later (id UBIGINT)")
@@ -73,7 +73,7 @@ class Log:
                     done.append(ask.request_id)
                 self.n_asked += 1
                 self.connection.execute(
-                    "INSERT INTO stored_judgments VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    "INSERT INTO stored_judgments VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)",
                     [
                         ask.request_id,
                         ask.key,
