@@ -228,8 +228,8 @@ def _given_up(n: int, named: Sequence[str]) -> str:
 
 def _other_models(tally: RunTally) -> list[str]:
     return [
-        f"{n:,} of {tally.n_calls:,} calls were answered by {printable(model)}, not by {printable(tally.model)}: they are booked at "
-        "its price, and the cap counts with the dearer of both"
+        f"{n:,} of {tally.n_calls:,} calls were answered by {printable(model)}, not by {printable(tally.model)}: they are "
+        "booked at its price, and the cap counts with the dearer of both"
         for model, n in sorted(tally.other_models.items(), key=lambda item: (-item[1], item[0]))
     ]
 

@@ -51,8 +51,8 @@ _STATUSES = {
     "timeout_error": 504,
     "overloaded_error": 529,
 }
-"""The statuses of both vendors' error types (docs.anthropic.com/en/api/errors, platform.openai.com/docs/guides/error-codes) and of
-Google's (cloud.google.com/apis/design/errors)."""
+"""The statuses of both vendors' error types (docs.anthropic.com/en/api/errors, platform.openai.com/docs/guides/error-codes) and
+of Google's (cloud.google.com/apis/design/errors)."""
 _PARTS = re.compile(rb'"message"\s*:\s*\{.*"content"\s*:\s*\[', re.DOTALL)
 _NO_KEY = "not-needed"
 _LONGEST_MESSAGE = 300

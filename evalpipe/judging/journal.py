@@ -21,32 +21,57 @@ import msgspec
 from evalpipe.core.judgment import Judgment
 from evalpipe.core.text import well_formed
 from evalpipe.errors import WorkspaceBusyError
+from evalpipe.judging.room import NoRoomError, is_full, one_line_if_full, reserve
 
 WriteJudgments = Callable[[Sequence[Judgment]], int]
 
 _ENCODER = msgspec.json.Encoder()
 _DECODER = msgspec.json.Decoder(Judgment)
 _ROWS_AT_ONCE = 20_000
+ANSWER_BYTES = 8_192
+"""What is kept of an answer besides its texts: the scores, the note, the ids."""
+_AHEAD_BYTES = 1 << 18
 
 
 class Journal:
-    """The append-only file of judgments one run of one experiment writes. Use under `judging_lock`."""
+    """The file of judgments one run of one experiment writes, a line at a time. Use under `judging_lock`.
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
-        self._in_flight: dict[str, Judgment] = {}
-        self._open()
+    Room for the answer of every call in flight is set aside on the disk before the call is sent, so that a full disk is found
+    before an answer is paid for. Until it is closed the file ends in blank room, which readers leave out.
+    """
+
+    def __init__(self, folder: Path, *, answer_bytes: int = ANSWER_BYTES) -> None:
+        """Args:
+        folder: where the journals of the experiment are.
+        answer_bytes: room for one answer; a longer one is kept without its texts where the disk is full.
+        """
+        with one_line_if_full(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self.folder = folder
+            self._answer_bytes = answer_bytes
+            self._in_flight: dict[str, Judgment] = {}
+            self._open()
 
     def begin(self, judgment: Judgment) -> None:
-        """A call is about to be sent: how it stands if nothing is ever heard of it."""
+        """A call is about to be sent: how it stands if nothing is ever heard of it. Raises NoRoomError where its answer could
+        not be kept: then it must not be sent."""
+        line = _encode(judgment)
+        with one_line_if_full(self.folder):
+            self._set_aside(len(line), len(self._in_flight) + 1)
+            self._write(line)
         self._in_flight[judgment.judgment_id] = judgment
-        self._append(judgment)
 
     def append(self, judgment: Judgment) -> None:
-        """How a call ended."""
+        """How a call ended. Raises NoRoomError where nothing of it can be kept."""
+        try:
+            self._write(_encode(judgment))
+        except OSError as error:
+            if not is_full(error):
+                raise
+            # Its verdict and its cost are worth more than its texts.
+            with one_line_if_full(self.folder):
+                self._write(_encode(replace(judgment, raw_reply=None, reasoning=None)))
         self._in_flight.pop(judgment.judgment_id, None)
-        self._append(judgment)
 
     def sync(self) -> None:
         """Make what was appended survive a power loss."""
@@ -54,28 +79,58 @@ class Journal:
 
     def rotate(self) -> frozenset[str]:
         """Go on in a new file, which takes over what is in flight; the ids of that."""
-        old = self._file
-        self._open()
-        for judgment in self._in_flight.values():
-            self._append(judgment)
-        os.fsync(old)
-        os.close(old)
+        old, end, path, set_aside, n_lines = self._file, self._end, self.path, self._set_aside_to, self.n_lines
+        try:
+            with one_line_if_full(self.folder):
+                self._open()
+                lines = [_encode(judgment) for judgment in self._in_flight.values()]
+                self._set_aside(sum(map(len, lines)), len(lines))
+                for line in lines:
+                    self._write(line)
+        except NoRoomError:  # the old file has room for all that is in flight: go on with it
+            if self._file != old:
+                os.close(self._file)
+                self.path.unlink()
+            self._file, self._end, self.path, self._set_aside_to, self.n_lines = old, end, path, set_aside, n_lines
+            raise
+        _end_file(old, end)
         return frozenset(self._in_flight)
 
     def close(self) -> None:
-        os.fsync(self._file)
-        os.close(self._file)
+        _end_file(self._file, self._end)
 
     def _open(self) -> None:
         self.path = self.folder / f"journal-{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{secrets.token_hex(3)}.jsonl"
-        self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+        self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        self._end = self._set_aside_to = 0
         self.n_lines = 0
 
-    def _append(self, judgment: Judgment) -> None:
-        # One write: a reader sees the whole line or, after a power loss, a broken last one.
-        line = _encode(judgment)
+    def _set_aside(self, n_bytes: int, n_answers: int) -> None:
+        """Have room for these bytes and for the answers of so many calls in flight."""
+        needed = self._end + n_bytes + n_answers * self._answer_bytes
+        if needed <= self._set_aside_to:
+            return
+        for end in (
+            needed + _AHEAD_BYTES,
+            needed,
+        ):  # a step ahead where the disk has it: one system call for many answers
+            try:
+                start = max(self._set_aside_to, self._end)  # an answer may be longer than its room
+                reserve(self._file, start, end - start)
+            except OSError as error:
+                if end > needed and is_full(error):
+                    continue
+                raise
+            self._set_aside_to = end
+            return
+
+    def _write(self, line: bytes) -> None:
+        # A reader sees the whole line or, after a crash in the middle of it, a broken last one.
+        at = self._end
         while line:
-            line = line[os.write(self._file, line) :]
+            n_written = os.pwrite(self._file, line, at)
+            at, line = at + n_written, line[n_written:]
+        self._end = at
         self.n_lines += 1
 
 
@@ -98,9 +153,23 @@ def read_journal(path: Path) -> Iterator[Judgment]:
     with path.open("rb") as file:
         for line in file:
             try:
-                yield _DECODER.decode(line)
+                yield _DECODER.decode(line.strip(b"\0"))
             except (msgspec.DecodeError, ValueError):
                 continue
+
+
+def answer_bytes(max_tokens: int) -> int:
+    """Room for the answer of one call: its texts are kept twice (the reply, and the reasoning in it), a token is some 4 bytes."""
+    return ANSWER_BYTES + 16 * max_tokens
+
+
+def _end_file(file: int, end: int) -> None:
+    """Give back the blank room at the end, and close."""
+    try:
+        os.ftruncate(file, end)
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 @contextmanager

@@ -246,8 +246,8 @@ def pages(connection: Connection, spec: JudgeSpec, plan: Plan) -> Iterator[list[
             [start, start + plan.page_size],
         ).fetchall()
         tried = connection.execute(
-            "SELECT key, attempt, n_unread, final OR given_up FROM judging_tried WHERE request_id IN (SELECT request_id FROM judging_plan "
-            "WHERE position >= $1 AND position < $2)",
+            "SELECT key, attempt, n_unread, final OR given_up FROM judging_tried "
+            "WHERE request_id IN (SELECT request_id FROM judging_plan WHERE position >= $1 AND position < $2)",
             [start, start + plan.page_size],
         ).fetchall()
         known = {key: (attempt, n_unread) for key, attempt, n_unread, _ in tried}

@@ -25,7 +25,8 @@ _QUOTES = re.compile(
     r"instruct\w*|claim(?:s|ed|ing)?|tell(?:s|ing)?|told|pretend\w*|wr[io]te?s?|written|writing|embed\w*|fake\w*|forged?|draft\w*|"
     r"thought|initial\w*|manipulat\w*|trick\w*|suspicious|malicious|prompt|block|example\w*|template|format|schema|would|could|might|"
     r"not|never|no|but|however|instead|actually|wait|rather|reconsider\w*|correct(?:ion|ed)|chang(?:e|ed|ing)|reflect\w*|"
-    r"end(?:s|ed|ing)? with|begin(?:s|ning)? with|output\w*|print\w*|repl(?:y|ies|ied)|asks?|asked|asking|demand\w*|put|puts|has|had)\b"
+    r"end(?:s|ed|ing)? with|begin(?:s|ning)? with|output\w*|print\w*|repl(?:y|ies|ied)|"
+    r"asks?|asked|asking|demand\w*|put|puts|has|had)\b"
     r"|n't\b",
     re.IGNORECASE,
 )

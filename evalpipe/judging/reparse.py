@@ -26,7 +26,8 @@ def reparsed(connection: Connection, spec: JudgeSpec, *, at: datetime) -> Iterat
     """New attempts, free of charge, for every key whose last readable reply now reads otherwise."""
     rows = connection.execute(
         "SELECT key, request_id, attempt, status, raw_reply, judge_model, simulated, winner, note, "
-        f"max(attempt) OVER (PARTITION BY key) FROM judgments ANTI JOIN ({_READ_BEFORE}) AS read_before USING (key, attempt) WHERE judge_fingerprint = $1 AND raw_reply IS NOT NULL "
+        f"max(attempt) OVER (PARTITION BY key) FROM judgments ANTI JOIN ({_READ_BEFORE}) AS read_before "
+        "USING (key, attempt) WHERE judge_fingerprint = $1 AND raw_reply IS NOT NULL "
         "AND list_contains($2::VARCHAR[], status) "
         "QUALIFY row_number() OVER (PARTITION BY key ORDER BY status = 'ok' DESC, attempt DESC) = 1 ORDER BY request_id",
         [spec.fingerprint, list(_READ)],

@@ -23,6 +23,7 @@ from evalpipe.judging.note import read_note
 from evalpipe.judging.plan import MAX_ATTEMPTS, Ask
 from evalpipe.judging.ratelimits import DEFAULT_PAUSE_S
 from evalpipe.judging.record import Booking, answered, failure, identical, message_of, sent
+from evalpipe.judging.room import NoRoomError
 from evalpipe.judging.rubric import Message, repair_message
 from evalpipe.judging.spec import JudgeSpec
 from evalpipe.judging.tally import RunTally
@@ -210,7 +211,13 @@ class Runner:
                 return judgment  # how the last try failed, or None where there was none
             guess = self._price(round(need.input_tokens), self._estimator.mean_output_tokens())
             booking = Booking(cost_usd=guess, at_most=worst)
-            self.journal.begin(sent(ask, attempt, self.spec, booking=booking, at=self.clock.utc(), repair=repair))
+            try:
+                self.journal.begin(sent(ask, attempt, self.spec, booking=booking, at=self.clock.utc(), repair=repair))
+            except NoRoomError as error:  # its answer could not be kept: it is not sent
+                self.budget.settle(worst or 0.0, 0.0)
+                self.limiter.settle(self.clock.monotonic(), need, _NOTHING)
+                self.stop("disk", str(error))
+                return judgment
             self.n_in_flight += 1
             try:
                 reply = await self.client.ask(turns)
@@ -347,7 +354,10 @@ class Runner:
         self._changed.set()
 
     def _write(self, judgment: Judgment) -> Judgment:
-        self.journal.append(judgment)
+        try:
+            self.journal.append(judgment)
+        except NoRoomError as error:  # the journal keeps it as lost, held at its worst case
+            self.stop("disk", str(error))
         self.tally.book(judgment)
         return judgment
 

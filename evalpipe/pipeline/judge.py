@@ -12,6 +12,7 @@ from evalpipe.judging.estimate import CostEstimate, estimate
 from evalpipe.judging.journal import compact, judging_lock
 from evalpipe.judging.plan import asks_of, pages
 from evalpipe.judging.record import message_of
+from evalpipe.judging.room import one_line_if_full
 from evalpipe.judging.spec import JudgeSpec, judge_names
 from evalpipe.judging.spent import spent_so_far
 from evalpipe.judging.tally import RunTally
@@ -44,7 +45,7 @@ def judge(workspace: Workspace, options: JudgeOptions, *, by: JudgeBy = judge_on
     for spec in specs:
         api_key(spec)  # a missing key is told before the first call of the first judge
     tallies = []
-    with judging_lock(journal_folder(workspace, name)):
+    with one_line_if_full(workspace.data), judging_lock(journal_folder(workspace, name)):
         recover(workspace, name)
         for spec in specs:
             with open_store(workspace.data, name, selection=options.selection) as store:

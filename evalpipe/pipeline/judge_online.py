@@ -12,9 +12,10 @@ from tqdm import tqdm
 from evalpipe.errors import UpstreamError
 from evalpipe.judging.client import ENDS, open_client
 from evalpipe.judging.clock import SystemClock
-from evalpipe.judging.journal import Journal, compact
+from evalpipe.judging.journal import Journal, answer_bytes, compact
 from evalpipe.judging.plan import pages
 from evalpipe.judging.progress import Progress
+from evalpipe.judging.room import NoRoomError, no_room, one_line_if_full
 from evalpipe.judging.runner import Runner
 from evalpipe.judging.spec import JudgeSpec
 from evalpipe.judging.tally import RunTally
@@ -66,15 +67,24 @@ def judge_online(workspace: Workspace, store: Store, spec: JudgeSpec, options: J
     clock = SystemClock()
     folder = journal_folder(workspace, store.experiment or "")
     limiter = limiter_of(config, clock)
-    journal = Journal(folder)
+    journal = Journal(folder, answer_bytes=answer_bytes(spec.max_tokens))
     progress = Progress(tally, limiter, budget, shown=options.show_progress)
 
+    runner: Runner
+
     async def rotate() -> None:
-        if journal.n_lines >= ROTATE_AFTER_LINES:
-            in_flight = journal.rotate()
-            await asyncio.to_thread(compact, folder, store.write_judgments, keep=journal.path, in_flight=in_flight)
+        if journal.n_lines >= ROTATE_AFTER_LINES and tally.stopped is None:
+            try:
+                in_flight = journal.rotate()
+                with one_line_if_full(workspace.data):
+                    await asyncio.to_thread(
+                        compact, folder, store.write_judgments, keep=journal.path, in_flight=in_flight
+                    )
+            except NoRoomError as error:  # what is in flight has its room: it is waited for
+                runner.stop("disk", str(error))
 
     async def run() -> None:
+        nonlocal runner
         runner = Runner(
             spec=spec,
             client=open_client(spec, concurrency=config.concurrency),
@@ -111,6 +121,8 @@ def judge_online(workspace: Workspace, store: Store, spec: JudgeSpec, options: J
                 spent = "" if tally.spent_usd is None else f" and ${tally.spent_usd:,.4f}"
                 tally.message = f"{tally.message}; {tally.n_calls:,} calls{spent} in this run"
             note_looks(workspace, store.experiment or "", spec, decider, rules, decided)
+    if tally.stopped == "disk":
+        raise NoRoomError(tally.message or str(no_room(workspace.data)))
     if tally.stopped is not None and tally.stopped in ENDS:
         recover(workspace, store.experiment or "")
         raise UpstreamError(ENDS[tally.stopped](spec, tally.message or ""))

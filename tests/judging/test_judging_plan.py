@@ -28,7 +28,8 @@ class Log:
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute(
             "CREATE TABLE stored_exchanges (request_id VARCHAR, arm VARCHAR, role VARCHAR, outcome VARCHAR, unit_id VARCHAR, "
-            "conversation_id VARCHAR, started_at TIMESTAMPTZ, prompt VARCHAR, text VARCHAR, tool_calls VARCHAR, error_type VARCHAR)"
+            "conversation_id VARCHAR, started_at TIMESTAMPTZ, prompt VARCHAR, text VARCHAR, tool_calls VARCHAR, "
+            "error_type VARCHAR)"
         )
         connection.execute(
             "CREATE TABLE stored_judgments (request_id VARCHAR, key VARCHAR, attempt INTEGER, status VARCHAR, "

@@ -1,4 +1,4 @@
-"""What judges really answer, through the whole command: the right status and winner, in both modes, online, batched and read again."""
+"""What judges really answer, through the whole command: the right status and winner, online, batched and read again."""
 
 from __future__ import annotations
 
@@ -144,7 +144,8 @@ UNREAD = {
     "draft, then final": f"My first thought:\n{FENCED}\nFinal answer: {V1}",
     "final, then second thoughts": f"{V1}\nOn reflection, the second response is better.",
     "taken back": f"{V1}\nActually, no.",
-    "quoted in a fence": f"The second answer contains this text:\n{FENCED}\nThat is an attempt to steer me. Real verdict: response_1 wins.",
+    "quoted in a fence": f"The second answer contains this text:\n{FENCED}\n"
+    "That is an attempt to steer me. Real verdict: response_1 wins.",
     "quoted without a fence": f"Response 2 says {V2} and I will not follow it.",
     "quoted and nothing else": f"The second answer ends like this: {V2}",
     "quoted in quotation marks": f'"{V2}"',
