@@ -27,6 +27,8 @@ from evalpipe.stats.lengthcontrol import is_length_confounded, length_controlled
 from evalpipe.stats.missing import win_rate_bounds
 
 LENGTH_BINS = 5
+SETTLED = "CREATE TEMP TABLE IF NOT EXISTS judging_settled (judgment_id VARCHAR, usd DOUBLE)"
+"""What calls cost whose bill nobody reported, where somebody has settled it; filled before an analysis."""
 
 
 def judge_results(
@@ -293,12 +295,13 @@ def _calls(connection: Connection, judge: JudgeSeen, experiment: str, max_attemp
             [judge.name, judge.fingerprint],
         )
     }
+    connection.execute(SETTLED)
     asked, cost, more = connection.execute(
         f"""
         WITH calls AS (
-          SELECT request_id, cost_usd,
-            json_extract(CASE WHEN json_valid(note) THEN note END, '$.{COST_AT_MOST}')::DOUBLE AS at_most
-          FROM judgments WHERE experiment = ? AND judge = ? AND judge_fingerprint = ?
+          SELECT request_id, coalesce(usd, cost_usd) AS cost_usd, CASE WHEN usd IS NULL THEN
+            json_extract(CASE WHEN json_valid(note) THEN note END, '$.{COST_AT_MOST}')::DOUBLE END AS at_most
+          FROM judgments LEFT JOIN judging_settled USING (judgment_id) WHERE experiment = ? AND judge = ? AND judge_fingerprint = ?
         )
         SELECT count(DISTINCT request_id), sum(cost_usd),
           sum(greatest(at_most - coalesce(cost_usd, 0), 0)) FILTER (at_most IS NOT NULL)
@@ -316,8 +319,8 @@ def _calls(connection: Connection, judge: JudgeSeen, experiment: str, max_attemp
     ).fetchall()
     others = connection.execute(
         f"SELECT judge_model, count(*) FROM judgments WHERE experiment = ? AND judge = ? AND judge_fingerprint = ? "
-        f"AND judge_model IS NOT NULL AND json_extract(CASE WHEN json_valid(note) THEN note END, '$.{ASKED_MODEL}') IS NOT NULL "
-        "GROUP BY judge_model ORDER BY judge_model",
+        f"AND judge_model IS NOT NULL AND json_extract(CASE WHEN json_valid(note) THEN note END, '$.{ASKED_MODEL}') "
+        "IS NOT NULL GROUP BY judge_model ORDER BY judge_model",
         [experiment, judge.name, judge.fingerprint],
     ).fetchall()
     return {

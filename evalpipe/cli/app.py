@@ -31,7 +31,8 @@ COMMANDS = (
     ("grafana", "grafana", "Roll out"),
     ("sim", "sim", "Try out"),
 )
-"""Every command: `evalpipe/cli/MODULE.py` holds a function of the command's name (`-` → `_`), or a Typer `app`."""
+"""Every command: `evalpipe/cli/MODULE.py` holds a function of the command's name (`-` → `_`), or a Typer `app`; `COMMAND` is the
+class of a command that has one of its own."""
 
 
 def _version(wanted: bool) -> None:
@@ -65,7 +66,7 @@ def build_app() -> typer.Typer:
         if hasattr(module, "app"):
             app.add_typer(module.app, name=name, rich_help_panel=panel)
         else:
-            app.command(name, rich_help_panel=panel)(getattr(module, name))
+            app.command(name, cls=getattr(module, "COMMAND", None), rich_help_panel=panel)(getattr(module, name))
     return app
 
 

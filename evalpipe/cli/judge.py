@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from evalpipe.cli import options
+from evalpipe.cli.judge_settle import JudgeCommand
 
 if TYPE_CHECKING:
     from evalpipe.pipeline.judge_setup import JudgeOptions
     from evalpipe.pipeline.workspace import Workspace
+
+COMMAND = JudgeCommand
 
 
 def judge(
@@ -75,6 +78,8 @@ def judge(
     The win rate counts each user once, so at most `[judge] pairs_per_unit` pairs of a user are judged (3), the first by
     arrival; users that were asked before come first. In shadow mode later turns of conversations are a fifth of the pairs
     (`later_turns_percent`). `--estimate` counts what is left out.
+
+    `evalpipe judge settle` settles calls that broke off, whose cost nobody reported and which hold the cap.
 
     Exit code 1 where nothing can be judged or no call gave a verdict, 2 where the experiment has no data or the judge is
     unknown, 130 after Ctrl-C.

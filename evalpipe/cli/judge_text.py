@@ -243,7 +243,8 @@ def _unsettled(account: Spent) -> str:
     calls = "call was" if account.n_unsettled == 1 else "calls were"
     return (
         f"over all runs {account.n_unsettled:,} {calls} cut off, and nobody says what they cost: booked at an estimate of "
-        f"${account.estimated_usd:,.4f}, held against a cap at their worst case of ${account.at_most_usd:,.4f}"
+        f"${account.estimated_usd:,.4f}, held against a cap at their worst case of ${account.at_most_usd:,.4f} "
+        "(`evalpipe judge settle`)"
     )
 
 

@@ -76,13 +76,13 @@ def save_intent(folder: Path, intent: Intent, items: Sequence[Item]) -> Intent:
     """Put a batch on disk, items first; it survives a power loss before this returns."""
     folder.mkdir(parents=True, exist_ok=True)
     encode = msgspec.json.Encoder().encode
-    _write(folder / f"{intent.name}.jsonl", b"".join(encode(item) + b"\n" for item in items))
+    write_synced(folder / f"{intent.name}.jsonl", b"".join(encode(item) + b"\n" for item in items))
     save_state(folder, intent)
     return intent
 
 
 def save_state(folder: Path, intent: Intent) -> None:
-    _write(folder / f"{intent.name}.json", msgspec.json.encode(intent))
+    write_synced(folder / f"{intent.name}.json", msgspec.json.encode(intent))
     if intent.state not in OPEN:
         (folder / f"{intent.name}.jsonl").unlink(missing_ok=True)
 
@@ -113,7 +113,8 @@ def pending(folder: Path, fingerprint: str) -> list[tuple[str, str]]:
     ]
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_synced(path: Path, data: bytes) -> None:
+    """A file that is there whole or not at all, and survives a power loss before this returns."""
     temp = path.with_name(f".{path.name}.tmp")
     with temp.open("wb") as file:
         file.write(data)

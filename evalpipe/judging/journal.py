@@ -45,11 +45,15 @@ class Journal:
         folder: where the journals of the experiment are.
         answer_bytes: room for one answer; a longer one is kept without its texts where the disk is full.
         """
+        self.folder = folder
+        self.path = folder
+        self.n_lines = 0
+        self._answer_bytes = answer_bytes
+        self._in_flight: dict[str, Judgment] = {}
+        self._file = -1
+        self._end = self._set_aside_to = 0
         with one_line_if_full(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            self.folder = folder
-            self._answer_bytes = answer_bytes
-            self._in_flight: dict[str, Judgment] = {}
             self._open()
 
     def begin(self, judgment: Judgment) -> None:

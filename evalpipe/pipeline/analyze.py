@@ -12,12 +12,14 @@ from typing import Any
 
 import evalpipe
 from evalpipe.analysis.analyze import analyze
+from evalpipe.analysis.judges import SETTLED
 from evalpipe.analysis.record import ExperimentRecord, new_record, take_look, with_judging_stop
 from evalpipe.analysis.result import AlternativeDecision, Analysis
 from evalpipe.analysis.settings import CustomMetric, Exclusion, JudgeInfo, MetricRule, Settings
 from evalpipe.config import ArmConfig, Config
 from evalpipe.core.identity import fingerprint
 from evalpipe.errors import ConfigError
+from evalpipe.judging.settlements import settled_calls, settlements_folder
 from evalpipe.pipeline.prices import price_book
 from evalpipe.pipeline.record import excluding, load_record, recording, save_record
 from evalpipe.pipeline.setup_faults import passes_through
@@ -58,6 +60,7 @@ def analyze_workspace(
     def look(but: Sequence[Exclusion] = ()) -> Analysis:
         with open_store(workspace.data, name, selection=excluding(selection, plan, but=but)) as store:
             facts = provenance(workspace, store, name, options)
+            _note_settled(store)
             found = analyze(
                 store.connection,
                 experiment=name,
@@ -86,6 +89,17 @@ def analyze_workspace(
         if after != load_record(workspace.data, name):
             save_record(workspace.data, after)
         return analysis
+
+
+def _note_settled(store: Store) -> None:
+    """Give the analysis what was settled of the judges' calls."""
+    settled = settled_calls(settlements_folder(store.data, store.experiment or ""))
+    if settled:
+        store.connection.execute(SETTLED)
+        store.connection.execute(
+            "INSERT INTO judging_settled SELECT unnest($1::VARCHAR[]), unnest($2::DOUBLE[])",
+            [list(settled), list(settled.values())],
+        )
 
 
 def with_alternative(found: Analysis, without: Analysis) -> Analysis:

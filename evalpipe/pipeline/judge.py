@@ -14,12 +14,12 @@ from evalpipe.judging.plan import asks_of, pages
 from evalpipe.judging.record import message_of
 from evalpipe.judging.room import one_line_if_full
 from evalpipe.judging.spec import JudgeSpec, judge_names
-from evalpipe.judging.spent import spent_so_far
 from evalpipe.judging.tally import RunTally
 from evalpipe.judging.wire import shown_params
 from evalpipe.pipeline.judge_online import judge_online
 from evalpipe.pipeline.judge_setup import (
     JudgeOptions,
+    account_of,
     journal_folder,
     plan_of,
     price_of,
@@ -52,7 +52,7 @@ def judge(workspace: Workspace, options: JudgeOptions, *, by: JudgeBy = judge_on
                 tallies.append(by(workspace, store, spec, options))
                 compact(journal_folder(workspace, name), store.write_judgments)
             with open_store(workspace.data, name) as store:
-                tallies[-1].account = spent_so_far(store.connection, spec, price_of(workspace, spec))
+                tallies[-1].account = account_of(store, spec, price_of(workspace, spec))
             _check_budget(tallies[-1], spec)
             if tallies[-1].stopped is None and options.limit is None and options.selection.is_whole:
                 _all_judged(workspace, name, spec)

@@ -18,8 +18,9 @@ from evalpipe.judging.intents import OPEN, intents, pending
 from evalpipe.judging.journal import compact
 from evalpipe.judging.limiter import Limiter
 from evalpipe.judging.plan import PairRules, Plan, make_plan
+from evalpipe.judging.settlements import settled_calls, settlements_folder
 from evalpipe.judging.spec import JudgeSpec, load_judge
-from evalpipe.judging.spent import spent_so_far
+from evalpipe.judging.spent import Spent, spent_so_far
 from evalpipe.judging.tally import RunTally
 from evalpipe.pipeline.judge_nothing import nothing_to_judge
 from evalpipe.pipeline.prices import price_book
@@ -207,7 +208,13 @@ def budget_of(store: Store, spec: JudgeSpec, cap: float | None, price: CostOf) -
             f"the price of {spec.model!r} is not known, so ${cap:g} cannot be kept: add "
             f'[prices."{spec.model}"] input = …, output = … (USD per million tokens) to evalpipe.toml'
         )
-    return Budget(cap=cap, spent=spent_so_far(store.connection, spec, price).cap_usd)
+    return Budget(cap=cap, spent=account_of(store, spec, price).cap_usd)
+
+
+def account_of(store: Store, spec: JudgeSpec, price: CostOf) -> Spent:
+    """What this judge has cost in the open experiment, with what was settled by hand."""
+    settled = settled_calls(settlements_folder(store.data, store.experiment or ""))
+    return spent_so_far(store.connection, spec, price, settled)
 
 
 def limiter_of(config: JudgeConfig, clock: SystemClock) -> Limiter:
