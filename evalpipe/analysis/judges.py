@@ -301,7 +301,8 @@ def _calls(connection: Connection, judge: JudgeSeen, experiment: str, max_attemp
         WITH calls AS (
           SELECT request_id, coalesce(usd, cost_usd) AS cost_usd, CASE WHEN usd IS NULL THEN
             json_extract(CASE WHEN json_valid(note) THEN note END, '$.{COST_AT_MOST}')::DOUBLE END AS at_most
-          FROM judgments LEFT JOIN judging_settled USING (judgment_id) WHERE experiment = ? AND judge = ? AND judge_fingerprint = ?
+          FROM judgments LEFT JOIN judging_settled USING (judgment_id)
+          WHERE experiment = ? AND judge = ? AND judge_fingerprint = ?
         )
         SELECT count(DISTINCT request_id), sum(cost_usd),
           sum(greatest(at_most - coalesce(cost_usd, 0), 0)) FILTER (at_most IS NOT NULL)

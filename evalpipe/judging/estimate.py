@@ -23,7 +23,8 @@ class CostEstimate:
     """What a run will probably use. Tokens from the characters of a sample of the plan; `usd` at list price, `batch_usd`
     at the batch price; None where the model has no known price. `identical`: calls nobody has to make. `left_out`: pairs whose
     user has enough others; `later`, `later_left_out`: pairs of later turns in the plan and beyond their share;
-    `unjudgeable`: left out since an answer holds no text, by kind; `given_up`: calls that are not made again, with their requests."""
+    `unjudgeable`: left out since an answer holds no text, by kind; `given_up`: calls that are not made
+    again, with their requests."""
 
     judge: str
     fingerprint: str

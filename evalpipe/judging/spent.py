@@ -70,10 +70,12 @@ def unsettled_calls(connection: Connection, spec: JudgeSpec, cost_of: CostOf) ->
     found = connection.execute(
         f"""
         WITH calls AS (
-            SELECT judgment_id, key, judge_fingerprint, attempt, cost_usd, input_tokens, CASE WHEN json_valid(note) THEN note END AS note
+            SELECT judgment_id, key, judge_fingerprint, attempt, cost_usd, input_tokens,
+                CASE WHEN json_valid(note) THEN note END AS note
             FROM stored_judgments WHERE judge = $1
         ), asked_again AS (SELECT key, max(input_tokens) AS input_tokens FROM calls GROUP BY key)
-        SELECT calls.judgment_id, calls.judge_fingerprint, coalesce(calls.cost_usd, 0), json_extract(note, '$.{COST_AT_MOST}')::DOUBLE,
+        SELECT calls.judgment_id, calls.judge_fingerprint, coalesce(calls.cost_usd, 0),
+            json_extract(note, '$.{COST_AT_MOST}')::DOUBLE,
             CASE WHEN json_extract(note, '$.repair') IS NULL THEN asked_again.input_tokens END
         FROM calls JOIN asked_again USING (key) WHERE json_extract(note, '$.{COST_AT_MOST}') IS NOT NULL""",
         [spec.name],

@@ -118,7 +118,8 @@ def _amount(spec: JudgeSpec, account: Spent, *, bill: float | None, usd: float |
     if total > account.at_most_usd + _CENT_OF_A_CENT:
         raise DataError(
             f"judge {spec.name!r}: {account.n_unsettled:,} unsettled calls cannot have cost ${total:,.4f}, "
-            f"${account.at_most_usd:,.4f} at most: the bill holds other work, too; take that off, or settle with --worst-case; nothing was settled"
+            f"${account.at_most_usd:,.4f} at most: the bill holds other work, too; take that off, or "
+            "settle with --worst-case; nothing was settled"
         )
     return total
 

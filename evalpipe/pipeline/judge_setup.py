@@ -97,6 +97,11 @@ def plan_of(
         pending=pending(batches_folder(workspace, experiment), spec.fingerprint),
         keep_order=keep_order,
     )
+    if not plan.n_eligible and plan.unjudgeable:
+        kinds = ", ".join(f"{kind} {n:,}" for kind, n in plan.unjudgeable.items())
+        raise DataError(
+            f"{experiment}: nothing to judge: every answered pair has an answer that holds no text to judge ({kinds})"
+        )
     if not plan.n_eligible:
         raise DataError(nothing_to_judge(store, spec.mode))
     return plan

@@ -135,6 +135,7 @@ from pathlib import Path
 from test_judging_full_disk import judgment
 from evalpipe.core.judgment import JudgmentStatus
 from evalpipe.judging.journal import Journal
+from evalpipe.judging.room import NoRoomError
 folder, limit = Path(sys.argv[1]), int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 journal = Journal(folder, answer_bytes=10_000)

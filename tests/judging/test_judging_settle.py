@@ -1,4 +1,4 @@
-"""`evalpipe judge settle`: calls whose cost nobody reported stop holding the cap, on the record, and no money is lost from sight."""
+"""`evalpipe judge settle`: calls whose cost nobody reported stop holding the cap, on the record."""
 
 from __future__ import annotations
 
