@@ -24,6 +24,20 @@ NonNegative = Annotated[float, Field(ge=0)]
 Redaction = str
 NAMED_REDACTIONS = ("email", "phone", "card", "api_key")
 
+_IS_THE_REQUEST = "it is the request itself"
+_IS_ITS_CONTEXT = "without it the request would be another one; requests that need it are not copied"
+NEVER_DROPPED = {
+    "model": "set the arm's model instead",
+    "messages": _IS_THE_REQUEST,
+    "input": _IS_THE_REQUEST,
+    "stream": "both arms must answer in the same way",
+    "store": "store = false keeps copies from being stored",
+    "previous_response_id": _IS_ITS_CONTEXT,
+    "conversation": _IS_ITS_CONTEXT,
+    "thread": _IS_ITS_CONTEXT,
+}
+"""request fields no arm can do without, and why"""
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
@@ -64,7 +78,30 @@ class ArmConfig(_Section):
     api_key_env: str | None = None
     system_prompt_file: str | None = None
     params: dict[str, Any] = {}
+    drop: tuple[str, ...] = ()
+    """request fields the arm's server does not know: paths of keys with dots between, through lists"""
     infrastructure_usd_per_request: NonNegative = 0.0
+
+    @field_validator("drop", mode="before")
+    @classmethod
+    def _droppable(cls, paths: Any) -> Any:
+        for path in paths if isinstance(paths, list | tuple) else ():
+            if not isinstance(path, str) or not re.fullmatch(r"[^.\s]+(\.[^.\s]+)*", path):
+                raise ValueError(
+                    f"{path!r} is no field: give a name such as 'top_k', or a path such as 'messages.name'"
+                )
+            if path in NEVER_DROPPED:
+                raise ValueError(f"{path!r} cannot be dropped: {NEVER_DROPPED[path]}")
+        return paths
+
+    @model_validator(mode="after")
+    def _params_are_sent(self) -> ArmConfig:
+        both = sorted(set(self.drop) & set(self.params))
+        if both:
+            raise ValueError(
+                f"{both[0]!r} is in params and in drop: params are always sent, so take it out of one of them"
+            )
+        return self
 
     @property
     def effective_base_url(self) -> str:

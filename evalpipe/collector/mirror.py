@@ -102,6 +102,7 @@ class Mirror:
                 provider=arm.provider,
                 model=arm.model,
                 params=arm.params,
+                drop=arm.drop,
                 system_prompt=arm.system_prompt,
                 headers=record.headers,
             )

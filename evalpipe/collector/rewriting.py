@@ -19,6 +19,7 @@ def rewrite(endpoint: str, body: bytes, arm: ArmSettings) -> bytes:
             provider=arm.provider,
             model=arm.model,
             params=arm.params,
+            drop=arm.drop,
             system_prompt=arm.system_prompt,
             served=True,
         ).body

@@ -48,7 +48,8 @@ class Origin(msgspec.Struct, frozen=True):
 
 
 class ArmSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """One arm. `params` and `system_prompt` override the client's where the request is written (treatment, `rewrite`)."""
+    """One arm. `params`, `system_prompt` and `drop` change the client's request where it is written anew (treatment,
+    `rewrite`)."""
 
     arm: str
     provider: str
@@ -58,6 +59,7 @@ class ArmSettings(msgspec.Struct, frozen=True, kw_only=True):
     api_key: Secret | None = None
     system_prompt: str | None = None
     params: dict[str, Any] = {}
+    drop: tuple[str, ...] = ()
     infrastructure_usd: float = 0.0
 
     @property

@@ -30,6 +30,7 @@ def say_to_treatment(arm: ArmSettings, head: RequestHead, body: bytes) -> Outgoi
         provider=arm.provider,
         model=arm.model,
         params=arm.params,
+        drop=arm.drop,
         system_prompt=arm.system_prompt,
         headers=headers,
         served=True,

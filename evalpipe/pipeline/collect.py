@@ -127,8 +127,8 @@ def config_fingerprint(config: Config, control: ArmSettings, treatment: ArmSetti
 
 
 def arm_fingerprint(arm: ArmSettings, key_name: str | None) -> str:
-    """Of what decides an arm's answers: provider, address, model, parameters, system prompt, rewriting, and the name of the
-    key's environment variable (never the key)."""
+    """Of what decides an arm's answers: provider, address, model, parameters, dropped fields, system prompt, rewriting,
+    and the name of the key's environment variable (never the key)."""
     return fingerprint(
         {
             "provider": arm.provider,
@@ -138,6 +138,9 @@ def arm_fingerprint(arm: ArmSettings, key_name: str | None) -> str:
             "system_prompt": arm.system_prompt,
             "rewrite": arm.rewrite,
             "api_key_env": key_name,
+            **(
+                {"drop": sorted(arm.drop)} if arm.drop else {}
+            ),  # absent: logs from before it belong to the same configuration
         }
     )
 
@@ -159,6 +162,7 @@ def _arm(workspace: Workspace, name: str, arm: ArmConfig) -> ArmSettings:
         api_key=None if key is None else Secret(key),
         system_prompt=_system_prompt(workspace, name, arm),
         params=arm.params,
+        drop=arm.drop,
         infrastructure_usd=arm.infrastructure_usd_per_request,
     )
 

@@ -148,3 +148,5 @@ class OutgoingRequest:
     path: str
     headers: Mapping[str, str]
     body: bytes
+    asks_usage: bool = False
+    """`stream_options` was added to have a chat stream report its usage; a server that refuses it gets the request without"""

@@ -19,11 +19,13 @@ class Text:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Image:
-    """Either a `url` the provider fetches, or `media_type` and base64 `data`."""
+    """Either a `url` the provider fetches, or `media_type` and base64 `data`. `detail`: how closely OpenAI shall look, in its
+    own word."""
 
     url: str | None = None
     media_type: str | None = None
     data: str | None = None
+    detail: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,8 +104,9 @@ class Conversation:
             self.turns.append(Turn(role, parts))
 
 
-def read_image_url(url: Any) -> Image:
+def read_image_url(url: Any, detail: Any = None) -> Image:
     """An image of a data URL or of an address. Raises NotShadowableError."""
+    closely = detail if isinstance(detail, str) else None
     if not isinstance(url, str) or not url:
         raise NotShadowableError("image_unreadable")
     match = _DATA_URL.match(url)
@@ -111,9 +114,9 @@ def read_image_url(url: Any) -> Image:
         media_type = match[1].lower().replace("image/jpg", "image/jpeg")
         if media_type not in IMAGE_TYPES:
             raise NotShadowableError("image_type", media_type[:60])
-        return Image(media_type=media_type, data=url[match.end() :])
+        return Image(media_type=media_type, data=url[match.end() :], detail=closely)
     if url.startswith(("https://", "http://")):
-        return Image(url=url)
+        return Image(url=url, detail=closely)
     raise NotShadowableError("image_unreadable", url[:60])
 
 

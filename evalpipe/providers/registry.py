@@ -8,10 +8,15 @@ from typing import Any
 
 from evalpipe.core.spool import Ended
 from evalpipe.core.traffic import Outcome
-from evalpipe.providers import chat, messages, responses
 from evalpipe.providers.base import Answer, RequestView
+from evalpipe.providers.chat import ChatReader
+from evalpipe.providers.chat import view as chat
 from evalpipe.providers.jsontext import MalformedJSONError, parse
+from evalpipe.providers.messages import MessagesReader
+from evalpipe.providers.messages import view as messages
 from evalpipe.providers.reading import AnswerReader, DialectReader
+from evalpipe.providers.responses import ResponsesReader
+from evalpipe.providers.responses import view as responses
 from evalpipe.providers.usage import with_reported_header
 
 
@@ -24,9 +29,9 @@ class Dialect:
 
 
 DIALECTS: Mapping[str, Dialect] = {
-    "chat.completions": Dialect(chat.read_request, chat.ChatReader),
-    "responses": Dialect(responses.read_request, responses.ResponsesReader),
-    "messages": Dialect(messages.read_request, messages.MessagesReader),
+    "chat.completions": Dialect(chat.read_request, ChatReader),
+    "responses": Dialect(responses.read_request, ResponsesReader),
+    "messages": Dialect(messages.read_request, MessagesReader),
 }
 """endpoint name → wire format"""
 

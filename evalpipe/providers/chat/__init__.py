@@ -3,6 +3,5 @@
 from __future__ import annotations
 
 from evalpipe.providers.chat.read_answer import ChatReader
-from evalpipe.providers.chat.view import read_request
 
-__all__ = ["ChatReader", "read_request"]
+__all__ = ["ChatReader"]

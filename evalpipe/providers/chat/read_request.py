@@ -122,11 +122,12 @@ def _read_part(part: dict[str, Any]) -> Text | Image | Document:
     if kind == "refusal":
         return Text(as_text(part.get("refusal")) or "")
     if kind == "image_url":
-        return read_image_url(as_dict(part.get("image_url")).get("url"))
+        image = as_dict(part.get("image_url"))
+        return read_image_url(image.get("url"), image.get("detail"))
     if kind == "input_image":
         if part.get("file_id"):
             raise NotShadowableError("provider_file")
-        return read_image_url(part.get("image_url"))
+        return read_image_url(part.get("image_url"), part.get("detail"))
     if kind in {"file", "input_file"}:
         file = as_dict(part.get("file")) if kind == "file" else part
         return read_pdf(file.get("file_data"), file.get("filename"))

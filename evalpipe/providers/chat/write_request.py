@@ -33,7 +33,7 @@ def render_chat(conversation: Conversation, model: str) -> dict[str, Any]:
     if conversation.turns[-1].role == "assistant":
         raise NotShadowableError("assistant_prefill")
     messages: list[dict[str, Any]] = []
-    if conversation.system:
+    if conversation.system.strip():
         messages.append({"role": "system", "content": conversation.system})
     for turn in conversation.turns:
         messages.extend(_render_assistant(turn) if turn.role == "assistant" else _render_user(turn))
@@ -73,7 +73,7 @@ def _render_user(turn: Turn) -> list[dict[str, Any]]:
         if isinstance(part, ToolResult):
             if part.images:
                 raise NotShadowableError("image_in_tool_result")
-            messages.append({"role": "tool", "tool_call_id": part.id, "content": part.text})
+            messages.append({"role": "tool", "tool_call_id": part.id, "content": _result_text(part)})
     rest = [part for part in turn.parts if not isinstance(part, ToolResult)]
     if len(rest) == 1 and isinstance(rest[0], Text):
         messages.append({"role": "user", "content": rest[0].text})
@@ -82,6 +82,13 @@ def _render_user(turn: Turn) -> list[dict[str, Any]]:
     elif not messages:
         messages.append({"role": "user", "content": ""})
     return messages
+
+
+def _result_text(result: ToolResult) -> str:
+    """Chat completions has no mark for a tool that failed: the text itself says so."""
+    if not result.is_error or result.text.lstrip().lower().startswith(("error", "<error", '{"error"')):
+        return result.text
+    return f"Error: {result.text}" if result.text else "Error"
 
 
 def _render_part(part: Part) -> dict[str, Any]:

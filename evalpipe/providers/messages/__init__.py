@@ -3,6 +3,5 @@
 from __future__ import annotations
 
 from evalpipe.providers.messages.read_answer import MessagesReader
-from evalpipe.providers.messages.view import read_request
 
-__all__ = ["MessagesReader", "read_request"]
+__all__ = ["MessagesReader"]

@@ -42,7 +42,7 @@ def render_messages(conversation: Conversation, model: str) -> dict[str, Any]:
         "max_tokens": conversation.max_tokens or _default_max_tokens(model),
         "messages": [_render_turn(turn) for turn in turns],
     }
-    if conversation.system:
+    if conversation.system.strip():  # a blank system prompt says nothing, and Anthropic answers 400 to it
         body["system"] = conversation.system
     _render_tools(body, conversation)
     if conversation.stop:
@@ -100,6 +100,8 @@ def _render_part(part: Part) -> dict[str, Any]:
 
 
 def _render_image(image: Image) -> dict[str, Any]:
+    if image.detail == "low":  # 85 tokens at OpenAI: sent whole, the image would cost many times as much
+        raise NotShadowableError("image_detail", image.detail)
     if image.url is not None:
         return {"type": "image", "source": {"type": "url", "url": image.url}}
     return {"type": "image", "source": {"type": "base64", "media_type": image.media_type, "data": image.data}}

@@ -3,6 +3,5 @@
 from __future__ import annotations
 
 from evalpipe.providers.responses.read_answer import ResponsesReader
-from evalpipe.providers.responses.view import read_request
 
-__all__ = ["ResponsesReader", "read_request"]
+__all__ = ["ResponsesReader"]

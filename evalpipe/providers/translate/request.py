@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -16,7 +16,14 @@ from evalpipe.providers.messages.read_request import read_messages
 from evalpipe.providers.messages.write_request import render_messages
 from evalpipe.providers.registry import PROVIDERS, speaks
 from evalpipe.providers.responses.read_request import read_responses
-from evalpipe.providers.translate.same_dialect import ask_for_usage, replace_settings, set_params, strip_effects
+from evalpipe.providers.translate.drop import without_fields
+from evalpipe.providers.translate.same_dialect import (
+    ArmRequest,
+    ask_for_usage,
+    replace_settings,
+    set_params,
+    strip_effects,
+)
 
 PATHS: Mapping[str, str] = {endpoint: path for path, endpoint in ENDPOINTS.items()}
 ANTHROPIC_VERSION = "2023-06-01"
@@ -41,12 +48,16 @@ def render_treatment_request(
     model: str | None = None,
     params: Mapping[str, Any] | None = None,
     system_prompt: str | None = None,
+    drop: Sequence[str] = (),
+    ask_usage: bool = True,
     headers: Mapping[str, str] | None = None,
     served: bool = False,
 ) -> OutgoingRequest:
     """The request an arm gets for a client's request at `endpoint`: without credentials, in the arm's own dialect.
 
-    `model`, `params` (the arm's parameter names) and `system_prompt` replace what the client sent. `headers`: the client's,
+    `model`, `params` (the arm's parameter names) and `system_prompt` replace what the client sent. `drop`: fields the arm's
+    server does not know, in its dialect or the client's; `params` are written after them. `ask_usage` False: the server is
+    known to refuse `stream_options`, which are then added to no stream. `headers`: the client's,
     of which only `anthropic-version` and `anthropic-beta` are carried, to an arm of the same dialect. A copy leaves out what
     leaves traces (storing, provider-side state); with `served` the user's own answer comes from this arm, so in the same
     dialect nothing but the settings changes. Raises NotShadowableError with the reason where no faithful request exists.
@@ -57,10 +68,13 @@ def render_treatment_request(
         raise NotShadowableError("unreadable_request") from None
     if not isinstance(document, dict):
         raise NotShadowableError("unreadable_request")
+    settings = ArmRequest(
+        model=model, params=params or {}, system_prompt=system_prompt, drop=tuple(drop), ask_usage=ask_usage
+    )
     try:
         if speaks(provider, endpoint):
-            return _same_dialect(endpoint, body, document, model, params or {}, system_prompt, headers or {}, served)
-        return _other_dialect(endpoint, document, provider, model, params or {}, system_prompt)
+            return _same_dialect(endpoint, body, document, settings, headers or {}, served)
+        return _other_dialect(endpoint, document, provider, settings)
     except (RecursionError, TypeError, AttributeError) as error:
         # Values of types no provider takes: the provider would refuse the request too.
         raise NotShadowableError("unreadable_request", type(error).__name__) from error
@@ -70,46 +84,36 @@ def _same_dialect(
     endpoint: str,
     body: bytes,
     document: dict[str, Any],
-    model: str | None,
-    params: Mapping[str, Any],
-    system_prompt: str | None,
+    settings: ArmRequest,
     headers: Mapping[str, str],
     served: bool,
 ) -> OutgoingRequest:
-    changed = dict(document)
+    changed = dict(without_fields(endpoint, document, settings.drop))
     if not served:
         strip_effects(endpoint, changed, may_hold_files=b"file_id" in body)
-    replace_settings(endpoint, changed, model=model, params=params, system_prompt=system_prompt)
-    if not served:
-        ask_for_usage(endpoint, changed)
-    return _outgoing(endpoint, body if changed == document else dump_bytes(changed), headers)
+    replace_settings(endpoint, changed, settings)
+    asks = not served and ask_for_usage(endpoint, changed, settings)
+    return _outgoing(endpoint, body if changed == document else dump_bytes(changed), headers, asks)
 
 
-def _other_dialect(
-    endpoint: str,
-    document: dict[str, Any],
-    provider: str,
-    model: str | None,
-    params: Mapping[str, Any],
-    system_prompt: str | None,
-) -> OutgoingRequest:
-    if model is None:
+def _other_dialect(endpoint: str, document: dict[str, Any], provider: str, settings: ArmRequest) -> OutgoingRequest:
+    if settings.model is None:
         raise NotShadowableError("no_model")
-    conversation = _READERS[endpoint](document)
-    if system_prompt is not None:
-        conversation.system = system_prompt
+    conversation = _READERS[endpoint](without_fields(endpoint, document, settings.drop))
+    if settings.system_prompt is not None:
+        conversation.system = settings.system_prompt
     target = PROVIDERS[provider][0]
-    rendered = _RENDERERS[target](conversation, model)
-    set_params(target, rendered, params, model)
-    ask_for_usage(target, rendered)
-    return _outgoing(target, dump_bytes(rendered), {})
+    rendered = dict(without_fields(target, _RENDERERS[target](conversation, settings.model), settings.drop))
+    set_params(target, rendered, settings, settings.model)
+    asks = ask_for_usage(target, rendered, settings)
+    return _outgoing(target, dump_bytes(rendered), {}, asks)
 
 
-def _outgoing(endpoint: str, body: bytes, headers: Mapping[str, str]) -> OutgoingRequest:
+def _outgoing(endpoint: str, body: bytes, headers: Mapping[str, str], asks_usage: bool) -> OutgoingRequest:
     sent = _JSON
     if endpoint == "messages":
         sent = _anthropic_headers(header(headers, "anthropic-version"), header(headers, "anthropic-beta"))
-    return OutgoingRequest(endpoint=endpoint, path=PATHS[endpoint], headers=sent, body=body)
+    return OutgoingRequest(endpoint=endpoint, path=PATHS[endpoint], headers=sent, body=body, asks_usage=asks_usage)
 
 
 @lru_cache(maxsize=256)

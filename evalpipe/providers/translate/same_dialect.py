@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from evalpipe.providers.base import NotShadowableError
@@ -16,6 +17,7 @@ from evalpipe.providers.models import (
     takes_sampling,
 )
 from evalpipe.providers.responses.read_request import check_state
+from evalpipe.providers.translate.drop import LIMITS, names_field
 
 _SAMPLING = (
     "temperature",
@@ -29,7 +31,7 @@ _SAMPLING = (
 )
 _REASONING = ("reasoning_effort", "verbosity", "reasoning")
 _LIMITS = {
-    "chat.completions": ("max_completion_tokens", "max_tokens"),
+    "chat.completions": LIMITS,
     "responses": ("max_output_tokens", "max_completion_tokens", "max_tokens"),
     "messages": ("max_tokens", "max_completion_tokens"),
 }
@@ -40,35 +42,48 @@ _SERVER_TOOLS = re.compile(
 )
 
 
-def replace_settings(
-    endpoint: str, body: dict[str, Any], *, model: str | None, params: Mapping[str, Any], system_prompt: str | None
-) -> None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArmRequest:
+    """How an arm's requests differ from the client's: its `[arms.*]` settings that are written into them, and whether its
+    server may be asked for the usage of a stream."""
+
+    model: str | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    system_prompt: str | None = None
+    drop: tuple[str, ...] = ()
+    ask_usage: bool = True
+
+
+def replace_settings(endpoint: str, body: dict[str, Any], settings: ArmRequest) -> None:
     """Write model, parameters and system prompt into `body` (changed in place), and adapt what the new model would refuse."""
+    model = settings.model
     moved = model is not None and model != body.get("model")
     if model is not None:
         body["model"] = model
     target = str(body.get("model") or "")
     if moved:
         _adapt(endpoint, body, target)
-    if system_prompt is not None:
-        _replace_system(endpoint, body, system_prompt)
-    set_params(endpoint, body, params, target)
+    if settings.system_prompt is not None:
+        _replace_system(endpoint, body, settings.system_prompt)
+    set_params(endpoint, body, settings, target)
 
 
-def set_params(endpoint: str, body: dict[str, Any], params: Mapping[str, Any], model: str) -> None:
-    """Write the arm's own parameters over the request's; a token limit under the name the model takes."""
+def set_params(endpoint: str, body: dict[str, Any], settings: ArmRequest, model: str) -> None:
+    """Write the arm's own parameters over the request's; a token limit under the name the model and its server take."""
     names = _LIMITS[endpoint]
-    limits = [key for key in names if key in params]
+    limits = [key for key in names if key in settings.params]
     if limits:
         for key in names:
             body.pop(key, None)
-    body.update(params)
+    body.update(settings.params)
     given = [key for key in names if body.get(key) is not None]
     if not given:
         return
     limit = body[given[0]]
     if endpoint == "chat.completions":
         name = "max_completion_tokens" if takes_max_completion_tokens(model) else given[0]
+        if name in settings.drop:
+            name = names[1 - names.index(name)]
     else:
         name = names[0]
     for key in given:
@@ -104,10 +119,16 @@ def strip_effects(endpoint: str, body: dict[str, Any], *, may_hold_files: bool =
         raise NotShadowableError("provider_file")
 
 
-def ask_for_usage(endpoint: str, body: dict[str, Any]) -> None:
-    """Have a chat stream tell its usage; the others always do."""
-    if endpoint == "chat.completions" and body.get("stream") is True:
-        body["stream_options"] = {**as_dict(body.get("stream_options")), "include_usage": True}
+def ask_for_usage(endpoint: str, body: dict[str, Any], settings: ArmRequest) -> bool:
+    """Have a chat stream report its usage, which the other dialects' streams always do; False where nothing was added. What
+    the arm's own settings say of `stream_options` stays."""
+    if endpoint != "chat.completions" or body.get("stream") is not True or not settings.ask_usage:
+        return False
+    if "stream_options" in settings.params or names_field(settings.drop, "stream_options"):
+        return False
+    given = as_dict(body.get("stream_options"))
+    body["stream_options"] = {**given, "include_usage": True}
+    return True
 
 
 def _adapt(endpoint: str, body: dict[str, Any], model: str) -> None:
@@ -117,6 +138,11 @@ def _adapt(endpoint: str, body: dict[str, Any], model: str) -> None:
     if family(model) == "gpt" and not takes_max_completion_tokens(model):
         for key in _REASONING:
             body.pop(key, None)
+    if endpoint == "chat.completions" and family(model) not in {None, "gpt"}:
+        newer, older = LIMITS  # elsewhere than at OpenAI the older name is the one every server knows
+        limit = body.pop(newer, None)
+        if limit is not None:
+            body[older] = limit
     if endpoint != "messages":
         return
     thinking = as_dict(body.get("thinking"))
