@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from time import perf_counter, time
 
 from evalpipe.collector.framing import BodyReader
@@ -57,6 +58,8 @@ class Copy(AnswerSink):
         self.message = ""
         self.timeout_ms: float | None = None
         self.reserved_usd = 0.0
+        self.is_changed = False
+        """it was refused once and sent again without what had been added to it"""
 
     def start(self, loop: asyncio.AbstractEventLoop, pool: Pool, head: bytes) -> None:
         """`head`: from `render_copy_head`."""
@@ -68,6 +71,13 @@ class Copy(AnswerSink):
             self._connect_anew()
         else:
             self._begin(upstream)
+
+    def change(self, body: bytes) -> None:
+        """What is sent at the next `start`, after an answer that refused what evalpipe had added."""
+        self.is_changed = True
+        self.outgoing = replace(self.outgoing, body=body, asks_usage=False)
+        self.request_body, self.answer, self.first_byte_ms = body, None, None
+        self.ended, self.message, self._over = "", "", False
 
     def _connect_anew(self) -> None:
         self._connecting = self._loop.create_task(self._connect(self._pool))

@@ -8,14 +8,28 @@ from typing import TYPE_CHECKING
 
 from evalpipe.collector.answers import render_answer, render_provider_error
 from evalpipe.collector.framing import BodyReader
-from evalpipe.collector.heads import LENGTH, AnswerHead
+from evalpipe.collector.heads import EVENTS, LENGTH, AnswerHead
 from evalpipe.collector.kept import KeptAnswer
 from evalpipe.collector.outbound import Outbound
 from evalpipe.collector.passing import pass_answer_head
+from evalpipe.collector.stream_usage import MAX_REFUSAL_BYTES, REFUSALS, UsageStripper
+from evalpipe.providers.encoding import EncodingError
 
 if TYPE_CHECKING:
     from evalpipe.collector.server import Client, Request
     from evalpipe.collector.worker import Worker
+
+
+class _Held:
+    """An answer that may refuse what evalpipe had added to the request: nothing of it goes to the client until that is
+    known."""
+
+    __slots__ = ("answer", "at", "n_bytes", "pieces", "reader")
+
+    def __init__(self, answer: AnswerHead, reader: BodyReader, at: float) -> None:
+        self.answer, self.reader, self.at = answer, reader, at
+        self.pieces: list[tuple[bytes, bytes, float]] = []
+        self.n_bytes = 0
 
 
 class Flight(Outbound):
@@ -26,6 +40,7 @@ class Flight(Outbound):
     """what the client saw"""
     timeout_ms: float | None = None
     _kept_answer: KeptAnswer | None = None
+    _held: _Held | None = None
     _reframe = False
     _dechunk = False
     _until_close = False
@@ -46,6 +61,17 @@ class Flight(Outbound):
             self.client.transport.write(head)
 
     def head(self, answer: AnswerHead, reader: BodyReader, at: float, *, last: bool, followed: bool) -> None:
+        if self._unasked is not None:
+            if answer.status in REFUSALS and not last:
+                self._last_byte = at
+                self._held = _Held(answer, reader, at)
+                return
+            self._unasked = None
+        elif self._is_asked_again:
+            self.worker.asking[self.arm.arm].answered_without(answer.status)
+        self._take_head(answer, reader, at, last=last, followed=followed)
+
+    def _take_head(self, answer: AnswerHead, reader: BodyReader, at: float, *, last: bool, followed: bool) -> None:
         self._first_byte = self._last_byte = at
         self.answer_started = True
         self.status = answer.status
@@ -61,25 +87,72 @@ class Flight(Outbound):
         self._until_close = reader.until_close
         http10 = request.facts.http10
         self._dechunk = reader.chunked and http10
-        if self._stripper is not None:
-            if not _can_be_stripped(answer, reader):
-                self._stripper = None
-            self._reframe = self._stripper is not None and reader.chunked and not self._dechunk
         lines = worker.own_lines(self)
+        is_decoded = any_length = False
+        if self._stripper is not None:
+            self._stripper = self._stripper_of(answer)
+        if self._stripper is not None:
+            is_decoded = not self._stripper.is_identity
+            any_length = not reader.chunked
+            self._reframe = not http10 and not self._until_close
+            if self._reframe and any_length:
+                lines.append(b"Transfer-Encoding: chunked")
+            self._until_close = self._until_close or (http10 and any_length)
         request.keep = request.keep and not self._until_close and not self._dechunk and not worker.stopping
         if not request.keep:
             lines.append(b"Connection: close")
-        elif http10 and (answer.roles & LENGTH or last):
+        elif http10 and ((answer.roles & LENGTH and not any_length) or last):
             lines.append(b"Connection: keep-alive")
         lines.append(b"\r\n")
-        self._head_bytes = pass_answer_head(answer, chunked=reader.chunked and not self._dechunk) + b"\r\n".join(lines)
+        head = pass_answer_head(
+            answer, chunked=reader.chunked and not self._dechunk, any_length=any_length, decoded=is_decoded
+        )
+        self._head_bytes = head + b"\r\n".join(lines)
         if last:
             self._finish(self._head_bytes)
         elif not followed:
             self.client.transport.write(self._head_bytes)
             self._head_bytes = b""
 
+    def _stripper_of(self, answer: AnswerHead) -> UsageStripper | None:
+        """What takes the usage out of this answer on its way; None where it is no stream."""
+        if not answer.roles & EVENTS:
+            return None
+        coding = b",".join([line.value for line in answer.lines if line.name == b"content-encoding"])
+        try:
+            return UsageStripper({"content-encoding": str(coding, "latin-1")})
+        except EncodingError:  # no client could read it either: it passes as it is
+            return None
+
     def body(self, framed: bytes, payload: bytes, at: float, *, last: bool) -> None:
+        held = self._held
+        if held is None:
+            self._take_body(framed, payload, at, last=last)
+            return
+        self._last_byte = at
+        held.pieces.append((framed, payload, at))
+        held.n_bytes += len(payload)
+        if last or held.n_bytes > MAX_REFUSAL_BYTES:
+            self._let_go(held, is_whole=last, last=last)
+
+    def _let_go(self, held: _Held, *, is_whole: bool, last: bool) -> None:
+        """The request goes out again, where all of the answer is in and refuses what evalpipe had added; else the client gets
+        the answer as it came."""
+        self._held = None
+        unasked, self._unasked = self._unasked, None
+        if is_whole and unasked is not None:
+            kept = KeptAnswer(held.answer, MAX_REFUSAL_BYTES)
+            body = b"".join([payload for _, payload, _ in held.pieces])
+            if self.worker.asking[self.arm.arm].refuses(held.answer.status, kept.headers, body):
+                self._ask_again(unasked)
+                return
+        self._take_head(held.answer, held.reader, held.at, last=False, followed=bool(held.pieces))
+        n_left = len(held.pieces)
+        for framed, payload, at in held.pieces:
+            n_left -= 1
+            self._take_body(framed, payload, at, last=last and not n_left)
+
+    def _take_body(self, framed: bytes, payload: bytes, at: float, *, last: bool) -> None:
         self._last_byte = at
         if self._kept_answer is not None:
             self._kept_answer.add(payload, (at - self._sent) * 1000)
@@ -87,7 +160,11 @@ class Flight(Outbound):
             self._write_translated(self._translated.feed(payload), last=last)
             return
         if self._stripper is not None:
-            data = self._stripper.feed(payload)
+            try:
+                data = self._stripper.feed(payload)
+            except EncodingError as error:
+                self._break_off(f"the stream is not in the coding its head names: {error}")
+                return
             if last:
                 data += self._stripper.finish()
             if self._reframe:
@@ -101,6 +178,12 @@ class Flight(Outbound):
             self._finish(data)
         elif data:
             self.client.transport.write(data)
+
+    def _break_off(self, message: str) -> None:
+        """The rest of the answer cannot be passed on: the client sees that it is not whole."""
+        if self._upstream is not None:
+            self._upstream.abandon()
+        self.lost("protocol_error", message)
 
     def _write_translated(self, data: bytes, *, last: bool) -> None:
         assert self._translated is not None
@@ -132,6 +215,11 @@ class Flight(Outbound):
         self._upstream = None
         if self._ended:
             return
+        held = self._held
+        if held is not None:
+            self._let_go(held, is_whole=ended == "closed_by_upstream", last=False)
+            if self._is_asked_again:
+                return
         translated = self._translated
         if translated is not None and ended == "closed_by_upstream":
             self._write_translated(b"", last=True)
@@ -142,6 +230,8 @@ class Flight(Outbound):
         self._end(ended, message=message)
         if translated is not None:
             self.client.transport.write(translated.broken(message))
+        elif self._stripper is not None and (rest := self._stripper.finish()):
+            self.client.transport.write(b"%x\r\n%b\r\n" % (len(rest), rest) if self._reframe else rest)
         request = self.request
         request.keep = False
         if ended != "closed_by_upstream" and (self._until_close or self._dechunk):
@@ -251,10 +341,3 @@ class Flight(Outbound):
     @property
     def first_byte_ms(self) -> float | None:
         return (self._first_byte - self._sent) * 1000 if self.answer_started else None
-
-
-def _can_be_stripped(answer: AnswerHead, reader: BodyReader) -> bool:
-    """Whether usage can be taken out on the way: a stream, uncompressed, whose head promises no length."""
-    found = {line.name: line.value for line in answer.lines}
-    stream = found.get(b"content-type", b"").lower().startswith(b"text/event-stream")
-    return stream and (reader.chunked or reader.until_close) and b"content-encoding" not in found

@@ -75,6 +75,12 @@ LOST = Counter("evalpipe_records_lost_total", "Records that could not be written
 REFUSED = Counter(
     "evalpipe_refused_requests_total", "Requests refused before any arm saw them", ["status"], registry=_registry
 )
+USAGE_REFUSED = Counter(
+    "evalpipe_stream_usage_refused_total",
+    "Requests sent again without the stream_options that evalpipe had added and the arm's server refused",
+    ["experiment", "arm"],
+    registry=_registry,
+)
 PASSED = Counter("evalpipe_passed_through_total", "Requests to paths that are not collected", registry=_registry)
 CANARY = Gauge(
     "evalpipe_canary_percentage",
@@ -224,6 +230,9 @@ class Metrics:
 
     def refused(self, status: int) -> None:
         REFUSED.labels(str(status)).inc()
+
+    def usage_refused(self, arm: str) -> None:
+        USAGE_REFUSED.labels(self._experiment, arm).inc()
 
     def passed_through(self) -> None:
         PASSED.inc()

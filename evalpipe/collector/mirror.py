@@ -23,6 +23,7 @@ from evalpipe.collector.redaction import Redactor
 from evalpipe.collector.settings import CollectorSettings
 from evalpipe.collector.setup_watch import SetupWatch
 from evalpipe.collector.spooling import SpoolWriter
+from evalpipe.collector.stream_usage import UsageAsking, log, without_stream_options
 from evalpipe.collector.upstream import Pool
 from evalpipe.core.identity import conversation_id, in_treatment
 from evalpipe.core.spool import Body, RequestRecord, ResponseRecord, ShadowRecord, render_record
@@ -30,6 +31,7 @@ from evalpipe.core.templates import ResponseTemplate
 from evalpipe.core.treatment_state import Place
 from evalpipe.providers.base import NotShadowableError, OutgoingRequest
 from evalpipe.providers.registry import read_request
+from evalpipe.providers.translate.drop import names_field
 from evalpipe.providers.translate.request import render_treatment_request
 
 _SAMPLING_SALT = "evalpipe-shadow"
@@ -57,6 +59,8 @@ class Mirror:
         self._metrics, self._pricer = metrics, pricer
         self._redactor = redactor
         self._arm = settings.treatment
+        self._drop = self._arm.drop
+        self._asking = UsageAsking("treatment", refused=metrics.usage_refused, say=log)
         self._key_line = self._arm.key_line
         self.shares_quota = pool.origin == settings.control.origin
         self._queue: deque[Copy] = deque()
@@ -102,7 +106,7 @@ class Mirror:
                 provider=arm.provider,
                 model=arm.model,
                 params=arm.params,
-                drop=arm.drop,
+                drop=self._drop,
                 system_prompt=arm.system_prompt,
                 headers=record.headers,
             )
@@ -229,7 +233,27 @@ class Mirror:
         self._reserved_usd += worst
         return True
 
+    def _is_sent_again(self, copy: Copy) -> bool:
+        """Whether the server refused only that evalpipe asked for the usage of a stream: the copy goes out once more."""
+        answer = copy.answer
+        if answer is None or copy.ended not in {"complete", "closed_by_upstream"}:
+            return False
+        status = answer.head.status
+        if not copy.outgoing.asks_usage:
+            if copy.is_changed:
+                self._asking.answered_without(status)
+            return False
+        if not self._asking.refuses(status, answer.headers, answer.kept.data):
+            return False
+        copy.change(without_stream_options(copy.request_body))
+        copy.start(self._loop, self._pool, self._head_of(copy.outgoing))
+        return True
+
     def _ended(self, copy: Copy) -> None:
+        if self._is_sent_again(copy):
+            return
+        if not self._asking.is_taken and not names_field(self._drop, "stream_options"):
+            self._drop = (*self._drop, "stream_options")  # the client's own too: this server takes none
         self._flying.discard(copy)
         self._reserved_usd -= copy.reserved_usd
         self._record(copy)

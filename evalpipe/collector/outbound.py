@@ -15,10 +15,11 @@ from evalpipe.collector.heads import CHUNKED, HeadError
 from evalpipe.collector.kept import KeptBody
 from evalpipe.collector.passing import render_passed_head
 from evalpipe.collector.settings import ArmSettings
-from evalpipe.collector.stream_usage import UsageStripper, ask_for_usage
+from evalpipe.collector.stream_usage import UsageStripper, ask_for_usage, without_stream_options
 from evalpipe.collector.translate import TranslatedAnswer, render_outgoing_head, say_to_treatment
 from evalpipe.collector.upstream import AnswerSink, Pool, Upstream
 from evalpipe.providers.base import NotShadowableError, OutgoingRequest
+from evalpipe.providers.translate.drop import names_field
 
 if TYPE_CHECKING:
     from evalpipe.collector.server import Client, Request
@@ -48,6 +49,9 @@ class Outbound(AnswerSink):
     _outgoing: OutgoingRequest | None = None
     _translated: TranslatedAnswer | None = None
     _stripper: UsageStripper | None = None
+    _unasked: bytes | None = None
+    """the body without the `stream_options` that evalpipe added, until the server has taken them"""
+    _is_asked_again = False
 
     def __init__(self, worker: Worker, client: Client, request: Request) -> None:
         self.worker, self.client, self.request = worker, client, request
@@ -146,7 +150,8 @@ class Outbound(AnswerSink):
         """Say the request to the treatment arm. Where that cannot be done control serves, outside the statistics."""
         treatment = self.worker.arms["treatment"]
         try:
-            self._outgoing = say_to_treatment(treatment, head, body)
+            asks = self.worker.asking["treatment"].is_taken
+            self._outgoing = say_to_treatment(treatment, head, body, ask_usage=asks)
         except NotShadowableError as error:
             if assignment.forced:
                 raise HeadError(400, f"this request cannot be said to the treatment arm: {error}") from None
@@ -165,11 +170,9 @@ class Outbound(AnswerSink):
             return
         assert self.endpoint is not None
         written = self.worker.rewrite(self.endpoint, self.arm, body)
-        asked = None
-        if self.worker.settings.inject_stream_usage and self.endpoint == "chat.completions":
-            asked = ask_for_usage(written)
+        asked = self._with_usage_asked(self.endpoint, written)
         if asked is not None:
-            written, self._stripper = asked, UsageStripper()
+            self._unasked, written, self._stripper = written, asked, UsageStripper()
         if written != body:
             self.sent_body = written
         self._send(self._render_written_head(len(written)) + written, flush=True)
@@ -178,10 +181,13 @@ class Outbound(AnswerSink):
     def _send_to_treatment(self, outgoing: OutgoingRequest, body: bytes) -> None:
         key_line = self.arm.key_line
         # As in control's streams: an arm whose tokens are unknown cannot be compared with one whose tokens are known.
-        if self.worker.settings.inject_stream_usage and outgoing.endpoint == self.endpoint == "chat.completions":
-            asked = ask_for_usage(outgoing.body)
+        if outgoing.endpoint == self.endpoint:
+            asked = self._with_usage_asked(outgoing.endpoint, outgoing.body)
             if asked is not None:
+                self._unasked = outgoing.body
                 outgoing, self._stripper = replace(outgoing, body=asked), UsageStripper()
+        elif outgoing.asks_usage:
+            self._unasked = without_stream_options(outgoing.body)
         if outgoing.body != body:
             self.sent_body = outgoing.body
         if outgoing.endpoint != self.endpoint:
@@ -196,6 +202,35 @@ class Outbound(AnswerSink):
         head = render_outgoing_head(outgoing, self._request_head, self.pool.origin, key_line, identity=identity)
         self._send(head + outgoing.body, flush=True)
         self._request_ended()
+
+    def _with_usage_asked(self, endpoint: str, body: bytes) -> bytes | None:
+        """The body of a chat stream with its usage asked for; None where nothing is to be added."""
+        arm = self.arm
+        if not self.worker.settings.inject_stream_usage or endpoint != "chat.completions":
+            return None
+        if not self.worker.asking[arm.arm].is_taken or names_field(arm.drop, "stream_options"):
+            return None
+        return ask_for_usage(body)
+
+    def _ask_again(self, body: bytes) -> None:
+        """The server refused what evalpipe had added to the request: it goes out once more, as it is without. The time counts
+        from the first attempt: the user has waited since then."""
+        self._unasked, self._stripper, self._is_asked_again = None, None, True
+        self.sent_body = None if body == self.kept_request.data else body
+        if self._outgoing is None:
+            data = self._render_written_head(len(body)) + body
+        else:
+            outgoing = replace(self._outgoing, body=body)
+            data = render_outgoing_head(outgoing, self._request_head, self.pool.origin, self.arm.key_line) + body
+        upstream = self.pool.get(perf_counter())
+        if upstream is None:
+            self._upstream, self._resend, self._unsent = None, None, [data]
+            self._connecting = self.worker.loop.create_task(self._connect())
+            return
+        upstream.begin(self)
+        upstream.request_sent = True
+        self._upstream, self._resend = upstream, data
+        upstream.transport.write(data)
 
     def _render_head(self, body: bytes) -> bytes:
         """The head of a request that is not written for the arm, and what there is of its body."""

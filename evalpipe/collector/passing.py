@@ -69,12 +69,19 @@ def render_passed_head(
     return b"\r\n".join(head)
 
 
-def pass_answer_head(answer: AnswerHead, *, chunked: bool) -> bytes:
-    """The answer's head for the client, without the blank line at its end. `chunked`: the framing passes as it is."""
+def pass_answer_head(answer: AnswerHead, *, chunked: bool, any_length: bool = False, decoded: bool = False) -> bytes:
+    """The answer's head for the client, without the blank line at its end. `chunked`: the framing passes as it is.
+
+    `any_length`: the body was changed on its way, so no length is promised; `decoded`: and it is no longer compressed.
+    """
     dropped = _DROPPED if chunked else _DROPPED | CODING
-    if not answer.roles & dropped and answer.first.startswith(b"HTTP/1.1"):
+    if any_length:
+        dropped |= LENGTH
+    if not decoded and not answer.roles & dropped and answer.first.startswith(b"HTTP/1.1"):
         return answer.raw[:-2]
-    named = named_by_connection(answer.lines)
+    named = set(named_by_connection(answer.lines))
+    if decoded:
+        named.add(b"content-encoding")
     head = [b"HTTP/1.1" + answer.first[8:]]
     head += [line.raw for line in answer.lines if not line.role & dropped and line.name not in named]
     head.append(b"")

@@ -1,17 +1,35 @@
-"""`stream_usage = "inject"`: ask a chat stream for its usage on our account, and take both traces of that out again.
+"""`stream_usage = "inject"`: ask a chat stream for its usage on our account, and take every trace of that out again.
 
-OpenAI's `include_usage` adds a last chunk with `choices: []` and a `"usage": null` in all others (wire.md). The client asked
-for neither and gets neither; every other byte of the stream passes as received.
+OpenAI's `include_usage` adds a last chunk with `choices: []` and a `"usage": null` in all others (wire.md). Others write the
+usage into a chunk with content (Gemini), into every one (vLLM), into a chunk without `choices`, into a choice (Moonshot) or
+into `x_groq`. The client asked for none of it and gets none; every other byte of the stream passes as received.
 """
 
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Callable
+from typing import Any, Final
 
 import msgspec
 
-_NULL_USAGE = re.compile(rb'\s*,\s*"usage"\s*:\s*null(?=\s*[,}])|(?<=\{)\s*"usage"\s*:\s*null\s*,')
-_END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
+from evalpipe.core.setup_fault import provider_words
+from evalpipe.providers.encoding import EncodingError, StreamDecoder
+from evalpipe.providers.json_members import without_members
+from evalpipe.providers.jsontext import MalformedJSONError, as_dict, as_list, parse_answer
+
+_END: Final = re.compile(rb"\r\n\r\n|\r\n\n|\n\r\n|\n\n|\r\r")
+_LINE: Final = re.compile(rb"([^\r\n]*)(\r\n|\n|\r|\Z)")
+_USAGE: Final = ((b"usage",), (b"choices", b"usage"), (b"x_groq", b"usage"))
+"""where vendors write the usage of a stream"""
+_FRAME: Final = frozenset(
+    {"id", "object", "created", "model", "choices", "usage", "x_groq", "system_fingerprint", "service_tier", "provider"}
+    | {"obfuscation", "stream_options"}
+)
+"""members of a usage chunk that say nothing without its usage"""
+_MAX_HELD: Final = 1 << 20
+"""bytes of an event that are held back at most: what is longer holds no usage, and passes as it comes"""
 
 
 def ask_for_usage(body: bytes) -> bytes | None:
@@ -27,36 +45,145 @@ def ask_for_usage(body: bytes) -> bytes | None:
 
 
 class UsageStripper:
-    """Takes the usage out of the payload of a stream, event by event; only an event that is not whole yet is held back."""
+    """Takes the usage out of the payload of a stream, event by event; only an event that is not whole yet is held back.
 
-    def __init__(self) -> None:
-        self._partial = b""
+    `headers`: of the answer; a stream that comes compressed, although it was asked for uncompressed, is uncompressed.
+    Raises EncodingError from `feed` where it is not what its headers say.
+    """
+
+    def __init__(self, headers: dict[str, str] | None = None) -> None:
+        self._decoder = StreamDecoder(headers or {})
+        self._held = b""
+        self._passes = False
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the stream comes uncompressed."""
+        return self._decoder.is_identity
 
     def feed(self, data: bytes) -> bytes:
-        data = self._partial + data
+        data = self._decoder.feed(data)
+        searched = max(len(self._held) - 3, 0)  # an end may have begun in what is held
+        data = self._held + data
         kept, start = [], 0
-        for match in _END.finditer(data):
-            kept.append(_stripped(data[start : match.end()]))
-            start = match.end()
-        self._partial = data[start:]
+        for match in _END.finditer(data, searched):
+            event = data[start : match.end()]
+            kept.append(event if self._passes else _stripped(event))
+            start, self._passes = match.end(), False
+        self._held = data[start:]
+        if self._passes or len(self._held) > _MAX_HELD:
+            # All but what may be the beginning of the event's end.
+            self._passes = True
+            kept.append(self._held[:-3])
+            self._held = self._held[-3:]
         return b"".join(kept)
 
     def finish(self) -> bytes:
         """What is left when the stream ends within an event."""
-        rest, self._partial = self._partial, b""
+        rest, self._held = self._held, b""
         return rest
 
 
 def _stripped(event: bytes) -> bytes:
     if b'"usage"' not in event:
         return event
-    data = b"\n".join(line[5:] for line in event.splitlines() if line.startswith(b"data:"))
+    lines = [(match[1], match[2]) for match in _LINE.finditer(event) if match[0]]
+    places = [number for number, (line, _) in enumerate(lines) if line.startswith(b"data:")]
+    data = b"\n".join(lines[number][0][5:] for number in places)
     try:
-        chunk = msgspec.json.decode(data)
-    except (msgspec.MsgspecError, RecursionError):
+        chunk, _ = parse_answer(data)
+    except MalformedJSONError:
         return event
-    if not isinstance(chunk, dict) or "usage" not in chunk:
+    if not isinstance(chunk, dict):
         return event
-    if chunk["usage"] is None:
-        return _NULL_USAGE.sub(b"", event, count=1)
-    return b"" if chunk.get("choices") == [] else event
+    if _is_usage_only(chunk):
+        return b""
+    rest = without_members(data, _USAGE)
+    if rest == data:
+        return event
+    pieces = rest.split(b"\n")  # JSON has line breaks between its tokens only
+    for number, piece in zip(places, pieces, strict=False):
+        lines[number] = (b"data:" + piece, lines[number][1])
+    gone = set(places[len(pieces) :])
+    return b"".join(line + end for number, (line, end) in enumerate(lines) if number not in gone)
+
+
+def _is_usage_only(chunk: dict[str, Any]) -> bool:
+    """Whether the chunk is there for its usage alone. Azure's first chunk has no choices either, but the prompt's filter."""
+    if as_list(chunk.get("choices")):
+        return False
+    if not as_dict(chunk.get("usage")) and not as_dict(as_dict(chunk.get("x_groq")).get("usage")):
+        return False
+    return not any(value for key, value in chunk.items() if key not in _FRAME)
+
+
+_NAMED: Final = re.compile(r"stream_options|include_usage")
+_EXTRA: Final = re.compile(
+    r"extra[ _](?:inputs?|fields?|forbidden|parameters?)|additional propert|"
+    r"(?:unknown|unrecogni[sz]ed|unsupported|unexpected|invalid)[ _](?:request[ _])?(?:argument|field|key|parameter|property)",
+    re.IGNORECASE,
+)
+
+
+REFUSALS: Final = frozenset({400, 422})
+"""statuses by which servers refuse a field they do not know"""
+MAX_REFUSAL_BYTES: Final = 64 << 10
+"""of a refusal's body that are read; what is longer is none of a field"""
+
+
+class UsageAsking:
+    """Whether one arm's server takes `stream_options`, learned from its refusals.
+
+    A server that names the field is believed at once. One that only says that some field is one too many is asked once more
+    without it, and believed where it then answers; where it refuses that too, another field is meant.
+    """
+
+    def __init__(self, arm: str, *, refused: Callable[[str], None], say: Callable[[str], None]) -> None:
+        """`refused` counts a request that has to be sent again, by arm; `say` takes a line for the log."""
+        self._arm, self._refused, self._say = arm, refused, say
+        self._means_another_field = False
+        self._words = ""
+        self.is_taken = True
+        """False: no stream of this arm is asked for its usage any more"""
+
+    def refuses(self, status: int, headers: dict[str, str], body: bytes) -> bool:
+        """Whether this answer refuses the `stream_options` that evalpipe added: the request is then due once more."""
+        if status not in REFUSALS:
+            return False
+        try:
+            words = str(StreamDecoder(headers).feed(body), "utf-8", "replace")
+        except EncodingError:
+            return False
+        is_named = _NAMED.search(words) is not None
+        if not is_named and (self._means_another_field or _EXTRA.search(words) is None):
+            return False
+        self._refused(self._arm)
+        self._words = f"HTTP {status}: {provider_words(words)}"
+        if is_named:
+            self._remember()
+        return True
+
+    def answered_without(self, status: int | None) -> None:
+        """The status of the request that was sent again."""
+        if status is not None and status < 400:
+            self._remember()
+        elif status in REFUSALS:
+            self._means_another_field = True
+
+    def _remember(self) -> None:
+        if self.is_taken:
+            self.is_taken = False
+            self._say(
+                f"evalpipe: the {self._arm} arm refuses stream_options ({self._words}): its streams are asked for their "
+                "token counts no more, and have no cost unless it reports them by itself"
+            )
+
+
+def log(line: str) -> None:
+    """A line for the collector's log."""
+    print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def without_stream_options(body: bytes) -> bytes:
+    """A request's body without `stream_options`, every other byte as it is."""
+    return without_members(body, ((b"stream_options",),))

@@ -21,8 +21,9 @@ _RETURNED = frozenset(b"retry-after retry-after-ms x-should-retry".split())
 """answer headers that mean the same in every dialect"""
 
 
-def say_to_treatment(arm: ArmSettings, head: RequestHead, body: bytes) -> OutgoingRequest:
-    """The request the treatment arm gets. Raises NotShadowableError where there is no faithful one."""
+def say_to_treatment(arm: ArmSettings, head: RequestHead, body: bytes, *, ask_usage: bool = True) -> OutgoingRequest:
+    """The request the treatment arm gets. `ask_usage` False: its server refuses `stream_options`. Raises NotShadowableError
+    where there is no faithful one."""
     headers = {str(line.name, "latin-1"): str(line.value, "latin-1") for line in head.lines}
     return render_treatment_request(
         head.endpoint,
@@ -31,6 +32,7 @@ def say_to_treatment(arm: ArmSettings, head: RequestHead, body: bytes) -> Outgoi
         model=arm.model,
         params=arm.params,
         drop=arm.drop,
+        ask_usage=ask_usage,
         system_prompt=arm.system_prompt,
         headers=headers,
         served=True,

@@ -21,6 +21,7 @@ from evalpipe.collector.routes import Routes
 from evalpipe.collector.settings import ArmSettings, CollectorSettings
 from evalpipe.collector.setup_watch import SetupWatch
 from evalpipe.collector.spooling import SpoolWriter
+from evalpipe.collector.stream_usage import UsageAsking, log
 from evalpipe.collector.turn import Turn
 from evalpipe.collector.upstream import Pool
 
@@ -55,6 +56,7 @@ class Worker:
             on_lost=self._lost,
         )
         self.arms = {arm.arm: arm for arm in (settings.control, settings.treatment) if arm is not None}
+        self.asking = {name: UsageAsking(name, refused=self.metrics.usage_refused, say=log) for name in self.arms}
         self.pools = {
             name: Pool(
                 loop,
