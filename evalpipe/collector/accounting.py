@@ -14,12 +14,19 @@ from time import perf_counter
 from evalpipe.collector.metrics import Metrics
 from evalpipe.collector.pricing import Pricer
 from evalpipe.collector.settings import CollectorSettings
+from evalpipe.collector.stream_usage import log
 from evalpipe.collector.tail import SpoolTail, TailedLine
+from evalpipe.core.refusals import RefusalWatch
 from evalpipe.core.spool import ResponseRecord, read_record
+from evalpipe.core.traffic import Outcome
+from evalpipe.providers.base import Answer
+from evalpipe.providers.translate.drop import field_named
 
 _PIECE_BYTES = 64 << 10
 """a large piece takes a millisecond to read and to search: so long nobody else shall wait"""
 _RESPONSE = b'{"record":"response"'
+_REFUSALS_EVERY = 10
+"""answers after which the arms' refusals are compared anew"""
 
 
 class Accountant:
@@ -31,6 +38,9 @@ class Accountant:
         self._settings, self._metrics, self._pricer = settings, metrics, pricer
         self._tails = [SpoolTail(folder, prefix, offsets, _PIECE_BYTES) for prefix in ("served-", "shadow-")]
         self._lines: Iterator[TailedLine] = iter(())
+        self._refusals = RefusalWatch()
+        self._refusing: str | None = None
+        self._n_seen = 0
 
     def look_for_segments(self) -> None:
         for tail in self._tails:
@@ -63,6 +73,7 @@ class Accountant:
         if arm is None:
             return
         answer = self._pricer.read(record)
+        self._watch_refusals(record, answer)
         usage = answer.usage
         kinds = (
             ("input", usage.input_tokens),
@@ -81,6 +92,23 @@ class Accountant:
         usd = self._pricer.cost(answer, arm)
         if usd is not None:
             self._metrics.cost(record.arm, record.role, usd + record.infrastructure_usd)
+
+    def _watch_refusals(self, record: ResponseRecord, answer: Answer) -> None:
+        """A line in the log where one arm begins to refuse nearly every request that the other takes."""
+        failed = answer.outcome is Outcome.HTTP_ERROR
+        request = record.sent.data if failed and record.sent is not None else b""
+        self._refusals.saw(
+            record.arm, failed=failed, status=record.status, message=answer.error_message, request=request
+        )
+        self._n_seen += 1
+        if self._n_seen % _REFUSALS_EVERY:
+            return
+        found = self._refusals.found()
+        if found is not None and found.arm != self._refusing:
+            log(f"evalpipe: {found.text(field_named(found.message, found.request))}")
+        elif found is None and self._refusing is not None:
+            log(f"evalpipe: the {self._refusing} arm no longer refuses nearly every request")
+        self._refusing = None if found is None else found.arm
 
     def offsets(self) -> dict[str, int]:
         return {name: offset for tail in self._tails for name, offset in tail.offsets().items()}

@@ -166,7 +166,7 @@ class SetupFault:
             case 404:
                 return model if "model" in f"{self.code} {self.message}".lower() else f"{model} and base_url"
             case 400 | 422:
-                return f"{model} and params"
+                return f"{model}, params and drop (it leaves out fields that this server does not know)"
         return url
 
     @property

@@ -195,6 +195,32 @@ def check_stream_usage(workspace: Workspace, config: Config) -> Iterator[Diagnos
         )
 
 
+def check_refusals(workspace: Workspace, config: Config) -> Iterator[Diagnosis]:
+    from evalpipe.core.refusals import WINDOW, RefusalWatch
+    from evalpipe.providers.translate.drop import field_named
+    from evalpipe.store.datasets import open_store
+
+    watch = RefusalWatch()
+    with open_store(workspace.data, config.experiment.name) as store:
+        rows = store.connection.execute(
+            "SELECT arm, outcome = 'http_error', status, error_message, request FROM exchanges WHERE status IS NOT NULL "
+            "QUALIFY row_number() OVER (PARTITION BY arm ORDER BY started_at DESC) <= ? AND config_fingerprint "
+            "IS NOT DISTINCT FROM first_value(config_fingerprint) OVER (PARTITION BY arm ORDER BY started_at DESC) "
+            "ORDER BY started_at",
+            [WINDOW],
+        ).fetchall()
+    for arm, failed, status, message, request in rows:
+        watch.saw(arm, failed=failed, status=status, message=message, request=(request or "").encode())
+    found = watch.found()
+    if found is not None:
+        yield Diagnosis(
+            name=f"requests {found.arm}",
+            status="warn",
+            detail=found.text(field_named(found.message, found.request)),
+            remedy=f"set drop under [arms.{found.arm}]; what was refused stays in the log: `evalpipe exclude` takes its time out",
+        )
+
+
 def check_collector(workspace: Workspace, config: Config) -> Iterator[Diagnosis]:
     from evalpipe.collector import is_compiled
 
@@ -220,6 +246,7 @@ CHECKS: tuple[Callable[[Workspace, Config], Iterator[Diagnosis]], ...] = (
     check_tokens,
     check_collector,
     check_stream_usage,
+    check_refusals,
 )
 
 

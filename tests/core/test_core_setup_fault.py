@@ -212,8 +212,14 @@ def one(arm: str, status: int | None, code: str | None = None, message: str = ""
         (one("treatment", 404, "model_not_found"), "[arms.treatment] model"),
         (one("treatment", 404, "not_found_error", "model: claude-9"), "[arms.treatment] model"),
         (one("treatment", 404, "http_404", "Not Found"), "[arms.treatment] model and base_url"),
-        (one("treatment", 400), "[arms.treatment] model and params"),
-        (one("treatment", 422), "[arms.treatment] model and params"),
+        (
+            one("treatment", 400),
+            "[arms.treatment] model, params and drop (it leaves out fields that this server does not know)",
+        ),
+        (
+            one("treatment", 422),
+            "[arms.treatment] model, params and drop (it leaves out fields that this server does not know)",
+        ),
         (one("treatment", None, "connect_error"), "[arms.treatment] base_url"),
         (one("treatment", 200, "malformed"), "[arms.treatment] base_url"),
     ],

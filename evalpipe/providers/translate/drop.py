@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
+
+from evalpipe.providers.jsontext import MalformedJSONError, parse
 
 LIMITS: tuple[str, str] = ("max_completion_tokens", "max_tokens")
 """Chat completions' two names of one limit, the newer first."""
@@ -45,3 +48,71 @@ def _without(value: Any, keys: Sequence[str]) -> Any:
         return {key: inner for key, inner in value.items() if key != keys[0]}
     inner = _without(value[keys[0]], keys[1:])
     return value if inner is value[keys[0]] else {**value, keys[0]: inner}
+
+
+_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_ORDINARY = frozenset(
+    {
+        "model",
+        "messages",
+        "input",
+        "stream",
+        "role",
+        "content",
+        "type",
+        "text",
+        "name",
+        "id",
+        "system",
+        "function",
+        "tools",
+    }
+    | {
+        "user",
+        "stop",
+        "index",
+        "value",
+        "error",
+        "format",
+        "object",
+        "parameters",
+        "properties",
+        "description",
+        "items",
+    }
+    | {"required", "url", "data", "source", "store"}
+)
+"""keys that an error's words may hold without meaning a field"""
+
+
+def field_named(words: str | None, body: bytes) -> str | None:
+    """The path, as `drop` takes it, of the field of a refused request that the refusal's words name; None where they name
+    none."""
+    try:
+        document = parse(body)
+    except MalformedJSONError:
+        return None
+    named = set(_WORD.findall(words or "")) - _ORDINARY
+    return _path_of(document, named, 0) if named else None
+
+
+def _path_of(value: Any, named: set[str], depth: int) -> str | None:
+    """The outermost key that is named."""
+    if depth > _MAX_DEPTH:
+        return None
+    if isinstance(value, list):
+        return next((path for item in value if (path := _path_of(item, named, depth + 1)) is not None), None)
+    if not isinstance(value, dict):
+        return None
+    found = next((key for key in value if key in named), None)
+    if found is not None:
+        return str(found)
+    for key, inner in value.items():
+        path = _path_of(inner, named, depth + 1)
+        if path is not None:
+            return f"{key}.{path}"
+    return None
+
+
+_MAX_DEPTH = 12
+"""levels that are searched: a request's own fields are not deeper"""
