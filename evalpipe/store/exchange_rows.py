@@ -13,10 +13,10 @@ import msgspec
 from evalpipe.core.identity import conversation_id, hash_unit, unit_in_body
 from evalpipe.core.spool import Body, Ended, RequestRecord, ResponseRecord, ShadowRecord
 from evalpipe.core.text import well_formed
-from evalpipe.core.traffic import Arm, Exchange, Outcome, Role, ShadowStatus
+from evalpipe.core.traffic import FAILED, Arm, Exchange, Outcome, Role, ShadowStatus
 from evalpipe.providers.base import Answer, RequestView
 from evalpipe.providers.encoding import EncodingError, decode, header
-from evalpipe.providers.pricing import Cost, Price, Unpriced, price_of
+from evalpipe.providers.pricing import NOT_REPORTED, Cost, Price, Unpriced, price_of
 from evalpipe.providers.registry import read_answer, read_request
 from evalpipe.store.documents import parse
 from evalpipe.store.importers.base import prompt_text
@@ -24,6 +24,8 @@ from evalpipe.store.spool_join import LOST, STOPPED, Entry
 
 SIMULATED_HEADER = "x-simulated-by"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+BROKEN_OFF = "the answer failed before it reported its tokens: what was billed for it is not known"
+"""`cost_note` of failures that may have been billed"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -271,10 +273,9 @@ def _cost(
 ) -> Cost | Unpriced:
     at = _instant(response.started_at)
     generated = answer.usage.output_tokens is not None or answer.text or answer.tool_calls
-    if outcome is Outcome.HTTP_ERROR and not generated:
-        # Neither vendor bills a request it refused with an error; one that broke off in the middle may be billed.
+    if outcome is Outcome.HTTP_ERROR and not generated and _is_not_billed(response):
         return Cost(usd=0.0, priced_at=at, source="not billed")
-    return price_of(
+    cost = price_of(
         answer.usage,
         model=answer.model,
         requested=view.model,
@@ -282,6 +283,18 @@ def _cost(
         at=at,
         prices=client.rules.prices,
     )
+    if outcome in FAILED and isinstance(cost, Unpriced) and cost.reason == NOT_REPORTED:
+        return Unpriced(reason=BROKEN_OFF)
+    return cost
+
+
+def _is_not_billed(response: ResponseRecord) -> bool:
+    """Whether the request was never sent, or answered with an error's status: neither vendor bills those. An error within a
+    200, and a connection that broke, may come after tokens that are billed."""
+    if response.ended == "connect_error":
+        return True
+    is_answered = response.ended in {"complete", "closed_by_upstream"}
+    return is_answered and response.status is not None and response.status >= 300
 
 
 def _cost_columns(cost: Cost | Unpriced, response: ResponseRecord) -> dict[str, Any]:

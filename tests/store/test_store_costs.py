@@ -13,7 +13,7 @@ from spool_builders import T0, copy, request, served, write_segment
 from evalpipe.core.spool import ResponseRecord
 from evalpipe.providers.pricing import Price
 from evalpipe.store.datasets import open_store
-from evalpipe.store.exchange_rows import ReadingRules
+from evalpipe.store.exchange_rows import BROKEN_OFF, ReadingRules
 from evalpipe.store.files import schema_mark
 from evalpipe.store.load_spool import SpoolLoad
 
@@ -93,6 +93,25 @@ def test_a_refused_request_is_not_billed_but_a_torn_answer_may_be(tmp_path: Path
     usd, _, note = costs(tmp_path / "torn", served("r1", body=torn, headers={"content-type": "text/event-stream"}))
     assert usd is None
     assert note
+
+
+def test_only_what_is_not_billed_by_documentation_costs_nothing(tmp_path: Path) -> None:
+    """An HTTP error instead of an answer, a request that never left; not an error within a 200, nor a broken connection."""
+    error = b'{"error": {"message": "slow down", "type": "rate_limit_error", "code": 429}}'
+    stream = {"content-type": "text/event-stream"}
+    cases: list[tuple[dict[str, Any], bool]] = [
+        ({"body": error, "status": 429}, True),
+        ({"body": b"", "status": 502, "ended": "connect_error", "error_type": "connect_error"}, True),
+        ({"body": b"", "status": None, "ended": "connect_error", "error_type": "connect_error"}, True),
+        ({"body": error, "status": 200}, False),
+        ({"body": b"data: " + error + b"\n\n", "status": 200, "headers": stream}, False),
+        ({"body": b"", "status": 502, "ended": "cut", "error_type": "cut"}, False),
+        ({"body": b"", "status": 502, "ended": "protocol_error", "error_type": "protocol_error"}, False),
+        ({"body": b"", "status": 504, "ended": "timeout", "error_type": "timeout"}, False),
+    ]
+    for number, (fields, is_free) in enumerate(cases):
+        found = costs(tmp_path / str(number), served("r1", **fields))
+        assert found == ((0.0, "not billed", None) if is_free else (None, None, BROKEN_OFF)), fields
 
 
 def test_own_prices_reach_a_tier_and_a_one_hour_cache_write(tmp_path: Path) -> None:
