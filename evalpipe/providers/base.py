@@ -113,6 +113,10 @@ class Answer:
     content_offset: int | None = None
     error_type: str | None = None
     error_message: str | None = None
+    error_status: int | None = None
+    """the HTTP status that an error within the answer names (`"code": 429`)"""
+    late_reasoning: str = ""
+    """reasoning that `text` leaves out and that a stream had passed before its end showed what it was"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

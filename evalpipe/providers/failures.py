@@ -35,6 +35,8 @@ class Failure(NamedTuple):
     kind: str | None
     message: str | None
     refused: bool = False
+    status: int | None = None
+    """the HTTP status it names"""
 
 
 def short(text: str) -> str:
@@ -90,7 +92,16 @@ def of_error(error: dict[str, Any]) -> Failure:
     flagged = bool(as_dict(error.get("metadata")).get("reasons"))  # OpenRouter's moderation (403)
     failure = _failure(kind, message)
     refused = failure.refused or flagged or inner.lower() in FILTERED or str(code).lower() in FILTERED
-    return failure._replace(refused=refused)
+    return failure._replace(refused=refused, status=_http_status(code, error.get("status"), error.get("http_code")))
+
+
+def _http_status(*named: Any) -> int | None:
+    """The first number, or text of one, that is an error's status of HTTP."""
+    for value in named:
+        text = str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
+        if len(text) == 3 and text.isascii() and text.isdigit() and 400 <= int(text) <= 599:
+            return int(text)
+    return None
 
 
 def _bare(value: dict[str, Any]) -> Failure | None:

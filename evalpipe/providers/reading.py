@@ -290,6 +290,7 @@ def answer_of(builder: AnswerBuilder, *, assembled: str | None = None) -> Answer
         assembled=assembled,
         error_type=error_type,
         error_message=error_message,
+        late_reasoning=builder.late_reasoning,
     )
     return answer if builder.failure is None else _failed(answer, builder.failure)
 
@@ -300,6 +301,7 @@ def _failed(answer: Answer, failure: Failure) -> Answer:
         outcome=Outcome.REFUSED if failure.refused else Outcome.HTTP_ERROR,
         error_type=failure.kind or answer.error_type or "error",
         error_message=failure.message or answer.error_message,
+        error_status=failure.status,
     )
 
 

@@ -192,7 +192,7 @@ def _answered(
         model=answer.model,
         request=_storable(sent_body),
         response=answer.assembled if answer.assembled is not None else _raw_text(response, body),
-        text=answer.text,
+        text=_text(client, response, role, answer),
         tool_calls=json.dumps(answer.tool_calls) if answer.tool_calls else None,
         finish_reason=answer.finish_reason,
         outcome=outcome,
@@ -286,6 +286,15 @@ def _cost(
     if outcome in FAILED and isinstance(cost, Unpriced) and cost.reason == NOT_REPORTED:
         return Unpriced(reason=BROKEN_OFF)
     return cost
+
+
+def _text(client: _Client, response: ResponseRecord, role: Role, answer: Answer) -> str | None:
+    """The answer's text. Of a stream that was translated for its user, all that the user got: reasoning that only its closing
+    tag shows to be some had passed by then."""
+    is_translated = role is Role.SERVED and response.endpoint != client.record.endpoint
+    if is_translated and client.view.streamed and answer.late_reasoning:
+        return answer.late_reasoning + (answer.text or "")
+    return answer.text
 
 
 def _is_not_billed(response: ResponseRecord) -> bool:

@@ -348,3 +348,30 @@ def test_tags_that_the_client_asked_for_stay_in_its_answer() -> None:
         translator.head(200, JSON)
         translator.feed(body)
         assert json.loads(translator.finish())["content"] == [{"type": "text", "text": text}]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "kind"),
+    [
+        ({"message": "slow down", "code": 429}, 429, "rate_limit_error"),
+        ({"message": "slow down", "code": "429", "type": "whatever"}, 429, "rate_limit_error"),
+        ({"message": "slow down", "type": "rate_limit_error"}, 429, "rate_limit_error"),
+        ({"message": "quota", "code": 429, "status": "RESOURCE_EXHAUSTED"}, 429, "rate_limit_error"),
+        ({"message": "no key", "code": "invalid_api_key"}, 401, "authentication_error"),
+        ({"message": "too long", "code": "context_length_exceeded"}, 400, "invalid_request_error"),
+        ({"message": "busy", "code": 503}, 529, "overloaded_error"),
+        ({"message": "busy", "code": 1305}, 502, "api_error"),
+        ({"message": "busy", "code": 200}, 502, "api_error"),
+        ({"message": "busy"}, 502, "api_error"),
+    ],
+)
+def test_an_error_within_a_200_has_its_own_status(error: dict[str, Any], status: int, kind: str) -> None:
+    """Clients wait, retry or give up by it. In a stream the status is out; the event's kind says it."""
+    body = dump({"error": error}).encode()
+    translator = AnswerTranslator(*ROUTES[1], request_body=request(stream=False), answer_id="new", created=5)
+    assert translator.head(200, JSON)[0] == 200
+    translator.feed(body)
+    told = json.loads(translator.finish())
+    assert (translator.status, told["error"]["type"], told["error"]["message"]) == (status, kind, error["message"])
+    streamed = translate(ROUTES[1], b"data: " + body + b"\n\n", stream=True)
+    assert f'"type":"{kind}"'.encode() in streamed

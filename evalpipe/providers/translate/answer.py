@@ -1,8 +1,8 @@
 """An arm's answer in the client's own dialect: whole, streamed as it comes, and errors.
 
-The arm's answer is read by the reader that makes the stored record: what the client is told is what is recorded. The one
-exception: a stream whose reasoning has a closing tag and no opening one (`text_pieces.without_reasoning`) has passed by the
-time the tag shows what it was; the record leaves it out of the text.
+The arm's answer is read by the reader that makes the stored record: what the client is told is what is recorded. The
+reasoning of a stream that has a closing tag and no opening one (`text_pieces.without_reasoning`) has passed by the time the
+tag shows what it was: the record of such an answer keeps it in its text, too (`Answer.late_reasoning`).
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class AnswerTranslator:
         if is_answer:
             return said + self._stream.end(answer, stop_of(answer))
         message = answer.error_message or "the provider's answer could not be read"
-        return said + self._stream.writer.error(self._event_kind(answer.error_type), message)
+        return said + self._stream.writer.error(self._event_kind(answer), message)
 
     def broken(self, message: str) -> bytes:
         """What tells a client of a stream that it broke; nothing where the answer was over already."""
@@ -146,8 +146,9 @@ class AnswerTranslator:
         )
 
     def _error(self, answer: Answer) -> bytes:
-        kind = self._kind(self._status if self._status >= 400 else 502, answer.error_type)
-        self.status = self._client_status(self._status if self._status >= 300 else 502)
+        status = self._status if self._status >= 300 else _status_within(answer)
+        kind = self._kind(status if status >= 400 else 502, answer.error_type)
+        self.status = self._client_status(status)
         message = answer.error_message or "the provider's answer could not be read"
         code = answer.error_type if self._client_endpoint != "messages" else None
         return dump(error_body(self._client_endpoint, kind, message, code=code)).encode("utf-8", "replace")
@@ -176,10 +177,13 @@ class AnswerTranslator:
             return "insufficient_quota" if known == "insufficient_quota" else "rate_limit_error"
         return "server_error" if status >= 500 else "invalid_request_error"
 
-    def _event_kind(self, known: str | None) -> str:
+    def _event_kind(self, answer: Answer) -> str:
         """The kind of an error within a stream: the arm's own word where the client's dialect has it."""
+        known = answer.error_type
         if self._client_endpoint == "messages":
-            return known if known is not None and known in _ANTHROPIC_KINDS.values() else "api_error"
+            if known is not None and known in _ANTHROPIC_KINDS.values():
+                return known
+            return _ANTHROPIC_KINDS.get(self._client_status(_status_within(answer)), "api_error")
         return known or "server_error"
 
 
@@ -276,6 +280,38 @@ def stop_of(answer: Answer) -> Stop:
     if answer.tool_calls and KINDS.get((answer.finish_reason or "").lower(), "end") in {"end", "calls"}:
         return "tool_use"
     return "stop_sequence" if answer.finish_reason == "stop_sequence" else "end"
+
+
+_STATUSES: Final = {
+    "invalid_request_error": 400,
+    "context_length_exceeded": 400,
+    "invalid_argument": 400,
+    "authentication_error": 401,
+    "invalid_api_key": 401,
+    "unauthenticated": 401,
+    "billing_error": 402,
+    "permission_error": 403,
+    "permission_denied": 403,
+    "not_found_error": 404,
+    "model_not_found": 404,
+    "not_found": 404,
+    "request_too_large": 413,
+    "rate_limit_error": 429,
+    "rate_limit_exceeded": 429,
+    "insufficient_quota": 429,
+    "resource_exhausted": 429,
+    "too_many_requests": 429,
+    "unavailable": 503,
+    "overloaded_error": 529,
+    "timeout_error": 504,
+    "deadline_exceeded": 504,
+}
+"""kinds of errors, OpenAI's, Anthropic's and Google's, in lower case → the status they come with"""
+
+
+def _status_within(answer: Answer) -> int:
+    """The status of an error that came within a 200; 502 where it names none: clients wait and try again by it."""
+    return answer.error_status or _STATUSES.get((answer.error_type or "").lower(), 502)
 
 
 def _call(begin: Piece, pieces: list[Piece]) -> ReplyCall:
