@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from evalpipe.providers.base import NotShadowableError
-from evalpipe.providers.jsontext import as_dict, as_list
+from evalpipe.providers.jsontext import as_dict, as_list, dump
 
 _BOUNDS = frozenset(
     {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength"}
@@ -14,7 +14,7 @@ _BOUNDS = frozenset(
 
 
 def for_anthropic(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema as `output_config.format` takes it: closed objects, no bounds. Raises NotShadowableError where it is
+    """The schema as `output_config.format` takes it: closed objects, bounds in words. Raises NotShadowableError where it is
     recursive or its objects are open: neither can be said."""
     definitions = {
         f"#/{key}/{name}": inner for key in ("$defs", "definitions") for name, inner in as_dict(schema.get(key)).items()
@@ -61,6 +61,10 @@ def _closed(value: Any) -> Any:
             result[key] = inner
         elif key not in _BOUNDS:
             result[key] = _closed(inner)
+    bounds = ", ".join(f"{key}: {dump(inner)}" for key, inner in value.items() if key in _BOUNDS)
+    if bounds:  # said in words, in the form in which Anthropic's own SDK says them
+        described = result.get("description")
+        result["description"] = f"{described}\n\n{{{bounds}}}" if described else f"{{{bounds}}}"
     if value.get("type") == "object" or "properties" in value:
         if value.get("additionalProperties") not in (None, False):
             raise NotShadowableError("open_schema")

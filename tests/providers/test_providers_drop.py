@@ -235,3 +235,17 @@ def test_requests_are_read_whatever_was_imported_first() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_limits_of_a_schema_are_said_as_anthropics_sdk_says_them() -> None:
+    """Anthropic enforces no bounds; its SDK moves them into the description, and so does a translated request."""
+    from anthropic import transform_schema
+
+    properties = {
+        "n": {"type": "integer", "minimum": 1, "maximum": 10, "description": "A number"},
+        "s": {"type": "string", "maxLength": 5},
+    }
+    schema = {"type": "object", "properties": properties, "required": ["n", "s"], "additionalProperties": False}
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    body = sent({"response_format": wanted}, provider="anthropic", model="claude-haiku-4-5")
+    assert body["output_config"]["format"]["schema"] == transform_schema(schema)

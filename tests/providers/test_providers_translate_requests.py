@@ -190,9 +190,9 @@ def test_schemas_become_each_others_structured_output() -> None:
     # Bounds are left out as keywords, and kept as names of properties; objects are closed.
     assert given["schema"] == {
         "type": "object",
-        "properties": {"n": {"type": "integer"}, "minimum": {"$ref": "#/$defs/x"}},
+        "properties": {"n": {"type": "integer", "description": "{minimum: 1}"}, "minimum": {"$ref": "#/$defs/x"}},
         "required": ["n", "minimum"],
-        "$defs": {"x": {"type": "string"}},
+        "$defs": {"x": {"type": "string", "description": "{maxLength: 5}"}},
         "additionalProperties": False,
     }
     back = to_gpt({"messages": [USER], "output_config": {"format": given}})["response_format"]
