@@ -305,6 +305,24 @@ def test_another_refusal_passes_as_it_came(
     assert not any("refuses stream_options" in line for line in running.lines)
 
 
+def test_a_refusal_that_breaks_off_is_the_answer(
+    upstream: Callable[..., RawUpstream], collector: Callable[..., Running]
+) -> None:
+    """Nobody can say what was refused: the client gets what there is of it, as it would have directly."""
+    words = b'{"error":{"message":"Unrecognized request argument supplied: stream_options"}}'
+    head = b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\n\r\n" % (len(words) + 9)
+    long = b'{"error":"' + b"stream_options " * 9000 + b'"}'
+    ends: list[bytes | float | str] = ["close", "hang"]
+    server = upstream(lambda request: [plain(long, status="400 No")] if not ends else [head, words, ends.pop(0)])
+    running = collector(server.url, collector=INJECT + "\nidle_timeout_s = 0.5")
+    for _ in range(2):
+        assert ask(running.port).endswith(words)
+    assert body_of(ask(running.port)) == long  # no server says that little with so much
+    assert len(server.received) == 3
+    assert running.stop() == 0
+    assert [record.ended for record in running.responses().values()] == ["cut", "timeout", "complete"]
+
+
 def test_a_translated_stream_is_asked_again_too(
     upstream: Callable[..., RawUpstream], collector: Callable[..., Running]
 ) -> None:
