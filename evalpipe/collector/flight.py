@@ -323,9 +323,12 @@ class Flight(Outbound):
         limit_s = 0.0
         if now - self._sent > settings.timeout_s:
             limit_s = settings.timeout_s
-        elif self.answer_started or self._held is not None:
-            if not self.client.write_paused and now - self._last_byte > settings.idle_timeout_s:
-                limit_s = settings.idle_timeout_s
+        elif (
+            (self.answer_started or self._held is not None)
+            and not self.client.write_paused
+            and now - self._last_byte > settings.idle_timeout_s
+        ):
+            limit_s = settings.idle_timeout_s
         if not limit_s:
             return
         upstream, self._upstream = self._upstream, None

@@ -195,6 +195,22 @@ def check_stream_usage(workspace: Workspace, config: Config) -> Iterator[Diagnos
         )
 
 
+def check_control_settings(workspace: Workspace, config: Config) -> Iterator[Diagnosis]:
+    control = None if config.arms is None else config.arms.control
+    if control is None or control.rewrite:
+        return
+    unused = [
+        name for name, given in (("params", control.params), ("drop", set(control.drop) - {"stream_options"})) if given
+    ]
+    if unused:
+        yield Diagnosis(
+            name="settings control",
+            status="warn",
+            detail=f"arms.control.{' and '.join(unused)} not used: control's requests pass as clients send them",
+            remedy="set arms.control.rewrite = true to have them written, or leave them out",
+        )
+
+
 def check_refusals(workspace: Workspace, config: Config) -> Iterator[Diagnosis]:
     from evalpipe.core.refusals import WINDOW, RefusalWatch
     from evalpipe.providers.translate.drop import field_named
@@ -237,6 +253,7 @@ def check_collector(workspace: Workspace, config: Config) -> Iterator[Diagnosis]
 
 CHECKS: tuple[Callable[[Workspace, Config], Iterator[Diagnosis]], ...] = (
     check_arms,
+    check_control_settings,
     check_keys,
     check_upstreams,
     check_folders,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from collector_harness import (
@@ -102,6 +103,23 @@ def test_a_dropped_field_reaches_no_arm_that_serves(upstream: Upstream, collecto
     rewritten = collector(treatment.url, arm='model = "gpt-4o"\nrewrite = true\ndrop = ["top_k"]')
     ask(rewritten, 1, top_k=5)
     assert set(json.loads(treatment.received[-1].body)) == {"model", "messages"}
+
+
+@pytest.mark.parametrize(
+    ("arm", "words"),
+    [
+        ('drop = ["top_k"]', "arms.control.drop not used"),
+        ('drop = ["top_k"]\nparams = { seed = 1 }', "arms.control.params and drop not used"),
+        ('drop = ["stream_options"]', None),
+        ('drop = ["top_k"]\nmodel = "gpt-4o"\nrewrite = true', None),
+    ],
+)
+def test_doctor_says_which_settings_of_control_do_nothing(tmp_path: Path, arm: str, words: str | None) -> None:
+    text = f'[experiment]\nname = "e"\n[arms.control]\nprovider = "openai"\nbase_url = "http://127.0.0.1:9"\n{arm}'
+    (tmp_path / "evalpipe.toml").write_text(text)
+    found = [item.detail for item in diagnose(open_workspace(root=tmp_path)) if item.name == "settings control"]
+    assert [words in detail for detail in found if words] == ([True] if words else [])
+    assert bool(found) is (words is not None)
 
 
 def watch(n: int, n_refused: int, n_other: int, n_other_refused: int, *, status: int = 400) -> bool:
