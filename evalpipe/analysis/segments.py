@@ -7,8 +7,8 @@ users are sampled by hash, and neither language nor tool use (which need the tex
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from evalpipe.analysis.connection import Connection, rows, scalar
 from evalpipe.analysis.expressions import check_expression
@@ -23,6 +23,7 @@ from evalpipe.analysis.verdicts import JudgeSeen, sum_wins
 from evalpipe.stats import betting
 from evalpipe.stats.difference import paired_difference, unpaired_difference
 from evalpipe.stats.estimate import Estimate
+from evalpipe.stats.events import paired_events
 from evalpipe.stats.labels import label, orient
 from evalpipe.stats.multiplicity import benjamini_hochberg
 
@@ -75,10 +76,11 @@ def measure_segments(
             condition=f"{column} IS NOT NULL",
         )
         users = UserSums(connection, "ev_segment_users")
+        pairs = _event_pairs(connection, column, items) if prepared.paired else {}
         for position, item in enumerate(items):
             groups = users.aggregate(f"m{position}")
             found += [
-                _segment(connection, name, value, item, group, f"m{position}", "ev_segment_users", settings, look)
+                _segment(name, value, item, group, settings, look, pairs=pairs.get((item.name, value)))
                 for value, group in groups.items()
             ]
         if judge is not None:
@@ -184,6 +186,33 @@ def _bin(column: str, edges: list[float], unit: str) -> str:
     return f"CASE WHEN {column} IS NULL THEN NULL {' '.join(cases)} ELSE 'over {edges[-1]:,.0f} {unit}' END"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EventPairs:
+    """Of `n` pairs: those in which only the treatment has the event, and those in which only control has it."""
+
+    t_only: int
+    c_only: int
+    n: int
+
+
+def _event_pairs(connection: Connection, column: str, items: Sequence[Metric]) -> dict[tuple[str, str], EventPairs]:
+    """By metric and value of the dimension, for the metrics that count events."""
+    found = {}
+    for item in items:
+        if not isinstance(item.values, Ratio) or not item.values.binary:
+            continue
+        event = item.values.numerator
+        counted = rows(
+            connection,
+            f"SELECT {column} AS value, count_if(t_{event} AND NOT c_{event}) AS t_only, "
+            f"count_if(c_{event} AND NOT t_{event}) AS c_only, count(*) AS n FROM ev_segment_rows "
+            f"WHERE {column} IS NOT NULL AND {item.values.rows} GROUP BY value",
+        )
+        for row in counted:
+            found[item.name, str(row["value"])] = EventPairs(t_only=row["t_only"], c_only=row["c_only"], n=row["n"])
+    return found
+
+
 def _win_rates(
     connection: Connection, name: str, column: str, judge: JudgeSeen, settings: Settings, look: Looking
 ) -> list[Segment]:
@@ -198,30 +227,31 @@ def _win_rates(
     item = next(one for one in metrics() if one.name == "win_rate")
     found = []
     for value, group in groups.items():
-        segment = _segment(connection, name, value, item, group, "q", "ev_segment_wins", settings, look)
+        exact = _exact(connection, item, value, look) if look.paired else None
+        segment = _segment(name, value, item, group, settings, look, exact=exact)
         treated = group.treatment.ratio
         found.append(replace(segment, control=None if treated is None else 1 - treated))
     return found
 
 
 def _segment(
-    connection: Connection,
     dimension: str,
     value: str,
     item: Metric,
     group: Aggregates,
-    column: str,
-    table: str,
     settings: Settings,
     look: Looking,
+    *,
+    pairs: EventPairs | None = None,
+    exact: Estimate | None = None,
 ) -> Segment:
+    """One metric of one slice. `pairs`, `exact`: for few users or events, where the ordinary interval has no standing."""
     rule = settings.rule(item.name)
     relative = rule.margin_relative if rule.margin is not None else item.scale == "relative"
     margin = item.margin if rule.margin is None else rule.margin
     estimate = _estimate(group, item, look, relative=relative)
-    bounded = item.name == "win_rate" or (item.scale == "absolute" and item.group == "reliability" and look.paired)
-    if estimate.status != "ok" and bounded and not relative and group.paired.n_pairs:
-        estimate = _exact(connection, item, value, column, table, look) or estimate
+    if estimate.status != "ok" and not relative and group.paired.n_pairs:
+        estimate = _few_events(group, item, look, pairs) if pairs is not None else exact or estimate
     shown = _estimate(group, item, look, relative=False) if relative else estimate
     low, high = orient(estimate, higher_is_better=item.sign > 0)
     return Segment(
@@ -243,6 +273,20 @@ def _segment(
     )
 
 
+def _few_events(group: Aggregates, item: Metric, look: Looking, pairs: EventPairs) -> Estimate:
+    """The interval of an event per request, as in the table of the metrics but for time as a cluster."""
+    return paired_events(
+        t_only=pairs.t_only,
+        c_only=pairs.c_only,
+        n=pairs.n,
+        users=group.paired,
+        heaviness=max(group.heaviness),
+        multiplier=look.multiplier(item.name),
+        alpha=look.alpha,
+        bets=look.bets(item.name, look.alpha, sigma2=SIGMA2_PAIRED_BINARY),
+    )
+
+
 def _estimate(group: Aggregates, item: Metric, look: Looking, *, relative: bool) -> Estimate:
     multiplier = look.multiplier(item.name)
     scale = "relative" if relative else "absolute"
@@ -257,12 +301,12 @@ def _estimate(group: Aggregates, item: Metric, look: Looking, *, relative: bool)
     )
 
 
-def _exact(connection: Connection, item: Metric, value: str, k: str, table: str, look: Looking) -> Estimate | None:
-    """Few users or events: the exact betting interval on the users' paired outcomes."""
+def _exact(connection: Connection, item: Metric, value: str, look: Looking) -> Estimate | None:
+    """Few users: the exact betting interval on the users' mean preferences."""
     counted = rows(
         connection,
-        f"SELECT round((1 + {k}_st / {k}_wt - {k}_sc / {k}_wc) / 2, 12) AS x, count(*) AS n FROM {table} "
-        f"WHERE grp = ? AND {k}_wt > 0 AND {k}_wc > 0 GROUP BY x ORDER BY x",
+        "SELECT round((1 + q_st / q_wt - q_sc / q_wc) / 2, 12) AS x, count(*) AS n FROM ev_segment_wins "
+        "WHERE grp = ? AND q_wt > 0 AND q_wc > 0 GROUP BY x ORDER BY x",
         [value],
     )
     if sum(row["n"] for row in counted) < 2:

@@ -95,6 +95,14 @@ def test_values_subtract_to_the_difference_and_the_point_lies_in_its_interval(se
         for side in (row.control, row.treatment):
             if side.value is not None and side.ci_low is not None and side.ci_high is not None:
                 assert side.ci_low <= side.value <= side.ci_high, row
+    sliced = run(exchanges, judgments, mode=mode, details=True, **settings).segments if seed % 3 == 0 else []
+    for one in sliced:
+        if None in (one.control, one.treatment, one.difference):
+            continue
+        expected = one.treatment - (0.5 if one.metric == "win_rate" else one.control)
+        assert one.difference == pytest.approx(expected, rel=1e-9, abs=1e-9 * abs(one.treatment)), one
+        if one.ci_low is not None and one.ci_high is not None:
+            assert one.ci_low <= one.difference <= one.ci_high, one
     attempted = exchanges[exchanges.outcome != "client_closed"]
     assert shown or len(attempted) < 20 or attempted.arm.nunique() < 2
 
