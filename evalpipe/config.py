@@ -11,9 +11,19 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from evalpipe.errors import ConfigError
+from evalpipe.providers.paths import ADDRESS, address_fault
 
 CONFIG_FILE = "evalpipe.toml"
 
@@ -22,6 +32,16 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Redaction = str
+
+
+def _without_secrets(base_url: str) -> str:
+    fault = address_fault(base_url)
+    if fault is not None:
+        raise ValueError(fault)
+    return base_url
+
+
+BaseUrl = Annotated[str, Field(pattern=ADDRESS), AfterValidator(_without_secrets)]
 NAMED_REDACTIONS = ("email", "phone", "card", "api_key")
 
 _IS_THE_REQUEST = "it is the request itself"
@@ -72,7 +92,7 @@ class ExperimentConfig(_Section):
 
 class ArmConfig(_Section):
     provider: Literal["openai", "anthropic", "litellm"]
-    base_url: Annotated[str, Field(pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$")] | None = None
+    base_url: BaseUrl | None = None
     model: str | None = None
     rewrite: bool = False
     api_key_env: str | None = None
@@ -335,7 +355,7 @@ def secret(env_name: str) -> str | None:
 
 _PATTERNS = {
     "name": "letters, digits, '.', '_' and '-' are allowed, 1 to 64 of them",
-    "base_url": "an address such as https://host/v1 is expected, without '?' or '#'",
+    "base_url": "an address such as https://host/v1 is expected, a query such as ?api-version=… may follow",
 }
 """what the patterns of those keys ask for, in words"""
 

@@ -16,6 +16,7 @@ PASS, WARN, FAIL = "pass", "warn", "fail"
 CHECKS = {
     "setup_fault": "whether an arm fails because of a wrong key, address or model",
     "both_arms": "whether both arms have answers",
+    "uncollected_calls": "whether model calls passed the collector without a record",
     "pairing": "whether every request has an answer of both arms",
     "sample_ratio": "whether requests or users are split between the arms as planned",
     "arm_contamination": "whether users stayed with one arm",

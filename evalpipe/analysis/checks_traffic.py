@@ -9,6 +9,7 @@ from evalpipe.analysis.connection import rows
 from evalpipe.analysis.prepare import Prepared
 from evalpipe.analysis.result import Check, Funnel, MetricResult
 from evalpipe.analysis.wording import count, percent
+from evalpipe.core.uncollected import REMEDY, summary
 from evalpipe.stats import srm
 from evalpipe.stats.missing import MAX_SHED_SHARE, losses, too_much_shed, worst_case_win_rate
 
@@ -32,6 +33,14 @@ def empty_arm(funnel: Funnel, *, paired: bool) -> str | None:
     n = count(seen.get(other, 0))
     what = f"0 of {n} requests have a copy" if paired and arm == "treatment" else f"there are {n} of {other}"
     return f"the {arm} has no answer in the log ({what}), so nothing can be compared"
+
+
+def uncollected_calls(evidence: Evidence) -> Check | None:
+    """Calls of a model that went through the collector without a record: the log is not the whole traffic."""
+    found = evidence.settings.uncollected
+    if not found:
+        return None
+    return Check(name="uncollected_calls", status=WARN, detail=summary(found), remedy=REMEDY)
 
 
 def both_arms(evidence: Evidence) -> Check | None:
@@ -277,6 +286,7 @@ def period_check(prepared: Prepared) -> Check | None:
 
 CHECKS: list[CheckFunction] = [
     both_arms,
+    uncollected_calls,
     sample_ratio,
     arm_contamination,
     pairing,

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
+from evalpipe.core.uncollected import UncollectedPath
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MetricRule:
@@ -111,6 +113,8 @@ class Settings:
     """whether an arm takes its key or its model from the client; an arm that is not named: control does, treatment does not"""
     exclusions: tuple[Exclusion, ...] = ()
     """periods taken out of both arms"""
+    uncollected: tuple[UncollectedPath, ...] = ()
+    """what passed the collector and looks like a model call, the most frequent first"""
     min_consistency: float = 0.5
     """a judge whose consistency is shown to lie below it decides nothing"""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from typing import Annotated
 
 import typer
 
@@ -12,16 +13,28 @@ from evalpipe.cli import options
 MARKS = {"pass": "ok  ", "warn": "warn", "fail": "FAIL"}
 
 
-def doctor(config: options.Config = None, data: options.Data = None, as_json: options.Json = False) -> None:
+Live = Annotated[
+    bool, typer.Option("--live", help="Also send one real request to each arm and each judge; the cost is shown.")
+]
+
+
+def doctor(
+    config: options.Config = None, data: options.Data = None, live: Live = False, as_json: options.Json = False
+) -> None:
     """Say what is missing before a run: keys, unreachable upstreams, unwritable folders, unknown prices, broken judges.
 
-    Example: `evalpipe doctor` (exit code 1 where something would fail; nothing is sent to a provider)
+    Example: `evalpipe doctor` (exit code 1 where something would fail; without --live nothing is sent to a provider)
     """
     from evalpipe.core.text import printable
     from evalpipe.pipeline.doctor import diagnose
     from evalpipe.pipeline.workspace import open_workspace
 
-    found = diagnose(open_workspace(config, data))
+    workspace = open_workspace(config, data)
+    found = diagnose(workspace)
+    if live:
+        from evalpipe.pipeline.doctor_live import diagnose_live
+
+        found += diagnose_live(workspace)
     if as_json:
         typer.echo(json.dumps([asdict(diagnosis) for diagnosis in found], indent=2))
     else:

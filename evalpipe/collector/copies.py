@@ -8,7 +8,7 @@ from dataclasses import replace
 from time import perf_counter, time
 
 from evalpipe.collector.framing import BodyReader
-from evalpipe.collector.heads import AnswerHead, join_path
+from evalpipe.collector.heads import AnswerHead
 from evalpipe.collector.kept import KeptAnswer
 from evalpipe.collector.settings import Origin
 from evalpipe.collector.upstream import AnswerSink, Pool, Upstream
@@ -20,7 +20,7 @@ from evalpipe.providers.base import OutgoingRequest
 def render_copy_head(outgoing: OutgoingRequest, origin: Origin, key_line: bytes) -> bytes:
     """The head of a copy as far as its length."""
     head = [
-        b"POST %b HTTP/1.1" % join_path(origin.base_path, outgoing.path.encode("ascii")),
+        b"POST %b HTTP/1.1" % origin.endpoint_target(outgoing.endpoint),
         b"Host: " + origin.authority.encode("ascii"),
         *(f"{name}: {value}".encode("latin-1") for name, value in outgoing.headers.items()),
     ]

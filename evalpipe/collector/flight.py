@@ -44,6 +44,7 @@ class Flight(Outbound):
     _reframe = False
     _dechunk = False
     _until_close = False
+    _is_stream = False
     _head_bytes = b""
     _last_bytes = b""
     _first_byte = 0.0
@@ -77,6 +78,7 @@ class Flight(Outbound):
         self.status = answer.status
         request = self.request
         worker = self.worker
+        self._is_stream = answer.roles & EVENTS != 0
         if self.endpoint is not None:
             self._kept_answer = KeptAnswer(answer, worker.max_logged_bytes)
         if self._translated is not None:
@@ -297,6 +299,10 @@ class Flight(Outbound):
                 self.worker.turn.end()
         elif self.endpoint is None:
             self.worker.metrics.passed_through()
+            facts = self.request.facts
+            if facts.looks_like_model_call or (self._is_stream and facts.method == b"POST"):
+                self.worker.metrics.uncollected()
+                self.worker.uncollected.saw(facts.method, facts.target)
 
     def _leave(self, *, keep: bool = True) -> None:
         self._upstream = None

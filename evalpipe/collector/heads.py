@@ -331,11 +331,3 @@ def target_path(target: bytes) -> bytes:
             return rest[slash:]
         return b"/" + rest[question:] if question >= 0 else b"/"
     raise HeadError(400, "the request target must be a path")
-
-
-def join_path(base_path: str, target: bytes) -> bytes:
-    """The arm's base path plus the client's target, a `/v1` that both hold standing once."""
-    base = base_path.encode("ascii")
-    if base.endswith(b"/v1") and (target == b"/v1" or target.startswith((b"/v1/", b"/v1?"))):
-        return base[: -len(b"/v1")] + target
-    return base + target

@@ -19,7 +19,7 @@ from evalpipe.collector.heads import (
     target_path,
 )
 from evalpipe.collector.passing import render_passed_head
-from evalpipe.providers.base import ENDPOINTS
+from evalpipe.providers.paths import endpoint_of, looks_like_model_call
 
 if TYPE_CHECKING:
     from evalpipe.collector.arms import Assignment
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 _MAX_KNOWN: Final = 2048
 _MAX_KNOWN_LENGTH: Final = 4096
 _REFUSED_METHODS = frozenset((b"CONNECT", b"TRACE"))
-_ENDPOINTS = {path.encode(): name for path, name in ENDPOINTS.items()}
 _LENGTH_SPELLINGS: Final = (b"\r\nContent-Length: ", b"\r\ncontent-length: ")
 _LENGTH_MARK: Final = Line(b"content-length", b"", b"\0", LENGTH)
 """stands where the length's line stood; no header line holds NUL"""
@@ -43,12 +42,15 @@ class HeadFacts:
         "answer_templates",
         "assignment",
         "before",
+        "encoding",
         "endpoint",
         "expects",
         "http10",
         "is_own",
+        "is_websocket",
         "keep",
         "lines",
+        "looks_like_model_call",
         "method",
         "target",
         "template",
@@ -67,8 +69,21 @@ class HeadFacts:
         self.keep = keeps_alive(lines, http10=self.http10)
         self.expects = bool(roles & EXPECT)
         self.lines = lines
-        self.endpoint = _ENDPOINTS.get(self.target.partition(b"?")[0]) if self.method == b"POST" else None
+        path = str(self.target.partition(b"?")[0], "latin-1")
+        self.endpoint = endpoint_of(path) if self.method == b"POST" else None
         """the collected endpoint; None: the request passes through without a log"""
+        self.looks_like_model_call = (
+            self.endpoint is None and not self.is_own and self.method == b"POST" and looks_like_model_call(path)
+        )
+        self.encoding = ""
+        """the body's content encodings"""
+        self.is_websocket = False
+        for line in lines:
+            if line.name == b"content-encoding":
+                value = str(line.value, "latin-1")
+                self.encoding = f"{self.encoding}, {value}" if self.encoding else value
+            elif line.name == b"upgrade" and self.method == b"GET" and b"websocket" in line.value.lower():
+                self.is_websocket = True
         self.before = self.after = b""
         """the head as control gets it, what comes before and after the length's line"""
         self.assignment: Assignment | None = None

@@ -14,8 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from evalpipe.collector.settings import CollectorSettings
+from evalpipe.providers.paths import endpoint_of
 
-PATH = "/v1/chat/completions"
 ASKED = frozenset(
     {
         "messages",
@@ -75,8 +75,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(411, "length_required", "the litellm library is asked with a Content-Length only")
             return
         body = self.rfile.read(int(length))
-        if self.path.partition("?")[0] != PATH:
-            self._error(404, "not_found", f"the litellm library is asked at {PATH} only")
+        if endpoint_of(self.path.partition("?")[0]) != "chat.completions":
+            self._error(404, "not_found", "the litellm library answers chat completions only")
             return
         try:
             asked = allowed(json.loads(body), self.server.configured)

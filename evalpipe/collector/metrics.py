@@ -82,6 +82,11 @@ USAGE_REFUSED = Counter(
     registry=_registry,
 )
 PASSED = Counter("evalpipe_passed_through_total", "Requests to paths that are not collected", registry=_registry)
+UNCOLLECTED = Counter(
+    "evalpipe_uncollected_calls_total",
+    "Requests that look like model calls, at paths that are not collected",
+    registry=_registry,
+)
 CANARY = Gauge(
     "evalpipe_canary_percentage",
     "Share of treatment in force",
@@ -236,6 +241,9 @@ class Metrics:
 
     def passed_through(self) -> None:
         PASSED.inc()
+
+    def uncollected(self) -> None:
+        UNCOLLECTED.inc()
 
     def canary(self, percentage: float) -> None:
         CANARY.labels(self._experiment).set(percentage)

@@ -30,6 +30,7 @@ from evalpipe.core.spool import Body, RequestRecord, ResponseRecord, ShadowRecor
 from evalpipe.core.templates import ResponseTemplate
 from evalpipe.core.treatment_state import Place
 from evalpipe.providers.base import NotShadowableError, OutgoingRequest
+from evalpipe.providers.encoding import EncodingError, TooLargeError, decode_request
 from evalpipe.providers.registry import read_request
 from evalpipe.providers.translate.drop import names_field
 from evalpipe.providers.translate.request import render_treatment_request
@@ -89,7 +90,8 @@ class Mirror:
 
     def take(self, record: RequestRecord, place: Place | None) -> None:
         """An eligible request, as the client sent it."""
-        if not self._is_sampled(record):
+        body, unreadable = self._readable(record)
+        if not self._is_sampled(record, body):
             self._decide(record.request_id, "not_sampled", None)
             return
         if time() - record.received_at > self._settings.shadow_queue_age_s:
@@ -99,10 +101,13 @@ class Mirror:
         if record.body.n_dropped_bytes:
             self._decide(record.request_id, "not_shadowable", "request_too_large")
             return
+        if unreadable is not None:
+            self._decide(record.request_id, "not_shadowable", unreadable)
+            return
         try:
             outgoing = render_treatment_request(
                 record.endpoint,
-                record.body.data,
+                body,
                 provider=arm.provider,
                 model=arm.model,
                 params=arm.params,
@@ -141,13 +146,26 @@ class Mirror:
 
     # --- deciding
 
-    def _is_sampled(self, record: RequestRecord) -> bool:
+    def _readable(self, record: RequestRecord) -> tuple[bytes, str | None]:
+        """The body without its content encoding, and why there is none."""
+        body: bytes = record.body.data
+        encoding = record.headers.get("content-encoding")
+        if not encoding or record.body.n_dropped_bytes:
+            return body, None
+        try:
+            return decode_request(encoding, body, limit=self._settings.max_logged_bytes), None
+        except TooLargeError:
+            return body, "request_too_large"
+        except EncodingError:
+            return body, "unreadable_request"
+
+    def _is_sampled(self, record: RequestRecord, body: bytes) -> bool:
         percent = self._settings.sample_percent
         if percent >= 100 or self._settings.mode != "shadow":
             return True
         conversation = record.conversation_id
         if conversation is None:
-            view = read_request(record.endpoint, record.body.data)
+            view = read_request(record.endpoint, body)
             known = view.first_user_message is not None
             conversation = conversation_id(view.system_text, view.first_user_message) if known else record.request_id
         return in_treatment(_SAMPLING_SALT, conversation, percent)

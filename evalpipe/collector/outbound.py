@@ -20,6 +20,7 @@ from evalpipe.collector.translate import TranslatedAnswer, render_outgoing_head,
 from evalpipe.collector.upstream import AnswerSink, Pool, Upstream
 from evalpipe.providers.base import NotShadowableError, OutgoingRequest
 from evalpipe.providers.translate.drop import names_field
+from evalpipe.providers.encoding import EncodingError, decode_request
 
 if TYPE_CHECKING:
     from evalpipe.collector.server import Client, Request
@@ -160,9 +161,9 @@ class Outbound(AnswerSink):
 
     def _send_whole(self) -> None:
         """The body was needed to choose the arm, or is written for it: it goes out whole, with a length."""
-        body = self.kept_request.data
         if self.kept_request.n_dropped:
             raise HeadError(413, "the request body is too large")
+        body = self.readable_request
         if not self._choose(body):
             return
         if self._outgoing is not None:
@@ -173,9 +174,12 @@ class Outbound(AnswerSink):
         asked = self._with_usage_asked(self.endpoint, written)
         if asked is not None:
             self._unasked, written, self._stripper = written, asked, UsageStripper()
-        if written != body:
+        is_written = written != body
+        if is_written:
             self.sent_body = written
-        self._send(self._render_written_head(len(written)) + written, flush=True)
+        else:
+            written = self.kept_request.data  # in the client's own encoding
+        self._send(self._render_written_head(len(written), decoded=is_written) + written, flush=True)
         self._request_ended()
 
     def _send_to_treatment(self, outgoing: OutgoingRequest, body: bytes) -> None:
@@ -248,7 +252,19 @@ class Outbound(AnswerSink):
         )
         return head + body
 
-    def _render_written_head(self, length: int) -> bytes:
+    @property
+    def readable_request(self) -> bytes:
+        """The request's body without its content encoding; as it came where that cannot be undone."""
+        body = self.kept_request.data
+        encoding: str = self.request.facts.encoding
+        if not encoding:
+            return body
+        try:
+            return decode_request(encoding, body, limit=self.worker.max_logged_bytes)
+        except EncodingError:  # nobody is named in it and nothing can be written into it: control gets it as it came
+            return body
+
+    def _render_written_head(self, length: int, *, decoded: bool) -> bytes:
         facts = self.request.facts
         return render_passed_head(
             facts.method,
@@ -259,6 +275,7 @@ class Outbound(AnswerSink):
             chunked=False,
             whole_length=length,
             identity=self._stripper is not None,
+            decoded=decoded,
         )
 
     def _send(self, data: bytes, *, flush: bool) -> None:

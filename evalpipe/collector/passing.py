@@ -14,7 +14,6 @@ from evalpipe.collector.heads import (
     OWN,
     AnswerHead,
     Line,
-    join_path,
     named_by_connection,
 )
 
@@ -34,14 +33,16 @@ def render_passed_head(
     chunked: bool,
     whole_length: int | None = None,
     identity: bool = False,
+    decoded: bool = False,
 ) -> bytes:
     """The request head for an arm, blank line included. `key_line`: the arm's own key takes the place of the client's.
 
     `whole_length`: the body goes out whole with this length (it was written for the arm); `identity`: and the answer must
-    come uncompressed, as it will be read on its way.
+    come uncompressed, as it will be read on its way; `decoded`: the body is no longer in the content encoding the client gave.
     """
     named = named_by_connection(lines)
-    head = [b"%b %b HTTP/1.1" % (method, join_path(origin.base_path, target))]
+    from_anthropic = any(line.name == b"anthropic-version" for line in lines) or b"/messages" in target
+    head = [b"%b %b HTTP/1.1" % (method, origin.served_target(target, from_anthropic=from_anthropic))]
     dropped = _DROPPED | CODING
     if key_line:
         dropped |= CREDENTIAL
@@ -50,6 +51,8 @@ def render_passed_head(
     host = b"Host: " + origin.authority.encode("ascii")
     for line in lines:
         if line.role & dropped or line.name in named or (identity and line.name == b"accept-encoding"):
+            continue
+        if decoded and line.name == b"content-encoding":
             continue
         raw = line.raw
         if line.role & HOST:

@@ -185,7 +185,7 @@ class Recorder:
             message=message,
             asked_at=flight.started_at,
             unit_id=assignment.unit_id,
-            asked=(flight.endpoint, flight.kept_request.data),
+            asked=(flight.endpoint, flight.readable_request),
             secrets=[line.value for line in flight.request.facts.lines if line.role & CREDENTIAL],
         )
 

@@ -12,8 +12,9 @@ from evalpipe.collector import is_compiled
 from evalpipe.collector.answers import render_json
 from evalpipe.collector.heads import Line
 from evalpipe.collector.metrics import render_metrics, total_lost
-from evalpipe.collector.shadow_state import is_held
+from evalpipe.collector.shadow_state import READY_FILE, is_held
 from evalpipe.core.treatment_state import TREATMENT_LOCK
+from evalpipe.core.uncollected import REMEDY, summary
 
 if TYPE_CHECKING:
     from evalpipe.collector.worker import Worker
@@ -28,6 +29,7 @@ class Routes:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._verdict = Path(worker.settings.data) / "verdict.json"
+        self._was_ready = False
 
     def answer(self, method: bytes, target: bytes, lines: list[Line], body: bytes) -> Answer:
         """Status, body and content type for one of the own paths."""
@@ -41,13 +43,22 @@ class Routes:
         if path == b"health":
             return self._health()
         if path == b"ready":
-            return _json(503 if self._worker.stopping else 200, {"ready": not self._worker.stopping})
+            is_ready = not self._worker.stopping and self._is_ready()
+            return _json(200 if is_ready else 503, {"ready": is_ready})
         if path == b"metrics":
             self._worker.metrics.flush()
             return 200, render_metrics(self._worker.metrics_dir), _METRICS
         if path == b"gate":
             return self._gate(post=method == b"POST")
         return self._feedback(body)
+
+    def _is_ready(self) -> bool:
+        """Whether every process of the collector has started. Once it was, it stays so: users are served also while another
+        treatment process takes the place of one that ended (see health)."""
+        folder = self._worker.settings.metrics_dir
+        if not self._was_ready:
+            self._was_ready = folder is None or (Path(folder) / READY_FILE).exists()
+        return self._was_ready
 
     def _health(self) -> Answer:
         """200 as long as users are served; "degraded" with the reasons where records are lost, copies are not made, or an arm is
@@ -63,6 +74,9 @@ class Routes:
             reasons.append("the treatment process is not running: copies wait, tokens and dollars are not counted")
         faults = self._worker.setup.faults()
         reasons += [fault.text for fault in faults]
+        uncollected = self._worker.uncollected.all()
+        if uncollected:
+            reasons.append(f"{summary(uncollected)}; {REMEDY}")
         return _json(
             200,
             {
@@ -79,6 +93,7 @@ class Routes:
                     }
                     for fault in faults
                 ],
+                "uncollected": [{"method": one.method, "path": one.path, "count": one.count} for one in uncollected],
                 "experiment": self._worker.settings.experiment,
                 "mode": self._worker.settings.mode,
                 "in_flight": len(self._worker.flights),

@@ -132,6 +132,11 @@ class Client:
             refusal = worker.guard.refusal(facts.target, facts.lines)
             if refusal is not None:
                 raise HeadError(refusal[0], refusal[1])
+        if facts.is_websocket:
+            worker.uncollected.refused_websocket(facts.target)
+            raise HeadError(
+                426, "evalpipe carries no WebSockets: use the same API over HTTP, or connect to the provider"
+            )
         request = Request(facts, length, length_line, keep=facts.keep and not worker.stopping)
         is_own = facts.is_own
         if is_own and length > _MAX_OWN_BODY:
@@ -239,7 +244,10 @@ class Client:
                 self.abort()
                 return
         self._worker.metrics.refused(status)
-        self.transport.write(render_answer(status, render_provider_error(False, status, message, None), keep=False))
+        body = render_provider_error(False, status, message, None)
+        # RFC 9110 15.5.22 and 7.8 ask for both
+        headers = {"Upgrade": "HTTP/1.1", "Connection": "Upgrade"} if status == 426 else None
+        self.transport.write(render_answer(status, body, keep=False, headers=headers))
         self.linger()
 
     def linger(self) -> None:

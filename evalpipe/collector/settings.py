@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from evalpipe.providers.paths import endpoint_path, is_azure, merged_query, served_path, split_address
+
 IN_PROCESS = "litellm://library"
 """base_url of an arm that is the litellm library itself; the supervisor puts the address of its bridge here"""
 
@@ -35,6 +37,10 @@ class Origin(msgspec.Struct, frozen=True):
     """value of the Host header"""
     base_path: str
     """path of the base_url, without a trailing slash"""
+    query: str = ""
+    """what the base_url names after a `?`: goes with every request"""
+    is_exact: bool = False
+    """endpoints are right below `base_path`: no `/v1` is put between"""
 
     @classmethod
     def of(cls, base_url: str) -> Origin:
@@ -44,7 +50,22 @@ class Origin(msgspec.Struct, frozen=True):
         shown = f"[{host}]" if ":" in host else host
         port = parts.port or (443 if tls else 80)
         authority = shown if parts.port is None else f"{shown}:{parts.port}"
-        return cls(host, port, tls, authority, parts.path.rstrip("/"))
+        path, query, is_exact = split_address(base_url)
+        return cls(host, port, tls, authority, path, query, is_exact)
+
+    def served_target(self, target: bytes, *, from_anthropic: bool) -> bytes:
+        """Path and query at this server of a client's own; see `served_path`."""
+        if not self.is_exact and not self.query:
+            return target
+        path, question, query = str(target, "latin-1").partition("?")
+        path = served_path(self.base_path, path, is_exact=self.is_exact, from_anthropic=from_anthropic)
+        query = merged_query(query, self.query)
+        return (f"{path}?{query}" if query or question else path).encode("latin-1")
+
+    def endpoint_target(self, endpoint: str) -> bytes:
+        """Path and query at which this server is asked for an endpoint."""
+        path = endpoint_path(self.base_path, endpoint, is_exact=self.is_exact)
+        return (f"{path}?{self.query}" if self.query else path).encode("latin-1")
 
 
 class ArmSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,7 +92,10 @@ class ArmSettings(msgspec.Struct, frozen=True, kw_only=True):
         """The header line that carries the arm's key; b"" where the client's own passes through."""
         if self.api_key is None:
             return b""
-        prefix = b"x-api-key: " if self.provider == "anthropic" else b"Authorization: Bearer "
+        if self.provider == "anthropic":
+            prefix = b"x-api-key: "
+        else:
+            prefix = b"api-key: " if is_azure(self.base_url) else b"Authorization: Bearer "
         return prefix + self.api_key.value.encode("latin-1")
 
     @property

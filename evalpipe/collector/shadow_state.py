@@ -10,6 +10,9 @@ import msgspec
 
 from evalpipe.core.treatment_state import STATE_FILE, ShadowState, read_state
 
+READY_FILE = "ready"
+"""in the folder of the metrics, once every process of the collector has started"""
+
 
 def load_state(folder: Path) -> ShadowState:
     """The state of the last life."""

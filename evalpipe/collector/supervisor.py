@@ -21,6 +21,8 @@ from typing import Any
 import msgspec
 
 from evalpipe.collector.settings import IN_PROCESS, CollectorSettings
+from evalpipe.collector.shadow_state import READY_FILE, is_held
+from evalpipe.core.treatment_state import TREATMENT_LOCK
 from evalpipe.errors import ConfigError, EvalpipeError, WorkspaceBusyError
 
 _BACKLOG = 4096
@@ -29,6 +31,7 @@ _LIBRARY_READY_S = 300.0
 """the litellm library takes seconds to load, and minutes on an overloaded machine"""
 _RESTART_S = (0.0, 0.1, 0.5, 1.0, 5.0)
 """before the n-th restart in a row of a process that does not live for `_STABLE_S`"""
+_LOOK_S = 0.01
 _STABLE_S = 10.0
 
 
@@ -169,7 +172,7 @@ class _Child:
 
 class _Supervisor:
     def __init__(self, run: Run, sockets: list[socket.socket], metrics_dir: str) -> None:
-        self._run, self._sockets = run, sockets
+        self._run, self._sockets, self._metrics_dir = run, sockets, metrics_dir
         settings = msgspec.structs.replace(run.settings, metrics_dir=metrics_dir)
         settings, bridge = _bridged(settings)
         if settings.redact and settings.treatment is not None:
@@ -198,7 +201,10 @@ class _Supervisor:
         if self._bridges and failed is None and not stop.is_set():
             self._run.say("evalpipe: loading the litellm library")
             failed = await self._until_ready(self._bridges, stop, _LIBRARY_READY_S)
+        if failed is None:
+            await self._until_copying(stop)
         if failed is None and not stop.is_set():
+            Path(self._metrics_dir, READY_FILE).touch(mode=0o600)
             self._run.say(f"listening on {_url(self._sockets[0])}")
             await stop.wait()
         load.cancel()
@@ -229,6 +235,14 @@ class _Supervisor:
             await asyncio.gather(waiting, return_exceptions=True)
             return None if stop.is_set() else f"the collector's processes were not ready within {within_s:g} s"
         return next((child.failed for child in children if child.failed), None)
+
+    async def _until_copying(self, stop: asyncio.Event) -> None:
+        """The treatment process has read where the last one stopped, or waits for one that is still ending."""
+        lock = Path(self._run.settings.spool) / TREATMENT_LOCK
+        for _ in range(int(_READY_S / _LOOK_S)):
+            if is_held(lock) or stop.is_set():
+                return
+            await asyncio.sleep(_LOOK_S)
 
     async def _watch_canary(self) -> None:
         """Nobody watched is a canary without guardrails: a controller that ends gets a successor."""

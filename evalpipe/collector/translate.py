@@ -9,7 +9,7 @@ from __future__ import annotations
 from time import time
 
 from evalpipe.collector.arms import RequestHead
-from evalpipe.collector.heads import Line, join_path
+from evalpipe.collector.heads import Line
 from evalpipe.collector.settings import ArmSettings, Origin
 from evalpipe.providers.base import OutgoingRequest
 from evalpipe.providers.translate.answer import AnswerTranslator
@@ -45,7 +45,7 @@ def render_outgoing_head(
     """The HTTP head of the request to the treatment arm, blank line included. `identity`: the answer must come uncompressed,
     as it will be read on its way."""
     lines = [
-        b"POST %b HTTP/1.1" % join_path(origin.base_path, outgoing.path.encode("ascii")),
+        b"POST %b HTTP/1.1" % origin.endpoint_target(outgoing.endpoint),
         b"Host: " + origin.authority.encode("ascii"),
         *(f"{name}: {value}".encode("latin-1") for name, value in outgoing.headers.items()),
         b"Content-Length: %d" % len(outgoing.body),

@@ -23,6 +23,7 @@ from evalpipe.collector.setup_watch import SetupWatch
 from evalpipe.collector.spooling import SpoolWriter
 from evalpipe.collector.stream_usage import UsageAsking, log
 from evalpipe.collector.turn import Turn
+from evalpipe.collector.uncollected import Uncollected, folder_of
 from evalpipe.collector.upstream import Pool
 
 if TYPE_CHECKING:
@@ -88,6 +89,9 @@ class Worker:
         self.recorder = Recorder(
             settings, self.writer, self.turn, self.metrics, self.setup, redactor=redactor, originals=originals
         )
+        self.uncollected = Uncollected(
+            folder_of(Path(settings.data), settings.experiment), Path(self.metrics_dir).name or str(os.getpid())
+        )
         self.routes = Routes(self)
         self.guard = Guard(settings)
         self.assigner = _assigner(settings)
@@ -145,6 +149,7 @@ class Worker:
         self.assigner.tick()
         self.metrics.flush()
         self.setup.tick()
+        self.uncollected.tick()
         if now >= self._next_tick:
             self._next_tick = now + 1
             for pool in self.pools.values():
@@ -185,6 +190,7 @@ class Worker:
         self.turn.end()
         self.metrics.flush()
         self.setup.tick()
+        self.uncollected.tick(now=True)
         self.writer.close()
 
     async def _pause(self, stop: asyncio.Event) -> None:

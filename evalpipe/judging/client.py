@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from evalpipe.core.text import printable
 from evalpipe.core.traffic import Outcome
@@ -24,6 +24,7 @@ from evalpipe.judging.spec import JudgeSpec
 from evalpipe.judging.wire import TOOL, chat_params, message_params
 from evalpipe.providers.base import Answer
 from evalpipe.providers.failures import failure_in
+from evalpipe.providers.paths import is_azure, split_address
 from evalpipe.providers.registry import read_answer
 
 SIMULATED_HEADER = "x-simulated-by"
@@ -139,12 +140,15 @@ def open_sdk(spec: JudgeSpec, concurrency: int) -> Any:
     limits = {"max_connections": concurrency + 4, "max_keepalive_connections": concurrency + 4}
     trust_env = not is_local(spec.base_url)
     sdk: Any
+    client: Any
     if spec.provider == "anthropic":
         import anthropic as sdk
-        from anthropic import AsyncAnthropic as Client
+
+        client = sdk.AsyncAnthropic
     else:
         import openai as sdk
-        from openai import AsyncOpenAI as Client  # type: ignore[assignment]
+
+        client = sdk.AsyncOpenAI
     import httpx2
 
     http = sdk.DefaultAsyncHttpxClient(
@@ -152,7 +156,25 @@ def open_sdk(spec: JudgeSpec, concurrency: int) -> Any:
         timeout=httpx2.Timeout(spec.timeout_s, connect=CONNECT_TIMEOUT_S),
         trust_env=trust_env,
     )
-    return Client(api_key=api_key(spec), base_url=spec.base_url, max_retries=0, http_client=http)
+    address, query = sdk_address(spec)
+    options: dict[str, Any] = {"default_query": query} if query else {}
+    if spec.base_url and spec.provider == "openai" and is_azure(spec.base_url) and "api-version" in query:
+        client, options = sdk.AsyncAzureOpenAI, {"api_version": query["api-version"], "default_query": query}
+    return client(api_key=api_key(spec), base_url=address, max_retries=0, http_client=http, **options)
+
+
+def sdk_address(spec: JudgeSpec) -> tuple[str | None, dict[str, str]]:
+    """What the judge's SDK appends its own paths to, so that the same address reaches the same server as an arm's, and the
+    query that goes with every call. (None, {}) where the SDK's default is meant."""
+    if not spec.base_url:
+        return None, {}
+    parts = urlsplit(spec.base_url)
+    path, query, is_exact = split_address(spec.base_url)
+    if spec.provider == "anthropic":
+        path = path.removesuffix("/v1")
+    elif not is_exact:
+        path = "/v1"
+    return f"{parts.scheme}://{parts.netloc}{path}", dict(parse_qsl(query, keep_blank_values=True))
 
 
 class _SdkClient:

@@ -18,6 +18,7 @@ from evalpipe.core.identity import fingerprint
 from evalpipe.core.judgment import JudgeMode
 from evalpipe.errors import ConfigError
 from evalpipe.judging.rubric import SCHEMA_VERSION, reply_schema
+from evalpipe.providers.paths import ADDRESS, address_fault
 
 JUDGE_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _DIMENSION = r"^[A-Za-z][A-Za-z0-9_]{0,31}$"
@@ -31,7 +32,7 @@ class _JudgeFile(BaseModel):
     mode: Literal["pairwise", "pointwise"]
     provider: Literal["anthropic", "openai", "litellm"] = "anthropic"
     model: Annotated[str, Field(min_length=1)]
-    base_url: Annotated[str, Field(pattern=r"^https?://[^\s/?#]+(/[^\s?#]*)?$")] | None = None
+    base_url: Annotated[str, Field(pattern=ADDRESS)] | None = None
     api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
     template: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+\.j2$")]
     reasoning: bool = True
@@ -135,6 +136,9 @@ def load_judge(
         template_hash=fingerprint(text),
         **{**read.model_dump(), "mode": JudgeMode(read.mode)},
     )
+    fault = address_fault(base_url or spec.base_url or "")
+    if fault is not None:
+        raise ConfigError(f"judge {name!r}: base_url: {fault}")
     return replace(
         spec,
         model=model or spec.model,

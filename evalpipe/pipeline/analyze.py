@@ -16,6 +16,7 @@ from evalpipe.analysis.judges import SETTLED
 from evalpipe.analysis.record import ExperimentRecord, new_record, take_look, with_judging_stop
 from evalpipe.analysis.result import AlternativeDecision, Analysis
 from evalpipe.analysis.settings import CustomMetric, Exclusion, JudgeInfo, MetricRule, Settings
+from evalpipe.collector.uncollected import folder_of, read_uncollected
 from evalpipe.config import ArmConfig, Config
 from evalpipe.core.identity import fingerprint
 from evalpipe.errors import ConfigError
@@ -55,7 +56,8 @@ def analyze_workspace(
     at = now or datetime.now(UTC)
     options = {"judge": judge, "since": since, "until": until, "where": where}
     plan = planned_record(workspace, name, mode, settings, at)
-    settings = replace(settings, exclusions=tuple(plan.exclusions))
+    uncollected = read_uncollected(folder_of(workspace.data, name))
+    settings = replace(settings, exclusions=tuple(plan.exclusions), uncollected=tuple(uncollected))
 
     def look(but: Sequence[Exclusion] = ()) -> Analysis:
         with open_store(workspace.data, name, selection=excluding(selection, plan, but=but)) as store:

@@ -167,6 +167,11 @@ def _arm(workspace: Workspace, name: str, arm: ArmConfig) -> ArmSettings:
     )
 
 
+def arm_settings(workspace: Workspace, name: str, arm: ArmConfig) -> ArmSettings:
+    """One arm as the collector's processes get it. Raises ConfigError where its key or its prompt is missing."""
+    return _arm(workspace, name, arm)
+
+
 def _system_prompt(workspace: Workspace, name: str, arm: ArmConfig) -> str | None:
     if arm.system_prompt_file is None:
         return None

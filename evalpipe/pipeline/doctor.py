@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
+from evalpipe.collector.uncollected import folder_of, read_uncollected
 from evalpipe.config import ArmConfig, Config, secret
+from evalpipe.core.uncollected import REMEDY, summary
 from evalpipe.errors import EvalpipeError
 from evalpipe.pipeline.workspace import Workspace
 
@@ -237,6 +239,13 @@ def check_refusals(workspace: Workspace, config: Config) -> Iterator[Diagnosis]:
         )
 
 
+def check_uncollected(workspace: Workspace, config: Config) -> Iterator[Diagnosis]:
+    """What the collector has seen pass, since the experiment began."""
+    found = read_uncollected(folder_of(workspace.data, config.experiment.name))
+    if found:
+        yield Diagnosis(name="uncollected calls", status="warn", detail=summary(found), remedy=REMEDY)
+
+
 def check_collector(workspace: Workspace, config: Config) -> Iterator[Diagnosis]:
     from evalpipe.collector import is_compiled
 
@@ -264,6 +273,7 @@ CHECKS: tuple[Callable[[Workspace, Config], Iterator[Diagnosis]], ...] = (
     check_collector,
     check_stream_usage,
     check_refusals,
+    check_uncollected,
 )
 
 

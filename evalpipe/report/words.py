@@ -141,6 +141,7 @@ LOOKS = {
 
 
 _PASSED = {
+    "uncollected_calls": "no model call uncollected",
     "pairing": "pairs complete",
     "sample_ratio": "shares of the arms as planned",
     "arm_contamination": "users kept to one arm",
@@ -170,6 +171,7 @@ _PASSED = {
 """a check's name beside a tick; a problem keeps the problem's name"""
 _FAILED = {
     "setup_fault": "set-up fault",
+    "uncollected_calls": "model calls uncollected",
     "short_period": "less than a week of traffic",
     "no_usage_in_streams": "no usage in streams",
 }

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from evalpipe.core.identity import fingerprint
 from evalpipe.core.traffic import Arm, Exchange, Role
-from evalpipe.providers.base import ENDPOINTS
+from evalpipe.providers.paths import endpoint_of
 from evalpipe.providers.registry import read_answer, read_request
 from evalpipe.store.importers.base import (
     BrokenLineError,
@@ -76,8 +76,7 @@ def read(document: Any, line: int) -> Imported:
 
 
 def _endpoint(request: Mapping[str, Any]) -> str | None:
-    path = urlsplit(str(request.get("uri") or request.get("url") or "")).path
-    return next((name for known, name in ENDPOINTS.items() if path.endswith(known)), None)
+    return endpoint_of(urlsplit(str(request.get("uri") or request.get("url") or "")).path)
 
 
 def _text(body: Any) -> str:
