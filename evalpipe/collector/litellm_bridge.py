@@ -47,6 +47,9 @@ def serve_litellm(fd: int, settings: CollectorSettings) -> None:
     server = _Server(sock.getsockname()[:2], _Handler, bind_and_activate=False)
     arms = (settings.control, settings.treatment)
     server.configured = [arm.params for arm in arms if arm is not None and arm.provider == "litellm"]
+    port = sock.getsockname()[1]
+    origins = [arm.origin for arm in arms if arm is not None and arm.provider == "litellm"]
+    server.bases = tuple(f"{origin.base_path}/" for origin in origins if origin.port == port)
     server.socket.close()
     server.socket = sock
     import threading
@@ -60,6 +63,8 @@ def serve_litellm(fd: int, settings: CollectorSettings) -> None:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     configured: Sequence[Mapping[str, Any]] = ()
+    bases: tuple[str, ...] = ()
+    """beginnings of the paths at which the collector asks"""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -75,7 +80,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(411, "length_required", "the litellm library is asked with a Content-Length only")
             return
         body = self.rfile.read(int(length))
-        if endpoint_of(self.path.partition("?")[0]) != "chat.completions":
+        path = self.path.partition("?")[0]
+        if endpoint_of(path) != "chat.completions" or not path.startswith(self.server.bases):
             self._error(404, "not_found", "the litellm library answers chat completions only")
             return
         try:
