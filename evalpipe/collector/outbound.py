@@ -19,8 +19,8 @@ from evalpipe.collector.stream_usage import UsageStripper, ask_for_usage, withou
 from evalpipe.collector.translate import TranslatedAnswer, render_outgoing_head, say_to_treatment
 from evalpipe.collector.upstream import AnswerSink, Pool, Upstream
 from evalpipe.providers.base import NotShadowableError, OutgoingRequest
-from evalpipe.providers.translate.drop import names_field
 from evalpipe.providers.encoding import EncodingError, decode_request
+from evalpipe.providers.translate.drop import names_field
 
 if TYPE_CHECKING:
     from evalpipe.collector.server import Client, Request
@@ -222,7 +222,7 @@ class Outbound(AnswerSink):
         self._unasked, self._stripper, self._is_asked_again = None, None, True
         self.sent_body = None if body == self.kept_request.data else body
         if self._outgoing is None:
-            data = self._render_written_head(len(body)) + body
+            data = self._render_written_head(len(body), decoded=body != self.kept_request.data) + body
         else:
             outgoing = replace(self._outgoing, body=body)
             data = render_outgoing_head(outgoing, self._request_head, self.pool.origin, self.arm.key_line) + body
