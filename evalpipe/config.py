@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from evalpipe.core.units import DEFAULT_SOURCES, read_source
 from evalpipe.errors import ConfigError
 from evalpipe.providers.paths import ADDRESS, address_fault
 
@@ -68,7 +69,7 @@ class ExperimentConfig(_Section):
     mode: Literal["shadow", "ab", "canary"] = "shadow"
     treatment_percent: Percent = 10.0
     salt: str = ""
-    unit: tuple[str, ...] = ("header:x-user-id", "body:user", "body:metadata.user_id")
+    unit: tuple[str, ...] = DEFAULT_SOURCES
 
     @field_validator("name")
     @classmethod
@@ -81,8 +82,7 @@ class ExperimentConfig(_Section):
     @classmethod
     def _unit_sources(cls, sources: tuple[str, ...]) -> tuple[str, ...]:
         for source in sources:
-            if not re.fullmatch(r"(header:[A-Za-z0-9!#$%&'*+.^_`|~-]+|body:[^.\s]+(\.[^.\s]+)*)", source):
-                raise ValueError(f"{source!r} is neither 'header:NAME' nor 'body:PATH.TO.FIELD'")
+            read_source(source)
         return sources
 
     @property
@@ -153,6 +153,8 @@ class CollectorConfig(_Section):
     stream_usage: Literal["as_is", "inject"] = "as_is"
     shadow_concurrency: Annotated[int, Field(ge=1, le=10_000)] = 64
     shadow_budget_usd: NonNegative | None = None
+    responses_may_continue: bool = True
+    """ab, canary: a stored response may be gone on with by its id, so a treatment of the other dialect serves none"""
     redact: tuple[Redaction, ...] = ()
     client_token_env: str = "EVALPIPE_TOKEN"
 

@@ -33,6 +33,8 @@ CHECKS = {
     "no_usage_in_streams": "how many streamed answers do not report their tokens",
     "arm_models": "whether the models that answered are those configured",
     "one_user_dominates": "whether one user sent a large part of the requests",
+    "units": "whether the units look like users",
+    "uncopied": "how many of a client's requests cannot be given to the treatment",
     "drift": "whether the two halves of the log agree",
     "judge_coverage": "how many pairs have a verdict",
     "judge_model": "whether the model that was asked has answered",
@@ -77,12 +79,14 @@ def run_checks(evidence: Evidence) -> list[Check]:
         checks_data,
         checks_judge,
         checks_traffic,
+        checks_units,
     )  # they import what a check is from here
 
     functions: list[CheckFunction] = [
         *checks_traffic.CHECKS,
         *checks_data.CHECKS,
         *checks_answers.CHECKS,
+        *checks_units.CHECKS,
         *checks_judge.CHECKS,
     ]
     return [check for check in (function(evidence) for function in functions) if check is not None]

@@ -166,6 +166,8 @@ NOTABLE = frozenset(
         "judge_family",
         "price_unknown",
         "one_user_dominates",
+        "units",
+        "uncopied",
         "arm_models",
         "drift",
         "empty_answers",

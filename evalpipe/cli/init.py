@@ -22,4 +22,8 @@ def init(
     written = init_workspace(folder, name=name, mode=mode)
     for path in written:
         typer.echo(f"wrote {path}")
+    typer.echo(
+        'stream_usage = "inject": chat streams are asked for their token counts, which your clients do not get to see; '
+        "without it the cost of streams is unknown"
+    )
     typer.echo("next: edit evalpipe.toml, then `evalpipe doctor`, then `evalpipe collect`")

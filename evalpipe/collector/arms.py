@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import msgspec
 
 from evalpipe.collector.heads import Line
+from evalpipe.core.attempts import ATTEMPT_HEADER
+from evalpipe.core.units import CONVERSATION_HEADERS, read_sources
 
 
 class RequestHead(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -38,6 +41,10 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     forced: bool = False
     eligible: bool = False
     """a treatment copy is due"""
+    reason: str | None = None
+    """why control serves although the unit's draw decides nothing here; the row names it"""
+    gives_out: bool = False
+    """a later request may name ids of the answer"""
 
 
 class Assigner(Protocol):
@@ -46,6 +53,12 @@ class Assigner(Protocol):
     needs_body: bool
 
     def assign(self, head: RequestHead, body: bytes | None) -> Assignment: ...
+
+    def answered(self, assignment: Assignment, headers: Mapping[str, str], body: bytes) -> None:
+        """An answer, or the first of it, to a request of which `gives_out` is true."""
+
+    def keep_on_control(self, assignment: Assignment) -> None:
+        """A request of this conversation cannot be given to the treatment: nor will the rest of it be."""
 
     def tick(self) -> None:
         """Called a few times a second: the moment to look at a state file (canary percentage)."""
@@ -58,36 +71,47 @@ class ShadowAssigner:
     """
 
     def __init__(self, *, unit_sources: tuple[str, ...], eligible: bool) -> None:
-        self._headers = [(b"x-evalpipe-unit", "header:x-evalpipe-unit")]
-        self._headers += [
-            (source.removeprefix("header:").lower().encode(), source)
-            for source in unit_sources
-            if source.startswith("header:")
-        ]
-        self._names = {name for name, _ in self._headers} | {b"x-evalpipe-conversation"}
+        sources = read_sources(("header:x-evalpipe-unit", *unit_sources))
+        self._headers = [(source.where.encode(), source) for source in sources if source.is_header]
+        self._conversations = [name.encode() for name in CONVERSATION_HEADERS]
+        self._names = {name for name, _ in self._headers} | set(self._conversations)
         self._eligible = eligible
         self.needs_body = False
 
     def assign(self, head: RequestHead, body: bytes | None) -> Assignment:
         found = {line.name: line.value for line in head.lines if line.name in self._names and line.value}
         if not found:
-            return _ELIGIBLE if self._eligible else _NOT_ELIGIBLE
-        conversation = found.get(b"x-evalpipe-conversation")
+            return _ELIGIBLE if self._eligible and not _is_retry(head) else _NOT_ELIGIBLE
+        eligible = self._eligible and not _is_retry(head)
+        conversation = next((found[name] for name in self._conversations if name in found), None)
         unit, unit_source = None, None
         for name, source in self._headers:
-            if name in found:
-                unit, unit_source = str(found[name], "utf-8", "replace"), source
+            unit = source.part_of(str(found[name], "utf-8", "replace")) if name in found else None
+            if unit is not None:
+                unit_source = source.label
                 break
         return Assignment(
             unit_id=unit,
             unit_source=unit_source,
             conversation_id=None if conversation is None else str(conversation, "utf-8", "replace"),
-            eligible=self._eligible,
+            eligible=eligible,
         )
+
+    def answered(self, assignment: Assignment, headers: Mapping[str, str], body: bytes) -> None:
+        """Control serves all: nothing to remember."""
+
+    def keep_on_control(self, assignment: Assignment) -> None:
+        """All are."""
 
     def tick(self) -> None:
         """Nothing to look at."""
 
 
+def _is_retry(head: RequestHead) -> bool:
+    """Whether an SDK asks again: the first attempt has had its copy."""
+    return any(line.name == _ATTEMPT and line.value not in (b"", b"0") for line in head.lines)
+
+
+_ATTEMPT = ATTEMPT_HEADER.encode()
 _ELIGIBLE = Assignment(eligible=True)
 _NOT_ELIGIBLE = Assignment()

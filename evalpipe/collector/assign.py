@@ -3,13 +3,17 @@
 The decision is a hash of the unit's raw id: no state, so requests, workers, replicas and restarts agree. Only the share
 changes: in ab mode it is the configured one; in canary mode it is read from the canary's history, which a controller (or a
 person) appends to and every worker looks at several times a second.
+
+One thing goes before it: what an arm's provider keeps, that arm alone can go on with. A request that names an id of an
+earlier answer goes to the arm that gave it, and one that names what only control's account holds goes to control, outside
+the statistics, whatever its unit's draw.
 """
 
 from __future__ import annotations
 
 import hmac
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -17,10 +21,15 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from evalpipe.collector.arms import Assignment, RequestHead
+from evalpipe.collector.chain_book import ChainBook, Known
+from evalpipe.collector.chains import Needs, ids_in, needs_of
 from evalpipe.collector.heads import HeadError
+from evalpipe.core.attempts import ATTEMPT_HEADER
 from evalpipe.core.canary import last_event, read_evaluation
-from evalpipe.core.identity import conversation_id, in_treatment, unit_in_body
+from evalpipe.core.identity import in_treatment
 from evalpipe.core.traffic import Arm
+from evalpipe.core.units import CONVERSATION_HEADERS, conversation_of, read_sources, unit_of
+from evalpipe.providers.jsontext import as_dict
 from evalpipe.providers.registry import read_request
 
 if TYPE_CHECKING:
@@ -29,6 +38,8 @@ if TYPE_CHECKING:
 TOKEN_HEADER = "x-evalpipe-token"
 ARM_HEADER = "x-evalpipe-arm"
 """asked by a tester (with the token); on every answer in ab and canary mode"""
+PIN_H = 7 * 24
+"""hours without a request after which a conversation that control had to serve is drawn anew"""
 POLL_S = 0.2
 _TAIL_BYTES = 1 << 16
 
@@ -132,7 +143,9 @@ class SplitAssigner:
     """Ab and canary mode: the arm by the unit's bucket. Without a unit id the conversation is the unit, and is counted so.
 
     `token`: what a tester must send to force an arm; None = nobody may. `shadow_percent` of the conversations that control
-    serves get a treatment copy as well (canary: pairs for a judge).
+    serves get a treatment copy as well (canary: pairs for a judge). `book`: which arm gave out an id. `shares_account`: what
+    the one arm's provider keeps, the other arm finds, too. `untranslated`: the endpoints the treatment speaks as they are.
+    `may_continue`: a stored response may be gone on with, so a treatment of another dialect serves none.
     """
 
     needs_body = True
@@ -145,21 +158,27 @@ class SplitAssigner:
         share: Callable[[], Share],
         token: str | None,
         shadow_percent: float = 0.0,
+        book: ChainBook | None = None,
+        shares_account: bool = False,
+        untranslated: Container[str] | None = None,
+        may_continue: bool = True,
     ) -> None:
         self._salt, self._share, self._token, self._shadow_percent = salt, share, token, shadow_percent
-        self._sources = ("header:x-evalpipe-unit", *unit_sources)
+        self._sources = read_sources(("header:x-evalpipe-unit", *unit_sources))
+        self._book = ChainBook(None, n_sets=1 << 10) if book is None else book
+        self._shares_account, self._untranslated, self._may_continue = shares_account, untranslated, may_continue
         self._now = share()
 
     def tick(self) -> None:
         self._now = self._share()
 
     def assign(self, head: RequestHead, body: bytes | None) -> Assignment:
-        document = _document(body or b"")
-        unit_id, source = self._unit(head, document)
-        conversation = head.header(b"x-evalpipe-conversation")
-        if conversation is None:
-            view = read_request(head.endpoint, body or b"")
-            conversation = conversation_id(view.system_text, view.first_user_message)
+        body = body or b""
+        document = _document(body)
+        needs = needs_of(head.endpoint, document, body, head.header(b"anthropic-beta") or "")
+        known = self._known(needs)
+        unit_id, source = unit_of(self._sources, lambda name: head.header(name.encode()), document)
+        conversation = self._conversation(head, document, body, known)
         if unit_id is None:
             unit_id, source = conversation, "conversation"
         token = head.header(TOKEN_HEADER.encode())
@@ -167,26 +186,87 @@ class SplitAssigner:
         self.tick()
         forced = head.header(ARM_HEADER.encode())
         choice = choose(self._salt, unit_id, self._now, forced=forced, may_force=may_force)
+        arm, is_forced, reason = choice.arm.value, choice.forced, None
+        if not is_forced:
+            if known is not None and not self._translates(head.endpoint):
+                arm, is_forced = known.arm, known.arm != choice.arm
+                reason = "needs_server_state" if is_forced and arm == Arm.CONTROL else None
+            else:
+                reason = self._kept_by_control(head.endpoint, document, needs, unit_id, conversation)
+                if reason is not None:
+                    arm, is_forced = Arm.CONTROL.value, True
         return Assignment(
-            arm=choice.arm.value,
+            arm=arm,
             unit_id=unit_id,
             unit_source=source,
             conversation_id=conversation,
             percentage=choice.percentage,
             stage=choice.stage,
-            forced=choice.forced,
-            eligible=choice.arm is Arm.CONTROL
-            and not choice.forced
+            forced=is_forced,
+            eligible=arm == Arm.CONTROL
+            and not is_forced
+            and head.header(ATTEMPT_HEADER.encode()) in {None, "", "0"}
             and in_treatment(f"{self._salt}:shadow", conversation, self._shadow_percent),
+            reason=reason,
+            gives_out=needs.gives_out,
         )
 
-    def _unit(self, head: RequestHead, document: Any) -> tuple[str | None, str]:
-        for source in self._sources:
-            kind, _, where = source.partition(":")
-            value = head.header(where.lower().encode()) if kind == "header" else unit_in_body(document, where)
-            if value:
-                return value, source
-        return None, ""
+    def answered(self, assignment: Assignment, headers: Mapping[str, str], body: bytes) -> None:
+        for name in ids_in(headers, body):
+            self._book.put(name, assignment.arm, assignment.conversation_id)
+
+    def keep_on_control(self, assignment: Assignment) -> None:
+        self._book.put(_pin(assignment.unit_id, assignment.conversation_id), Arm.CONTROL.value)
+
+    def _known(self, needs: Needs) -> Known | None:
+        """Who gave out the newest of the ids that somebody gave out."""
+        for name in (*needs.made, *needs.may_be_made):
+            known = self._book.get(name)
+            if known is not None:
+                return known
+        return None
+
+    def _conversation(self, head: RequestHead, document: Any, body: bytes, known: Known | None) -> str:
+        for name in CONVERSATION_HEADERS:
+            named = head.header(name.encode())
+            if named:
+                return named
+        if known is not None and known.conversation is not None:
+            return known.conversation  # a request that goes on from an answer holds none of what came before
+        view = read_request(head.endpoint, body)
+        return conversation_of(view.system_text, view.first_user_message, document)
+
+    def _translates(self, endpoint: str) -> bool:
+        return self._untranslated is not None and endpoint not in self._untranslated
+
+    def _kept_by_control(
+        self, endpoint: str, document: Any, needs: Needs, unit_id: str, conversation: str
+    ) -> str | None:
+        """Why control serves whatever the draw; None where the draw decides."""
+        if needs.made:  # nobody's here: made before this experiment, or beside it
+            return "needs_server_state"
+        if needs.kept is not None and not self._shares_account:
+            return f"needs_server_state:{needs.kept}"
+        translates = self._translates(endpoint)
+        if (
+            translates
+            and endpoint == "responses"
+            and self._may_continue
+            and as_dict(document).get("store") is not False
+        ):
+            return "may_be_continued"
+        if translates and endpoint == "chat.completions" and as_dict(document).get("store") is True:
+            return "stored_answer"
+        pin = self._book.get(_pin(unit_id, conversation))
+        if pin is None or pin.age_h > PIN_H:
+            return None
+        if pin.age_h:
+            self._book.put(_pin(unit_id, conversation), Arm.CONTROL.value)
+        return "conversation_on_control"
+
+
+def _pin(unit_id: str | None, conversation: str | None) -> str:
+    return f"conversation\0{unit_id}\0{conversation}"
 
 
 def _document(body: bytes) -> Any:

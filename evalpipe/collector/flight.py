@@ -13,6 +13,7 @@ from evalpipe.collector.kept import KeptAnswer
 from evalpipe.collector.outbound import Outbound
 from evalpipe.collector.passing import pass_answer_head
 from evalpipe.collector.stream_usage import MAX_REFUSAL_BYTES, REFUSALS, UsageStripper
+from evalpipe.collector.translate import request_id_line
 from evalpipe.providers.encoding import EncodingError
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Flight(Outbound):
     timeout_ms: float | None = None
     _kept_answer: KeptAnswer | None = None
     _held: _Held | None = None
+    _notes_ids = False
     _reframe = False
     _dechunk = False
     _until_close = False
@@ -81,6 +83,7 @@ class Flight(Outbound):
         self._is_stream = answer.roles & EVENTS != 0
         if self.endpoint is not None:
             self._kept_answer = KeptAnswer(answer, worker.max_logged_bytes)
+            self._notes_ids = self.assignment is not None and self.assignment.gives_out
         if self._translated is not None:
             request.keep = request.keep and not worker.stopping
             head = self._translated.head(answer.status, answer.lines, keep=request.keep)
@@ -158,6 +161,10 @@ class Flight(Outbound):
         self._last_byte = at
         if self._kept_answer is not None:
             self._kept_answer.add(payload, (at - self._sent) * 1000)
+            if (
+                self._notes_ids and not last and b'"id"' in payload
+            ):  # the rest of a stream may come later than its reader acts
+                self._note_ids(payload)
         if self._translated is not None:
             self._write_translated(self._translated.feed(payload), last=last)
             return
@@ -250,10 +257,13 @@ class Flight(Outbound):
             self.status = status
         self._connecting = None
         anthropic = self.endpoint == "messages" or (self.endpoint is None and self.arm.provider == "anthropic")
-        answer = render_provider_error(anthropic, status, f"evalpipe: {message}", self.request_id)
+        answer = render_provider_error(anthropic, status, f"evalpipe: {message}", f"req_{self.request_id}")
         if not self._request_done:
             self.request.keep = False
-        headers = dict(line.decode("latin-1").split(": ", 1) for line in self.worker.own_lines(self))
+        lines = self.worker.own_lines(self)
+        if self.endpoint is not None:
+            lines.append(request_id_line(anthropic, self.request_id))
+        headers = dict(line.decode("latin-1").split(": ", 1) for line in lines)
         self._end(ended, message=message)
         self.client.transport.write(
             render_answer(
@@ -294,6 +304,8 @@ class Flight(Outbound):
                 self.worker.recorder.request(self, whole=False)
                 self._request_done = True
         if self.assignment is not None and self._request_done:
+            if self._kept_answer is not None and self.assignment.gives_out:
+                self._note_ids(self._kept_answer.kept.data)
             self.worker.recorder.response(self, ended, message, self._kept_answer)
             if ended != "complete":  # what the client is told next is told at once
                 self.worker.turn.end()
@@ -303,6 +315,14 @@ class Flight(Outbound):
             if facts.looks_like_model_call or (self._is_stream and facts.method == b"POST"):
                 self.worker.metrics.uncollected()
                 self.worker.uncollected.saw(facts.method, facts.target)
+
+    def _note_ids(self, data: bytes) -> None:
+        """Before the client has all of the answer: a later request may name ids of it, and this arm alone can go on."""
+        self._notes_ids = False
+        assignment, kept = self.assignment, self._kept_answer
+        if assignment is None or kept is None or self._translated is not None or not 200 <= self.status < 300:
+            return
+        self.worker.assigner.answered(assignment, kept.headers, data)
 
     def _leave(self, *, keep: bool = True) -> None:
         self._upstream = None

@@ -24,6 +24,7 @@ from evalpipe.collector.settings import CollectorSettings
 from evalpipe.collector.setup_watch import SetupWatch
 from evalpipe.collector.spooling import SpoolWriter
 from evalpipe.collector.stream_usage import UsageAsking, log, without_stream_options
+from evalpipe.collector.traffic_watch import TrafficWatch
 from evalpipe.collector.upstream import Pool
 from evalpipe.core.identity import conversation_id, in_treatment
 from evalpipe.core.spool import Body, RequestRecord, ResponseRecord, ShadowRecord, render_record
@@ -63,6 +64,8 @@ class Mirror:
         self._drop = self._arm.drop
         self._asking = UsageAsking("treatment", refused=metrics.usage_refused, say=log)
         self._key_line = self._arm.key_line
+        self._stores_by_default: bool = pool.origin.host.endswith("openai.com")
+        """OpenAI keeps chat completions of newer accounts unless asked not to"""
         self.shares_quota = pool.origin == settings.control.origin
         self._queue: deque[Copy] = deque()
         self._queued: dict[str, Copy] = {}
@@ -76,6 +79,7 @@ class Mirror:
         self._templates: dict[str, ResponseTemplate] = {}
         self._exchanges = metrics.copies()
         self._setup = SetupWatch(settings)
+        self._traffic = TrafficWatch(settings.unit_sources)
         self._concurrency: int = settings.shadow_concurrency
         self._max_queue: int = settings.shadow_queue
         self._max_queue_bytes: int = settings.shadow_queue_bytes
@@ -91,6 +95,8 @@ class Mirror:
     def take(self, record: RequestRecord, place: Place | None) -> None:
         """An eligible request, as the client sent it."""
         body, unreadable = self._readable(record)
+        if self._traffic.is_watching and self._settings.mode == "shadow":
+            self._traffic.request(record.endpoint, body, record.unit_id, record.conversation_id)
         if not self._is_sampled(record, body):
             self._decide(record.request_id, "not_sampled", None)
             return
@@ -114,10 +120,13 @@ class Mirror:
                 drop=self._drop,
                 system_prompt=arm.system_prompt,
                 headers=record.headers,
+                stores_by_default=self._stores_by_default,
             )
         except NotShadowableError as error:
-            self._decide(record.request_id, "not_shadowable", error.reason)
+            self._decide(record.request_id, "not_shadowable", error.stored)
+            self._traffic.copy(record.headers.get("user-agent"), error.stored)
             return
+        self._traffic.copy(record.headers.get("user-agent"), None)
         copy = Copy(record, place, outgoing, max_bytes=self._settings.max_logged_bytes, on_end=self._ended)
         self._queue.append(copy)
         self._queued[copy.request_id] = copy

@@ -20,6 +20,7 @@ from evalpipe.collector.translate import TranslatedAnswer, render_outgoing_head,
 from evalpipe.collector.upstream import AnswerSink, Pool, Upstream
 from evalpipe.providers.base import NotShadowableError, OutgoingRequest
 from evalpipe.providers.encoding import EncodingError, decode_request
+from evalpipe.providers.registry import speaks
 from evalpipe.providers.translate.drop import names_field
 
 if TYPE_CHECKING:
@@ -141,10 +142,15 @@ class Outbound(AnswerSink):
         head = RequestHead(request_id=self.request_id, endpoint=endpoint, target=facts.target, lines=facts.lines)
         self._request_head = head
         assignment = self.worker.assigner.assign(head, body)
+        if assignment.conversation_id is not None and self.worker.assigner.needs_body:
+            is_named = assignment.unit_source != "conversation"
+            self.worker.traffic.unit(assignment.unit_id, assignment.conversation_id, is_named=is_named)
         if not self.worker.assigner.needs_body:
             facts.assignment = assignment
         elif assignment.arm == "treatment":
             assignment = self._to_treatment(head, assignment, body or b"")
+        elif assignment.percentage and not assignment.forced and self._may_be_unsayable(endpoint):
+            assignment = self._as_treatment_would(head, assignment, body or b"")
         return assignment
 
     def _to_treatment(self, head: RequestHead, assignment: Assignment, body: bytes) -> Assignment:
@@ -156,7 +162,21 @@ class Outbound(AnswerSink):
         except NotShadowableError as error:
             if assignment.forced:
                 raise HeadError(400, f"this request cannot be said to the treatment arm: {error}") from None
-            return msgspec.structs.replace(assignment, arm="control", forced=True)
+            self.worker.assigner.keep_on_control(assignment)
+            return msgspec.structs.replace(assignment, arm="control", forced=True, reason=error.stored)
+        return assignment
+
+    def _may_be_unsayable(self, endpoint: str) -> bool:
+        return endpoint == "messages" or not speaks(self.worker.arms["treatment"].provider, endpoint)
+
+    def _as_treatment_would(self, head: RequestHead, assignment: Assignment, body: bytes) -> Assignment:
+        """Of a request that control serves by the draw: one that the treatment could not have been asked is left out of the
+        statistics here as it is there, or the arms would be compared on different requests."""
+        try:
+            say_to_treatment(self.worker.arms["treatment"], head, body)
+        except NotShadowableError as error:
+            self.worker.assigner.keep_on_control(assignment)
+            return msgspec.structs.replace(assignment, forced=True, eligible=False, reason=error.stored)
         return assignment
 
     def _send_whole(self) -> None:
@@ -199,6 +219,7 @@ class Outbound(AnswerSink):
                 outgoing,
                 self._request_head,
                 body,
+                request_id=self.request_id,
                 http10=self.request.facts.http10,
                 head_lines=self.worker.own_lines(self),
             )
@@ -370,6 +391,11 @@ class Outbound(AnswerSink):
             self._upstream.request_sent = True
         if self.assignment is not None:
             self.worker.recorder.request(self)
+            if self.assignment.percentage is not None:
+                agent = next((line.value for line in self.request.facts.lines if line.name == b"user-agent"), b"")
+                self.worker.traffic.copy(str(agent, "latin-1"), self.assignment.reason)
+            if self.assignment.reason is not None:
+                self.worker.recorder.shadow(self.request_id, "not_shadowable", self.assignment.reason)
 
     @property
     def answer_endpoint(self) -> str | None:

@@ -163,11 +163,21 @@ class CollectorSettings(msgspec.Struct, frozen=True, kw_only=True):
     shadow_queue_bytes: int = 64 << 20
     shadow_queue_age_s: float = 30.0
     """a copy that waited longer is shed"""
+    responses_may_continue: bool = True
+    """ab, canary: a stored response may be gone on with by its id, which a translated one cannot be"""
     otel_names: bool = False
     """also count under OpenTelemetry's names for generative AI"""
     metrics_dir: str | None = None
     shadow_socket: str | None = None
     """where originals go to the treatment process when redaction keeps them off the disk"""
+
+    @property
+    def shares_account(self) -> bool:
+        """Whether both arms ask one server with one key: what it keeps for the one it keeps for the other, too."""
+        control, treatment = self.control, self.treatment
+        if treatment is None or control.api_key is None or treatment.api_key is None:
+            return False
+        return (control.origin, control.api_key.value) == (treatment.origin, treatment.api_key.value)
 
     @property
     def effective_salt(self) -> str:

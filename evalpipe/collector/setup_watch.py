@@ -18,10 +18,10 @@ import msgspec
 
 from evalpipe.collector.metrics import Exchanges
 from evalpipe.collector.settings import ArmSettings, CollectorSettings
-from evalpipe.core.identity import conversation_id, unit_in_body
 from evalpipe.core.setup_fault import FaultDetector, FaultKind, SetupFault, signature_of
 from evalpipe.core.spool import Ended
 from evalpipe.core.traffic import ANSWERED, Outcome
+from evalpipe.core.units import conversation_of, read_sources, unit_of
 from evalpipe.providers.registry import read_answer, read_request
 
 _MAX_READ = 64 << 10
@@ -152,11 +152,11 @@ class SetupWatch:
             document = msgspec.json.decode(body)
         except (msgspec.MsgspecError, RecursionError):
             document = None
-        for source in self._settings.unit_sources:
-            if source.startswith("body:") and (unit := unit_in_body(document, source.removeprefix("body:"))):
-                return unit
+        unit, _ = unit_of(read_sources(self._settings.unit_sources), None, document)
+        if unit is not None:
+            return unit
         view = read_request(endpoint, body)
-        return conversation_id(view.system_text, view.first_user_message)
+        return conversation_of(view.system_text, view.first_user_message, document)
 
     def _safe(self, words: str | None, secrets: Sequence[bytes]) -> str | None:
         """Some servers repeat the key they refuse."""

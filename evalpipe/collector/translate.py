@@ -61,6 +61,11 @@ def render_outgoing_head(
     return b"\r\n".join(lines) + b"\r\n\r\n"
 
 
+def request_id_line(is_anthropic: bool, request_id: str) -> bytes:
+    """The header by which the dialect's SDKs name a request, in their exceptions too: here evalpipe's own id."""
+    return (b"request-id: req_" if is_anthropic else b"x-request-id: req_") + request_id.encode("ascii")
+
+
 class TranslatedAnswer:
     """The arm's answer as the client gets it: framed for HTTP/1.1 or 1.0, streamed as it comes or whole at its end."""
 
@@ -70,6 +75,7 @@ class TranslatedAnswer:
         head: RequestHead,
         body: bytes,
         *,
+        request_id: str,
         http10: bool,
         head_lines: list[bytes],
     ) -> None:
@@ -77,10 +83,11 @@ class TranslatedAnswer:
             outgoing.endpoint,
             head.endpoint,
             request_body=body,
-            answer_id=head.request_id,
+            answer_id=request_id,
             created=int(time()),
         )
-        self._http10, self._head_lines = http10, head_lines
+        self._http10 = http10
+        self._head_lines = [request_id_line(head.endpoint == "messages", request_id), *head_lines]
         self._status, self._content_type, self.streamed = 0, "", False
         self._returned: list[bytes] = []
         self.head_sent = False

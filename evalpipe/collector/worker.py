@@ -22,6 +22,7 @@ from evalpipe.collector.settings import ArmSettings, CollectorSettings
 from evalpipe.collector.setup_watch import SetupWatch
 from evalpipe.collector.spooling import SpoolWriter
 from evalpipe.collector.stream_usage import UsageAsking, log
+from evalpipe.collector.traffic_watch import TrafficWatch
 from evalpipe.collector.turn import Turn
 from evalpipe.collector.uncollected import Uncollected, folder_of
 from evalpipe.collector.upstream import Pool
@@ -86,6 +87,7 @@ class Worker:
         self._originals = originals
         self.turn = Turn(loop, self.writer)
         self.setup = SetupWatch(settings)
+        self.traffic = TrafficWatch(settings.unit_sources)
         self.recorder = Recorder(
             settings, self.writer, self.turn, self.metrics, self.setup, redactor=redactor, originals=originals
         )
@@ -211,14 +213,24 @@ def _assigner(settings: CollectorSettings) -> Assigner:
     if settings.mode == "shadow":
         return ShadowAssigner(unit_sources=settings.unit_sources, eligible=settings.treatment is not None)
     from evalpipe.collector.assign import SplitAssigner
+    from evalpipe.collector.chain_book import ChainBook
+    from evalpipe.providers.base import ENDPOINTS
+    from evalpipe.providers.registry import speaks
 
-    token = settings.client_token
+    token, treatment = settings.client_token, settings.treatment
+    untranslated = None
+    if treatment is not None:
+        untranslated = frozenset(name for name in ENDPOINTS.values() if speaks(treatment.provider, name))
     return SplitAssigner(
         salt=settings.effective_salt,
         unit_sources=settings.unit_sources,
         share=_share(settings),
         token=None if token is None else token.value,
         shadow_percent=settings.shadow_percent,
+        book=ChainBook(Path(settings.data) / "chains" / settings.experiment),
+        shares_account=settings.shares_account,
+        untranslated=untranslated,
+        may_continue=settings.responses_may_continue,
     )
 
 

@@ -13,6 +13,7 @@ from evalpipe.collector.supervisor import Run, run_collector
 from evalpipe.config import ArmConfig, Config, secret
 from evalpipe.core.identity import fingerprint
 from evalpipe.errors import BudgetError, ConfigError
+from evalpipe.pipeline.doctor import costs_unknown
 from evalpipe.pipeline.load import check_writable
 from evalpipe.pipeline.prices import price_book
 from evalpipe.pipeline.unit_key import unit_key
@@ -40,6 +41,13 @@ def collect(
         raise ConfigError(
             f"collector.host = {host!r} is reachable from other machines: set a client token in "
             f"${config.collector.client_token_env}, or say --insecure"
+        )
+    if costs_unknown(config):
+        print(  # noqa: T201
+            'evalpipe: stream_usage is "as_is": chat streams that do not ask for their usage have NO TOKENS AND NO COST in the '
+            'log. [collector] stream_usage = "inject" asks for it, and hides it from the client again',
+            file=sys.stderr,
+            flush=True,
         )
     load_every_s = None if load_every is None else read_duration(load_every)
     load_command = [sys.executable, "-m", "evalpipe", "load", "--data", str(workspace.data)]
@@ -111,6 +119,7 @@ def collector_settings(workspace: Workspace) -> CollectorSettings:
         shadow_budget_usd=options.shadow_budget_usd,
         prices={model: own.model_dump(exclude_none=True) for model, own in config.prices.items()},
         redact=options.redact,
+        responses_may_continue=options.responses_may_continue,
         otel_names=config.telemetry.names == "otel",
         client_token=None if token is None else Secret(token),
     )

@@ -195,6 +195,31 @@ def check_stream_usage(workspace: Workspace, config: Config) -> Iterator[Diagnos
             detail=f"{without} of {streamed} streamed answers carry no token counts: their cost and tokens are unknown",
             remedy='set collector.stream_usage = "inject", or have the app send stream_options.include_usage',
         )
+    elif costs_unknown(config):
+        yield Diagnosis(
+            name="stream usage",
+            status="warn",
+            detail='stream_usage is "as_is": of chat streams that do not ask for their usage neither tokens nor cost are known',
+            remedy='set collector.stream_usage = "inject": evalpipe asks for it, and takes it out of what the client gets',
+        )
+
+
+def costs_unknown(config: Config) -> bool:
+    """Whether chat streams pass as they are, although an arm speaks a dialect that reports usage on demand only."""
+    speaks_chat = any(arm.provider != "anthropic" for _, arm in _arms(config))
+    return speaks_chat and config.collector.stream_usage == "as_is"
+
+
+def check_traffic(workspace: Workspace, config: Config) -> Iterator[Diagnosis]:
+    from evalpipe.analysis.checks_units import uncopied_found, units_found
+    from evalpipe.store.datasets import open_store
+
+    name = config.experiment.name
+    with open_store(workspace.data, name) as store:
+        looked = (("units", units_found(store.connection, name)), ("uncopied", uncopied_found(store.connection, name)))
+        for check, found in looked:
+            for finding in found:
+                yield Diagnosis(name=check, status="warn", detail=finding.detail, remedy=finding.remedy)
 
 
 def check_control_settings(workspace: Workspace, config: Config) -> Iterator[Diagnosis]:
@@ -274,6 +299,7 @@ CHECKS: tuple[Callable[[Workspace, Config], Iterator[Diagnosis]], ...] = (
     check_stream_usage,
     check_refusals,
     check_uncollected,
+    check_traffic,
 )
 
 

@@ -6,9 +6,10 @@ never an exception; a request that cannot be copied to the other arm raises `Not
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from evalpipe.core.traffic import Outcome
 
@@ -20,12 +21,23 @@ ENDPOINTS: Mapping[str, str] = {
 """Collected paths and the endpoint names that logs and Parquet carry."""
 
 
+_UNUSUAL: Final = re.compile(r"[^A-Za-z0-9_.-]")
+
+
 class NotShadowableError(Exception):
     """The request has no faithful copy for the other arm; `reason` is a short snake_case word for the funnel."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
+        self.reason, self.detail = reason, detail
+
+    @property
+    def stored(self) -> str:
+        """The reason as a row holds it. Where the request has a key that nobody here knows, or that names what its own provider
+        keeps, the key is named."""
+        if self.detail and self.reason in {"unknown_parameter", "needs_server_state"}:
+            return f"{self.reason}:{_UNUSUAL.sub('?', self.detail)}"
+        return self.reason
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

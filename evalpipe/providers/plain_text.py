@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
 from evalpipe.providers.base import RequestView
 from evalpipe.providers.jsontext import as_dict, as_text, dump
@@ -17,6 +19,7 @@ MARKS = {
     "document": "[file]",
     "input_audio": "[audio]",
 }
+_TAG: Final = re.compile(r"<([A-Za-z][^<>/]{0,100})>")
 _HIDDEN = frozenset({"thinking", "redacted_thinking", "reasoning"})
 
 
@@ -47,6 +50,52 @@ def _part_text(part: Any) -> str:
     if kind == "tool_result":
         return content_text(part.get("content"))
     return f"[{kind}]" if kind and kind not in _HIDDEN else ""
+
+
+def opening_of(messages: Iterable[Mapping[str, Any]]) -> Any:
+    """The content of the user message by which a conversation is known: the first one that is more than a frame.
+
+    Coding agents begin every session with messages of their own, each a block in tags (`<environment_context>`) or a file of
+    instructions, and the user's words come after them: by the first message all their sessions were one conversation. A frame
+    that no word of the user follows before an answer is all there is, and counts.
+    """
+    first: Any = None
+    for message in messages:
+        role = message.get("role")
+        if role == "assistant":
+            break
+        content = message.get("content")
+        if role != "user" or content is None:
+            continue
+        if first is None:
+            first = content
+        if not _is_frame(content_text(content)):
+            return content
+    return first
+
+
+def _is_frame(text: str) -> bool:
+    """Whether a message is nothing but blocks in tags, or a file of instructions that an agent hands over."""
+    text = text.strip()
+    if text.startswith("# AGENTS.md instructions"):
+        return True
+    at = 0
+    while at < len(text):
+        opened = _TAG.match(text, at)
+        if opened is None:
+            return False
+        end = -1
+        for name in (opened[1], opened[1].split()[0]):
+            closing = f"</{name}>"
+            end = text.find(closing, opened.end())
+            if end >= 0:
+                at = end + len(closing)
+                break
+        if end < 0:
+            return False
+        while at < len(text) and text[at].isspace():
+            at += 1
+    return bool(text)
 
 
 def make_view(

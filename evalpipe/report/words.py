@@ -174,6 +174,8 @@ _FAILED = {
     "uncollected_calls": "model calls uncollected",
     "short_period": "less than a week of traffic",
     "no_usage_in_streams": "no usage in streams",
+    "units": "units that do not look like users",
+    "uncopied": "requests for one arm only",
 }
 
 

@@ -10,10 +10,11 @@ from typing import Any, cast
 
 import msgspec
 
-from evalpipe.core.identity import conversation_id, hash_unit, unit_in_body
+from evalpipe.core.identity import conversation_id, hash_unit
 from evalpipe.core.spool import Body, Ended, RequestRecord, ResponseRecord, ShadowRecord
 from evalpipe.core.text import well_formed
 from evalpipe.core.traffic import FAILED, Arm, Exchange, Outcome, Role, ShadowStatus
+from evalpipe.core.units import conversation_of, read_sources, unit_of
 from evalpipe.providers.base import Answer, RequestView
 from evalpipe.providers.encoding import EncodingError, decode, header
 from evalpipe.providers.pricing import NOT_REPORTED, Cost, Price, Unpriced, price_of
@@ -32,9 +33,8 @@ BROKEN_OFF = "the answer failed before it reported its tokens: what was billed f
 class ReadingRules:
     """What the configuration says about reading records.
 
-    `unit_sources`: "header:NAME" | "body:PATH", the first one present names the unit (headers were looked at by the
-    collector). `unit_key`: the key of hashed unit ids, None where they are stored as they are. `prices` go before the
-    price library.
+    `unit_sources`: as `[experiment] unit`, the first one present names the unit (headers were looked at by the collector).
+    `unit_key`: the key of hashed unit ids, None where they are stored as they are. `prices` go before the price library.
     """
 
     unit_sources: Sequence[str] = ()
@@ -47,6 +47,7 @@ def read_exchanges(entry: Entry, rules: ReadingRules) -> list[Exchange]:
     request = entry.request
     assert request is not None
     client = _Client(request, rules, entry.served)
+    client.is_repeated, client.earlier_attempts = entry.is_repeated, entry.earlier_attempts
     rows = [_served(client, entry)]
     sent = entry.shadow is not None and entry.shadow.status == ShadowStatus.SAMPLED
     if entry.copy is not None:
@@ -65,32 +66,30 @@ class _Client:
         self.body = _decoded(request.headers, request.body)
         self.view = read_request(request.endpoint, self.body)
         self.prompt = prompt_text(self.view.messages)
-        self.conversation = request.conversation_id or conversation_id(
-            self.view.system_text, self.view.first_user_message
+        self._document = _object(self.body) if rules.unit_sources or b'"prompt_cache_key"' in self.body else {}
+        self.conversation = request.conversation_id or conversation_of(
+            self.view.system_text, self.view.first_user_message, self._document
         )
         self.unit_id, self.unit_source = self._unit()
         # Under an id of the client's own, one user message may be any turn: the order of its requests decides.
         self.turn = None if self.view.turn == 1 and self._names_conversation() else self.view.turn
         self.kind = _kind(request, self.view, served)
+        self.is_repeated = False
+        self.earlier_attempts: Sequence[str] = ()
 
     def _names_conversation(self) -> bool:
         """Whether the client named the conversation. A split stores the derived id too, perhaps hashed: that is no name."""
-        stored, key = self.record.conversation_id, self.rules.unit_key
-        if stored is None:
-            return False
+        stored, key = self.conversation, self.rules.unit_key
         derived = conversation_id(self.view.system_text, self.view.first_user_message)
         return stored != derived and (key is None or stored != hash_unit(key, derived))
 
     def _unit(self) -> tuple[str, str]:
         if self.record.unit_id is not None:
             return self.record.unit_id, self.record.unit_source or "header"
-        paths = [source for source in self.rules.unit_sources if source.startswith("body:")]
-        document = _object(self.body) if paths else {}
-        for source in paths:
-            raw = unit_in_body(document, source.removeprefix("body:"))
-            if raw:
-                key = self.rules.unit_key
-                return (raw if key is None else hash_unit(key, raw)), source
+        raw, source = unit_of(read_sources(tuple(self.rules.unit_sources)), None, self._document)
+        if raw is not None:
+            key = self.rules.unit_key
+            return (raw if key is None else hash_unit(key, raw)), source
         return self.conversation, "conversation"
 
     def meta(self, response: ResponseRecord | None) -> str:
@@ -103,6 +102,10 @@ class _Client:
             "request_headers": dict(request.headers),
             "usage_requested": self.view.usage_requested,
         }
+        if self.earlier_attempts:
+            told["earlier_attempts"] = list(self.earlier_attempts)
+        if self.is_repeated:
+            told["repeated"] = True
         if request.stage is not None:
             told["stage"] = request.stage
         if request.body.n_dropped_bytes:
@@ -237,7 +240,7 @@ def _common(client: _Client, response: ResponseRecord | None, arm: str) -> dict[
         "config_fingerprint": _of_arm(request.config_fingerprint, arm),
         "prompt": client.prompt,
         "percentage": request.percentage,
-        "forced": request.forced,
+        "forced": request.forced or client.is_repeated,
         "turn": client.turn,
         "step": client.view.step,
         "request_kind": client.kind,

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from evalpipe.core.spool import FeedbackRecord
 from evalpipe.core.traffic import Arm, Feedback, Role
+from evalpipe.store.attempts import join_attempts
 from evalpipe.store.datasets import writing
 from evalpipe.store.exchange_rows import ReadingRules
 from evalpipe.store.files import sync_folder
@@ -141,6 +142,7 @@ class SpoolLoad:
         self._tally.n_known += len(self._batch) - len(new)
         self._batch, self._batch_bytes = [], 0
         if new:
+            join_attempts(new)
             self._parser.submit(new)
         self._drain(self._processes)
 

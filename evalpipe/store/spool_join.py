@@ -41,6 +41,10 @@ class Entry:
     """seconds since the epoch of the earliest record"""
     request_writer: str = ""
     shadow_writer: str = ""
+    is_repeated: bool = False
+    """a failed attempt that the SDK repeated: no request of its own"""
+    earlier_attempts: list[str] = field(default_factory=list)
+    """request ids of the attempts that this one repeats, from the first"""
     lost_reason: str | None = None
     """why what is missing will never come; None: nothing is missing"""
 

@@ -70,7 +70,7 @@ def ask_chat(client: openai.OpenAI, name: str) -> Told:
 
 
 def ask_responses(client: openai.OpenAI, name: str) -> Told:
-    options: dict[str, Any] = {"model": "gpt-5", "input": f"case:{name}.", "tools": RESPONSES_TOOLS}
+    options: dict[str, Any] = {"model": "gpt-5", "input": f"case:{name}.", "tools": RESPONSES_TOOLS, "store": False}
     if name.startswith("p_"):
         answer = client.responses.create(**options)
     else:

@@ -335,7 +335,7 @@ def test_tokens_that_are_not_known_are_left_out_where_the_dialect_can() -> None:
     reply = Reply(id="a", model="m", created=1, text="x")
     silent = json.dumps({"choices": [{"index": 0, "message": {"content": "x"}, "finish_reason": "stop"}]}).encode()
     assert "usage" not in plain_chat(reply)
-    assert json.loads(translate(ROUTES[3], silent, stream=False))["usage"] is None
+    assert "usage" not in json.loads(translate(ROUTES[3], silent, stream=False))
     events = stream_reply(ChatWriter(answer_id="a", model="m", created=1, include_usage=True), reply)
     assert b"prompt_tokens" not in events
 

@@ -304,6 +304,17 @@ def test_a_call_without_arguments_in_the_history() -> None:
         ("chat.completions", "openai", {"messages": [USER], "web_search_options": {}}, "server_tools"),
         ("messages", "anthropic", {"messages": [USER], "tools": [{"type": "code_execution_20250825"}]}, "server_tools"),
         ("messages", "anthropic", {"messages": [USER], "mcp_servers": [{}]}, "server_tools"),
+        ("messages", "anthropic", {"messages": [USER], "thread": {"type": "create"}}, "needs_server_state"),
+        ("messages", "anthropic", {"messages": [USER], "session": "s"}, "unknown_parameter"),
+        ("messages", "anthropic", {"messages": [USER], "tools": [{"type": "advisor_20260301", "name": "a"}]}, "server_tools"),
+        ("chat.completions", "openai", {"messages": [USER], "session_params": {"id": "s"}}, "unknown_parameter"),
+        ("chat.completions", "openai", {"messages": [USER], "request_id": "r"}, "unknown_parameter"),
+        ("chat.completions", "openai", {"messages": [USER], "tools": [{"type": "browser_search"}]}, "server_tools"),
+        ("chat.completions", "openai", {"messages": [USER, {"role": "assistant", "audio": {"id": "audio_1"}}, USER]},
+         "needs_server_state"),
+        ("responses", "openai", {"input": "x", "client_metadata": {"a": "b"}}, "unknown_parameter"),
+        ("responses", "openai", {"input": [{"type": "compaction", "encrypted_content": "e"}]}, "needs_server_state"),
+        ("responses", "openai", {"input": "x", "tools": [{"type": "code_interpreter", "container": "c"}]}, "server_tools"),
     ],
 )  # fmt: skip
 def test_a_copy_never_has_effects(endpoint: str, provider: str, body: dict[str, Any], expected: str) -> None:
@@ -313,6 +324,39 @@ def test_a_copy_never_has_effects(endpoint: str, provider: str, body: dict[str, 
         "model": "gpt-4o" if endpoint != "messages" else "claude-haiku-4-5",
         **body,
     }
+
+
+def test_the_key_that_keeps_a_request_from_being_copied_is_named() -> None:
+    def stored(endpoint: str, body: dict[str, Any], **arm: Any) -> str:
+        with pytest.raises(NotShadowableError) as found:
+            sent(endpoint, body, "anthropic" if endpoint == "messages" else "openai", **arm)
+        return found.value.stored
+
+    assert stored("responses", {"input": "x", "client_metadata": {}}) == "unknown_parameter:client_metadata"
+    assert stored("messages", {"messages": [USER], "thread": {"type": "create"}}) == "needs_server_state:thread"
+    assert stored("responses", {"input": "x", "previous_response_id": "r"}) == "needs_server_state:previous_response_id"
+    assert stored("chat.completions", {"messages": [USER], "a@b.example/x": 1}) == "unknown_parameter:a?b.example?x"
+    # What the arm's own configuration sets is known to whoever wrote it.
+    result = sent("chat.completions", {"messages": [USER], "new": 1}, "openai", params={"new": 2})
+    assert result["new"] == 2
+
+
+def test_a_copy_is_counted_to_nobody_and_kept_nowhere() -> None:
+    """A gateway's budget by `user`, a credit that can be redeemed once: used up by a copy they would be missing for the user."""
+    counted = {"user": "u", "safety_identifier": "s", "metadata": {"a": "b"}, "store": None}
+    assert sent("chat.completions", {"messages": [USER], **counted}, "openai") == {
+        "model": "gpt-4o",
+        "messages": [USER],
+    }
+    credit = {"metadata": {"user_id": "u"}, "fallback_credit_token": "t", "user_profile_id": "p"}
+    assert sent("messages", {"messages": [USER], **credit}, "anthropic") == {
+        "model": "claude-haiku-4-5",
+        "messages": [USER],
+    }
+    body = {"messages": [USER]}
+    assert sent("chat.completions", body, "openai", stores_by_default=True)["store"] is False
+    assert "store" not in sent("chat.completions", body, "openai")
+    assert sent("responses", {"input": "x", "user": "u"}, "openai")["store"] is False
 
 
 def test_same_dialect_settings_are_replaced_and_traces_left_out() -> None:
@@ -340,6 +384,7 @@ def test_same_dialect_settings_are_replaced_and_traces_left_out() -> None:
         "temperature": 0.2,
         "max_tokens": 99,
         "seed": 1,
+        "store": False,
         "stream": True,
         "stream_options": {"include_obfuscation": False, "include_usage": True},
     }

@@ -6,7 +6,7 @@ from typing import Any
 
 from evalpipe.providers.base import RequestView
 from evalpipe.providers.jsontext import as_dict, as_list, as_text
-from evalpipe.providers.plain_text import content_text, make_view
+from evalpipe.providers.plain_text import content_text, make_view, opening_of
 from evalpipe.providers.turns import position_of
 
 
@@ -25,9 +25,7 @@ def read_request(body: dict[str, Any]) -> RequestView:
         model=as_text(body.get("model")),
         streamed=streamed,
         messages=messages,
-        first_user=next(
-            (m.get("content") for m in map(as_dict, as_list(body.get("messages"))) if m.get("role") == "user"), None
-        ),
+        first_user=opening_of(map(as_dict, as_list(body.get("messages")))),
         has_tools=bool(body.get("tools") or body.get("functions")),
         usage_requested=not streamed or options.get("include_usage") is True,
         usage_left_open=streamed and "stream_options" not in body,

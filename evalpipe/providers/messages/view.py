@@ -6,7 +6,7 @@ from typing import Any
 
 from evalpipe.providers.base import RequestView
 from evalpipe.providers.jsontext import as_dict, as_list, as_text
-from evalpipe.providers.plain_text import content_text, make_view
+from evalpipe.providers.plain_text import content_text, make_view, opening_of
 from evalpipe.providers.turns import position_of, role_of
 
 
@@ -16,12 +16,9 @@ def read_request(body: dict[str, Any]) -> RequestView:
     system = content_text(body.get("system"))
     if system:
         messages.append({"role": "system", "content": system})
-    first_user: Any = None
     for message in map(as_dict, as_list(body.get("messages"))):
         role = as_text(message.get("role")) or "user"
         content = message.get("content")
-        if role == "user" and first_user is None:
-            first_user = content
         shown_role = "tool" if role_of(message) == "tool" else role
         messages.append({"role": shown_role, "content": content_text(content)})
     thread = body.get("thread")  # kept by the provider: a request that continues it holds its newest messages only
@@ -29,7 +26,7 @@ def read_request(body: dict[str, Any]) -> RequestView:
         model=as_text(body.get("model")),
         streamed=body.get("stream") is True,
         messages=messages,
-        first_user=first_user,
+        first_user=opening_of(map(as_dict, as_list(body.get("messages")))),
         has_tools=bool(body.get("tools")),
         usage_requested=True,
         position=position_of(

@@ -6,7 +6,7 @@ from typing import Any
 
 from evalpipe.providers.base import RequestView
 from evalpipe.providers.jsontext import as_dict, as_list, as_text
-from evalpipe.providers.plain_text import content_text, make_view
+from evalpipe.providers.plain_text import content_text, make_view, opening_of
 from evalpipe.providers.turns import position_of
 
 
@@ -18,11 +18,8 @@ def read_request(body: dict[str, Any]) -> RequestView:
         messages.append({"role": "system", "content": instructions})
     given = body.get("input")
     items = [{"role": "user", "content": given}] if isinstance(given, str) else as_list(given)
-    first_user: Any = None
     for item in map(as_dict, items):
         role = as_text(item.get("role"))
-        if role == "user" and first_user is None:
-            first_user = item.get("content")
         message = _item_message(item, role)
         if message is not None:
             messages.append(message)
@@ -30,7 +27,7 @@ def read_request(body: dict[str, Any]) -> RequestView:
         model=as_text(body.get("model")),
         streamed=body.get("stream") is True,
         messages=messages,
-        first_user=first_user,
+        first_user=opening_of(map(as_dict, items)),
         has_tools=bool(body.get("tools")),
         usage_requested=True,
         position=position_of(

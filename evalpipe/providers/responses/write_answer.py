@@ -39,7 +39,7 @@ def plain_responses(reply: Reply, request: Mapping[str, Any]) -> dict[str, Any]:
         output.append(_message_item(reply.id, reply.text, reply.refusal))
     output += [_call_item(reply.id, call) for call in reply.calls]
     missing = _missing(reply.stop, in_words=reply.refusal is not None)
-    return {**_response(reply, request, output, missing=missing), "usage": responses_usage(reply.usage)}
+    return {**_response(reply, request, output, missing=missing), **_usage(reply.usage)}
 
 
 def responses_usage(usage: Usage) -> dict[str, Any] | None:
@@ -57,6 +57,12 @@ def responses_usage(usage: Usage) -> dict[str, Any] | None:
         "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens or 0},
         "total_tokens": given + made,
     }
+
+
+def _usage(usage: Usage) -> dict[str, Any]:
+    """Left out where the tokens are not known: some clients take no null for it."""
+    counts = responses_usage(usage)
+    return {} if counts is None else {"usage": counts}
 
 
 class ResponsesWriter:
@@ -101,7 +107,7 @@ class ResponsesWriter:
         missing = _missing(stop, in_words=self._refused)
         response = {
             **_response(self._reply(stop), self._request, self._output, missing=missing),
-            "usage": responses_usage(usage),
+            **_usage(usage),
         }
         return closed + self._event(f"response.{response['status']}", response=response)
 
@@ -114,7 +120,7 @@ class ResponsesWriter:
             opened = self._close()
             self._open = kind
             index = len(self._output)
-            item = {"id": f"msg_{self._id}_{index}", "type": "message", "status": "in_progress", "role": "assistant"}
+            item = {"id": _item_id(self._id, index), "type": "message", "status": "in_progress", "role": "assistant"}
             opened += self._event("response.output_item.added", output_index=index, item={**item, "content": []})
             opened += self._event("response.content_part.added", **self._where(), content_index=0, part=_part(kind, ""))
         self._pieces.append(delta)
@@ -149,7 +155,7 @@ class ResponsesWriter:
 
     def _where(self) -> dict[str, Any]:
         index = len(self._output)
-        item_id = f"fc_{self._call[0]}" if self._open == "function_call" else f"msg_{self._id}_{index}"
+        item_id = f"fc_{self._call[0]}" if self._open == "function_call" else _item_id(self._id, index)
         return {"item_id": item_id, "output_index": index}
 
     def _event(self, kind: str, **data: Any) -> bytes:
@@ -185,7 +191,6 @@ def _response(
         "reasoning": {"effort": None, "summary": None},
         "store": False,
         "truncation": "disabled",
-        "usage": None,
         "user": None,
         "metadata": {},
         **echoed,
@@ -197,12 +202,16 @@ def _message_item(answer_id: str, text: str | None, refusal: str | None) -> dict
     if refusal is not None:
         content.append(_part("refusal", refusal))
     return {
-        "id": f"msg_{answer_id}_0",
+        "id": _item_id(answer_id, 0),
         "type": "message",
         "status": "completed",
         "role": "assistant",
         "content": content,
     }
+
+
+def _item_id(answer_id: str, index: int) -> str:
+    return f"msg_{answer_id.removeprefix('resp_')}_{index}"
 
 
 def _call_item(answer_id: str, call: ReplyCall) -> dict[str, Any]:

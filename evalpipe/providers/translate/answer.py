@@ -25,6 +25,8 @@ from evalpipe.providers.text_pieces import without_reasoning
 JSON = "application/json"
 NO_ARGUMENTS: Final = "{}"
 """a call without arguments, where a server says nothing at all: clients parse it as JSON"""
+ID_PREFIXES: Mapping[str, str] = {"chat.completions": "chatcmpl-", "responses": "resp_", "messages": "msg_"}
+"""of an answer's id, by the client's endpoint: frameworks decide by it what an id can be used for"""
 _ANTHROPIC_KINDS = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -43,8 +45,8 @@ class AnswerTranslator:
     `request_body`.
 
     Call `head` once, `feed` with every piece of the body as it comes, then `finish` when the body has ended well, or `broken`
-    when it has not. `answer_id` and `created` (seconds since the epoch) stand in the client's answer. Never raises on what
-    the arm sent.
+    when it has not. `answer_id` (behind the prefix by which the dialect's clients know an answer's id) and `created` (seconds
+    since the epoch) stand in the client's answer. Never raises on what the arm sent.
     """
 
     def __init__(
@@ -58,7 +60,8 @@ class AnswerTranslator:
             self._request = {}
         self._model = str(self._request.get("model") or "")  # the one the client asked for: it is not to see the arms
         self._keeps_tags = b"<think>" in request_body or b"\\u003cthink" in request_body
-        self._answer_id = answer_id
+        self._token = answer_id
+        self._answer_id = ID_PREFIXES[client_endpoint] + answer_id
         self._created = created
         self._status = 200
         self.status = 200
@@ -151,7 +154,8 @@ class AnswerTranslator:
         self.status = self._client_status(status)
         message = answer.error_message or "the provider's answer could not be read"
         code = answer.error_type if self._client_endpoint != "messages" else None
-        return dump(error_body(self._client_endpoint, kind, message, code=code)).encode("utf-8", "replace")
+        body = error_body(self._client_endpoint, kind, message, code=code, request_id=f"req_{self._token}")
+        return dump(body).encode("utf-8", "replace")
 
     def _writer(self) -> ReplyWriter:
         model = self._model

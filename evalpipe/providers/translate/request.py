@@ -52,6 +52,7 @@ def render_treatment_request(
     ask_usage: bool = True,
     headers: Mapping[str, str] | None = None,
     served: bool = False,
+    stores_by_default: bool = False,
 ) -> OutgoingRequest:
     """The request an arm gets for a client's request at `endpoint`: without credentials, in the arm's own dialect.
 
@@ -60,7 +61,8 @@ def render_treatment_request(
     known to refuse `stream_options`, which are then added to no stream. `headers`: the client's,
     of which only `anthropic-version` and `anthropic-beta` are carried, to an arm of the same dialect. A copy leaves out what
     leaves traces (storing, provider-side state); with `served` the user's own answer comes from this arm, so in the same
-    dialect nothing but the settings changes. Raises NotShadowableError with the reason where no faithful request exists.
+    dialect nothing but the settings changes. `stores_by_default`: the arm's server keeps answers unless asked not to. Raises
+    NotShadowableError with the reason where no faithful request exists.
     """
     try:
         document = parse(body)
@@ -73,7 +75,7 @@ def render_treatment_request(
     )
     try:
         if speaks(provider, endpoint):
-            return _same_dialect(endpoint, body, document, settings, headers or {}, served)
+            return _same_dialect(endpoint, body, document, settings, headers or {}, served, stores_by_default)
         return _other_dialect(endpoint, document, provider, settings)
     except (RecursionError, TypeError, AttributeError) as error:
         # Values of types no provider takes: the provider would refuse the request too.
@@ -87,10 +89,17 @@ def _same_dialect(
     settings: ArmRequest,
     headers: Mapping[str, str],
     served: bool,
+    stores_by_default: bool,
 ) -> OutgoingRequest:
     changed = dict(without_fields(endpoint, document, settings.drop))
     if not served:
-        strip_effects(endpoint, changed, may_hold_files=b"file_id" in body)
+        strip_effects(
+            endpoint,
+            changed,
+            own_keys=settings.params.keys(),
+            stores_by_default=stores_by_default,
+            may_hold_files=b"file_id" in body,
+        )
     replace_settings(endpoint, changed, settings)
     asks = not served and ask_for_usage(endpoint, changed, settings)
     return _outgoing(endpoint, body if changed == document else dump_bytes(changed), headers, asks)

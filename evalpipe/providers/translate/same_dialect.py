@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +16,7 @@ from evalpipe.providers.models import (
     takes_sampling,
 )
 from evalpipe.providers.responses.read_request import check_state
+from evalpipe.providers.translate import copied_keys
 from evalpipe.providers.translate.drop import LIMITS, names_field
 
 _SAMPLING = (
@@ -35,11 +35,6 @@ _LIMITS = {
     "responses": ("max_output_tokens", "max_completion_tokens", "max_tokens"),
     "messages": ("max_tokens", "max_completion_tokens"),
 }
-# State and caches that belong to one organisation, and storing on the user's account.
-_STATE = ("store", "prompt_cache_key", "prompt_cache_retention", "prompt_cache_options", "metadata")
-_SERVER_TOOLS = re.compile(
-    r"web_search|web_fetch|code_execution|code_interpreter|file_search|image_generation|mcp|container|programmatic|^shell"
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,31 +86,43 @@ def set_params(endpoint: str, body: dict[str, Any], settings: ArmRequest, model:
     body[name] = limit
 
 
-def strip_effects(endpoint: str, body: dict[str, Any], *, may_hold_files: bool = True) -> None:
-    """Make `body` a copy that leaves nothing behind. Raises NotShadowableError where it could not be answered then.
+def strip_effects(
+    endpoint: str,
+    body: dict[str, Any],
+    *,
+    own_keys: Collection[str] = (),
+    stores_by_default: bool = False,
+    may_hold_files: bool = True,
+) -> None:
+    """Make `body` a copy that leaves nothing behind. Raises NotShadowableError where it could not be answered then, or where
+    that is not known.
 
-    `may_hold_files` False spares the walk through all messages: the caller knows that no file id is in them.
+    `own_keys`: keys the arm's configuration sets itself. `stores_by_default`: the server keeps a chat completion unless it is
+    asked not to. `may_hold_files` False spares the walk through all messages: the caller knows that no file id is in them.
     """
-    if endpoint != "messages":
-        for key in _STATE:
-            body.pop(key, None)
     if endpoint == "responses":
         check_state(body)
-        body.pop("background", None)
-        body.pop("background_options", None)
-        body["store"] = False  # stored unless told otherwise
-        body["input"] = _without_ids(body.get("input"))
+    elif endpoint == "messages":
+        copied_keys.check_state(body)
     if body.get("web_search_options") is not None:
         raise NotShadowableError("server_tools", "web_search_options")
     if body.get("container") or body.get("mcp_servers"):
         raise NotShadowableError("server_tools", "container" if body.get("container") else "mcp_servers")
-    for tool in map(as_dict, as_list(body.get("tools"))):
-        kind = str(tool.get("type") or "")
-        if _SERVER_TOOLS.search(kind):
-            raise NotShadowableError("server_tools", kind[:60])
+    copied_keys.check_keys(endpoint, body, also=own_keys)
+    for key in copied_keys.left_out_of(endpoint):
+        body.pop(key, None)
+    if endpoint == "responses":
+        body.pop("background", None)
+        body.pop("background_options", None)
+        body["store"] = False  # stored unless told otherwise
+        body["input"] = _without_ids(body.get("input"))
+    elif endpoint == "chat.completions":
+        is_known = body.pop("store", None) is not None
+        if is_known or stores_by_default:
+            body["store"] = False
     if endpoint == "messages" and body.get("max_tokens") == 0:
         raise NotShadowableError("cache_prewarm")
-    if may_hold_files and _holds_provider_file(body.get("input" if endpoint == "responses" else "messages")):
+    if may_hold_files and holds_provider_file(body.get("input" if endpoint == "responses" else "messages")):
         raise NotShadowableError("provider_file")
 
 
@@ -185,11 +192,12 @@ def _without_ids(items: Any) -> Any:
     ]
 
 
-def _holds_provider_file(value: Any) -> bool:
+def holds_provider_file(value: Any) -> bool:
+    """Whether messages or input items name a file that was uploaded to their provider."""
     if isinstance(value, list):
-        return any(_holds_provider_file(item) for item in value)
+        return any(holds_provider_file(item) for item in value)
     if not isinstance(value, dict):
         return False
     if isinstance(value.get("file_id"), str):
         return True
-    return any(_holds_provider_file(value.get(key)) for key in ("content", "source", "file", "output"))
+    return any(holds_provider_file(value.get(key)) for key in ("content", "source", "file", "output"))
