@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from evalpipe.core.secrets import KEY_SHAPES, is_credential_name, is_variable_name, shown_url
 from evalpipe.core.units import DEFAULT_SOURCES, read_source
 from evalpipe.errors import ConfigError
 from evalpipe.providers.paths import ADDRESS, address_fault
@@ -33,6 +34,18 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Redaction = str
+
+
+def _read_variable_name(value: Any) -> Any:
+    if isinstance(value, str) and not is_variable_name(value):
+        raise ValueError(
+            "the name of an environment variable is expected, never a key; export the key, and name it here"
+        )
+    return value
+
+
+VariableName = Annotated[str, BeforeValidator(_read_variable_name)]
+_HOST = r"(?:[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?"
 
 
 def _without_secrets(base_url: str) -> str:
@@ -95,7 +108,7 @@ class ArmConfig(_Section):
     base_url: BaseUrl | None = None
     model: str | None = None
     rewrite: bool = False
-    api_key_env: str | None = None
+    api_key_env: VariableName | None = None
     system_prompt_file: str | None = None
     params: dict[str, Any] = {}
     drop: tuple[str, ...] = ()
@@ -156,7 +169,27 @@ class CollectorConfig(_Section):
     responses_may_continue: bool = True
     """ab, canary: a stored response may be gone on with by its id, so a treatment of the other dialect serves none"""
     redact: tuple[Redaction, ...] = ()
-    client_token_env: str = "EVALPIPE_TOKEN"
+    client_token_env: VariableName = "EVALPIPE_TOKEN"
+    allowed_hosts: tuple[str, ...] = ()
+    """names other than loopback's that the collector is asked by, where no client token protects it"""
+    allowed_origins: tuple[str, ...] = ()
+    """web pages other than loopback's that may use it then"""
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if not re.fullmatch(_HOST, host, re.IGNORECASE):
+                raise ValueError(f"{host!r} is no host name such as 'collector.internal' or 'collector.internal:8400'")
+        return tuple(host.lower() for host in hosts)
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not re.fullmatch(rf"[a-z][a-z0-9+.-]*://{_HOST}", origin, re.IGNORECASE):
+                raise ValueError(f"{origin!r} is no origin such as 'https://app.example' or 'http://app.example:3000'")
+        return tuple(origin.lower() for origin in origins)
 
     @field_validator("redact")
     @classmethod
@@ -180,7 +213,7 @@ class JudgeConfig(_Section):
     ] = ("pairwise",)
     model: str | None = None
     base_url: str | None = None
-    api_key_env: str | None = None
+    api_key_env: VariableName | None = None
     orders: Literal["both", "calibrated", "balanced"] = "both"
     concurrency: Annotated[int, Field(ge=1, le=1000)] = 16
     requests_per_minute: Positive = 1000
@@ -378,9 +411,20 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "string_pattern_mismatch":
         message = _PATTERNS[where[-1]]
     value = first["input"]
-    if isinstance(value, dict | BaseModel):
+    if isinstance(value, dict | BaseModel) or _holds_secret(where, value):
         return f"{key}: {message}{more}"
-    return f"{key} = {value!r}: {message}{more}"
+    return f"{key} = {_shown(value)!r}: {message}{more}"
+
+
+def _holds_secret(where: list[str], value: Any) -> bool:
+    """Whether a value may be a key, by the name it stands under or by its looks: it is not repeated then."""
+    if any(is_credential_name(part) for part in where):
+        return True
+    return isinstance(value, str) and KEY_SHAPES.search(value) is not None
+
+
+def _shown(value: Any) -> Any:
+    return shown_url(value) if isinstance(value, str) and "://" in value else value
 
 
 def _nearest(where: list[str]) -> str | None:

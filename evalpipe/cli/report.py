@@ -61,28 +61,34 @@ def report(
     - `evalpipe report --compare reports/march.json reports/april.json` (`--format markdown` or `json` for these)
     """
     from evalpipe.pipeline import report as pipeline
+    from evalpipe.pipeline.secrets import Outgoing
     from evalpipe.pipeline.workspace import open_workspace
 
     workspace = open_workspace(config, data)
+    check = Outgoing(workspace).checked
     if index:
         if format_ is not Format.html:
             raise ConfigError(f"--index is a page: it has no --format {format_.value}")
-        page, n_reports = pipeline.write_index(output.parent if output else workspace.reports)
+        page, n_reports = pipeline.write_index(output.parent if output else workspace.reports, check=check)
         if as_json:
             typer.echo(json.dumps({"index": str(page), "reports": n_reports}))
         _done(page, f"lists {format_counted(n_reports, 'report')}", open_)
         return
     if compare:
         if format_ is not Format.html:
-            _put(pipeline.compare_as(format_.value, *compare), output)
+            _put(check(pipeline.compare_as(format_.value, *compare), "the comparison"), output)
             return
         if as_json:
-            typer.echo(pipeline.compare_as("json", *compare).decode(), nl=False)
-        _done(pipeline.write_comparison(*compare, output, workspace.reports), "two reports side by side", open_)
+            typer.echo(check(pipeline.compare_as("json", *compare), "the comparison").decode(), nl=False)
+        _done(
+            pipeline.write_comparison(*compare, output, workspace.reports, check=check),
+            "two reports side by side",
+            open_,
+        )
         return
     chosen = {"experiment": experiment, "judge": judge, "since": since, "until": until, "where": where}
     if format_ is not Format.html:
-        _put(pipeline.render_as(format_.value, pipeline.analyze(workspace, **chosen)), output)
+        _put(check(pipeline.render_as(format_.value, pipeline.analyze(workspace, **chosen)), "the report"), output)
         return
     written = pipeline.write_report(workspace, **chosen, output=output, max_examples=examples)
     if as_json:

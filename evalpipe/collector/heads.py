@@ -14,6 +14,8 @@ from typing import Final
 import httptools
 import msgspec
 
+from evalpipe.core.secrets import is_credential_name
+
 HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer transfer-encoding upgrade "
     b"http2-settings".split()
@@ -56,6 +58,8 @@ QUOTA: Final = 1024
 """tells how much of a provider's limit is left"""
 EVENTS: Final = 2048
 """the answer is an event stream"""
+SECRET: Final = 4096
+"""holds a credential or cookies, by its name"""
 
 
 class Line:
@@ -120,6 +124,7 @@ def _learn(raw: bytes) -> Line:
         | (LOGGED_REQUEST if name in LOGGED_REQUEST_HEADERS else 0)
         | (LOGGED_ANSWER if name in LOGGED_RESPONSE_HEADERS or is_quota else 0)
         | (QUOTA if is_quota else 0)
+        | (SECRET if name in CREDENTIALS or is_credential_name(str(name, "latin-1")) else 0)
         | (EVENTS if name == b"content-type" and value.lower().startswith(b"text/event-stream") else 0)
     )
     line = Line(name, value, raw, role)
@@ -331,3 +336,13 @@ def target_path(target: bytes) -> bytes:
             return rest[slash:]
         return b"/" + rest[question:] if question >= 0 else b"/"
     raise HeadError(400, "the request target must be a path")
+
+
+def target_authority(target: bytes) -> bytes:
+    """Host and port of an absolute request target, b"" of any other."""
+    if target.startswith(b"/"):
+        return b""
+    rest = target.partition(b"://")[2]
+    for mark in (b"/", b"?", b"#"):
+        rest = rest.partition(mark)[0]
+    return rest.rpartition(b"@")[2]

@@ -54,10 +54,11 @@ _NO_MARKS: Final[list[tuple[int, float]]] = []
 class KeptAnswer:
     """An answer's status, allowed headers, body, and arrival marks of the first pieces of a stream."""
 
-    __slots__ = ("head", "kept", "marks", "n_bytes", "streamed")
+    __slots__ = ("_json", "head", "kept", "marks", "n_bytes", "streamed")
 
     def __init__(self, head: AnswerHead, limit: int) -> None:
         self.head = head
+        self._json: bytes | None = None
         self.streamed = (head.roles & EVENTS) != 0
         self.kept = KeptBody(limit)
         self.marks: list[tuple[int, float]] = [] if self.streamed else _NO_MARKS
@@ -77,9 +78,11 @@ class KeptAnswer:
     @property
     def headers_json(self) -> bytes:
         """The same, as JSON."""
-        if not self.head.roles & LOGGED_ANSWER:
-            return b"{}"
-        return b"{" + b",".join([line.member for line in self.head.lines if line.role & LOGGED_ANSWER]) + b"}"
+        rendered = self._json
+        if rendered is None:
+            members = [line.member for line in self.head.lines if line.role & LOGGED_ANSWER]
+            rendered = self._json = b"{" + b",".join(members) + b"}"
+        return rendered
 
     @property
     def first_token_ms(self) -> float | None:

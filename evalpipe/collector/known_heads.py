@@ -16,6 +16,7 @@ from evalpipe.collector.heads import (
     keeps_alive,
     read_lines,
     request_length,
+    target_authority,
     target_path,
 )
 from evalpipe.collector.passing import render_passed_head
@@ -23,6 +24,7 @@ from evalpipe.providers.paths import endpoint_of, looks_like_model_call
 
 if TYPE_CHECKING:
     from evalpipe.collector.arms import Assignment
+    from evalpipe.collector.known_keys import KnownKeys
     from evalpipe.collector.settings import Origin
     from evalpipe.core.templates import RequestTemplate, ResponseTemplate
 
@@ -41,14 +43,17 @@ class HeadFacts:
         "after",
         "answer_templates",
         "assignment",
+        "authority",
         "before",
         "encoding",
         "endpoint",
         "expects",
         "http10",
+        "is_admitted",
         "is_own",
         "is_websocket",
         "keep",
+        "keys",
         "lines",
         "looks_like_model_call",
         "method",
@@ -65,6 +70,9 @@ class HeadFacts:
         if n_hosts > 1 or (n_hosts == 0 and not self.http10):
             raise HeadError(400, "exactly one Host header is needed")
         self.target = target_path(target)
+        self.authority = target_authority(target)
+        self.is_admitted = False
+        """the guard has let a request with this very head pass"""
         self.is_own = self.target.startswith(OWN_ROUTES)
         self.keep = keeps_alive(lines, http10=self.http10)
         self.expects = bool(roles & EXPECT)
@@ -88,6 +96,8 @@ class HeadFacts:
         """the head as control gets it, what comes before and after the length's line"""
         self.assignment: Assignment | None = None
         """where the head alone decides"""
+        self.keys: KnownKeys | None = None
+        """what must not be written of requests with this head, once known"""
         self.template: RequestTemplate | None = None
         self.answer_templates: dict[str, ResponseTemplate] = {}
         """by arm: an arm answers all requests of one endpoint in the same dialect"""

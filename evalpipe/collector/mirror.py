@@ -16,9 +16,11 @@ from time import perf_counter, time
 from evalpipe.collector.copies import Copy, render_copy_head
 from evalpipe.collector.heads import QUOTA
 from evalpipe.collector.kept import http_outcome
+from evalpipe.collector.known_keys import KnownKeys, held_keys
 from evalpipe.collector.metrics import Metrics
 from evalpipe.collector.pricing import Pricer
 from evalpipe.collector.quota import pause_s
+from evalpipe.collector.recorder import may_hold
 from evalpipe.collector.redaction import Redactor
 from evalpipe.collector.settings import CollectorSettings
 from evalpipe.collector.setup_watch import SetupWatch
@@ -42,7 +44,7 @@ _MAX_TOKENS = re.compile(rb'"max_(?:completion_|output_)?tokens"\s*:\s*([0-9]{1,
 
 
 class Mirror:
-    """`redactor` is applied to what is written, never to what is sent."""
+    """What is written is without the keys the collector holds, and without what `redact` names; what is sent is not changed."""
 
     def __init__(
         self,
@@ -54,12 +56,13 @@ class Mirror:
         pricer: Pricer,
         *,
         spent_usd: float,
-        redactor: Redactor | None = None,
     ) -> None:
         assert settings.treatment is not None
         self._settings, self._loop, self._writer, self._pool = settings, loop, writer, pool
         self._metrics, self._pricer = metrics, pricer
-        self._redactor = redactor
+        self._redacts = bool(settings.redact)
+        self._keys = KnownKeys(held_keys(settings), [])
+        self._redactor = Redactor(settings.redact, self._keys.values)
         self._arm = settings.treatment
         self._drop = self._arm.drop
         self._asking = UsageAsking("treatment", refused=metrics.usage_refused, say=log)
@@ -315,7 +318,11 @@ class Mirror:
         """A copy's answer; what it cost is booked."""
         answer = copy.answer
         endpoint: str = copy.outgoing.endpoint
-        is_plain = copy.ended == "complete" and self._redactor is None and self._settings.shadow_budget_usd is None
+        redacts = self._redacts or (answer is not None and may_hold(self._keys, answer))
+        sends_key = self._keys.may_be_in(copy.request_body)
+        is_plain = (
+            copy.ended == "complete" and not redacts and not sends_key and self._settings.shadow_budget_usd is None
+        )
         template = self._templates.get(endpoint) if is_plain else None
         if template is not None and answer is not None:
             template.add(
@@ -348,9 +355,9 @@ class Mirror:
             first_byte_ms=copy.first_byte_ms,
             marks=[] if answer is None else answer.marks,
             status=None if answer is None else answer.head.status,
-            headers=headers if self._redactor is None else self._redactor.headers(headers),
-            body=self._for_disk(Body() if answer is None else answer.kept.body, encoding),
-            sent=self._for_disk(Body.of(copy.request_body), None),
+            headers=self._redactor.headers(headers) if redacts else headers,
+            body=self._for_disk(Body() if answer is None else answer.kept.body, encoding, redacts=redacts),
+            sent=self._for_disk(Body.of(copy.request_body), None, redacts=self._redacts or sends_key),
             error_type=copy.ended if failed else None,
             error_message=copy.message or None,
             timeout_ms=copy.timeout_ms,
@@ -364,8 +371,8 @@ class Mirror:
             self.spent_usd += copy.reserved_usd if cost is None else cost + self._arm.infrastructure_usd
         self._answered.append(render_record(record))
 
-    def _for_disk(self, body: Body, encoding: str | None) -> Body:
-        return body if self._redactor is None else self._redactor.body(body, encoding)
+    def _for_disk(self, body: Body, encoding: str | None, *, redacts: bool) -> Body:
+        return self._redactor.body(body, encoding) if redacts else body
 
     def _heed(self, status: int | None, headers: Mapping[str, str]) -> None:
         pause = pause_s(status, headers, time())

@@ -131,9 +131,9 @@ class Outbound(AnswerSink):
                 return False
         self.assignment = assignment
         if assignment.arm == "control":
-            self.request_id += "c"
+            self.request_id = self.worker.ids.seal(self.request_id, "c")
         else:
-            self.request_id += "t"
+            self.request_id = self.worker.ids.seal(self.request_id, "t")
             self.arm, self.pool = self.worker.arms[assignment.arm], self.worker.pools[assignment.arm]
         return True
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 
+from evalpipe.core.secrets import KEY_SHAPES
+
 Span = tuple[int, int]
 Finder = Callable[[str], Iterator[Span]]
 
@@ -20,15 +22,6 @@ _GROUP = re.compile(r"[0-9]+")
 _PHONE_CANDIDATE = re.compile(r"(?<![\w.])(?:\+|\(|00)?\(?[0-9](?:[ ().\-/\u00a0]{0,3}[0-9]){6,16}(?![\w])")
 _DATE = re.compile(r"(?:19|20)[0-9]{2}([-/.])[01][0-9]\1[0-3][0-9]")
 _MAX_PARSED = 1000
-_API_KEY = re.compile(
-    r"(?<![A-Za-z0-9])(?:"
-    r"sk-[A-Za-z0-9_-]{16,}"  # OpenAI, Anthropic, and who copies them
-    r"|(?:ghp|gho|ghu|ghs|ghr)_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}"
-    r"|xox[abeoprs]-[A-Za-z0-9-]{10,}|hf_[A-Za-z0-9]{20,}|gsk_[A-Za-z0-9]{20,}|r8_[A-Za-z0-9]{20,}"
-    r"|(?:AKIA|ASIA)[0-9A-Z]{16}|AIza[0-9A-Za-z_-]{35}|(?:sk|pk|rk)_(?:live|test)_[A-Za-z0-9]{16,}"
-    r"|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]+"  # a JSON web token
-    r")"
-)
 _BEARER = re.compile(r"(?i:\bbearer)[ \t]+([A-Za-z0-9._~+/=-]{16,})")
 _PRIVATE_KEY = re.compile(
     r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----(?:(?!-----END).){0,20000}(?:-----END[A-Z ]{0,40}-----)?", re.DOTALL
@@ -116,7 +109,7 @@ def find_phones(text: str) -> Iterator[Span]:
 
 
 def find_api_keys(text: str) -> Iterator[Span]:
-    for match in _API_KEY.finditer(text):
+    for match in KEY_SHAPES.finditer(text):
         yield match.span()
     for match in _BEARER.finditer(text):
         yield match.span(1)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from evalpipe.collector.heads import CREDENTIAL, LOGGED_REQUEST, logged
+from evalpipe.collector.heads import LOGGED_REQUEST, logged
 from evalpipe.collector.kept import KeptAnswer, http_outcome
+from evalpipe.collector.known_keys import KnownKeys, client_keys, held_keys
 from evalpipe.collector.metrics import Exchanges, Metrics
 from evalpipe.collector.settings import CollectorSettings
 from evalpipe.collector.setup_watch import SetupWatch
@@ -28,6 +29,7 @@ from evalpipe.core.templates import RequestTemplate, ResponseTemplate
 
 if TYPE_CHECKING:
     from evalpipe.collector.flight import Flight
+    from evalpipe.collector.known_heads import HeadFacts
     from evalpipe.collector.originals import OriginalsOut
     from evalpipe.collector.outbound import Outbound
     from evalpipe.collector.redaction import Redactor
@@ -46,11 +48,15 @@ class Recorder:
         metrics: Metrics,
         setup: SetupWatch,
         *,
-        redactor: Redactor | None,
         originals: OriginalsOut | None,
     ) -> None:
         self._settings, self._writer, self._turn, self._metrics = settings, writer, turn, metrics
-        self._redactor, self._originals, self._setup = redactor, originals, setup
+        self._originals, self._setup = originals, setup
+        self._redacts = bool(settings.redact)
+        self._held = held_keys(settings)
+        self._held_keys = KnownKeys(self._held, [])
+        self._known: dict[tuple[str, ...], KnownKeys] = {(): self._held_keys}
+        self._redactors: dict[tuple[str, ...], Redactor] = {}
         self._unit_key = settings.unit_key.value.encode("latin-1")
 
     def request(self, flight: Outbound, *, whole: bool = True) -> None:
@@ -59,8 +65,10 @@ class Recorder:
         assert assignment is not None and flight.endpoint is not None
         facts = flight.request.facts
         kept = flight.kept_request
+        keys = self._keys_of(facts)
         template = facts.template
-        if template is not None and whole:
+        holds_key = keys.may_be_in(kept.data)
+        if template is not None and whole and not holds_key:
             template.add(self._turn.lines(), flight.request_id, flight.started_at, kept.data, kept.n_dropped)
             return
         body = kept.body
@@ -71,9 +79,9 @@ class Recorder:
             mode=self._settings.mode,
             arm=assignment.arm,
             received_at=flight.started_at,
-            unit_id=self._stored_id(assignment.unit_id),
+            unit_id=self._stored_id(assignment.unit_id, keys),
             unit_source=assignment.unit_source,
-            conversation_id=self._stored_id(assignment.conversation_id),
+            conversation_id=self._stored_id(assignment.conversation_id, keys),
             endpoint=flight.endpoint,
             method=str(facts.method, "latin-1"),
             target=str(_without_secrets(facts.target), "latin-1"),
@@ -86,19 +94,19 @@ class Recorder:
             config_fingerprint=self._settings.config_fingerprint,
             injects_usage=self._settings.inject_stream_usage,
         )
-        if self._redactor is None:
-            if whole and assignment is facts.assignment:
-                facts.template = RequestTemplate(record)
-            self._turn.record(render_record(record))
-            return
-        encoding = record.headers.get("content-encoding")
-        redacted = msgspec.structs.replace(
-            record,
-            body=self._redactor.body(body, encoding),
-            target=self._redactor.text(record.target),
-            headers=self._redactor.headers(record.headers),
-        )
-        self._turn.record(render_record(redacted))
+        redacts = self._redacts or holds_key
+        written = record
+        if keys.values or redacts:
+            redactor = self._redactor(keys)
+            headers = {name: redactor.text(value) for name, value in record.headers.items()}
+            written = msgspec.structs.replace(record, target=redactor.text(record.target), headers=headers)
+            if redacts:
+                headers = redactor.headers(record.headers)
+                decoded = redactor.body(body, record.headers.get("content-encoding"))
+                written = msgspec.structs.replace(written, body=decoded, headers=headers)
+        if not redacts and whole and assignment is facts.assignment:
+            facts.template = RequestTemplate(written)
+        self._turn.record(render_record(written))
         if eligible and self._originals is not None:
             reason = self._originals.send(render_record(record))
             if reason is not None:
@@ -116,8 +124,11 @@ class Recorder:
         exchanges.observe(outcome, latency_ms / 1000, first_token_ms)
         if outcome != "ok" or not exchanges.is_proven:
             self._watch_setup(flight, exchanges, ended, message, kept)
-        templates = flight.request.facts.answer_templates
-        is_plain = kept is not None and ended == "complete" and flight.sent_body is None and self._redactor is None
+        facts = flight.request.facts
+        keys = self._keys_of(facts)
+        redacts = self._redacts or (kept is not None and may_hold(keys, kept))
+        templates = facts.answer_templates
+        is_plain = kept is not None and ended == "complete" and flight.sent_body is None and not redacts
         template = templates.get(name) if is_plain else None
         if template is not None and kept is not None:
             template.add(
@@ -137,12 +148,14 @@ class Recorder:
         body = _EMPTY if kept is None else kept.kept.body
         headers = {} if kept is None else kept.headers
         sent = None if flight.sent_body is None else Body.of(flight.sent_body)
-        if self._redactor is not None:
-            encoding = headers.get("content-encoding")
-            body = self._redactor.body(body, encoding)
-            headers = self._redactor.headers(headers)
-            message = None if message is None else self._redactor.text(message)
-            sent = None if sent is None else self._redactor.body(sent, None)
+        if redacts or sent is not None:
+            redactor = self._redactor(keys)
+            if redacts:
+                body = redactor.body(body, headers.get("content-encoding"))
+                headers = redactor.headers(headers)
+                message = None if message is None else redactor.text(message)
+            if sent is not None and (self._redacts or keys.may_be_in(sent.data)):
+                sent = redactor.body(sent, None)
         failed = ended not in {"complete", "closed_by_upstream", "client_closed"}
         record = ResponseRecord(
             request_id=flight.request_id,
@@ -186,7 +199,7 @@ class Recorder:
             asked_at=flight.started_at,
             unit_id=assignment.unit_id,
             asked=(flight.endpoint, flight.readable_request),
-            secrets=[line.value for line in flight.request.facts.lines if line.role & CREDENTIAL],
+            secrets=self._keys_of(flight.request.facts).values,
         )
 
     def shadow(self, request_id: str, status: str, reason: str) -> None:
@@ -201,8 +214,8 @@ class Recorder:
     def feedback(self, request_id: str, rating: float, comment: str | None) -> bool:
         """False: it could not be written."""
         arm = {"c": "control", "t": "treatment"}.get(request_id[-1:])
-        if comment is not None and self._redactor is not None:
-            comment = self._redactor.text(comment)
+        if comment is not None:
+            comment = self._redactor(self._held_keys).text(comment)
         self._metrics.rated(arm, rating)
         return self._writer.append(
             FeedbackRecord(
@@ -215,15 +228,56 @@ class Recorder:
             )
         )
 
-    def _stored_id(self, raw: str | None) -> str | None:
+    def _stored_id(self, raw: str | None, keys: KnownKeys) -> str | None:
         if raw is None:
             return None
-        if self._settings.hash_units or (self._redactor is not None and self._redactor.text(raw) != raw):
+        if self._settings.hash_units or self._redactor(keys).text(raw) != raw:
             return hash_unit(self._unit_key, raw)
         return raw
 
+    def _keys_of(self, facts: HeadFacts) -> KnownKeys:
+        """What must not be written of this request and its answers."""
+        keys = facts.keys
+        if keys is None:
+            client = tuple(client_keys(facts.target, facts.lines))
+            keys = self._known.get(client)
+            if keys is None:
+                if len(self._known) >= _MAX_KNOWN:
+                    self._known.clear()
+                keys = self._known[client] = KnownKeys(self._held, client)
+            facts.keys = keys
+        return keys
+
+    def _redactor(self, keys: KnownKeys) -> Redactor:
+        redactor = self._redactors.get(keys.values)
+        if redactor is None:
+            from evalpipe.collector.redaction import Redactor  # only where there is something to be taken out
+
+            if len(self._redactors) >= _MAX_REDACTORS:
+                self._redactors.clear()
+            redactor = self._redactors[keys.values] = Redactor(self._settings.redact, keys.values)
+        return redactor
+
 
 _EMPTY = Body()
+_MAX_KNOWN = 2048
+_MAX_REDACTORS = 256
+
+
+def may_hold(keys: KnownKeys, kept: KeptAnswer) -> bool:
+    """Whether an answer, its body decoded, may hold one of the keys."""
+    data = kept.kept.data
+    headers = kept.headers_json
+    status = kept.head.status
+    if b'"content-encoding"' in headers:
+        from evalpipe.providers.encoding import EncodingError, decode
+
+        try:
+            data = decode(kept.headers, data).data
+        except EncodingError:
+            return not 200 <= status < 300  # what cannot be read is not written of a failure: it may repeat a key
+    streamed = kept.streamed or data.startswith((b"data:", b"event:", b":"))
+    return keys.may_be_in_answer(data, streamed=streamed, failed=not 200 <= status < 300) or keys.may_be_in(headers)
 
 
 def _without_secrets(target: bytes) -> bytes:

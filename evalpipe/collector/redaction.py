@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from evalpipe.collector.patterns import finders
+from evalpipe.core.secrets import MASK, Finder, known_secrets, mask
 from evalpipe.core.spool import Body
 from evalpipe.providers.encoding import EncodingError, decode
 
@@ -26,8 +27,18 @@ Piece = tuple[dict[str, Any] | list[Any], str | int]
 
 
 class Redactor:
-    def __init__(self, names: tuple[str, ...]) -> None:
+    """What is written without what `names` describe, and without the `keys` in any of their forms.
+
+    Args:
+        names: of `[collector] redact`.
+        keys: secrets that are known by their exact values.
+    """
+
+    def __init__(self, names: tuple[str, ...], keys: Iterable[str] = ()) -> None:
         self._finders = finders(names)
+        self._keys = known_secrets(keys)
+        if self._keys:
+            self._finders.insert(0, (MASK, Finder(self._keys)))
 
     def text(self, text: str) -> str:
         """`text` with what is found replaced by its label, e.g. "[email]"."""
@@ -77,7 +88,8 @@ class Redactor:
         """(whether it changed, the value with every string and long number in it redacted)."""
         if isinstance(value, str):
             if len(value) > 512 and _BASE64.match(value):
-                return False, value
+                masked = mask(value, self._keys) if self._keys else value
+                return masked != value, masked
             redacted = self._string(value)
             return redacted != value, redacted
         if isinstance(value, bool) or value is None:

@@ -125,8 +125,11 @@ class Routes:
             return _json(400, {"error": "the body is not JSON"})
         request_id = feedback.get("request_id") if isinstance(feedback, dict) else None
         if not isinstance(request_id, str) or not 0 < len(request_id) <= 200:
-            problem = "is missing" if not request_id else "is none of ours"
+            problem = "is missing" if not request_id else "is not one"
             return _json(400, {"error": f"request_id {problem}: it is the x-evalpipe-request-id of the answer"})
+        refusal = self._worker.ids.refusal(request_id)
+        if refusal is not None:
+            return _json(400, {"error": f"request_id {refusal}"})
         rating = feedback.get("rating")
         value = {"up": 1.0, "down": 0.0}.get(rating) if isinstance(rating, str) else rating
         if (
@@ -140,7 +143,6 @@ class Routes:
             return _json(400, {"error": f"comment must be a text of at most {_MAX_COMMENT} characters"})
         if comment is not None:
             comment = comment.encode("utf-8", "replace").decode()
-        request_id = request_id.encode("utf-8", "replace").decode()
         if not self._worker.recorder.feedback(request_id, float(value), comment):
             return _json(503, {"error": "the rating could not be written"})
         return _json(200, {"accepted": True})

@@ -128,10 +128,11 @@ class Client:
         facts, length, length_line = worker.heads.read(head)
         if length > worker.max_body_bytes:
             raise HeadError(413, "the request body is too large")
-        if worker.guard.is_on:
-            refusal = worker.guard.refusal(facts.target, facts.lines)
+        if not facts.is_admitted:
+            refusal = worker.guard.refusal(facts.target, facts.lines, facts.authority)
             if refusal is not None:
                 raise HeadError(refusal[0], refusal[1])
+            facts.is_admitted = True
         if facts.is_websocket:
             worker.uncollected.refused_websocket(facts.target)
             raise HeadError(

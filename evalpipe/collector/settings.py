@@ -143,6 +143,12 @@ class CollectorSettings(msgspec.Struct, frozen=True, kw_only=True):
     """model → the keys of `providers.pricing.Price` that are set"""
     redact: tuple[str, ...] = ()
     client_token: Secret | None = None
+    is_loopback: bool = True
+    """whether only this machine can reach the listening address"""
+    allowed_hosts: tuple[str, ...] = ()
+    """further names the collector has, in lower case, with or without a port"""
+    allowed_origins: tuple[str, ...] = ()
+    """web pages that may use a collector without a token: "https://app.example", in lower case"""
     ca_file: str | None = None
     """extra trust for TLS upstreams (a company's CA)"""
     max_body_bytes: int = 128 << 20

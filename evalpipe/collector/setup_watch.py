@@ -16,6 +16,7 @@ from typing import cast
 
 import msgspec
 
+from evalpipe.collector.known_keys import held_keys
 from evalpipe.collector.metrics import Exchanges
 from evalpipe.collector.settings import ArmSettings, CollectorSettings
 from evalpipe.core.setup_fault import FaultDetector, FaultKind, SetupFault, signature_of
@@ -98,7 +99,7 @@ class SetupWatch:
         asked_at: float,
         unit_id: str | None,
         asked: tuple[str, bytes],
-        secrets: Sequence[bytes] = (),
+        secrets: Sequence[str] = (),
     ) -> None:
         """An exchange that failed, or one of an arm that is not known to answer yet.
 
@@ -108,7 +109,7 @@ class SetupWatch:
             asked_at: seconds since the epoch of the user's request.
             unit_id: where it is known without the body.
             asked: endpoint and body of the request, for the unit that is named in it.
-            secrets: of the client, never to be shown.
+            secrets: never to be shown, beside those the collector holds.
         """
         self._exchanges[arm] = exchanges
         detector = self._detectors[arm]
@@ -158,18 +159,13 @@ class SetupWatch:
         view = read_request(endpoint, body)
         return conversation_of(view.system_text, view.first_user_message, document)
 
-    def _safe(self, words: str | None, secrets: Sequence[bytes]) -> str | None:
+    def _safe(self, words: str | None, secrets: Sequence[str]) -> str | None:
         """Some servers repeat the key they refuse."""
         if not words:
             return words
         from evalpipe.collector.redaction import Redactor  # only where something failed
 
-        keys = [arm.api_key.value for arm in self._arms.values() if arm.api_key is not None]
-        keys += [str(line, "latin-1").rpartition(" ")[2] for line in secrets]
-        for key in keys:
-            if key:
-                words = words.replace(key, "[key]")
-        return Redactor(("api_key", *self._settings.redact)).text(words)
+        return Redactor(("api_key", *self._settings.redact), [*held_keys(self._settings), *secrets]).text(words)
 
     # --- what comes of it
 

@@ -16,7 +16,6 @@ from evalpipe.collector.metrics import Metrics
 from evalpipe.collector.mirror import Mirror
 from evalpipe.collector.originals import OriginalsIn
 from evalpipe.collector.pricing import Pricer
-from evalpipe.collector.redaction import Redactor
 from evalpipe.collector.settings import CollectorSettings
 from evalpipe.collector.shadow_state import load_state, save_state
 from evalpipe.collector.spooling import SpoolWriter
@@ -93,7 +92,6 @@ class ShadowProcess:
                 self._metrics,
                 pricer,
                 spent_usd=self._spent.get(self._settings.experiment, 0.0),
-                redactor=Redactor(self._settings.redact) if self._settings.redact else None,
             )
         try:
             self._resume(state, decided)

@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import importlib.util
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -286,7 +287,8 @@ def _bridged(settings: CollectorSettings) -> tuple[CollectorSettings, socket.soc
     if importlib.util.find_spec("litellm") is None:
         raise ConfigError("provider = 'litellm' without a base_url needs the library: pip install 'evalpipe[litellm]'")
     sock = socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG)
-    here = f"http://127.0.0.1:{sock.getsockname()[1]}"
+    # Nobody else may ask it, no web page and no other user of the machine: it is asked below a path nobody can guess.
+    here = f"http://127.0.0.1:{sock.getsockname()[1]}/{secrets.token_hex(16)}"
     moved = {name: msgspec.structs.replace(arm, base_url=here) for name, arm in arms.items()}
     return msgspec.structs.replace(settings, **moved), sock
 

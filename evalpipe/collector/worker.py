@@ -17,6 +17,7 @@ from evalpipe.collector.guard import Guard
 from evalpipe.collector.known_heads import KnownHeads
 from evalpipe.collector.metrics import Metrics
 from evalpipe.collector.recorder import Recorder
+from evalpipe.collector.request_ids import N_RANDOM, RequestIds, random_signs
 from evalpipe.collector.routes import Routes
 from evalpipe.collector.settings import ArmSettings, CollectorSettings
 from evalpipe.collector.setup_watch import SetupWatch
@@ -76,21 +77,17 @@ class Worker:
         self.max_body_bytes: int = settings.max_body_bytes
         self.max_logged_bytes: int = settings.max_logged_bytes
         self.heads = KnownHeads(settings.control.origin, settings.control.key_line)
-        redactor = originals = None
-        if settings.redact:
+        originals = None
+        if settings.redact and settings.treatment is not None and settings.shadow_socket:
             from evalpipe.collector.originals import OriginalsOut
-            from evalpipe.collector.redaction import Redactor
 
-            redactor = Redactor(settings.redact)
-            if settings.treatment is not None and settings.shadow_socket:
-                originals = OriginalsOut(loop, settings.shadow_socket, settings.shadow_queue_bytes)
+            originals = OriginalsOut(loop, settings.shadow_socket, settings.shadow_queue_bytes)
         self._originals = originals
         self.turn = Turn(loop, self.writer)
         self.setup = SetupWatch(settings)
+        self.recorder = Recorder(settings, self.writer, self.turn, self.metrics, self.setup, originals=originals)
+        self.ids = RequestIds(settings.unit_key.value.encode("latin-1"), settings.experiment)
         self.traffic = TrafficWatch(settings.unit_sources)
-        self.recorder = Recorder(
-            settings, self.writer, self.turn, self.metrics, self.setup, redactor=redactor, originals=originals
-        )
         self.uncollected = Uncollected(
             folder_of(Path(settings.data), settings.experiment), Path(self.metrics_dir).name or str(os.getpid())
         )
@@ -109,15 +106,15 @@ class Worker:
     # --- what a flight asks
 
     def new_request_id(self, now: float) -> str:
-        """Sorts by time; cannot be guessed, since it is the right to rate the answer."""
+        """Sorts by time, and is no other's; `ids.seal` makes it the id of an exchange once its arm is chosen."""
         ms = int(now * 1000)
         if ms != self._id_ms:
             self._id_ms, self._id_instant = ms, f"{ms:012x}"
         at = self._n_random_used
         if at == len(self._random):
-            self._random, at = os.urandom(10 * 64).hex(), 0  # asked of the system for many at a time
-        self._n_random_used = at + 20
-        return self._id_instant + self._random[at : at + 20]
+            self._random, at = random_signs(N_RANDOM * 64), 0  # asked of the system for many at a time
+        self._n_random_used = at + N_RANDOM
+        return self._id_instant + self._random[at : at + N_RANDOM]
 
     def own_lines(self, flight: Outbound) -> list[bytes]:
         """The collector's own answer headers."""

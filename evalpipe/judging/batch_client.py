@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 from evalpipe.errors import ConfigError
 from evalpipe.judging.call import Fate, Reply, Turns
-from evalpipe.judging.client import failed_reply, http_failure, open_sdk, read_reply
+from evalpipe.judging.client import failed_reply, http_failure, key_in_environment, open_sdk, read_reply
+from evalpipe.judging.masking import masked, remember_keys
 from evalpipe.judging.spec import JudgeSpec
 from evalpipe.judging.wire import chat_params, message_params
 
@@ -70,6 +71,7 @@ class BatchClient(Protocol):
 
 def open_batch_client(spec: JudgeSpec) -> BatchClient:
     """The batch client of a judge. Raises ConfigError where its provider has no batches."""
+    remember_keys(spec, key_in_environment(spec))
     if spec.provider == "anthropic":
         return _MessageBatches(spec)
     if spec.provider == "openai":
@@ -86,7 +88,7 @@ async def _door(call: Callable[[], Awaitable[Any]]) -> Any:
 
 def never_answered(kind: str, message: str = "") -> Reply:
     """The reply of a request that its batch ended without."""
-    return Reply(fate=Fate.REJECTED, kind=kind, message=message)
+    return Reply(fate=Fate.REJECTED, kind=kind, message=masked(message))
 
 
 class _MessageBatches:

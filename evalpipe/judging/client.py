@@ -15,10 +15,12 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+from evalpipe.core.secrets import shown_url
 from evalpipe.core.text import printable
 from evalpipe.core.traffic import Outcome
 from evalpipe.errors import ConfigError
 from evalpipe.judging.call import Fate, JudgeClient, Reply, Turns, fate_of_status, is_about_the_input
+from evalpipe.judging.masking import masked, remember_keys
 from evalpipe.judging.ratelimits import asked_wait, read_limits, read_retry_after
 from evalpipe.judging.spec import JudgeSpec
 from evalpipe.judging.wire import TOOL, chat_params, message_params
@@ -62,6 +64,7 @@ _LONGEST_MESSAGE = 300
 def open_client(spec: JudgeSpec, *, concurrency: int) -> JudgeClient:
     """The client of a judge. Raises ConfigError where its key is missing from the environment, or its SDK from the
     installation."""
+    remember_keys(spec, key_in_environment(spec))
     if spec.provider == "litellm":
         from evalpipe.judging.litellm_client import LiteLLMClient
 
@@ -69,9 +72,13 @@ def open_client(spec: JudgeSpec, *, concurrency: int) -> JudgeClient:
     return _SdkClient(spec, concurrency)
 
 
+def key_in_environment(spec: JudgeSpec) -> str | None:
+    return os.environ.get(spec.api_key_env) if spec.api_key_env else None
+
+
 def api_key(spec: JudgeSpec) -> str:
     """The judge's key. A server on this machine needs none."""
-    key = os.environ.get(spec.api_key_env) if spec.api_key_env else None
+    key = key_in_environment(spec)
     if key:
         return key
     if is_local(spec.base_url):
@@ -84,7 +91,7 @@ def api_key(spec: JudgeSpec) -> str:
 def address_of(spec: JudgeSpec) -> str:
     """Where the judge's calls go, for messages."""
     if spec.base_url:
-        return spec.base_url
+        return shown_url(spec.base_url)
     if spec.provider == "litellm":
         return f"litellm ({spec.model})"
     environment, address = _DEFAULT_ADDRESSES[spec.provider]
@@ -275,7 +282,7 @@ def _said(answer: Answer) -> str:
     """What the judge said. Two calls of the tool are two verdicts, and stay two."""
     calls = [call.get("arguments") for call in answer.tool_calls if call.get("name") == TOOL]
     said = [arguments if isinstance(arguments, str) else json.dumps(arguments) for arguments in calls]
-    return "\n".join(said) if said else answer.text or ""
+    return masked("\n".join(said) if said else answer.text or "")
 
 
 def _told_in_body(answer: Answer, body: bytes) -> tuple[int, Any, str] | None:
@@ -360,6 +367,6 @@ def _caused_by(error: BaseException, *names: str) -> bool:
 
 
 def short(text: str) -> str:
-    """One printable line of bounded length."""
-    line = printable(" ".join(text.split()))
+    """One printable line of bounded length, without the judge's key."""
+    line = printable(masked(" ".join(text.split())))
     return line if len(line) <= _LONGEST_MESSAGE else line[:_LONGEST_MESSAGE] + "…"

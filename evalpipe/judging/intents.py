@@ -116,7 +116,8 @@ def pending(folder: Path, fingerprint: str) -> list[tuple[str, str]]:
 def write_synced(path: Path, data: bytes) -> None:
     """A file that is there whole or not at all, and survives a power loss before this returns."""
     temp = path.with_name(f".{path.name}.tmp")
-    with temp.open("wb") as file:
+    handle = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(handle, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

@@ -23,6 +23,7 @@ from evalpipe.errors import ConfigError
 from evalpipe.judging.settlements import settled_calls, settlements_folder
 from evalpipe.pipeline.prices import price_book
 from evalpipe.pipeline.record import excluding, load_record, recording, save_record
+from evalpipe.pipeline.secrets import shown_config
 from evalpipe.pipeline.setup_faults import passes_through
 from evalpipe.pipeline.workspace import Workspace, experiment_name
 from evalpipe.providers.base import Usage
@@ -195,7 +196,7 @@ def provenance(workspace: Workspace, store: Store, name: str, options: Mapping[s
             "python": platform.python_version(),
             **{library: metadata.version(library) for library in LIBRARIES},
         },
-        "config": None if config is None else config.model_dump(mode="json", exclude_none=True),
+        "config": None if config is None else shown_config(config),
         "config_fingerprint": None if config is None else fingerprint(config.model_dump(mode="json")),
         "data": _data(store),
         "prices": {"library": library_version(), "own": sorted(config.prices) if config else []},

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
+
+from evalpipe.collector.guard import is_loopback_name
 from evalpipe.collector.settings import IN_PROCESS, ArmSettings, CollectorSettings, Secret
 from evalpipe.collector.supervisor import Run, run_collector
 from evalpipe.config import ArmConfig, Config, secret
@@ -37,7 +39,8 @@ def collect(
     check_writable(workspace.data)
     settings = collector_settings(workspace)
     host = host or config.collector.host
-    if not is_loopback(host) and settings.client_token is None and not insecure:
+    settings = msgspec.structs.replace(settings, is_loopback=is_loopback(host))
+    if not settings.is_loopback and settings.client_token is None and not insecure:
         raise ConfigError(
             f"collector.host = {host!r} is reachable from other machines: set a client token in "
             f"${config.collector.client_token_env}, or say --insecure"
@@ -122,6 +125,8 @@ def collector_settings(workspace: Workspace) -> CollectorSettings:
         responses_may_continue=options.responses_may_continue,
         otel_names=config.telemetry.names == "otel",
         client_token=None if token is None else Secret(token),
+        allowed_hosts=options.allowed_hosts,
+        allowed_origins=options.allowed_origins,
     )
 
 
@@ -195,12 +200,8 @@ def _system_prompt(workspace: Workspace, name: str, arm: ArmConfig) -> str | Non
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach the address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    name = host.lower()
+    return is_loopback_name(name) and not name.endswith(".localhost")  # what those resolve to here is not known
 
 
 def read_duration(text: str) -> float:

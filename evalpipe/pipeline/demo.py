@@ -98,7 +98,7 @@ def _prepare(folder: Path) -> None:
         raise ConfigError(f"{folder} holds another workspace: name a new folder with --folder")
     try:
         for sub in (*FOLDERS, "logs"):
-            (folder / sub).mkdir(parents=True, exist_ok=True)
+            (folder / sub).mkdir(mode=0o700 if sub == "data" else 0o777, parents=True, exist_ok=True)
         (folder / ".gitignore").write_text(GITIGNORE, "utf-8")
     except OSError as error:
         raise ConfigError(f"cannot write {error.filename or folder}: {error.strerror}") from error

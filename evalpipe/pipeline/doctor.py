@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from evalpipe.collector.uncollected import folder_of, read_uncollected
 from evalpipe.config import ArmConfig, Config, secret
+from evalpipe.core.secrets import shown_url
 from evalpipe.core.uncollected import REMEDY, summary
 from evalpipe.errors import EvalpipeError
 from evalpipe.pipeline.workspace import Workspace
@@ -83,10 +84,10 @@ def check_upstreams(workspace: Workspace, config: Config) -> Iterator[Diagnosis]
     for name, url in urls:
         problem = _unreachable(url)
         if problem is None:
-            yield Diagnosis(name=name, status="pass", detail=f"{url} answers")
+            yield Diagnosis(name=name, status="pass", detail=f"{shown_url(url)} answers")
         else:
             yield Diagnosis(
-                name=name, status="fail", detail=f"{url}: {problem}", remedy="check base_url and the network"
+                name=name, status="fail", detail=f"{shown_url(url)}: {problem}", remedy="check base_url and the network"
             )
 
 

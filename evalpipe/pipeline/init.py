@@ -32,7 +32,7 @@ def init_workspace(folder: Path, *, name: str | None = None, mode: str = "shadow
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for sub in FOLDERS:
-            (folder / sub).mkdir(exist_ok=True)
+            (folder / sub).mkdir(mode=0o700 if sub == "data" else 0o777, exist_ok=True)
         for path, text in ((config, config_template(name=experiment, mode=mode)), (folder / ".gitignore", GITIGNORE)):
             if not path.exists():
                 path.write_text(text, "utf-8")

@@ -149,8 +149,8 @@ def check_writable(data: Path) -> None:
     """Raise ConfigError where nothing can be written under `data`."""
     probe = data / f".writable-{id(data)}"
     try:
-        data.mkdir(parents=True, exist_ok=True)
-        probe.touch()
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        probe.touch(mode=0o600)
         probe.unlink()
     except OSError as error:
         raise ConfigError(f"cannot write to {data}: {error.strerror}; choose another folder with --data") from None

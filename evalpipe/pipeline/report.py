@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import webbrowser
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import msgspec
 from evalpipe.analysis.result import Analysis, read_analysis_json, render_analysis_json
 from evalpipe.errors import ConfigError, DataError, EvalpipeError
 from evalpipe.pipeline.names import check_judge, loaded_experiment
+from evalpipe.pipeline.secrets import Outgoing
 from evalpipe.pipeline.workspace import Workspace
 from evalpipe.report.compare import comparison_json, comparison_markdown, render_comparison
 from evalpipe.report.index import render_index
@@ -24,6 +26,14 @@ from evalpipe.report.view import tidy
 INDEX = "index.html"
 MACHINE_FACTS = frozenset({"evalpipe", "versions", "data"})
 """what the provenance says of one machine: versions, and the sizes of the files it wrote"""
+
+
+Check = Callable[[bytes, str], bytes]
+"""(a file's bytes, its name) → what may be written: without the workspace's keys"""
+
+
+def _as_it_is(data: bytes, name: str) -> bytes:
+    return data
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +59,10 @@ def write_report(
     """Analyse and write reports/NAME.html (or `output`) with the JSON beside it. Raises EvalpipeError."""
     analysis = analyze(workspace, experiment=experiment, judge=judge, since=since, until=until, where=where)
     return write_analysis(
-        analysis, output or workspace.reports / f"{analysis.experiment}.html", max_examples=max_examples
+        analysis,
+        output or workspace.reports / f"{analysis.experiment}.html",
+        max_examples=max_examples,
+        check=Outgoing(workspace).checked,
     )
 
 
@@ -71,17 +84,22 @@ def analyze(
 
 
 def write_analysis(
-    analysis: Analysis, html: Path, *, max_examples: int = DEFAULT_EXAMPLES, deterministic: bool = False
+    analysis: Analysis,
+    html: Path,
+    *,
+    max_examples: int = DEFAULT_EXAMPLES,
+    deterministic: bool = False,
+    check: Check = _as_it_is,
 ) -> WrittenReport:
-    """The HTML at `html` and the JSON beside it, each whole under its name or not at all."""
+    """The HTML at `html` and the JSON beside it, each whole under its name or not at all; `check`: the last look at each."""
     page = render(analysis, deterministic=deterministic, max_examples=max_examples)
     beside = html.with_suffix(".json")
     if beside == html:
         raise EvalpipeError(
             f"{html}: the report is HTML; give it another ending than .json (the JSON is written beside it)"
         )
-    write_whole(html, page.encode())
-    write_whole(beside, report_json(analysis, deterministic=deterministic))
+    write_whole(html, check(page.encode(), html.name))
+    write_whole(beside, check(report_json(analysis, deterministic=deterministic), beside.name))
     return WrittenReport(html=html, json=beside, analysis=analysis)
 
 
@@ -113,11 +131,13 @@ def load_report(path: Path) -> Analysis:
         raise DataError(f"{path} is not the JSON of a report ({error}); `evalpipe report` writes one") from error
 
 
-def write_comparison(first: Path, second: Path, output: Path | None, reports: Path) -> Path:
+def write_comparison(
+    first: Path, second: Path, output: Path | None, reports: Path, *, check: Check = _as_it_is
+) -> Path:
     """Two reports' JSON files → one page that shows them side by side."""
     a, b = load_report(first), load_report(second)
     path = output or reports / f"compare-{first.stem}-{second.stem}.html"
-    write_whole(path, render_comparison(a, b).encode())
+    write_whole(path, check(render_comparison(a, b).encode(), path.name))
     return path
 
 
@@ -129,7 +149,7 @@ def compare_as(format_: str, first: Path, second: Path) -> bytes:
     return comparison_json(a, b) if format_ == "json" else comparison_markdown(a, b).encode()
 
 
-def write_index(folder: Path) -> tuple[Path, int]:
+def write_index(folder: Path, *, check: Check = _as_it_is) -> tuple[Path, int]:
     """index.html of a folder of reports, and how many it lists. Files that are no report are counted on the page."""
     if not folder.is_dir():
         raise DataError(f"no folder {folder}: `evalpipe report` makes it")
@@ -144,16 +164,19 @@ def write_index(folder: Path) -> tuple[Path, int]:
             continue
         found.append((html.name if html.exists() else path.name, analysis))
     page = folder / INDEX
-    write_whole(page, render_index(found, skipped=skipped).encode())
+    write_whole(page, check(render_index(found, skipped=skipped).encode(), page.name))
     return page, len(found)
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """The file appears whole under its name or not at all. Raises EvalpipeError where it cannot be written."""
+    """The file appears whole under its name or not at all, for its owner to read (it holds users' texts). Raises EvalpipeError
+    where it cannot be written."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(data)
+        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
         part.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):

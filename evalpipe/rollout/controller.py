@@ -119,7 +119,7 @@ class Controller:
 def elected(path: Path) -> Iterator[bool]:
     """Whether this process is the controller: true for the one that holds the lock, which ends with the process itself."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as lock:
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600), "a+b") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

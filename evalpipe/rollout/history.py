@@ -75,7 +75,9 @@ class History:
     def write_evaluation(self, evaluation: CanaryEvaluation) -> None:
         self._evaluation_path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self._evaluation_path.with_name(f".{self._evaluation_path.name}.{os.getpid()}")
-        temporary.write_bytes(render_evaluation(evaluation))
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(handle, "wb") as file:
+            file.write(render_evaluation(evaluation))
         temporary.replace(self._evaluation_path)
 
     def _tail(self) -> bytes:
@@ -88,7 +90,7 @@ class History:
             return b""
 
     def _append(self, line: bytes) -> None:
-        descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         try:
             size = os.fstat(descriptor).st_size
             if size and os.pread(descriptor, 1, size - 1) != b"\n":
@@ -102,6 +104,6 @@ class History:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         self._lock_path.parent.mkdir(parents=True, exist_ok=True)
-        with self._lock_path.open("ab") as lock:
+        with os.fdopen(os.open(self._lock_path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield

@@ -271,10 +271,13 @@ async def paced(port: int, rate: float, seconds: float, *, stream: bool) -> tupl
     gaps: list[float] = []
     idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
     body = STREAM if stream else BODY
-    request = b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (
-        PATH.encode(),
-        len(body),
-        body,
+    request = (
+        b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+        % (
+            PATH.encode(),
+            len(body),
+            body,
+        )
     )
 
     async def one() -> None:

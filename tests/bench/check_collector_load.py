@@ -52,7 +52,7 @@ uvloop.run(main())
 async def lateness(port: int) -> tuple[list[float], list[float]]:
     """(ms after its writing that each event arrived, in the first half of the streams, in the second)."""
     body = b'{"model":"gpt-4o","stream":true,"messages":[{"role":"user","content":"hi"}]}'
-    head = b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % (CHAT.encode(), len(body))
+    head = b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (CHAT.encode(), len(body))
     first: list[float] = []
     second: list[float] = []
 

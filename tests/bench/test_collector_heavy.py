@@ -113,7 +113,9 @@ class Clients:
 
     def _ask(self, sock: socket.socket, text: str, *, streamed: bool) -> None:
         body = chat_request(text, **({"stream": True} if streamed else {}))
-        sock.sendall(b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (CHAT.encode(), len(body), body))
+        sock.sendall(
+            b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (CHAT.encode(), len(body), body)
+        )
         expected = echo(Received(b"", b"", body))
         wanted = comparable(b"".join(step for step in expected if isinstance(step, bytes)))
         answer = b""
@@ -298,7 +300,7 @@ def test_a_thousand_slow_clients(upstream: Callable[[Script], RawUpstream], coll
     control = upstream(lambda r: [plain(big)] if r.body == b"big" else [plain(b"{}")] if r.body == b"{}x" else echo(r))
     running = collector(control.url, control.url)
     worker = psutil.Process(running.child("serve"))
-    request = b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nbig" % CHAT.encode()
+    request = b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\nbig" % CHAT.encode()
     slow = []
     for number in range(1000):
         sock = socket.create_connection(("127.0.0.1", running.port), timeout=10)
@@ -306,7 +308,9 @@ def test_a_thousand_slow_clients(upstream: Callable[[Script], RawUpstream], coll
         slow.append(sock)
     # 500 MB lie in socket buffers by then; what is asked is whether those who do not read hold up those who do
     exchange(
-        running.port, request.replace(b"Host: a", b"Host: a\r\nConnection: close").replace(b"big", b"{}x"), timeout=120
+        running.port,
+        request.replace(b"Host: localhost", b"Host: localhost\r\nConnection: close").replace(b"big", b"{}x"),
+        timeout=120,
     )
     clients = Clients(running.port, 4, total=400)
     began = time.monotonic()
@@ -348,7 +352,7 @@ def test_fuzzed_requests_and_answers(
         b"99999999999999999999",
         b"\xff",
         b";",
-        b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"\r\n\r\n",
     ]
 
@@ -398,7 +402,7 @@ def test_fuzzed_requests_and_answers(
                             answer += piece
                     except OSError:
                         pass
-                ask = b"GET /c HTTP/1.1\r\nHost: a\r\nX-Canary: %b\r\nConnection: close\r\n\r\n" % mark
+                ask = b"GET /c HTTP/1.1\r\nHost: localhost\r\nX-Canary: %b\r\nConnection: close\r\n\r\n" % mark
                 canary = exchange(running.port, ask, timeout=10, until_close=False)
                 while canary.startswith(
                     b"HTTP/1.1 504"

@@ -29,13 +29,13 @@ class Case:
 def post(name: str, body: bytes, *, path: str = CHAT, headers: bytes = b"", framing: bytes | None = None) -> bytes:
     length = b"Content-Length: %d\r\n" % len(body) if framing is None else framing
     return (
-        b"POST %b HTTP/1.1\r\nHost: api.example.com\r\nX-Case: %b\r\nContent-Type: application/json\r\n%b%b"
+        b"POST %b HTTP/1.1\r\nHost: localhost:8400\r\nX-Case: %b\r\nContent-Type: application/json\r\n%b%b"
         b"Connection: close\r\n\r\n%b" % (path.encode(), name.encode(), headers, length, body)
     )
 
 
 def bare(method: str, name: str, path: str, *, version: bytes = b"1.1", headers: bytes = b"") -> bytes:
-    return b"%b %b HTTP/%b\r\nHost: a\r\nX-Case: %b\r\n%bConnection: close\r\n\r\n" % (
+    return b"%b %b HTTP/%b\r\nHost: localhost\r\nX-Case: %b\r\n%bConnection: close\r\n\r\n" % (
         method.encode(),
         path.encode(),
         version,

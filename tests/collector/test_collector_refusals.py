@@ -39,7 +39,7 @@ def strict(request: Received) -> list[bytes]:
 def ask(running: Running, n: int, **more: object) -> None:
     for number in range(n):
         body = chat_request(f"question {number}", **more)
-        head = b"POST %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % (
+        head = b"POST %b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % (
             CHAT.encode(),
             len(body),
         )

@@ -78,7 +78,7 @@ def request_for(path: str) -> bytes:
 
 def post(path: str, body: bytes, *, headers: bytes = b"", method: bytes = b"POST") -> bytes:
     return (
-        b"%b %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n%bContent-Length: %d\r\n\r\n%b"
+        b"%b %b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n%bContent-Length: %d\r\n\r\n%b"
         % (
             method,
             path.encode(),
@@ -98,7 +98,7 @@ def echo(request: object) -> list[bytes]:
 
 
 def health(running: Running) -> dict[str, object]:
-    answer = exchange(running.port, b"GET /_evalpipe/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    answer = exchange(running.port, b"GET /_evalpipe/health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
     found: dict[str, object] = json.loads(answer.partition(b"\r\n\r\n")[2])
     return found
 
@@ -194,7 +194,7 @@ def test_uncollected_calls_are_counted_and_named(upstream: Upstream, collector: 
     assert found["status"] == "degraded"
     assert {one["path"]: one["count"] for one in found["uncollected"]} == expected  # type: ignore[index,attr-defined]
     assert any("21 requests look like a model call" in reason for reason in found["reasons"])  # type: ignore[attr-defined]
-    metrics = exchange(running.port, b"GET /_evalpipe/metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    metrics = exchange(running.port, b"GET /_evalpipe/metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
     assert b"evalpipe_uncollected_calls_total 21.0" in metrics
     running.stop()
     log = "".join(running.lines)
@@ -550,7 +550,7 @@ def test_websockets_are_refused_at_once(upstream: Upstream, collector: Start) ->
         (b"/v1/live", HANDSHAKE.replace(b"Upgrade: websocket", b"upgrade: WebSocket")),
     ):
         started = time.monotonic()
-        request = b"GET %b HTTP/1.1\r\nHost: x\r\n%b\r\n" % (target, upgrade)
+        request = b"GET %b HTTP/1.1\r\nHost: localhost\r\n%b\r\n" % (target, upgrade)
         head, _, body = exchange(running.port, request).partition(b"\r\n\r\n")
         assert time.monotonic() - started < 5
         assert head.startswith(b"HTTP/1.1 426 Upgrade Required\r\n")
@@ -560,7 +560,7 @@ def test_websockets_are_refused_at_once(upstream: Upstream, collector: Start) ->
     assert control.received == []
     offer = b"Upgrade: h2c\r\nConnection: close, Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
     body = chat_request()
-    request = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n%bContent-Length: %d\r\n\r\n%b" % (
+    request = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n%bContent-Length: %d\r\n\r\n%b" % (
         offer,
         len(body),
         body,
@@ -598,12 +598,12 @@ def test_ready_means_that_every_process_runs(upstream: Upstream, tmp_path: Path)
             status = 0
             while status != 200 and time.monotonic() < deadline:
                 try:
-                    ready = exchange(port, b"GET /_evalpipe/ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                    ready = exchange(port, b"GET /_evalpipe/ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
                 except OSError:
                     continue
                 status = int(ready[9:12])
                 states.append(status)
-            state = exchange(port, b"GET /_evalpipe/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            state = exchange(port, b"GET /_evalpipe/health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             assert json.loads(state.partition(b"\r\n\r\n")[2])["status"] == "ok", state
             process.terminate()
             assert process.wait(30) == 0

@@ -49,6 +49,9 @@ def script(request: Received) -> list[bytes | float | str]:
     return [plain(b'{"echo": "%b"}' % request.body[:100].replace(b'"', b"'"))]
 
 
+POST_HEAD = b"POST / HTTP/1.1\r\nHost: localhost\r\n"
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[RawUpstream]:
     running = RawUpstream(script)
@@ -75,7 +78,12 @@ def call(running: Running, path: str, body: bytes | None = None, **headers: str)
 
 
 def raw(path: str, body: bytes = b"", *, headers: bytes = b"") -> bytes:
-    return b"POST %b HTTP/1.1\r\nHost: a\r\n%bContent-Length: %d\r\n\r\n%b" % (path.encode(), headers, len(body), body)
+    return b"POST %b HTTP/1.1\r\nHost: localhost\r\n%bContent-Length: %d\r\n\r\n%b" % (
+        path.encode(),
+        headers,
+        len(body),
+        body,
+    )
 
 
 def test_health_and_ready_and_metrics(running: Running) -> None:
@@ -123,50 +131,50 @@ def test_the_verdict_is_served_with_its_age(running: Running) -> None:
 @pytest.mark.parametrize(
     ("name", "request_bytes"),
     [
-        ("length and chunked", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
-        ("two lengths", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!"),
-        ("same length twice", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello"),
-        ("length list", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5, 5\r\n\r\nhello"),
-        ("negative length", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n"),
-        ("signed length", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +5\r\n\r\nhello"),
-        ("hex length", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0x5\r\n\r\nhello"),
-        ("huge length", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999\r\n\r\n"),
-        ("over the limit", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 999999999999\r\n\r\n"),
-        ("xchunked", b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n"),
-        ("te twice", b"POST / HTTP/1.1\r\nHost: a\r\n" + b"Transfer-Encoding: chunked\r\n" * 2 + b"\r\n0\r\n\r\n"),
-        ("chunked, identity", b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n"),
-        ("gzip, chunked", b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"),
-        ("te with blank before colon", b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n"),
-        ("te with tab", b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding:\x0bchunked\r\n\r\n0\r\n\r\n"),
-        ("obs-fold", b"POST / HTTP/1.1\r\nHost: a\r\nX: a\r\n b\r\nContent-Length: 0\r\n\r\n"),
-        ("folded te", b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n"),
-        ("bare lf", b"POST / HTTP/1.1\r\nHost: a\nContent-Length: 0\r\n\r\n"),
-        ("bare cr", b"POST / HTTP/1.1\r\nHost: a\rX: b\r\n\r\n"),
-        ("nul in header", b"POST / HTTP/1.1\r\nHost: a\r\nX: a\x00b\r\n\r\n"),
+        ("length and chunked", POST_HEAD + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+        ("two lengths", b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!"),
+        ("same length twice", b"POST / HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello"),
+        ("length list", b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5, 5\r\n\r\nhello"),
+        ("negative length", b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n"),
+        ("signed length", b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: +5\r\n\r\nhello"),
+        ("hex length", b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0x5\r\n\r\nhello"),
+        ("huge length", b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999999999999\r\n\r\n"),
+        ("over the limit", b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999999999999\r\n\r\n"),
+        ("xchunked", b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n"),
+        ("te twice", b"POST / HTTP/1.1\r\nHost: [::1]\r\n" + b"Transfer-Encoding: chunked\r\n" * 2 + b"\r\n0\r\n\r\n"),
+        ("chunked, identity", b"POST / HTTP/1.1\r\nHost: [::1]\r\nTransfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n"),
+        ("gzip, chunked", b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"),
+        ("te with blank before colon", b"POST / HTTP/1.1\r\nHost: [::1]\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n"),
+        ("te with tab", b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding:\x0bchunked\r\n\r\n0\r\n\r\n"),
+        ("obs-fold", b"POST / HTTP/1.1\r\nHost: localhost\r\nX: a\r\n b\r\nContent-Length: 0\r\n\r\n"),
+        ("folded te", b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n"),
+        ("bare lf", b"POST / HTTP/1.1\r\nHost: localhost\nContent-Length: 0\r\n\r\n"),
+        ("bare cr", b"POST / HTTP/1.1\r\nHost: localhost\rX: b\r\n\r\n"),
+        ("nul in header", b"POST / HTTP/1.1\r\nHost: localhost\r\nX: a\x00b\r\n\r\n"),
         ("no host", b"GET / HTTP/1.1\r\n\r\n"),
-        ("two hosts", b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"),
-        ("blank in name", b"GET / HTTP/1.1\r\nHost: a\r\nX Y: b\r\n\r\n"),
-        ("no colon", b"GET / HTTP/1.1\r\nHost: a\r\nnonsense\r\n\r\n"),
+        ("two hosts", b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: b\r\n\r\n"),
+        ("blank in name", b"GET / HTTP/1.1\r\nHost: localhost\r\nX Y: b\r\n\r\n"),
+        ("no colon", b"GET / HTTP/1.1\r\nHost: localhost\r\nnonsense\r\n\r\n"),
         ("http/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
-        ("http/0.9", b"GET / HTTP/0.9\r\nHost: a\r\n\r\n"),
-        ("connect", b"CONNECT evil:443 HTTP/1.1\r\nHost: a\r\n\r\n"),
-        ("trace", b"TRACE / HTTP/1.1\r\nHost: a\r\n\r\n"),
-        ("odd target", b"GET evil HTTP/1.1\r\nHost: a\r\n\r\n"),
+        ("http/0.9", b"GET / HTTP/0.9\r\nHost: localhost\r\n\r\n"),
+        ("connect", b"CONNECT evil:443 HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+        ("trace", b"TRACE / HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+        ("odd target", b"GET evil HTTP/1.1\r\nHost: localhost\r\n\r\n"),
         ("tls hello", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n"),
-        ("head bomb", b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: " + b"a" * 70_000 + b"\r\n\r\n"),
-        ("endless head", b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * 20_000),
-        ("bad chunk size", b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n"),
-        ("negative chunk", b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\nab\r\n"),
-        ("chunk size overflow", b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\nab\r\n"),
-        ("chunk without crlf", b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nabc\r\n0\r\n\r\n"),
-        ("chunk with bare lf", b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\nab\r\n0\r\n\r\n"),
+        ("head bomb", b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X: " + b"a" * 70_000 + b"\r\n\r\n"),
+        ("endless head", b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X: y\r\n" * 20_000),
+        ("bad chunk size", b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n"),
+        ("negative chunk", b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\nab\r\n"),
+        ("chunk size overflow", POST_HEAD + b"Transfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\nab\r\n"),
+        ("chunk without crlf", b"POST / HTTP/1.1\r\nHost: [::1]\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nabc\r\n0\r\n\r\n"),
+        ("chunk with bare lf", b"POST / HTTP/1.1\r\nHost: [::1]\r\nTransfer-Encoding: chunked\r\n\r\n2\nab\r\n0\r\n\r\n"),
     ],
 )  # fmt: skip
 def test_what_is_not_one_clear_request_is_refused(
     name: str, request_bytes: bytes, running: Running, server: RawUpstream
 ) -> None:
     n_before = len(server.received)
-    smuggled = b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"
+    smuggled = b"GET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n"
     answer = exchange(running.port, request_bytes + smuggled, until_close=False)
     assert answer.count(b"HTTP/1.1 ") <= 1, name
     assert answer[:10] in {b"HTTP/1.1 4", b"HTTP/1.1 5", b""}, name
@@ -174,7 +182,9 @@ def test_what_is_not_one_clear_request_is_refused(
 
 
 def test_pipelined_requests_are_answered_in_order(running: Running) -> None:
-    chunked_request = b"POST /v1/x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\ntwo\r\n0\r\n\r\n"
+    chunked_request = (
+        b"POST /v1/x HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n3\r\ntwo\r\n0\r\n\r\n"
+    )
     last = raw("/v1/x", b"four", headers=b"Connection: close\r\n")
     answer = exchange(running.port, raw("/v1/x", b"one") + chunked_request + b"\r\n" + raw(CHAT, b"three") + last)
     assert [part[:12] for part in answer.split(b'"echo": "')[1:]] and answer.count(b"HTTP/1.1 200 OK") == 4

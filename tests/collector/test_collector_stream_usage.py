@@ -129,7 +129,7 @@ def body_of(answer: bytes) -> bytes:
 
 def ask(port: int, *, version: bytes = b"1.1", **more: Any) -> bytes:
     body = chat_request(stream=True, **more)
-    head = b"POST %b HTTP/%b\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n" % (
+    head = b"POST %b HTTP/%b\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n" % (
         CHAT.encode(),
         version,
     )
@@ -213,7 +213,7 @@ def test_a_stream_is_passed_on_as_it_comes(
     running = collector(server.url, collector=INJECT)
     body = chat_request(stream=True)
     with socket.create_connection(("127.0.0.1", running.port), timeout=1.5) as sock:
-        sock.sendall(b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (CHAT.encode(), len(body), body))
+        sock.sendall(b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (CHAT.encode(), len(body), body))
         seen = b""
         while b"Hel" not in seen:  # times out before the server goes on
             seen += sock.recv(1 << 16)

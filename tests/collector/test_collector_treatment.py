@@ -237,11 +237,13 @@ def test_a_burst_beyond_the_queue_waits_in_the_spool(upstream: Upstream, collect
     running = collector(control.url, treatment.url, collector="shadow_concurrency = 1")
     os.kill(running.child("shadow"), signal.SIGSTOP)
     body = chat_request()
-    one = b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (CHAT.encode(), len(body), body)
+    one = b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (CHAT.encode(), len(body), body)
     n = 1500  # more than may wait in memory
     assert (
         exchange(
-            running.port, one * (n - 1) + one.replace(b"Host: a", b"Host: a\r\nConnection: close"), timeout=60
+            running.port,
+            one * (n - 1) + one.replace(b"Host: localhost", b"Host: localhost\r\nConnection: close"),
+            timeout=60,
         ).count(b"HTTP/1.1 200")
         == n
     )
