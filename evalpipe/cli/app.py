@@ -80,7 +80,10 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         result = build_app()(arguments, standalone_mode=False)
     except EvalpipeError as error:
-        typer.echo(f"evalpipe: {printable(str(error))}", err=True)
+        from evalpipe.collector.logs import report_error
+
+        if not report_error(str(error)):
+            typer.echo(f"evalpipe: {printable(str(error))}", err=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         _interrupted()

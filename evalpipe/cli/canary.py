@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import Annotated
 
 import typer
@@ -26,6 +27,7 @@ def run(
     data: options.Data = None,
     until_done: Annotated[bool, typer.Option("--until-done", help="End when done (0) or rolled back (1).")] = False,
     with_parent: Annotated[bool, typer.Option("--with-parent", hidden=True, help="End when stdin closes.")] = False,
+    log_format: options.LogFormat = options.LogFormats.TEXT,
 ) -> None:
     """Evaluate continuously and move the traffic: the controller.
 
@@ -33,23 +35,31 @@ def run(
 
     Example: `evalpipe canary run`
     """
+    from evalpipe.collector.logs import log_event, set_up_logging
     from evalpipe.core.canary import CanaryEvent, CanaryStatus
-    from evalpipe.core.text import printable
     from evalpipe.pipeline import canary
     from evalpipe.pipeline.workspace import open_workspace
 
+    set_up_logging("canary", log_format=log_format.value)
+    logger = logging.getLogger("evalpipe.canary")
     workspace = open_workspace(config, data)
-    told_standby: list[bool] = []
+    standing_by: list[bool] = []
 
     def show(event: CanaryEvent) -> None:
-        typer.echo(
-            printable(f"{event.action}: {event.state.percentage:g} % ({event.state.status}): {event.why}"), err=True
+        state = event.state
+        log_event(
+            logger,
+            logging.ERROR if state.status is CanaryStatus.ROLLED_BACK else logging.INFO,
+            f"{event.action}: {state.percentage:g} % ({state.status}): {event.why}",
+            action=str(event.action),
+            percentage=state.percentage,
+            status=str(state.status),
         )
 
     def standby() -> None:
-        if not told_standby:
-            told_standby.append(True)
-            typer.echo("another controller is at work: standing by", err=True)
+        if not standing_by:
+            standing_by.append(True)
+            logger.info("another controller is at work: standing by")
 
     wait = canary.wait_for_parent if with_parent else canary.sleep
     canary.run(workspace, on_event=show, on_standby=standby, wait=wait, until_done=until_done)

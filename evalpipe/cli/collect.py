@@ -26,6 +26,8 @@ def collect(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen on other than loopback without a client token.")
     ] = False,
+    log_format: options.LogFormat = options.LogFormats.TEXT,
+    log_level: options.LogLevel = options.LogLevels.INFO,
 ) -> None:
     """Stand between your application and its provider: pass everything on untouched, keep both arms' answers.
 
@@ -46,4 +48,6 @@ def collect(
         workers=workers,
         load_every=load_every,
         insecure=insecure,
+        log_format=log_format.value,
+        log_level=log_level.value,
     )

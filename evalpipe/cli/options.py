@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -18,4 +19,26 @@ Since = Annotated[
     typer.Option("--since", help="Only requests served from this instant on (ISO 8601; UTC where no zone is given)."),
 ]
 Until = Annotated[str | None, typer.Option("--until", help="Only requests served before this instant.")]
+
+
+class LogFormats(StrEnum):
+    """How log lines are written."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class LogLevels(StrEnum):
+    """The least level that is logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+LogFormat = Annotated[
+    LogFormats, typer.Option("--log-format", help="Log lines on stderr: text, or one JSON object each.")
+]
+LogLevel = Annotated[LogLevels, typer.Option("--log-level", help="The least level that is logged.")]
 Where = Annotated[str | None, typer.Option("--where", help="Only requests whose served row meets this SQL expression.")]

@@ -15,7 +15,7 @@ from evalpipe.collector.metrics import Metrics
 from evalpipe.collector.pricing import Pricer
 from evalpipe.collector.settings import CollectorSettings
 from evalpipe.collector.stream_usage import log
-from evalpipe.collector.tail import SpoolTail, TailedLine
+from evalpipe.collector.tail import SegmentFiles, SpoolTail, TailedLine
 from evalpipe.core.refusals import RefusalWatch
 from evalpipe.core.spool import ResponseRecord, read_record
 from evalpipe.core.traffic import Outcome
@@ -25,18 +25,29 @@ from evalpipe.providers.translate.drop import field_named
 _PIECE_BYTES = 64 << 10
 """a large piece takes a millisecond to read and to search: so long nobody else shall wait"""
 _RESPONSE = b'{"record":"response"'
+_N_AHEAD = 16
+"""segments of each kind that are held open while others are counted: load may delete them meanwhile"""
 _REFUSALS_EVERY = 10
 """answers after which the arms' refusals are compared anew"""
 
 
 class Accountant:
-    """Counts every answer once: `offsets` is where the last life stopped."""
+    """Counts every answer once: `offsets` is where the process before this one stopped."""
 
     def __init__(
-        self, settings: CollectorSettings, folder: Path, offsets: dict[str, int], metrics: Metrics, pricer: Pricer
+        self,
+        settings: CollectorSettings,
+        folder: Path,
+        offsets: dict[str, int],
+        metrics: Metrics,
+        pricer: Pricer,
+        files: SegmentFiles,
     ) -> None:
         self._settings, self._metrics, self._pricer = settings, metrics, pricer
-        self._tails = [SpoolTail(folder, prefix, offsets, _PIECE_BYTES) for prefix in ("served-", "shadow-")]
+        self._tails = [
+            SpoolTail(folder, prefix, offsets, _PIECE_BYTES, files=files, n_ahead=_N_AHEAD)
+            for prefix in ("served-", "shadow-")
+        ]
         self._lines: Iterator[TailedLine] = iter(())
         self._refusals = RefusalWatch()
         self._refusing: str | None = None
@@ -105,9 +116,9 @@ class Accountant:
             return
         found = self._refusals.found()
         if found is not None and found.arm != self._refusing:
-            log(f"evalpipe: {found.text(field_named(found.message, found.request))}")
+            log(f"{found.text(field_named(found.message, found.request))}")
         elif found is None and self._refusing is not None:
-            log(f"evalpipe: the {self._refusing} arm no longer refuses nearly every request")
+            log(f"the {self._refusing} arm no longer refuses nearly every request")
         self._refusing = None if found is None else found.arm
 
     def offsets(self) -> dict[str, int]:

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import mmap
 import os
 import struct
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from time import time
 from typing import Final
 
 import msgspec
+
+logger = logging.getLogger(__name__)
 
 _SLOT: Final = struct.Struct("<QQ")
 """fingerprint of the id (40 bits), hour of writing (22 bits), arm (2 bits); then the conversation (64 bits, 0: not known)"""
@@ -91,11 +93,7 @@ def _mapped(path: Path | None, size: int) -> mmap.mmap:
         try:
             return _open(path, size)
         except (OSError, ValueError) as error:  # users are served on; chains are then remembered by each worker alone
-            print(  # noqa: T201
-                f"evalpipe: which arm began a chain is not remembered beyond this process: {path}: {error}",
-                file=sys.stderr,
-                flush=True,
-            )
+            logger.warning("which arm began a chain is not remembered beyond this process: %s: %s", path, error)
     return mmap.mmap(-1, size)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import os
 import socket
 import sys
@@ -15,6 +16,7 @@ import sys
 import msgspec
 import uvloop
 
+from evalpipe.collector.logs import set_up_logging
 from evalpipe.collector.settings import CollectorSettings
 
 
@@ -61,7 +63,9 @@ def _ready() -> None:
 
 
 def main() -> None:
+    set_up_logging(sys.argv[1], log_format="json")  # the supervisor writes it in the format that is asked for
     settings = _settings()
+    logging.getLogger("evalpipe").setLevel(settings.log_level.upper())
     if sys.argv[1] == "litellm":
         from evalpipe.collector.litellm_bridge import serve_litellm
 

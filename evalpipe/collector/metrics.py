@@ -7,6 +7,7 @@ and what a killed process counted stays.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from time import time
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -72,6 +73,40 @@ OVERHEAD = BatchedHistogram(
     registry=_registry,
 )
 LOST = Counter("evalpipe_records_lost_total", "Records that could not be written", ["process"], registry=_registry)
+TROUBLE = Gauge(
+    "evalpipe_last_trouble_timestamp_seconds",
+    "When records were last lost (kind lost) or connections refused for want of open files (kind open_files)",
+    ["kind"],
+    multiprocess_mode="max",
+    registry=_registry,
+)
+UNCONNECTED = Counter(
+    "evalpipe_connections_refused_total", "Connections refused for want of open files (ulimit -n)", registry=_registry
+)
+UNLOADED = Gauge(
+    "evalpipe_spool_unloaded_bytes",
+    "Log in the spool that load has not taken away",
+    multiprocess_mode="mostrecent",
+    registry=_registry,
+)
+UNLOADED_AGE = Gauge(
+    "evalpipe_spool_unloaded_age_seconds",
+    "Age of the oldest segment of the spool that holds something",
+    multiprocess_mode="mostrecent",
+    registry=_registry,
+)
+UNACCOUNTED = Gauge(
+    "evalpipe_spool_unaccounted_bytes",
+    "Log whose tokens and dollars are not in the counters yet",
+    multiprocess_mode="mostrecent",
+    registry=_registry,
+)
+FALLING_BEHIND = Gauge(
+    "evalpipe_spool_falling_behind",
+    "1 where the spool grows faster than it is loaded",
+    multiprocess_mode="mostrecent",
+    registry=_registry,
+)
 REFUSED = Counter(
     "evalpipe_refused_requests_total", "Requests refused before any arm saw them", ["status"], registry=_registry
 )
@@ -186,6 +221,11 @@ class Metrics:
         self._exchanges: list[Exchanges] = []
         self._served: dict[str, Exchanges] = {}
         self._overhead = _Series(OVERHEAD)
+        # Their places in the files are taken now: when they are needed the disk may be full, or no descriptor left.
+        LOST.labels(process)
+        UNCONNECTED.inc(0)
+        for kind in ("lost", "open_files"):
+            TROUBLE.labels(kind).set(0)
 
     def served(self, arm: str) -> Exchanges:
         found = self._served.get(arm)
@@ -230,8 +270,19 @@ class Metrics:
     def cost(self, arm: str, role: str, usd: float) -> None:
         self._add(COST, (arm, role), usd)
 
-    def lost(self) -> None:
-        LOST.labels(self._process).inc()
+    def lost(self, n: int = 1) -> None:
+        LOST.labels(self._process).inc(n)
+        TROUBLE.labels("lost").set(time())
+
+    def unconnected(self, n: int) -> None:
+        UNCONNECTED.inc(n)
+        TROUBLE.labels("open_files").set(time())
+
+    def spool(self, *, unloaded_bytes: int, age_s: float, unaccounted_bytes: int, falling_behind: bool) -> None:
+        UNLOADED.set(unloaded_bytes)
+        UNLOADED_AGE.set(age_s)
+        UNACCOUNTED.set(unaccounted_bytes)
+        FALLING_BEHIND.set(float(falling_behind))
 
     def refused(self, status: int) -> None:
         REFUSED.labels(str(status)).inc()
@@ -262,13 +313,27 @@ def render_metrics(folder: str) -> bytes:
     return generate_latest(registry)
 
 
-def total_lost(folder: str) -> float:
-    """Records lost, over all processes."""
+def read_samples(folder: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    """(metric, labels sorted by name) → value, summed over all processes that count in `folder`."""
     registry = CollectorRegistry()
     MultiProcessCollector(registry, path=folder)  # type: ignore[no-untyped-call]
-    return sum(
-        sample.value
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
         for metric in registry.collect()
         for sample in metric.samples
-        if sample.name == "evalpipe_records_lost_total"
-    )
+    }
+
+
+class Totals:
+    """What health asks of the counters, over all processes."""
+
+    def __init__(self, folder: str) -> None:
+        samples = read_samples(folder)
+        self.n_lost = int(sum(value for (name, _), value in samples.items() if name == "evalpipe_records_lost_total"))
+        self.n_unconnected = int(samples.get(("evalpipe_connections_refused_total", ()), 0))
+        self.unloaded_bytes = int(samples.get(("evalpipe_spool_unloaded_bytes", ()), 0))
+        self.unloaded_age_s = samples.get(("evalpipe_spool_unloaded_age_seconds", ()), 0.0)
+        self.falling_behind = samples.get(("evalpipe_spool_falling_behind", ()), 0.0) > 0
+        last = "evalpipe_last_trouble_timestamp_seconds"
+        self.lost_at = samples.get((last, (("kind", "lost"),)), 0.0)
+        self.unconnected_at = samples.get((last, (("kind", "open_files"),)), 0.0)

@@ -312,6 +312,7 @@ class Mirror:
             asked_at=copy.received_at,
             unit_id=copy.unit_id,
             asked=(copy.outgoing.endpoint, copy.request_body),
+            request_id=copy.request_id,
         )
 
     def _record(self, copy: Copy) -> None:

@@ -356,6 +356,7 @@ class Outbound(AnswerSink):
             self._end_without_answer(504, "timeout", f"no connection to {authority} within {timeout_s:g} s")
             return
         except OSError as error:
+            self.worker.descriptors.failed(error)
             self._end_without_answer(502, "connect_error", f"no connection to {authority}: {error}")
             return
         if self._ended:

@@ -199,6 +199,7 @@ class Recorder:
             asked_at=flight.started_at,
             unit_id=assignment.unit_id,
             asked=(flight.endpoint, flight.readable_request),
+            request_id=flight.request_id,
             secrets=self._keys_of(flight.request.facts).values,
         )
 

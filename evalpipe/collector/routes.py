@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from evalpipe.collector import is_compiled
 from evalpipe.collector.answers import render_json
 from evalpipe.collector.heads import Line
-from evalpipe.collector.metrics import render_metrics, total_lost
+from evalpipe.collector.metrics import Totals, render_metrics
 from evalpipe.collector.shadow_state import READY_FILE, is_held
 from evalpipe.core.treatment_state import TREATMENT_LOCK
 from evalpipe.core.uncollected import REMEDY, summary
@@ -23,6 +23,8 @@ Answer = tuple[int, bytes, str]
 _JSON = "application/json"
 _METRICS = "text/plain; version=0.0.4; charset=utf-8"
 _MAX_COMMENT = 10_000
+TROUBLE_S = 15.0
+"""how long health names records that were lost, or connections that were refused, after the last one"""
 
 
 class Routes:
@@ -64,12 +66,23 @@ class Routes:
         """200 as long as users are served; "degraded" with the reasons where records are lost, copies are not made, or an arm is
         not set up correctly."""
         writer = self._worker.writer
-        n_lost = int(total_lost(self._worker.metrics_dir))
+        totals = Totals(self._worker.metrics_dir)
+        n_lost = totals.n_lost
         reasons = []
+        now = time.time()
         if writer.last_error is not None:
             reasons.append(f"records cannot be written: {writer.last_error}")
-        if n_lost:
-            reasons.append(f"{n_lost} records were lost")
+        if now - totals.lost_at < TROUBLE_S:  # after that the counter and the log have it
+            reasons.append(f"{n_lost} records were lost, the last {now - totals.lost_at:.0f} s ago")
+        if now - totals.unconnected_at < TROUBLE_S:
+            reasons.append(
+                f"connections are refused, {totals.n_unconnected} so far: too many open files; raise `ulimit -n`"
+            )
+        if totals.falling_behind:
+            reasons.append(
+                f"the spool grows faster than it is loaded: {totals.unloaded_bytes / 1e6:,.1f} MB wait, the oldest for "
+                f"{totals.unloaded_age_s:,.0f} s"
+            )
         if not is_held(Path(self._worker.settings.spool) / TREATMENT_LOCK):
             reasons.append("the treatment process is not running: copies wait, tokens and dollars are not counted")
         faults = self._worker.setup.faults()
@@ -83,6 +96,7 @@ class Routes:
                 "status": "degraded" if reasons else "ok",
                 "reasons": reasons,
                 "records_lost": n_lost,
+                "spool_unloaded_bytes": totals.unloaded_bytes,
                 "setup_faults": [
                     {
                         "arm": fault.arm,

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final, cast
 
 from evalpipe.collector.answers import render_answer, render_provider_error
+from evalpipe.collector.descriptors import REFUSAL
 from evalpipe.collector.flight import Flight
 from evalpipe.collector.framing import BodyReader
 from evalpipe.collector.heads import HeadError
@@ -55,6 +56,10 @@ class Client:
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         self._worker.clients.add(self)
+        fd: int = transport.get_extra_info("socket").fileno()
+        if fd > self._worker.descriptors.highest:
+            self._worker.descriptors.refused()
+            self._refuse(503, REFUSAL)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._worker.clients.discard(self)

@@ -173,6 +173,9 @@ class CollectorSettings(msgspec.Struct, frozen=True, kw_only=True):
     """ab, canary: a stored response may be gone on with by its id, which a translated one cannot be"""
     otel_names: bool = False
     """also count under OpenTelemetry's names for generative AI"""
+    log_level: str = "info"
+    load_every_s: float | None = None
+    """how often the collector has its spool loaded"""
     metrics_dir: str | None = None
     shadow_socket: str | None = None
     """where originals go to the treatment process when redaction keeps them off the disk"""

@@ -6,8 +6,9 @@ faults for the health route of the others, and, beside the spool, that a configu
 
 from __future__ import annotations
 
+import logging
 import os
-import sys
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ from typing import cast
 import msgspec
 
 from evalpipe.collector.known_keys import held_keys
+from evalpipe.collector.logs import OnceAMinute, log_event
 from evalpipe.collector.metrics import Exchanges
 from evalpipe.collector.settings import ArmSettings, CollectorSettings
 from evalpipe.core.setup_fault import FaultDetector, FaultKind, SetupFault, signature_of
@@ -27,12 +29,29 @@ from evalpipe.providers.registry import read_answer, read_request
 
 _MAX_READ = 64 << 10
 """bytes of an error's body that are read"""
+_MAX_SHOWN = 300
+"""characters of an error's message in the log"""
 _WRITE_S = 1.0
 """how often the file of a fault that goes on is written anew"""
 _FILE = "setup-{pid}.json"
 
+logger = logging.getLogger(__name__)
+
 Fault = tuple[str, FaultKind, int | None, str | None]
 """What makes faults of several processes one: arm, kind, status, code."""
+
+
+class _Named(msgspec.Struct):
+    model: str | None = None
+
+
+def _is_model(seen: str, configured: str | None) -> bool:
+    """Whether a provider's name of a model is the configured one: with a date, a tag or a vendor's prefix it still is."""
+    if configured is None:
+        return False
+    seen, configured = seen.rpartition("/")[2], configured.rpartition("/")[2]
+    short, long = sorted((seen, configured), key=len)
+    return long == short or bool(re.fullmatch(re.escape(short) + r"[-@:](?:latest|[0-9][0-9-]*)", long))
 
 
 class SetupWatch:
@@ -40,7 +59,6 @@ class SetupWatch:
 
     Args:
         settings: the arms, the configuration's fingerprints, `metrics_dir` (where the processes' faults are written).
-        say: takes a line for the log.
         clock: monotonic seconds.
     """
 
@@ -48,13 +66,13 @@ class SetupWatch:
         self,
         settings: CollectorSettings,
         *,
-        say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),  # noqa: T201
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._settings, self._say, self._clock = settings, say, clock
+        self._settings, self._clock = settings, clock
         self._arms = {arm.arm: arm for arm in (settings.control, settings.treatment) if arm is not None}
         self._detectors = {name: self._detector(arm) for name, arm in self._arms.items()}
         self._exchanges: dict[str, Exchanges] = {}
+        self._minute = OnceAMinute()
         self._n_answered: dict[str, int] = {}
         self._reported: dict[Fault, SetupFault] = {}
         self._written: list[SetupFault] = []
@@ -80,7 +98,7 @@ class SetupWatch:
             try:
                 self._proof(detector.arm, detector.fingerprint).touch(mode=0o600)
             except OSError as error:  # a full disk: the next process begins anew
-                self._say(f"evalpipe: that the {detector.arm} arm answers cannot be written down: {error}")
+                logger.warning("that the %s arm answers cannot be written down: %s", detector.arm, error)
         detector.answered()
 
     # --- what is seen
@@ -100,6 +118,7 @@ class SetupWatch:
         unit_id: str | None,
         asked: tuple[str, bytes],
         secrets: Sequence[str] = (),
+        request_id: str = "",
     ) -> None:
         """An exchange that failed, or one of an arm that is not known to answer yet.
 
@@ -110,6 +129,7 @@ class SetupWatch:
             unit_id: where it is known without the body.
             asked: endpoint and body of the request, for the unit that is named in it.
             secrets: never to be shown, beside those the collector holds.
+            request_id: of the exchange, for the log.
         """
         self._exchanges[arm] = exchanges
         detector = self._detectors[arm]
@@ -122,11 +142,15 @@ class SetupWatch:
         )
         outcome = Outcome.TIMEOUT if ended == "timeout" else answer.outcome
         if outcome in ANSWERED:
+            if not exchanges.is_proven:
+                self._first_answer(arm, asked[1], answer.model, request_id)
             exchanges.is_proven = True
             self._prove(detector)
             return
         failed = ended not in {"complete", "closed_by_upstream"}
         words = message or answer.error_message
+        shown = self._safe(words, secrets)
+        self._log_failure(arm, outcome.value, status, shown, request_id)
         signature = signature_of(
             outcome=outcome,
             status=status,
@@ -136,7 +160,63 @@ class SetupWatch:
         unit = None
         if signature is not None and (detector.passes_through or not detector.has_answered):
             unit = unit_id or self._unit(*asked)
-        detector.failed(signature, at=asked_at, unit=unit, message=self._safe(words, secrets))
+        detector.failed(signature, at=asked_at, unit=unit, message=shown)
+
+    def _log_failure(self, arm: str, outcome: str, status: int | None, words: str | None, request_id: str) -> None:
+        """One line a minute for failures of one kind; all of them are counted."""
+        if not self._minute.is_due(arm, outcome, status):
+            return
+        text = f"the {arm} arm failed: {outcome}" + ("" if status is None else f" (HTTP {status})")
+        text += f", request {request_id}" + (f": {words[:_MAX_SHOWN]}" if words else "")
+        log_event(logger, logging.WARNING, text, arm=arm, outcome=outcome, status=status, request_id=request_id)
+
+    def _first_answer(self, arm: str, asked: bytes, answered: str | None, request_id: str) -> None:
+        """What only traffic shows: a model other than the configured one, arms the wrong way round. Once for each arm."""
+        if not self._is_first(arm):
+            return
+        try:
+            requested = msgspec.json.decode(asked, type=_Named).model
+        except msgspec.MsgspecError:
+            requested = None
+        configured, other = self._arms[arm].model, self._other_model(arm)
+        # Control passes the client's model on, so what it asks for decides; the treatment's request is evalpipe's own.
+        passes = arm == "control" and not self._arms[arm].rewrite
+        seen = requested if passes and requested is not None else answered
+        fields = {
+            "arm": arm,
+            "configured": configured,
+            "requested": requested,
+            "answered": answered,
+            "request_id": request_id,
+        }
+        of = (
+            f"the {arm} arm's first request ({request_id})"
+            if passes
+            else f"the {arm} arm's first answer ({request_id})"
+        )
+        if seen is not None and other is not None and _is_model(seen, other) and not _is_model(seen, configured):
+            text = f"{of} is for {seen!r}, the other arm's model: are the arms swapped?"
+            log_event(logger, logging.WARNING, text, **fields)
+        elif seen is not None and configured is not None and not _is_model(seen, configured):
+            log_event(logger, logging.WARNING, f"{of} is for {seen!r}, not arms.{arm}.model = {configured!r}", **fields)
+        else:
+            log_event(
+                logger, logging.INFO, f"the {arm} arm answers, with {answered or seen or 'no model named'}", **fields
+            )
+
+    def _other_model(self, arm: str) -> str | None:
+        others = [other.model for name, other in self._arms.items() if name != arm]
+        return others[0] if others else None
+
+    def _is_first(self, arm: str) -> bool:
+        """Among all processes of this run of the collector."""
+        if self._file is None:
+            return True
+        try:
+            (self._file.parent / f"first-{arm}").touch(mode=0o600, exist_ok=False)
+        except OSError:
+            return False
+        return True
 
     def _count_answers(self, arm: str) -> None:
         """Answers that were only counted end a row of failures. Before the first one that was read they prove nothing."""
@@ -181,10 +261,10 @@ class SetupWatch:
         elsewhere = {_key(fault) for fault in self._of_others()} if going_on.keys() != self._reported.keys() else set()
         for key, fault in going_on.items():
             if key not in self._reported and key not in elsewhere:
-                self._say(f"evalpipe: {fault.text}")
+                log_event(logger, logging.ERROR, fault.text, **_fields(fault))
         for key, fault in self._reported.items():
             if key not in going_on and key not in elsewhere:
-                self._say(f"evalpipe: {_ended(fault)}")
+                log_event(logger, logging.WARNING, _ended(fault), **_fields(fault))
         self._reported = going_on
         self._write(list(going_on.values()))
 
@@ -199,7 +279,7 @@ class SetupWatch:
             part.write_bytes(msgspec.json.encode(faults))
             part.replace(self._file)
         except OSError as error:  # the folder is memory or a temporary one: users are served on
-            self._say(f"evalpipe: the set-up faults cannot be written for the health route: {error}")
+            logger.warning("the set-up faults cannot be written for the health route: %s", error)
         self._written, self._written_at = faults, now
 
     def _of_others(self) -> list[SetupFault]:
@@ -227,6 +307,10 @@ class SetupWatch:
 
 
 _decoder = msgspec.json.Decoder(list[SetupFault])
+
+
+def _fields(fault: SetupFault) -> dict[str, object]:
+    return {"arm": fault.arm, "kind": fault.kind, "status": fault.status, "code": fault.code, "count": fault.count}
 
 
 def _key(fault: SetupFault) -> Fault:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -18,8 +18,9 @@ from evalpipe.collector.originals import OriginalsIn
 from evalpipe.collector.pricing import Pricer
 from evalpipe.collector.settings import CollectorSettings
 from evalpipe.collector.shadow_state import load_state, save_state
+from evalpipe.collector.spool_watch import SpoolWatch
 from evalpipe.collector.spooling import SpoolWriter
-from evalpipe.collector.tail import SpoolTail, TailedLine, read_line_at
+from evalpipe.collector.tail import SegmentFiles, SpoolTail, TailedLine, read_line_at
 from evalpipe.collector.upstream import Pool
 from evalpipe.core.spool import RequestRecord, ResponseRecord, ShadowRecord, read_record
 from evalpipe.core.treatment_state import OWN_PREFIX, TREATMENT_LOCK, Place, ShadowState
@@ -39,6 +40,8 @@ _GO_ON_BELOW = 0.5
 _MAX_LINES = 256
 """records taken before the network has its turn again"""
 
+logger = logging.getLogger(__name__)
+
 
 class ShadowProcess:
     def __init__(self, settings: CollectorSettings, loop: asyncio.AbstractEventLoop) -> None:
@@ -51,6 +54,7 @@ class ShadowProcess:
             segment_bytes=settings.segment_bytes,
             segment_s=settings.segment_s,
             on_lost=self._lost,
+            on_gone=self._gone,
             before_rotation=self._save,
         )
         arm = settings.treatment or settings.control
@@ -61,6 +65,11 @@ class ShadowProcess:
             connect_timeout_s=settings.connect_timeout_s,
             ca_file=settings.ca_file,
         )
+        self._lock = -1
+        self._files = SegmentFiles(self._folder)
+        self._watch = SpoolWatch(settings, self._folder)
+        self._not_saved: str | None = None
+        self._not_opened: str | None = None
         self._saved_at = 0.0
         self._pauses = False
         self._mirror: Mirror | None = None
@@ -70,19 +79,21 @@ class ShadowProcess:
     def _lost(self, reason: str) -> None:
         self._metrics.lost()
 
+    def _gone(self, reason: str, n: int) -> None:
+        self._metrics.lost(n)
+
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop` is set, all that was recorded is decided, and what is under way has ended."""
         if self._settings.treatment is None:  # nothing is timed here, and counting can wait for the users
             os.nice(19)
-        lock = await self._exclusive(stop)
-        if lock is None:
+        if not await self._exclusive(stop):
             return
         state = load_state(self._folder)
         pricer = Pricer(self._settings)
         decided, self._spent = self._own_past(state, pricer)
         self._writer.open()
-        self._accountant = Accountant(self._settings, self._folder, state.accounted, self._metrics, pricer)
-        self._tail = SpoolTail(self._folder, "served-", state.offsets)
+        self._accountant = Accountant(self._settings, self._folder, state.accounted, self._metrics, pricer, self._files)
+        self._tail = SpoolTail(self._folder, "served-", state.offsets, files=self._files)
         if self._settings.treatment is not None:
             self._mirror = Mirror(
                 self._settings,
@@ -108,23 +119,54 @@ class ShadowProcess:
             self._pool.close()
             self._writer.close()
             self._tail.close()
-            os.close(lock)
+            os.close(self._lock)
 
     # --- start
 
-    async def _exclusive(self, stop: asyncio.Event) -> int | None:
-        """Two of these on one spool would send copies twice: a new one waits until the old one has ended."""
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fd = os.open(self._folder / TREATMENT_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    async def _exclusive(self, stop: asyncio.Event) -> bool:
+        """Two of these on one spool would send copies twice: a new one waits until the old one has ended. False: `stop` came
+        first."""
+        reported = False
         while not stop.is_set():
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                await asyncio.sleep(0.05)
-            else:
-                return fd
-        os.close(fd)
-        return None
+                if self._take_lock():
+                    return True
+            except OSError as error:
+                if not reported:
+                    logger.error("the spool %s cannot be used: %s; it is tried again", self._folder, error)
+                reported = True
+            await asyncio.sleep(0.05)
+        return False
+
+    def _take_lock(self) -> bool:
+        """False: another process has it. Raises OSError."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fd = os.open(self._folder / TREATMENT_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return False
+        if self._lock >= 0:
+            os.close(self._lock)
+        self._lock = fd
+        return True
+
+    def _keep_lock(self) -> None:
+        """Where the folder was deleted or replaced, so was the lock. Another process that has the new one decides from now on:
+        this one ends."""
+        try:
+            here, there = os.fstat(self._lock), os.stat(self._folder / TREATMENT_LOCK)  # noqa: PTH116
+            if here.st_ino == there.st_ino and here.st_dev == there.st_dev:
+                return
+        except OSError:  # gone
+            pass
+        try:
+            if not self._take_lock():
+                raise RuntimeError(f"another process decides on the copies of {self._folder}")
+        except OSError:  # the writer reports it; it is tried again
+            return
+        logger.error("the lock %s in the spool was deleted or replaced; it was made anew", TREATMENT_LOCK)
 
     def _own_past(self, state: ShadowState, pricer: Pricer) -> tuple[set[str], dict[str, float]]:
         """Requests decided after the state was last saved, and what was spent until now, by experiment."""
@@ -193,7 +235,25 @@ class ShadowProcess:
             self._accountant.let_go()
             self._save()
             self._pool.tick()
+            self._keep_lock()
+            self._watch_spool()
             self._loop.run_in_executor(None, self._writer.sync)
+
+    def _watch_spool(self) -> None:
+        refusal = self._files.refusal
+        if refusal is not None and self._not_opened is None:
+            logger.error("segments of the spool cannot be opened: %s; they are read later", refusal)
+        elif refusal is None and self._not_opened is not None:
+            logger.info("segments of the spool can be opened again")
+        self._not_opened = refusal
+        found = self._watch.look(self._accountant.offsets())
+        if found is not None:
+            self._metrics.spool(
+                unloaded_bytes=found.n_bytes,
+                age_s=found.age_s,
+                unaccounted_bytes=found.n_unaccounted,
+                falling_behind=found.falling_behind,
+            )
 
     async def _take_in(self, mirror: Mirror, *, finishing: bool = False) -> int:
         """Hand the mirror what was recorded, until it is full; at the end all of it, and what does not fit is shed."""
@@ -287,7 +347,13 @@ class ShadowProcess:
         try:
             save_state(self._folder, state)
         except OSError as error:
-            print(f"evalpipe: treatment state not saved: {error}", file=sys.stderr, flush=True)  # noqa: T201
+            if self._not_saved is None:
+                logger.error("the state of the copies cannot be saved: %s; it is tried again", error)
+            self._not_saved = str(error)
+        else:
+            if self._not_saved is not None:
+                logger.info("the state of the copies is saved again")
+            self._not_saved = None
 
 
 def _read(line: bytes) -> object:

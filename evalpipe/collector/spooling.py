@@ -7,7 +7,9 @@ locked before the old is let go, so a reader tells a living segment from a close
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import logging
 import os
 import threading
 import time
@@ -18,12 +20,19 @@ from evalpipe.core.spool import Record, render_record
 
 RETRY_S = 1.0
 """after a failed write: how long before the disk is tried with a new segment"""
+_CHECK_S = 0.4
+"""how often the segment is looked for where it should be"""
+_ROOM_BYTES = 64 << 10
+"""a disk on which so much can be written has room again"""
+
+logger = logging.getLogger(__name__)
 
 
 class SpoolWriter:
     """Appends records. A record that cannot be written is counted and given up: users are served on.
 
-    `name`: unique per process life, without a dot. `on_lost(reason)` is told of each loss.
+    `name`: unique per process, without a dot. `on_lost(reason)` is called for each record that could not
+    be written, `on_gone(reason, n)` where `n` records that were written are no longer there.
     """
 
     def __init__(
@@ -34,25 +43,33 @@ class SpoolWriter:
         segment_bytes: int,
         segment_s: float,
         on_lost: Callable[[str], None] = lambda reason: None,
+        on_gone: Callable[[str, int], None] = lambda reason, n: None,
         before_rotation: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder, self._name = folder, name
         self._segment_bytes, self._segment_s = segment_bytes, segment_s
-        self._on_lost, self._before_rotation, self._clock = on_lost, before_rotation, clock
+        self._on_lost, self._on_gone, self._before_rotation, self._clock = on_lost, on_gone, before_rotation, clock
         self._fd: int | None = None
+        self._path = folder
+        """of the segment that is open"""
+        self._new_name = False
         self._size = 0
         self._number = 0
         self._opened_at = 0.0
         self._unsynced = False
         self._retry_at = 0.0
+        self._n_lines = 0
+        self._check_at = 0.0
+        self._wrote = False
+        self._reported: str | None = None
+        self._n_lost_before = 0
         self.n_lost = 0
         self.last_error: str | None = None
 
     def open(self) -> None:
-        """The first segment. Raises OSError, so that a folder nobody can write to is found before the first request."""
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._open_next()
+        """The first segment. Where there can be none users are served on, and it is tried again."""
+        self._reopened()
 
     def append(self, record: Record) -> bool:
         return self.append_line(render_record(record))
@@ -93,7 +110,8 @@ class SpoolWriter:
             self._failed(fd, error)
             return False
         self._size += n_written
-        self._unsynced = True
+        self._n_lines += data.count(b"\n")
+        self._unsynced = self._wrote = True
         self.last_error = None
         if self._size >= self._segment_bytes:
             self.rotate()
@@ -102,6 +120,9 @@ class SpoolWriter:
     def rotate(self) -> None:
         """Close the segment and go on in a new one; where none can be opened, in the old one."""
         old = self._fd
+        if old is not None and self._is_gone(old):
+            self._leave(old)
+            return
         self._before_rotation()
         try:
             self._open_next()
@@ -111,12 +132,89 @@ class SpoolWriter:
             self._opened_at = self._clock()
             return
         if old is not None:  # syncing may take long: not on the road of the requests
-            threading.Thread(target=_close, args=(old,), name="spool-close").start()
+            try:
+                threading.Thread(target=_close, args=(old,), name="spool-close").start()
+            except RuntimeError:  # no further thread can be had
+                _close(old)
 
     def tick(self) -> None:
-        """To be called about once a second: rotates a segment that holds something and is old."""
+        """To be called a few times a second: finds out that the segment is gone or that the disk has room again, and rotates a
+        segment that holds something and is old."""
+        now = self._clock()
+        if now >= self._check_at:
+            self._check_at = now + _CHECK_S
+            self._check()
         if self._fd is not None and self._size and self._clock() - self._opened_at >= self._segment_s:
             self.rotate()
+
+    def _check(self) -> None:
+        fd = self._fd
+        if fd is None:
+            self._reopened()
+        elif self._is_gone(fd):
+            self._leave(fd)
+        elif self.last_error is not None and not self._wrote:
+            self._look_for_room()
+        self._wrote = False
+        self._report()
+
+    def _is_gone(self, fd: int) -> bool:
+        """Whether load would not find what is written here: the segment was deleted, moved, replaced or cut off."""
+        here = os.fstat(fd)
+        try:
+            there = os.stat(self._path)  # noqa: PTH116 - compiled, a few times a second
+        except OSError:
+            return True
+        return here.st_ino != there.st_ino or here.st_dev != there.st_dev or here.st_size < self._size
+
+    def _leave(self, fd: int) -> None:
+        """Go on in a new segment, the old one is gone."""
+        self._retry_at = 0.0
+        self._count_gone(fd)
+        self._fd = None
+        os.close(fd)
+        self._reopened()
+
+    def _count_gone(self, fd: int) -> None:
+        """What the segment held, and is no longer there, is lost."""
+        n_lost = self._n_lines
+        with contextlib.suppress(OSError):  # cut off: what was written since is still there
+            if os.path.samestat(os.fstat(fd), os.stat(self._path)):  # noqa: PTH116
+                n_lost = max(0, n_lost - self._path.read_bytes().count(b"\n"))
+        reason = f"{self._path} was deleted, moved, replaced or cut off while it was written"
+        logger.error("%s: %d records LOST; a new segment is begun", reason, n_lost)
+        self.n_lost += n_lost
+        self._n_lost_before += n_lost
+        if n_lost:
+            self._on_gone(reason, n_lost)
+
+    def _look_for_room(self) -> None:
+        """Without traffic nobody else notices that a disk has room again."""
+        probe = self._folder / f".room-{self._name}"
+        try:
+            fd = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                n_written = os.write(fd, bytes(_ROOM_BYTES))
+            finally:
+                os.close(fd)
+                os.unlink(probe)  # noqa: PTH108
+        except OSError:
+            return
+        if n_written == _ROOM_BYTES:
+            self.last_error = None
+
+    def _report(self) -> None:
+        """A line in the log where records begin to be lost, and one where they no longer are."""
+        error = self.last_error
+        if error is not None and self._reported is None:
+            logger.error(
+                "records cannot be written to %s: %s; users are served on, and losses counted", self._folder, error
+            )
+            self._reported = error
+        elif error is None and self._reported is not None:
+            n = self.n_lost - self._n_lost_before
+            logger.warning("records are written again; %d were LOST meanwhile", n)
+            self._reported, self._n_lost_before = None, self.n_lost
 
     def sync(self) -> None:
         """Make what was written survive a power loss; may be called from another thread."""
@@ -124,15 +222,23 @@ class SpoolWriter:
         if fd is None or not self._unsynced:
             return
         self._unsynced = False
-        with contextlib.suppress(OSError):  # a segment that was rotated away meanwhile was synced when it was closed
+        try:
             os.fsync(fd)
+            if self._new_name:  # a file whose name is not on the disk is lost with all its bytes
+                self._new_name = False
+                _sync_folder(self._folder)
+        except OSError as error:
+            if error.errno != errno.EBADF:  # a segment that was rotated away meanwhile was synced when it was closed
+                self.last_error = error.strerror or str(error)
 
     def close(self) -> None:
         """The last segment is synced and let go; an empty one is removed."""
         if self._fd is None:
             return
         fd, self._fd = self._fd, None
-        if self._size == 0:
+        if self._is_gone(fd):
+            self._count_gone(fd)
+        elif self._size == 0:
             with contextlib.suppress(OSError):
                 self._path.unlink()
         _close(fd)
@@ -141,16 +247,14 @@ class SpoolWriter:
         """The open segment's name and size."""
         return {} if self._fd is None else {self._path.name: self._size}
 
-    @property
-    def _path(self) -> Path:
-        return self._folder / f"{self._name}.{self._number:06d}.jsonl"
-
     def _open_next(self) -> int:
         self._number += 1
+        path = self._folder / f"{self._name}.{self._number:06d}.jsonl"
         # 0600 and O_EXCL: nobody else's file, whatever lies in the folder
-        fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(fd, fcntl.LOCK_EX)
-        self._fd, self._size, self._opened_at = fd, 0, self._clock()
+        self._path, self._new_name = path, True
+        self._fd, self._size, self._n_lines, self._opened_at = fd, 0, 0, self._clock()
         return fd
 
     def _reopened(self) -> int | None:
@@ -181,6 +285,14 @@ def _write_rest(fd: int, line: bytes, n_written: int) -> int:
     while n_written < len(view):
         n_written += os.write(fd, view[n_written:])
     return n_written - start
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _close(fd: int) -> None:

@@ -7,8 +7,8 @@ into `x_groq`. The client asked for none of it and gets none; every other byte o
 
 from __future__ import annotations
 
+import logging
 import re
-import sys
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -18,6 +18,8 @@ from evalpipe.core.setup_fault import provider_words
 from evalpipe.providers.encoding import EncodingError, StreamDecoder
 from evalpipe.providers.json_members import without_members
 from evalpipe.providers.jsontext import MalformedJSONError, as_dict, as_list, parse_answer
+
+logger = logging.getLogger(__name__)
 
 _END: Final = re.compile(rb"\r\n\r\n|\r\n\n|\n\r\n|\n\n|\r\r")
 _LINE: Final = re.compile(rb"([^\r\n]*)(\r\n|\n|\r|\Z)")
@@ -174,14 +176,14 @@ class UsageAsking:
         if self.is_taken:
             self.is_taken = False
             self._say(
-                f"evalpipe: the {self._arm} arm refuses stream_options ({self._words}): its streams are asked for their "
+                f"the {self._arm} arm refuses stream_options ({self._words}): its streams are asked for their "
                 "token counts no more, and have no cost unless it reports them by itself"
             )
 
 
 def log(line: str) -> None:
     """A line for the collector's log."""
-    print(line, file=sys.stderr, flush=True)  # noqa: T201
+    logger.warning("%s", line)
 
 
 def without_stream_options(body: bytes) -> bytes:

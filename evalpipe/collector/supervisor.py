@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import importlib.util
-import os
+import logging
 import secrets
 import shutil
 import signal
 import socket
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from evalpipe.collector.children import ENDS_S, Child, run_command
+from evalpipe.collector.logs import log_event
 from evalpipe.collector.settings import IN_PROCESS, CollectorSettings
 from evalpipe.collector.shadow_state import READY_FILE, is_held
+from evalpipe.collector.spool_lock import SpoolLock
+from evalpipe.collector.status import StatusLine, start_line
 from evalpipe.core.treatment_state import TREATMENT_LOCK
 from evalpipe.errors import ConfigError, EvalpipeError, WorkspaceBusyError
 
@@ -30,10 +31,10 @@ _BACKLOG = 4096
 _READY_S = 60.0
 _LIBRARY_READY_S = 300.0
 """the litellm library takes seconds to load, and minutes on an overloaded machine"""
-_RESTART_S = (0.0, 0.1, 0.5, 1.0, 5.0)
-"""before the n-th restart in a row of a process that does not live for `_STABLE_S`"""
 _LOOK_S = 0.01
-_STABLE_S = 10.0
+_LOCK_CHECK_S = 0.5
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -48,20 +49,26 @@ class Run:
     load_command: list[str] = field(default_factory=list)
     controller_command: list[str] = field(default_factory=list)
     """what watches the canary; kept alive beside the workers, ends when its stdin closes"""
-    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: T201
+    replaced_within_s: float = 30.0
+    """a worker that ended has a successor within this time, or the collector ends: a listening socket that nobody serves is
+    worse than none"""
+    status_every_s: float = 60.0
+    """between two lines of the log that sum up what happened, where something did"""
 
 
 def run_collector(run: Run) -> None:
     """Serve until SIGTERM or SIGINT. Raises ConfigError where the address cannot be had, WorkspaceBusyError where
     another collector writes to the same spool."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_spool_lock(Path(run.settings.spool)))
+        lock = SpoolLock(Path(run.settings.spool))
+        stack.callback(lock.close)
+        lock.take()
         sockets = listen(run.host, run.port, run.n_workers)
         for sock in sockets:
             stack.enter_context(sock)
         metrics_dir = tempfile.mkdtemp(prefix="evalpipe-metrics-")
         stack.callback(shutil.rmtree, metrics_dir, ignore_errors=True)
-        asyncio.run(_Supervisor(run, sockets, metrics_dir).run())
+        asyncio.run(_Supervisor(run, sockets, lock, metrics_dir).run())
 
 
 def listen(host: str, port: int, n: int) -> list[socket.socket]:
@@ -99,132 +106,105 @@ def listen(host: str, port: int, n: int) -> list[socket.socket]:
     return sockets
 
 
-@contextlib.contextmanager
-def _spool_lock(spool: Path) -> Iterator[None]:
-    try:
-        spool.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fd = os.open(spool / ".collector.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise EvalpipeError(f"cannot write to {spool}: {error.strerror}; name another folder with --data") from None
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise WorkspaceBusyError(
-                f"another collector writes to {spool}; stop it, or name another folder with --data"
-            ) from None
-        yield
-    finally:
-        os.close(fd)
-
-
-class _Child:
-    """One process that is kept alive: when it dies another one takes its place."""
-
-    def __init__(
-        self, arguments: list[str], fds: tuple[int, ...], line: bytes, metrics_dir: str, say: Callable[[str], None]
-    ):
-        self._arguments, self._fds, self._line, self._say = arguments, fds, line, say
-        self._environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": metrics_dir}
-        self._process: asyncio.subprocess.Process | None = None
-        self._stopping = False
-        self.ready = asyncio.Event()
-        self.failed: str | None = None
-
-    async def run(self) -> None:
-        n_quick = 0
-        while True:
-            began = time.monotonic()
-            code = await self._live()
-            if self._stopping:
-                return
-            if not self.ready.is_set():
-                self.failed = f"the collector's {self._arguments[0]} process did not start (exit code {code})"
-                self.ready.set()
-                return
-            n_quick = 0 if time.monotonic() - began > _STABLE_S else n_quick + 1
-            self._say(f"evalpipe: the {self._arguments[0]} process ended ({code}); another one takes its place")
-            await asyncio.sleep(_RESTART_S[min(n_quick, len(_RESTART_S)) - 1] if n_quick else 0)
-
-    async def _live(self) -> int:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "evalpipe.collector.child", *self._arguments),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            pass_fds=self._fds,
-            env=self._environment,
-            process_group=0,  # Ctrl-C reaches the supervisor only: it says when to stop
-        )
-        self._process = process
-        assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(self._line)
-        if self._stopping:
-            self.stop()
-        if await process.stdout.readline() == b"ready\n":
-            self.ready.set()
-        return await process.wait()
-
-    def stop(self, *, kill: bool = False) -> None:
-        """Ask it to finish what is under way and end; `kill`: at once."""
-        self._stopping = True
-        if self._process is not None and self._process.returncode is None:
-            self._process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
-
-
 class _Supervisor:
-    def __init__(self, run: Run, sockets: list[socket.socket], metrics_dir: str) -> None:
-        self._run, self._sockets, self._metrics_dir = run, sockets, metrics_dir
-        settings = msgspec.structs.replace(run.settings, metrics_dir=metrics_dir)
-        settings, bridge = _bridged(settings)
+    def __init__(self, run: Run, sockets: list[socket.socket], lock: SpoolLock, metrics_dir: str) -> None:
+        self._run, self._sockets, self._lock, self._metrics_dir = run, sockets, lock, metrics_dir
+        self._stop = asyncio.Event()
+        self._fault: BaseException | None = None
+        settings = msgspec.structs.replace(run.settings, metrics_dir=metrics_dir, load_every_s=run.load_every_s)
+        settings, self._bridge = _bridged(settings)
         if settings.redact and settings.treatment is not None:
             settings = msgspec.structs.replace(settings, shadow_socket=str(Path(metrics_dir) / "originals.sock"))
         line = msgspec.json.encode(settings) + b"\n"
-        self._workers = [
-            _Child(["serve", str(sock.fileno())], (sock.fileno(),), line, metrics_dir, run.say) for sock in sockets
-        ]
+        self._workers = [Child(["serve", str(sock.fileno())], (sock.fileno(),), line, metrics_dir) for sock in sockets]
         self._bridges = []
-        if bridge is not None:
-            self._bridges = [_Child(["litellm", str(bridge.fileno())], (bridge.fileno(),), line, metrics_dir, run.say)]
-            self._sockets = [*sockets, bridge]
+        if self._bridge is not None:
+            fd = self._bridge.fileno()
+            self._bridges = [Child(["litellm", str(fd)], (fd,), line, metrics_dir)]
         # Without a treatment it sends nothing and still counts tokens and dollars.
-        self._shadows = [_Child(["shadow"], (), line, metrics_dir, run.say)]
+        self._shadows = [Child(["shadow"], (), line, metrics_dir)]
+        self._status = StatusLine(run.settings, metrics_dir)
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
-        stop = asyncio.Event()
+        stop = self._stop
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled, stop)
         everyone = [*self._bridges, *self._workers, *self._shadows]
         tasks = {child: loop.create_task(child.run()) for child in everyone}
-        load = loop.create_task(self._load_now_and_then())
-        watching = loop.create_task(self._watch_canary())
+        others = [
+            loop.create_task(work)
+            for work in (self._load_now_and_then(), self._watch_canary(), self._keep_lock(), self._keep_workers())
+        ]
+        for task in (*tasks.values(), *others):
+            task.add_done_callback(self._task_ended)
         failed = await self._until_ready([*self._workers, *self._shadows], stop, _READY_S)
         if self._bridges and failed is None and not stop.is_set():
-            self._run.say("evalpipe: loading the litellm library")
+            logger.info("loading the litellm library")
             failed = await self._until_ready(self._bridges, stop, _LIBRARY_READY_S)
         if failed is None:
             await self._until_copying(stop)
         if failed is None and not stop.is_set():
-            Path(self._metrics_dir, READY_FILE).touch(mode=0o600)
-            self._run.say(f"listening on {_url(self._sockets[0])}")
+            self._mark_ready()
+            url = _url(self._sockets[0])
+            log_event(logger, logging.INFO, f"listening on {url}", url=url, n_workers=len(self._workers))
+            text, fields = start_line(self._run.settings, load_every_s=self._run.load_every_s)
+            log_event(logger, logging.INFO, text, **fields)
+            others.append(loop.create_task(self._report()))
+            others[-1].add_done_callback(self._task_ended)
             await stop.wait()
-        load.cancel()
-        watching.cancel()
+        for task in others:
+            task.cancel()
+        # From here on nobody is to wait in a queue that no worker takes from: the workers let go of theirs too.
+        for sock in self._sockets:
+            sock.close()
+        if self._fault is not None:
+            loop.call_later(ENDS_S, self._kill_all)
         # Workers first: the treatment leg still decides what they recorded last, and may need the bridge for it.
         for group in (self._workers, self._shadows, self._bridges):
             for child in group:
                 child.stop()
             await asyncio.gather(*(tasks[child] for child in group), return_exceptions=True)
+        await asyncio.gather(*others, return_exceptions=True)
+        if self._bridge is not None:
+            self._bridge.close()
+        if failed is None and self._fault is not None:
+            what = self._fault
+            failed = str(what) if isinstance(what, EvalpipeError) else f"a fault of the collector: {what!r}"
+            failed += "; it ends, so that what manages it (systemd, Kubernetes) starts it anew"
         if failed is not None:
             raise EvalpipeError(failed)
+        logger.info("stopped")
+
+    def _mark_ready(self) -> None:
+        try:
+            Path(self._metrics_dir, READY_FILE).touch(mode=0o600)
+        except OSError as error:  # users are served all the same
+            logger.error("/_evalpipe/ready stays 503: %s cannot be written: %s", self._metrics_dir, error.strerror)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        """What supervises ends by an exception: nothing would be replaced any more, so all of it ends."""
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None and self._fault is None:
+            self._fault = error
+            exc_info = None if isinstance(error, EvalpipeError) else error
+            logger.critical("the supervision of the processes failed: %s", error, exc_info=exc_info)
+            self._stop.set()
+
+    def _kill_all(self) -> None:
+        for child in (*self._workers, *self._shadows, *self._bridges):
+            child.stop(kill=True)
 
     def _signalled(self, stop: asyncio.Event) -> None:
         if stop.is_set():  # asked twice: at once
-            for child in (*self._workers, *self._shadows, *self._bridges):
-                child.stop(kill=True)
+            self._kill_all()
+        else:
+            logger.info("stopping: what is under way is finished")
         stop.set()
 
-    async def _until_ready(self, children: list[_Child], stop: asyncio.Event, within_s: float) -> str | None:
+    async def _until_ready(self, children: list[Child], stop: asyncio.Event, within_s: float) -> str | None:
         """None when all are ready (or the end was asked for), else what went wrong."""
         waiting = asyncio.gather(*(child.ready.wait() for child in children))
         stopped = asyncio.ensure_future(stop.wait())
@@ -237,6 +217,46 @@ class _Supervisor:
             return None if stop.is_set() else f"the collector's processes were not ready within {within_s:g} s"
         return next((child.failed for child in children if child.failed), None)
 
+    async def _keep_workers(self) -> None:
+        """Clients connect to a listening socket whether anyone serves it or not, and hang where nobody does."""
+        limit = self._run.replaced_within_s
+        while True:
+            await asyncio.sleep(min(0.5, limit / 4))
+            now = time.monotonic()
+            for child in self._workers:
+                since = child.missing_since
+                if child.ready.is_set() and child.failed is None and since is not None and now - since > limit:
+                    raise EvalpipeError(f"no {child.name} process has been ready for {limit:g} s")
+
+    async def _keep_lock(self) -> None:
+        """A spool folder that was deleted or replaced is locked anew. Raises WorkspaceBusyError where another collector has
+        taken it meanwhile."""
+        reported = False
+        while True:
+            await asyncio.sleep(_LOCK_CHECK_S)
+            if not self._lock.is_gone():
+                continue
+            try:
+                self._lock.take()
+            except WorkspaceBusyError:
+                raise
+            except EvalpipeError as error:
+                if not reported:
+                    logger.error("the spool's folder is gone and cannot be made anew: %s", error)
+                reported = True
+            else:
+                logger.error("the spool's folder or its lock was deleted or replaced; it was made anew")
+                reported = False
+
+    async def _report(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(self._run.status_every_s)
+            found = await loop.run_in_executor(None, self._status.line)
+            if found is not None:
+                text, fields = found
+                log_event(logger, logging.INFO, text, **fields)
+
     async def _until_copying(self, stop: asyncio.Event) -> None:
         """The treatment process has read where the last one stopped, or waits for one that is still ending."""
         lock = Path(self._run.settings.spool) / TREATMENT_LOCK
@@ -248,32 +268,22 @@ class _Supervisor:
     async def _watch_canary(self) -> None:
         """Nobody watched is a canary without guardrails: a controller that ends gets a successor."""
         while self._run.controller_command:
-            process = await asyncio.create_subprocess_exec(*self._run.controller_command, stdin=asyncio.subprocess.PIPE)
-            try:
-                code = await process.wait()
-            except asyncio.CancelledError:
-                process.terminate()
-                await process.wait()
-                raise
-            self._run.say(f"evalpipe: the canary's controller ended ({code}); another one takes its place")
+            how = await run_command("canary", self._run.controller_command, stdin=asyncio.subprocess.PIPE)
+            logger.error("the canary's controller ended (%s); another one takes its place", how)
             await asyncio.sleep(1)
 
     async def _load_now_and_then(self) -> None:
         if not self._run.load_every_s:
             return
+        failing = False
         while True:
             await asyncio.sleep(self._run.load_every_s)
-            process = await asyncio.create_subprocess_exec(
-                *self._run.load_command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL
-            )
-            try:
-                code = await process.wait()
-            except asyncio.CancelledError:
-                process.terminate()
-                await process.wait()
-                raise
-            if code:
-                self._run.say(f"evalpipe: load ended with exit code {code}")
+            how = await run_command("load", self._run.load_command, stdin=asyncio.subprocess.DEVNULL)
+            if how != "exit code 0":
+                logger.error("load failed (%s); it is tried again in %g s", how, self._run.load_every_s)
+            elif failing:
+                logger.info("load works again")
+            failing = how != "exit code 0"
 
 
 def _bridged(settings: CollectorSettings) -> tuple[CollectorSettings, socket.socket | None]:

@@ -10,6 +10,8 @@ from typing import Final
 
 PIECE_BYTES: Final = 1 << 20
 """read at once where the records are wanted now"""
+_MANY_OPEN: Final = 8
+"""beyond so many open segments each is let go of as soon as it is read"""
 
 
 class TailedLine:
@@ -21,20 +23,65 @@ class TailedLine:
         self.segment, self.offset, self.line = segment, offset, line
 
 
+class SegmentFiles:
+    """The open segments of a folder: one descriptor each, however many tails read it, and few of them at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._fds: dict[str, int] = {}
+        self._n_users: dict[str, int] = {}
+        self.refusal: str | None = None
+        """why the last segment could not be opened (no descriptors), None where it could"""
+
+    def __len__(self) -> int:
+        return len(self._fds)
+
+    def open(self, name: str) -> int:
+        """Raises OSError."""
+        fd = self._fds.get(name)
+        if fd is None:
+            try:
+                fd = os.open(self._folder / name, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                self.refusal = error.strerror or str(error)
+                raise
+            self.refusal = None
+            self._fds[name] = fd
+            self._n_users[name] = 0
+        self._n_users[name] += 1
+        return fd
+
+    def close(self, name: str) -> None:
+        self._n_users[name] -= 1
+        if not self._n_users[name]:
+            del self._n_users[name]
+            os.close(self._fds.pop(name))
+
+
 class _Segment:
-    def __init__(self, path: Path, offset: int, piece_bytes: int) -> None:
-        self.name = path.name
-        self._piece_bytes = piece_bytes
-        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    def __init__(self, files: SegmentFiles, name: str, offset: int, piece_bytes: int) -> None:
+        self.name = name
+        self._files, self._piece_bytes = files, piece_bytes
+        self.fd = -1
+        """-1: not open"""
         self.offset = offset
         """of the first byte not yet given out"""
         self._partial = b""
         self._closed = False
 
+    def open(self) -> None:
+        """Raises OSError."""
+        if self.fd < 0:
+            self.fd = self._files.open(self.name)
+
     def close(self) -> None:
         """Also ends a `read` that is under way: its descriptor's number may by now be another file's."""
         self._closed = True
-        os.close(self.fd)
+        if self.fd >= 0:
+            self.fd = -1
+            self._files.close(self.name)
 
     def read(self, wanted: tuple[bytes, ...]) -> Iterator[TailedLine]:
         """Of the whole lines that are there now, those that begin with one of `wanted`. Where lines are long, a piece that
@@ -58,7 +105,7 @@ class _Segment:
         return os.fstat(self.fd).st_size <= self.offset + len(self._partial)
 
     def is_closed_by_writer(self) -> bool:
-        """A living writer holds its segment locked."""
+        """A running writer holds its segment locked."""
         try:
             fcntl.flock(self.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -68,46 +115,92 @@ class _Segment:
 
 
 class SpoolTail:
-    """All segments `PREFIX*.jsonl` of a folder. A segment that is read to its end and closed is let go of."""
+    """All segments `PREFIX*.jsonl` of a folder, read one after the other.
 
-    def __init__(self, folder: Path, prefix: str, offsets: dict[str, int], piece_bytes: int = PIECE_BYTES) -> None:
+    A segment is opened when it is its turn, and let go of once it is read to its end and closed by its writer: however far
+    behind this tail is, a few are open. `n_ahead`: so many further ones are opened before their turn, so that they can
+    still be read when load has deleted them.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        prefix: str,
+        offsets: dict[str, int],
+        piece_bytes: int = PIECE_BYTES,
+        *,
+        files: SegmentFiles | None = None,
+        n_ahead: int = 0,
+    ) -> None:
         self._folder, self._prefix, self._piece_bytes = folder, prefix, piece_bytes
+        self._files = SegmentFiles(folder) if files is None else files
+        self._n_ahead = n_ahead
         self._segments: dict[str, _Segment] = {}
         self._finished: dict[str, int] = {}
         self._known = dict(offsets)
 
     def look_for_segments(self) -> None:
         """Take up new segments; forget those that are gone."""
-        with os.scandir(self._folder) as entries:
-            names = {entry.name for entry in entries if self._is_ours(entry.name)}
+        names = self._names()
         for name in sorted(names - self._segments.keys()):
-            path = self._folder / name
             offset = self._finished.get(name)
-            try:
-                # Between its creation and its lock a segment looks closed: one that grew after all is read on.
-                if offset is None or path.stat().st_size > offset:
-                    start = self._known.get(name, 0) if offset is None else offset
-                    self._segments[name] = _Segment(path, start, self._piece_bytes)
-                    self._finished.pop(name, None)
-            except FileNotFoundError:
-                continue
+            # Between its creation and its lock a segment looks closed: one that grew after all is read on.
+            if offset is None or _size_of(self._folder / name) > offset:
+                start = self._known.get(name, 0) if offset is None else offset
+                self._segments[name] = _Segment(self._files, name, start, self._piece_bytes)
+                self._finished.pop(name, None)
         for name in self._finished.keys() - names:
             del self._finished[name]
+        n_open = 0
+        for name, segment in list(self._segments.items()):
+            if segment.fd < 0 and name not in names:
+                del self._segments[name]
+                continue
+            if segment.fd < 0 and n_open < self._n_ahead:
+                self._open(segment)
+            n_open += segment.fd >= 0
+
+    def _names(self) -> set[str]:
+        try:
+            with os.scandir(self._folder) as entries:
+                return {entry.name for entry in entries if self._is_ours(entry.name)}
+        except FileNotFoundError:  # the folder was deleted; who writes makes it anew
+            return set()
+        except OSError as error:  # no descriptors: what is known is read on
+            self._files.refusal = error.strerror or str(error)
+            return self._segments.keys() | self._finished.keys()
+
+    def _open(self, segment: _Segment) -> bool:
+        try:
+            segment.open()
+        except FileNotFoundError:
+            self._segments.pop(segment.name, None)
+        except OSError:  # no descriptors: its turn comes again
+            return False
+        return segment.fd >= 0
 
     def read(self, *wanted: bytes) -> Iterator[TailedLine]:
         """Lines that came since the last call, in the order of each segment: those that begin with one of `wanted`, all
         where nothing is named."""
         prefixes = wanted or (b"",)
         for segment in list(self._segments.values()):
+            if segment.fd < 0 and not self._open(segment):
+                continue
             yield from segment.read(prefixes)
+            if segment.fd >= 0 and len(self._files) > _MANY_OPEN:
+                self._let_go(segment)
 
     def let_go(self) -> None:
         """Close segments whose writers are done with them and that are read to the end."""
-        for name, segment in list(self._segments.items()):
-            if segment.is_closed_by_writer() and segment.at_end():
-                self._finished[name] = segment.offset
-                segment.close()
-                del self._segments[name]
+        for segment in list(self._segments.values()):
+            if segment.fd >= 0:
+                self._let_go(segment)
+
+    def _let_go(self, segment: _Segment) -> None:
+        if segment.is_closed_by_writer() and segment.at_end():
+            self._finished[segment.name] = segment.offset
+            segment.close()
+            self._segments.pop(segment.name, None)
 
     def offsets(self) -> dict[str, int]:
         """Where to go on after a restart."""
@@ -120,6 +213,14 @@ class SpoolTail:
 
     def _is_ours(self, name: str) -> bool:
         return name.startswith(self._prefix) and name.endswith(".jsonl")
+
+
+def _size_of(path: Path) -> int:
+    """-1 where it is gone."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
 
 
 def read_line_at(path: Path, offset: int) -> bytes | None:

@@ -5,7 +5,7 @@ Each line is written once. It costs nothing after `_WATCHED` requests.
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections import Counter
 from typing import Final
 
@@ -14,6 +14,8 @@ import msgspec
 from evalpipe.core.traffic_shape import Finding, UnitCounts, client_name, uncopied_findings, unit_findings
 from evalpipe.core.units import conversation_of, read_sources, unit_of
 from evalpipe.providers.registry import read_request
+
+logger = logging.getLogger(__name__)
 
 _WATCHED: Final = 2000
 _AT: Final = frozenset((200, 500, 1000, 2000))
@@ -95,4 +97,4 @@ class TrafficWatch:
     def _say(self, finding: Finding) -> None:
         if finding.key not in self._reported:
             self._reported.add(finding.key)
-            print(f"evalpipe: {finding.detail}; {finding.remedy}", file=sys.stderr, flush=True)  # noqa: T201
+            logger.warning("%s; %s", finding.detail, finding.remedy)

@@ -6,8 +6,8 @@ report what all of them have seen.
 
 from __future__ import annotations
 
+import logging
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +16,8 @@ import msgspec
 
 from evalpipe.core.uncollected import UncollectedPath, merged
 from evalpipe.providers.paths import shown_path
+
+logger = logging.getLogger(__name__)
 
 _WRITE_S = 1.0
 _MAX_PATHS = 50
@@ -57,7 +59,7 @@ class Uncollected:
         folder: Path,
         run: str,
         *,
-        say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),  # noqa: T201
+        say: Callable[[str], None] = logger.warning,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._folder, self._run, self._say, self._clock = folder, run, say, clock
@@ -78,7 +80,7 @@ class Uncollected:
         if known is None:
             self._seen[key] = UncollectedPath(method=word, path=path, count=1, first_at=now, last_at=now)
             self._say_once(
-                f"evalpipe: {word} {path} looks like a model call, but is not collected: it passed to control, without a "
+                f"{word} {path} looks like a model call, but is not collected: it passed to control, without a "
                 "record or a copy. Collected are paths that end in /chat/completions, /responses or /messages"
             )
         else:
@@ -88,7 +90,7 @@ class Uncollected:
     def refused_websocket(self, target: bytes) -> None:
         """A WebSocket was asked for and refused."""
         path = shown_path(str(target, "latin-1"))
-        self._say_once(f"evalpipe: a WebSocket to {path} was refused with 426: evalpipe carries HTTP only")
+        self._say_once(f"a WebSocket to {path} was refused with 426: evalpipe carries HTTP only")
 
     def _say_once(self, line: str) -> None:
         if line not in self._named and len(self._named) < 4 * _MAX_PATHS:
@@ -107,7 +109,7 @@ class Uncollected:
             part.write_bytes(msgspec.json.encode(list(self._seen.values())))
             part.replace(self._file)
         except OSError as error:
-            self._say_once(f"evalpipe: the paths that are not collected cannot be written down: {error}")
+            self._say_once(f"the paths that are not collected cannot be written down: {error}")
 
     def all(self) -> list[UncollectedPath]:
         """What every process of this collector has seen."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
-import sys
 import time
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Final, cast
 
 from evalpipe.collector.arms import Assigner, ShadowAssigner
+from evalpipe.collector.descriptors import Descriptors
 from evalpipe.collector.guard import Guard
 from evalpipe.collector.known_heads import KnownHeads
 from evalpipe.collector.metrics import Metrics
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 TICK_S: Final = 0.1
 _BACKLOG: Final = 4096
 
+logger = logging.getLogger(__name__)
+
 
 class Worker:
     """What flights and clients share in one process."""
@@ -57,6 +60,7 @@ class Worker:
             segment_bytes=settings.segment_bytes,
             segment_s=settings.segment_s,
             on_lost=self._lost,
+            on_gone=self._gone,
         )
         self.arms = {arm.arm: arm for arm in (settings.control, settings.treatment) if arm is not None}
         self.asking = {name: UsageAsking(name, refused=self.metrics.usage_refused, say=log) for name in self.arms}
@@ -95,6 +99,7 @@ class Worker:
         self.guard = Guard(settings)
         self.assigner = _assigner(settings)
         self._gauges = _gauges(settings, self.metrics)
+        self.descriptors = Descriptors(self.metrics.unconnected)
         self.needs_body = self.assigner.needs_body or settings.control.rewrite or settings.inject_stream_usage
         self._names_arm = settings.mode != "shadow"
         self._id_ms = 0
@@ -135,8 +140,9 @@ class Worker:
 
     def _lost(self, reason: str) -> None:
         self.metrics.lost()
-        if self.writer.n_lost == 1 or self.writer.n_lost % 1000 == 0:
-            print(f"evalpipe: {self.writer.n_lost} records LOST: {reason}", file=sys.stderr, flush=True)  # noqa: T201
+
+    def _gone(self, reason: str, n: int) -> None:
+        self.metrics.lost(n)
 
     def tick(self) -> None:
         self.now = now = self.loop.time()
@@ -148,12 +154,13 @@ class Worker:
         self.assigner.tick()
         self.metrics.flush()
         self.setup.tick()
+        self.writer.tick()
         self.uncollected.tick()
         if now >= self._next_tick:
             self._next_tick = now + 1
             for pool in self.pools.values():
                 pool.tick()
-            self.writer.tick()
+            self.descriptors.tick()
             if self._gauges is not None:
                 self._gauges.tick()
 
@@ -169,6 +176,8 @@ class Worker:
         )
         syncing = self.loop.create_task(self._sync())
         while not stop.is_set():
+            if syncing.done():  # it never ends by itself
+                syncing.result()
             await self._pause(stop)
         self.stopping = True
         server.close()

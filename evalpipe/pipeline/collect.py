@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from datetime import UTC, datetime
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import msgspec
 
+from evalpipe.collector.descriptors import raise_limit
 from evalpipe.collector.guard import is_loopback_name
+from evalpipe.collector.logs import set_up_logging
 from evalpipe.collector.settings import IN_PROCESS, ArmSettings, CollectorSettings, Secret
 from evalpipe.collector.supervisor import Run, run_collector
 from evalpipe.config import ArmConfig, Config, secret
@@ -24,6 +27,8 @@ from evalpipe.providers.pricing import is_priced
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
+logger = logging.getLogger(__name__)
+
 
 def collect(
     workspace: Workspace,
@@ -33,8 +38,12 @@ def collect(
     workers: int | None = None,
     load_every: str | None = None,
     insecure: bool = False,
+    log_format: str = "text",
+    log_level: str = "info",
+    status_every_s: float = 60.0,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C. Raises ConfigError, BudgetError or WorkspaceBusyError where it cannot begin."""
+    set_up_logging("collect", log_format=log_format, level=log_level)
     config = workspace.require_config()
     check_writable(workspace.data)
     settings = collector_settings(workspace)
@@ -46,25 +55,25 @@ def collect(
             f"${config.collector.client_token_env}, or say --insecure"
         )
     if costs_unknown(config):
-        print(  # noqa: T201
-            'evalpipe: stream_usage is "as_is": chat streams that do not ask for their usage have NO TOKENS AND NO COST in the '
-            'log. [collector] stream_usage = "inject" asks for it, and hides it from the client again',
-            file=sys.stderr,
-            flush=True,
+        logger.warning(
+            'stream_usage is "as_is": chat streams that do not ask for their usage have NO TOKENS AND NO COST in the '
+            'log. [collector] stream_usage = "inject" asks for it, and hides it from the client again'
         )
     load_every_s = None if load_every is None else read_duration(load_every)
     load_command = [sys.executable, "-m", "evalpipe", "load", "--data", str(workspace.data)]
     if workspace.config_path is not None:
         load_command += ["--config", str(workspace.config_path)]
+    raise_limit()
     run_collector(
         Run(
-            settings=settings,
+            settings=msgspec.structs.replace(settings, log_level=log_level),
             host=host,
             port=config.collector.port if port is None else port,
             n_workers=workers or config.collector.workers,
             load_every_s=load_every_s,
             load_command=load_command,
             controller_command=_controller_command(workspace),
+            status_every_s=status_every_s,
         )
     )
 
@@ -77,7 +86,18 @@ def _controller_command(workspace: Workspace) -> list[str]:
     from evalpipe.pipeline.canary import canary_config  # the store and its libraries: only where a canary is watched
 
     canary_config(workspace)
-    command = [sys.executable, "-m", "evalpipe", "canary", "run", "--with-parent", "--data", str(workspace.data)]
+    command = [
+        sys.executable,
+        "-m",
+        "evalpipe",
+        "canary",
+        "run",
+        "--with-parent",
+        "--log-format",
+        "json",
+        "--data",
+        str(workspace.data),
+    ]
     return command if workspace.config_path is None else [*command, "--config", str(workspace.config_path)]
 
 

@@ -330,7 +330,7 @@ def start_collector(
     assert process.stderr is not None
     for line in process.stderr:
         running.lines.append(line)
-        if line.startswith("listening on "):
+        if "listening on " in line:
             running.url = line.split()[-1]
             break
     else:

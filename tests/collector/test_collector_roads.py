@@ -78,7 +78,8 @@ def request_for(path: str) -> bytes:
 
 def post(path: str, body: bytes, *, headers: bytes = b"", method: bytes = b"POST") -> bytes:
     return (
-        b"%b %b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n%bContent-Length: %d\r\n\r\n%b"
+        b"%b %b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n"
+        b"%bContent-Length: %d\r\n\r\n%b"
         % (
             method,
             path.encode(),
@@ -598,7 +599,9 @@ def test_ready_means_that_every_process_runs(upstream: Upstream, tmp_path: Path)
             status = 0
             while status != 200 and time.monotonic() < deadline:
                 try:
-                    ready = exchange(port, b"GET /_evalpipe/ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                    ready = exchange(
+                        port, b"GET /_evalpipe/ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+                    )
                 except OSError:
                     continue
                 status = int(ready[9:12])

@@ -96,7 +96,7 @@ def test_a_refused_key_of_the_treatment(upstream: Upstream, collector: Start) ->
     )
     assert "Check [arms.treatment] api_key_env. Once it is corrected: evalpipe exclude --since " in reason
     (line,) = lines(running, "set-up fault")
-    assert line.startswith("evalpipe: set-up fault of the treatment arm: ")
+    assert " ERROR shadow: set-up fault of the treatment arm: " in line
     assert "requests in a row failed: HTTP 401: invalid x-api-key" in line
     # The key is mended where it is issued: the same configuration answers.
     treatment.script = good

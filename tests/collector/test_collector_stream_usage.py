@@ -213,7 +213,9 @@ def test_a_stream_is_passed_on_as_it_comes(
     running = collector(server.url, collector=INJECT)
     body = chat_request(stream=True)
     with socket.create_connection(("127.0.0.1", running.port), timeout=1.5) as sock:
-        sock.sendall(b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (CHAT.encode(), len(body), body))
+        sock.sendall(
+            b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (CHAT.encode(), len(body), body)
+        )
         seen = b""
         while b"Hel" not in seen:  # times out before the server goes on
             seen += sock.recv(1 << 16)

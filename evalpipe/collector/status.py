@@ -1,0 +1,165 @@
+"""What `collect` logs of itself: one line at the start, then one a minute in which something happened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from evalpipe.collector.settings import ArmSettings, CollectorSettings
+
+Line = tuple[str, dict[str, Any]]
+"""The text, and the fields its JSON has besides."""
+
+Samples = Mapping[tuple[str, tuple[tuple[str, str], ...]], float]
+"""(metric, labels sorted by name) → value, summed over all processes."""
+
+_WELL = ("ok", "client_closed")
+
+
+def start_line(settings: CollectorSettings, *, load_every_s: float | None) -> Line:
+    """Arms, models, mode, addresses, budget."""
+    arms = {arm.arm: arm for arm in (settings.control, settings.treatment) if arm is not None}
+    text = f"experiment {settings.experiment!r}, mode {settings.mode}"
+    if settings.treatment is not None and settings.mode == "ab":
+        text += f" ({settings.treatment_percent:g} % treatment)"
+    text += "; " + "; ".join(f"{name}: {_described(arm)}" for name, arm in arms.items())
+    if settings.treatment is None:
+        text += "; no treatment: nothing is copied"
+    elif settings.mode != "ab":
+        budget = settings.shadow_budget_usd
+        text += "; copies' budget: " + ("none" if budget is None else f"${budget:g}")
+    text += f"; spool {settings.spool}"
+    text += "; loaded by hand" if load_every_s is None else f"; loaded every {load_every_s:g} s"
+    return text, {
+        "experiment": settings.experiment,
+        "mode": settings.mode,
+        "arms": {
+            name: {"provider": arm.provider, "base_url": _address(arm), "model": arm.model, "rewrite": arm.rewrite}
+            for name, arm in arms.items()
+        },
+        "shadow_budget_usd": settings.shadow_budget_usd,
+        "spool": settings.spool,
+        "load_every_s": load_every_s,
+    }
+
+
+def _described(arm: ArmSettings) -> str:
+    model = "the client's model" if arm.model is None or (arm.arm == "control" and not arm.rewrite) else arm.model
+    if arm.arm == "control" and arm.model is not None and not arm.rewrite:
+        model += f" (expected: {arm.model})"
+    key = "its own key" if arm.api_key is not None else "the client's key" if arm.arm == "control" else "no key"
+    return f"{arm.provider} {_address(arm)}, {model}, {key}"
+
+
+def _address(arm: ArmSettings) -> str:
+    """Without a user name, a password or a query: these may be secrets."""
+    scheme, mark, rest = arm.base_url.partition("://")
+    if not mark:
+        return arm.base_url
+    authority, slash, path = rest.partition("/")
+    return f"{scheme}://{authority.rpartition('@')[2]}{slash}{path.partition('?')[0]}"
+
+
+class StatusLine:
+    """What changed since the last line, from the counters of all processes."""
+
+    def __init__(self, settings: CollectorSettings, metrics_dir: str) -> None:
+        self._settings, self._metrics_dir = settings, metrics_dir
+        self._before: Samples = {}
+
+    def line(self) -> Line | None:
+        """None where nothing happened since the last one."""
+        if not Path(self._metrics_dir).is_dir():
+            return None
+        from evalpipe.collector.metrics import read_samples
+
+        now = read_samples(self._metrics_dir)
+        before, self._before = self._before, now
+        return status_line(self._settings, before, now)
+
+
+def status_line(settings: CollectorSettings, before: Samples, now: Samples) -> Line | None:
+    """Requests, pairs, failures by reason, uncollected, losses of the time between; the spool and the budget as they are now."""
+    served = dict(_changes("evalpipe_requests_total", before, now, role="served"))
+    copies = dict(_changes("evalpipe_requests_total", before, now, role="shadow"))
+    decisions = dict(_changes("evalpipe_shadow_decisions_total", before, now))
+    refused = dict(_changes("evalpipe_refused_requests_total", before, now))
+    n_uncollected = _total(_changes("evalpipe_passed_through_total", before, now))
+    n_lost = _total(_changes("evalpipe_records_lost_total", before, now))
+    n_unconnected = _total(_changes("evalpipe_connections_refused_total", before, now))
+    if not (served or copies or decisions or refused or n_uncollected or n_lost or n_unconnected):
+        return None
+    by_arm = _sums(served, "arm")
+    failures = _sums(
+        {labels: n for labels, n in served.items() if dict(labels)["outcome"] not in _WELL}, "arm", "outcome"
+    )
+    failures |= {f"copy {outcome}": n for outcome, n in _sums(copies, "outcome").items() if outcome not in _WELL}
+    failures |= {f"refused {status}": n for status, n in _sums(refused, "status").items()}
+    not_copied = {
+        status: n for status, n in _sums(decisions, "status").items() if status not in {"sampled", "not_sampled"}
+    }
+    n_pairs = _sums(copies, "outcome").get("ok", 0)
+    unloaded = _value("evalpipe_spool_unloaded_bytes", now)
+    spent = _value("evalpipe_cost_usd_total", now, role="shadow")
+    parts = [f"{sum(by_arm.values()):,} requests" + (f" ({_listed(by_arm)})" if len(by_arm) > 1 else "")]
+    if settings.treatment is not None and settings.mode != "ab":
+        parts.append(f"{n_pairs:,} pairs")
+    parts.append(f"failures: {_listed(failures)}" if failures else "no failures")
+    if not_copied:
+        parts.append(f"not copied: {_listed(not_copied)}")
+    parts.append(f"{n_uncollected:,} uncollected")
+    if n_lost:
+        parts.append(f"{n_lost:,} records LOST")
+    if n_unconnected:
+        parts.append(f"{n_unconnected:,} connections refused (open files)")
+    parts.append(f"spool {unloaded / 1e6:,.1f} MB not loaded")
+    budget = settings.shadow_budget_usd
+    if settings.treatment is not None and settings.mode != "ab":
+        parts.append(f"copies cost ${spent:.4f} so far" + ("" if budget is None else f" of ${budget:g}"))
+    return "; ".join(parts), {
+        "requests": by_arm,
+        "pairs": n_pairs,
+        "failures": failures,
+        "not_copied": not_copied,
+        "uncollected": n_uncollected,
+        "records_lost": n_lost,
+        "connections_refused": n_unconnected,
+        "spool_unloaded_bytes": int(unloaded),
+        "copies_cost_usd": round(spent, 6),
+        "shadow_budget_usd": budget,
+    }
+
+
+def _changes(
+    name: str, before: Samples, now: Samples, **wanted: str
+) -> Iterator[tuple[tuple[tuple[str, str], ...], int]]:
+    for (metric, labels), value in now.items():
+        if metric != name or not wanted.items() <= dict(labels).items():
+            continue
+        n = int(value - before.get((metric, labels), 0))
+        if n > 0:
+            yield labels, n
+
+
+def _total(changes: Iterator[tuple[tuple[tuple[str, str], ...], int]]) -> int:
+    return sum(n for _, n in changes)
+
+
+def _value(name: str, now: Samples, **wanted: str) -> float:
+    return sum(
+        value for (metric, labels), value in now.items() if metric == name and wanted.items() <= dict(labels).items()
+    )
+
+
+def _sums(changes: Mapping[tuple[tuple[str, str], ...], int], *names: str) -> dict[str, int]:
+    sums: dict[str, int] = {}
+    for labels, n in changes.items():
+        found = dict(labels)
+        key = " ".join(found[name] for name in names)
+        sums[key] = sums.get(key, 0) + n
+    return sums
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{n:,} {what}" for what, n in sorted(counts.items()))
