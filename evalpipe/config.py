@@ -83,6 +83,7 @@ class ExperimentConfig(_Section):
     treatment_percent: Percent = 10.0
     salt: str = ""
     unit: tuple[str, ...] = DEFAULT_SOURCES
+    keep_days: Annotated[int, Field(ge=1)] | None = None
 
     @field_validator("name")
     @classmethod

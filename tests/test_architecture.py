@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted((ROOT / "evalpipe").rglob("*.py"))
@@ -46,3 +49,15 @@ def test_the_top_level_is_the_users() -> None:
     allowed = {"pyproject.toml", "README.md", "evalpipe", "judges", "prompts", "data", "reports", "tests"}
     allowed |= {"Makefile", "LICENSE", "CHANGELOG.md", "constraints.txt"}
     assert {name for name in top if not name.startswith(".")} <= allowed
+
+
+def test_every_dependency_has_a_range_that_holds_the_tested_version() -> None:
+    """A fresh install takes no release of a kind that nobody has tried; constraints.txt has the versions of the suite."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    tested = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text("utf-8").split())
+    known = {canonicalize_name(name): version for name, version in tested.items()}
+    required = [Requirement(text) for text in [*project["dependencies"], *project["optional-dependencies"]["dev"]]]
+    for one in required:
+        operators = {part.operator for part in one.specifier}
+        assert operators & {"<", "==", "~="} and operators & {">=", "==", "~="}, f"{one}: no range"
+        assert one.specifier.contains(known[canonicalize_name(one.name)]), f"{one}: constraints.txt is outside"

@@ -19,7 +19,7 @@ def units_found(connection: Connection, experiment: str) -> list[Finding]:
         connection,
         "WITH served AS (SELECT coalesce(unit_id, conversation_id) AS unit, conversation_id AS talk, "
         "json_extract_string(meta, '$.unit_source') AS source FROM exchanges WHERE experiment = ? AND role = 'served' "
-        f"AND NOT coalesce(forced, false) AND meta IS NOT NULL LIMIT {MAX_READ}), "
+        f"AND NOT coalesce(forced, false) AND json_valid(meta) LIMIT {MAX_READ}), "
         "units AS (SELECT unit, source = 'conversation' AS unnamed, count(*) AS n, count(DISTINCT talk) AS talks FROM served "
         "WHERE source IS NOT NULL GROUP BY ALL) "
         "SELECT coalesce(sum(n), 0) AS n, coalesce(sum(n) FILTER (unnamed), 0) AS unnamed, "
@@ -47,7 +47,7 @@ def uncopied_found(connection: Connection, experiment: str) -> list[Finding]:
     found = rows(
         connection,
         "SELECT agent, reason, count(*) AS n FROM (SELECT "
-        "json_extract_string(meta, '$.request_headers.\"user-agent\"') AS agent, "
+        "CASE WHEN json_valid(meta) THEN json_extract_string(meta, '$.request_headers.\"user-agent\"') END AS agent, "
         "CASE WHEN shadow_status = 'not_shadowable' THEN coalesce(shadow_reason, 'unknown') END AS reason "
         f"FROM exchanges WHERE experiment = ? AND role = 'served' LIMIT {MAX_READ}) GROUP BY ALL",
         [experiment],

@@ -26,6 +26,8 @@ COMMANDS = (
     ("plan", "plan", "Decide"),
     ("exclude", "exclude", "Decide"),
     ("sql", "sql", "Decide"),
+    ("prune", "prune", "Keep"),
+    ("forget", "forget", "Keep"),
     ("canary", "canary", "Roll out"),
     ("istio", "istio", "Roll out"),
     ("grafana", "grafana", "Roll out"),
@@ -75,10 +77,21 @@ def _interrupted() -> NoReturn:
     sys.exit(130)
 
 
+def _with_bare_data(arguments: list[str]) -> list[str]:
+    """`doctor --data` without a folder checks the data; with one it is the option that every command has."""
+    if arguments[:1] != ["doctor"]:
+        return arguments
+    following = [*arguments[1:], "-"]
+    return [
+        "--check-data" if word == "--data" and following[place].startswith("-") else word
+        for place, word in enumerate(arguments)
+    ]
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit. 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted."""
     try:
-        result = build_app()(arguments, standalone_mode=False)
+        result = build_app()(_with_bare_data(sys.argv[1:] if arguments is None else arguments), standalone_mode=False)
     except EvalpipeError as error:
         from evalpipe.collector.logs import report_error
 
@@ -91,6 +104,12 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
+        from evalpipe.pipeline.resources import resource_fault
+
+        fault = resource_fault(error)
+        if fault is not None:
+            typer.echo(f"evalpipe: {fault}; run the same command again where there is more room", err=True)
+            sys.exit(1)
         # click's own errors (usage, abort) know how to show themselves; its classes moved between typer releases.
         show = getattr(error, "show", None)
         if show is None:

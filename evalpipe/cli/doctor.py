@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from evalpipe.cli import options
+
+if TYPE_CHECKING:
+    from evalpipe.pipeline.damaged import DamagedFile
 
 MARKS = {"pass": "ok  ", "warn": "warn", "fail": "FAIL"}
 
@@ -19,17 +22,46 @@ Live = Annotated[
 
 
 def doctor(
-    config: options.Config = None, data: options.Data = None, live: Live = False, as_json: options.Json = False
+    config: options.Config = None,
+    data: options.Data = None,
+    live: Live = False,
+    check_data: Annotated[
+        bool,
+        typer.Option("--check-data", help="Read every stored file, and move damaged ones to data/damaged/."),
+    ] = False,
+    as_json: options.Json = False,
 ) -> None:
-    """Say what is missing before a run: keys, unreachable upstreams, unwritable folders, unknown prices, broken judges.
+    """Report what is missing before a run: keys, unreachable upstreams, unwritable folders, unknown prices, broken judges.
 
-    Example: `evalpipe doctor` (exit code 1 where something would fail; without --live nothing is sent to a provider)
+    `evalpipe doctor --data`, without a folder, is `--check-data`: every page of every stored file is read against its checksum; a
+    damaged file is moved to `data/damaged/`, and what is lost with it is listed. Until then the other commands read without
+    it and name it.
+
+    Examples:
+
+    - `evalpipe doctor` (exit code 1 where something would fail; without --live nothing is sent to a provider)
+
+    - `evalpipe doctor --live`
+
+    - `evalpipe doctor --data`
     """
     from evalpipe.core.text import printable
-    from evalpipe.pipeline.doctor import diagnose
     from evalpipe.pipeline.workspace import open_workspace
 
     workspace = open_workspace(config, data)
+    if check_data:
+        from evalpipe.pipeline.damaged import move_damaged
+
+        moved = move_damaged(workspace)
+        if as_json:
+            typer.echo(json.dumps([asdict(one) for one in moved], indent=2))
+            return
+        for one in moved:
+            typer.echo(printable(_lost(one)))
+        typer.echo("every stored file holds what was written to it" if not moved else _after(moved))
+        return
+    from evalpipe.pipeline.doctor import diagnose
+
     found = diagnose(workspace)
     if live:
         from evalpipe.pipeline.doctor_live import diagnose_live
@@ -43,3 +75,15 @@ def doctor(
             typer.echo(printable(f"{MARKS[diagnosis.status]}  {diagnosis.name}: {diagnosis.detail}{remedy}"))
     if any(diagnosis.status == "fail" for diagnosis in found):
         raise typer.Exit(1)
+
+
+def _lost(one: DamagedFile) -> str:
+    rows = "an unknown number of rows" if one.n_rows is None else f"{one.n_rows:,} rows"
+    day = f" of {one.date}" if one.date else ""
+    return f"damaged: {rows} of {one.dataset}{day} of experiment {one.experiment} are lost; moved to {one.moved_to}"
+
+
+def _after(moved: list[DamagedFile]) -> str:
+    paid = any(one.dataset == "judgments" for one in moved)
+    again = "; `evalpipe judge` asks, and pays, for the lost judgments again" if paid else ""
+    return f"moved {len(moved)} damaged file{'s' if len(moved) > 1 else ''}: copy it back from a backup where there is one{again}"

@@ -41,9 +41,11 @@ def load(
     evalpipe load --arm treatment new_model.json
     ```
     """
+    from evalpipe.cli.stopping import interrupt_on_sigterm
     from evalpipe.pipeline.load import load as run
     from evalpipe.pipeline.workspace import open_workspace
 
+    interrupt_on_sigterm()
     tally = run(open_workspace(config, data), paths or [], experiment=experiment, format_name=log_format, arm=arm)
     if as_json:
         typer.echo(json.dumps(tally.as_json()))

@@ -25,7 +25,7 @@ from evalpipe.collector.chain_book import ChainBook, Known
 from evalpipe.collector.chains import Needs, ids_in, needs_of
 from evalpipe.collector.heads import HeadError
 from evalpipe.core.attempts import ATTEMPT_HEADER
-from evalpipe.core.canary import last_event, read_evaluation
+from evalpipe.core.canary import copy_name, last_event, read_evaluation
 from evalpipe.core.identity import in_treatment
 from evalpipe.core.traffic import Arm
 from evalpipe.core.units import CONVERSATION_HEADERS, conversation_of, read_sources, unit_of
@@ -63,13 +63,15 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
 class CanaryShare:
     """The share in a canary's history file, looked at again after `POLL_S` and read only when it changed.
 
-    No file yet, or nothing readable in it: 0 %. A file that cannot be read for a moment leaves the share as it was.
+    No file yet, nothing readable in it, or less than its copy of the last line holds: 0 %. A file that cannot be read for a
+    moment leaves the share as it was.
     """
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = monotonic) -> None:
         self._path, self._clock = path, clock
+        self._copy_path = path.with_name(copy_name(path.name))
         self._looked_at = -POLL_S
-        self._version: tuple[int, int, int] | None = None
+        self._version: tuple[tuple[int, int, int] | None, tuple[int, int, int]] | None = None
         self._share = Share(0.0)
 
     def __call__(self) -> Share:
@@ -82,9 +84,12 @@ class CanaryShare:
     def _look(self) -> None:
         try:
             found = self._path.stat()
-            version = (found.st_ino, found.st_size, found.st_mtime_ns)
+            copy_version = _version(self._copy_path) if self._copy_path.exists() else None
+            version = (copy_version, (found.st_ino, found.st_size, found.st_mtime_ns))
             if version == self._version:
                 return
+            # The copy is read before the history, which is written first: a change in between looks like no loss.
+            copy = None if copy_version is None else last_event(self._copy_path.read_bytes())
             with self._path.open("rb") as file:
                 file.seek(max(0, found.st_size - _TAIL_BYTES), os.SEEK_SET)
                 event = last_event(file.read())
@@ -94,7 +99,15 @@ class CanaryShare:
         except OSError:  # e.g. out of descriptors: the next look will tell
             return
         self._version = version
-        self._share = Share(event.state.percentage, event.state.entry) if event else Share(0.0)
+        if event is None or (copy is not None and copy.seq > event.seq):
+            self._share = Share(0.0)
+        else:
+            self._share = Share(event.state.percentage, event.state.entry)
+
+
+def _version(path: Path) -> tuple[int, int, int]:
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def choose(salt: str, unit_id: str, share: Share, *, forced: str | None = None, may_force: bool = False) -> Choice:

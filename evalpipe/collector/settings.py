@@ -139,6 +139,8 @@ class CollectorSettings(msgspec.Struct, frozen=True, kw_only=True):
     inject_stream_usage: bool = False
     shadow_concurrency: int = 64
     shadow_budget_usd: float | None = None
+    shadow_spent_usd: float = 0.0
+    """what loaded copies have cost, where the treatment process's own account of it is lost"""
     prices: dict[str, dict[str, Any]] = {}
     """model → the keys of `providers.pricing.Price` that are set"""
     redact: tuple[str, ...] = ()

@@ -22,6 +22,38 @@ def load_state(folder: Path) -> ShadowState:
         return ShadowState()
 
 
+def is_lost(folder: Path) -> bool:
+    """Whether there is no state that can be read; also before the first life."""
+    try:
+        msgspec.json.decode((folder / STATE_FILE).read_bytes(), type=ShadowState)
+    except (OSError, msgspec.DecodeError):
+        return True
+    return False
+
+
+def spent_path(data: Path, experiment: str) -> Path:
+    """Where the spending of an experiment's copies lies a second time: outside the spool, whose files come and go."""
+    return data / "experiments" / f"{experiment}.shadow-spent"
+
+
+def load_spent(data: Path, experiment: str) -> float:
+    """USD by the second account; 0 where it is lost, too."""
+    try:
+        return max(0.0, float(spent_path(data, experiment).read_text("ascii")))
+    except (OSError, ValueError):
+        return 0.0
+
+
+def save_spent(data: Path, experiment: str, usd: float) -> None:
+    """Raises OSError."""
+    path = spent_path(data, experiment)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
+        file.write(repr(usd))
+    temporary.replace(path)
+
+
 def is_held(lock: Path) -> bool:
     """Whether a process holds the lock; one that is just taking it may have to try again."""
     try:

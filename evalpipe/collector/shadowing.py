@@ -17,7 +17,7 @@ from evalpipe.collector.mirror import Mirror
 from evalpipe.collector.originals import OriginalsIn
 from evalpipe.collector.pricing import Pricer
 from evalpipe.collector.settings import CollectorSettings
-from evalpipe.collector.shadow_state import load_state, save_state
+from evalpipe.collector.shadow_state import is_lost, load_spent, load_state, save_spent, save_state
 from evalpipe.collector.spool_watch import SpoolWatch
 from evalpipe.collector.spooling import SpoolWriter
 from evalpipe.collector.tail import SegmentFiles, SpoolTail, TailedLine, read_line_at
@@ -71,6 +71,7 @@ class ShadowProcess:
         self._not_saved: str | None = None
         self._not_opened: str | None = None
         self._saved_at = 0.0
+        self._saved_spent = 0.0
         self._pauses = False
         self._mirror: Mirror | None = None
         self._decided: set[str] = set()
@@ -88,9 +89,11 @@ class ShadowProcess:
             os.nice(19)
         if not await self._exclusive(stop):
             return
+        lost = is_lost(self._folder)
         state = load_state(self._folder)
         pricer = Pricer(self._settings)
         decided, self._spent = self._own_past(state, pricer)
+        self._spent[self._settings.experiment] = self._known_spent(lost)
         self._writer.open()
         self._accountant = Accountant(self._settings, self._folder, state.accounted, self._metrics, pricer, self._files)
         self._tail = SpoolTail(self._folder, "served-", state.offsets, files=self._files)
@@ -185,6 +188,13 @@ class ShadowProcess:
         self._own_offsets = past.offsets()
         past.close()
         return decided, spent
+
+    def _known_spent(self, lost: bool) -> float:
+        """USD spent on this experiment's copies: a state that is lost or old must not free what is spent."""
+        experiment = self._settings.experiment
+        own = self._spent.get(experiment, 0.0) + (self._settings.shadow_spent_usd if lost else 0.0)
+        self._saved_spent = load_spent(Path(self._settings.data), experiment)
+        return max(own, self._saved_spent)
 
     def _resume(self, state: ShadowState, decided: set[str]) -> None:
         """Requests the last life had read but not decided."""
@@ -344,8 +354,12 @@ class ShadowProcess:
             decided=list(self._decided),
             spent_usd=self._spent,
         )
+        spent = self._spent.get(self._settings.experiment, 0.0)
         try:
             save_state(self._folder, state)
+            if spent != self._saved_spent:
+                save_spent(Path(self._settings.data), self._settings.experiment, spent)
+                self._saved_spent = spent
         except OSError as error:
             if self._not_saved is None:
                 logger.error("the state of the copies cannot be saved: %s; it is tried again", error)

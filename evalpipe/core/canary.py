@@ -26,7 +26,7 @@ class CanaryStatus(StrEnum):
 class CanaryState(msgspec.Struct, frozen=True, kw_only=True):
     """`percentage`: share of units in treatment, [0, 100]. `stage`: index in the configured stages, -1 before the first.
     `entry`: the history number that began the stage; requests carry it, so a stage's data need no clock. `entered_at`:
-    seconds since the epoch. `paused_by`: "gate" | "person" | None."""
+    seconds since the epoch. `paused_by`: "gate" | "person" | "history_lost" (only a person's reset leaves it) | None."""
 
     status: CanaryStatus = CanaryStatus.WAITING
     percentage: float = 0.0
@@ -105,6 +105,12 @@ def last_event(tail: bytes) -> CanaryEvent | None:
         except msgspec.MsgspecError:
             continue
     return None
+
+
+def copy_name(history: str) -> str:
+    """The name of the file beside a history that holds a copy of its last line. It is written after the line: a copy that is
+    ahead of its history shows that the history lost its end."""
+    return f"{history.removesuffix('.jsonl')}.last.json"
 
 
 def render_evaluation(evaluation: CanaryEvaluation) -> bytes:

@@ -112,6 +112,7 @@ class Exchange:
     cost_source: str | None = None
     """what `cost_usd` was computed by: "config", the price library and its version, or the provider's own field"""
     cost_note: str | None = None
+    removed_at: datetime | None = None
     """why there is no cost, or what is not in it"""
 
 

@@ -19,8 +19,9 @@ from evalpipe.analysis.settings import CustomMetric, Exclusion, JudgeInfo, Metri
 from evalpipe.collector.uncollected import folder_of, read_uncollected
 from evalpipe.config import ArmConfig, Config
 from evalpipe.core.identity import fingerprint
-from evalpipe.errors import ConfigError
+from evalpipe.errors import ConfigError, DataError
 from evalpipe.judging.settlements import settled_calls, settlements_folder
+from evalpipe.pipeline.damaged import REMEDY, sentence, with_damage
 from evalpipe.pipeline.prices import price_book
 from evalpipe.pipeline.record import excluding, load_record, recording, save_record
 from evalpipe.pipeline.secrets import shown_config
@@ -62,6 +63,8 @@ def analyze_workspace(
 
     def look(but: Sequence[Exclusion] = ()) -> Analysis:
         with open_store(workspace.data, name, selection=excluding(selection, plan, but=but)) as store:
+            if store.damaged and not store.files:
+                raise DataError(f"{sentence(store.damaged, workspace.data)}; {REMEDY}")
             facts = provenance(workspace, store, name, options)
             _note_settled(store)
             found = analyze(
@@ -74,6 +77,7 @@ def analyze_workspace(
                 details=details and not but,
                 record=plan,
             )
+            found = with_damage(found, store.damaged, workspace.data)
         return with_judging_stop(found, plan)
 
     def both() -> Analysis:
@@ -83,13 +87,13 @@ def analyze_workspace(
 
     if pilot or not selection.is_whole or judge is not None:  # a part of it, or another judge: no look of it
         return look() if pilot else both()
-    with recording(workspace.data, name):
+    with recording(workspace.data, name, read_only=True) as writable:
         plan = planned_record(workspace, name, mode, settings, at)
         found = both()
         analysis, after = take_look(
             found, plan, mode=mode, settings=settings, data=found.provenance["data"]["fingerprint"]
         )
-        if after != load_record(workspace.data, name):
+        if writable and after != load_record(workspace.data, name):
             save_record(workspace.data, after)
         return analysis
 

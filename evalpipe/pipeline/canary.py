@@ -18,6 +18,7 @@ from evalpipe.core.setup_fault import signature_of
 from evalpipe.core.spool import RequestRecord, ResponseRecord
 from evalpipe.core.traffic import Arm, Outcome, Role
 from evalpipe.errors import ConfigError
+from evalpipe.pipeline.canary_traces import canary_traces
 from evalpipe.pipeline.prices import price_book
 from evalpipe.pipeline.setup_faults import passes_through
 from evalpipe.pipeline.workspace import Workspace
@@ -39,7 +40,8 @@ _CLOCK_SLACK = timedelta(seconds=60)
 
 
 def open_history(workspace: Workspace, experiment: str | None = None) -> History:
-    return History(workspace.data / "canary", workspace.experiment(experiment))
+    name = workspace.experiment(experiment)
+    return History(workspace.data / "canary", name, traces=partial(canary_traces, workspace, name))
 
 
 def configured_stages(config: Config) -> list[machine.Stage]:
@@ -262,7 +264,7 @@ def _lead(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Status:
-    """Where the canary stands. `watched`: a controller holds the election lock now."""
+    """Where the canary stands. `watched`: a controller holds the election lock now. `loss`: why its history is lost."""
 
     experiment: str
     state: CanaryState
@@ -270,6 +272,7 @@ class Status:
     evaluation: CanaryEvaluation | None
     stages: Sequence[machine.Stage]
     watched: bool
+    loss: str | None = None
 
 
 def read_status(workspace: Workspace) -> Status:
@@ -277,7 +280,7 @@ def read_status(workspace: Workspace) -> Status:
     config = canary_config(workspace)
     history = open_history(workspace)
     event = history.last()
-    state = event.state if event else CanaryState()
+    state, loss = history.state(), history.loss()
     evaluation = history.evaluation()
     shown = evaluation is not None and (evaluation.entry == state.entry or state.status is CanaryStatus.ROLLED_BACK)
     return Status(
@@ -287,6 +290,7 @@ def read_status(workspace: Workspace) -> Status:
         evaluation=evaluation if shown else None,
         stages=configured_stages(config),
         watched=is_led(history.controller_lock_path),
+        loss=loss or (event.why if event and state.paused_by == machine.HISTORY_LOST else None),
     )
 
 

@@ -47,6 +47,7 @@ def status_document(status: Status) -> dict[str, Any]:
         "n_stages": len(status.stages),
         "entered_at": _when(state.entered_at) if state.entered_at else None,
         "watched": status.watched,
+        "history_lost": status.loss,
         "evaluated_at": _when(evaluation.at) if evaluation else None,
         "watched_s": evaluation.watched_s if evaluation else None,
         "n_control": evaluation.n_control if evaluation else None,
@@ -60,6 +61,9 @@ def status_lines(status: Status) -> Iterator[str]:
     state, evaluation = status.state, status.evaluation
     where = f"stage {state.stage + 1} of {len(status.stages)}" if state.stage >= 0 else "no stage"
     yield f"{status.experiment}: {state.status}, {state.percentage:g} % treatment, {where}"
+    if status.loss is not None:
+        why = status.loss.split("; `evalpipe")[0]
+        yield f"  history lost: {why}; users get control until `evalpipe canary reset` starts over"
     if status.event is not None:
         yield f"  since {_when(status.event.at)} by {status.event.who}: {status.event.why}"
     if not status.watched:

@@ -14,6 +14,7 @@ from evalpipe.collector.descriptors import raise_limit
 from evalpipe.collector.guard import is_loopback_name
 from evalpipe.collector.logs import set_up_logging
 from evalpipe.collector.settings import IN_PROCESS, ArmSettings, CollectorSettings, Secret
+from evalpipe.collector.shadow_state import is_lost
 from evalpipe.collector.supervisor import Run, run_collector
 from evalpipe.config import ArmConfig, Config, secret
 from evalpipe.core.identity import fingerprint
@@ -136,10 +137,11 @@ def collector_settings(workspace: Workspace) -> CollectorSettings:
         shadow_timeout_s=options.shadow_timeout_s,
         fsync_interval_s=options.fsync_interval_s,
         hash_units=options.hash_units,
-        unit_key=Secret(unit_key(workspace).decode("latin-1")),
+        unit_key=Secret(unit_key(workspace, experiment.name if options.hash_units else None).decode("latin-1")),
         inject_stream_usage=options.stream_usage == "inject",
         shadow_concurrency=options.shadow_concurrency,
         shadow_budget_usd=options.shadow_budget_usd,
+        shadow_spent_usd=0.0 if options.shadow_budget_usd is None else spent_on_copies(workspace, experiment.name),
         prices={model: own.model_dump(exclude_none=True) for model, own in config.prices.items()},
         redact=options.redact,
         responses_may_continue=options.responses_may_continue,
@@ -148,6 +150,19 @@ def collector_settings(workspace: Workspace) -> CollectorSettings:
         allowed_hosts=options.allowed_hosts,
         allowed_origins=options.allowed_origins,
     )
+
+
+def spent_on_copies(workspace: Workspace, experiment: str) -> float:
+    """USD of the copies in the store, where the treatment process has no account of its own that can be read."""
+    if not is_lost(workspace.spool) or experiment not in workspace.loaded_experiments():
+        return 0.0
+    from evalpipe.store.datasets import open_store  # DuckDB: only where an account is lost
+
+    with open_store(workspace.data, experiment) as store:
+        row = store.connection.execute(
+            "SELECT coalesce(sum(cost_usd), 0) FROM exchanges WHERE role = 'shadow'"
+        ).fetchone()
+    return float(row[0]) if row else 0.0
 
 
 def config_fingerprint(config: Config, control: ArmSettings, treatment: ArmSettings | None) -> str:

@@ -272,6 +272,16 @@ def check_uncollected(workspace: Workspace, config: Config) -> Iterator[Diagnosi
         yield Diagnosis(name="uncollected calls", status="warn", detail=summary(found), remedy=REMEDY)
 
 
+def check_stored_files(workspace: Workspace, config: Config) -> Iterator[Diagnosis]:
+    from evalpipe.pipeline.damaged import REMEDY, sentence
+    from evalpipe.store.files import parquet_files, whole_and_damaged
+    from evalpipe.store.schema import DATASETS
+
+    _, damaged = whole_and_damaged(path for one in DATASETS for path in parquet_files(workspace.data, one, None))
+    if damaged:
+        yield Diagnosis(name="data", status="fail", detail=sentence(damaged, workspace.data), remedy=REMEDY)
+
+
 def check_collector(workspace: Workspace, config: Config) -> Iterator[Diagnosis]:
     from evalpipe.collector import is_compiled
 
@@ -297,6 +307,7 @@ CHECKS: tuple[Callable[[Workspace, Config], Iterator[Diagnosis]], ...] = (
     check_judges,
     check_tokens,
     check_collector,
+    check_stored_files,
     check_stream_usage,
     check_refusals,
     check_uncollected,

@@ -59,7 +59,8 @@ def verdict(
         )
     document = {**_document(name, decision, analysis), "rollout": rollout_step(decision)}
     if since is None and until is None and where is None and judge is None and own in {None, name}:
-        write_atomically(workspace.data / VERDICT, json.dumps(document, ensure_ascii=False, indent=2).encode() + b"\n")
+        text = json.dumps(document, ensure_ascii=False, indent=2).encode() + b"\n"
+        write_atomically(workspace.data / VERDICT, text, optional=True)
     return document
 
 

@@ -16,6 +16,7 @@ from evalpipe.judging.room import one_line_if_full
 from evalpipe.judging.spec import JudgeSpec, judge_names
 from evalpipe.judging.tally import RunTally
 from evalpipe.judging.wire import shown_params
+from evalpipe.pipeline.damaged import refuse_damaged
 from evalpipe.pipeline.judge_online import judge_online
 from evalpipe.pipeline.judge_setup import (
     JudgeOptions,
@@ -29,8 +30,8 @@ from evalpipe.pipeline.judge_setup import (
 )
 from evalpipe.pipeline.load import check_writable
 from evalpipe.pipeline.names import loaded_experiment
-from evalpipe.pipeline.workspace import Workspace, record_path
-from evalpipe.store.datasets import Store, open_store
+from evalpipe.pipeline.workspace import Workspace, has_record
+from evalpipe.store.datasets import Store, open_store, readable
 
 JudgeBy = Callable[[Workspace, Store, JudgeSpec, JudgeOptions], RunTally]
 """How one judge does its work: call by call, or in batches."""
@@ -46,9 +47,10 @@ def judge(workspace: Workspace, options: JudgeOptions, *, by: JudgeBy = judge_on
         api_key(spec)  # a missing key is told before the first call of the first judge
     tallies = []
     with one_line_if_full(workspace.data), judging_lock(journal_folder(workspace, name)):
+        refuse_damaged(workspace.data, name, "judgments")
         recover(workspace, name)
         for spec in specs:
-            with open_store(workspace.data, name, selection=options.selection) as store:
+            with open_store(workspace.data, name, selection=readable(workspace.data, name, options.selection)) as store:
                 tallies.append(by(workspace, store, spec, options))
                 compact(journal_folder(workspace, name), store.write_judgments)
             with open_store(workspace.data, name) as store:
@@ -63,7 +65,7 @@ def judge(workspace: Workspace, options: JudgeOptions, *, by: JudgeBy = judge_on
 
 def _all_judged(workspace: Workspace, experiment: str, spec: JudgeSpec) -> None:
     """Nothing of the log is left to this judge: a stop of before is over."""
-    if not record_path(workspace.data, experiment).exists():
+    if not has_record(workspace.data, experiment):
         return
     from evalpipe.pipeline.judge_deciding import forget_stop  # SciPy: half a second, once the work is done
 
@@ -81,7 +83,7 @@ def estimate_judging(workspace: Workspace, options: JudgeOptions) -> list[CostEs
     found = []
     name = loaded_experiment(workspace, options.experiment)
     for spec in specs_of(workspace, options.judges):
-        with open_store(workspace.data, name, selection=options.selection) as store:
+        with open_store(workspace.data, name, selection=readable(workspace.data, name, options.selection)) as store:
             plan = plan_of(workspace, store, spec, limit=options.limit)
             asks = pages(store.connection, spec, plan)
             found.append(estimate(spec, plan, asks, price_of(workspace, spec), price_of(workspace, spec, batch=True)))

@@ -35,7 +35,7 @@ from evalpipe.pipeline.judge_setup import (
 )
 from evalpipe.pipeline.names import loaded_experiment
 from evalpipe.pipeline.workspace import Workspace
-from evalpipe.store.datasets import Store, open_store
+from evalpipe.store.datasets import Store, open_store, readable
 
 MAX_ROUNDS = 3
 """What a batch ends without, or cannot be read, is submitted again, at most so often in one run."""
@@ -49,7 +49,8 @@ def judge_by_batches(workspace: Workspace, store: Store, spec: JudgeSpec, option
     tally = RunTally(judge=spec.name, fingerprint=spec.fingerprint, address=address_of(spec), model=spec.model)
     experiment = store.experiment or ""
     for n_round in range(MAX_ROUNDS):
-        with open_store(workspace.data, experiment, selection=options.selection) as fresh:
+        selection = readable(workspace.data, experiment, options.selection)
+        with open_store(workspace.data, experiment, selection=selection) as fresh:
             waiting = [one for one in intents(batches_folder(workspace, experiment)) if one.state in OPEN]
             plan = plan_of(workspace, fresh, spec, limit=options.limit)
             tally.n_known = plan.n_done if n_round == 0 else tally.n_known

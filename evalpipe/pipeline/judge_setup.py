@@ -24,7 +24,7 @@ from evalpipe.judging.spent import Spent, spent_so_far
 from evalpipe.judging.tally import RunTally
 from evalpipe.pipeline.judge_nothing import nothing_to_judge
 from evalpipe.pipeline.prices import price_book
-from evalpipe.pipeline.workspace import Workspace, record_path
+from evalpipe.pipeline.workspace import Workspace, has_record
 from evalpipe.providers.base import Usage
 from evalpipe.providers.pricing import cost_of
 from evalpipe.store.datasets import Store, open_store
@@ -111,7 +111,7 @@ def _pair_rules(workspace: Workspace, store: Store, spec: JudgeSpec) -> PairRule
     """Which pairs, by the configuration and by what the experiment's looks have fixed. Marks later turns where they matter."""
     config, experiment = settings_of(workspace), store.experiment or ""
     record = None
-    if record_path(workspace.data, experiment).exists():
+    if has_record(workspace.data, experiment):
         from evalpipe.pipeline.record import load_record  # SciPy: a third of a second that a first run need not wait
 
         record = load_record(workspace.data, experiment)

@@ -16,8 +16,9 @@ from tqdm import tqdm
 
 from evalpipe.config import CONFIG_FILE, CollectorConfig
 from evalpipe.core.traffic import Arm
-from evalpipe.errors import ConfigError, DataError
+from evalpipe.errors import ConfigError, DataError, EvalpipeError
 from evalpipe.pipeline.prices import price_book
+from evalpipe.pipeline.resources import FULL, within_resources
 from evalpipe.pipeline.unit_key import unit_key
 from evalpipe.pipeline.workspace import Workspace
 from evalpipe.store.exchange_rows import ReadingRules
@@ -52,7 +53,10 @@ def load(
     check_writable(workspace.data)
     n_bytes = _n_bytes(files) + sum(_n_bytes(segment_files(spool)) for spool in spools)
     tally = Tally()
-    with _only_load(workspace.data), _progress(n_bytes, show_progress) as bar:
+    room = within_resources(
+        "nothing was lost: run `evalpipe load` again where there is more room, it goes on from there"
+    )
+    with room, only_load(workspace.data), _progress(n_bytes, show_progress) as bar:
         for dataset in DATASETS:
             sweep_stale(workspace.data, dataset)
         for spool in spools:
@@ -113,7 +117,9 @@ def _load_spool(workspace: Workspace, spool: Path | Sequence[Path], bar: tqdm[No
     collector = CollectorConfig() if config is None else config.collector
     rules = ReadingRules(
         unit_sources=() if config is None else config.experiment.unit,
-        unit_key=unit_key(workspace) if collector.hash_units else None,
+        unit_key=unit_key(workspace, None if config is None else config.experiment.name)
+        if collector.hash_units
+        else None,
         prices=price_book(config),
     )
     bar.set_description("load", refresh=False)
@@ -134,7 +140,7 @@ def _n_bytes(files: Sequence[Path]) -> int:
 
 
 @contextmanager
-def _only_load(data: Path) -> Iterator[None]:
+def only_load(data: Path) -> Iterator[None]:
     """One load at a time: a second one says so and waits."""
     with private_file(data / ".load.lock", os.O_RDWR) as handle:
         try:
@@ -153,6 +159,8 @@ def check_writable(data: Path) -> None:
         probe.touch(mode=0o600)
         probe.unlink()
     except OSError as error:
+        if error.errno in FULL:
+            raise EvalpipeError(f"cannot write to {data}: the disk is full; make room and run it again") from None
         raise ConfigError(f"cannot write to {data}: {error.strerror}; choose another folder with --data") from None
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from evalpipe.config import CONFIG_FILE
 from evalpipe.errors import ConfigError
+from evalpipe.pipeline.damaged import REMEDY, sentence
 from evalpipe.pipeline.workspace import Workspace, open_workspace
 from evalpipe.store.datasets import Store, open_store
 from evalpipe.store.query import run_query
@@ -87,7 +88,10 @@ class Notebook:
         return self
 
     def _open(self) -> Store:
-        return open_store(self.workspace.data, self.experiment, selection=self._selection)
+        store = open_store(self.workspace.data, self.experiment, selection=self._selection)
+        if store.damaged:
+            warnings.warn(f"{sentence(store.damaged, self.workspace.data)}; {REMEDY}", stacklevel=3)
+        return store
 
 
 def open_notebook(

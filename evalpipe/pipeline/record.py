@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator, Sequence
@@ -15,39 +16,86 @@ import msgspec
 from evalpipe.analysis.record import ExperimentRecord, read_record, render_record
 from evalpipe.analysis.settings import Exclusion
 from evalpipe.errors import DataError, EvalpipeError
-from evalpipe.pipeline.workspace import record_path
+from evalpipe.pipeline.workspace import record_copy_path, record_mark_path, record_path
 from evalpipe.store.selection import Selection
+
+NOT_ALLOWED = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+"""What writing to somebody else's folder, or a read-only one, fails with."""
 
 
 def load_record(data: Path, experiment: str) -> ExperimentRecord | None:
-    """The record, None before the first look. Raises DataError where the file is not one."""
+    """The record, None before the first look.
+
+    A record that is gone or damaged is never a new beginning, which would forget exclusions, looks and the decision: the copy
+    beside it is read.
+
+    Raises:
+        DataError: where the file is no record, or is gone though there was one, and the copy is, too.
+    """
     path = record_path(data, experiment)
-    try:
-        return read_record(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    except msgspec.DecodeError as error:
-        raise DataError(f"{path} is not an experiment record ({error}): move it away to start anew") from error
+    problem = None
+    for place in (path, record_copy_path(data, experiment)):
+        try:
+            return read_record(place.read_bytes())
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise DataError(f"cannot read {place}: {error.strerror}") from error
+        except msgspec.DecodeError as error:
+            problem = problem or f"{place} is not an experiment record ({error})"
+    lost = problem or _lost(data, experiment)
+    if lost is not None:
+        raise DataError(
+            f"{lost}: the exclusions, looks and the decision of experiment {experiment!r} are lost; restore {path} from a "
+            "backup, give the experiment a new name, or, to start anew, remove "
+            f"{record_mark_path(data, experiment)} (and data/verdict.json)"
+        )
+    return None
 
 
 def save_record(data: Path, record: ExperimentRecord) -> None:
-    write_atomically(record_path(data, record.experiment), render_record(record))
+    path = record_path(data, record.experiment)
+    text = render_record(record)
+    write_atomically(record_copy_path(data, record.experiment), text)
+    write_atomically(path, text)
+    mark = record_mark_path(data, record.experiment)
+    if not mark.exists():
+        write_atomically(mark, b"a record was written\n")
+
+
+def _lost(data: Path, experiment: str) -> str | None:
+    """A sign that there was a record: the mark beside it, or a verdict that `gate` wrote on a decision of this experiment."""
+    path = record_path(data, experiment)
+    if record_mark_path(data, experiment).exists():
+        return f"{path} is gone"
+    try:
+        verdict = msgspec.json.decode((data / "verdict.json").read_bytes())
+    except (OSError, msgspec.DecodeError):
+        return None
+    if isinstance(verdict, dict) and verdict.get("experiment") == experiment and verdict.get("decided_at"):
+        return f"{path} is gone, and data/verdict.json holds a decision of {verdict['decided_at']}"
+    return None
 
 
 @contextmanager
-def recording(data: Path, experiment: str) -> Iterator[None]:
-    """One look at a time: two that look at once must not both fix the plan or take the same number."""
+def recording(data: Path, experiment: str, *, read_only: bool = False) -> Iterator[bool]:
+    """One look at a time: two that look at once must not both fix the plan or take the same number.
+
+    Gives whether the record can be written. With `read_only` a folder nobody may write to (a snapshot, a colleague's) is False
+    instead of an error.
+    """
     path = record_path(data, experiment).with_name(f".{experiment}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
+        if read_only and error.errno in NOT_ALLOWED:
+            yield False
+            return
         raise EvalpipeError(f"cannot write {path.parent}: {error.strerror}") from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+        yield True
     finally:
         os.close(handle)
 
@@ -64,8 +112,11 @@ def excluding(selection: Selection, record: ExperimentRecord | None, *, but: Seq
     return replace(selection, excluded=periods)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """The file appears whole under its name or not at all. Raises EvalpipeError where it cannot be written."""
+def write_atomically(path: Path, data: bytes, *, optional: bool = False) -> bool:
+    """The file appears whole under its name or not at all. Whether it was written.
+
+    Raises EvalpipeError where it cannot be written; with `optional` a folder nobody may write to is no error.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,5 +127,8 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
+        if optional and error.errno in NOT_ALLOWED:
+            return False
         part.unlink(missing_ok=True)
         raise EvalpipeError(f"cannot write {path}: {error.strerror}") from error
+    return True

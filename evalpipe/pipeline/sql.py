@@ -16,6 +16,7 @@ from rich.text import Text
 from evalpipe.core.format import format_counted
 from evalpipe.core.text import printable, well_formed
 from evalpipe.errors import ConfigError
+from evalpipe.pipeline.damaged import warn
 from evalpipe.pipeline.workspace import Workspace
 from evalpipe.store.datasets import open_store
 from evalpipe.store.query import columns, plain, run_query
@@ -45,6 +46,7 @@ def sql(
     if experiment is not None or workspace.config is not None:
         experiment = workspace.experiment(experiment)
     with open_store(workspace.data, experiment) as store:
+        warn(store.damaged, workspace.data)
         result = run_query(store, query)
         {"table": _table, "csv": _csv, "json": _json}[form](result, stream)
 

@@ -1,45 +1,119 @@
-"""The key of hashed unit ids: shared by the collector, which hashes what headers tell, and `load`, which hashes what
-bodies tell, so that both give one user one id."""
+"""The key of hashed unit ids: shared by the collector, which hashes what headers hold, and `load`, which hashes what
+bodies hold, so that both give one user one id.
+
+Another key would make two users of each one. So a fingerprint of the key lies with the experiment, and a key that is not the
+one of its first use is refused.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import os
+import re
 import secrets
+from contextlib import suppress
+from pathlib import Path
 
-from evalpipe.errors import ConfigError
+from evalpipe.errors import ConfigError, EvalpipeError
+from evalpipe.pipeline.record import write_atomically
+from evalpipe.pipeline.resources import FULL
 from evalpipe.pipeline.workspace import Workspace
 
 UNIT_KEY_ENV = "EVALPIPE_UNIT_KEY"
+_FORM = re.compile(rb"[0-9a-f]{64}")
 
 
-def unit_key(workspace: Workspace) -> bytes:
-    """The key from the environment, else from the 0600 file beside the data, which is made where there is none.
+def unit_key(workspace: Workspace, experiment: str | None = None) -> bytes:
+    """The key from the environment, else from the 0600 file beside the data, which is made for an experiment that has none.
 
-    Raises ConfigError where the file can neither be read nor made.
+    Args:
+        experiment: whose units are hashed; None: of no experiment in particular, the key is not compared.
+
+    Raises:
+        ConfigError: where the file can neither be read nor made, is damaged, or is not the experiment's key.
     """
-    told = os.environ.get(UNIT_KEY_ENV)
-    if told:
-        return told.encode()
+    places = [] if experiment is None else _places(workspace, experiment)
+    recorded = _recorded(places)
+    given = os.environ.get(UNIT_KEY_ENV)
     path = workspace.unit_key_path
+    source = f"${UNIT_KEY_ENV}" if given else str(path)
+    if not given and recorded and not path.exists():
+        raise ConfigError(
+            f"{path} is gone: it held the key of hashed unit ids, and another key would count each user of experiment "
+            f"{experiment!r} twice; restore it, set {UNIT_KEY_ENV}, or give the experiment a new name"
+        )
+    key = given.encode() if given else _from_file(path)
+    if experiment is None:
+        return key
+    found = key_fingerprint(key)
+    if any(one != found for one in recorded.values()):
+        raise ConfigError(
+            f"{source} is not the key that experiment {experiment!r} began with (fingerprint {found}, recorded "
+            f"{', '.join(sorted(set(recorded.values())))} in {', '.join(str(place) for place in recorded)}): each user would be "
+            "counted twice; restore the key, or give the experiment a new name"
+        )
+    for place in places:
+        if place not in recorded and (place.parent.is_dir() or place is places[0]):
+            write_atomically(place, found.encode() + b"\n")
+    return key
+
+
+def key_fingerprint(key: bytes) -> str:
+    """16 hex digits that name a key and do not give it away."""
+    return hmac.new(key, b"evalpipe unit key", hashlib.sha256).hexdigest()[:16]
+
+
+def _places(workspace: Workspace, experiment: str) -> list[Path]:
+    """Where the fingerprint lies: with the experiment's record, and with its rows once there are any."""
+    return [
+        workspace.data / "experiments" / f"{experiment}.unit-key",
+        workspace.data / "exchanges" / f"experiment={experiment}" / ".unit-key",
+    ]
+
+
+def _recorded(places: list[Path]) -> dict[Path, str]:
+    found = {}
+    for place in places:
+        with suppress(OSError):
+            words = place.read_text("ascii", "replace").split()
+            if words:  # an empty one says nothing, the other place holds it too
+                found[place] = words[0]
+    return found
+
+
+def _from_file(path: Path) -> bytes:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Written aside and linked: two processes that start together agree on one key, and none reads half of it.
-        temp = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
         if not path.exists():
-            handle = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(handle, "w") as file:
-                file.write(secrets.token_hex(32))
-            try:
-                os.link(temp, path)
-            except FileExistsError:
-                pass  # somebody was first: theirs is the key
-            finally:
-                temp.unlink()
+            _make(path)
         key = path.read_bytes().strip()
     except OSError as error:
+        if error.errno in FULL:
+            raise EvalpipeError(f"cannot make the key of unit ids, {path}: the disk is full") from None
         raise ConfigError(
             f"cannot read or make the key of unit ids, {path}: {error.strerror}; set {UNIT_KEY_ENV}"
         ) from None
     if not key:
         raise ConfigError(f"{path} is empty: it holds the key of hashed unit ids; restore it, or set {UNIT_KEY_ENV}")
+    if not _FORM.fullmatch(key):
+        raise ConfigError(
+            f"{path} is damaged: the key of hashed unit ids is 64 hex digits, this is {len(key)} characters; restore it, or "
+            f"set {UNIT_KEY_ENV}"
+        )
     return key
+
+
+def _make(path: Path) -> None:
+    """Written aside and linked: two processes that start together agree on one key, and none reads half of it."""
+    temp = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    try:
+        handle = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w") as file:
+            file.write(secrets.token_hex(32))
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileExistsError):  # somebody was first: theirs is the key
+            os.link(temp, path)
+    finally:
+        temp.unlink(missing_ok=True)

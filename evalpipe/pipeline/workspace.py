@@ -92,6 +92,22 @@ def record_path(data: Path, experiment: str) -> Path:
     return data / "experiments" / f"{experiment}.json"
 
 
+def record_copy_path(data: Path, experiment: str) -> Path:
+    """Where the copy of the record lies: a record that is lost is no new beginning."""
+    return data / "experiments" / f".{experiment}.copy"
+
+
+def record_mark_path(data: Path, experiment: str) -> Path:
+    """There from the first record on."""
+    return data / "experiments" / f".{experiment}.recorded"
+
+
+def has_record(data: Path, experiment: str) -> bool:
+    """Whether a record was ever written; it may be lost since."""
+    places = (record_path, record_copy_path, record_mark_path)
+    return any(place(data, experiment).exists() for place in places)
+
+
 def experiment_name(workspace: Workspace, asked: str | None) -> str:
     """The experiment asked for, else the workspace's, else the only one the data folder holds. Raises ConfigError for an
     impossible name, NoDataError where nothing was loaded, DataError where there are several."""

@@ -53,6 +53,7 @@ def gate_document(
         "remedies": []
         if analysis is None
         else [one.remedy for one in analysis.checks if one.status == "fail" and one.remedy],
+        "damaged_files": [] if analysis is None else analysis.provenance.get("damaged_files", []),
         "failed_checks": [] if analysis is None else [one.name for one in analysis.checks if one.status == "fail"],
     }
 
@@ -102,6 +103,12 @@ def gate_lines(document: Mapping[str, Any]) -> list[str]:
     printed = " ".join(lines)
     remedies = [remedy for remedy in map(_line, document["remedies"]) if not _is_printed(remedy, printed)]
     lines += [f"  Remedy: {remedy}" for remedy in remedies]
+    if document["damaged_files"]:
+        n = len(document["damaged_files"])
+        names = ", ".join(document["damaged_files"][:3])
+        lines.append(
+            "  " + _line(f"Without {n} damaged stored file{'s' if n > 1 else ''} ({names}): `evalpipe doctor --data`")
+        )
     if forecast:
         lines.append(f"  How much longer: {_line(forecast)}")
     if document["blocking"] and document["recommendation"] == "collect_more":

@@ -13,7 +13,7 @@ from typing import Protocol
 from evalpipe.core.canary import CanaryEvaluation, CanaryEvent, CanaryState, CanaryStatus, GuardrailVerdict
 from evalpipe.core.traffic import Arm
 from evalpipe.rollout.guardrails import Guardrail, evaluate_guardrails
-from evalpipe.rollout.history import History
+from evalpipe.rollout.history import NOT_BEGUN, History
 from evalpipe.rollout.observation import Observation
 from evalpipe.rollout.stages import CONTROLLER, LIVE, Change, Seen, Stage, evaluate
 
@@ -60,6 +60,9 @@ class Controller:
 
     def tick(self, now: float) -> CanaryEvent | None:
         """One evaluation at `now` (seconds since the epoch). What changed, or None."""
+        lost = self._history.note_loss(now=now)
+        if lost is not None:
+            return lost
         state = self._history.state()
         if state.entry != self._entry:
             self._begin(state)
@@ -125,8 +128,10 @@ def elected(path: Path) -> Iterator[bool]:
         except BlockingIOError:
             yield False
             return
+        lock.seek(0)
+        owner = lock.read()
         lock.truncate(0)
-        lock.write(str(os.getpid()).encode())
+        lock.write(str(os.getpid()).encode() + (b"" if owner and not owner.endswith(NOT_BEGUN) else NOT_BEGUN))
         lock.flush()
         yield True
 

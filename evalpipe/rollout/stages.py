@@ -16,6 +16,8 @@ from evalpipe.core.canary import CanaryState, CanaryStatus, GuardrailVerdict
 from evalpipe.errors import ConfigError
 
 CONTROLLER = "controller"
+HISTORY_LOST = "history_lost"
+"""Who paused a canary whose history is gone, and the action that records it."""
 GRACE_S = 60.0
 """a stage without a duration is not called inconclusive before this"""
 LIVE = frozenset({CanaryStatus.RUNNING, CanaryStatus.PAUSED, CanaryStatus.INCONCLUSIVE, CanaryStatus.DONE})
@@ -66,6 +68,8 @@ def evaluate(
 ) -> Change | None:
     """What the controller must do now, or None. `now`: seconds since the epoch; it only dates the change."""
     check_stages(state, stages)
+    if state.paused_by == HISTORY_LOST:
+        return None
     if state.status is CanaryStatus.WAITING:
         return _enter(0, stages, now, "start", f"stage 1 of {len(stages)} begins at {stages[0].percentage:g} %")
     if state.status not in LIVE:
@@ -122,6 +126,10 @@ def rolled_back(now: float, why: str) -> Change:
 def approve(state: CanaryState, *, now: float, stages: Sequence[Stage], why: str, force: bool = False) -> Change:
     """Past the gate (or past an inconclusive stage) into the next stage; a canary a person paused goes on as it was."""
     check_stages(state, stages)
+    if state.paused_by == HISTORY_LOST:
+        raise ConfigError(
+            "nothing to approve: the canary's history is lost, so it stands at 0 %; `evalpipe canary reset` starts over"
+        )
     if state.status is CanaryStatus.PAUSED and state.paused_by == "person" and not force:
         return _stay(state, CanaryStatus.RUNNING, "resume", why)
     allowed = {CanaryStatus.PAUSED, CanaryStatus.INCONCLUSIVE} | ({CanaryStatus.RUNNING} if force else set())

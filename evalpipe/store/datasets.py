@@ -11,7 +11,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ import pyarrow as pa
 from evalpipe.core.judgment import Judgment
 from evalpipe.core.traffic import Feedback, Label
 from evalpipe.errors import DataError
-from evalpipe.store.files import parquet_files, private_file, schema_mark
+from evalpipe.store.files import parquet_files, private_file, schema_mark, whole_and_damaged
+from evalpipe.store.readers import Reader
 from evalpipe.store.rows import to_table
 from evalpipe.store.schema import BY_NAME, DATASETS, Dataset
 from evalpipe.store.selection import Selection, select_requests
@@ -40,9 +41,15 @@ class Store:
     experiment: str | None
     connection: duckdb.DuckDBPyConnection
     files: tuple[Path, ...]
+    damaged: tuple[Path, ...] = ()
+    """files that do not hold what was written: their rows are not in the views"""
+    reader: Reader | None = None
+    """keeps superseded files until this store is closed"""
 
     def close(self) -> None:
         self.connection.close()
+        if self.reader is not None:
+            self.reader.close()
 
     def __enter__(self) -> Store:
         return self
@@ -82,15 +89,19 @@ class Store:
 def open_store(data: Path, experiment: str | None = None, *, selection: Selection | None = None) -> Store:
     """Open the datasets under `data`. Empty datasets are empty views with the right columns.
 
-    `selection` narrows every view to the requests it selects. Raises DataError where a file cannot be read, ConfigError
-    where the selection is not valid.
+    `selection` narrows every view to the requests it selects. A damaged file is left out and named in `damaged`. Raises
+    DataError where a file cannot be read all the same, ConfigError where the selection is not valid.
     """
     connection = duckdb.connect(":memory:", config={"temp_directory": _spill_folder()})
     connection.execute("SET TimeZone = 'UTC'")
     files: list[Path] = []
+    damaged: list[Path] = []
+    reader = Reader(data)
     try:
         for dataset in DATASETS:
-            found = [path for path in parquet_files(data, dataset, experiment) if _may_hold(path, selection)]
+            listed = parquet_files(data, dataset, experiment)
+            found, broken = whole_and_damaged(path for path in listed if _may_hold(path, selection))
+            damaged += broken
             _create_stored(connection, dataset, found)
             files += found
         connection.execute("SET allowed_paths = $1", [[str(path) for path in files]])
@@ -102,11 +113,29 @@ def open_store(data: Path, experiment: str | None = None, *, selection: Selectio
         connection.execute("SET lock_configuration = true")
     except duckdb.Error as error:
         connection.close()
+        reader.close()
         raise DataError(f"the data under {data} cannot be read: {first_line(error)}") from error
     except BaseException:
         connection.close()
+        reader.close()
         raise
-    return Store(data=data, experiment=experiment, connection=connection, files=tuple(files))
+    return Store(
+        data=data,
+        experiment=experiment,
+        connection=connection,
+        files=tuple(files),
+        damaged=tuple(damaged),
+        reader=reader,
+    )
+
+
+def readable(data: Path, experiment: str, selection: Selection) -> Selection:
+    """The selection, of requests whose texts are still there: a judge cannot read the others, and must not be paid for them.
+
+    Only where some were removed is anything narrowed; a file from which texts were removed has a name of its own.
+    """
+    removed = any("~" in path.name for path in parquet_files(data, BY_NAME["exchanges"], experiment))
+    return replace(selection, readable=True) if removed else selection
 
 
 @contextmanager

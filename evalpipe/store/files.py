@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import time
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
@@ -37,7 +39,23 @@ def partition_folder(data: Path, dataset: Dataset, values: tuple[str, ...]) -> P
 
 
 def parquet_files(data: Path, dataset: Dataset, experiment: str | None, dates: set[str] | None = None) -> list[Path]:
-    """The finished files of a dataset, sorted by path; of one experiment (and these dates) where given."""
+    """The finished files of a dataset, sorted by path; of one experiment (and these dates) where given. A file that has a
+    successor, which holds its rows, is left out."""
+    return _current(_finished(data, dataset, experiment, dates))[0]
+
+
+def superseded_files(data: Path, dataset: Dataset, experiment: str | None) -> list[Path]:
+    """Files whose rows a successor holds: of a process that ended before it could delete them."""
+    return _current(_finished(data, dataset, experiment, None))[1]
+
+
+def successor_stem(path: Path) -> str:
+    """The stem under which a rewritten file supersedes `path`: STEM, then STEM~1, STEM~2 …"""
+    stem, generation = _generation(path)
+    return f"{stem}~{generation + 1}"
+
+
+def _finished(data: Path, dataset: Dataset, experiment: str | None, dates: set[str] | None) -> list[Path]:
     first = "experiment=*" if experiment is None else f"experiment={experiment}"
     pattern = "/".join([first, *["*=*"] * (len(dataset.partitions) - 1), "*.parquet"])
     found = sorted((data / dataset.name).glob(pattern))
@@ -47,9 +65,76 @@ def parquet_files(data: Path, dataset: Dataset, experiment: str | None, dates: s
     return [path for path in found if not path.name.startswith(".")]
 
 
+def _current(paths: list[Path]) -> tuple[list[Path], list[Path]]:
+    """(the newest generation of each file, the others)."""
+    newest: dict[tuple[Path, str], int] = {}
+    generations = [(path, *_generation(path)) for path in paths]
+    for path, stem, generation in generations:
+        place = (path.parent, stem)
+        newest[place] = max(generation, newest.get(place, 0))
+    current = [path for path, stem, generation in generations if generation == newest[path.parent, stem]]
+    old = [path for path, stem, generation in generations if generation != newest[path.parent, stem]]
+    return current, old
+
+
+def _generation(path: Path) -> tuple[str, int]:
+    stem, mark, number = path.name.split(".", 1)[0].partition("~")
+    return (stem, int(number)) if number.isdecimal() else (stem + mark + number, 0)
+
+
 def new_stem(now: datetime | None = None) -> str:
     """A file name nobody else has, sorting by time."""
     return f"{(now or datetime.now(UTC)):%Y%m%dT%H%M%S}-{secrets.token_hex(6)}"
+
+
+_CHECKSUM = re.compile(r"\.([0-9a-f]{8})\.[0-9a-f]{8}\.parquet$")
+_READ_BYTES = 1 << 20
+_whole: dict[tuple[str, int, int, int], bool] = {}
+"""(path, inode, size, time of change) of files that were looked at, and whether they were whole: a file is read once a process"""
+
+
+def checksum(path: Path) -> str:
+    """The CRC-32 of a file, 8 hex digits."""
+    found = 0
+    with path.open("rb") as file:
+        while piece := file.read(_READ_BYTES):
+            found = zlib.crc32(piece, found)
+    return f"{found:08x}"
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a finished file holds what was written to it. One that is gone by now is no damage.
+
+    The checksum is in the name. A file of an older version has none there: then its head and its footer are read.
+    """
+    try:
+        state = path.stat()
+        key = (str(path), state.st_ino, state.st_size, state.st_mtime_ns)
+        if key not in _whole:
+            named = _CHECKSUM.search(path.name)
+            _whole[key] = _has_footer(path) if named is None else checksum(path) == named[1]
+        return _whole[key]
+    except FileNotFoundError:
+        return True
+    except OSError:  # the disk itself cannot read it
+        return False
+
+
+def _has_footer(path: Path) -> bool:
+    try:
+        pq.read_metadata(path)
+    except (pa.ArrowInvalid, OSError):
+        return False
+    return True
+
+
+def whole_and_damaged(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """The files that hold what was written, and those that do not."""
+    whole: list[Path] = []
+    damaged: list[Path] = []
+    for path in paths:
+        (whole if is_whole(path) else damaged).append(path)
+    return whole, damaged
 
 
 @cache
@@ -65,22 +150,29 @@ class ParquetFile:
     file is deleted only after that.
     """
 
-    def __init__(self, folder: Path, schema: pa.Schema) -> None:
+    def __init__(self, folder: Path, schema: pa.Schema, *, stem: str | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        stem = new_stem()
-        self.path = folder / f"{stem}{schema_mark(schema)}"
-        self._temp = folder / f".{stem}.tmp"
+        self._stem = stem or new_stem()
+        self._folder = folder
+        self._temp = folder / f".{self._stem}.tmp"
+        if stem is not None:  # of a run that was killed: under the write lock nobody else makes it
+            self._temp.unlink(missing_ok=True)
         self._schema = schema
         self.n_rows = 0
         self.n_bytes = 0
-        self._file = os.fdopen(os.open(self._temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
-        self._writer = pq.ParquetWriter(
-            self._file,
-            schema,
-            compression="zstd",
-            use_dictionary=[name for name in schema.names if name in _LOW_CARDINALITY],
-            write_page_checksum=True,
-        )
+        self._file = os.fdopen(os.open(self._temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0)
+        try:
+            self._writer = pq.ParquetWriter(
+                self._file,
+                schema,
+                compression="zstd",
+                use_dictionary=[name for name in schema.names if name in _LOW_CARDINALITY],
+                write_page_checksum=True,
+            )
+        except BaseException:
+            self._file.close()
+            self._temp.unlink()
+            raise
 
     def append(self, table: pa.Table) -> None:
         self._writer.write_table(table, row_group_size=max(1, table.num_rows))
@@ -89,23 +181,24 @@ class ParquetFile:
 
     def finish(self) -> Path:
         """Close, sync, verify, rename. Raises DataError where what was written cannot be read back."""
-        self._writer.close()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
         try:
+            self._writer.close()
+            os.fsync(self._file.fileno())
+            self._file.close()
             verify(self._temp, self._schema, self.n_rows)
-            self._temp.rename(self.path)
+            path = self._folder / f"{self._stem}.{checksum(self._temp)}{schema_mark(self._schema)}"
+            self._temp.rename(path)
         except BaseException:
             self.abandon()
             raise
-        sync_folder(self.path.parent)
-        return self.path
+        sync_folder(path.parent)
+        return path
 
     def abandon(self) -> None:
         """Leave nothing behind."""
-        with suppress(OSError, ValueError):  # the writer may be broken already, that is why it is abandoned
+        with suppress(OSError, ValueError, pa.ArrowException):  # it may be broken already, that is why it is abandoned
             self._writer.close()
+        self._writer.is_open = False  # else pyarrow tries, and reports, once more when the object goes
         self._file.close()
         self._temp.unlink(missing_ok=True)
 
@@ -116,6 +209,8 @@ def verify(path: Path, schema: pa.Schema, n_rows: int) -> None:
         with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False, buffer_size=1 << 20) as file:
             n_found = sum(batch.num_rows for batch in file.iter_batches(batch_size=1024, use_threads=False))
             same = file.schema_arrow.equals(schema)
+    except pa.ArrowMemoryError:
+        raise
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path} cannot be read back after writing: {error}") from error
     if n_found != n_rows or not same:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from datetime import UTC, datetime, timedelta
-from multiprocessing import get_context
+from multiprocessing import connection, get_context, parent_process
 from types import TracebackType
 
 import pyarrow as pa
@@ -38,7 +40,7 @@ class Parser:
             None
             if processes <= 1
             else ProcessPoolExecutor(
-                max_workers=processes, mp_context=get_context("spawn"), initializer=_leave_interrupts_to_the_parent
+                max_workers=processes, mp_context=get_context("spawn"), initializer=_belong_to_the_parent
             )
         )
         self._waiting: deque[Future[dict[str, bytes]] | Sequence[Entry]] = deque()
@@ -71,9 +73,18 @@ class Parser:
                 yield from _parse(batch, self._rules).items()
 
 
-def _leave_interrupts_to_the_parent() -> None:
-    """Ctrl-C reaches the whole process group; one process answering it is enough."""
+def _belong_to_the_parent() -> None:
+    """Ctrl-C reaches the whole process group; one process answering it is enough. And no worker outlives its parent, however
+    that ended: the pipes of the pool do not tell, since each worker holds both ends of them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def instant(seconds: float) -> datetime:

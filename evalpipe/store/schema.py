@@ -66,6 +66,8 @@ EXCHANGES = pa.schema(
         # not in it.
         pa.field("cost_source", _TEXT),
         pa.field("cost_note", _TEXT),
+        # When `prune` or `forget` took the texts out; what stands in their columns since then is filler of their length.
+        pa.field("removed_at", _TIME),
     ]
 )
 

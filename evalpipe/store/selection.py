@@ -22,13 +22,15 @@ from evalpipe.errors import ConfigError
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Selection:
     """`since` (inclusive) and `until` (exclusive) bound `started_at`; `where` is an SQL expression over `exchanges`;
-    `request_ids`: these requests only (None = all); `excluded`: periods [from, to) that are left out of both arms."""
+    `request_ids`: these requests only (None = all); `excluded`: periods [from, to) that are left out of both arms; `readable`:
+    only requests whose texts are still there."""
 
     since: datetime | None = None
     until: datetime | None = None
     where: str | None = None
     request_ids: Collection[str] | None = None
     excluded: tuple[tuple[datetime, datetime], ...] = ()
+    readable: bool = False
 
     @property
     def is_empty(self) -> bool:
@@ -87,6 +89,8 @@ def select_requests(connection: duckdb.DuckDBPyConnection, selection: Selection)
     for start, end in selection.excluded:
         values += [start, end]
         conditions.append(f"NOT (started_at >= ${len(values) - 1} AND started_at < ${len(values)})")
+    if selection.readable:
+        conditions.append("removed_at IS NULL")
     if selection.where is not None:
         check_expression(selection.where)
         conditions.append(f"(\n{selection.where}\n)")

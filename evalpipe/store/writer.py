@@ -11,7 +11,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from evalpipe.store.files import ParquetFile, parquet_files, partition_folder
+from evalpipe.store.files import ParquetFile, parquet_files, partition_folder, whole_and_damaged
 from evalpipe.store.schema import Dataset
 
 MAX_FILE_BYTES = 256 * 1024 * 1024
@@ -59,8 +59,12 @@ class DatasetWriter:
 
     def finish(self) -> list[Path]:
         """Put every file in place, verified. The files written so far."""
-        for partition in list(self._open):
-            self._finish(partition)
+        try:
+            for partition in list(self._open):
+                self._finish(partition)
+        except BaseException:
+            self.abandon()
+            raise
         return self.files
 
     def abandon(self) -> None:
@@ -118,7 +122,8 @@ def known_keys(
     exclude: Collection[Path] = (),
 ) -> set[tuple[Any, ...]]:
     """Which of `keys` (columns of the dataset) stored files of the experiment (and dates) hold, `exclude` left out."""
-    files = [path for path in parquet_files(data, dataset, experiment, dates) if path not in exclude]
+    stored, _ = whole_and_damaged(parquet_files(data, dataset, experiment, dates))
+    files = [path for path in stored if path not in exclude]
     if not files or not keys.num_rows:
         return set()
     names = ", ".join(f'"{name}"' for name in keys.column_names)

@@ -458,7 +458,8 @@ def test_stored_replies_are_read_again_without_a_call(tmp_path: Path) -> None:
             table = table.set_column(
                 table.schema.get_field_index("raw_reply"), table.schema.field("raw_reply"), replies
             )
-            pq.write_table(table, file)
+            file.unlink()
+            pq.write_table(table, file.with_name("rewritten.parquet"))
         assert reparse(found, JudgeOptions()) == {"pairwise": {"ok": 2}}
         assert reparse(found, JudgeOptions()) == {"pairwise": {}}
         assert run(found).n_planned == 0

@@ -360,12 +360,13 @@ def test_an_unknown_column_is_named(tmp_path: Path) -> None:
         open_store(tmp_path, "exp", selection=read_selection(where="colour = 'red'"))
 
 
-def test_a_foreign_file_among_the_data_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_foreign_file_among_the_data_is_left_out_and_named(tmp_path: Path) -> None:
     write(tmp_path, [exchange("r1")])
     folder = next((tmp_path / "exchanges").glob("*/*"))
     (folder / "notes.parquet").write_text("not parquet")
-    with pytest.raises(DataError, match=r"notes\.parquet"):
-        open_store(tmp_path, "exp")
+    with open_store(tmp_path) as store:
+        assert [path.name for path in store.damaged] == ["notes.parquet"]
+        assert store.connection.execute("SELECT request_id FROM exchanges").fetchall() == [("r1",)]
 
 
 def test_files_of_an_older_schema_are_read_with_nulls(tmp_path: Path) -> None:

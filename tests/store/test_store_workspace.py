@@ -6,10 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from spool_builders import request, served, write_segment
 
 from evalpipe.errors import ConfigError
+from evalpipe.pipeline.collect import collector_settings
+from evalpipe.pipeline.load import load
 from evalpipe.pipeline.unit_key import UNIT_KEY_ENV, unit_key
-from evalpipe.pipeline.workspace import Workspace
+from evalpipe.pipeline.workspace import Workspace, open_workspace
+from evalpipe.store.datasets import open_store
 
 
 @pytest.fixture
@@ -47,3 +51,84 @@ def test_without_a_configuration_the_only_loaded_experiment_is_meant(workspace: 
     (workspace.data / "exchanges" / "experiment=two").mkdir()
     with pytest.raises(ConfigError, match=r"name one with --experiment \(one, two\)"):
         workspace.experiment(None)
+
+
+CONFIG = '[experiment]\nname = "exp"\n[arms.control]\nprovider = "openai"\n'
+
+
+@pytest.fixture
+def collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """A workspace with requests of one user that are loaded, and more that are not."""
+    monkeypatch.delenv(UNIT_KEY_ENV, raising=False)
+    (tmp_path / "evalpipe.toml").write_text(CONFIG)
+    workspace = open_workspace(root=tmp_path)
+    _collect(workspace, 1)
+    load(workspace)
+    _collect(workspace, 2)
+    return workspace
+
+
+def _collect(workspace: Workspace, number: int) -> None:
+    name = f"r{number}"
+    body = {"model": "gpt-4o", "user": "alice", "messages": [{"role": "user", "content": "hello"}]}
+    records = [request(name, eligible=False, body=body), served(name)]
+    write_segment(workspace.spool, f"served-{number}.000001", records)
+
+
+def _units(workspace: Workspace) -> int:
+    with open_store(workspace.data) as store:
+        return len(store.connection.execute("SELECT DISTINCT unit_id FROM exchanges").fetchall())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda key: key[:1],
+        lambda key: key[:-1],
+        lambda key: key + "0",
+        lambda key: ("0" if key[0] != "0" else "1") + key[1:],  # still 64 hex digits
+        lambda key: key.upper() if key.upper() != key else "A" * 64,
+        lambda key: "ü" + key[1:],
+    ],
+)
+def test_a_damaged_key_is_refused_and_the_restored_one_goes_on(collected: Workspace, damage: object) -> None:
+    key = collected.unit_key_path.read_text()
+    collected.unit_key_path.write_text(damage(key))  # type: ignore[operator]
+    with pytest.raises(ConfigError, match="restore"):
+        load(collected)
+    with pytest.raises(ConfigError, match="restore"):
+        collector_settings(collected)
+    assert _units(collected) == 1
+    collected.unit_key_path.write_text(key)
+    assert load(collected).n_exchanges == 1
+    assert _units(collected) == 1
+
+
+def test_a_lost_key_is_not_replaced_by_a_new_one(collected: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = collected.unit_key_path.read_text()
+    collected.unit_key_path.unlink()
+    with pytest.raises(ConfigError, match="restore"):
+        load(collected)
+    assert not collected.unit_key_path.exists()
+    monkeypatch.setenv(UNIT_KEY_ENV, "another")
+    with pytest.raises(ConfigError, match=UNIT_KEY_ENV):
+        load(collected)
+    monkeypatch.setenv(UNIT_KEY_ENV, key)
+    assert load(collected).n_exchanges == 1
+
+
+@pytest.mark.parametrize("lost", ["experiments", "exchanges"])
+def test_the_fingerprint_lies_in_two_places(collected: Workspace, lost: str) -> None:
+    load(collected)
+    for path in (collected.data / lost).rglob("*unit-key"):
+        path.write_text("")
+    collected.unit_key_path.write_text("0" * 64)
+    _collect(collected, 3)
+    with pytest.raises(ConfigError, match="restore"):
+        load(collected)
+
+
+def test_units_that_are_not_hashed_need_no_key(collected: Workspace) -> None:
+    (collected.root / "evalpipe.toml").write_text(CONFIG + "[collector]\nhash_units = false\n")
+    collected.unit_key_path.write_text("damaged")
+    assert load(open_workspace(root=collected.root)).n_exchanges == 1

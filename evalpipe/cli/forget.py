@@ -1,0 +1,48 @@
+"""`evalpipe forget`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from evalpipe.cli import options
+
+
+def forget(
+    user: Annotated[str, typer.Option("--user", metavar="ID", help="The user's plain id, as the app sends it.")],
+    config: options.Config = None,
+    data: options.Data = None,
+    experiment: Annotated[
+        str | None, typer.Option("--experiment", "-e", help="This experiment only.  [default: all of the data folder]")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count only, change nothing.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Take everything one user wrote and was answered out of the log, the data, the judgments and the reports.
+
+    Stored ids are keyed hashes: give the plain id. The rows stay with their numbers, under another id that leads nowhere.
+    Exit code 1 where something is left (in log files that a running collector still writes), with what to do.
+
+    Example: `evalpipe forget --user u-4711 --dry-run`
+    """
+    from evalpipe.cli.removal_text import lines
+    from evalpipe.cli.stopping import interrupt_on_sigterm
+    from evalpipe.core.text import printable
+    from evalpipe.pipeline import retention
+    from evalpipe.pipeline.workspace import open_workspace
+
+    interrupt_on_sigterm()
+    found = retention.forget(open_workspace(config, data), user, experiment=experiment, dry_run=dry_run)
+    if as_json:
+        typer.echo(json.dumps([asdict(one) for one in found], indent=2))
+    else:
+        for removal in found:
+            for line in lines(removal):
+                typer.echo(printable(line))
+        if not found:
+            typer.echo("no experiment is loaded: nothing is stored")
+    if not dry_run and any(one.waiting or one.damaged for one in found):
+        raise typer.Exit(1)

@@ -1,0 +1,28 @@
+"""What `prune` and `forget` did, as lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from evalpipe.pipeline.retention import Removal
+
+_COUNTED = {
+    "exchanges": "answers",
+    "judgments": "judgments",
+    "feedback": "comments",
+    "labels": "labels",
+    "rejected": "rejected lines",
+    "reports": "report pages",
+}
+
+
+def lines(removal: Removal) -> Iterator[str]:
+    """The counts in one line, then what is left, and why."""
+    counts = [f"{n:,} {words}" for name, words in _COUNTED.items() if (n := getattr(removal, name))]
+    done = "would take" if removal.dry_run else "took"
+    whose = f" before {removal.before}" if removal.before else ""
+    if counts:
+        yield f"{removal.experiment}: {done} the texts out of {', '.join(counts)}{whose}"
+    else:
+        yield f"{removal.experiment}: nothing to remove{whose}"
+    yield from (f"  {note}" for note in removal.notes)

@@ -1,0 +1,113 @@
+"""The order of a commit: written, synced, read back, renamed; only then may what it came from go."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from spool_builders import T0, request, served, shadow, write_segment
+
+from evalpipe.errors import DataError
+from evalpipe.pipeline.load import load
+from evalpipe.pipeline.workspace import Workspace
+from evalpipe.store.datasets import open_store
+from evalpipe.store.files import ParquetFile
+from evalpipe.store.rows import to_table
+from evalpipe.store.schema import LABELS
+
+
+def _table(n: int) -> Any:
+    from evalpipe.core.traffic import Label
+
+    rows = [Label(request_id=f"r{i}", preference=0.5, source="s", labeler=None, labeled_at=None) for i in range(n)]
+    return to_table(LABELS, rows)
+
+
+def test_a_file_that_does_not_read_back_is_never_in_place(tmp_path: Path) -> None:
+    file = ParquetFile(tmp_path, LABELS)
+    file.append(_table(500))
+    (temp,) = tmp_path.glob(".*.tmp")
+    with temp.open("r+b") as disk:  # the disk kept something else than was written
+        disk.seek(60)
+        byte = disk.read(1)
+        disk.seek(60)
+        disk.write(bytes([byte[0] ^ 1]))
+    with pytest.raises(DataError, match="read back"):
+        file.finish()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_is_synced_before_its_rename_and_its_folder_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def noting_fsync(handle: int) -> None:
+        seen.append(f"sync {Path(f'/proc/self/fd/{handle}').readlink().name}")
+        fsync(handle)
+
+    def noting_rename(source: Any, target: Any, **more: Any) -> None:
+        seen.append(f"rename {Path(source).name}")
+        rename(source, target, **more)
+
+    monkeypatch.setattr(os, "fsync", noting_fsync)
+    monkeypatch.setattr(os, "rename", noting_rename)
+    file = ParquetFile(tmp_path, LABELS)
+    file.append(_table(3))
+    (temp,) = tmp_path.glob(".*.tmp")
+    file.finish()
+    assert seen == [f"sync {temp.name}", f"rename {temp.name}", f"sync {tmp_path.name}"]
+
+
+def test_a_copy_whose_process_is_gone_is_not_waited_for(tmp_path: Path) -> None:
+    """Another writer lives, and will never write this copy's answer."""
+    now = time.time()  # young: nothing is overdue
+    workspace = Workspace(root=tmp_path, data=tmp_path / "data", config=None)
+    write_segment(workspace.spool, "served-1.000001", [request("r", at=now), served("r", at=now)])
+    write_segment(workspace.spool, "shadow-1.000001", [shadow("r", at=now)])  # decided, sent, and killed
+    alive = write_segment(workspace.spool, "served-2.000001", [request("s", at=now), served("s", at=now)])
+    with alive.open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        tally = load(workspace)
+    assert (tally.n_stopped, tally.n_waiting) == (1, 1)
+    with open_store(workspace.data) as store:
+        found = store.connection.execute("SELECT request_id, role, error_type FROM exchanges ORDER BY role").fetchall()
+    assert found == [("r", "served", None), ("r", "shadow", "collector_stopped")]
+
+
+@pytest.mark.parametrize("failing_at", [1, 2])
+def test_a_log_goes_only_when_every_file_of_it_is_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing_at: int
+) -> None:
+    """Two days are two files; the disk fails at one of the two renames."""
+    workspace = Workspace(root=tmp_path, data=tmp_path / "data", config=None)
+    records = [
+        r
+        for i in range(2)
+        for r in (request(f"r{i}", at=T0 + i * 86400, eligible=False), served(f"r{i}", at=T0 + i * 86400))
+    ]
+    segment = write_segment(workspace.spool, "served-1.000001", records)
+    rename = os.rename
+    n_renamed: list[str] = []
+
+    def failing(source: Any, target: Any, **more: Any) -> None:
+        if str(target).endswith(".parquet"):
+            n_renamed.append(str(target))
+            if len(n_renamed) == failing_at:
+                raise OSError(5, "Input/output error")
+        rename(source, target, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rename", failing)
+        with pytest.raises(OSError, match="Input/output"):
+            load(workspace)
+    assert segment.exists() and not list(workspace.data.rglob(".*.tmp"))
+    assert load(workspace).n_exchanges == 3 - failing_at
+    assert not segment.exists()
+    with open_store(workspace.data) as store:
+        assert store.connection.execute("SELECT request_id FROM exchanges ORDER BY 1").fetchall() == [("r0",), ("r1",)]
