@@ -55,8 +55,9 @@ def send(running: Running, name: str, case: dict[str, Any]) -> str:
         received = b""
         while piece := connection.recv(65536):
             received += piece
-    head = received.partition(b"\r\n\r\n")[0].decode("latin-1").lower()
-    ids = [line.split(":", 1)[1].strip() for line in head.split("\r\n") if line.startswith("x-evalpipe-request-id:")]
+    head = received.partition(b"\r\n\r\n")[0].decode("latin-1")
+    named = [line.partition(":") for line in head.split("\r\n")[1:]]
+    ids = [value.strip() for key, _, value in named if key.lower() == "x-evalpipe-request-id"]
     assert ids, f"{name}: not collected: {head[:200]}"
     return ids[0]
 
