@@ -82,6 +82,8 @@ def _remedy(metric: str, missing: Missing) -> str:
     optional = f'role = "diagnostic" under [decision.metrics.{metric}]'
     if metric.startswith("cost_") and missing.metered:
         return f"add the model's price under [prices] and load again, or set {optional}"
+    if metric == "tokens_per_second" and missing.metered:
+        return f"how long these answers took to come is not known; to have it decide nothing, set {optional}"
     if metric.startswith("cost_") or "tokens" in metric:
         return f'set stream_usage = "inject" in [collector], or {optional}'
     return f"to have it decide nothing, set {optional}"

@@ -24,5 +24,6 @@ def lines(removal: Removal) -> Iterator[str]:
     if counts:
         yield f"{removal.experiment}: {done} the texts out of {', '.join(counts)}{whose}"
     else:
-        yield f"{removal.experiment}: nothing to remove{whose}"
+        hint = "" if removal.before else "; is it the plain id, as the app sends it?"
+        yield f"{removal.experiment}: nothing to remove{whose}{hint}"
     yield from (f"  {note}" for note in removal.notes)

@@ -413,7 +413,9 @@ def _wider(
 def _traffic(analysis: Analysis | None) -> tuple[float | None, list[str]]:
     """(requests a day, notes), from the log."""
     if analysis is None:
-        return None, ["There is no log yet: run `evalpipe collect` for a while to have days and measured noise."]
+        return None, [
+            "Nothing is loaded yet: run `evalpipe collect` for a while, then `evalpipe load`, to have days and measured noise."
+        ]
     first, last = analysis.provenance.get("first_at"), analysis.provenance.get("last_at")
     if not first or not last:
         return None, ["The log does not hold when its requests came, so days are not known."]

@@ -174,3 +174,11 @@ def test_the_note_names_the_line_that_mends_it() -> None:
     assert note_of(Missing(control=0.0, treatment=0.004), "p50_latency_ms") is None
     slow = note_of(Missing(control=0.0, treatment=0.2), "p50_latency_ms")
     assert slow is not None and "stream_usage" not in slow
+
+
+def test_speeds_that_are_not_known_although_the_tokens_are_need_no_usage() -> None:
+    streams = clients(N, seed=1)
+    streams["ttft_ms"] = np.where(np.arange(N) % 20 == 1, np.nan, streams["ttft_ms"])
+    row = metric(run(both_arms(N, control=streams, treatment=clients(N, seed=2)), looks="anytime"), "tokens_per_second")
+    assert row.missing_control == pytest.approx(0.05)
+    assert "stream_usage" not in row.note and "how long these answers took to come is not known" in row.note
