@@ -102,10 +102,10 @@ def report(
 
 def _put(document: bytes, output: Path | None) -> None:
     """To the file, else to stdout."""
-    from evalpipe.pipeline.report import write_whole
+    from evalpipe.pipeline.record import write_atomically
 
     if output:
-        write_whole(output, document)
+        write_atomically(output, document)
         typer.echo(f"wrote {output}", err=True)
     else:
         typer.echo(document.decode(), nl=False)

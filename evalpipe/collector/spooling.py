@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from evalpipe.core.spool import Record, render_record
+from evalpipe.files import sync_folder
 
 RETRY_S = 1.0
 """after a failed write: how long before the disk is tried with a new segment"""
@@ -226,7 +227,7 @@ class SpoolWriter:
             os.fsync(fd)
             if self._new_name:  # a file whose name is not on the disk is lost with all its bytes
                 self._new_name = False
-                _sync_folder(self._folder)
+                sync_folder(self._folder)
         except OSError as error:
             if error.errno != errno.EBADF:  # a segment that was rotated away meanwhile was synced when it was closed
                 self.last_error = error.strerror or str(error)
@@ -285,14 +286,6 @@ def _write_rest(fd: int, line: bytes, n_written: int) -> int:
     while n_written < len(view):
         n_written += os.write(fd, view[n_written:])
     return n_written - start
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _close(fd: int) -> None:

@@ -6,7 +6,6 @@ as a whole. A run that was killed finds its batches here.
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ import msgspec
 
 from evalpipe.core.judgment import ShownFirst
 from evalpipe.core.traffic import Arm
+from evalpipe.files import write_synced
 from evalpipe.judging.plan import Ask
 
 State = Literal["intended", "submitted", "collected", "abandoned"]
@@ -111,19 +111,3 @@ def pending(folder: Path, fingerprint: str) -> list[tuple[str, str]]:
         if intent.state in OPEN and intent.fingerprint == fingerprint
         for item in items_of(folder, intent)
     ]
-
-
-def write_synced(path: Path, data: bytes) -> None:
-    """A file that is there whole or not at all, and survives a power loss before this returns."""
-    temp = path.with_name(f".{path.name}.tmp")
-    handle = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temp.replace(path)
-    handle = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

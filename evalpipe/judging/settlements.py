@@ -14,7 +14,7 @@ from typing import Literal
 
 import msgspec
 
-from evalpipe.judging.intents import write_synced
+from evalpipe.files import write_synced
 
 How = Literal["bill", "calls", "worst_case"]
 

@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 from evalpipe.analysis.result import Analysis, Check
 from evalpipe.core.text import printable
 from evalpipe.errors import DataError
+from evalpipe.files import sync_folder
 from evalpipe.pipeline.resources import within_resources
 from evalpipe.pipeline.workspace import Workspace
 from evalpipe.store.datasets import writing
-from evalpipe.store.files import parquet_files, sync_folder, verify, whole_and_damaged
+from evalpipe.store.files import parquet_files, verify, whole_and_damaged
 from evalpipe.store.schema import BY_NAME, DATASETS
 
 FOLDER = "damaged"

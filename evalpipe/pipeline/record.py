@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -129,6 +130,7 @@ def write_atomically(path: Path, data: bytes, *, optional: bool = False) -> bool
     except OSError as error:
         if optional and error.errno in NOT_ALLOWED:
             return False
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise EvalpipeError(f"cannot write {path}: {error.strerror}") from error
     return True

@@ -6,7 +6,8 @@ import re
 from collections.abc import Collection
 
 from evalpipe.errors import DataError
-from evalpipe.pipeline.report import load_report, write_whole
+from evalpipe.pipeline.record import write_atomically
+from evalpipe.pipeline.report import load_report
 from evalpipe.pipeline.workspace import Workspace
 from evalpipe.report.render import render
 
@@ -38,5 +39,5 @@ def scrub_reports(workspace: Workspace, experiment: str, requests: Collection[st
         if without != page:
             n_changed += 1
             if not dry_run:
-                write_whole(html, without)
+                write_atomically(html, without)
     return n_changed

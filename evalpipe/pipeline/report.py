@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
 import webbrowser
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ import msgspec
 from evalpipe.analysis.result import Analysis, read_analysis_json, render_analysis_json
 from evalpipe.errors import ConfigError, DataError, EvalpipeError
 from evalpipe.pipeline.names import check_judge, loaded_experiment
+from evalpipe.pipeline.record import write_atomically
 from evalpipe.pipeline.secrets import Outgoing
 from evalpipe.pipeline.workspace import Workspace
 from evalpipe.report.compare import comparison_json, comparison_markdown, render_comparison
@@ -98,8 +97,8 @@ def write_analysis(
         raise EvalpipeError(
             f"{html}: the report is HTML; give it another ending than .json (the JSON is written beside it)"
         )
-    write_whole(html, check(page.encode(), html.name))
-    write_whole(beside, check(report_json(analysis, deterministic=deterministic), beside.name))
+    write_atomically(html, check(page.encode(), html.name))
+    write_atomically(beside, check(report_json(analysis, deterministic=deterministic), beside.name))
     return WrittenReport(html=html, json=beside, analysis=analysis)
 
 
@@ -137,7 +136,7 @@ def write_comparison(
     """Two reports' JSON files → one page that shows them side by side."""
     a, b = load_report(first), load_report(second)
     path = output or reports / f"compare-{first.stem}-{second.stem}.html"
-    write_whole(path, check(render_comparison(a, b).encode(), path.name))
+    write_atomically(path, check(render_comparison(a, b).encode(), path.name))
     return path
 
 
@@ -164,24 +163,8 @@ def write_index(folder: Path, *, check: Check = _as_it_is) -> tuple[Path, int]:
             continue
         found.append((html.name if html.exists() else path.name, analysis))
     page = folder / INDEX
-    write_whole(page, check(render_index(found, skipped=skipped).encode(), page.name))
+    write_atomically(page, check(render_index(found, skipped=skipped).encode(), page.name))
     return page, len(found)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """The file appears whole under its name or not at all, for its owner to read (it holds users' texts). Raises EvalpipeError
-    where it cannot be written."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        part.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise EvalpipeError(f"cannot write {path}: {error.strerror}") from error
 
 
 def open_in_browser(path: Path) -> bool:

@@ -20,6 +20,7 @@ from pathlib import Path
 from evalpipe.core.identity import hash_unit
 from evalpipe.core.spool import RequestRecord, read_record
 from evalpipe.errors import ConfigError, DataError
+from evalpipe.files import sync_folder
 from evalpipe.pipeline.damaged import FOLDER as DAMAGED
 from evalpipe.pipeline.load import check_writable, load, only_load
 from evalpipe.pipeline.names import loaded_experiment
@@ -28,7 +29,7 @@ from evalpipe.pipeline.resources import within_resources
 from evalpipe.pipeline.unit_key import UNIT_KEY_ENV, unit_key
 from evalpipe.pipeline.workspace import Workspace
 from evalpipe.store.datasets import open_store, writing
-from evalpipe.store.files import private_file, sync_folder
+from evalpipe.store.files import private_file
 from evalpipe.store.removal import Scrubber, of_requests, of_units, scrub
 from evalpipe.store.spool_segments import holds_log, list_segments, read_lines
 

@@ -24,6 +24,7 @@ from evalpipe.core.canary import (
     render_event,
 )
 from evalpipe.errors import EvalpipeError
+from evalpipe.files import sync_folder, write_synced
 from evalpipe.rollout.stages import CONTROLLER, HISTORY_LOST, Change
 
 TAIL_BYTES = 1 << 16
@@ -141,7 +142,7 @@ class History:
 
     def write_evaluation(self, evaluation: CanaryEvaluation) -> None:
         self._evaluation_path.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(self._evaluation_path, render_evaluation(evaluation))
+        write_synced(self._evaluation_path, render_evaluation(evaluation))
 
     def _copy(self) -> CanaryEvent | None:
         try:
@@ -172,8 +173,8 @@ class History:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        _sync_folder(self.path.parent)
-        _write_whole(self._copy_path, render_event(event))
+        sync_folder(self.path.parent)
+        write_synced(self._copy_path, render_event(event))
 
     def _mark_begun(self) -> None:
         """Before the first line: from now on the election lock is a sign that there was a history."""
@@ -202,22 +203,3 @@ def _has_begun(lock: Path) -> bool:
     except FileNotFoundError:
         return False
     return bool(owner) and not owner.endswith(NOT_BEGUN)
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """Old or new, never half, also after a power loss."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

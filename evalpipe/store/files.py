@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from evalpipe.core.identity import fingerprint
 from evalpipe.errors import DataError
+from evalpipe.files import sync_folder
 from evalpipe.store.schema import Dataset
 
 STALE_AFTER_S = 24 * 3600.0
@@ -215,15 +216,6 @@ def verify(path: Path, schema: pa.Schema, n_rows: int) -> None:
         raise DataError(f"{path} cannot be read back after writing: {error}") from error
     if n_found != n_rows or not same:
         raise DataError(f"{path} holds {n_found} of the {n_rows} rows written: is the disk full or failing?")
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames and deletions in `folder` survive a power loss."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def sweep_stale(data: Path, dataset: Dataset, now: float | None = None) -> int:

@@ -14,10 +14,10 @@ import pyarrow as pa
 
 from evalpipe.core.spool import FeedbackRecord
 from evalpipe.core.traffic import Arm, Feedback, Role
+from evalpipe.files import sync_folder
 from evalpipe.store.attempts import join_attempts
 from evalpipe.store.datasets import writing
 from evalpipe.store.exchange_rows import ReadingRules
-from evalpipe.store.files import sync_folder
 from evalpipe.store.parsing import Parser, instant
 from evalpipe.store.rejects import Rejects
 from evalpipe.store.rows import holds_failures, to_table

@@ -20,12 +20,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from evalpipe.core.setup_fault import NO_CONNECTION
+from evalpipe.files import sync_folder
 from evalpipe.store.files import (
     ParquetFile,
     parquet_files,
     successor_stem,
     superseded_files,
-    sync_folder,
     whole_and_damaged,
 )
 from evalpipe.store.readers import wait_for_readers

@@ -126,7 +126,7 @@ def test_the_command_prints_what_is_held_and_a_kill_leaves_no_half_settlement(
         def die(*_: object) -> None:
             raise KeyboardInterrupt
 
-        killed.setattr("evalpipe.judging.intents.os.fsync", die)
+        killed.setattr("evalpipe.files.os.fsync", die)
         with pytest.raises(SystemExit, match="130"):
             main(["judge", "settle", "--usd", "0.05"])
     assert read_settlements(settlements_folder(found.data, "t")) == []
