@@ -24,6 +24,9 @@ from evalpipe.analysis.verdicts import JudgeSeen, sum_quality, users_means
 from evalpipe.stats import stages
 from evalpipe.stats.cluster import PairedAggregate, Spread
 
+BLOCK_HOURS = 4
+"""hours of a block of the clock, a cluster of events between hour and day. In simulated A/A, own incidents of 8 h on 15 % of
+days called the error rate different in 33 to 37 % of experiments with hours and days alone, in 0 to .7 % with these blocks"""
 MIN_DAYS = 5
 """days of traffic from which on days are clusters of events, too"""
 DAY_US = 86_400_000_000
@@ -147,7 +150,8 @@ def _combined_spread(parts: Sequence[PairedAggregate], weights: Sequence[float])
 
 
 class _Times:
-    """The events summed by clock hour and, from `MIN_DAYS` on, by day (UTC): a provider's incident fails every user at once."""
+    """The events summed by clock hour, by `BLOCK_HOURS` of the clock and, from `MIN_DAYS` on, by day (UTC): a provider's
+    incident fails every user at once, for minutes or for many hours."""
 
     def __init__(self, connection: Connection, ratios: Sequence[Metric], prepared: Prepared) -> None:
         events = [item for item in ratios if isinstance(item.values, Ratio) and item.values.binary]
@@ -156,21 +160,25 @@ class _Times:
         sums = [item.values for item in events if isinstance(item.values, Ratio)]
         sum_by_user(connection, sums, paired=prepared.paired, table="ev_hours", group=group, cluster="hour")
         self._tables = [UserSums(connection, "ev_hours")]
+        spans = {"ev_blocks": BLOCK_HOURS}
         first, last = prepared.first_us, prepared.last_us
         if first is not None and last is not None and last - first >= MIN_DAYS * DAY_US:
-            parts = ", ".join(
-                f"sum({column}_{part}{side}) AS {column}_{part}{side}"
-                for column in self._columns.values()
-                for part in "sw"
-                for side in "tc"
-            )
+            spans["ev_days"] = 24
+        parts = ", ".join(
+            f"sum({column}_{part}{side}) AS {column}_{part}{side}"
+            for column in self._columns.values()
+            for part in "sw"
+            for side in "tc"
+        )
+        for table, hours in spans.items():
             connection.execute(
-                f"CREATE OR REPLACE TEMP TABLE ev_days AS SELECT u // 24 AS u, grp, {parts} FROM ev_hours GROUP BY ALL"
+                f"CREATE OR REPLACE TEMP TABLE {table} AS "
+                f"SELECT u // {hours} AS u, grp, {parts} FROM ev_hours GROUP BY ALL"
             )
-            self._tables.append(UserSums(connection, "ev_days"))
+            self._tables.append(UserSums(connection, table))
 
     def of(self, item: Metric) -> list[Aggregates]:
-        """Hours and days as clusters, the stages combined."""
+        """Hours, blocks of hours and days as clusters, the stages combined."""
         column = self._columns[item.name]
         found = (combined(table.aggregate(column, binary=True)) for table in self._tables)
         return [one for one in found if one is not None]

@@ -117,7 +117,7 @@ class EventCounts:
         t_only: pairs in which only the treatment has the event (shadow mode), of `n` pairs.
         c_only: pairs in which only control has it.
         n: pairs.
-        times: the event summed by clock hour and by day.
+        times: the event summed by clock hour, by block of hours and by day.
         stages: of a canary that is looked at any time.
     """
 
@@ -286,7 +286,7 @@ def _conditional(
 
 
 def _design_effect(found: Aggregates, times: Sequence[PairedAggregate]) -> float:
-    """How many times hours or days as clusters inflate the variance that users as clusters give, at least 1 (unpaired)."""
+    """How many times the variance is larger with times instead of users as clusters, at least 1 (unpaired)."""
     parts = [
         None if arm.spread is None else arm.spread.variance("jackknife") for arm in (found.control, found.treatment)
     ]
@@ -296,7 +296,7 @@ def _design_effect(found: Aggregates, times: Sequence[PairedAggregate]) -> float
 
 
 def _widest(users: PairedAggregate, times: Sequence[PairedAggregate]) -> PairedAggregate:
-    """The users' aggregate with the largest relative spread over users, hours or days."""
+    """The users' aggregate with the largest relative spread over users, hours, blocks of hours or days."""
     candidates = [(users.relative, users.n_clusters), *((one.relative, one.n_clusters) for one in times)]
     spread, _ = max(candidates, key=lambda one: _variance(*one))
     return replace(users, relative=spread)
@@ -322,7 +322,7 @@ def _inflated(arm: ArmAggregate, effect: float) -> ArmAggregate:
 
 
 def _arm_value(arm: ArmAggregate, times: Sequence[ArmAggregate], looking: Looking, name: str) -> ArmValue:
-    """An arm's value with its own interval, over the clusters (users, hours, days) with the largest variance."""
+    """An arm's value with its own interval, over the clusters (users, hours, blocks of hours, days) with the largest variance."""
     widest = max([arm, *times], key=lambda one: _variance(one.spread, one.n_clusters))
     estimate = arm_interval(widest, multiplier=looking.multiplier(name), alpha=looking.alpha)
     value, low, high = arm.ratio, estimate.ci_low, estimate.ci_high

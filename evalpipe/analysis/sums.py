@@ -2,7 +2,7 @@
 
 Pass 1, one query for all metrics, sums every metric's numerator and denominator per user and arm (`ev_users`, one row per group
 and user); pass 2 makes each metric's totals and residual sums from these arrays (`stats.cluster`). A group is the whole
-experiment, a canary stage, or one value of a segment. For events the clusters may also be clock hours or days.
+experiment, a canary stage, or one value of a segment. For events the clusters may also be clock hours, blocks of hours or days.
 """
 
 from __future__ import annotations

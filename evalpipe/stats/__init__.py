@@ -9,8 +9,8 @@ Every difference is treatment − control. How one looks is one object, passed a
 | mean, ratio, cost; users in both arms (shadow) | cluster.PairedAggregate | difference.paired_difference |
 | the same; separate users (ab, canary) | cluster.ArmAggregate per arm (stages.combine) | difference.unpaired_difference |
 | one arm's own value | cluster.ArmAggregate | difference.arm_interval |
-| error, timeout, empty rate, paired | t_only, c_only, n, PairedAggregate over users, hours, days | events.paired_events |
-| the same, separate users (ab) | ArmAggregate per arm, PairedAggregate over hours, days | events.unpaired_events |
+| error, timeout, empty rate, paired | t_only, c_only, n, PairedAggregate over users and over times | events.paired_events |
+| the same, separate users (ab) | ArmAggregate per arm, PairedAggregate over times | events.unpaired_events |
 | the same, canary | events per arm and stage, share | conditional.rate_ratio, log_e, log_alarm |
 | latency quantiles | quantile.QuantileAggregate, QuantileLimits | quantile.critical, limit_levels, quantile_difference |
 | judged win rate | users' means and how many users have each | winrate.win_rate; betting.bounded_mean |

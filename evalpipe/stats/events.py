@@ -1,10 +1,10 @@
 """The difference of two event rates (error, timeout, empty answer), per request, at any count of events (statistics.md 3 and 4).
 
 Events cluster twice: in users (one user's prompts are alike) and in time (a provider's incident fails every user of an hour).
-The variance is therefore the largest of the jackknife variances over users, clock hours and days. Where the estimate is near
-enough to normal (`gates`) the interval is point ± c·se. Elsewhere it is a score interval on the counts divided by a design
-effect: Tango's where both arms answered the same requests, Newcombe's square-and-add of Wilson limits where the arms have
-different users. Score intervals have a width at zero events too, so an interval exists at every count.
+The variance is therefore the largest of the jackknife variances over users, clock hours, blocks of hours and days. Where the
+estimate is near enough to normal (`gates`) the interval is point ± c·se. Elsewhere it is a score interval on the counts divided
+by a design effect: Tango's where both arms answered the same requests, Newcombe's square-and-add of Wilson limits where the arms
+have different users. Score intervals have a width at zero events too, so an interval exists at every count.
 
 Every function takes aggregates (`cluster.py`) and counts, never rows.
 """
@@ -31,7 +31,7 @@ HEAVINESS_SHARE = 0.05
 """the correlation of a user's events that is assumed before events show one: the design effect is at least
 1 + .05·(ΣW²/ΣW − 1), Kish's formula at an intra-class correlation of .05"""
 MAX_TIME_DESIGN = 1.5
-"""design effect of hours and days above which one request per user no longer makes requests independent"""
+"""design effect of time above which one request per user no longer makes requests independent"""
 FEW_EFFECTIVE_USERS = 100
 """fewer effective users than this: the intervals are about these users' traffic, which a note states"""
 DEFAULT_SIGMA2 = 0.02 / 4
@@ -90,7 +90,7 @@ def paired_events(
         c_only: pairs in which only control has the event.
         n: pairs in all.
         users: the event summed per user.
-        times: the event summed per clock hour and per day, each an aggregate whose clusters are hours or days; one with fewer
+        times: the event summed per clock hour, block of hours and day, each an aggregate whose clusters are these; one with fewer
             than 5 clusters is left out, as it gives no variance.
         heaviness: ΣW²/ΣW over users, W = a user's requests; 1 where every user has one.
         multiplier: the way of looking; `Fixed()` by default.
@@ -161,13 +161,13 @@ def unpaired_events(
 
     Anytime with ≥ 100 users in the smaller arm, ≥ 10 events in each arm and |skewness| ≤ .1 at every clustering: the asymptotic
     confidence sequence. Fixed and scheduled looks with ≥ 10 events in each arm: t with Welch's degrees of freedom, or those of
-    the hours or days where theirs is the largest variance. Else Newcombe's square-and-add of both arms' Wilson limits (1998,
+    the times where theirs is the largest variance. Else Newcombe's square-and-add of both arms' Wilson limits (1998,
     method 10 for independent samples), each at its rows divided by its design effect, at the critical value of the way of
     looking.
 
     Args:
         control, treatment: the event summed per user of each arm.
-        times: the event summed per clock hour and per day, both arms' sums of an hour in one aggregate (an hour's term is the
+        times: the event summed per clock hour, block of hours and day, both arms' sums in one aggregate (an hour's term is the
             treatment's minus control's); one with fewer than 5 clusters is left out.
         heaviness: (control's, treatment's) ΣW²/ΣW over users, W = a user's requests.
         multiplier: the way of looking; `Fixed()` by default.

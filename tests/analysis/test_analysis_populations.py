@@ -170,3 +170,22 @@ def test_failures_of_one_hour_are_one_event_of_time() -> None:
     assert found.treatment.ci_high - found.treatment.ci_low > 2 * (
         spread_row.treatment.ci_high - spread_row.treatment.ci_low
     )
+
+
+def test_incidents_of_eight_hours_are_few_events() -> None:
+    """A/A over four days: on two of them a fifth of the treatment's requests fails for eight hours."""
+    n = 3840
+    minutes = np.arange(n) * 1.5
+    at = [START + pd.Timedelta(minutes=float(m)) for m in minutes]
+    rng = np.random.default_rng(4)
+    down = np.isin((minutes // 60).astype(int), [*range(20, 28), *range(68, 76)]) & (rng.random(n) < 0.2)
+    control = {"started_at": at, "outcome": failing(n, 0.003, seed=1)}
+    treatment = {"started_at": at, "outcome": np.where(down, "http_error", failing(n, 0.003, seed=2))}
+    found = metric(run(both_arms(n, n_users=960, control=control, treatment=treatment), looks="anytime"), "error_rate")
+    assert found.difference == pytest.approx(down.sum() / n, abs=0.003)
+    assert found.ci_low < 0 < found.ci_high
+    # The same failures at any time are a finding.
+    spread = {"started_at": at, "outcome": rng.permutation(treatment["outcome"])}
+    elsewhere = metric(run(both_arms(n, n_users=960, control=control, treatment=spread), looks="anytime"), "error_rate")
+    assert elsewhere.difference == pytest.approx(found.difference)
+    assert elsewhere.ci_low > 0
