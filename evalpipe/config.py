@@ -21,8 +21,10 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from evalpipe.core.secrets import KEY_SHAPES, is_credential_name, is_variable_name, shown_url
+from evalpipe.core.text import mistake_in_words
 from evalpipe.core.units import DEFAULT_SOURCES, read_source
 from evalpipe.errors import ConfigError
 from evalpipe.providers.paths import ADDRESS, address_fault
@@ -377,7 +379,7 @@ def load_config(path: Path) -> Config:
 
 
 def read_config(document: dict[str, Any], *, name: str = CONFIG_FILE) -> Config:
-    """The configuration of a parsed TOML document. Raises ConfigError with one line for the first mistake."""
+    """The configuration of a parsed TOML document. Raises ConfigError with every mistake in one line."""
     try:
         return Config.model_validate(document)
     except ValidationError as error:
@@ -389,6 +391,8 @@ def secret(env_name: str) -> str | None:
     return os.environ.get(env_name) or None
 
 
+MOST_MISTAKES = 8
+"""mistakes of a file that are listed"""
 _PATTERNS = {
     "name": "letters, digits, '.', '_' and '-' are allowed, 1 to 64 of them",
     "base_url": "an address such as https://host/v1 is expected, a query such as ?api-version=… may follow",
@@ -397,24 +401,27 @@ _PATTERNS = {
 
 
 def _explain(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    where = [str(part) for part in first["loc"] if part not in {"function-before", "constrained-str"}]
+    """Every mistake, a sentence each; beyond `MOST_MISTAKES` their number."""
+    found = list(dict.fromkeys(_one_mistake(one) for one in error.errors(include_url=False)))
+    rest = len(found) - MOST_MISTAKES
+    return "; ".join(found[:MOST_MISTAKES]) + (f"; and {rest} more" if rest > 0 else "")
+
+
+def _one_mistake(one: ErrorDetails) -> str:
+    where = [str(part) for part in one["loc"] if part not in {"function-before", "constrained-str"}]
     key = ".".join(where) or "the file"
-    n_more = error.error_count() - 1
-    more = f" (and {n_more} more)" if n_more else ""
-    if first["type"] == "extra_forbidden":
+    if one["type"] == "extra_forbidden":
         near = _nearest(where)
-        hint = f"; did you mean {near!r}?" if near else ""
-        return f"unknown key {key}{hint}{more}"
-    if first["type"] == "missing":
-        return f"{key} is missing{more}"
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "string_pattern_mismatch":
+        return f"unknown key {key}" + (f"; did you mean {near!r}?" if near else "")
+    if one["type"] == "missing":
+        return f"{key} is missing"
+    message = mistake_in_words(one["msg"])
+    if one["type"] == "string_pattern_mismatch":
         message = _PATTERNS[where[-1]]
-    value = first["input"]
+    value = one["input"]
     if isinstance(value, dict | BaseModel) or _holds_secret(where, value):
-        return f"{key}: {message}{more}"
-    return f"{key} = {_shown(value)!r}: {message}{more}"
+        return f"{key}: {message}"
+    return f"{key} = {_shown(value)!r}: {message}"
 
 
 def _holds_secret(where: list[str], value: Any) -> bool:

@@ -43,3 +43,13 @@ def cut_middle(text: str, limit: int) -> tuple[str, int]:
     tail = limit - head
     n_cut = len(text) - limit
     return f"{text[:head]}\n[… {n_cut:,} characters cut …]\n{text[len(text) - tail :]}", n_cut
+
+
+def mistake_in_words(message: str) -> str:
+    """What is allowed, from pydantic's message on one value.
+
+    >>> mistake_in_words("Input should be a valid integer, unable to parse string as an integer")
+    'must be a valid integer'
+    """
+    message = message.removeprefix("Value error, ").replace("Input should be", "must be")
+    return message.partition(", unable to parse")[0]

@@ -13,9 +13,11 @@ from typing import Annotated, Any, Literal
 import jinja2
 from jinja2.sandbox import SandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from evalpipe.core.identity import fingerprint
 from evalpipe.core.judgment import JudgeMode
+from evalpipe.core.text import mistake_in_words
 from evalpipe.errors import ConfigError
 from evalpipe.judging.rubric import SCHEMA_VERSION, reply_schema
 from evalpipe.providers.paths import ADDRESS, address_fault
@@ -196,12 +198,14 @@ def _render(text: str, read: _JudgeFile, judge_path: Path) -> str:
 
 
 def _explain(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in first["loc"] if part != "[key]")
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "extra_forbidden":
+    return "; ".join(dict.fromkeys(_one_mistake(one) for one in error.errors(include_url=False)))
+
+
+def _one_mistake(one: ErrorDetails) -> str:
+    key = ".".join(str(part) for part in one["loc"] if part != "[key]")
+    if one["type"] == "extra_forbidden":
         near = get_close_matches(key, list(_JudgeFile.model_fields), n=1)
-        return f"unknown key {key}{f'; did you mean {near[0]!r}?' if near else ''}{more}"
-    if first["type"] == "missing":
-        return f"{key} is missing{more}"
-    return f"{key} = {first['input']!r}: {first['msg'].removeprefix('Value error, ')}{more}"
+        return f"unknown key {key}" + (f"; did you mean {near[0]!r}?" if near else "")
+    if one["type"] == "missing":
+        return f"{key} is missing"
+    return f"{key} = {one['input']!r}: {mistake_in_words(one['msg'])}"
