@@ -7,18 +7,18 @@ from collections.abc import Iterator
 from evalpipe.pipeline.retention import Removal
 
 _COUNTED = {
-    "exchanges": "answers",
-    "judgments": "judgments",
-    "feedback": "comments",
-    "labels": "labels",
-    "rejected": "rejected lines",
-    "reports": "report pages",
+    "exchanges": "answer",
+    "judgments": "judgment",
+    "feedback": "comment",
+    "labels": "label",
+    "rejected": "rejected line",
+    "reports": "report page",
 }
 
 
 def lines(removal: Removal) -> Iterator[str]:
     """The counts in one line, then what is left, and why."""
-    counts = [f"{n:,} {words}" for name, words in _COUNTED.items() if (n := getattr(removal, name))]
+    counts = [f"{n:,} {word}{'s' * (n != 1)}" for name, word in _COUNTED.items() if (n := getattr(removal, name))]
     done = "would take" if removal.dry_run else "took"
     whose = f" before {removal.before}" if removal.before else ""
     if counts:

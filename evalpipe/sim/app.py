@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 from urllib.parse import parse_qs
 
 from evalpipe.errors import EvalpipeError
-from evalpipe.providers.base import ENDPOINTS
+from evalpipe.providers.encoding import EncodingError, decode_request
 from evalpipe.providers.jsontext import MalformedJSONError, as_dict, dump, parse
+from evalpipe.providers.paths import endpoint_of
 from evalpipe.sim.batch_store import BatchStore
 from evalpipe.sim.batches_anthropic import MessageBatches
 from evalpipe.sim.batches_openai import OpenAIBatches
 from evalpipe.sim.corpus import Corpus, load_corpus
 from evalpipe.sim.engine import Engine
 from evalpipe.sim.headers import MARK, common_headers, error_answer
-from evalpipe.sim.http import HttpRequest, Responder
+from evalpipe.sim.http import MAX_BODY_BYTES, HttpRequest, Responder
 from evalpipe.sim.judge import SimulatedJudge
 from evalpipe.sim.ledger import Ledger
 from evalpipe.sim.requests import BadRequestError, read_sim_request
@@ -41,7 +42,13 @@ class SimApp:
         """Answer one HTTP request."""
         # Both a base_url with /v1 and one without it work, as at many compatible servers.
         path = request.path if request.path.startswith(("/v1/", "/_sim/")) else f"/v1{request.path}"
-        endpoint = ENDPOINTS.get(path)
+        endpoint = endpoint_of(path)
+        try:
+            body = decode_request(request.headers.get("content-encoding", ""), request.body, limit=MAX_BODY_BYTES)
+        except EncodingError as error:
+            await responder.whole(400, [_JSON, MARK], error_answer(endpoint or "messages", 400, "req_sim", str(error)))
+            return
+        request = replace(request, body=body)
         if endpoint is not None and request.method == "POST":
             await self.completions.serve(endpoint, request, responder)
         elif path.startswith("/_sim/"):

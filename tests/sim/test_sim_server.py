@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import http.client
 import json
 import os
@@ -33,11 +34,11 @@ def sim() -> Iterator[Simulator]:
         yield running
 
 
-def post(sim: Simulator, path: str, document: Any) -> tuple[int, bytes]:
+def post(sim: Simulator, path: str, document: Any, **headers: str) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection("127.0.0.1", sim.port, timeout=10)
     body = document if isinstance(document, bytes) else json.dumps(document).encode()
     try:
-        connection.request("POST", path, body, {"content-type": "application/json"})
+        connection.request("POST", path, body, {"content-type": "application/json", **headers})
         answer = connection.getresponse()
         return answer.status, answer.read()
     finally:
@@ -355,3 +356,21 @@ def test_many_at_once() -> None:
             thread.join()
         assert statuses == [200] * 100
         assert sim.ledger()["by_kind"] == {"ok": 100}
+
+
+def test_a_compressed_request_is_answered(sim: Simulator) -> None:
+    question = {"model": "m", "messages": [{"role": "user", "content": "What is a lease?"}]}
+    packed = gzip.compress(json.dumps(question).encode())
+    status, answer = post(sim, "/v1/chat/completions", packed, **{"content-encoding": "gzip"})
+    assert (status, json.loads(answer)["object"]) == (200, "chat.completion")
+    status, answer = post(sim, "/v1/chat/completions", b"plain", **{"content-encoding": "gzip"})
+    assert (status, "not gzip" in json.loads(answer)["error"]["message"]) == (400, True)
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions/", "/openai/deployments/m/chat/completions?api-version=2024-10-21"]
+)
+def test_the_paths_of_other_vendors_are_answered(sim: Simulator, path: str) -> None:
+    question = {"model": "m", "messages": [{"role": "user", "content": "What is a lease?"}]}
+    status, answer = post(sim, path, question)
+    assert (status, json.loads(answer)["object"]) == (200, "chat.completion")
