@@ -103,7 +103,8 @@ def flagged(
             else a table of exchanges.
         values: those that get a flag.
         billed_arms: arms (True = treatment) of which some answer has a cost: a request that the provider refused to serve is then
-            billed nothing. Where no price is known, nothing is. A timeout's bill stays unknown: it may well be billed.
+            billed nothing. Where no price is known, nothing is. What a timeout, an error within a 200 or an answer that broke
+            off cost stays unknown: it may well be billed.
         silent_arms: arms of which an imported log shows no failures; such rows are not in `in_measured`.
         left_out: kinds of requests (their numbers) that are left out, by the value's flag.
         complete: flags of values that are known of all their requests: they need no test.
@@ -150,7 +151,6 @@ def _derived(side: str, billed: str) -> list[str]:
     unknown."""
     code = f"{side}code"
     elapsed = f"CASE WHEN {side}streamed THEN {side}latency_ms - {side}ttft_ms ELSE {side}latency_ms END"
-    free = f"{billed} AND {code} IN ({OUTCOMES.index('http_error') + 1}, {OUTCOMES.index('unreadable') + 1})"
     columns = {
         "answered": f"{code} <= 3",
         "failed": f"{code} > 3",
@@ -160,6 +160,6 @@ def _derived(side: str, billed: str) -> list[str]:
         "timed_out": f"{code} = {OUTCOMES.index('timeout') + 1}",
         "generation_s": f"CASE WHEN ({elapsed}) >= 0 THEN greatest({elapsed}, {CLOCK_RESOLUTION_MS}) / 1000 END",
         "tokens_used": f"{side}input_tokens + {side}output_tokens",
-        "billed_usd": f"coalesce({side}cost_usd, CASE WHEN {free} THEN 0 END)",
+        "billed_usd": f"coalesce({side}cost_usd, CASE WHEN {billed} AND {side}unbilled THEN 0 END)",
     }
     return [f"({sql}) AS {side}{name}" for name, sql in columns.items()]

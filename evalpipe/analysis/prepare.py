@@ -31,6 +31,11 @@ KIND = "coalesce(request_kind, coalesce(endpoint, 'request') || CASE WHEN stream
 # Nearly every text is neither short nor begins with a space, so the expression is asked of few.
 BLANK = r"""CASE WHEN tool_calls IS NOT NULL AND tool_calls <> '[]' THEN false WHEN text IS NULL THEN true
   WHEN text < '!' OR strlen(text) <= 16 THEN regexp_full_match(text, '[\s\p{Z}\p{C}]*') ELSE false END"""
+# An error's status instead of an answer, and a request that was never sent (the collector's only failure without a status), are
+# billed nothing by either vendor. `load` writes that as a cost of 0, or as a note why it is not known; files from before the
+# notes have neither, nor have other tools' logs.
+UNBILLED = """outcome = 'http_error' AND cost_usd IS NULL AND cost_note IS NULL
+  AND coalesce(status >= 300, role <> 'imported')"""
 
 COLUMNS = f"""
   hash(request_id) AS id,
@@ -44,9 +49,11 @@ COLUMNS = f"""
   ttft_ms::DOUBLE AS ttft_ms,
   input_tokens::DOUBLE AS input_tokens,
   output_tokens::DOUBLE AS output_tokens,
-  cost_usd::DOUBLE AS cost_usd"""
+  cost_usd::DOUBLE AS cost_usd,
+  {UNBILLED} AS unbilled"""
 OF_A_SIDE = (
     "at_us", "code", "empty", "streamed", "silent", "latency_ms", "ttft_ms", "input_tokens", "output_tokens", "cost_usd",
+    "unbilled",
 )  # fmt: skip
 """what `ev_requests` holds of each side"""
 SAMPLED_ROWS = 20_000

@@ -10,6 +10,7 @@ import pytest
 from experiment_builders import START, both_arms, failing, frame, metric, run
 
 from evalpipe.analysis.settings import CustomMetric
+from evalpipe.store.exchange_rows import BROKEN_OFF
 
 
 def values(found: Any, name: str) -> tuple[float | None, float | None]:
@@ -189,3 +190,36 @@ def test_incidents_of_eight_hours_are_few_events() -> None:
     elsewhere = metric(run(both_arms(n, n_users=960, control=control, treatment=spread), looks="anytime"), "error_rate")
     assert elsewhere.difference == pytest.approx(found.difference)
     assert elsewhere.ci_low > 0
+
+
+@pytest.mark.parametrize(
+    ("failure", "usd"),
+    [
+        ({"status": 429}, 0.0),  # neither vendor bills an error's status
+        ({"status": None}, 0.0),  # never sent
+        ({"status": 429, "cost_note": "no price is known for m"}, None),  # it reported tokens
+        ({"status": 502, "cost_note": BROKEN_OFF}, None),
+        ({"status": 200, "cost_note": BROKEN_OFF}, None),  # an error within a 200
+        ({"status": 200, "outcome": "unreadable", "cost_note": BROKEN_OFF}, None),
+        ({"status": 200, "outcome": "unreadable"}, None),  # of a file from before the notes
+        ({"status": 504, "outcome": "timeout"}, None),
+        ({"status": 429, "role": "imported"}, 0.0),
+        ({"status": None, "role": "imported"}, None),  # another tool's log that says no more than "failed"
+    ],
+)
+@pytest.mark.parametrize("mode", ["shadow", "ab"])
+def test_a_failures_bill_is_nothing_only_where_nothing_is_billed(
+    mode: str, failure: dict[str, Any], usd: float | None
+) -> None:
+    """Eight requests: the treatment's answers cost 1 $ each, its last two attempts failed."""
+    exchanges = both_arms(8, treatment={"status": 200, "cost_note": None, "cost_usd": 1.0})
+    treatment = exchanges["arm"] == "treatment"
+    failed = treatment & exchanges["request_id"].isin(["r6", "r7"])
+    for column, value in {"outcome": "http_error", **failure}.items():
+        exchanges.loc[failed, column] = value
+    exchanges.loc[failed, "cost_usd"] = None
+    if mode == "ab":
+        exchanges.loc[treatment, ["request_id", "unit_id"]] = "t" + exchanges.loc[treatment, ["request_id", "unit_id"]]
+        exchanges["role"] = np.where(exchanges["role"] == "shadow", "served", exchanges["role"])
+    bill = values(run(exchanges, mode=mode), "cost_per_1000_requests_usd")[1]
+    assert bill == pytest.approx(1000 * 6 / 8 if usd == 0 else 1000.0)
