@@ -214,3 +214,19 @@ def test_an_interrupted_command_says_so(workspace: Path) -> None:
         _, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert error.startswith("evalpipe: interrupted") and error.count("\n") == 1
+
+
+def test_the_judges_commands_and_the_flags_they_once_were(workspace: Path) -> None:
+    (workspace / "pairs.jsonl").write_text(json.dumps(PAIR) + "\n", "utf-8")
+    run("load", "pairs.jsonl", "--experiment", "try", cwd=workspace)
+    listed = [run("judge", word, "--json", cwd=workspace) for word in ("list", "--list")]
+    assert listed[0].stdout == listed[1].stdout
+    assert "pairwise" in {one["name"] for one in json.loads(listed[0].stdout)["judges"]}
+    for word in ("audit", "--audit"):
+        assert "no pairwise judgments to audit" in one_line(run("judge", word, cwd=workspace), 1)
+    for words in (["show-prompt", "p1"], ["--show-prompt=p1"], ["--show-prompt", "p1"]):
+        assert "Say hi" in run("judge", *words, cwd=workspace).stdout
+    assert "one at a time" in one_line(run("judge", "--audit", "--list", cwd=workspace), 2)
+    assert "--estimate and --status exclude" in one_line(
+        run("judge", "--estimate", "--batch", "--status", cwd=workspace), 2
+    )

@@ -1,4 +1,4 @@
-"""`--reparse`: stored raw replies read again, by the reader of today, without a call."""
+"""`judge reparse`: stored raw replies read again, by the reader of today, without a call."""
 
 from __future__ import annotations
 

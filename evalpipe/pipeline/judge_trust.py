@@ -1,4 +1,4 @@
-"""`evalpipe judge --self-test`, `--audit` and `--reparse`: may a judge be trusted, and what do its stored replies say?"""
+"""`evalpipe judge self-test`, `audit` and `reparse`: may a judge be trusted, and what do its stored replies say?"""
 
 from __future__ import annotations
 
