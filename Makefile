@@ -73,6 +73,10 @@ bench-report: $(VENV)/.installed-dev chromium ## seconds and memory of `report -
 bench-load: $(VENV)/.installed-dev ## how fast load turns a spool into Parquet
 	$(BIN)/python tests/bench/bench_load.py 100000
 
+.PHONY: check-power
+check-power: $(VENV)/.installed-dev ## power losses replayed at every moment of real processes, with 2,000 mixtures of what no sync covers for each part (half an hour; needs a C compiler)
+	EVALPIPE_POWER_STATES=$${EVALPIPE_POWER_STATES:-2000} $(BIN)/python -m pytest -n 0 -s tests/power
+
 check-rollout: $(VENV)/.installed-dev ## simulated canaries, and real collectors with kills and share changes (minutes; not in the suite)
 	$(BIN)/python tests/rollout/check_assignment.py
 	$(BIN)/python tests/rollout/check_canary_simulation.py

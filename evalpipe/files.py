@@ -1,9 +1,22 @@
-"""Files that are there whole or not at all, and survive a power loss."""
+"""Files that are there whole or not at all, and survive a power loss.
+
+Bytes survive once their file was synced, a name once its folder was: also the name of a folder, and also that a name is gone.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
+
+_LEVELS = 4
+"""Folders between the data's own parent and the deepest file (a dataset, an experiment, a day)."""
+_NOT_OURS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL, errno.ENOTSUP})
+"""What syncing a folder above ours fails with where it is somebody else's, or of a file system without such syncs."""
+_safe: set[str] = set()
+"""Folders whose names, and those of the folders above them, this process has synced."""
 
 
 def sync_folder(folder: Path) -> None:
@@ -15,13 +28,79 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def make_folder(folder: Path, *, mode: int = 0o777) -> None:
+    """The folder is there and survives a power loss, also where another process has just made it. Raises OSError.
+
+    Args:
+        folder: made with those above it.
+        mode: of the folder itself; those above get the default.
+    """
+    if folder.is_dir():
+        if str(folder) in _safe:
+            return
+    else:
+        folder.mkdir(mode=mode, parents=True, exist_ok=True)
+    for above in list(folder.absolute().parents)[:_LEVELS]:
+        try:
+            sync_folder(above)
+        except OSError as error:
+            if error.errno not in _NOT_OURS:
+                raise
+            break
+    _safe.add(str(folder))
+
+
 def write_synced(path: Path, data: bytes) -> None:
-    """The file, for its owner only, is there whole or as it was; it survives a power loss before this returns. Raises OSError."""
+    """The file, for its owner only, is there whole or as it was; it survives a power loss before this returns, and so do the
+    folders above it, which are made where there are none. Raises OSError."""
     part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    make_folder(path.parent)
+    try:
+        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError:
+        with suppress(OSError):
+            part.unlink()
+        raise
     sync_folder(path.parent)
+
+
+def unlink_synced(paths: Iterable[Path]) -> None:
+    """The files are gone, and a power loss does not bring them back; one that is gone already is no error. Raises OSError."""
+    folders = set()
+    for path in paths:
+        path.unlink(missing_ok=True)
+        folders.add(path.parent)
+    for folder in folders:
+        with suppress(FileNotFoundError):
+            sync_folder(folder)
+
+
+def unfinished(folder: Path, pattern: str) -> list[Path]:
+    """What writers that are gone left of files in the making (`write_synced`).
+
+    Args:
+        folder: where the files are.
+        pattern: of the names of the finished files, such as "*.html".
+    """
+    found = []
+    for path in folder.glob(f".{pattern}.*"):
+        process, _, suffix = path.name.rpartition(".")
+        pid = process.rpartition(".")[2]
+        if suffix in {"tmp", "part"} and pid.isdecimal() and not _lives(int(pid)):
+            found.append(path)
+    return found
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return pid != os.getpid()

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from evalpipe.core.treatment_state import STATE_FILE, ShadowState, read_state
+from evalpipe.files import make_folder, write_synced
 
 READY_FILE = "ready"
 """in the folder of the metrics, once every process of the collector has started"""
@@ -46,12 +47,7 @@ def load_spent(data: Path, experiment: str) -> float:
 
 def save_spent(data: Path, experiment: str, usd: float) -> None:
     """Raises OSError."""
-    path = spent_path(data, experiment)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
-        file.write(repr(usd))
-    temporary.replace(path)
+    write_synced(spent_path(data, experiment), repr(usd).encode())
 
 
 def is_held(lock: Path) -> bool:
@@ -70,13 +66,6 @@ def is_held(lock: Path) -> bool:
 
 
 def save_state(folder: Path, state: ShadowState) -> None:
-    """Raises OSError."""
-    temporary = folder / f".{STATE_FILE}.{os.getpid()}"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(msgspec.json.encode(state))
-        temporary.replace(folder / STATE_FILE)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    """It survives a power loss: load deletes decisions that it covers. Raises OSError."""
+    make_folder(folder, mode=0o700)
+    write_synced(folder / STATE_FILE, msgspec.json.encode(state))

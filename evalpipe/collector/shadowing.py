@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import logging
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -68,6 +69,8 @@ class ShadowProcess:
         self._lock = -1
         self._files = SegmentFiles(self._folder)
         self._watch = SpoolWatch(settings, self._folder)
+        self._saving = threading.Lock()
+        self._unsaved: tuple[ShadowState, float] | None = None
         self._not_saved: str | None = None
         self._not_opened: str | None = None
         self._saved_at = 0.0
@@ -117,6 +120,7 @@ class ShadowProcess:
             if self._originals is not None:
                 self._originals.close()
             self._save()
+            self._write_state()
             self._metrics.flush()
             self._accountant.close()
             self._pool.close()
@@ -194,7 +198,8 @@ class ShadowProcess:
         experiment = self._settings.experiment
         own = self._spent.get(experiment, 0.0) + (self._settings.shadow_spent_usd if lost else 0.0)
         self._saved_spent = load_spent(Path(self._settings.data), experiment)
-        return max(own, self._saved_spent)
+        # The store knows what a state that is older than its log has missed.
+        return max(own, self._saved_spent, self._settings.shadow_spent_usd)
 
     def _resume(self, state: ShadowState, decided: set[str]) -> None:
         """Requests the last life had read but not decided."""
@@ -343,6 +348,7 @@ class ShadowProcess:
         return waiting if self._originals is None else waiting + self._originals.waiting()
 
     def _save(self) -> None:
+        """Have the state written by a thread: a sync may take long, and copies are timed here."""
         self._saved_at = self._loop.time()
         if self._mirror is not None:
             self._spent[self._settings.experiment] = self._mirror.spent_usd
@@ -352,9 +358,18 @@ class ShadowProcess:
             accounted=self._accountant.offsets(),
             waiting=self._waiting(),
             decided=list(self._decided),
-            spent_usd=self._spent,
+            spent_usd=dict(self._spent),
         )
-        spent = self._spent.get(self._settings.experiment, 0.0)
+        self._unsaved = (state, self._spent.get(self._settings.experiment, 0.0))
+        self._loop.run_in_executor(None, self._write_state)
+
+    def _write_state(self) -> None:
+        with self._saving:  # one at a time, so that no older state takes the place of a newer one
+            unsaved, self._unsaved = self._unsaved, None
+            if unsaved is not None:
+                self._write(unsaved[0], unsaved[1])
+
+    def _write(self, state: ShadowState, spent: float) -> None:
         try:
             save_state(self._folder, state)
             if spent != self._saved_spent:

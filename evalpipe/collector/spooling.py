@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from evalpipe.core.spool import Record, render_record
-from evalpipe.files import sync_folder
+from evalpipe.files import make_folder, sync_folder
 
 RETRY_S = 1.0
 """after a failed write: how long before the disk is tried with a new segment"""
@@ -225,12 +225,21 @@ class SpoolWriter:
         self._unsynced = False
         try:
             os.fsync(fd)
-            if self._new_name:  # a file whose name is not on the disk is lost with all its bytes
-                self._new_name = False
-                sync_folder(self._folder)
         except OSError as error:
             if error.errno != errno.EBADF:  # a segment that was rotated away meanwhile was synced when it was closed
                 self.last_error = error.strerror or str(error)
+        self._sync_name()
+
+    def _sync_name(self) -> None:
+        """A file whose name is not on the disk is lost with all its bytes."""
+        if not self._new_name:
+            return
+        self._new_name = False
+        try:
+            sync_folder(self._folder)
+        except OSError as error:
+            self._new_name = True
+            self.last_error = error.strerror or str(error)
 
     def close(self) -> None:
         """The last segment is synced and let go; an empty one is removed."""
@@ -243,6 +252,7 @@ class SpoolWriter:
             with contextlib.suppress(OSError):
                 self._path.unlink()
         _close(fd)
+        self._sync_name()
 
     def position(self) -> dict[str, int]:
         """The open segment's name and size."""
@@ -264,7 +274,7 @@ class SpoolWriter:
             return None
         self._retry_at = now + RETRY_S
         try:
-            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_folder(self._folder, mode=0o700)
             return self._open_next()
         except OSError as error:
             self.last_error = error.strerror or str(error)

@@ -74,7 +74,6 @@ def custom_id(key: str, attempt: int) -> str:
 
 def save_intent(folder: Path, intent: Intent, items: Sequence[Item]) -> Intent:
     """Put a batch on disk, items first; it survives a power loss before this returns."""
-    folder.mkdir(parents=True, exist_ok=True)
     encode = msgspec.json.Encoder().encode
     write_synced(folder / f"{intent.name}.jsonl", b"".join(encode(item) + b"\n" for item in items))
     save_state(folder, intent)

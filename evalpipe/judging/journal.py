@@ -7,6 +7,7 @@ which adds no id twice, and then removes the journal; a crash between the two re
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import secrets
@@ -21,6 +22,7 @@ import msgspec
 from evalpipe.core.judgment import Judgment
 from evalpipe.core.text import well_formed
 from evalpipe.errors import WorkspaceBusyError
+from evalpipe.files import make_folder, sync_folder, unlink_synced
 from evalpipe.judging.room import NoRoomError, is_full, one_line_if_full, reserve
 
 WriteJudgments = Callable[[Sequence[Judgment]], int]
@@ -53,7 +55,7 @@ class Journal:
         self._file = -1
         self._end = self._set_aside_to = 0
         with one_line_if_full(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             self._open()
 
     def begin(self, judgment: Judgment) -> None:
@@ -78,8 +80,12 @@ class Journal:
         self._in_flight.pop(judgment.judgment_id, None)
 
     def sync(self) -> None:
-        """Make what was appended survive a power loss."""
-        os.fsync(self._file)
+        """Make what was appended survive a power loss; may be called from another thread."""
+        try:
+            os.fsync(self._file)
+        except OSError as error:
+            if error.errno != errno.EBADF:  # a file that was rotated away meanwhile was synced when it was closed
+                raise
 
     def rotate(self) -> frozenset[str]:
         """Go on in a new file, which takes over what is in flight; the ids of that."""
@@ -91,6 +97,7 @@ class Journal:
                 self._set_aside(sum(map(len, lines)), len(lines))
                 for line in lines:
                     self._write(line)
+                self.sync()  # before the old file, which holds them too, is removed
         except NoRoomError:  # the old file has room for all that is in flight: go on with it
             if self._file != old:
                 os.close(self._file)
@@ -106,6 +113,7 @@ class Journal:
     def _open(self) -> None:
         self.path = self.folder / f"journal-{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{secrets.token_hex(3)}.jsonl"
         self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        sync_folder(self.folder)  # a file whose name a power loss takes is lost with all its bytes
         self._end = self._set_aside_to = 0
         self.n_lines = 0
 
@@ -147,8 +155,8 @@ def compact(
     rows = {judgment.judgment_id: judgment for path in paths for judgment in read_journal(path)}
     found = [judgment for judgment_id, judgment in rows.items() if judgment_id not in in_flight]
     n_added = sum(write(found[start : start + _ROWS_AT_ONCE]) for start in range(0, len(found), _ROWS_AT_ONCE))
-    for path in paths:
-        path.unlink()
+    if paths:
+        unlink_synced(paths)  # what they hold may be removed from the store by then (`forget`): it must not come back
     return n_added
 
 

@@ -55,7 +55,6 @@ def settled_calls(folder: Path) -> Mapping[str, float]:
 
 def save_settlement(folder: Path, settlement: Settlement) -> Path:
     """Put a settlement on the record; it survives a power loss before this returns."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{secrets.token_hex(3)}.json"
     write_synced(path, msgspec.json.format(msgspec.json.encode(settlement), indent=1))
     return path

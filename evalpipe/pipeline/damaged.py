@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from evalpipe.analysis.result import Analysis, Check
 from evalpipe.core.text import printable
 from evalpipe.errors import DataError
-from evalpipe.files import sync_folder
+from evalpipe.files import make_folder, sync_folder
 from evalpipe.pipeline.resources import within_resources
 from evalpipe.pipeline.workspace import Workspace
 from evalpipe.store.datasets import writing
@@ -90,7 +90,7 @@ def move_damaged(workspace: Workspace) -> list[DamagedFile]:
             with writing(data, found.dataset):
                 if not source.exists():  # somebody else was first
                     continue
-                target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                make_folder(target.parent, mode=0o700)
                 source.rename(target)
                 sync_folder(target.parent)
                 sync_folder(source.parent)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
@@ -17,6 +16,7 @@ import msgspec
 from evalpipe.analysis.record import ExperimentRecord, read_record, render_record
 from evalpipe.analysis.settings import Exclusion
 from evalpipe.errors import DataError, EvalpipeError
+from evalpipe.files import write_synced
 from evalpipe.pipeline.workspace import record_copy_path, record_mark_path, record_path
 from evalpipe.store.selection import Selection
 
@@ -114,23 +114,14 @@ def excluding(selection: Selection, record: ExperimentRecord | None, *, but: Seq
 
 
 def write_atomically(path: Path, data: bytes, *, optional: bool = False) -> bool:
-    """The file appears whole under its name or not at all. Whether it was written.
+    """The file appears whole under its name or not at all, and survives a power loss. Whether it was written.
 
     Raises EvalpipeError where it cannot be written; with `optional` a folder nobody may write to is no error.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        write_synced(path, data)
     except OSError as error:
         if optional and error.errno in NOT_ALLOWED:
             return False
-        with contextlib.suppress(OSError):
-            part.unlink()
         raise EvalpipeError(f"cannot write {path}: {error.strerror}") from error
     return True

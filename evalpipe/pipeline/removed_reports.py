@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection
 
 from evalpipe.errors import DataError
+from evalpipe.files import unfinished, unlink_synced
 from evalpipe.pipeline.record import write_atomically
 from evalpipe.pipeline.report import load_report
 from evalpipe.pipeline.workspace import Workspace
@@ -22,6 +23,8 @@ def scrub_reports(workspace: Workspace, experiment: str, requests: Collection[st
     """
     names = {name.encode("utf-8", "surrogatepass") for name in requests}
     n_changed = 0
+    if not dry_run:
+        unlink_synced(unfinished(workspace.reports, "*.html"))
     for html in sorted(workspace.reports.glob("*.html")):
         page = html.read_bytes()
         try:
@@ -31,7 +34,7 @@ def scrub_reports(workspace: Workspace, experiment: str, requests: Collection[st
                 continue
             n_changed += 1
             if not dry_run:
-                html.unlink()
+                unlink_synced([html])
             continue
         if analysis.experiment != experiment:
             continue

@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -20,7 +20,7 @@ from pathlib import Path
 from evalpipe.core.identity import hash_unit
 from evalpipe.core.spool import RequestRecord, read_record
 from evalpipe.errors import ConfigError, DataError
-from evalpipe.files import sync_folder
+from evalpipe.files import sync_folder, unfinished, unlink_synced
 from evalpipe.pipeline.damaged import FOLDER as DAMAGED
 from evalpipe.pipeline.load import check_writable, load, only_load
 from evalpipe.pipeline.names import loaded_experiment
@@ -138,7 +138,7 @@ def _forget(workspace: Workspace, name: str, user: str, *, dry_run: bool) -> Rem
         write_atomically(key_path, key.hex().encode())
     _remove(workspace, removal, requests, Scrubber(key, at=datetime.now(UTC), renames_units=True), units=units)
     if not dry_run:
-        key_path.unlink(missing_ok=True)
+        unlink_synced([key_path])  # it leads from the old id to the new one
     return removal
 
 
@@ -195,6 +195,7 @@ def _alone(workspace: Workspace, dry_run: bool) -> Iterator[None]:
         if workspace.spool.is_dir() and holds_log(workspace.spool):
             load(workspace, show_progress=False)
         with only_load(workspace.data):
+            unlink_synced(unfinished(workspace.data / "rejected", "*.jsonl"))
             yield
 
 
@@ -257,7 +258,7 @@ def _old_rejects(workspace: Workspace, before: datetime, dry_run: bool) -> int:
         if path.stat().st_mtime < before.timestamp():
             n_lines += path.read_bytes().count(b"\n")
             if not dry_run:
-                path.unlink()
+                unlink_synced([path])
     return n_lines
 
 
@@ -268,7 +269,7 @@ def _old_damaged(workspace: Workspace, name: str, before: datetime, dry_run: boo
         day = path.parent.name.removeprefix("date=")
         if day != path.parent.name and day < before.date().isoformat():
             if not dry_run:
-                path.unlink()
+                unlink_synced([path])
         else:
             n_left += 1
     return n_left
@@ -294,8 +295,10 @@ def _note(data: Path, removal: Removal, event: str) -> None:
     """One line in the experiment's list of removals, synced. It names no user."""
     path = data / "experiments" / f"{removal.experiment}.removals.jsonl"
     facts = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "event": event, **asdict(removal)}
-    with private_file(path, os.O_WRONLY | os.O_APPEND) as handle:
-        os.write(handle, json.dumps(facts).encode() + b"\n")
+    with private_file(path, os.O_RDWR | os.O_APPEND) as handle:
+        size = os.fstat(handle).st_size
+        torn = size and os.pread(handle, 1, size - 1) != b"\n"  # by a power loss
+        os.write(handle, (b"\n" if torn else b"") + json.dumps(facts).encode() + b"\n")
         os.fsync(handle)
     sync_folder(path.parent)
 
@@ -308,4 +311,8 @@ def removals(data: Path, experiment: str) -> list[dict[str, object]]:
         return []
     except OSError as error:
         raise DataError(f"cannot read the removals of experiment {experiment!r}: {error.strerror}") from error
-    return [json.loads(line) for line in lines if line.endswith(b"}")]
+    found = []
+    for line in lines:
+        with suppress(ValueError):  # cut short by a power loss
+            found.append(json.loads(line))
+    return [one for one in found if isinstance(one, dict)]

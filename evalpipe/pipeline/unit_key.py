@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from evalpipe.errors import ConfigError, EvalpipeError
+from evalpipe.files import sync_folder
 from evalpipe.pipeline.record import write_atomically
 from evalpipe.pipeline.resources import FULL
 from evalpipe.pipeline.workspace import Workspace
@@ -117,3 +118,4 @@ def _make(path: Path) -> None:
             os.link(temp, path)
     finally:
         temp.unlink(missing_ok=True)
+    sync_folder(path.parent)  # before the first id is hashed with it

@@ -24,7 +24,7 @@ from evalpipe.core.canary import (
     render_event,
 )
 from evalpipe.errors import EvalpipeError
-from evalpipe.files import sync_folder, write_synced
+from evalpipe.files import make_folder, sync_folder, write_synced
 from evalpipe.rollout.stages import CONTROLLER, HISTORY_LOST, Change
 
 TAIL_BYTES = 1 << 16
@@ -141,7 +141,6 @@ class History:
             return None
 
     def write_evaluation(self, evaluation: CanaryEvaluation) -> None:
-        self._evaluation_path.parent.mkdir(parents=True, exist_ok=True)
         write_synced(self._evaluation_path, render_evaluation(evaluation))
 
     def _copy(self) -> CanaryEvent | None:
@@ -187,7 +186,7 @@ class History:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        self._lock_path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self._lock_path.parent)
         with os.fdopen(os.open(self._lock_path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from evalpipe.core.identity import fingerprint
 from evalpipe.errors import DataError
-from evalpipe.files import sync_folder
+from evalpipe.files import make_folder, sync_folder, unlink_synced
 from evalpipe.store.schema import Dataset
 
 STALE_AFTER_S = 24 * 3600.0
@@ -152,7 +152,7 @@ class ParquetFile:
     """
 
     def __init__(self, folder: Path, schema: pa.Schema, *, stem: str | None = None) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self._stem = stem or new_stem()
         self._folder = folder
         self._temp = folder / f".{self._stem}.tmp"
@@ -225,7 +225,7 @@ def sweep_stale(data: Path, dataset: Dataset, now: float | None = None) -> int:
     for temp in (data / dataset.name).glob("**/.*.tmp"):
         with suppress(FileNotFoundError):  # its owner may just have renamed it
             if temp.stat().st_mtime < oldest:
-                temp.unlink()
+                unlink_synced([temp])
                 n_removed += 1
     return n_removed
 
@@ -233,7 +233,7 @@ def sweep_stale(data: Path, dataset: Dataset, now: float | None = None) -> int:
 @contextmanager
 def private_file(path: Path, flags: int) -> Iterator[int]:
     """A descriptor of a file only its owner may read (0600), closed at the end."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     handle = os.open(path, flags | os.O_CREAT, 0o600)
     try:
         yield handle

@@ -196,16 +196,20 @@ class SpoolLoad:
     def _remove_segments(self) -> None:
         if not isinstance(self._spool, Path):
             return
-        state = treatment_state(self._spool)
+        done = [one for i, one in enumerate(self._segments) if not one.locked and i not in self._needed]
+        self._remove([one for one in done if not holds_decisions(one)])
         # Decisions go last: once no request is left that a successor of the treatment process could come across again,
-        # or where its state says what they say.
-        for index, segment in sorted(enumerate(self._segments), key=lambda item: holds_decisions(item[1])):
-            covered = not holds_decisions(segment) or state.covers(segment.path.name, segment.n_bytes)
-            if segment.locked or index in self._needed or not (covered or self._no_requests_left()):
-                continue
-            if remove(segment):
-                self._tally.n_segments_deleted += 1
-        if self._tally.n_segments_deleted:
+        # or where its state says what they say. A power loss brings neither a request back nor an older state: both were synced.
+        state, none_left = treatment_state(self._spool), self._no_requests_left()
+        decisions = [one for one in done if holds_decisions(one)]
+        if decisions:
+            sync_folder(self._spool)
+        self._remove([one for one in decisions if none_left or state.covers(one.path.name, one.n_bytes)])
+
+    def _remove(self, segments: list[Segment]) -> None:
+        n_removed = sum(map(remove, segments))
+        self._tally.n_segments_deleted += n_removed
+        if n_removed and isinstance(self._spool, Path):
             sync_folder(self._spool)
 
     def _no_requests_left(self) -> bool:

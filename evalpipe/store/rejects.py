@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
+from evalpipe.files import unlink_synced, write_synced
 from evalpipe.store.documents import put_aside_form
-from evalpipe.store.files import private_file
 
 
 class Rejects:
@@ -30,13 +29,8 @@ class Rejects:
         self._lines.append(json.dumps(entry).encode() + b"\n")
 
     def write(self) -> None:
-        """Put the lines in place; nothing is left behind where there were none."""
-        if not self._lines:
-            self.path.unlink(missing_ok=True)
-            return
-        temp = self.path.with_name(f".{self.path.name}.tmp")
-        with private_file(temp, os.O_WRONLY | os.O_TRUNC) as handle, os.fdopen(os.dup(handle), "wb") as file:
-            file.writelines(self._lines)
-            file.flush()
-            os.fsync(handle)
-        temp.rename(self.path)
+        """Put the lines in place, safe from a power loss; nothing is left behind where there were none."""
+        if self._lines:
+            write_synced(self.path, b"".join(self._lines))
+        elif self.path.exists():
+            unlink_synced([self.path])

@@ -108,18 +108,21 @@ def scrub(
 
 def remove_superseded(data: Path, dataset: Dataset, experiment: str) -> None:
     """Delete what has a successor, and what was never finished: nobody else writes while the write lock is held."""
-    folders = set()
     old = superseded_files(data, dataset, experiment)
+    for folder in {path.parent for path in old}:
+        sync_folder(folder)  # of a run that was killed: the successor's name must not be lost when the old one goes
     if old:
         wait_for_readers(data)
-    for path in old:
+    top = data / dataset.name / f"experiment={experiment}"
+    # A Parquet file in the making, not a journal's or a batch's state.
+    temps = [temp for temp in top.glob("**/.*.tmp") if temp.name.count(".") == 2]
+    for path in [*old, *temps]:
         path.unlink(missing_ok=True)
-        folders.add(path.parent)
-    for temp in (data / dataset.name / f"experiment={experiment}").glob("**/.*.tmp"):
-        if temp.name.count(".") == 2:  # a Parquet file in the making, not a journal's or a batch's state
-            temp.unlink(missing_ok=True)
-    for folder in folders:
-        sync_folder(folder)
+    for folder in (
+        [top, *top.glob("**/*/")] if top.is_dir() else []
+    ):  # also where an earlier run deleted and did not get to it
+        if folder.is_dir():
+            sync_folder(folder)
 
 
 def of_requests(request_ids: Collection[str]) -> Callable[[pa.Table], pa.Array]:

@@ -11,6 +11,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from evalpipe.files import make_folder, sync_folder
 from evalpipe.store.files import ParquetFile, parquet_files, partition_folder, whole_and_damaged
 from evalpipe.store.schema import Dataset
 
@@ -121,7 +122,11 @@ def known_keys(
     *,
     exclude: Collection[Path] = (),
 ) -> set[tuple[Any, ...]]:
-    """Which of `keys` (columns of the dataset) stored files of the experiment (and dates) hold, `exclude` left out."""
+    """Which of `keys` (columns of the dataset) stored files of the experiment (and dates) hold, `exclude` left out.
+
+    A row that is known is not written again, and what it came from is deleted: so these files survive a power loss from here
+    on, also where the process that wrote them was killed before it could see to it.
+    """
     stored, _ = whole_and_damaged(parquet_files(data, dataset, experiment, dates))
     files = [path for path in stored if path not in exclude]
     if not files or not keys.num_rows:
@@ -136,6 +141,10 @@ def known_keys(
             params=[[str(path) for path in files]],
         )
         found: pa.Table = relation.to_arrow_table().cast(keys.schema)
+    if found.num_rows:
+        for folder in {path.parent for path in files}:
+            make_folder(folder)
+            sync_folder(folder)
     return set(zip(*(found[name].to_pylist() for name in keys.column_names), strict=True))
 
 

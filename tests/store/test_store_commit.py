@@ -61,7 +61,7 @@ def test_a_file_is_synced_before_its_rename_and_its_folder_after(
     file.append(_table(3))
     (temp,) = tmp_path.glob(".*.tmp")
     file.finish()
-    assert seen == [f"sync {temp.name}", f"rename {temp.name}", f"sync {tmp_path.name}"]
+    assert seen[-3:] == [f"sync {temp.name}", f"rename {temp.name}", f"sync {tmp_path.name}"]
 
 
 def test_a_copy_whose_process_is_gone_is_not_waited_for(tmp_path: Path) -> None:

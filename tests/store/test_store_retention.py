@@ -314,3 +314,11 @@ def test_killed_at_any_step_it_is_finished_by_the_next_run(tmp_path: Path) -> No
     finished = subprocess.run(command, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert " of " in finished.stdout
+
+
+def test_a_line_of_the_list_of_removals_that_was_cut_short_spoils_no_other(workspace: Workspace) -> None:
+    noted = workspace.data / "experiments" / "exp.removals.jsonl"
+    noted.parent.mkdir(exist_ok=True)
+    noted.write_bytes(b'{"at": "2026-01-01T00:00:00+00:00", "event": "beg')
+    retention.forget(workspace, "alice")
+    assert [one["event"] for one in retention.removals(workspace.data, "exp")] == ["begun", "done"]
