@@ -198,7 +198,7 @@ class JudgeResult:
     missing_high: float | None = None
     cost_usd: float | None = None
     cost_at_most_usd: float | None = None
-    """where calls were cut off and nobody says what they cost; None: `cost_usd` is certain"""
+    """where calls were cut off, or reported no usage, and nobody says what they cost; None: `cost_usd` is certain"""
     rubric: str | None = None
     simulated_rule: str | None = None
     """what a simulated judge goes by, in words"""

@@ -242,9 +242,9 @@ def _counts(counts: Mapping[str, int]) -> str:
 def _unsettled(account: Spent) -> str:
     calls = "call was" if account.n_unsettled == 1 else "calls were"
     return (
-        f"over all runs {account.n_unsettled:,} {calls} cut off, and nobody says what they cost: booked at an estimate of "
-        f"${account.estimated_usd:,.4f}, held against a cap at their worst case of ${account.at_most_usd:,.4f} "
-        "(`evalpipe judge settle`)"
+        f"over all runs {account.n_unsettled:,} {calls} cut off or answered without a usage, and nobody says what they cost: "
+        f"booked at an estimate of ${account.estimated_usd:,.4f}, held against a cap at their worst case of "
+        f"${account.at_most_usd:,.4f} (`evalpipe judge settle`)"
     )
 
 

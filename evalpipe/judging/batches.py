@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
+
 from evalpipe.errors import UpstreamError
 from evalpipe.judging.batch_client import BatchCallError, BatchClient, BatchSeen
 from evalpipe.judging.budget import Budget, CostOf, dearest, most_input_tokens
@@ -34,7 +36,7 @@ from evalpipe.judging.intents import (
 )
 from evalpipe.judging.journal import Journal
 from evalpipe.judging.plan import Ask
-from evalpipe.judging.record import Booking, answered, failure, identical, message_of
+from evalpipe.judging.record import Booking, answered, failure, identical, message_of, outdated
 from evalpipe.judging.rubric import Message
 from evalpipe.judging.runner import Clock
 from evalpipe.judging.spec import JudgeSpec
@@ -216,15 +218,28 @@ class BatchRun:
         ask, at = item.ask(), self.clock.utc()
         message = Message(text="", cut=item.cut, tripwires=item.tripwires)
         spec = self.spec
-        if intent.fingerprint != spec.fingerprint:
-            return  # made with another rubric: it is nobody's answer now, and asked anew where it is wanted
+        booking = self._booking(intent, item, reply)
+        if intent.fingerprint != spec.fingerprint:  # it is nobody's answer now, asked anew where it is wanted, and paid
+            if reply.fate is Fate.ANSWERED:
+                judgment = outdated(
+                    ask,
+                    item.attempt,
+                    spec,
+                    reply,
+                    fingerprint=intent.fingerprint,
+                    booking=booking,
+                    at=at,
+                    batch_id=batch_id,
+                )
+                self.journal.append(judgment)
+                self.budget.spent += judgment.cost_usd or 0.0
+                self.tally.book(judgment)
+            return
         if reply.fate is Fate.ANSWERED:
-            cost = self.cost_of(reply.usage, reply.model)
             judgment = answered(
-                ask, item.attempt, spec, reply, cost_usd=cost, at=at, message=message, batch_id=batch_id
+                ask, item.attempt, spec, reply, booking=booking, at=at, message=message, batch_id=batch_id
             )
         else:
-            booking = Booking(cost_usd=0.0)
             judgment = failure(
                 ask, item.attempt, spec, reply, booking=booking, at=at, message=message, batch_id=batch_id
             )
@@ -234,6 +249,18 @@ class BatchRun:
         self.tally.book(judgment)
         self.tally.end(judgment)
         self.show()
+
+    def _booking(self, intent: Intent, item: Item, reply: Reply) -> Booking:
+        """What a result cost. An answer whose usage nobody reports, or whose model nobody prices, is booked at its worst."""
+        if reply.fate is not Fate.ANSWERED:
+            return Booking(cost_usd=0.0)
+        cost = self.cost_of(reply.usage, reply.model)
+        if cost is not None:
+            return Booking(cost_usd=cost)
+        worst = item.at_most_usd  # a batch of an earlier version: an equal share of the whole
+        if worst is None and intent.at_most_usd is not None:
+            worst = intent.at_most_usd / intent.n_items
+        return Booking(cost_usd=worst, at_most=worst)
 
     async def _chunks(
         self, pages: Iterator[list[Ask]]
@@ -267,7 +294,7 @@ class BatchRun:
                         yield requests, items, worst
                     return
                 requests.append((item.custom_id, turns))
-                items.append(item)
+                items.append(msgspec.structs.replace(item, at_most_usd=price))
                 n_bytes += size
                 worst += price or 0.0
         if items:

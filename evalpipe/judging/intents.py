@@ -24,7 +24,8 @@ OPEN: tuple[State, ...] = ("intended", "submitted")
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One request of a batch: everything needed to read its answer without the texts."""
+    """One request of a batch: everything needed to read its answer without the texts. `at_most_usd`: what it can cost at most;
+    None = price unknown."""
 
     custom_id: str
     key: str
@@ -35,6 +36,7 @@ class Item(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     arm: Arm | None = None
     cut: Mapping[str, int] = {}
     tripwires: Mapping[str, Sequence[str]] = {}
+    at_most_usd: float | None = None
 
     def ask(self) -> Ask:
         """The planned call, without its texts."""

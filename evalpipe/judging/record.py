@@ -118,7 +118,7 @@ def answered(
     spec: JudgeSpec,
     reply: Reply,
     *,
-    cost_usd: float | None,
+    booking: Booking,
     at: datetime,
     message: Message | None = None,
     repair: bool = False,
@@ -127,7 +127,7 @@ def answered(
     """A call that was answered: a verdict, or a refusal, a truncation, an unreadable reply."""
     answer = reply.answer
     assert answer is not None
-    facts: dict[str, Any] = {**_facts(message), "repair": repair}
+    facts: dict[str, Any] = {**_facts(message), "repair": repair, COST_AT_MOST: booking.at_most}
     values: dict[str, Any] = {}
     if answer.outcome is Outcome.REFUSED:
         status = JudgmentStatus.REFUSED
@@ -151,7 +151,7 @@ def answered(
         input_tokens=answer.usage.input_tokens,
         output_tokens=answer.usage.output_tokens,
         cached_input_tokens=answer.usage.cached_input_tokens,
-        cost_usd=cost_usd,
+        cost_usd=booking.cost_usd,
         latency_ms=reply.latency_ms,
         judged_at=at,
         simulated=reply.simulated,
@@ -159,6 +159,37 @@ def answered(
         note=render_note(**facts),
         **values,
     )
+
+
+def outdated(
+    ask: Ask,
+    attempt: int,
+    spec: JudgeSpec,
+    reply: Reply,
+    *,
+    fingerprint: str,
+    booking: Booking,
+    at: datetime,
+    batch_id: str,
+) -> Judgment:
+    """An answer to a batch that was made with another rubric, `fingerprint`: no verdict of today's; its cost is booked."""
+    found = _judgment(
+        ask,
+        attempt,
+        spec,
+        status=JudgmentStatus.ERROR,
+        judge_model=reply.model,
+        raw_reply=well_formed(reply.text),
+        input_tokens=reply.usage.input_tokens,
+        output_tokens=reply.usage.output_tokens,
+        cost_usd=booking.cost_usd,
+        latency_ms=reply.latency_ms,
+        judged_at=at,
+        simulated=reply.simulated,
+        batch_id=batch_id,
+        note=render_note(error="other_rubric", **{COST_AT_MOST: booking.at_most}),
+    )
+    return replace(found, judge_fingerprint=fingerprint)
 
 
 def is_forged(facts: Mapping[str, Any]) -> bool:

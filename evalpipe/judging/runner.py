@@ -234,7 +234,7 @@ class Runner:
                 self._book(worst, told)
                 self._note_model(reply)
                 judgment = answered(
-                    ask, attempt, self.spec, reply, cost_usd=told.cost_usd, at=now, message=message, repair=repair
+                    ask, attempt, self.spec, reply, booking=told, at=now, message=message, repair=repair
                 )
                 return self._write(judgment)
             told = Booking(cost_usd=0.0) if reply.fate in FREE else booking

@@ -151,7 +151,8 @@ def _facts(judge: JudgeResult) -> list[Fact]:
         )
         cost = format_usd(judge.cost_usd)
         if judge.cost_at_most_usd is not None:
-            cost += f", calls that were cut off at an estimate (at most {format_usd(judge.cost_at_most_usd)})"
+            cost += ", calls that were cut off or answered without a usage at an estimate "
+            cost += f"(at most {format_usd(judge.cost_at_most_usd)})"
         facts.append(Fact(name="Cost of judging", text=cost))
         facts.append(Fact(name="Fingerprint", text=judge.fingerprint))
     facts.append(Fact(name="Method", text=judge.method or MISSING))

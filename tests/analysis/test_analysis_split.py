@@ -63,7 +63,8 @@ def test_ratings_are_a_goal_where_there_are_some() -> None:
             "at": NOW,
         }
     )
-    again = feedback.head(1).assign(rating=0.0, at=START)  # an earlier rating of the same answer does not count
+    # An earlier rating of the same answer does not count; here each is the opposite of the last one.
+    again = feedback.head(50).assign(rating=1 - feedback.head(50).rating, at=START)
     found = run(exchanges, feedback=pd.concat([feedback, again], ignore_index=True), mode="ab", treatment_percent=50)
     rating = metric(found, "user_rating")
     assert (rating.role, rating.finding) == ("primary", "better")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import resource
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -67,3 +69,75 @@ def test_batches_are_the_lines_one_after_the_other(batches: list[list[bytes]]) -
             spool.append_all(batch)
         assert content(Path(folder)) == b"".join(b"".join(batch) for batch in batches)
         spool.close()
+
+
+def _removed(path: Path) -> None:
+    path.unlink()
+
+
+def _replaced(path: Path) -> None:
+    other = path.with_suffix(".other")
+    other.write_bytes(path.read_bytes())
+    other.replace(path)
+
+
+def _cut_off(path: Path) -> None:
+    path.write_bytes(LINES[0])
+
+
+@pytest.mark.parametrize(("harm", "n_lost"), [(_removed, 3), (_replaced, 3), (_cut_off, 2)])
+@pytest.mark.parametrize("noticed_by", ["tick", "rotate", "close"])
+def test_what_was_written_to_a_segment_that_is_gone_is_counted(
+    tmp_path: Path, harm: Callable[[Path], None], n_lost: int, noticed_by: str
+) -> None:
+    now, gone = 0.0, []
+    spool = SpoolWriter(
+        tmp_path,
+        "served-1",
+        segment_bytes=1 << 20,
+        segment_s=300,
+        on_gone=lambda reason, n: gone.append(n),
+        clock=lambda: now,
+    )
+    spool.open()
+    spool.append_all(LINES[:3])
+    (path,) = tmp_path.glob("*.jsonl")
+    spool.tick()
+    harm(path)
+    now += 0.5
+    getattr(spool, noticed_by)()
+    assert (spool.n_lost, gone) == (n_lost, [n_lost])
+    if noticed_by != "close":
+        assert spool.append_line(LINES[3])
+        assert (tmp_path / "served-1.000002.jsonl").read_bytes() == LINES[3]
+
+
+def test_a_segment_is_locked_as_long_as_it_is_written(tmp_path: Path) -> None:
+    spool = writer(tmp_path, [])
+    spool.append_line(LINES[0])
+    (path,) = tmp_path.glob("*.jsonl")
+    with path.open("rb") as other, pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    spool.close()
+    with path.open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def test_before_it_rotates_the_position_is_saved_and_without_a_new_segment_it_goes_on_in_the_old_one(
+    tmp_path: Path,
+) -> None:
+    positions: list[dict[str, int]] = []
+    spool = SpoolWriter(
+        tmp_path,
+        "served-1",
+        segment_bytes=1 << 20,
+        segment_s=300,
+        before_rotation=lambda: positions.append(spool.position()),
+    )
+    spool.open()
+    spool.append_line(LINES[0])
+    (tmp_path / "served-1.000002.jsonl").touch()  # the name is taken
+    spool.rotate()
+    assert positions == [{"served-1.000001.jsonl": len(LINES[0])}]
+    assert spool.append_line(LINES[1])
+    assert (tmp_path / "served-1.000001.jsonl").read_bytes() == LINES[0] + LINES[1]

@@ -15,6 +15,8 @@ from urllib.request import Request, urlopen
 import pytest
 from collector_harness import CHAT, RawUpstream, Running, Script, chat_answer, chat_request, eventually, exchange, plain
 
+from evalpipe.collector.request_ids import RequestIds
+
 START = Callable[..., Running]
 UPSTREAM = Callable[[Script], RawUpstream]
 KEY_ENV = {"WEB_TEST_KEY": "sk-held-by-the-collector"}
@@ -129,6 +131,16 @@ def test_an_open_address_without_a_token_still_refuses_pages(answering: RawUpstr
     assert ask(running, b"Host: evalpipe:8400\r\n", body=chat_request())[0] == 200  # it has names nobody listed
     assert ask(running, b"Host: evalpipe:8400\r\nOrigin: https://attacker.example\r\n")[0] == 403
     assert ask(running, b"Host: evalpipe:8400\r\nSec-Fetch-Site: same-site\r\n")[0] == 403
+
+
+def test_an_id_is_issued_by_one_experiment_for_one_arm() -> None:
+    ids = RequestIds(b"shared", "one")
+    issued = ids.seal("0198c0ffee00ABCDefgh", "c")
+    assert ids.refusal(issued) is None and RequestIds(b"shared", "one").refusal(issued) is None
+    for other in (RequestIds(b"shared", "two"), RequestIds(b"another", "one")):
+        assert "was not issued" in str(other.refusal(issued))
+    for forged in (issued[:-1] + "t", issued[:20] + "0" * 12 + "c"):
+        assert "was not issued" in str(ids.refusal(forged))
 
 
 def test_only_answers_that_were_given_can_be_rated(answering: RawUpstream, collector: START) -> None:

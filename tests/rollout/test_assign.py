@@ -150,6 +150,14 @@ def test_only_the_right_token_forces() -> None:
             _assigner(token=token).assign(_head(**forced, x_evalpipe_token=sent), b"{}")
 
 
+def test_what_a_tester_forces_is_not_shadowed() -> None:
+    split = _assigner(shadow_percent=100.0, share=lambda: Share(0.0))
+    for arm in ("control", "treatment"):
+        found = split.assign(_head(x_evalpipe_arm=arm, x_user_id="u", x_evalpipe_token="secret"), b"{}")
+        assert (found.arm, found.forced, found.eligible) == (arm, True, False)
+    assert split.assign(_head(x_user_id="u"), b"{}").eligible
+
+
 def test_a_share_of_what_control_serves_is_shadowed_by_conversation() -> None:
     split = _assigner(shadow_percent=30.0, share=lambda: Share(10.0))
     due = served = 0
@@ -171,3 +179,23 @@ def test_where_the_conversation_is_the_unit_the_shadowed_share_is_drawn_apart_fr
     served = sum(one.arm == "control" for one in found)
     due = sum(one.eligible for one in found)
     assert abs(due / served - 0.3) < 4 * (0.3 * 0.7 / served) ** 0.5
+
+
+def test_workers_serve_nobody_where_the_history_is_gone_or_behind_its_copy(tmp_path: Path) -> None:
+    now = 100.0
+    history = History(tmp_path, "x")
+    share = CanaryShare(history.path, clock=lambda: now)
+    plan = [stages.Stage(percentage=5), stages.Stage(percentage=20)]
+    nothing = stages.Seen(watched_s=0, n_treatment=0, verdicts=[])
+    history.apply(lambda state: stages.evaluate(state, nothing, now=1, stages=plan, min_requests=1), now=1, who="c")
+    first = history.path.read_bytes()
+    history.apply(lambda state: stages.approve(state, now=2, stages=plan, why="", force=True), now=2, who="alice")
+    assert share() == Share(20.0, 2)
+    whole = history.path.read_bytes()
+    for left, expected in ((first, Share(0.0)), (whole, Share(20.0, 2)), (None, Share(0.0))):
+        if left is None:
+            history.path.unlink()
+        else:
+            history.path.write_bytes(left)
+        now += POLL_S
+        assert share() == expected

@@ -271,6 +271,13 @@ def test_a_judges_verdicts_of_whole_pairs_are_a_guardrail(
     assert evaluation is not None
     verdict = next(verdict for verdict in evaluation.verdicts if verdict.guardrail == "win_rate")
     assert verdict.status == {2: "breached" if status.startswith("rolled") else "holds", 1: "no_data"}[len(orders)]
+    if verdict.status == "holds":  # pairs of one stage say nothing of the next
+        rollout.now += 10
+        canary.tell(rollout.workspace, "approve", why="", by="alice", force=True, now=rollout.now)
+        rollout.watch(1)
+        evaluation = rollout.history.evaluation()
+        assert evaluation is not None
+        assert [one.status for one in evaluation.verdicts if one.guardrail == "win_rate"] == ["no_data"]
 
 
 def test_not_a_canary_is_one_clear_line(tmp_path: Path) -> None:

@@ -93,6 +93,12 @@ def test_few_users_count_once_each() -> None:
     assert effective_events(10, 100, 50, None) == (10, 100)
 
 
+def test_clustered_requests_are_worth_at_most_as_many_independent_ones() -> None:
+    # 10 of 100: independent requests have a variance of 0.1 × 0.9 / 100.
+    assert effective_events(10, 100, 50, 0.0018) == (pytest.approx(5), pytest.approx(50))
+    assert effective_events(10, 100, 50, 0.0003) == (pytest.approx(10), 100)
+
+
 @pytest.mark.parametrize(
     ("outcome", "latency", "expected"),
     [

@@ -12,10 +12,12 @@ import pytest
 from spool_builders import T0, request, served, shadow, write_segment
 
 from evalpipe.errors import DataError
+from evalpipe.files import write_synced
 from evalpipe.pipeline.load import load
 from evalpipe.pipeline.workspace import Workspace
 from evalpipe.store.datasets import open_store
 from evalpipe.store.files import ParquetFile
+from evalpipe.store.rejects import Rejects
 from evalpipe.store.rows import to_table
 from evalpipe.store.schema import LABELS
 
@@ -27,14 +29,16 @@ def _table(n: int) -> Any:
     return to_table(LABELS, rows)
 
 
-def test_a_file_that_does_not_read_back_is_never_in_place(tmp_path: Path) -> None:
+@pytest.mark.parametrize("at", [60, 88, 102, 130, 165, 200])
+def test_a_file_that_does_not_read_back_is_never_in_place(tmp_path: Path, at: int) -> None:
+    """Most of these bytes still decode, to other values: only the pages' checksums tell."""
     file = ParquetFile(tmp_path, LABELS)
     file.append(_table(500))
     (temp,) = tmp_path.glob(".*.tmp")
     with temp.open("r+b") as disk:  # the disk kept something else than was written
-        disk.seek(60)
+        disk.seek(at)
         byte = disk.read(1)
-        disk.seek(60)
+        disk.seek(at)
         disk.write(bytes([byte[0] ^ 1]))
     with pytest.raises(DataError, match="read back"):
         file.finish()
@@ -78,6 +82,71 @@ def test_a_copy_whose_process_is_gone_is_not_waited_for(tmp_path: Path) -> None:
     with open_store(workspace.data) as store:
         found = store.connection.execute("SELECT request_id, role, error_type FROM exchanges ORDER BY role").fetchall()
     assert found == [("r", "served", None), ("r", "shadow", "collector_stopped")]
+
+
+def test_an_answer_whose_process_is_gone_is_not_waited_for(tmp_path: Path) -> None:
+    now = time.time()
+    workspace = Workspace(root=tmp_path, data=tmp_path / "data", config=None)
+    write_segment(workspace.spool, "served-1.000001", [request("r", at=now, eligible=False)])
+    alive = write_segment(workspace.spool, "served-2.000001", [request("s", at=now, eligible=False)])
+    with alive.open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        tally = load(workspace)
+    assert (tally.n_stopped, tally.n_waiting) == (1, 1)
+
+
+def test_one_id_in_two_experiments_is_two_requests(tmp_path: Path) -> None:
+    workspace = Workspace(root=tmp_path, data=tmp_path / "data", config=None)
+    records = [
+        record
+        for name in ("one", "two")
+        for record in (request("r", eligible=False, experiment=name), served("r", experiment=name))
+    ]
+    write_segment(workspace.spool, "served-1.000001", [records[0], records[2], records[1], records[3]])
+    load(workspace)
+    with open_store(workspace.data) as store:
+        found = store.connection.execute("SELECT experiment, request_id, outcome FROM exchanges ORDER BY 1").fetchall()
+    assert found == [("one", "r", "ok"), ("two", "r", "ok")]
+
+
+def test_a_log_stays_until_its_broken_lines_are_put_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = Workspace(root=tmp_path, data=tmp_path / "data", config=None)
+    segment = write_segment(
+        workspace.spool, "served-1.000001", [request("r", eligible=False), served("r"), b"{broken\n"]
+    )
+
+    def failing(self: Rejects) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Rejects, "write", failing)
+        with pytest.raises(OSError, match="Input/output"):
+            load(workspace)
+    assert segment.exists()
+    tally = load(workspace)
+    assert (tally.n_rejected, segment.exists()) == (1, False)
+
+
+def test_what_has_to_survive_is_synced_before_its_rename_and_its_folder_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def noting_fsync(handle: int) -> None:
+        seen.append(f"sync {Path(f'/proc/self/fd/{handle}').readlink().name.lstrip('.').split('.')[0]}")
+        fsync(handle)
+
+    def noting_replace(self: Path, target: Any) -> Path:
+        assert not Path(target).exists()
+        seen.append(f"rename {Path(target).name}")
+        replace(self, target)
+        return Path(target)
+
+    monkeypatch.setattr(os, "fsync", noting_fsync)
+    monkeypatch.setattr(Path, "replace", noting_replace)
+    write_synced(tmp_path / "state", b"x")
+    assert seen == ["sync state", "rename state", f"sync {tmp_path.name}"]
 
 
 @pytest.mark.parametrize("failing_at", [1, 2])

@@ -1,0 +1,246 @@
+"""The account of a judge over runs, rubrics, settlements and crashes: nothing that may have been billed leaves it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_provider import Call, FakeProvider, Response, longer_wins, render
+from test_judging_run import FAST, pairs, rows, run, workspace
+from test_judging_settle import ANSWERED, OPTIONS, crashed, held
+
+from evalpipe.core.judgment import Judgment, JudgmentStatus, ShownFirst
+from evalpipe.errors import BudgetError, WorkspaceBusyError
+from evalpipe.judging.clock import SystemClock
+from evalpipe.judging.intents import Intent, save_intent
+from evalpipe.judging.journal import Journal, compact, judging_lock, read_journal
+from evalpipe.judging.plan import asks_of
+from evalpipe.judging.record import Booking, sent
+from evalpipe.pipeline import judge_setup
+from evalpipe.pipeline.judge_settle import settle
+from evalpipe.pipeline.load import load
+from evalpipe.pipeline.workspace import Workspace
+from evalpipe.store.datasets import open_store
+
+
+@pytest.fixture(autouse=True)
+def quick_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evalpipe.judging.runner.BACKOFF_S", 0.001)
+
+
+def judgment(key: str, status: JudgmentStatus = JudgmentStatus.ERROR, **fields: Any) -> Judgment:
+    facts: dict[str, Any] = {"judge": "pairwise", "judge_fingerprint": "older", "judge_model": "m", **fields}
+    return Judgment(key=key, attempt=1, request_id="p0", shown_first=ShownFirst.CONTROL, status=status, **facts)
+
+
+def lost(found: Workspace, booking: Booking, *, attempt: int = 1, repair: bool = False, **fields: Any) -> None:
+    """Leave the journal of a killed run: one call about the first pair was sent."""
+    (spec,) = judge_setup.specs_of(found)
+    with open_store(found.data, "t") as store:
+        ask = asks_of(store.connection, spec, ["p0"])[0]
+    journal = Journal(judge_setup.journal_folder(found, "t"))
+    call = sent(ask, attempt, spec, booking=booking, at=SystemClock().utc(), repair=repair)
+    journal.begin(replace(call, **fields))
+    journal.close()
+    judge_setup.recover(found, "t")
+
+
+def test_each_paid_try_is_a_row_and_counts(tmp_path: Path) -> None:
+    """Both orders of a pair, three tries each, all of which may be billed."""
+    with FakeProvider(lambda call: Response("x", drop=True)) as provider:
+        found = workspace(tmp_path, provider.url, pairs(1), settings=FAST + "concurrency = 1\n")
+        tally = run(found)
+    assert rows(found, "SELECT count(*), count(DISTINCT judgment_id) FROM judgments") == [(6, 6)]
+    assert tally.account is not None and tally.account.n_unsettled == 6
+
+
+def test_waiting_for_a_limit_holds_nothing(tmp_path: Path) -> None:
+    # Four calls at once, then one each quarter of a second: a wait that held its worst case at each look would use up the cap.
+    limits = FAST.replace("requests_per_minute = 60000", "requests_per_minute = 240")
+    with FakeProvider(longer_wins) as provider:
+        found = workspace(tmp_path, provider.url, pairs(3), settings=limits + "concurrency = 1\n")
+        tally = run(found, max_usd=0.03)
+    assert (tally.stopped, tally.n_succeeded) == (None, 6)
+
+
+def test_open_batches_hold_the_cap_of_calls(tmp_path: Path) -> None:
+    with FakeProvider(longer_wins) as provider:
+        found = workspace(tmp_path, provider.url, pairs(3))
+        folder = judge_setup.batches_folder(found, "t")
+        facts: dict[str, Any] = {"fingerprint": "older", "provider": "anthropic", "n_items": 0}
+        at = SystemClock().utc()
+        for judge, usd in (("pairwise", 0.09), ("another", 5.0)):
+            intent = Intent(name=judge, judge=judge, state="submitted", created_at=at, at_most_usd=usd, **facts)
+            save_intent(folder, intent, [])
+        with pytest.raises(BudgetError, match="nothing was asked"):
+            run(found, max_usd=0.095)
+        assert provider.calls == []
+        assert run(found, max_usd=0.14).stopped is None
+
+
+def test_the_account_is_the_judges_whatever_its_rubric_was(tmp_path: Path) -> None:
+    with FakeProvider(longer_wins) as provider:
+        found = workspace(tmp_path, provider.url, pairs(2))
+        run(found)
+        lost(found, Booking(cost_usd=0.01, at_most=0.04), judge_fingerprint="older", key="k")
+        lost(found, Booking(cost_usd=0.25), judge_fingerprint="oldest", key="l")
+        assert held(found) == pytest.approx(4 * ANSWERED + 0.04 + 0.25)
+
+
+def test_only_the_same_question_bounds_a_lost_call(tmp_path: Path) -> None:
+    """An answered question's tokens say nothing of a repair's turns, nor of a rubric that allowed longer answers."""
+    with FakeProvider(longer_wins) as provider:
+        found = workspace(tmp_path, provider.url, pairs(1))
+        run(found)
+    lost(found, Booking(cost_usd=0.01, at_most=0.04), attempt=7, repair=True)
+    assert held(found) == pytest.approx(2 * ANSWERED + 0.04)
+    answered = {"judge_fingerprint": "older", "status": JudgmentStatus.OK, "input_tokens": 100, "note": None}
+    lost(found, Booking(cost_usd=0.0), key="k", attempt=1, **answered)
+    lost(found, Booking(cost_usd=0.01, at_most=0.06), key="k", attempt=2, judge_fingerprint="older")
+    assert held(found) == pytest.approx(2 * ANSWERED + 0.04 + 0.06)
+
+
+def test_a_settlement_is_of_its_own_experiment(tmp_path: Path) -> None:
+    """The same log loaded into two experiments asks the same questions."""
+    found = crashed(tmp_path, "http://127.0.0.1:9")
+    settle(found, OPTIONS, usd=0.0)
+    load(found, [tmp_path / "pairs.jsonl"], experiment="u", format_name="pairs")
+    (spec,) = judge_setup.specs_of(found)
+    with open_store(found.data, "u") as store:
+        ask = asks_of(store.connection, spec, ["p0"])[0]
+        call = sent(ask, 1, spec, booking=Booking(cost_usd=0.01, at_most=0.04), at=SystemClock().utc())
+        store.write_judgments([call])
+    with open_store(found.data, "u") as store:
+        assert judge_setup.budget_of(store, spec, 1.0, judge_setup.price_of(found, spec)).spent == pytest.approx(0.04)
+    assert held(found) == 0
+
+
+def test_a_settlement_is_shared_by_what_each_call_can_have_cost(tmp_path: Path) -> None:
+    found = workspace(tmp_path, "http://127.0.0.1:9", pairs(1))
+    for attempt, at_most in ((1, 0.01), (2, 0.03)):
+        lost(found, Booking(cost_usd=0.005, at_most=at_most), attempt=attempt)
+    (done,) = settle(found, OPTIONS, usd=0.02)
+    assert done.settlement is not None
+    shares = {call.judgment_id[-1]: call.usd for call in done.settlement.calls}
+    assert shares == {"1": pytest.approx(0.005), "2": pytest.approx(0.015)}
+
+
+def test_a_bill_rounded_below_what_is_known_settles_at_nothing(tmp_path: Path) -> None:
+    found = workspace(tmp_path, "http://127.0.0.1:9", pairs(1))
+    lost(found, Booking(cost_usd=0.25), key="k")
+    lost(found, Booking(cost_usd=0.01, at_most=0.04))
+    (done,) = settle(found, OPTIONS, bill=0.25 - 0.00005)
+    assert done.settlement is not None and done.settlement.usd == 0
+    assert held(found) == pytest.approx(0.25)
+
+
+def test_nothing_is_settled_while_a_judge_runs(tmp_path: Path) -> None:
+    found = crashed(tmp_path, "http://127.0.0.1:9")
+    with (
+        judging_lock(judge_setup.journal_folder(found, "t")),
+        pytest.raises(WorkspaceBusyError, match="wait for it"),
+    ):
+        settle(found, OPTIONS, worst_case=True)
+    assert held_after(found) == pytest.approx(0.12)
+
+
+def held_after(found: Workspace) -> float:
+    judge_setup.recover(found, "t")
+    return held(found)
+
+
+def test_a_journal_stays_until_its_rows_are_stored(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.begin(judgment("a"))
+    journal.append(judgment("a", JudgmentStatus.OK))
+    journal.close()
+
+    def failing(found: Any) -> int:
+        raise OSError("the disk failed")
+
+    with pytest.raises(OSError, match="disk failed"):
+        compact(tmp_path, failing)
+    stored: list[Judgment] = []
+    compact(tmp_path, lambda found: stored.extend(found) or len(found))
+    assert [(one.judgment_id, one.status) for one in stored] == [("a:1", JudgmentStatus.OK)]
+    assert list(tmp_path.glob("journal-*")) == []
+
+
+def test_a_run_killed_after_it_rotated_leaves_what_was_in_flight(tmp_path: Path) -> None:
+    stored: list[Judgment] = []
+
+    def write(found: Any) -> int:
+        stored.extend(found)
+        return len(found)
+
+    journal = Journal(tmp_path)
+    journal.begin(judgment("a"))
+    journal.begin(judgment("b"))
+    journal.append(judgment("a", JudgmentStatus.OK))
+    in_flight = journal.rotate()
+    compact(tmp_path, write, keep=journal.path, in_flight=in_flight)
+    journal.close()
+    compact(tmp_path, write)
+    assert [(one.key, one.status) for one in stored] == [("a", JudgmentStatus.OK), ("b", JudgmentStatus.ERROR)]
+
+
+def test_a_line_that_was_lost_in_the_middle_hides_none_after_it(tmp_path: Path) -> None:
+    """After a power loss a page that was never written reads as zeros."""
+    journal = Journal(tmp_path)
+    for key in ("a", "b", "c", "d"):
+        journal.begin(judgment(key))
+    journal.close()
+    first, second, third, fourth = journal.path.read_bytes().splitlines(keepends=True)
+    journal.path.write_bytes(first + bytes(len(second)) + third + fourth[:20] + b"\n" + fourth)
+    assert [one.key for one in read_journal(journal.path)] == ["a", "c", "d"]
+
+
+def test_answers_are_synced_while_a_run_goes_on_and_at_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    fsync = os.fsync
+
+    def noting(handle: int) -> None:
+        path = Path(f"/proc/self/fd/{handle}").readlink()
+        fsync(handle)
+        if path.name.startswith("journal-"):
+            synced.append(sum(one.status is JudgmentStatus.OK for one in read_journal(path)))
+
+    monkeypatch.setattr(os, "fsync", noting)
+    monkeypatch.setattr("evalpipe.pipeline.judge_online._SYNC_EVERY_S", 0.02)
+    with FakeProvider(lambda call: replace(longer_wins(call), delay=0.1)) as provider:
+        found = workspace(tmp_path, provider.url, pairs(2), settings=FAST + "concurrency = 1\n")
+        run(found)
+    assert synced[-1] == 4
+    assert {1, 2, 3} & set(synced[:-1])
+
+
+def test_an_answer_without_a_usage_holds_its_worst_case_over_runs(tmp_path: Path) -> None:
+    def silent(call: Call) -> Response:
+        document = {**render(call, longer_wins(call)), "usage": {"input_tokens": 0, "output_tokens": 0}}
+        return Response(raw=json.dumps(document).encode())
+
+    with FakeProvider(silent) as provider:
+        found = workspace(tmp_path, provider.url, pairs(1))
+        tally = run(found)
+    assert tally.n_succeeded == 2
+    # Each can have cost 1,024 tokens of output at 5 USD a million, and its input.
+    assert held(found) > 2 * 1024 * 5e-6
+    (done,) = settle(found, OPTIONS, usd=0.004)
+    assert done.settlement is not None and len(done.settlement.calls) == 2
+    assert held(found) == pytest.approx(0.004)
+
+
+def test_a_pair_that_is_half_judged_is_asked_in_the_other_order_only(tmp_path: Path) -> None:
+    def one_order(call: Call) -> Response:
+        return Response(status=400) if call.blocks["response-1"].startswith("short") else longer_wins(call)
+
+    with FakeProvider(one_order) as provider:
+        found = workspace(tmp_path, provider.url, pairs(2))
+        assert dict(run(found).asked) == {"ok": 2, "error": 2}
+        n, provider.behaviour = len(provider.calls), longer_wins
+        assert dict(run(found).asked) == {"ok": 2}
+        assert len(provider.calls) - n == 2

@@ -1,0 +1,220 @@
+"""What a batch can cost, what it did cost, and whose batch it is, where a run was killed in between."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_judging_batches import STATED, each_once, forget, run, vendor_workspace, workspace
+
+from evalpipe.judging import batch_client, batches, intents
+from evalpipe.judging.call import Reply
+from evalpipe.judging.intents import items_of
+from evalpipe.judging.journal import Journal
+from evalpipe.pipeline import judge_setup
+from evalpipe.pipeline.judge_setup import batches_folder
+from evalpipe.pipeline.load import load
+from evalpipe.pipeline.workspace import Workspace, open_workspace
+from evalpipe.providers.base import Usage
+from evalpipe.sim.server import start_sim
+from evalpipe.sim.settings import SimSettings
+from evalpipe.store.datasets import open_store
+
+
+@pytest.fixture(autouse=True)
+def quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evalpipe.judging.batches.FIRST_POLL_S", 0.05)
+    monkeypatch.setattr("evalpipe.judging.batches.SETTLING_S", 0.2)
+
+
+@pytest.fixture
+def sim() -> Iterator[Any]:
+    with start_sim(SimSettings(judge=STATED, batch_seconds=0.1)) as found:
+        yield found
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def killed(call: Callable[..., Any], *, after: bool = True) -> Callable[..., Any]:
+    def dying(*arguments: Any, **named: Any) -> Any:
+        if after:
+            call(*arguments, **named)
+        raise Killed
+
+    return dying
+
+
+def submit_and_die(found: Workspace) -> None:
+    """The batch's id is on the disk; nothing more."""
+
+    def until_submitted(folder: Path, intent: Any) -> None:
+        intents.save_state(folder, intent)
+        if intent.state == "submitted":
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(batches, "save_state", until_submitted)
+        run(found)
+
+
+def spent(found: Workspace) -> float:
+    """What counts against a cap, stored calls alone."""
+    (spec,) = judge_setup.specs_of(found)
+    with open_store(found.data, "t") as store:
+        return judge_setup.budget_of(store, spec, None, judge_setup.price_of(found, spec)).spent
+
+
+def more_pairs(found: Workspace, n: int) -> None:
+    rows = [{"pair_id": f"m{i}", "prompt": f"q{i}", "response_a": "one", "response_b": "other"} for i in range(n)]
+    (found.root / "more.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    load(found, [found.root / "more.jsonl"], format_name="pairs")
+
+
+def test_a_batch_is_held_at_one_token_a_byte_and_the_longest_answers(tmp_path: Path, sim: Any) -> None:
+    """claude-haiku-4-5 in a batch: 0.5 and 2.5 USD a million tokens; 1,024 tokens of answer."""
+    found = workspace(tmp_path, sim.base_url)
+    submit_and_die(found)
+    (intent,) = intents.intents(batches_folder(found, "t"))
+    (spec,) = judge_setup.specs_of(found)
+    least = len(spec.system.encode()) + 1000
+    assert intent.at_most_usd is not None
+    assert intent.at_most_usd > 10 * (least * 0.5e-6 + 1024 * 2.5e-6)
+    assert sum(item.at_most_usd or 0 for item in items_of(batches_folder(found, "t"), intent)) == pytest.approx(
+        intent.at_most_usd
+    )
+
+
+def test_what_a_collected_batch_did_cost_is_no_longer_free_and_what_it_could_is(tmp_path: Path, sim: Any) -> None:
+    found = workspace(tmp_path, sim.base_url)
+    submit_and_die(found)
+    (first,) = intents.intents(batches_folder(found, "t"))
+    assert first.at_most_usd is not None
+    more_pairs(found, 40)
+    cap = 3 * first.at_most_usd
+    run(found, max_usd=cap)
+    second = intents.intents(batches_folder(found, "t"))[1]
+    with open_store(found.data, "t") as store:
+        (cost,) = store.connection.execute(
+            "SELECT sum(cost_usd) FROM judgments WHERE starts_with(request_id, 'p')"
+        ).fetchall()[0]
+    assert cost > 0 and second.at_most_usd is not None
+    # All that the first batch did not need is there for the second, to within one call.
+    assert second.at_most_usd <= cap - cost + 1e-9
+    assert second.at_most_usd > cap - cost - first.at_most_usd / first.n_items * 1.5
+
+
+def test_killed_while_it_collects_nothing_is_asked_again(tmp_path: Path, sim: Any) -> None:
+    found = workspace(tmp_path, sim.base_url)
+    submit_and_die(found)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Journal, "append", killed(Journal.append, after=False))
+        run(found)
+    run(found)
+    assert (each_once(found), sim.ledger()["calls"]) == (True, 10)
+
+
+def test_killed_before_its_state_is_on_the_disk_a_batch_never_was(tmp_path: Path, sim: Any) -> None:
+    found = workspace(tmp_path, sim.base_url)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(intents, "write_synced", killed(intents.write_synced))
+        run(found)
+    assert sim.ledger()["calls"] == 0
+    run(found)
+    assert (each_once(found), sim.ledger()["calls"]) == (True, 10)
+
+
+def test_a_batch_that_may_be_ours_is_waited_for(tmp_path: Path) -> None:
+    """Killed between submitting and reading the id, of a vendor whose batches show their requests only at their end."""
+    with start_sim(SimSettings(judge=STATED, batch_seconds=1.0)) as slow:
+        found = workspace(tmp_path, slow.base_url)
+        submit = batch_client._MessageBatches.submit
+
+        async def unheard(self: Any, name: str, requests: Any) -> str:
+            await submit(self, name, requests)
+            raise Killed
+
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(batch_client._MessageBatches, "submit", unheard)
+            run(found)
+        run(found)
+        assert (each_once(found), slow.ledger()["calls"]) == (True, 10)
+
+
+@pytest.mark.parametrize("vendor", ["anthropic", "openai"])
+def test_a_newer_batch_of_another_project_is_not_ours(tmp_path: Path, sim: Any, vendor: str) -> None:
+    ours, others = tmp_path / "ours", tmp_path / "others"
+    ours.mkdir()
+    others.mkdir()
+    found = vendor_workspace(ours, sim.base_url, vendor)
+    forget(found, run, keep_rows=False)
+    vendor_workspace(others, sim.base_url, vendor)
+    rubric = others / "judges/pairwise.toml"
+    rubric.write_text(rubric.read_text().replace("max_tokens = 1024", "max_tokens = 1000"))
+    run(open_workspace(others / "evalpipe.toml"))
+    n_calls = sim.ledger()["calls"]
+    assert n_calls == 20
+    run(found)
+    assert (each_once(found), sim.ledger()["calls"]) == (True, n_calls)
+
+
+def test_answers_to_another_rubric_give_no_verdict_and_are_paid(tmp_path: Path, sim: Any) -> None:
+    found = workspace(tmp_path, sim.base_url)
+    submit_and_die(found)
+    (before,) = judge_setup.specs_of(found)
+    (tmp_path / "evalpipe.toml").write_text((tmp_path / "evalpipe.toml").read_text() + 'model = "claude-opus-4-8"\n')
+    found = open_workspace(tmp_path / "evalpipe.toml")
+    (after,) = judge_setup.specs_of(found)
+    run(found)
+    with open_store(found.data, "t") as store:
+        rows = store.connection.execute(
+            "SELECT judge_fingerprint, status, count(*), count(preference) FROM judgments GROUP BY 1, 2"
+        ).fetchall()
+    assert sorted(rows) == sorted([(before.fingerprint, "error", 10, 0), (after.fingerprint, "ok", 10, 10)])
+    assert spent(found) == pytest.approx(sim.ledger()["billed"]["usd"])
+
+
+def test_an_answer_of_a_batch_without_a_usage_is_held_at_its_worst(
+    tmp_path: Path, sim: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = batch_client._MessageBatches.results
+
+    async def silent(self: Any, batch_id: str) -> AsyncIterator[tuple[str, Reply]]:
+        async for name, reply in results(self, batch_id):
+            assert reply.answer is not None
+            yield name, replace(reply, answer=replace(reply.answer, usage=Usage()))
+
+    monkeypatch.setattr(batch_client._MessageBatches, "results", silent)
+    found = workspace(tmp_path, sim.base_url)
+    run(found)
+    (intent,) = intents.intents(batches_folder(found, "t"))
+    assert each_once(found)
+    assert spent(found) == pytest.approx(intent.at_most_usd)
+
+
+def test_the_answers_are_synced_before_the_batch_counts_as_collected(
+    tmp_path: Path, sim: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    fsync = os.fsync
+
+    def noting(handle: int) -> None:
+        fsync(handle)
+        if Path(f"/proc/self/fd/{handle}").readlink().name.startswith("journal-"):
+            seen.append("sync")
+
+    def saving(folder: Path, intent: Any) -> None:
+        seen.append(intent.state)
+        intents.save_state(folder, intent)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    monkeypatch.setattr(batches, "save_state", saving)
+    monkeypatch.setattr("evalpipe.pipeline.judge_online._SYNC_EVERY_S", 1e6)
+    run(workspace(tmp_path, sim.base_url))
+    assert seen[:3] == ["submitted", "sync", "collected"]
