@@ -15,6 +15,9 @@ import pytest
 
 from evalpipe.cli.app import COMMANDS
 from evalpipe.core.spool import Body, RequestRecord, ResponseRecord, render_record
+from evalpipe.pipeline.doctor import check_judges
+from evalpipe.pipeline.init import init_workspace
+from evalpipe.pipeline.workspace import open_workspace
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = """
@@ -203,6 +206,38 @@ def test_init_then_doctor_reads_the_template(tmp_path: Path) -> None:
     names = [item["name"] for item in json.loads(done.stdout)]
     assert "judge" in names
     assert "key arms.treatment" in names
+
+
+def test_the_template_judges_neither_arm_with_its_own_kind(tmp_path: Path) -> None:
+    """What `init` writes needs no warning; a judge that is an arm's model, or of one arm's family, gets one."""
+
+    init_workspace(tmp_path / "w")
+    config = tmp_path / "w/evalpipe.toml"
+
+    def of_the_judge() -> list[tuple[str, str]]:
+        found = open_workspace(config)
+        return [(one.status, one.detail) for one in check_judges(found, found.require_config())]
+
+    ((status, detail),) = of_the_judge()
+    assert status == "pass" and "claude-haiku-4-5" in detail
+    template = config.read_text()
+    for model, words in (
+        ("openai/gpt-4o-mini-2024-07-18", "is the very model of the treatment arm: judges prefer their own answers"),
+        ("claude-haiku-4-5", "is the very model of the treatment arm"),
+        ("claude-opus-4-8", "is of the same family as treatment: judges prefer their own kind"),
+    ):
+        text = template if "gpt" in model else template.replace('model = "gpt-4o-mini"', 'model = "claude-haiku-4-5"')
+        config.write_text(text.replace("[judge]\n", f'[judge]\nmodel = "{model}"\n'))
+        _, (status, detail) = of_the_judge()
+        assert status == "warn" and words in detail, detail
+
+
+def test_a_port_in_use_is_the_one_line(workspace: Path) -> None:
+    """No warning about costs goes before an error that ends the collector."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = run("collect", "--port", str(taken.getsockname()[1]), cwd=workspace)
+    assert "cannot listen on" in one_line(done, 2)
+    assert len(done.stderr.splitlines()) == 1, done.stderr
 
 
 def test_an_interrupted_command_says_so(workspace: Path) -> None:

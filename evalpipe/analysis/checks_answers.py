@@ -13,6 +13,12 @@ from evalpipe.providers.finish import CALLS_MISSING, PAUSED, UNKNOWN_REASON
 
 UNFINISHED = (PAUSED, CALLS_MISSING)
 MAX_NAMES = 5
+_ODD = {
+    NOT_TEXT: ("holds something other than text", "hold something other than text"),
+    PAUSED: ("is paused, not finished", "are paused, not finished"),
+    CALLS_MISSING: ("ends for a tool call it does not hold", "end for a tool call they do not hold"),
+}
+"""what is said of one answer, and of several"""
 
 
 def finish_reasons(evidence: Evidence) -> Check | None:
@@ -20,11 +26,11 @@ def finish_reasons(evidence: Evidence) -> Check | None:
     found = _marked(evidence, "finish_reason", (UNKNOWN_REASON,))
     if not found:
         return None
-    named = listed([f"{count(row['n'])} {row['arm']} answers ended with {row['word']!r}" for row in found[:MAX_NAMES]])
+    named = listed([f"{_answers(row)} ended with {row['word']!r}" for row in found[:MAX_NAMES]])
     return Check(
         name="finish_reasons",
         status=WARN,
-        detail=f"{named}: not a documented finish reason; they count as good answers",
+        detail=f"{named}: not a documented finish reason; such answers count as good ones",
         remedy="look at a few of them, and leave them out with --where if they are not",
     )
 
@@ -34,19 +40,17 @@ def unjudgeable_answers(evidence: Evidence) -> Check | None:
     found = _marked(evidence, "error_type", (NOT_TEXT, *UNFINISHED))
     if not found:
         return None
-    words = {NOT_TEXT: "hold something other than text", PAUSED: "are paused, not finished"}
-    named = listed(
-        [
-            f"{count(row['n'])} {row['arm']} answers {words.get(row['word'], 'end for a tool call they do not hold')}"
-            for row in found
-        ]
-    )
+    named = listed([f"{_answers(row)} {_ODD[row['word']][row['n'] > 1]}" for row in found])
     return Check(
         name="unjudgeable_answers",
         status=WARN,
-        detail=f"{named}: only their text is judged",
+        detail=f"{named}: only the text in such answers is judged; without any, their pair is left out",
         remedy="leave such requests out with --where",
     )
+
+
+def _answers(row: dict[str, Any]) -> str:
+    return f"{count(row['n'])} {row['arm']} answer{'' if row['n'] == 1 else 's'}"
 
 
 def _marked(evidence: Evidence, column: str, kinds: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from evalpipe.analysis.checks import FAIL, PASS, WARN, CheckFunction, Evidence
-from evalpipe.analysis.connection import rows
+from evalpipe.analysis.connection import Connection, rows
 from evalpipe.analysis.result import Check
 from evalpipe.analysis.wording import count, listed, percent
 from evalpipe.core.experiment import MetricRole
@@ -12,6 +14,7 @@ from evalpipe.stats.agreement import KAPPA_GATE, LABELS_FOR_A_GATE
 
 FEW_FAILURES = 0.05
 MANY_FAILURES = 0.20
+OTHER_FAMILY = "judge with a model of a third family, or measure the judge on labelled pairs"
 
 
 def _is_goal(evidence: Evidence) -> bool:
@@ -78,38 +81,39 @@ def judge_family(evidence: Evidence) -> Check | None:
     judge = evidence.judge
     if judge is None or not judge.model:
         return None
-    models = rows(
-        evidence.connection,
-        "SELECT arm, model FROM exchanges WHERE experiment = ? AND model IS NOT NULL GROUP BY ALL ORDER BY ALL",
-        [evidence.experiment],
-    )
-    own = sorted({row["arm"] for row in models if same_model(row["model"], judge.model)})
-    if own:
-        said = f"the judge ({judge.model}) is the very model of {'both arms' if len(own) > 1 else f'the {own[0]} arm'}"
-        if len(own) > 1:
-            return Check(name="judge_family", status=PASS, detail=f"{said}: it favours neither as its own")
-        return Check(
-            name="judge_family",
-            status=WARN,
-            detail=f"{said}: judges prefer their own answers",
-            remedy="judge with a model of a third family, or measure the judge on labelled pairs",
-        )
-    if family(judge.model) is None:
+    status, detail = kinship(judge.model, models_of_arms(evidence.connection, evidence.experiment))
+    if detail is None:
         return None
-    related = sorted({row["arm"] for row in models if same_family(row["model"], judge.model)})
+    return Check(name="judge_family", status=status, detail=detail, remedy=OTHER_FAMILY if status == WARN else None)
+
+
+def models_of_arms(connection: Connection, experiment: str) -> list[tuple[str, str]]:
+    """(arm, model) of every model that answered."""
+    found = rows(
+        connection,
+        "SELECT arm, model FROM exchanges WHERE experiment = ? AND model IS NOT NULL GROUP BY ALL ORDER BY ALL",
+        [experiment],
+    )
+    return [(row["arm"], row["model"]) for row in found]
+
+
+def kinship(judge: str, models: Sequence[tuple[str, str]]) -> tuple[str, str | None]:
+    """The judge's model beside those of the arms, each as (arm, model): a status and its words, None where the judge's family is
+    not known. A warning where it is of one arm's kind and not of the other's."""
+    own = sorted({arm for arm, model in models if same_model(model, judge)})
+    if own:
+        said = f"the judge ({judge}) is the very model of {'both arms' if len(own) > 1 else f'the {own[0]} arm'}"
+        if len(own) > 1:
+            return PASS, f"{said}: it favours neither as its own"
+        return WARN, f"{said}: judges prefer their own answers"
+    if family(judge) is None:
+        return PASS, None
+    related = sorted({arm for arm, model in models if same_family(model, judge)})
     if related and len(related) < 2:
-        return Check(
-            name="judge_family",
-            status=WARN,
-            detail=f"the judge ({judge.model}) is of the same family as {listed(related)}: "
-            "judges prefer their own kind",
-            remedy="judge with a model of a third family, or measure the judge on labelled pairs",
-        )
+        return WARN, f"the judge ({judge}) is of the same family as {listed(related)}: judges prefer their own kind"
     if related:
-        return Check(
-            name="judge_family", status=PASS, detail=f"the judge ({judge.model}) is of the family of both arms"
-        )
-    return Check(name="judge_family", status=PASS, detail=f"the judge ({judge.model}) is of neither arm's family")
+        return PASS, f"the judge ({judge}) is of the family of both arms"
+    return PASS, f"the judge ({judge}) is of neither arm's family"
 
 
 def coverage(evidence: Evidence) -> Check | None:

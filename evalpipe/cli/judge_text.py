@@ -74,6 +74,8 @@ def estimate_lines(estimates: Sequence[CostEstimate]) -> list[str]:
                 f"  later turns of conversations: {one.later:,} pairs in the plan, {one.later_left_out:,} beyond their share "
                 "([judge] later_turns_percent)"
             )
+        if one.warning:
+            lines.append(f"  WARNING: {printable(one.warning)}")
     return lines
 
 

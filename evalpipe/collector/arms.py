@@ -57,6 +57,9 @@ class Assigner(Protocol):
     def answered(self, assignment: Assignment, headers: Mapping[str, str], body: bytes) -> None:
         """An answer, or the first of it, to a request of which `gives_out` is true."""
 
+    def maker_of(self, target: bytes) -> str | None:
+        """The arm that gave out an id which stands in the path of a request that is not collected; None where none did."""
+
     def keep_on_control(self, assignment: Assignment) -> None:
         """A request of this conversation cannot be given to the treatment: nor will the rest of it be."""
 
@@ -99,6 +102,10 @@ class ShadowAssigner:
 
     def answered(self, assignment: Assignment, headers: Mapping[str, str], body: bytes) -> None:
         """Control serves all: nothing to remember."""
+
+    def maker_of(self, target: bytes) -> str | None:
+        """Control made all."""
+        return None
 
     def keep_on_control(self, assignment: Assignment) -> None:
         """All are."""

@@ -16,7 +16,8 @@ import os
 from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote
 
 import msgspec
 
@@ -42,6 +43,8 @@ PIN_H = 7 * 24
 """hours without a request after which a conversation that control had to serve is drawn anew"""
 POLL_S = 0.2
 _TAIL_BYTES = 1 << 16
+_SHORTEST_ID: Final = 8
+"""characters of an id that is looked up in a path"""
 
 
 class Share(msgspec.Struct, frozen=True):
@@ -227,6 +230,14 @@ class SplitAssigner:
     def answered(self, assignment: Assignment, headers: Mapping[str, str], body: bytes) -> None:
         for name in ids_in(headers, body):
             self._book.put(name, assignment.arm, assignment.conversation_id)
+
+    def maker_of(self, target: bytes) -> str | None:
+        for part in str(target.partition(b"?")[0], "latin-1").split("/"):
+            if len(part) >= _SHORTEST_ID:
+                known = self._book.get(unquote(part))
+                if known is not None:
+                    return known.arm
+        return None
 
     def keep_on_control(self, assignment: Assignment) -> None:
         self._book.put(_pin(assignment.unit_id, assignment.conversation_id), Arm.CONTROL.value)

@@ -18,7 +18,7 @@ from evalpipe.providers.translate.same_dialect import holds_provider_file
 
 _MAX_SCANNED: Final = 1 << 20
 _MAX_IDS: Final = 64
-_IDS: Final = re.compile(rb'"(?:id|container_id|fallback_credit_token)"\s*:\s*"([^"\\]{1,200})"')
+_IDS: Final = re.compile(rb'"(?:id|container_id|file_id|fallback_credit_token)"\s*:\s*"([^"\\]{1,200})"')
 """an id as a member of its own; within a text the quotation marks are escaped"""
 _CLIENTS_OWN: Final = frozenset({"function", "custom", "namespace", "local_shell", "apply_patch"})
 """tools the client runs: nothing of them is kept by the provider"""
@@ -119,7 +119,8 @@ def _of_chat(document: dict[str, Any], body: bytes) -> Needs:
             name = as_text(as_dict(as_dict(message).get("audio")).get("id"))
             if name:
                 made.append(name)
-    return Needs(made=tuple(made), kept=_kept(document, (), body), gives_out=bool(document.get("audio")))
+    gives_out = bool(document.get("audio")) or document.get("store") is True
+    return Needs(made=tuple(made), kept=_kept(document, (), body), gives_out=gives_out)
 
 
 def _kept(document: dict[str, Any], keys: tuple[str, ...], body: bytes) -> str | None:

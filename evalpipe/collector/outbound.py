@@ -118,9 +118,12 @@ class Outbound(AnswerSink):
 
     def _choose(self, body: bytes | None) -> bool:
         """Which arm serves. False: the request is refused, and answered."""
-        if self.endpoint is None:
-            return True
         facts = self.request.facts
+        if self.endpoint is None:
+            # A response that is read, polled, cancelled or deleted by its id: only the arm that made it has it.
+            if self.worker.assigner.maker_of(facts.target) == "treatment":
+                self.arm, self.pool = self.worker.arms["treatment"], self.worker.pools["treatment"]
+            return True
         assignment = facts.assignment
         if assignment is None:
             try:

@@ -54,6 +54,8 @@ class Run:
     worse than none"""
     status_every_s: float = 60.0
     """between two lines of the log that sum up what happened, where something did"""
+    warnings: list[str] = field(default_factory=list)
+    """of the configuration: logged once the collector has its address, not beside an error that ends it"""
 
 
 def run_collector(run: Run) -> None:
@@ -66,6 +68,8 @@ def run_collector(run: Run) -> None:
         sockets = listen(run.host, run.port, run.n_workers)
         for sock in sockets:
             stack.enter_context(sock)
+        for warning in run.warnings:
+            logger.warning("%s", warning)
         metrics_dir = tempfile.mkdtemp(prefix="evalpipe-metrics-")
         stack.callback(shutil.rmtree, metrics_dir, ignore_errors=True)
         asyncio.run(_Supervisor(run, sockets, lock, metrics_dir).run())

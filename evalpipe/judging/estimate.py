@@ -24,7 +24,7 @@ class CostEstimate:
     at the batch price; None where the model has no known price. `identical`: calls nobody has to make. `left_out`: pairs whose
     user has enough others; `later`, `later_left_out`: pairs of later turns in the plan and beyond their share;
     `unjudgeable`: left out since an answer holds no text, by kind; `given_up`: calls that are not made
-    again, with their requests."""
+    again, with their requests; `warning`: what speaks against this judge, for these arms."""
 
     judge: str
     fingerprint: str
@@ -43,13 +43,20 @@ class CostEstimate:
     unjudgeable: dict[str, int] = field(default_factory=dict)
     given_up: int = 0
     given_up_requests: list[str] = field(default_factory=list)
+    warning: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def estimate(
-    spec: JudgeSpec, plan: Plan, pages: Iterator[list[Ask]], cost_of: CostOf, batch_cost_of: CostOf
+    spec: JudgeSpec,
+    plan: Plan,
+    pages: Iterator[list[Ask]],
+    cost_of: CostOf,
+    batch_cost_of: CostOf,
+    *,
+    warning: str | None = None,
 ) -> CostEstimate:
     """Extrapolates from the first 400 calls of the plan, which are a random sample of it."""
     sample: list[Ask] = []
@@ -83,4 +90,5 @@ def estimate(
         unjudgeable=dict(plan.unjudgeable),
         given_up=plan.n_given_up,
         given_up_requests=list(plan.given_up),
+        warning=warning,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import sys
 from datetime import UTC, datetime
@@ -26,9 +25,11 @@ from evalpipe.pipeline.unit_key import unit_key
 from evalpipe.pipeline.workspace import Workspace
 from evalpipe.providers.pricing import is_priced
 
+COSTS_UNKNOWN = (
+    'stream_usage is "as_is": chat streams that do not ask for their usage have NO TOKENS AND NO COST in the log. '
+    '[collector] stream_usage = "inject" asks for it, and hides it from the client again'
+)
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
-
-logger = logging.getLogger(__name__)
 
 
 def collect(
@@ -55,11 +56,6 @@ def collect(
             f"collector.host = {host!r} is reachable from other machines: set a client token in "
             f"${config.collector.client_token_env}, or say --insecure"
         )
-    if costs_unknown(config):
-        logger.warning(
-            'stream_usage is "as_is": chat streams that do not ask for their usage have NO TOKENS AND NO COST in the '
-            'log. [collector] stream_usage = "inject" asks for it, and hides it from the client again'
-        )
     load_every_s = None if load_every is None else read_duration(load_every)
     load_command = [sys.executable, "-m", "evalpipe", "load", "--data", str(workspace.data)]
     if workspace.config_path is not None:
@@ -75,6 +71,7 @@ def collect(
             load_command=load_command,
             controller_command=_controller_command(workspace),
             status_every_s=status_every_s,
+            warnings=[COSTS_UNKNOWN] if costs_unknown(config) else [],
         )
     )
 

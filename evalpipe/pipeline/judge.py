@@ -86,8 +86,17 @@ def estimate_judging(workspace: Workspace, options: JudgeOptions) -> list[CostEs
         with open_store(workspace.data, name, selection=readable(workspace.data, name, options.selection)) as store:
             plan = plan_of(workspace, store, spec, limit=options.limit)
             asks = pages(store.connection, spec, plan)
-            found.append(estimate(spec, plan, asks, price_of(workspace, spec), price_of(workspace, spec, batch=True)))
+            prices = price_of(workspace, spec), price_of(workspace, spec, batch=True)
+            found.append(estimate(spec, plan, asks, *prices, warning=_kin_warning(workspace, store, spec)))
     return found
+
+
+def _kin_warning(workspace: Workspace, store: Store, spec: JudgeSpec) -> str | None:
+    """What the report will warn of, while nothing is paid yet: a judge that is of one arm's own kind."""
+    from evalpipe.analysis.checks_judge import OTHER_FAMILY, kinship, models_of_arms
+
+    status, detail = kinship(spec.model, models_of_arms(store.connection, store.experiment or ""))
+    return f"{detail}; {OTHER_FAMILY}" if status == "warn" else None
 
 
 def list_judges(workspace: Workspace) -> list[dict[str, Any]]:

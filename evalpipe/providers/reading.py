@@ -195,7 +195,8 @@ class AnswerReader:
 
     def _http_error(self, status: int, data: bytes) -> Answer:
         try:
-            body, _ = parse_answer(data)
+            body, is_exact = parse_answer(data)
+            body = body if is_exact else cleaned(body)
         except MalformedJSONError:
             body = None
         failure = failure_in(body, failed=True) if body is not None else None

@@ -13,7 +13,8 @@ def test_answers_that_are_no_whole_texts_are_named() -> None:
     assert "4 treatment answers ended with 'moon_phase' and 2 treatment answers ended with 'tide'" in detail
     odd = check(found, "unjudgeable_answers").detail
     assert "3 treatment answers are paused" in odd
-    assert "1 treatment answers hold something other than text" in odd
+    assert "1 treatment answer holds something other than text" in odd
+    assert odd.endswith("only the text in such answers is judged; without any, their pair is left out")
 
 
 def test_plain_answers_need_no_word() -> None:

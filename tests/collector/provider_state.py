@@ -31,6 +31,12 @@ class Account:
         self.spent: Counter[str] = Counter()
         self.audio: set[str] = set()
         self.stored: list[str] = []
+        self.kept_answers: dict[str, dict[str, Any]] = {}
+        """by id: what a later GET brings"""
+        self.objects: Counter[str] = Counter()
+        """requests of each object that other routes keep: assistants, threads, runs, batches, files, vector stores"""
+        self.tickets: set[str] = set()
+        """values of keys nobody has heard of, each good for one request"""
         self.faults: Counter[str] = Counter()
         self.n_made = 0
         self._lock = threading.Lock()
@@ -47,14 +53,43 @@ class Account:
                 made = self.make("conv")
                 self.conversations[made] = 0
                 return [plain(json.dumps({"id": made, "object": "conversation"}).encode())]
+            kept = re.search(r"/(?:responses|chat/completions)/(\w+)(/cancel)?$", path)
+            if kept:
+                return self._of_kept(request.line.split()[0], kept[1], is_cancelled=bool(kept[2]))
+            if "/threads/" in path or not path.endswith(("/responses", "/chat/completions", "/messages")):
+                return self._of_objects(path, body)
             fault = re.search(r"FAULT=(\w+)", json.dumps(body))
             if fault and not self.faults[fault[1]]:
                 self.faults[fault[1]] += 1
                 return [_error(529, "overloaded")]
+            for key, value in body.items():
+                if key.startswith("x_"):
+                    if value in self.tickets:
+                        return [_error(409, "ticket_used")]
+                    self.tickets.add(value)
             kind = self._of_responses if path.endswith("/responses") else self._of_chat
             if path.endswith("/messages"):
                 kind = self._of_messages
             return kind(body)
+
+    def _of_kept(self, method: bytes, name: str, *, is_cancelled: bool) -> list[bytes]:
+        if name not in self.kept_answers:
+            return [_error(404, "not_found")]
+        answer = self.kept_answers[name]
+        if method == b"DELETE":
+            del self.kept_answers[name]
+            answer = {"id": name, "deleted": True}
+        elif is_cancelled:
+            answer["status"] = "cancelled"
+        elif answer.get("status") == "queued":
+            self.kept_answers[name] = {**answer, "status": "completed"}
+        return [plain(json.dumps(answer).encode())]
+
+    def _of_objects(self, path: str, body: dict[str, Any]) -> list[bytes]:
+        """Any other route: how often it was asked, and what it was given."""
+        self.objects[path] += 1
+        answer = {"id": f"obj_{self.objects[path]}", "n": self.objects[path], "given": body}
+        return [plain(json.dumps(answer).encode())]
 
     def _of_responses(self, body: dict[str, Any]) -> list[bytes]:
         turn = 1
@@ -74,6 +109,9 @@ class Account:
             if item.get("type") == "item_reference" and item["id"] not in self.items:
                 return [_error(404, "item_not_found")]
         for tool in body.get("tools") or []:
+            if tool.get("type") == "mcp":
+                self.sessions[tool["server_url"]] += 1  # a call may do anything there
+                turn = self.sessions[tool["server_url"]]
             named = tool.get("container")
             if isinstance(named, str):
                 if named not in self.containers:
@@ -94,6 +132,7 @@ class Account:
         if body.get("store") is not False:
             self.responses[made], self.stored = turn, [*self.stored, made]
             self.items.add(item_id)
+            self.kept_answers[made] = {"id": made, "status": "queued" if body.get("background") else "completed"}
         answer: dict[str, Any] = {
             "id": made,
             "object": "response",
@@ -130,6 +169,9 @@ class Account:
                 return [_error(404, "container_not_found")]
             self.containers[container] += 1
             turn = self.containers[container]
+        for server in body.get("mcp_servers") or []:
+            self.sessions[server["url"]] += 1
+            turn = self.sessions[server["url"]]
         credit = body.get("fallback_credit_token")
         if credit:
             if credit not in self.credits:
@@ -184,6 +226,7 @@ class Account:
         answer["usage"] = {"prompt_tokens": 5, "completion_tokens": 5, "total_tokens": 10}
         if body.get("store"):
             self.stored.append(answer["id"])
+            self.kept_answers[answer["id"]] = {"id": answer["id"], "metadata": body.get("metadata")}
         return [plain(json.dumps(answer).encode())]
 
     def _is_spent(self, user: str) -> bool:
@@ -205,6 +248,8 @@ Ask = Callable[..., tuple[int, dict[str, Any]]]
 
 def text_of(answer: dict[str, Any]) -> Any:
     """What the user reads."""
+    if "n" in answer:
+        return answer["n"]
     if "choices" in answer:
         return answer["choices"][0]["message"]["content"]
     if "output" in answer:

@@ -26,11 +26,17 @@ class Client:
         self.arms: list[str] = []
         self.answer_headers: list[dict[str, str]] = []
 
-    def __call__(self, path: str, body: dict[str, Any], **headers: str) -> tuple[int, dict[str, Any]]:
+    def __call__(
+        self, path: str, body: dict[str, Any] | None, *, method: str = "", **headers: str
+    ) -> tuple[int, dict[str, Any]]:
+        """`method`: GET without a body, else POST."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         connection.request(
-            "POST", path, json.dumps(body), {"content-type": "application/json", **self.headers, **named}
+            method or ("GET" if body is None else "POST"),
+            path,
+            None if body is None else json.dumps(body),
+            {"content-type": "application/json", **self.headers, **named},
         )
         answer = connection.getresponse()
         raw = answer.read()
@@ -161,19 +167,72 @@ def audio(ask: Ask, n: str) -> Iterator[Any]:
     yield status, text_of(answer)
 
 
+def background(ask: Ask, n: str) -> Iterator[Any]:
+    """Begun in the background and asked for until it is done; another one cancelled."""
+    for turn in ("one", f"two FAULT={n}m"):
+        _, begun = twice(ask, RESPONSES, responses(f"{turn} {n}", background=True))
+        for path, method in (("", ""), ("", ""), ("/cancel", "POST")):
+            status, answer = ask(f"{RESPONSES}/{begun['id']}{path}", None, method=method)
+            yield status, answer["status"]
+
+
+def kept_answers(ask: Ask, n: str) -> Iterator[Any]:
+    """What is stored is asked for by its id, and taken out by it."""
+    for path, body in ((RESPONSES, responses(f"a {n}")), (CHAT, chat(f"b {n}", store=True, metadata={"of": n}))):
+        _, first = ask(path, body)
+        for method in ("GET", "DELETE"):
+            status, answer = ask(f"{path}/{first['id']}", None, method=method)
+            yield status, {**answer, "id": answer["id"] == first["id"]}
+
+
+def other_routes(ask: Ask, n: str) -> Iterator[Any]:
+    """Assistants, threads and their runs, batches, files, vector stores, by no collected route."""
+    for path in ("assistants", f"threads/{n}/messages", f"threads/{n}/runs", "batches", "files", f"vector_stores/{n}/files",
+                 "messages/batches", "uploads", "evals", "fine_tuning/jobs"):  # fmt: skip
+        for turn in range(2):
+            status, answer = ask(f"/v1/{path}?of={n}", {"input": f"{turn} {n}"})
+            yield status, (answer["n"], answer["given"])
+
+
+def tools_with_effects(ask: Ask, n: str) -> Iterator[Any]:
+    tools = [{"type": "mcp", "server_label": "m", "server_url": f"http://tools/{n}", "require_approval": "never"}]
+    for turn in ("one", f"two FAULT={n}n", "three"):
+        status, answer = twice(ask, RESPONSES, responses(turn, tools=tools, store=False))
+        yield status, text_of(answer)
+
+
+def mcp_servers(ask: Ask, n: str) -> Iterator[Any]:
+    servers = [{"type": "url", "name": "m", "url": f"http://tools/{n}"}]
+    for turn in ("one", f"two FAULT={n}o", "three"):
+        status, answer = twice(ask, MESSAGES, messages(turn, mcp_servers=servers))
+        yield status, text_of(answer)
+
+
+def keys_nobody_knows(ask: Ask, n: str) -> Iterator[Any]:
+    """A key of the future whose value is good for one request."""
+    for number, (path, make) in enumerate(((CHAT, chat), (RESPONSES, responses), (MESSAGES, messages))):
+        for turn in ("one", f"two FAULT={n}p{number}", "three"):
+            for key in ("x_resume", "x_ticket_id"):
+                status, answer = twice(ask, path, make(turn, **{key: f"{n} {number} {turn} {key}"}))
+                yield status, text_of(answer)
+
+
 KEPT = {
     "openai": (previous_response, conversation_object, item_reference, code_interpreter, sessions_of_a_server, request_ids,
-               audio),
+               audio, background, kept_answers),
     "anthropic": (thread, code_execution, credit),
 }  # fmt: skip
+NOT_SPLIT = {
+    "openai": (tools_with_effects, other_routes, keys_nobody_knows, user_budget),
+    "anthropic": (mcp_servers, other_routes, keys_nobody_knows, lambda ask, n: list(user_budget(ask, n))[2::3]),
+}
+"""flows that only copies could disturb"""
 
 
 @pytest.mark.parametrize("provider", ["openai", "anthropic"])
 def test_no_copy_changes_what_a_user_gets(provider: str, upstream: Upstream, collector: Start) -> None:
     """Both arms on one account. A user's attempt fails now and then, so that its copy comes before its repetition."""
-    flows = (*KEPT[provider], user_budget)
-    if provider == "anthropic":
-        flows = (*KEPT[provider], lambda ask, n: list(user_budget(ask, n))[2::3])
+    flows = (*KEPT[provider], *NOT_SPLIT[provider])
     direct = Client(upstream(Account("d")).port)
     account = Account("p")
     server = upstream(account)
@@ -260,6 +319,27 @@ def test_threads_stay_on_their_arm(upstream: Upstream, collector: Start) -> None
     )
     served = sum((run_chains(running, n=12, of=flow, name=flow.__name__) for flow in KEPT["anthropic"]), Counter())
     assert min(served["control"], served["treatment"]) > 5, served
+
+
+def test_what_is_asked_for_by_its_id_is_asked_of_the_arm_that_made_it(upstream: Upstream, collector: Start) -> None:
+    """Polled, read, cancelled and deleted by an id in the path: control's account has never seen the treatment's."""
+    control, treatment = Account("c"), Account("t")
+    running = collector(
+        upstream(control).url, upstream(treatment).url, mode="ab", experiment="treatment_percent = 50\n"
+    )
+    served: Counter[str] = Counter()
+    for number in range(12):
+        for flow in (background, kept_answers):
+            client = Client(running.port)
+            told = list(flow(client, f"{flow.__name__}{number}"))
+            assert all(status == 200 for status, _ in told), (number, told, client.arms)
+            served.update(client.arms)
+    assert min(served["control"], served["treatment"]) > 5, served
+    assert not [answer for answer in treatment.kept_answers.values() if answer.get("status") == "queued"]
+    ask = Client(running.port)
+    assert ask(f"{RESPONSES}/resp_of_nobody", None)[0] == 404
+    assert ask("/v1/files", {"purpose": "batch"})[1]["n"] == 1
+    assert (control.objects["/v1/files"], treatment.objects["/v1/files"]) == (1, 0)
 
 
 def test_what_was_begun_elsewhere_is_controls_and_in_no_statistic(upstream: Upstream, collector: Start) -> None:

@@ -31,7 +31,8 @@ MARKED = {  # request: (mark of control's answer, mark of the treatment's)
 }
 
 
-def log(root: Path, url: str, names: list[str]) -> Workspace:
+def log(root: Path, url: str, names: list[str], *, models: tuple[str | None, str | None] = (None, None)) -> Workspace:
+    root.mkdir(exist_ok=True)
     (root / "evalpipe.toml").write_text(f'[experiment]\nname = "t"\n[judge]\nbase_url = "{url}"\n{FAST}')
     found = open_workspace(root / "evalpipe.toml")
     exchanges = [
@@ -47,9 +48,12 @@ def log(root: Path, url: str, names: list[str]) -> Workspace:
             text=f"an answer of {arm.value}, not the same {n}",
             outcome=Outcome.TRUNCATED if mark in ("pause_turn", "tool_call_missing") else Outcome.OK,
             error_type=mark,
+            model=model,
         )
         for n, name in enumerate(names)
-        for arm, role, mark in zip((Arm.CONTROL, Arm.TREATMENT), (Role.SERVED, Role.SHADOW), MARKED[name], strict=True)
+        for arm, role, mark, model in zip(
+            (Arm.CONTROL, Arm.TREATMENT), (Role.SERVED, Role.SHADOW), MARKED[name], models, strict=True
+        )
     ]
     with DatasetWriter(found.data, BY_NAME["exchanges"]) as writer:
         writer.add("t", to_table(EXCHANGES, exchanges))
@@ -69,6 +73,25 @@ def test_pairs_without_text_are_left_out_and_named(tmp_path: Path) -> None:
         assert tally.as_json()["left_out_without_text"] == kinds
         assert any("4 whose answer holds no text to judge" in line for line in tally_lines([tally]))
     assert rows(found, "SELECT DISTINCT request_id FROM judgments ORDER BY 1") == [("odd end",), ("plain",)]
+
+
+def test_an_estimate_warns_of_a_judge_that_is_an_arms_model(tmp_path: Path) -> None:
+    def warnings(model: str) -> list[str]:
+        found = log(tmp_path / model, "http://127.0.0.1:9", ["plain"], models=("gpt-4o-2024-08-06", model))
+        (estimate,) = estimate_judging(found, JudgeOptions())
+        assert estimate.as_json()["warning"] == estimate.warning
+        return [line.strip() for line in estimate_lines([estimate]) if "WARNING" in line]
+
+    remedy = "judge with a model of a third family, or measure the judge on labelled pairs"
+    assert warnings("claude-haiku-4-5") == [
+        "WARNING: the judge (claude-haiku-4-5) is the very model of the treatment arm: judges prefer their own answers; "
+        + remedy
+    ]
+    assert warnings("claude-opus-4-8") == [
+        "WARNING: the judge (claude-haiku-4-5) is of the same family as treatment: judges prefer their own kind; "
+        + remedy
+    ]
+    assert warnings("gpt-4o-mini") == []
 
 
 def test_a_judge_of_single_answers_reads_the_one_that_is_text(tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ errors = st.sampled_from(
     [
         {"error": {"message": "boom"}},
         {"error": "boom"},
+        {"error": {"message": "bo\ud83d", "type": "\ud83d", "code": "\ude00"}},
         [{"error": {"code": 5}}],
         {"object": "error", "message": "boom"},
     ]
@@ -105,6 +106,66 @@ events = st.one_of(
     st.just({"type": "error", "error": {"type": "overloaded_error", "message": "boom"}}),
 )
 
+items = st.one_of(
+    st.fixed_dictionaries(
+        {
+            "type": st.just("message"),
+            "content": st.lists(
+                st.fixed_dictionaries(
+                    {"type": st.sampled_from(["output_text", "refusal", "odd"])},
+                    optional={"text": words, "refusal": words},
+                ),
+                max_size=2,
+            ),
+        }
+    ),
+    st.fixed_dictionaries(
+        {"type": st.sampled_from(["function_call", "custom_tool_call", "local_shell_call", "mcp_approval_request"])},
+        optional={"call_id": ids, "id": ids, "name": names, "arguments": arguments, "input": arguments},
+    ),
+    st.fixed_dictionaries(
+        {"type": st.sampled_from(["reasoning", "web_search_call", "image_generation_call", "odd", 5])}
+    ),
+)
+whole_responses = st.fixed_dictionaries(
+    {"status": st.sampled_from(["in_progress", "completed", "incomplete", "failed", None, 3])},
+    optional={
+        "output": st.lists(items, max_size=2) | st.none(),
+        "usage": st.sampled_from([None, {}, {"input_tokens": 5, "output_tokens": 2}]),
+        "error": st.sampled_from([None, "boom", {"code": "server_error", "message": "boom"}]),
+        "incomplete_details": st.sampled_from([None, {"reason": "max_output_tokens"}, {"reason": "odd"}, "odd"]),
+        "model": st.sampled_from(["m", "", None, "\ud83d"]),
+    },
+)
+response_events = st.one_of(
+    st.fixed_dictionaries(
+        {
+            "type": st.sampled_from(
+                [f"response.{end}" for end in ("created", "in_progress", "completed", "incomplete", "failed")]
+            ),
+            "response": whole_responses,
+        }
+    ),
+    st.fixed_dictionaries(
+        {"type": st.sampled_from(["response.output_item.added", "response.output_item.done"]), "item": items},
+        optional={"output_index": st.integers(0, 2)},
+    ),
+    st.fixed_dictionaries(
+        {
+            "type": st.sampled_from(
+                [
+                    f"response.{kind}.delta"
+                    for kind in ("output_text", "refusal", "function_call_arguments", "custom_tool_call_input", "odd")
+                ]
+            ),
+            "delta": words | arguments,
+        },
+        optional={"output_index": st.integers(0, 2), "content_index": st.integers(0, 1)},
+    ),
+    st.just({"type": "error", "error": {"type": "server_error", "message": "boom"}}),
+    st.just({"type": "error", "message": "bo\ud83d", "code": "\ude00"}),
+)
+
 
 def as_stream(items: list[Any], *, named: bool, done: bool, end: str) -> bytes:
     lines = []
@@ -128,7 +189,38 @@ message_streams = st.builds(
     done=st.booleans(),
     end=st.sampled_from(["\n", "\r\n"]),
 )
-streams = st.tuples(st.just("chat.completions"), chat_streams) | st.tuples(st.just("messages"), message_streams)
+response_streams = st.builds(
+    as_stream,
+    st.lists(response_events, max_size=10),
+    named=st.booleans(),
+    done=st.booleans(),
+    end=st.sampled_from(["\n", "\r\n"]),
+)
+translated_streams = st.tuples(st.just("chat.completions"), chat_streams) | st.tuples(
+    st.just("messages"), message_streams
+)
+streams = translated_streams | st.tuples(st.just("responses"), response_streams)
+plain_answers = (
+    st.tuples(
+        st.just("chat.completions"),
+        st.fixed_dictionaries(
+            {
+                "choices": st.lists(
+                    st.fixed_dictionaries({"message": deltas, "finish_reason": reasons}, optional={"error": errors}),
+                    max_size=2,
+                )
+            },
+            optional={"usage": usages, "model": st.sampled_from(["m", "", None, 4])},
+        ),
+    )
+    | st.tuples(
+        st.just("messages"),
+        st.fixed_dictionaries(
+            {"content": st.lists(blocks, max_size=3)}, optional={"stop_reason": reasons, "usage": usages}
+        ),
+    )
+    | st.tuples(st.just("responses"), whole_responses)
+)
 cuts = st.lists(st.integers(0, 5000), max_size=12)
 
 
@@ -186,8 +278,23 @@ def test_any_split_of_any_bytes_gives_the_same_answer(
     assert read_in_pieces(endpoint, headers, body, at) == whole
 
 
+@settings(max_examples=120)
+@given(plain_answers, cuts, st.sampled_from([200, 201, 400, 429, 503]))
+def test_any_split_of_a_plain_answer_gives_the_same_answer(
+    plain: tuple[str, dict[str, Any]], at: list[int], status: int
+) -> None:
+    endpoint, document = plain
+    body = json.dumps(document).encode()
+    whole = read_answer(endpoint, status, JSON, body)
+    check(whole)
+    reader = answer_reader(endpoint, status, JSON)
+    for piece in in_pieces(body, at):
+        reader.feed(piece)
+    assert reader.finish() == whole
+
+
 @settings(max_examples=150)
-@given(streams, cuts, st.booleans())
+@given(translated_streams, cuts, st.booleans())
 def test_the_client_is_told_what_is_recorded(stream: tuple[str, bytes], at: list[int], streamed: bool) -> None:
     endpoint, body = stream
     answer = read_answer(endpoint, 200, SSE, body)
@@ -229,3 +336,14 @@ def test_deep_nesting_is_survived(endpoint: str, depth: int) -> None:
     ):
         check(read_answer(endpoint, 200, JSON, body))
         check(read_answer(endpoint, 500, JSON, body))
+
+
+@pytest.mark.parametrize("status", [200, 400, 503])
+@pytest.mark.parametrize("endpoint", DIALECTS)
+def test_an_error_with_half_a_character_can_be_stored(endpoint: str, status: int) -> None:
+    """An escape that is no character, in the error's words and beside them."""
+    body = b'{"error": {"message": "no \\ud83d", "type": "\\ude00"}, "model": "\\ud83d"}'
+    answer = read_answer(endpoint, status, JSON, body)
+    check(answer)
+    assert answer.error_message == "no \ufffd"
+    assert answer.assembled is not None and "\ufffd" in answer.assembled
