@@ -146,7 +146,7 @@ def test_what_has_to_survive_is_synced_before_its_rename_and_its_folder_after(
     monkeypatch.setattr(os, "fsync", noting_fsync)
     monkeypatch.setattr(Path, "replace", noting_replace)
     write_synced(tmp_path / "state", b"x")
-    assert seen == ["sync state", "rename state", f"sync {tmp_path.name}"]
+    assert seen[-3:] == ["sync state", "rename state", f"sync {tmp_path.name}"]
 
 
 @pytest.mark.parametrize("failing_at", [1, 2])
