@@ -65,6 +65,13 @@ check-store: $(VENV)/.installed-dev ## kill collectors and loads under 10,000 re
 	EVALPIPE_STORE_REQUESTS=10000 $(BIN)/python -m pytest -n 0 --timeout 1200 tests/store/test_store_killed.py
 	$(BIN)/python tests/bench/check_load_while_collecting.py 10000
 
+.PHONY: check-kills check-soak
+check-kills: $(VENV)/.installed-dev ## kill -9 every kind of process 300 times while all of them work (an hour; ARGS="KILLS SECONDS")
+	$(BIN)/python tests/bench/check_kills.py $(ARGS)
+
+check-soak: $(COMPILED)/.built ## 500 requests/s for an hour, loaded every two minutes: memory, descriptors and backlog stay flat (ARGS="RATE SECONDS")
+	PYTHONPATH=$(COMPILED) $(BIN)/python tests/bench/check_soak.py $(ARGS)
+
 .PHONY: bench-report
 bench-report: $(VENV)/.installed-dev chromium ## seconds and memory of `report --json` at 1, 3 and 10 million exchanges; the page of 5 million pairs in Chromium
 	$(BIN)/python tests/bench/bench_report.py --millions 1 3 10

@@ -35,6 +35,13 @@ _LOOK_S = 0.1
 _ACCOUNTING_S = 0.0005
 """at most this long at a time, and a twentieth of the time in all (some 700 answers a second): copies that come meanwhile
 wait, and on a machine of one core the users do"""
+_BEHIND_S = 1.0
+"""what is not counted for so long is counted between copies, too, up to `_MOST` times as long: else a rate that leaves no
+pause would never be counted"""
+_MOST = 4.0
+_STEADY = (150.0, 1500.0)
+"""requests a second at which that is so: below there are pauses enough, above an answer takes longer to count than there is
+time for"""
 _REQUEST, _RESPONSE, _SHADOW = b'{"record":"request"', b'{"record":"response"', b'{"record":"shadow"'
 _GO_ON_BELOW = 0.5
 """a full queue is filled again from here on: not line by line, since every reading begins with a large piece"""
@@ -224,17 +231,23 @@ class ShadowProcess:
     # --- the loop
 
     async def _follow(self, stop: asyncio.Event) -> None:
-        looked_at = 0.0
+        looked_at = counted_at = self._loop.time()
+        n_lines, is_steady = 0, self._mirror is None  # without copies nobody waits for this process
         while not stop.is_set():
             now = self._loop.time()
             if now - looked_at > _LOOK_S:
-                looked_at = now
+                if self._mirror is not None:
+                    is_steady = _STEADY[0] <= n_lines / (now - looked_at) <= _STEADY[1]
+                looked_at, n_lines = now, 0
                 self._look(now)
-            if self._mirror is not None and await self._take_in(self._mirror):
-                await asyncio.sleep(POLL_S)
-            else:
-                self._accountant.work(_ACCOUNTING_S)
-                await asyncio.sleep(IDLE_POLL_S)
+            n_new = 0 if self._mirror is None else await self._take_in(self._mirror)
+            n_lines += n_new
+            behind_s = now - counted_at
+            hurries = is_steady and behind_s > _BEHIND_S
+            slice_s = _ACCOUNTING_S * min(behind_s, _MOST) if hurries else _ACCOUNTING_S
+            if (hurries or not n_new) and self._accountant.work(slice_s):
+                counted_at = now
+            await asyncio.sleep(POLL_S if n_new else IDLE_POLL_S)
 
     def _look(self, now: float) -> None:
         self._accountant.look_for_segments()
