@@ -10,8 +10,9 @@ help: ## list the targets
 
 # One stamp a kind of install: nothing is fetched twice, and a changed pyproject installs again.
 $(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "making $(VENV) and installing evalpipe with some 60 packages (DuckDB, PyArrow, pandas, SciPy, the vendors' SDKs …)"
 	$(PYTHON) -m venv $(VENV)
-	EVALPIPE_COMPILE=0 $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
+	EVALPIPE_COMPILE=0 $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
@@ -46,6 +47,21 @@ compiled: $(COMPILED)/.built ## build/compiled: the package with its compiled co
 
 test-compiled: $(COMPILED)/.built ## the collector's tests on the compiled package
 	PYTHONPATH=$(COMPILED) EVALPIPE_EXPECT_COMPILED=1 $(BIN)/pytest tests/collector tests/rollout tests/core tests/providers
+
+.PHONY: docs docs-reference docs-picture
+$(VENV)/.installed-docs: $(VENV)/.installed
+	EVALPIPE_COMPILE=0 $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.installed-docs ## the documentation as a site in build/site; a broken link or anchor is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "built build/site: open build/site/index.html, or run $(BIN)/mkdocs serve"
+
+docs-reference: $(VENV)/.installed ## docs/reference from the code: command line, configuration, error messages
+	$(BIN)/python docs/generate.py
+
+docs-picture: $(VENV)/.installed-dev chromium ## the README's pictures from reports/sample.html
+	$(BIN)/python docs/picture.py
 
 lint: $(VENV)/.installed-dev ## format, lint, types, architecture
 	$(BIN)/ruff format --check .

@@ -24,7 +24,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from evalpipe.core.secrets import KEY_SHAPES, is_credential_name, is_variable_name, shown_url
-from evalpipe.core.text import mistake_in_words
+from evalpipe.core.text import mistake_in_words, place_in_toml
 from evalpipe.core.units import DEFAULT_SOURCES, read_source
 from evalpipe.errors import ConfigError
 from evalpipe.providers.paths import ADDRESS, address_fault
@@ -373,7 +373,9 @@ def load_config(path: Path) -> Config:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     try:
         document = tomllib.loads(data.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {place_in_toml(data.decode('utf-8'), str(error))}") from error
+    except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     return read_config(document, name=str(path))
 

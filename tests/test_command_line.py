@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from evalpipe.cli import demo as demo_command
 from evalpipe.cli.app import COMMANDS
 from evalpipe.core.spool import Body, RequestRecord, ResponseRecord, render_record
 from evalpipe.pipeline.doctor import check_judges
@@ -265,3 +266,112 @@ def test_the_judges_commands_and_the_flags_they_once_were(workspace: Path) -> No
     assert "--estimate and --status exclude" in one_line(
         run("judge", "--estimate", "--batch", "--status", cwd=workspace), 2
     )
+
+
+def test_alone_in_an_empty_folder_it_shows_three_ways_to_start(tmp_path: Path, workspace: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    done = run(cwd=empty)
+    assert done.returncode == 0
+    assert [words for words in ("evalpipe demo", "evalpipe load", "evalpipe collect") if words not in done.stdout] == []
+    in_workspace = run(cwd=workspace)
+    assert "Usage: evalpipe" in in_workspace.stdout + in_workspace.stderr
+
+
+def test_the_help_lists_every_command_and_needs_no_heavy_import(tmp_path: Path) -> None:
+    done = run("--help", cwd=tmp_path, env={"COLUMNS": "80"})
+    assert done.returncode == 0
+    assert [name for name, _, _ in COMMANDS if f"\n  {name} " not in done.stdout] == []
+    assert max(map(len, done.stdout.split("Options:")[0].splitlines())) <= 80
+    loaded = subprocess.run(
+        [sys.executable, "-c", "import sys, contextlib, io\nfrom evalpipe.cli.app import main\n"
+         "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()): main(['--help'])\n"
+         "print([name for name in ('rich', 'pydantic', 'numpy', 'duckdb', 'asyncio', 'markdown_it') if name in sys.modules])"],
+        cwd=ROOT, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert loaded.stdout.strip() == "[]", loaded.stderr
+
+
+def test_the_shell_completes_commands(tmp_path: Path) -> None:
+    done = run(
+        cwd=tmp_path, env={"_EVALPIPE_COMPLETE": "complete_bash", "COMP_WORDS": "evalpipe re", "COMP_CWORD": "1"}
+    )
+    assert done.stdout.split() == ["report"]
+
+
+def test_a_data_folder_that_is_not_there_is_named(workspace: Path) -> None:
+    line = one_line(run("report", "--data", "NOWHERE", cwd=workspace), 2)
+    assert "no folder NOWHERE" in line
+    assert "--data" in line
+
+
+def test_a_port_in_use_is_exit_code_2_for_the_simulator_as_for_the_collector(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = run("sim", "--port", str(port), cwd=tmp_path)
+    assert (
+        one_line(done, 2)
+        == f"evalpipe: cannot listen on 127.0.0.1:{port}: address already in use; choose another with --port"
+    )
+
+
+def test_a_judge_that_is_the_treatment_s_model_is_named_before_it_is_paid(workspace: Path) -> None:
+    (workspace / "evalpipe.toml").write_text(CONFIG + '[judge]\nmodel = "n"\n')
+    (workspace / "pairs.jsonl").write_text(json.dumps(PAIR) + "\n")
+    assert run("load", "pairs.jsonl", cwd=workspace).returncode == 0
+    estimate = run("judge", "--estimate", cwd=workspace)
+    assert "warning: pairwise (n): it is the model of the treatment arm" in estimate.stdout
+    found = json.loads(run("doctor", "--json", cwd=workspace).stdout)
+    shown = json.dumps(found)
+    assert "it is the model of the treatment arm" in shown
+
+
+def test_the_template_s_judge_is_of_neither_arm_s_family(tmp_path: Path) -> None:
+    assert run("init", ".", cwd=tmp_path).returncode == 0
+    shown = json.dumps(json.loads(run("doctor", "--json", cwd=tmp_path).stdout))
+    assert "judges prefer" not in shown
+    assert "gpt-4.1-mini: a price is known" in shown
+
+
+def test_a_folder_inside_a_workspace_names_the_workspace(workspace: Path) -> None:
+    inside = workspace / "reports"
+    inside.mkdir()
+    for command in ("report", "plan"):
+        line = one_line(run(command, cwd=inside), 2)
+        assert f"the workspace around it is {workspace}: cd there" in line
+
+
+def test_a_wrong_condition_names_the_columns_there_are(workspace: Path) -> None:
+    (workspace / "pairs.jsonl").write_text(json.dumps(PAIR) + "\n")
+    assert run("load", "pairs.jsonl", cwd=workspace).returncode == 0
+    line = one_line(run("report", "--where", "modl = 1", cwd=workspace), 2)
+    assert '"model"' in line
+    unknown = one_line(run("judge", "show-prompt", "nope", cwd=workspace, env={"ANTHROPIC_API_KEY": "k"}), 1)
+    assert "select request_id from pairs" in unknown
+
+
+@pytest.mark.parametrize(
+    ("started", "on_path", "wanted"),
+    [
+        ("x/.venv/bin/evalpipe", None, "../x/.venv/bin/evalpipe"),
+        ("x/.venv/bin/evalpipe", "/usr/bin/evalpipe", "evalpipe"),
+        ("x/evalpipe/__main__.py", None, f"{sys.executable} -m evalpipe"),
+    ],
+)
+def test_the_demo_ends_with_a_line_that_can_be_pasted(
+    started: str, on_path: str | None, wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    program = tmp_path / started
+    program.parent.mkdir(parents=True)
+    program.touch()
+    bin_folder = tmp_path / "on-path"
+    bin_folder.mkdir()
+    if on_path:
+        (bin_folder / "evalpipe").write_text("#!/bin/sh\n")
+        (bin_folder / "evalpipe").chmod(0o755)
+    monkeypatch.setenv("PATH", str(bin_folder))
+    monkeypatch.setattr(sys, "argv", [started])
+    assert demo_command.program_for(Path("evalpipe-demo")) == wanted

@@ -106,3 +106,30 @@ def test_a_file_that_is_missing_or_no_toml_is_one_line(tmp_path: Path) -> None:
     bad.write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="not valid TOML"):
         load_config(bad)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ('[experiment]\nname = "x"\nmode = shadow\n', 'line 3, mode: Invalid value; a text needs quotes: mode = "…"'),
+        (
+            "[arms.control]\nbase_url = https://h/v1\n",
+            'line 2, base_url: Invalid value; a text needs quotes: base_url = "…"',
+        ),
+        ('[experiment]\nname = = "x"\n', "line 2, name: Invalid value"),
+    ],
+)
+def test_a_line_that_is_no_toml_is_named_with_what_helps(tmp_path: Path, text: str, wanted: str) -> None:
+    path = tmp_path / "evalpipe.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert str(caught.value) == f"{path} is not valid TOML: {wanted}"
+
+
+def test_a_line_that_is_no_toml_never_shows_its_value(tmp_path: Path) -> None:
+    path = tmp_path / "evalpipe.toml"
+    path.write_text("[arms.control]\napi_key_env = sk-ant-api03-0123456789\n")
+    with pytest.raises(ConfigError, match="line 2, api_key_env") as caught:
+        load_config(path)
+    assert "0123456789" not in str(caught.value)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 from evalpipe import __version__
+from evalpipe.cli.front import DOORS, Root, is_bare
 from evalpipe.core.text import printable
 from evalpipe.errors import EvalpipeError
 
@@ -37,6 +39,10 @@ COMMANDS = (
 class of a command that has one of its own."""
 
 
+COMPLETING = "_EVALPIPE_COMPLETE"
+"""set by a shell that asks for completions"""
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"evalpipe {__version__}")
@@ -57,8 +63,8 @@ def _root(
 def build_app() -> typer.Typer:
     app = typer.Typer(
         name="evalpipe",
+        cls=Root,
         no_args_is_help=True,
-        add_completion=False,
         rich_markup_mode="markdown",
         pretty_exceptions_enable=False,
     )
@@ -90,8 +96,12 @@ def _with_bare_data(arguments: list[str]) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit. 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if not words and is_bare(Path.cwd()) and COMPLETING not in os.environ:
+        typer.echo(DOORS, nl=False)
+        sys.exit(0)
     try:
-        result = build_app()(_with_bare_data(sys.argv[1:] if arguments is None else arguments), standalone_mode=False)
+        result = build_app()(_with_bare_data(words), standalone_mode=False, prog_name="evalpipe")
     except EvalpipeError as error:
         from evalpipe.collector.logs import report_error
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -36,4 +40,14 @@ def demo(
 
     print_summary(done.report.analysis)
     typer.echo(f"report: {done.report.html}")
-    typer.echo(f"the workspace stays: cd {done.folder}, then e.g. `evalpipe report --open`")
+    typer.echo("the workspace stays; look at the page, then at the data:")
+    typer.echo(f"  cd {shlex.quote(str(done.folder))} && {program_for(done.folder)} report --open")
+
+
+def program_for(folder: Path) -> str:
+    """How this program is started from inside `folder`, whether or not its environment is active."""
+    started = Path(sys.argv[0])
+    on_path = shutil.which("evalpipe")
+    if on_path is not None or not started.exists() or started.name != "evalpipe":
+        return "evalpipe" if on_path is not None else f"{shlex.quote(sys.executable)} -m evalpipe"
+    return shlex.quote(os.path.relpath(started, folder))

@@ -53,3 +53,17 @@ def mistake_in_words(message: str) -> str:
     """
     message = message.removeprefix("Value error, ").replace("Input should be", "must be")
     return message.partition(", unable to parse")[0]
+
+
+def place_in_toml(text: str, problem: str) -> str:
+    """The parser's words, with the key of the line they are about; never its value, which may be a secret."""
+    found = re.search(r" \(at line (\d+), column \d+\)$", problem)
+    lines = text.splitlines()
+    if found is None or int(found[1]) > len(lines):
+        return problem
+    key, mark, value = lines[int(found[1]) - 1].partition("=")
+    words, key = problem[: found.start()], key.strip()
+    if not mark or not re.fullmatch(r"[A-Za-z0-9_.-]+", key):
+        return problem
+    hint = f'; a text needs quotes: {key} = "…"' if re.match(r"\s*[A-Za-z]", value) else ""
+    return f"line {found[1]}, {key}: {words}{hint}"

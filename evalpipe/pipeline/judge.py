@@ -124,7 +124,10 @@ def show_prompts(workspace: Workspace, request_id: str, options: JudgeOptions) -
         for spec in specs_of(workspace, options.judges):
             asks = [ask for ask in asks_of(store.connection, spec, [request_id]) if not ask.repeat]
             if not asks:
-                raise DataError(f"no request {request_id!r} with answers that {spec.name} could judge")
+                raise DataError(
+                    f"no request {request_id!r} with answers that {spec.name} could judge; "
+                    '`evalpipe sql "select request_id from pairs"` lists those there are'
+                )
             for ask in asks:
                 message = message_of(ask, spec, SystemClock().nonce())
                 seen = {"judge": spec.name, "shown_first": ask.shown_first.value, "arm": ask.arm and ask.arm.value}

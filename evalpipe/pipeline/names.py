@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-from evalpipe.config import CONFIG_FILE
 from evalpipe.errors import ConfigError
-from evalpipe.pipeline.workspace import Workspace
+from evalpipe.pipeline.workspace import Workspace, no_workspace
 from evalpipe.store.datasets import open_store
 from evalpipe.store.spool_segments import holds_log
 
@@ -26,15 +25,17 @@ def loaded_experiment(workspace: Workspace, asked: str | None) -> str:
             raise ConfigError(
                 f"{workspace.data} holds {len(loaded)} experiments: name one with --experiment ({', '.join(loaded)})"
             )
-        raise ConfigError(
-            f"no {CONFIG_FILE} in {workspace.root}, no data in {workspace.data}: is it the right folder? "
-            "`evalpipe init` makes a workspace, --data names one's data"
-        )
+        raise ConfigError(no_workspace(workspace))
     name = workspace.experiment(asked)
     if name in loaded:
         return name
     if workspace.config is None or name != workspace.config.experiment.name:
         raise ConfigError(f"--experiment: there is no {name!r} in {workspace.data}{_known(name, loaded)}")
+    if not workspace.data.is_dir():
+        raise ConfigError(
+            f"no data of experiment {name!r}: there is no folder {workspace.data}; run `evalpipe collect` first, or name another "
+            "with --data"
+        )
     first = (
         "run `evalpipe load`: the collector's log waits"
         if holds_log(workspace.spool)

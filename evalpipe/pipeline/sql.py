@@ -60,13 +60,19 @@ def _table(result: duckdb.DuckDBPyConnection, out: TextIO) -> None:
     names, rows = columns(result), result.fetchmany(TABLE_ROWS + 1)
     more, rows = len(rows) > TABLE_ROWS, rows[:TABLE_ROWS]
     console = Console(file=out, width=None if out.isatty() else 200, highlight=False)
-    wide = bool(rows) and _grid_width(names, rows) > console.width
-    if wide:
+    wide = _grid_width(names, rows) > console.width
+    if wide and not rows:  # heads of one letter a line help nobody
+        console.print(Text(f"columns: {', '.join(names)}"))
+    elif wide:
         _print_records(console, names, rows)
     else:
         console.print(_grid(names, rows))
     n = f"the first {TABLE_ROWS:,} rows; --format csv or json has all" if more else format_counted(len(rows), "row")
-    why = f", one value a line: {len(names)} columns are wider than this terminal" if wide and out.isatty() else ""
+    why = (
+        f", one value a line: {len(names)} columns are wider than this terminal"
+        if wide and rows and out.isatty()
+        else ""
+    )
     console.print(Text(f"{n}{why}", style="dim"))
 
 

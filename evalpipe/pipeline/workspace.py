@@ -8,7 +8,7 @@ from pathlib import Path
 
 import evalpipe
 from evalpipe.config import CONFIG_FILE, Config, load_config
-from evalpipe.errors import ConfigError, DataError, NoDataError
+from evalpipe.errors import ConfigError, DataError
 
 
 def shipped(folder: str) -> Path:
@@ -108,17 +108,24 @@ def has_record(data: Path, experiment: str) -> bool:
     return any(place(data, experiment).exists() for place in places)
 
 
+def no_workspace(workspace: Workspace) -> str:
+    """What to do in a folder that is no workspace and holds no data, with the workspace around it where there is one."""
+    around = next((folder for folder in workspace.root.parents if (folder / CONFIG_FILE).is_file()), None)
+    where = f"the workspace around it is {around}: cd there" if around else "`evalpipe init` makes a workspace"
+    return (
+        f"no {CONFIG_FILE} in {workspace.root}, no data in {workspace.data}: is it the right folder? {where}; "
+        "--data names another's data"
+    )
+
+
 def experiment_name(workspace: Workspace, asked: str | None) -> str:
     """The experiment asked for, else the workspace's, else the only one the data folder holds. Raises ConfigError for an
-    impossible name, NoDataError where nothing was loaded, DataError where there are several."""
+    impossible name or where nothing was loaded, DataError where there are several."""
     if asked is not None or workspace.config is not None:
         return workspace.experiment(asked)
     known = workspace.loaded_experiments()
     if len(known) == 1:
         return known[0]
     if not known:
-        raise NoDataError(
-            f"no {CONFIG_FILE} in {workspace.root}, no data in {workspace.data}: is it the right folder? "
-            "`evalpipe init` makes a workspace, --data names one's data"
-        )
+        raise ConfigError(no_workspace(workspace))
     raise DataError(f"{workspace.data} holds {len(known)} experiments ({', '.join(known)}): name one with --experiment")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import threading
 import urllib.request
@@ -13,7 +14,7 @@ from typing import Any
 
 import uvloop
 
-from evalpipe.errors import EvalpipeError
+from evalpipe.errors import ConfigError
 from evalpipe.sim.app import SimApp
 from evalpipe.sim.http import HttpServer
 from evalpipe.sim.settings import SimSettings
@@ -122,6 +123,6 @@ def run_sim(settings: SimSettings, announce: Callable[[str], None]) -> None:
     uvloop.run(run())
 
 
-def _cannot_listen(settings: SimSettings, error: OSError) -> EvalpipeError:
-    reason = (error.strerror or str(error)).lower()
-    return EvalpipeError(f"cannot listen on {settings.host}:{settings.port}: {reason}; choose another with --port")
+def _cannot_listen(settings: SimSettings, error: OSError) -> ConfigError:
+    reason = (os.strerror(error.errno) if error.errno else str(error)).lower()
+    return ConfigError(f"cannot listen on {settings.host}:{settings.port}: {reason}; choose another with --port")

@@ -7,6 +7,7 @@ user got never selects on what the copy answered.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -105,7 +106,8 @@ def select_requests(connection: duckdb.DuckDBPyConnection, selection: Selection)
     except duckdb.Error as error:
         if selection.where is None:
             raise
-        message = str(error).strip().splitlines()[0]
+        said = itertools.takewhile(lambda line: not line.startswith("LINE "), str(error).strip().splitlines())
+        message = " ".join(line.strip() for line in said if line.strip())  # with the names there are
         raise ConfigError(f"--where {selection.where!r} does not work: {message}") from None
     finally:
         if selection.request_ids is not None:

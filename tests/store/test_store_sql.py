@@ -116,6 +116,13 @@ def test_a_table_is_a_grid_as_long_as_its_cells_have_room(workspace: Workspace) 
     assert "row 1" not in run(workspace, "SELECT " + ", ".join(f"{n} AS c{n}" for n in range(20)))
 
 
+def test_no_rows_of_many_columns_are_their_names(workspace: Workspace) -> None:
+    shown = run(workspace, "FROM exchanges WHERE false")
+    assert "columns: experiment, request_id, arm, role" in shown
+    assert "0 rows" in shown
+    assert len(shown.splitlines()) < 12
+
+
 def test_a_long_table_says_where_it_ends(workspace: Workspace) -> None:
     assert "the first 1,000 rows" in run(workspace, "FROM range(3000)")
     assert run(workspace, "FROM range(3000)", "csv").count("\n") == 3001
