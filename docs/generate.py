@@ -161,6 +161,7 @@ WITHOUT_COMMENT = {
     "metrics.NAME.direction": "which way is better",
     "metrics.NAME.unit": "shown behind the values",
     "metrics.NAME.label": "shown in place of the name",
+    "sources.NAME.map": "where things are: `prompt=question, text=answer, user=uid, time=ts`, or a table of the same",
     "prices.NAME.input": "input tokens",
     "prices.NAME.output": "output tokens",
     "prices.NAME.audio_input": "left out: answers with audio have no cost",
@@ -215,7 +216,7 @@ def _canonical(section: str) -> str:
     named = {"arms.control": "arms.control", "arms.treatment": "arms.treatment"}
     if section in named:
         return section
-    return re.sub(r"^(decision\.metrics|metrics|prices)\..*$", r"\1.NAME", section)
+    return re.sub(r"^(decision\.metrics|metrics|prices|sources)\..*$", r"\1.NAME", section)
 
 
 def _split_comment(text: str) -> tuple[str, str, str]:

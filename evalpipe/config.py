@@ -336,6 +336,19 @@ class PriceConfig(_Section):
     """the provider's word for a way of serving → its share of the token prices"""
 
 
+class SourceConfig(_Section):
+    """How files of one source are read by `evalpipe load`: by a format, or by a mapping of their columns."""
+
+    files: str | None = None
+    """pattern of file names it is used for, such as "support-*.csv"; without one: by `load --source NAME`"""
+    format: str = "auto"
+    map: str | dict[str, str] | None = None
+    """ "prompt=question, text=answer", or a table of the same"""
+    arm: Literal["control", "treatment"] = "control"
+    arms: tuple[str, ...] = ()
+    """values of the arm column: control's, treatment's"""
+
+
 class Config(_Section):
     """The whole configuration of a workspace. Secrets are not in it: only the names of environment variables."""
 
@@ -350,6 +363,7 @@ class Config(_Section):
     segments: dict[str, str] = {}
     """name → read-only SQL expression over `exchanges` (control rows)"""
     prices: dict[str, PriceConfig] = {}
+    sources: dict[str, SourceConfig] = {}
 
     @model_validator(mode="after")
     def _treatment_where_served(self) -> Config:

@@ -273,7 +273,9 @@ def test_alone_in_an_empty_folder_it_shows_three_ways_to_start(tmp_path: Path, w
     empty.mkdir()
     done = run(cwd=empty)
     assert done.returncode == 0
-    assert [words for words in ("evalpipe demo", "evalpipe load", "evalpipe collect") if words not in done.stdout] == []
+    assert [
+        words for words in ("evalpipe demo", "evalpipe compare", "evalpipe collect") if words not in done.stdout
+    ] == []
     in_workspace = run(cwd=workspace)
     assert "Usage: evalpipe" in in_workspace.stdout + in_workspace.stderr
 

@@ -214,6 +214,15 @@ def test_every_link_leads_somewhere(page: Path) -> None:
     assert not broken
 
 
+def test_every_page_that_the_code_cites_is_there() -> None:
+    broken = []
+    for path in [*(ROOT / "evalpipe").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]:
+        for page, anchor in re.findall(r"\b(docs/[\w/-]+\.md)(?:#([\w-]+))?", path.read_text("utf-8")):
+            if not (ROOT / page).exists() or (anchor and anchor not in anchors_of(ROOT / page)):
+                broken.append(f"{path.relative_to(ROOT)}: {page}#{anchor}")
+    assert not broken
+
+
 def test_every_page_is_in_the_navigation() -> None:
     text = (ROOT / "mkdocs.yml").read_text("utf-8")
     missing = [
@@ -347,7 +356,7 @@ def with_data(tmp_path_factory: pytest.TempPathFactory, tools: Path) -> Path:
     """A workspace with the sample's traffic in it."""
     folder = tmp_path_factory.mktemp("documents")
     run_script(
-        f"set -e\nevalpipe init . --name documents\nevalpipe load {ROOT}/data/sample/log.jsonl.gz --format spool",
+        f"set -e\nevalpipe init . --name demo\nevalpipe load {ROOT}/data/sample/log.jsonl.gz --format spool",
         folder, tools,
     )  # fmt: skip
     return folder

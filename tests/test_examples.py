@@ -158,7 +158,7 @@ def test_a_prompt_is_compared_in_ci(running: Set, tmp_path: Path) -> None:
 
 
 def test_the_notebook_s_cells_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    evalpipe("init", ".", "--name", "notebook", cwd=tmp_path)
+    evalpipe("init", ".", "--name", "demo", cwd=tmp_path)
     evalpipe("load", str(ROOT / "data/sample/log.jsonl.gz"), "--format", "spool", cwd=tmp_path)
     document = json.loads((EXAMPLES / "report.ipynb").read_text("utf-8"))
     monkeypatch.chdir(tmp_path)

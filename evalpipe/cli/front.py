@@ -21,9 +21,8 @@ Ship it, keep what you have, or collect more? Nothing is set up in this folder y
   See it once           evalpipe demo
                         collect, load, judge and report on recorded traffic: half a minute, no key, no server
 
-  Two sets of answers   evalpipe init, then evalpipe load answers.jsonl
-                        one JSON object a line: pair_id, prompt, response_a (what you have), response_b (the new one);
-                        then evalpipe judge, evalpipe report
+  Two sets of answers   evalpipe compare old.jsonl new.jsonl
+                        from any log or table to a report; names the judge and its cost before it asks
 
   Live traffic          evalpipe init, then edit evalpipe.toml, evalpipe doctor, evalpipe collect
                         point your SDK's base_url at it; users keep getting the present answers

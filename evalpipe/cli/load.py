@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from evalpipe.cli import options
+from evalpipe.core.text import printable
 
 
 def load(
@@ -21,34 +23,96 @@ def load(
     arm: Annotated[
         str, typer.Option("--arm", help="control or treatment: whose answers a log without arms holds.")
     ] = "control",
+    mapping: Annotated[
+        str | None,
+        typer.Option(
+            "--map", help='Where things are in a log of your own: "prompt=question, text=answer, user=uid, time=ts".'
+        ),
+    ] = None,
+    arms: Annotated[
+        str | None,
+        typer.Option("--arms", metavar="CONTROL,TREATMENT", help="Values of the arm column: control's, treatment's."),
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option("--source", help="Read it as [sources.NAME] of evalpipe.toml says.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Load a guessed mapping without asking.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be loaded and how; store nothing.")
+    ] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Take out what earlier loads of these files brought in first.")
+    ] = False,
+    price: Annotated[
+        bool, typer.Option("--price", help="Compute costs a log does not have, by list prices ([prices] first).")
+    ] = False,
     experiment: options.Experiment = None,
     config: options.Config = None,
     data: options.Data = None,
     as_json: options.Json = False,
-) -> None:
+) -> int:
     """Turn the collector's log, or another tool's, into the datasets the other commands read.
 
-    Loading twice adds nothing. A broken line is put aside in `data/rejected/` with its file, line number and reason,
+    Loading twice adds nothing. A broken entry is written to `data/rejected/` with its file, line number and reason,
     and stops nothing. It may run while the collector writes.
 
-    Formats: `spool` (the collector's), `pairs` (JSONL: pair_id, prompt, response_a for control, response_b for treatment,
-    label, judgements), and logs of one arm: `litellm`, `langfuse`, `otel` (gen_ai spans), `tensorzero`, `inspect`, `http`
-    (recorded requests). `auto` finds out.
+    What a file is, is told by its content: JSON lines, JSON, CSV, TSV, Parquet, Excel, zip, tar, gzip, zstd, UTF-8 or
+    UTF-16. A folder is read with the folders in it, as one experiment.
+
+    Formats: `spool` (the collector's), `pairs` (pair_id, prompt, response_a for control, response_b for treatment,
+    label, judgements), and other tools' logs: `openai`, `anthropic`, `litellm`, `langfuse`, `langsmith`, `otel`
+    (gen_ai, OpenLLMetry, OpenInference, Vercel), `promptfoo`, `inspect`, `helicone`, `portkey`, `cloudflare`,
+    `braintrust`, `weave`, `mlflow`, `deepeval`, `ragas`, `lm-eval`, `mt-bench`, `alpacaeval`, `arena`, `preferences`,
+    `tensorzero`, `http` (recorded requests). `auto` finds out. In a table of your own the columns are guessed, shown
+    and asked for; `--map` names them.
 
     ```
     evalpipe load
-    evalpipe load --format pairs recorded_pairs.jsonl
+    evalpipe load exports/langfuse/
     evalpipe load --arm treatment new_model.json
+    evalpipe load answers.csv --map "prompt=question, text_a=old_answer, text_b=new_answer"
+    evalpipe load ab.jsonl --map "prompt=question, text=answer, arm=variant, user=uid, time=ts"
     ```
+
+    Exit code 1 where nothing could be stored of what was named, 2 where a mapping has to be confirmed and nobody can
+    be asked.
     """
     from evalpipe.cli.stopping import interrupt_on_sigterm
     from evalpipe.pipeline.load import load as run
+    from evalpipe.pipeline.load_plan import LoadOptions
     from evalpipe.pipeline.workspace import open_workspace
 
     interrupt_on_sigterm()
-    tally = run(open_workspace(config, data), paths or [], experiment=experiment, format_name=log_format, arm=arm)
+    chosen = LoadOptions(
+        format_name=log_format,
+        arm=arm,
+        mapping=mapping,
+        arms=tuple(value.strip() for value in arms.split(",")) if arms else (),
+        source=source,
+        yes=yes,
+        dry_run=dry_run,
+        replace=replace,
+        price=price,
+    )
+    tally = run(
+        open_workspace(config, data),
+        paths or [],
+        experiment=experiment,
+        options=chosen,
+        confirm=_confirm(dry_run=dry_run),
+    )
     if as_json:
         typer.echo(json.dumps(tally.as_json()))
-        return
-    for line in tally.lines():
-        typer.echo(line)
+    else:
+        for line in tally.lines():
+            typer.echo(printable(line))
+    return 1 if tally.is_failure else 0
+
+
+def _confirm(*, dry_run: bool) -> Callable[[Sequence[str]], bool]:
+    def ask(lines: Sequence[str]) -> bool:
+        for line in lines:
+            typer.echo(printable(line), err=True)
+        return dry_run or typer.confirm("Load it so?", err=True)
+
+    return ask

@@ -39,9 +39,8 @@ _BEHIND_S = 1.0
 """what is not counted for so long is counted between copies, too, up to `_MOST` times as long: else a rate that leaves no
 pause would never be counted"""
 _MOST = 4.0
-_STEADY = (150.0, 1500.0)
-"""requests a second at which that is so: below there are pauses enough, above an answer takes longer to count than there is
-time for"""
+_CALM = 1500
+"""requests a second up to which there is time for that: an answer takes longer to count than to copy"""
 _REQUEST, _RESPONSE, _SHADOW = b'{"record":"request"', b'{"record":"response"', b'{"record":"shadow"'
 _GO_ON_BELOW = 0.5
 """a full queue is filled again from here on: not line by line, since every reading begins with a large piece"""
@@ -232,18 +231,17 @@ class ShadowProcess:
 
     async def _follow(self, stop: asyncio.Event) -> None:
         looked_at = counted_at = self._loop.time()
-        n_lines, is_steady = 0, self._mirror is None  # without copies nobody waits for this process
+        n_lines, is_calm = 0, True
         while not stop.is_set():
             now = self._loop.time()
             if now - looked_at > _LOOK_S:
-                if self._mirror is not None:
-                    is_steady = _STEADY[0] <= n_lines / (now - looked_at) <= _STEADY[1]
+                is_calm = n_lines <= _CALM * (now - looked_at)
                 looked_at, n_lines = now, 0
                 self._look(now)
             n_new = 0 if self._mirror is None else await self._take_in(self._mirror)
             n_lines += n_new
             behind_s = now - counted_at
-            hurries = is_steady and behind_s > _BEHIND_S
+            hurries = is_calm and behind_s > _BEHIND_S
             slice_s = _ACCOUNTING_S * min(behind_s, _MOST) if hurries else _ACCOUNTING_S
             if (hurries or not n_new) and self._accountant.work(slice_s):
                 counted_at = now

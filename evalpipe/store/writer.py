@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ class DatasetWriter:
     what is not finished, and what is finished stays: the next run leaves those rows out.
     """
 
-    def __init__(self, data: Path, dataset: Dataset) -> None:
+    def __init__(self, data: Path, dataset: Dataset, *, added: Callable[[pa.Table], object] | None = None) -> None:
         self._data = data
         self._dataset = dataset
         self._open: dict[tuple[str, ...], ParquetFile] = {}
@@ -34,6 +34,9 @@ class DatasetWriter:
         self.files: list[Path] = []
         self.n_added = 0
         self.n_known = 0
+        self.n_repeated = 0
+        """rows whose key came before in this run"""
+        self._added = added
         self.experiments: set[str] = set()
 
     def __enter__(self) -> DatasetWriter:
@@ -53,8 +56,9 @@ class DatasetWriter:
             new = self._only_new(partition, part)
             if new.num_rows:
                 self._append(partition, new)
+                if self._added is not None:
+                    self._added(new)
             n_added += new.num_rows
-            self.n_known += part.num_rows - new.num_rows
         self.n_added += n_added
         return n_added
 
@@ -107,6 +111,10 @@ class DatasetWriter:
             keep.append(new)
             if new:
                 pending.add(row)
+            elif row in pending:
+                self.n_repeated += 1
+            else:
+                self.n_known += 1
         return table if all(keep) else table.filter(pa.array(keep, pa.bool_()))
 
     def _stored_keys(self, partition: tuple[str, ...], keys: pa.Table) -> set[tuple[Any, ...]]:

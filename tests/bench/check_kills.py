@@ -15,6 +15,7 @@ treatment processes, loads and the processes of their pool, judges, reports, con
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import itertools
 import json
@@ -388,13 +389,13 @@ def half_reports(root: Path) -> list[str]:
     return found
 
 
-def processes_below(root: Path) -> list[str]:
-    """Command lines of processes that work in this folder."""
+def processes_below(root: Path) -> list[psutil.Process]:
+    """Processes that work in this folder."""
     found = []
-    for process in psutil.process_iter(["cwd", "cmdline"]):
+    for process in psutil.process_iter(["cwd"]):
         cwd = process.info["cwd"]
         if cwd and Path(cwd).is_relative_to(root) and is_running(process.pid):
-            found.append(" ".join(process.info["cmdline"] or []))
+            found.append(process)
     return found
 
 
@@ -573,7 +574,9 @@ def check_canary(history: History, clients: Clients) -> bool:
     back = next((event for event in events if event.state.status is CanaryStatus.ROLLED_BACK), None)
     shares = [event.state.percentage for event in events]
     before = [event.state.percentage for event in events if back is None or event.seq < back.seq]
-    late = [asked for asked, arm, _ in clients.arms if back is not None and arm == "treatment" and asked > back.at + 5]
+    # A change's time is that of the look that led to it; in force it is once its line is written, here the last one.
+    in_force = history.path.stat().st_mtime
+    late = [asked for asked, arm, _ in clients.arms if back is not None and arm == "treatment" and asked > in_force + 5]
     holds = (
         numbered
         and back is not None
@@ -582,7 +585,7 @@ def check_canary(history: History, clients: Clients) -> bool:
         and history.state().status is CanaryStatus.ROLLED_BACK
         and history.state().percentage == 0
     )
-    later = sum(back is not None and asked > back.at for asked, _, _ in clients.arms)
+    later = sum(back is not None and asked > in_force for asked, _, _ in clients.arms)
     return say(
         "canary",
         holds,
@@ -595,7 +598,7 @@ def check_canary(history: History, clients: Clients) -> bool:
 def check_others(stage: Stage) -> bool:
     commands = (stage.load, stage.judge, stage.report)
     left = [*stage.collector.left_over, *stage.canary.left_over, *itertools.chain(*(c.left_over for c in commands))]
-    left += [line for root in (stage.root, stage.canary_root) for line in processes_below(root)]
+    left += [" ".join(p.cmdline()) for root in (stage.root, stage.canary_root) for p in processes_below(root)]
     damaged = evalpipe(stage.root, "doctor", "--data", check=False)
     reports = [path.name for path in (stage.root / "reports").glob("*")]
     runs = {c.name: f"{c.n_runs} runs, {c.n_whole} whole, {c.n_killed} killed" for c in commands}
@@ -617,7 +620,9 @@ def main(n_kills: int, seconds: float) -> int:
     with (
         simulated("--ttft-ms", "5", "--tokens-per-second", "4000") as arms,
         simulated("--judge", "accuracy=0.8", "--ttft-ms", "1500", "--tokens-per-second", "4000") as judge_sim,
+        contextlib.ExitStack() as at_end,
     ):
+        at_end.callback(lambda: [process.kill() for process in processes_below(base)])  # after a failure
         ports = free_port(), free_port()
         (root / "evalpipe.toml").write_text(
             CONFIG.format(mode="shadow", arms=arms.url, treatment="gpt-4o-mini", port=ports[0], more="")
@@ -648,7 +653,8 @@ def main(n_kills: int, seconds: float) -> int:
         began = time.monotonic()
         killed = kill_at_random(stage, history, arms, n_kills=n_kills, until=began + seconds)
         print(f"{killed.total()} kills in {time.monotonic() - began:.0f} s: {dict(killed)}", flush=True)
-        wait_until(lambda: history.state().status is CanaryStatus.ROLLED_BACK, 120)
+        with contextlib.suppress(TimeoutError):  # check_canary reports it
+            wait_until(lambda: history.state().status is CanaryStatus.ROLLED_BACK, 300)
         time.sleep(5)
         for command in (stage.load, stage.judge, stage.report):
             command.ask_to_stop()

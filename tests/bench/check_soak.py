@@ -108,6 +108,7 @@ class Clients:
     ok: int = 0
     bad: int = 0
     cut: int = 0
+    is_over: bool = False
     late: int = 0
     """requests that had to wait for a free connection"""
     times: list[float] = field(default_factory=list)
@@ -127,7 +128,7 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._clients.cut += 1
+        self._clients.cut += not self._clients.is_over
 
     def ask(self, request: bytes) -> None:
         self._began = time.perf_counter()
@@ -175,6 +176,7 @@ async def ask_steadily(clients: Clients, port: int, rate: float, seconds: float)
             if clients.ok + clients.bad >= clients.sent:
                 break
             await asyncio.sleep(0.01)
+    clients.is_over = True
     for connection in clients.free:
         connection._transport.abort()
 
@@ -318,18 +320,17 @@ def is_flat(samples: list[Sample], seconds: float) -> bool:
 def is_whole(folder: Path, clients: Clients) -> bool:
     """Each answer in hand is one row of each arm; nothing is there twice."""
     import duckdb
+    import pyarrow as pa
 
     from evalpipe.store.datasets import open_store
 
     with open_store(folder / "data", "soak") as store:
         connection: duckdb.DuckDBPyConnection = store.connection
-        columns = "columns={'id': 'VARCHAR'}"
-        connection.sql(f"CREATE TABLE in_hand AS FROM read_csv('{clients.ids}', header=false, {columns})")
+        ids = pa.array(clients.ids.read_text().split(), pa.string())
+        connection.register("in_hand", pa.table({"id": ids}))  # the store opens no other file
 
         def one(query: str) -> tuple[int, ...]:
-            found = connection.sql(query).fetchone()
-            assert found is not None
-            return found
+            return tuple(connection.sql(query).fetchall()[0])
 
         def without(role: str) -> int:
             """Answers in hand that have no row of this role."""

@@ -52,7 +52,7 @@ def simulated(*options: str) -> Iterator[Sim]:
         yield Sim(found[0], process)
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 def environment() -> dict[str, str]:

@@ -17,9 +17,9 @@ from evalpipe.errors import ConfigError
 from evalpipe.pipeline.load import load
 from evalpipe.pipeline.workspace import Workspace
 from evalpipe.store.datasets import open_store
-from evalpipe.store.documents import parse, read_lines
 from evalpipe.store.importers import IMPORTERS, detect
 from evalpipe.store.importers.base import BrokenLineError
+from evalpipe.store.importers.containers import sources_of
 
 SAMPLES = {
     "litellm_standard_logging_payload.json": "litellm",
@@ -41,7 +41,7 @@ def samples(shared: Path) -> Path:
 
 
 def documents(path: Path) -> list[Any]:
-    return [parse(line.data) for line in read_lines(path)]
+    return [one.value for source in sources_of(path) for one in source.documents()]
 
 
 def exchanges(path: Path) -> list[Exchange]:

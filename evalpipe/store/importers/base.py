@@ -13,6 +13,7 @@ from evalpipe.core.identity import conversation_id
 from evalpipe.core.judgment import Judgment
 from evalpipe.core.traffic import Exchange, Feedback, Label
 from evalpipe.providers.turns import Position, position_of
+from evalpipe.store.importers.values import instant
 
 UNKNOWN_TIME = datetime(1970, 1, 1, tzinfo=UTC)
 """`started_at` of rows whose log tells no time, plus the line number in microseconds: file order is kept, every load of a
@@ -31,6 +32,16 @@ class Imported:
     judgments: Sequence[Judgment] = ()
     labels: Sequence[Label] = ()
     feedback: Sequence[Feedback] = ()
+    left_out: Sequence[str] = ()
+    """what the document held besides and is no exchange, a word or two for each"""
+    notes: Sequence[str] = ()
+    """what a reader of the rows should know, a short line for each case"""
+    variants: Sequence[str | None] = ()
+    """for each exchange the log's own word for its arm, where it has one"""
+    derived_ids: bool = False
+    """the log gives no ids: they are made of what the rows hold, and equal rows need a number"""
+    rejected: Sequence[str] = ()
+    """parts of the document that could not be read, though the rest is here"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +58,12 @@ class Importer:
     read: Callable[[Any, int], Imported]
     tells_arms: bool = False
     """the documents say which answer is control's and which treatment's"""
+    companion: Callable[[Any], tuple[str, Any] | None] | None = None
+    """(key, what is remembered) of a document that only adds to others: the requests of a batch, the users of traces"""
+    joined: Callable[[Any, Mapping[str, Any]], Any] | None = None
+    """a document with what its companions hold"""
+    mapped: Any = None
+    """the `mapping.Mapped` it was made of"""
 
 
 @dataclass(slots=True)
@@ -97,19 +114,15 @@ class Fields:
         return None if number is None else int(number)
 
     def time(self, key: str) -> datetime | None:
-        """An ISO 8601 text, or seconds since the epoch; UTC where no zone is told."""
+        """An instant: ISO 8601, or seconds, milliseconds, microseconds or nanoseconds since 1970, as number or text; UTC where no
+        zone is given. An empty text is no time at all."""
         value = self.document.get(key)
-        if value is None:
+        if value is None or value == "":
             return None
-        try:
-            if isinstance(value, str):
-                instant = datetime.fromisoformat(value)
-                return instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant.astimezone(UTC)
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=float(value))
-        except (ValueError, OverflowError):
-            pass
-        raise BrokenLineError(f"{self._prefix}{key} = {value!r:.40} is no time")
+        found = instant(value)
+        if found is None:
+            raise BrokenLineError(f"{self._prefix}{key} = {value!r:.40} is no time")
+        return found
 
 
 def unknown_time(line: int) -> datetime:

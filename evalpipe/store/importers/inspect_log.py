@@ -10,8 +10,10 @@ from datetime import datetime
 from typing import Any
 
 from evalpipe.core.traffic import Exchange
-from evalpipe.store.importers.base import BrokenLineError, Fields, Imported, Importer, content_text, unknown_time
+from evalpipe.store.importers.base import BrokenLineError, Fields, Imported, Importer, unknown_time
+from evalpipe.store.importers.content import read_content
 from evalpipe.store.importers.logged import as_mapping, as_messages, logged_exchange
+from evalpipe.store.importers.messages import read_messages
 
 
 def matches(document: Any) -> bool:
@@ -32,12 +34,14 @@ def read(document: Any, line: int) -> Imported:
 
 
 def _exchange(sample: Mapping[str, Any], task: str, model: str | None, started_at: datetime) -> Exchange:
+    sample = _with_attachments(sample)
     fields, output = Fields(sample, "sample"), as_mapping(sample.get("output"))
     told = Fields(output, "output")
     usage = Fields(as_mapping(output.get("usage")), "usage")
     choices = output.get("choices")
     choice = as_mapping(choices[0]) if isinstance(choices, list) and choices else {}
     message = as_mapping(choice.get("message"))
+    content = read_content(message.get("content"))
     reason = Fields(choice).text("stop_reason")
     sample_id = fields.text("id", required=True)
     seconds = told.number("time", low=0)
@@ -46,7 +50,7 @@ def _exchange(sample: Mapping[str, Any], task: str, model: str | None, started_a
         f"{task}:{sample_id}:{fields.count('epoch') or 1}",
         started_at,
         messages=_asked(sample),
-        text=None if not message else content_text(message.get("content")),
+        text=content.text,
         error=None if failed is None else str(failed),
         finish_reason=reason,
         tool_calls=message.get("tool_calls"),
@@ -65,12 +69,25 @@ def _exchange(sample: Mapping[str, Any], task: str, model: str | None, started_a
     )
 
 
+def _with_attachments(sample: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The sample with its long texts, which newer logs keep apart, put back in their places."""
+    kept = sample.get("attachments")
+    if not isinstance(kept, Mapping) or not kept:
+        return sample
+
+    def filled(value: Any) -> Any:
+        if isinstance(value, str) and value.startswith("attachment://"):
+            return kept.get(value.removeprefix("attachment://"), value)
+        if isinstance(value, Mapping):
+            return {key: filled(inner) for key, inner in value.items()}
+        return [filled(inner) for inner in value] if isinstance(value, list) else value
+
+    return {key: filled(value) if key in {"input", "messages", "output"} else value for key, value in sample.items()}
+
+
 def _asked(sample: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The conversation before the last answer; without messages, the sample's input."""
-    messages = [
-        {"role": str(message.get("role", "user")), "content": content_text(message.get("content"))}
-        for message in as_messages(sample.get("messages"))
-    ]
+    messages = read_messages(as_messages(sample.get("messages")))
     while messages and messages[-1]["role"] == "assistant":
         messages.pop()
     return list(messages) or as_messages(sample.get("input"))

@@ -1,79 +1,86 @@
-"""LiteLLM: standard logging payloads (callbacks, object stores) and rows of its spend log."""
+"""LiteLLM: standard logging payloads (callbacks, object stores) and rows of its spend log, of every call type."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from evalpipe.store.documents import parse
-from evalpipe.store.importers.base import BrokenLineError, Fields, Imported, Importer, content_text, unknown_time
-from evalpipe.store.importers.logged import as_mapping, as_messages, logged_exchange, milliseconds
+from evalpipe.store.importers.base import BrokenLineError
+from evalpipe.store.importers.paths import find, first, has, opened
+from evalpipe.store.importers.table import Format
+from evalpipe.store.importers.values import name, number
+
+_OTHER_CALLS = re.compile(
+    r"embed|image|transcri|speech|moderation|rerank|batch|file|vector|fine_?tun|assistant|thread|ocr|video|search|list_|health|"
+    r"realtime|container|count_tokens|mcp|skill|eval"
+)
 
 
 def matches(document: Any) -> bool:
     return (
         isinstance(document, Mapping)
-        and {"call_type", "startTime", "endTime", "messages", "response"} <= document.keys()
+        and has(document, "call_type")
+        and (has(document, "startTime") or has(document, "custom_llm_provider"))
+        and any(has(document, key) for key in ("messages", "response", "spend", "response_cost"))
     )
 
 
-def read(document: Any, line: int) -> Imported:
-    """One payload or row. Its user is the `end_user`, or the hash LiteLLM keeps of the key's user."""
-    fields = Fields(document)
-    request_id = fields.text("id") or fields.text("request_id")
-    if not request_id:
-        raise BrokenLineError("id is missing")
-    response = as_mapping(_opened(document["response"]))
-    choice = _first_choice(response)
-    start, end, first = (fields.time(name) for name in ("startTime", "endTime", "completionStartTime"))
-    failed = fields.text("status") not in {None, "success"}
-    streamed = document.get("stream")
-    exchange = logged_exchange(
-        request_id,
-        start or unknown_time(line),
-        messages=as_messages(_opened(document["messages"])),
-        text=_text(choice),
-        error=(fields.text("error_str") or "failed") if failed else None,
-        finish_reason=Fields(choice).text("finish_reason"),
-        tool_calls=as_mapping(choice.get("message")).get("tool_calls"),
-        response=response or None,
-        meta=_opened(document.get("metadata")),
-        unit_id=fields.text("end_user") or fields.text("user") or None,
-        provider=fields.text("custom_llm_provider"),
-        model_requested=fields.text("model"),
-        model=Fields(response).text("model") or fields.text("model"),
-        latency_ms=milliseconds(start, end),
-        ttft_ms=milliseconds(start, first) if streamed is True else None,
-        streamed=streamed if isinstance(streamed, bool) else None,
-        input_tokens=fields.count("prompt_tokens"),
-        output_tokens=fields.count("completion_tokens"),
-        cost_usd=fields.number("response_cost", low=0)
-        if "response_cost" in document
-        else fields.number("spend", low=0),
-    )
-    return Imported(exchanges=[exchange])
+def left_out(document: Any) -> str | None:
+    kind = str(find(document, "call_type") or "").lower()
+    found = _OTHER_CALLS.search(kind)
+    if found is None:
+        return None
+    return "embeddings" if found[0] == "embed" else f"calls of type {kind}"
 
 
-def _opened(value: Any) -> Any:
-    """The spend log keeps JSON as text."""
-    if isinstance(value, str) and value[:1] in {"{", "["}:
-        try:
-            return parse(value.encode("utf-8", "surrogatepass"))
-        except ValueError:
-            return value
-    return value
+def amend(document: Mapping[str, Any], row: dict[str, Any]) -> None:
+    if not has(document, "response") and row["error"] is None and row["state"] in (None, "success"):
+        raise BrokenLineError("response is missing")
+    if opened(row["prompt"]) in ({}, []):
+        row["prompt"] = first(document, ("proxy_server_request.body", "proxy_server_request"))
+    if row["streamed"] is not True and str(row["streamed"]).lower() != "true":
+        row["first_token"] = None  # of a call that was not streamed it is the end
+    if row["state"] == "success":
+        row["status"] = 200
+        row["error"] = row["error_type"] = None
+    elif row["state"] == "failure":
+        row["error"] = row["error"] or "failed"
+    if row["status"] is not None and number(row["status"]) is None:
+        row["status"] = None
+    # The end user alone; failing that whoever owns the key, which LiteLLM stores hashed.
+    row["unit"] = name(opened(row["unit"])) or name(opened(first(document, ("user", "metadata.user_api_key_user_id"))))
 
 
-def _first_choice(response: Mapping[str, Any]) -> Mapping[str, Any]:
-    choices = response.get("choices")
-    return as_mapping(choices[0]) if isinstance(choices, list) and choices else {}
-
-
-def _text(choice: Mapping[str, Any]) -> str | None:
-    content = as_mapping(choice.get("message")).get("content")
-    return None if content is None else content_text(content)
-
-
-IMPORTER = Importer(
-    name="litellm", help="LiteLLM's standard logging payloads and spend log rows", matches=matches, read=read
+LITELLM = Format(
+    name="litellm",
+    help="LiteLLM's standard logging payloads and spend log rows (JSON, CSV, S3)",
+    matches=matches,
+    left_out=left_out,
+    amend=amend,
+    guesses_users=False,
+    fields={
+        "id": ("id", "request_id"),
+        "prompt": ("messages", "input"),
+        "answer": ("response",),
+        "start": ("startTime",),
+        "end": ("endTime",),
+        "first_token": ("completionStartTime",),
+        "streamed": ("stream",),
+        "model_requested": ("model", "model_group"),
+        "model": ("response.model", "model"),
+        "provider": ("custom_llm_provider",),
+        "unit": ("end_user", "metadata.user_api_key_end_user_id", "metadata.requester_metadata.user_id"),
+        "conversation": ("session_id", "metadata.session_id", "metadata.requester_metadata.session_id"),
+        "input_tokens": ("prompt_tokens",),
+        "output_tokens": ("completion_tokens",),
+        "usage": ("metadata.usage_object", "response.usage"),
+        "cost": ("response_cost", "spend"),
+        "state": ("status", "metadata.status"),
+        "error": ("error_str", "error_information.error_message", "metadata.error_information.error_message"),
+        "error_type": ("error_information.error_class", "metadata.error_information.error_class"),
+        "status": ("error_information.error_code", "metadata.error_information.error_code"),
+        "meta": ("metadata",),
+    },
 )
+IMPORTER = LITELLM.importer()

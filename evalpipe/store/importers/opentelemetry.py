@@ -1,132 +1,360 @@
-"""OpenTelemetry: spans with the GenAI semantic conventions, or with Langfuse's attributes as LiteLLM writes them."""
+"""OpenTelemetry: spans of calls of a model, by the GenAI conventions (old and new), OpenLLMetry, OpenInference
+(Phoenix), the Vercel AI SDK, Langfuse's attributes and MLflow's."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from evalpipe.core.identity import fingerprint
-from evalpipe.core.traffic import Exchange
-from evalpipe.store.documents import parse
-from evalpipe.store.importers.base import (
-    BrokenLineError,
-    Fields,
-    Imported,
-    Importer,
-    content_text,
-    json_text,
-    unknown_time,
-)
-from evalpipe.store.importers.logged import as_mapping, as_messages, logged_exchange, milliseconds
+from evalpipe.store.importers.answers import read_said
+from evalpipe.store.importers.base import json_text
+from evalpipe.store.importers.paths import first, opened
+from evalpipe.store.importers.said import NOTHING, Said
+from evalpipe.store.importers.spans import Span, indexed, is_spans, spans_of
+from evalpipe.store.importers.table import Format
+from evalpipe.store.importers.values import name
 
-_GENAI, _LANGFUSE = "gen_ai.", "langfuse.observation."
+_CALLS = frozenset(
+    {
+        "chat",
+        "text_completion",
+        "generate_content",
+        "completion",
+        "response",
+        "responses",
+        "generate",
+        "text_generation",
+        "messages",
+    }
+)
+_OPERATION = (
+    "gen_ai.operation.name",
+    "openinference.span.kind",
+    "traceloop.span.kind",
+    "llm.request.type",
+    "langfuse.observation.type",
+    "langfuse.type",
+    "mlflow.spanType",
+)
+_WORDS = {
+    "llm": "call", "generation": "call", "chat_model": "call", "embedding": "embeddings", "embed": "embeddings",
+    "embeddings": "embeddings",
+    "invoke_agent": "agent spans", "create_agent": "agent spans", "agent": "agent spans", "execute_tool": "tool spans",
+    "tool": "tool spans",
+    "rerank": "rerankers", "reranker": "rerankers", "retriever": "retrievers",
+}  # fmt: skip
+_MODEL = (
+    "gen_ai.request.model",
+    "llm.model_name",
+    "ai.model.id",
+    "langfuse.observation.model.name",
+    "langfuse.observation.model",
+    "llm.request.model",
+)
+DETAILS = "gen_ai.client.inference.operation.details"
+"""The event that holds a whole call."""
+
+
+def kind_of_span(span: Span) -> str:
+    """ "call", or what the span is instead, as it is counted."""
+    if span.is_record:
+        named = str(span.attributes.get("event.name") or "")
+        return (
+            "call"
+            if named == DETAILS
+            else "events that belong to spans"
+            if named.startswith("gen_ai.")
+            else "log records"
+        )
+    vercel = str(span.attributes.get("ai.operationId") or span.attributes.get("operation.name") or "")
+    if vercel.startswith("ai."):
+        return _vercel(vercel.split(" ")[0])
+    for key in _OPERATION:
+        word = str(opened_word(span.attributes.get(key)) or "").lower()
+        if word in _CALLS or _WORDS.get(word) == "call":
+            return "call"
+        if word:
+            return _WORDS.get(word, f"{word.replace('_', ' ')} spans")
+    keys = span.attributes.keys()
+    if first(span.attributes, _MODEL) is not None or any(
+        key.startswith(
+            (
+                "gen_ai.prompt",
+                "gen_ai.completion",
+                "gen_ai.input.messages",
+                "gen_ai.output.messages",
+                "llm.input_messages",
+                "langfuse.observation.input",
+            )
+        )
+        for key in keys
+    ):
+        return "call"
+    for prefix, word in (
+        ("http.", "HTTP spans"),
+        ("url.", "HTTP spans"),
+        ("db.", "database spans"),
+        ("rpc.", "RPC spans"),
+    ):
+        if any(key.startswith(prefix) for key in keys):
+            return word
+    return "other spans"
+
+
+def opened_word(value: Any) -> Any:
+    return value.strip('"') if isinstance(value, str) else value
+
+
+def _vercel(operation: str) -> str:
+    if operation.endswith((".doGenerate", ".doStream")):
+        return "call"
+    if "embed" in operation.lower():
+        return "embeddings"
+    return "tool spans" if operation == "ai.toolCall" else "outer spans, whose calls are spans of their own"
+
+
+def calls(document: Any) -> Iterator[Any]:
+    for span in spans_of(document):
+        yield {"_span": span}
 
 
 def matches(document: Any) -> bool:
-    attributes = document.get("attributes") if isinstance(document, Mapping) else None
-    return isinstance(attributes, Mapping) and any(str(key).startswith((_GENAI, _LANGFUSE)) for key in attributes)
+    return is_spans(document)
 
 
-def read(document: Any, line: int) -> Imported:
-    if not isinstance(document, Mapping) or not isinstance(document.get("attributes"), Mapping):
-        raise BrokenLineError("the line is not a span with attributes")
-    attributes = document["attributes"]
-    span = Fields(document)
-    start, end = _time(document, "start"), _time(document, "end")
-    # Span ids are 8 bytes and unique within a trace; a span without one is known by what it holds.
-    ids = [text for text in (span.text("trace_id"), span.text("span_id")) if text]
-    request_id = "-".join(ids) if len(ids) == 2 else fingerprint([ids, json_text(attributes)], length=32)
-    made = _langfuse if any(str(key).startswith(_LANGFUSE) for key in attributes) else _genai
-    return Imported(exchanges=[made(attributes, request_id, start or unknown_time(line), milliseconds(start, end))])
+def left_out(call: Any) -> str | None:
+    kind = kind_of_span(call["_span"])
+    return None if kind == "call" else kind
 
 
-def _genai(attributes: Mapping[str, Any], request_id: str, started_at: datetime, latency_ms: float | None) -> Exchange:
-    fields = Fields(attributes)
-    reasons = attributes.get("gen_ai.response.finish_reasons")
-    answers = as_messages(_opened(attributes.get("gen_ai.output.messages")))
-    prompt = [_message(message) for message in as_messages(_opened(attributes.get("gen_ai.input.messages")))]
-    requested = fields.text("gen_ai.request.model")
-    return logged_exchange(
-        request_id,
-        started_at,
-        messages=prompt,
-        text="\n".join(content_text(_message(answer)["content"]) for answer in answers) if answers else None,
-        error=fields.text("error.type"),
-        finish_reason=str(reasons[0]) if isinstance(reasons, list) and reasons else None,
-        provider=fields.text("gen_ai.provider.name") or fields.text("gen_ai.system"),
-        conversation_id=fields.text("gen_ai.conversation.id"),
-        unit_id=fields.text("user.id") or fields.text("enduser.id"),
-        model_requested=requested,
-        model=fields.text("gen_ai.response.model") or requested,
-        latency_ms=latency_ms,
-        input_tokens=fields.count("gen_ai.usage.input_tokens"),
-        cached_input_tokens=fields.count("gen_ai.usage.cache_read.input_tokens"),
-        output_tokens=fields.count("gen_ai.usage.output_tokens"),
+def amend(call: Mapping[str, Any], row: dict[str, Any]) -> None:
+    span: Span = call["_span"]
+    attributes = dict(span.attributes)
+    for _, values, _ in span.events:
+        for key, value in values.items():
+            if key.startswith("gen_ai.") and not isinstance(value, Mapping):
+                attributes.setdefault(key, value)
+    body = attributes.pop("_body", None)
+    if isinstance(body, Mapping):
+        attributes = {**body, **attributes}
+    row.update({column: first(attributes, paths) for column, paths in _FIELDS.items()})
+    ids = [one for one in (span.trace_id, span.span_id) if one]
+    when = span.start.isoformat() if span.start else None
+    row["id"] = (
+        "-".join(ids)
+        if len(ids) == 2
+        else fingerprint([ids, when, span.name, json_text(_plain(attributes))], length=32)
+    )
+    row["start"], row["end"] = span.start or span.odd_time, span.end
+    row["prompt"], row["said"] = _asked(attributes, span), _said(attributes, span)
+    row["answer"] = None
+    row["finish_reason"] = _finish(attributes) or row["said"].finish_reason
+    row["usage"] = first(
+        attributes, ("langfuse.observation.usage_details", "mlflow.chat.tokenUsage", "langfuse.observation.usage")
+    )
+    cost = opened(row.get("cost"))
+    row["cost"] = cost.get("total") if isinstance(cost, Mapping) else cost
+    row["error"], row["error_type"] = _failure(attributes, span)
+    if str(row["error_type"] or "").isdigit() and 400 <= int(row["error_type"]) < 600:
+        row["status"] = int(row["error_type"])
+    first_token = next(
+        (at for named, _, at in span.events if named == "First Token Stream Event" and at is not None), None
+    )
+    row["first_token"] = first_token or row.get("first_token")
+    if row["first_token"] is not None or row["ttft_ms"] is not None or row["ttft_s"] is not None:
+        row["streamed"] = True
+    row["meta"] = None
+
+
+def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        str(key): value if isinstance(value, str | int | float | bool) else str(value)
+        for key, value in attributes.items()
+    }
+
+
+def _asked(attributes: Mapping[str, Any], span: Span) -> Any:
+    for prefix in ("gen_ai.input.messages", "gen_ai.prompt", "llm.input_messages", "ai.prompt.messages"):
+        messages = indexed(attributes, prefix)
+        if messages:
+            return messages
+    events = _messages_of(attributes, span)
+    asked = [message for role, message in events if role != "choice"]
+    if asked:
+        return asked
+    return first(
+        attributes,
+        ("gen_ai.prompt", "ai.prompt", "langfuse.observation.input", "mlflow.spanInputs", "llm.prompts", "input.value",
+         "traceloop.entity.input", "input", "request_data"),
+    )  # fmt: skip
+
+
+def _said(attributes: Mapping[str, Any], span: Span) -> Said:
+    for prefix in ("gen_ai.output.messages", "gen_ai.completion", "llm.output_messages"):
+        answers = indexed(attributes, prefix)
+        if answers:
+            inner = [
+                one["message"] if isinstance(one, Mapping) and isinstance(one.get("message"), Mapping) else one
+                for one in answers
+            ]
+            found = read_said(inner)
+            ended = next(
+                (one.get("finish_reason") for one in answers if isinstance(one, Mapping) and one.get("finish_reason")),
+                None,
+            )
+            if not found.is_empty:
+                return found if found.finish_reason or not ended else _ended(found, str(ended))
+    choices = [message for role, message in _messages_of(attributes, span) if role == "choice"]
+    if choices:
+        choice = choices[0]
+        found = read_said(choice.get("message", choice))
+        reason = choice.get("finish_reason")
+        return found if not reason else _ended(found, str(reason))
+    text = first(attributes, ("ai.response.text", "ai.result.text"))
+    calls_made = first(attributes, ("ai.response.toolCalls", "ai.result.toolCalls"))
+    thing = first(attributes, ("ai.response.object", "ai.result.object"))
+    if text is not None or calls_made is not None or thing is not None:
+        return read_said(
+            {"role": "assistant", "content": text if text is not None else thing, "tool_calls": calls_made}
+        )
+    whole = first(
+        attributes,
+        ("gen_ai.completion", "langfuse.observation.output", "mlflow.spanOutputs", "output.value",
+        "traceloop.entity.output", "output",
+         "response_data"),
+    )  # fmt: skip
+    return NOTHING if whole is None else read_said(whole)
+
+
+def _ended(said: Said, reason: str) -> Said:
+    return replace(said, finish_reason=reason)
+
+
+def _messages_of(attributes: Mapping[str, Any], span: Span) -> list[tuple[str, dict[str, Any]]]:
+    """(role, message) of the events that hold a message each; the role of an answer is "choice"."""
+    events: list[tuple[str, Mapping[str, Any]]] = [(named, values) for named, values, _ in span.events]
+    for one in opened(attributes.get("events") or attributes.get("all_messages_events")) or []:
+        if isinstance(one, Mapping):
+            events.append((str(one.get("event.name") or one.get("name") or ""), one))
+    found: list[tuple[str, dict[str, Any]]] = []
+    for named, values in events:
+        if named == "gen_ai.content.prompt" and values.get("gen_ai.prompt") is not None:
+            prompt = opened(values["gen_ai.prompt"])
+            items = prompt if isinstance(prompt, list) else [prompt]
+            found += [("user", one if isinstance(one, dict) else {"role": "user", "content": one}) for one in items]
+        elif named == "gen_ai.content.completion" and values.get("gen_ai.completion") is not None:
+            answer = opened(values["gen_ai.completion"])
+            answer = answer[0] if isinstance(answer, list) and answer else answer
+            found.append(("choice", answer if isinstance(answer, dict) else {"role": "assistant", "content": answer}))
+        elif named == "gen_ai.choice":
+            message = opened(values.get("message"))
+            found.append(
+                (
+                    "choice",
+                    {**values, "message": message} if isinstance(message, Mapping) else {**values, "role": "assistant"},
+                )
+            )
+        elif named.startswith("gen_ai.") and named.endswith(".message"):
+            role = named.split(".")[1]
+            if values.get("content") is not None or values.get("tool_calls") is not None:
+                found.append((role, {"role": role, **values}))
+    return found
+
+
+def _finish(attributes: Mapping[str, Any]) -> str | None:
+    reasons = opened(
+        first(
+            attributes,
+            (
+                "gen_ai.response.finish_reasons",
+                "ai.response.finishReason",
+                "ai.finishReason",
+                "llm.finish_reason",
+                "gen_ai.completion.0.finish_reason",
+                "gen_ai.response.finish_reason",
+            ),
+        )
+    )
+    return name(reasons[0]) if isinstance(reasons, list | tuple) and reasons else name(reasons)
+
+
+def _failure(attributes: Mapping[str, Any], span: Span) -> tuple[str | None, str | None]:
+    kind = name(attributes.get("error.type"))
+    raised = next((values for named, values, _ in span.events if named == "exception"), {})
+    if not (span.failed or kind or str(attributes.get("langfuse.observation.level")) == "ERROR"):
+        return None, None
+    words = (
+        span.message
+        or name(attributes.get("langfuse.observation.status_message"))
+        or name(raised.get("exception.message"))
+    )
+    return words or name(attributes.get("error.message")) or kind or "failed", kind or name(
+        raised.get("exception.type")
     )
 
 
-def _langfuse(
-    attributes: Mapping[str, Any], request_id: str, started_at: datetime, latency_ms: float | None
-) -> Exchange:
-    fields = Fields(attributes)
-    output = _opened(attributes.get(f"{_LANGFUSE}output"))
-    message = as_mapping(output)
-    usage = Fields(as_mapping(_opened(attributes.get(f"{_LANGFUSE}usage_details"))), "usage_details")
-    cost = Fields(as_mapping(_opened(attributes.get(f"{_LANGFUSE}cost_details"))), "cost_details")
-    content = output if isinstance(output, str) else message.get("content")
-    failed = fields.text(f"{_LANGFUSE}level") == "ERROR"
-    return logged_exchange(
-        request_id,
-        started_at,
-        messages=as_messages(_opened(attributes.get(f"{_LANGFUSE}input"))),
-        text=None if content is None else content_text(content),
-        error="failed" if failed else None,
-        tool_calls=message.get("tool_calls"),
-        unit_id=fields.text("user.id"),
-        conversation_id=fields.text("session.id"),
-        model_requested=fields.text(f"{_LANGFUSE}model.name"),
-        model=fields.text(f"{_LANGFUSE}model.name"),
-        latency_ms=latency_ms,
-        input_tokens=usage.count("input"),
-        cached_input_tokens=usage.count("cache_read_input_tokens"),
-        output_tokens=usage.count("output"),
-        cost_usd=cost.number("total", low=0),
-    )
-
-
-def _message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """The conventions keep a message's content in `parts`."""
-    content = message.get("content", message.get("parts"))
-    return {"role": str(message.get("role", "user")), "content": content_text(content)}
-
-
-def _opened(value: Any) -> Any:
-    """Attributes that are objects travel as JSON text in many exporters."""
-    if isinstance(value, str) and value[:1] in {"{", "["}:
-        try:
-            return parse(value.encode("utf-8", "surrogatepass"))
-        except ValueError:
-            return value
-    return value
-
-
-def _time(document: Mapping[str, Any], which: str) -> datetime | None:
-    """`start_time` (ISO 8601, or nanoseconds since the epoch), as JSON exporters and OTLP spell it."""
-    for name in (f"{which}_time", f"{which}TimeUnixNano", f"{which}_time_unix_nano"):
-        value = document.get(name)
-        if isinstance(value, str) and value.isdigit():
-            value = int(value)
-        if isinstance(value, int) and value > 10**15:
-            return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=value // 1000)
-        if value is not None:
-            return Fields(document).time(name)
-    return None
-
-
-IMPORTER = Importer(
-    name="otel",
-    help="OpenTelemetry spans with gen_ai.* (or Langfuse's) attributes, one a line",
-    matches=matches,
-    read=read,
+_USER = ("user_id", "userId", "user", "user.id", "customer_id", "end_user_id")
+_SESSION = (
+    "session_id",
+    "sessionId",
+    "conversation_id",
+    "conversationId",
+    "thread_id",
+    "threadId",
+    "chat_id",
+    "chatId",
+    "session.id",
 )
+_HOLDERS = (
+    "traceloop.association.properties",
+    "ai.telemetry.metadata",
+    "langfuse.trace.metadata",
+    "metadata",
+    "gen_ai.metadata",
+)
+_FIELDS: Mapping[str, tuple[str, ...]] = {
+    "system": ("gen_ai.system_instructions", "gen_ai.request.instructions", "ai.prompt.system"),
+    "model_requested": _MODEL,
+    "model": ("gen_ai.response.model", "ai.response.model", "llm.response.model", *_MODEL),
+    "provider": ("gen_ai.provider.name", "gen_ai.system", "llm.provider", "llm.system", "ai.model.provider"),
+    "unit": ("user.id", "enduser.id", "langfuse.user.id", "gen_ai.user.id", "langfuse.trace.user_id", "gen_ai.request.user",
+             *(f"{holder}.{key}" for holder in _HOLDERS for key in _USER), "user_id"),
+    "conversation": ("gen_ai.conversation.id", "session.id", "langfuse.session.id", "gen_ai.conversation_id",
+    "langfuse.trace.session_id",
+                     *(f"{holder}.{key}" for holder in _HOLDERS for key in _SESSION)),
+    "input_tokens": ("gen_ai.usage.input_tokens", "gen_ai.usage.prompt_tokens", "llm.token_count.prompt",
+    "llm.usage.prompt_tokens",
+                     "ai.usage.inputTokens", "ai.usage.promptTokens"),
+    "output_tokens": ("gen_ai.usage.output_tokens", "gen_ai.usage.completion_tokens", "llm.token_count.completion",
+                      "llm.usage.completion_tokens", "ai.usage.outputTokens", "ai.usage.completionTokens"),
+    "cached_input_tokens": ("gen_ai.usage.cache_read.input_tokens", "gen_ai.usage.cache_read_input_tokens",
+    "gen_ai.usage.cached_input_tokens",
+                            "llm.token_count.prompt_details.cache_read", "ai.usage.cachedInputTokens",
+                            "gen_ai.usage.details.cache_read_tokens", "gen_ai.usage.prompt_tokens_details.cached_tokens"),
+    "cache_write_tokens": ("gen_ai.usage.cache_creation.input_tokens", "gen_ai.usage.cache_creation_input_tokens",
+                           "llm.token_count.prompt_details.cache_write"),
+    "reasoning_tokens": ("gen_ai.usage.reasoning.output_tokens", "gen_ai.usage.reasoning_tokens",
+    "gen_ai.usage.output_tokens.reasoning", "llm.usage.reasoning_tokens",
+                         "llm.token_count.completion_details.reasoning", "ai.usage.reasoningTokens"),
+    "cost": ("langfuse.observation.cost_details", "gen_ai.usage.cost", "llm.cost.total", "operation.cost", "gen_ai.cost.total"),
+    "ttft_ms": ("ai.response.msToFirstChunk", "ai.stream.msToFirstChunk"),
+    "ttft_s": ("gen_ai.response.time_to_first_chunk", "gen_ai.server.time_to_first_token", "gen_ai.client.time_to_first_token"),
+    "first_token": ("langfuse.observation.completion_start_time",),
+    "streamed": ("gen_ai.request.stream", "llm.is_streaming", "gen_ai.is_streaming", "llm.request.streaming"),
+    "variant": (),
+    "status": (),
+    "endpoint": (),
+}  # fmt: skip
+
+OTEL = Format(
+    name="otel",
+    help="OpenTelemetry spans: gen_ai.* (old and new), OpenLLMetry, OpenInference, Vercel AI SDK; OTLP, console, Phoenix, Jaeger",
+    matches=matches,
+    calls=calls,
+    left_out=left_out,
+    amend=amend,
+    guesses_users=False,
+)
+IMPORTER = OTEL.importer()

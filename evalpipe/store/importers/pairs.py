@@ -25,6 +25,8 @@ from evalpipe.store.importers.base import (
     prompt_text,
     unknown_time,
 )
+from evalpipe.store.importers.messages import is_message
+from evalpipe.store.importers.paths import opened
 
 _WINNERS = {"a": Winner.CONTROL, "b": Winner.TREATMENT, "tie": Winner.TIE}
 _PREFERENCES = {Winner.CONTROL: 0.0, Winner.TIE: 0.5, Winner.TREATMENT: 1.0}
@@ -45,21 +47,31 @@ def read(document: Any, line: int) -> Imported:
     """One line of a `pairs` file. Raises BrokenLineError with the key that is wrong."""
     if not isinstance(document, Mapping):
         raise BrokenLineError("the line is not a JSON object")
+    return read_pair(document, line)
+
+
+def read_pair(document: Mapping[str, Any], line: int, *, derived: bool = False) -> Imported:
+    """A document with the keys of the `pairs` format. `derived`: its id was made of its texts. Raises BrokenLineError."""
     fields = Fields(document)
     request_id = fields.text("pair_id", required=True)
     if not request_id:
         raise BrokenLineError("pair_id is empty")
     started_at = fields.time("started_at") or unknown_time(line)
     messages = _messages(document)
+    labels, refused = _labels(fields, request_id)
     return Imported(
         exchanges=[_exchange(fields, request_id, arm, started_at, messages) for arm in Arm],
         judgments=_judgments(document, request_id),
-        labels=_labels(fields, request_id),
+        labels=labels,
+        rejected=refused,
+        derived_ids=derived,
     )
 
 
 def _messages(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    prompt = document.get("prompt")
+    prompt = opened(document.get("prompt"))
+    if not (isinstance(prompt, list) and prompt and all(map(is_message, prompt))):
+        prompt = document.get("prompt")  # a text that happens to be JSON
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
     if isinstance(prompt, list) and prompt and all(isinstance(message, Mapping) for message in prompt):
@@ -118,14 +130,18 @@ def _outcome(told: str | None, status: int | None, text: str | None) -> Outcome:
     return Outcome.OK if text is not None else Outcome.UNREADABLE
 
 
-def _labels(fields: Fields, request_id: str) -> list[Label]:
+def _labels(fields: Fields, request_id: str) -> tuple[list[Label], list[str]]:
+    """(the label, why it cannot be read): the pair stands without it."""
     label = fields.document.get("label")
-    if label is None:
-        return []
-    winner = _winner(label, "label")
-    assert winner is not None
+    if label is None or label == "":
+        return [], []
     source = fields.text("label_source") or "unknown"
-    return [Label(request_id=request_id, preference=_PREFERENCES[winner], source=source)]
+    try:
+        winner = _winner(label, "label")
+    except BrokenLineError as error:
+        return [], [f"{error}: the pair is loaded without a label"]
+    assert winner is not None
+    return [Label(request_id=request_id, preference=_PREFERENCES[winner], source=source)], []
 
 
 def _judgments(document: Mapping[str, Any], request_id: str) -> list[Judgment]:
@@ -190,9 +206,10 @@ def _scores(fields: Fields, key: str) -> dict[str, float]:
 def _winner(verdict: Any, name: str) -> Winner | None:
     if verdict is None:
         return None
-    if not isinstance(verdict, str) or verdict not in _WINNERS:
+    word = verdict.strip().lower() if isinstance(verdict, str) else ""
+    if word not in _WINNERS:
         raise BrokenLineError(f"{name} = {verdict!r:.40} is none of a, b, tie, null")
-    return _WINNERS[verdict]
+    return _WINNERS[word]
 
 
 IMPORTER = Importer(

@@ -22,6 +22,8 @@ from evalpipe.store.importers.base import (
     unknown_time,
 )
 from evalpipe.store.importers.logged import as_mapping
+from evalpipe.store.importers.paths import first, opened
+from evalpipe.store.importers.values import name
 
 
 def matches(document: Any) -> bool:
@@ -46,7 +48,7 @@ def read(document: Any, line: int) -> Imported:
         request_id=Fields(told).text("id") or fingerprint([body, answered], length=32),
         arm=Arm.CONTROL,
         role=Role.IMPORTED,
-        unit_id=None,
+        unit_id=name(first(as_mapping(opened(body)), ("user", "metadata.user_id", "safety_identifier"))),
         conversation_id=None,
         started_at=Fields(told).time("created") or unknown_time(line),
         provider="anthropic" if endpoint == "messages" else "openai",

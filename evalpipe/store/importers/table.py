@@ -1,0 +1,310 @@
+"""A format as a table of paths: which documents it is, and where each column of an exchange is found in them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from evalpipe.core.identity import fingerprint
+from evalpipe.core.traffic import Arm, Exchange, Role
+from evalpipe.providers.paths import endpoint_of
+from evalpipe.store.importers.answers import read_said
+from evalpipe.store.importers.base import (
+    BrokenLineError,
+    Imported,
+    Importer,
+    conversation_of,
+    json_text,
+    position_in_log,
+    prompt_text,
+    unknown_time,
+)
+from evalpipe.store.importers.columns import (
+    SESSIONS,
+    cost_of,
+    failure_of,
+    outcome_of,
+    span_of,
+    time_of,
+    tokens_of,
+    user_of,
+)
+from evalpipe.store.importers.content import read_content, tool_calls_of
+from evalpipe.store.importers.messages import read_messages, split_answer
+from evalpipe.store.importers.paths import find, first, has, opened
+from evalpipe.store.importers.said import NOTHING, REDACTED, Said
+from evalpipe.store.importers.values import count, name, number, truth
+
+NO_TEXT, NO_PROMPT, REDACTED_TEXTS = (
+    "answered without a text",
+    "no prompt in the log",
+    "texts left out by the logging tool (redacted)",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Format:
+    """A log format.
+
+    `shapes`: sets of paths; a document that holds all of one set is of this format. `fields`: column → paths, the first
+    filled one counts. `calls`: the calls in a document (a trace holds several). `left_out`: why a call is no exchange.
+    `amend`: columns found by another way than a path. `answer_key` of the columns: see `read_call`.
+    """
+
+    name: str
+    help: str
+    shapes: Sequence[Sequence[str]] = ()
+    fields: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    matches: Callable[[Any], bool] | None = None
+    calls: Callable[[Any], Iterable[Any]] | None = None
+    left_out: Callable[[Any], str | None] | None = None
+    amend: Callable[[Any, dict[str, Any]], None] | None = None
+    tokens_apart: bool = False
+    companion: Callable[[Any], tuple[str, Any] | None] | None = None
+    joined: Callable[[Any, Mapping[str, Any]], Any] | None = None
+    guesses_users: bool = True
+
+    def importer(self) -> Importer:
+        return Importer(
+            name=self.name,
+            help=self.help,
+            matches=self.matches or self._has_shape,
+            read=self.read,
+            companion=self.companion,
+            joined=self.joined,
+        )
+
+    def _has_shape(self, document: Any) -> bool:
+        return isinstance(document, Mapping) and any(
+            all(has(document, path) for path in shape) for shape in self.shapes
+        )
+
+    def read(self, document: Any, line: int) -> Imported:
+        """The exchanges of one document. Raises BrokenLineError."""
+        try:
+            return self._read(document, line)
+        except BrokenLineError:
+            raise
+        except (
+            AttributeError,
+            LookupError,
+            TypeError,
+            ValueError,
+            OverflowError,
+        ) as error:  # any shape may turn up in a log
+            words = f"{type(error).__name__}: {str(error)[:200]}"
+            raise BrokenLineError(f"cannot be read as {self.name} ({words})") from error
+
+    def _read(self, document: Any, line: int) -> Imported:
+        if not isinstance(document, Mapping | list):
+            raise BrokenLineError(f"{kind_of(document)}, no object")
+        exchanges: list[Exchange] = []
+        variants: list[str | None] = []
+        left_out: list[str] = []
+        notes: list[str] = []
+        derived = False
+        for call in [document] if self.calls is None else self.calls(document):
+            reason = None if self.left_out is None else self.left_out(call)
+            if reason is not None:
+                left_out.append(reason)
+                continue
+            found = read_call(self, call, line)
+            notes += found.notes
+            if found.left_out is not None:
+                left_out.append(found.left_out)
+                continue
+            assert found.exchange is not None
+            exchanges.append(found.exchange)
+            variants.append(found.variant)
+            derived = derived or found.is_derived
+        return Imported(
+            exchanges=exchanges,
+            left_out=left_out,
+            notes=notes,
+            variants=variants if any(variants) else (),
+            derived_ids=derived,
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class Call:
+    """One call read: its exchange, or why it is none; `variant`: the log's own word for the arm."""
+
+    exchange: Exchange | None = None
+    left_out: str | None = None
+    variant: str | None = None
+    notes: list[str] = field(default_factory=list)
+    is_derived: bool = False
+
+
+def read_call(table: Format, call: Any, line: int) -> Call:
+    """One call by the table's paths. Raises BrokenLineError where it holds neither prompt nor answer nor any
+    measure."""
+    if not isinstance(call, Mapping):
+        raise BrokenLineError(f"{kind_of(call)}, no object")
+    row: dict[str, Any] = {column: first(call, paths) for column, paths in table.fields.items()}
+    for column in ("answer", "text"):  # an empty text is an answer, of no words
+        if row.get(column) is None and any(find(call, path) == "" for path in table.fields.get(column, ())):
+            row[column] = ""
+    if table.amend is not None:
+        table.amend(call, row)
+    return build(table, call, row, line)
+
+
+def build(table: Format, call: Mapping[str, Any], row: dict[str, Any], line: int) -> Call:
+    """The exchange of the values that were found."""
+    notes: list[str] = []
+    said = row["said"] if isinstance(row.get("said"), Said) else read_said(row.get("answer"))
+    messages = _asked(row)
+    if row.get("conversation_log") is not None:
+        asked, last = split_answer(read_messages(row["conversation_log"]))
+        messages = messages or asked
+        if last is not None and not said.is_found:
+            said = _said_in(row["conversation_log"], last)
+    if said.is_embedding:
+        return Call(left_out="embeddings or images", notes=notes)
+    if said.is_redacted or _is_redacted(row.get("prompt")):
+        return Call(left_out=REDACTED_TEXTS, notes=notes)
+    status = count(row.get("status")) if number(row.get("status")) is not None else said.status
+    error, error_type = failure_of(row, said, status)
+    text = said.text if row.get("text") is None else read_content(row["text"]).text
+    calls = said.tool_calls or _calls(row.get("tool_calls"))
+    is_something = (
+        text is not None or calls or error is not None or messages or _measures(row) or row.get("is_answered")
+    )
+    if not is_something:
+        raise BrokenLineError("neither a prompt nor an answer was found in it")
+    start = time_of(row, "start", notes)
+    end = time_of(row, "end", notes)
+    token_first = time_of(row, "first_token", notes)
+    tokens = tokens_of(row, said, apart=table.tokens_apart)
+    finish = name(row.get("finish_reason")) or said.finish_reason
+    outcome, type_, message = outcome_of(error, error_type, status, finish, said, bool(calls))
+    if text is None and not calls and error is None:
+        notes.append(NO_TEXT)
+    if row.get("note"):
+        notes.append(row["note"])
+    elif not messages:
+        notes.append(NO_PROMPT)
+    unit = user_of(call, row, guesses=table.guesses_users)
+    session = name(row.get("conversation")) or (name(first(call, SESSIONS)) if table.guesses_users else None)
+    given = name(row.get("id")) or said.answer_id
+    started = start or (said.created if row.get("start") is None else None)
+    model = name(row.get("model")) or said.model
+    position = position_in_log(messages, is_named=session is not None)
+    latency = span_of(row, "latency", start, end, notes)
+    ttft = span_of(row, "ttft", start, token_first, notes)
+    cost = cost_of(row, said, notes)
+    streamed = truth(row.get("streamed"))
+    exchange = Exchange(
+        request_id=given
+        or fingerprint([prompt_text(messages), text, started.isoformat() if started else None], length=32),
+        arm=Arm.CONTROL,
+        role=Role.IMPORTED,
+        unit_id=unit,
+        conversation_id=session or conversation_of(messages),
+        started_at=started or unknown_time(line),
+        provider=name(row.get("provider")),
+        endpoint=endpoint_of(str(row["endpoint"])) if row.get("endpoint") else "chat.completions",
+        model_requested=name(row.get("model_requested")) or _model_in(row.get("prompt")) or model,
+        model=model,
+        request=json_text(_request(row, messages)),
+        response=_stored(row.get("answer")),
+        meta=_stored(row.get("meta")),
+        text=text,
+        tool_calls=json_text(calls or None),
+        finish_reason=finish,
+        outcome=outcome,
+        status=status if status is None or 100 <= status < 1000 else None,
+        error_type=type_,
+        error_message=message,
+        latency_ms=latency,
+        ttft_ms=ttft,
+        streamed=streamed if streamed is not None else True if ttft is not None and latency != ttft else said.streamed,
+        input_tokens=tokens.input,
+        cached_input_tokens=tokens.cached,
+        cache_write_tokens=tokens.cache_write,
+        output_tokens=tokens.output,
+        reasoning_tokens=tokens.reasoning,
+        cost_usd=cost,
+        prompt=prompt_text(messages) if messages else None,
+        turn=position.turn,
+        step=position.step,
+    )
+    return Call(
+        exchange=exchange,
+        variant=name(row.get("variant")),
+        notes=notes,
+        is_derived=given is None or bool(row.get("by_question")),
+    )
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, for a reason that people read."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int | float):
+        return "a number"
+    return "a text" if isinstance(value, str) else "a list" if isinstance(value, list) else "an object"
+
+
+def _asked(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    messages = read_messages(row.get("prompt"))
+    system = row.get("system")
+    if system is not None and not any(message["role"] == "system" for message in messages):
+        text = read_content(opened(system)).text
+        if text:
+            messages = [{"role": "system", "content": text}, *messages]
+    return messages
+
+
+def _said_in(conversation: Any, last: Mapping[str, Any]) -> Said:
+    raw = opened(conversation)
+    raw = raw.get("messages", raw.get("conversations")) if isinstance(raw, Mapping) else raw
+    found = read_said(raw[-1]) if isinstance(raw, list) and raw else NOTHING
+    return found if not found.is_empty else Said(text=str(last["content"]))
+
+
+def _is_redacted(value: Any) -> bool:
+    if isinstance(value, list) and value:
+        value = value[-1].get("content") if isinstance(value[-1], Mapping) else value[-1]
+    return isinstance(value, str) and REDACTED.fullmatch(value) is not None
+
+
+def _calls(value: Any) -> list[dict[str, Any]]:
+    return tool_calls_of({"tool_calls": value}) if value else []
+
+
+def _measures(row: Mapping[str, Any]) -> bool:
+    """Whether the call holds anything a metric is made of, though no text."""
+    return any(
+        row.get(column) is not None
+        for column in ("usage", "input_tokens", "output_tokens", "cost", "latency_ms", "latency_s")
+    )
+
+
+def _model_in(prompt: Any) -> str | None:
+    body = opened(prompt)
+    return name(body.get("model")) if isinstance(body, Mapping) else None
+
+
+def _request(row: Mapping[str, Any], messages: list[dict[str, Any]]) -> Any:
+    """The request as it was where the log has one in the shape of an API, else the messages as a chat completion."""
+    body = opened(row.get("prompt"))
+    if isinstance(body, Mapping) and isinstance(body.get("messages"), list) and "model" in body:
+        return body
+    return {"messages": messages} if messages else None
+
+
+def _stored(value: Any) -> str | None:
+    value = opened(value)
+    if not isinstance(value, Mapping | list) or not value:
+        return None
+    try:
+        return json_text(value)
+    except (TypeError, ValueError, RecursionError):  # times, bytes and decimals of Parquet
+        return json.dumps(json.loads(json.dumps(value, default=str, skipkeys=True)))
