@@ -19,6 +19,8 @@ _BYTES_PER_TOKEN = 2.0
 """cautious: reserves more than any tokenizer counts for text"""
 _LINEAR_BELOW = 32_000
 """input tokens under which no provider's price depends on the prompt's length: costs are sums of products there"""
+_SOME_MODEL = "gpt-4o-mini"
+"""priced to read the library where an arm has no model of its own"""
 _RATES_KEPT_S = 300.0
 """list prices change by the day"""
 
@@ -38,8 +40,10 @@ class Pricer:
         self._rates: dict[tuple[str | None, str | None, str], _Rates] = {}
         self._prices = {model: Price(**price) for model, price in settings.prices.items()}
         for arm in (settings.control, settings.treatment):
-            if arm is not None:  # reads the price library now: no copy's latency shall hold the time that takes
-                self.worst_cost(arm, 1, 1)
+            if (
+                arm is not None
+            ):  # reads the price library now: a copy's latency must not hold that, nor may files be short then
+                self._cost(Usage(input_tokens=1, output_tokens=1), None, arm.model or _SOME_MODEL, arm.provider)
 
     def read(self, record: ResponseRecord) -> Answer:
         ended = record.ended

@@ -1,4 +1,4 @@
-"""Rows a second of `evalpipe load` on a log of one's own, as JSON lines, CSV and Parquet, beside DuckDB's own reading of the file.
+"""Rows a second of `evalpipe load` on a log of your own (JSON lines, CSV, Parquet), beside DuckDB's own reading of it.
 
 python tests/bench/bench_foreign_logs.py --rows 1000000
 """
@@ -21,7 +21,10 @@ COLUMNS = """
     'It is ' || (i * (i % 97)) || ', which is easy to see when one multiplies both numbers by hand.' AS answer,
     1793696400 + i AS ts, 500 + i % 900 AS latency_ms, 20 + i % 50 AS input_tokens, 10 + i % 40 AS output_tokens
 """
-MAP = "id=request_id, user=user_id, prompt=prompt, text=answer, time=ts, latency_ms=latency_ms, input_tokens=input_tokens, output_tokens=output_tokens"
+MAP = (
+    "id=request_id, user=user_id, prompt=prompt, text=answer, time=ts, latency_ms=latency_ms, "
+    "input_tokens=input_tokens, output_tokens=output_tokens"
+)
 CHILD = """
 import resource, sys, time
 from pathlib import Path
@@ -30,8 +33,10 @@ from evalpipe.pipeline.load_plan import LoadOptions
 from evalpipe.pipeline.workspace import Workspace
 path, root, mapping = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 begun, used = time.perf_counter(), time.process_time()
-tally = load(Workspace(root=root, data=root / "data", config=None), [path], options=LoadOptions(mapping=mapping), show_progress=False)
-print(tally.n_exchanges, time.perf_counter() - begun, time.process_time() - used, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+workspace = Workspace(root=root, data=root / "data", config=None)
+tally = load(workspace, [path], options=LoadOptions(mapping=mapping), show_progress=False)
+seconds, cpu = time.perf_counter() - begun, time.process_time() - used
+print(tally.n_exchanges, seconds, cpu, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
@@ -57,8 +62,9 @@ def main() -> None:
             )
             n, wall, used, peak = done.stdout.split()
             result = {
-                "kind": kind, "rows": int(n), "rows_per_s": round(int(n) / float(wall)), "rows_per_cpu_s": round(int(n) / float(used)),
-                "peak_mb": round(int(peak) / 1024), "times_duckdb": round(float(wall) / duck_s, 1),
+                "kind": kind, "rows": int(n), "rows_per_s": round(int(n) / float(wall)),
+                "rows_per_cpu_s": round(int(n) / float(used)), "peak_mb": round(int(peak) / 1024),
+                "times_duckdb": round(float(wall) / duck_s, 1),
             }  # fmt: skip
             print(json.dumps(result), flush=True)
 
