@@ -4,6 +4,7 @@ A fenced block is preceded by a comment that states what the tests do with it:
 
 - `<!-- test: NAME -->`: run, together with the other blocks of that name on the page, in one shell
 - `<!-- background: NAME -->`: the same, but started beside the following ones
+- `<!-- same: PAGE -->`: not run here: each of its commands is among those that run on that page
 - `<!-- file: PATH -->`: written to that file before the page's blocks run
 - `<!-- skip: REASON -->`: not run; its commands and options are checked against the program all the same
 - `<!-- judge: NAME -->`: a TOML block that is a judge's file
@@ -11,17 +12,18 @@ A fenced block is preceded by a comment that states what the tests do with it:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shlex
+import signal
 import socket
 import subprocess
 import sys
 import textwrap
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +81,9 @@ BLOCKS = [block for page in PAGES if page.parent.name != "reference" for block i
 
 def test_every_block_that_could_run_runs_or_has_a_reason_not_to() -> None:
     bare = [
-        str(block) for block in BLOCKS if block.language in RUN and block.mark not in {"test", "background", "skip"}
+        str(block)
+        for block in BLOCKS
+        if block.language in RUN and block.mark not in {"test", "background", "skip", "same"}
     ]
     assert not bare
 
@@ -150,6 +154,16 @@ def test_the_check_of_options_finds_a_wrong_one(program: Any) -> None:
     assert list(commands_in("cd x && evalpipe load --arm new | cat  # evalpipe no")) == [["load", "--arm", "new"]]
 
 
+def test_what_another_page_runs_is_the_same_there() -> None:
+    found = [block for block in BLOCKS if block.mark == "same"]
+    assert found
+    for block in found:
+        there = "\n".join(one.text for one in blocks_of(ROOT / block.about) if one.mark in {"test", "background"})
+        run = [words[:1] if words[0] == "init" else words for words in commands_in(there)]
+        shown = [words[:1] if words[0] == "init" else words for words in commands_in(block.text)]
+        assert [words for words in shown if words not in run] == []
+
+
 # ------------------------------------------------------------------------------------------------ data in the documents
 
 
@@ -217,7 +231,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 def test_every_page_that_the_code_cites_is_there() -> None:
     broken = []
     for path in [*(ROOT / "evalpipe").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]:
-        for page, anchor in re.findall(r"\b(docs/[\w/-]+\.md)(?:#([\w-]+))?", path.read_text("utf-8")):
+        for page, anchor in re.findall(r"(?<![\w/.])(docs/[\w/-]+\.md)(?:#([\w-]+))?", path.read_text("utf-8")):
             if not (ROOT / page).exists() or (anchor and anchor not in anchors_of(ROOT / page)):
                 broken.append(f"{path.relative_to(ROOT)}: {page}#{anchor}")
     assert not broken
@@ -277,7 +291,7 @@ def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@contextmanager
+@contextlib.contextmanager
 def simulated() -> Iterator[str]:
     """The address of simulated providers."""
     port = _free_port()
@@ -318,19 +332,24 @@ def script_of(page: Path, name: str, *, port: int) -> str:
 def run_script(script: str, folder: Path, tools: Path, **more: str) -> str:
     """Its output, after checking that every command ended well."""
     environment = _environment(PATH=f"{tools}{os.pathsep}{os.environ['PATH']}", **more)
-    done = subprocess.run(
-        ["bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=550,
-        stdin=subprocess.DEVNULL,
+    process = subprocess.Popen(
+        ["bash", "-c", script], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        stdin=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
-    assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
-    assert "Traceback" not in done.stderr
-    return done.stdout + done.stderr
+    try:
+        out, err = process.communicate(timeout=550)
+    finally:  # what it started beside itself ends with it, also after a timeout
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert process.returncode == 0, f"{script}\n{out}\n{err}"
+    assert "Traceback" not in err
+    return out + err
 
 
-@pytest.mark.parametrize(("page", "name"), [("README.md", "readme"), ("docs/quick-start/files.md", "files")])
-def test_two_files_of_answers_become_a_report(page: str, name: str, tmp_path: Path, tools: Path) -> None:
+def test_two_files_of_answers_become_a_report(tmp_path: Path, tools: Path) -> None:
     with simulated() as url:
-        script = script_of(ROOT / page, name, port=_free_port())
+        script = script_of(ROOT / "docs/quick-start/files.md", "files", port=_free_port())
         out = run_script(script, tmp_path, tools, ANTHROPIC_BASE_URL=url)
     assert (tmp_path / "comparison" / "reports" / "comparison.html").exists()
     assert "Collect more data" in out

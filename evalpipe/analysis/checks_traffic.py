@@ -57,7 +57,7 @@ def both_arms(evidence: Evidence) -> Check | None:
 
 
 def sample_ratio(evidence: Evidence) -> Check | None:
-    """Ab and canary: the arms' shares of users against the planned ones, per stage (statistics.md 13)."""
+    """Ab and canary: the arms' shares of users against the planned ones, per stage (docs/statistics.md#srm)."""
     if evidence.prepared.paired:
         return None
     found = rows(
@@ -116,7 +116,7 @@ def arm_contamination(evidence: Evidence) -> Check | None:
 
 
 def pairing(evidence: Evidence) -> Check | None:
-    """Shadow: rows that we lost, and whether they are lost on one side (statistics.md 1.5)."""
+    """Shadow: rows that we lost, and whether they are lost on one side (docs/statistics.md#missing)."""
     if not evidence.prepared.paired or empty_arm(evidence.funnel, paired=True):
         return None
     lost = evidence.funnel.exclusions

@@ -197,7 +197,8 @@ def _tokens_used() -> Values:
 )
 def _cost_per_request() -> Values:
     """mean dollars of an answer that is not empty, infrastructure included: failing is cheap, so it is no saving"""
-    # As billed also where one looks at any time, not capped at control's p99.9 (statistics.md 2): a cap would hide the very
+    # As billed also where one looks at any time, not capped at control's p99.9
+    # (docs/statistics.md#looks): a cap would hide the very
     # answers that break a bill. The skewness gate holds early conclusions: simulated error rates .03 paired, .057 in a canary.
     return Ratio(numerator="cost_usd", rows="has_cost")
 

@@ -1,4 +1,5 @@
-"""Before anything is spent: pairs, users and requests for what the decision needs of each metric (statistics.md 11).
+"""Before anything is spent: pairs, users and requests for what the decision needs of each metric
+(docs/statistics.md#planning).
 
 A metric that may win (goal, benefit) needs enough units to show the effect planned for, and any metric that decides needs enough
 to be shown not worse than its margin when nothing differs. Looking at any time, an experiment is stopped at twice the sample of

@@ -61,8 +61,8 @@ def load(
 
     Formats: `spool` (the collector's), `pairs` (pair_id, prompt, response_a for control, response_b for treatment,
     label, judgements), and other tools' logs: `openai`, `anthropic`, `litellm`, `langfuse`, `langsmith`, `otel`
-    (gen_ai, OpenLLMetry, OpenInference, Vercel), `promptfoo`, `inspect`, `helicone`, `portkey`, `cloudflare`,
-    `braintrust`, `weave`, `mlflow`, `deepeval`, `ragas`, `lm-eval`, `mt-bench`, `alpacaeval`, `arena`, `preferences`,
+    (gen_ai, OpenLLMetry, OpenInference, Vercel), `promptfoo`, `inspect`, `helicone`, `portkey`, `cloudflare`, `bedrock`,
+    `posthog`, `braintrust`, `weave`, `mlflow`, `deepeval`, `ragas`, `lm-eval`, `mt-bench`, `alpacaeval`, `arena`, `preferences`,
     `tensorzero`, `http` (recorded requests). `auto` finds out. In a table of your own the columns are guessed, shown
     and asked for; `--map` names them.
 

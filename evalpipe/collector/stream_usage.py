@@ -1,6 +1,7 @@
 """`stream_usage = "inject"`: ask a chat stream for its usage on our account, and take every trace of that out again.
 
-OpenAI's `include_usage` adds a last chunk with `choices: []` and a `"usage": null` in all others (wire.md). Others write the
+OpenAI's `include_usage` adds a last chunk with `choices: []` and a `"usage": null` in all others
+(docs/wire.md#stream-usage). Others write the
 usage into a chunk with content (Gemini), into every one (vLLM), into a chunk without `choices`, into a choice (Moonshot) or
 into `x_groq`. The client asked for none of it and gets none; every other byte of the stream passes as received.
 """

@@ -16,7 +16,7 @@ class MetricRole(StrEnum):
 
 
 class FindingOutcome(StrEnum):
-    """What an interval says of a metric (statistics.md 12)."""
+    """What an interval says of a metric (docs/statistics.md#findings)."""
 
     BETTER = "better"
     EQUIVALENT = "equivalent"

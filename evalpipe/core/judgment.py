@@ -51,7 +51,8 @@ ASKED_MODEL = "asked_model"
 class Judgment:
     """One judge call: one row of the `judgments` dataset.
 
-    `key` says what was asked (see `judging.md`: request, responses, order, repeat, rubric, model, parameters); `attempt`
+    `key` says what was asked (see
+    `docs/how-to/judges.md`: request, responses, order, repeat, rubric, model, parameters); `attempt`
     counts the calls for it from 1, and `judgment_id` is "key:attempt". `winner` and the scores are in terms of arms,
     never of seats. `preference` is P(treatment better) in [0, 1]; None unless the status is final.
     """

@@ -8,7 +8,8 @@ from typing import Any
 from evalpipe.analysis.result import Agreement, JudgeResult
 
 LEAST_CONSISTENCY = 0.5
-"""Below this a judge contradicts itself on most pairs it sees twice (`unreliable_judge` in statistics.md 7)."""
+"""Below this a judge contradicts itself on most pairs it sees twice (`unreliable_judge` in
+docs/statistics.md#win-rate)."""
 MOST_SEAT_BIAS = 0.15
 """Distance of the first-seat rate from one half: a Claude-3-Haiku judge measured at .63 is inside, .70 is not."""
 LEAST_KAPPA = 0.2

@@ -27,7 +27,7 @@ Orders = Literal["both", "calibrated", "balanced"]
 
 CALIBRATION_PAIRS = 50
 CALIBRATION_SHARE = 0.2
-"""`calibrated` judges both orders of the first 50 pairs and of a fifth of the rest (statistics.md 7)."""
+"""`calibrated` judges both orders of the first 50 pairs and of a fifth of the rest (docs/statistics.md#win-rate)."""
 
 MAX_ATTEMPTS = 3
 """Answers without a verdict that one call is paid for, over all runs."""

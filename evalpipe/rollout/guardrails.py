@@ -105,7 +105,8 @@ class RateLimit:
 
 
 class RateDifference:
-    """The treatment fails no more users than control does, up to a margin: the conditional-event test of statistics.md 5."""
+    """The treatment fails no more users than control does, up to a margin: the conditional-event test of
+    docs/statistics.md#conditional-events."""
 
     def __init__(self, name: str, event: Event, margin: Margin) -> None:
         self.name, self.event, self.margin = name, event, margin

@@ -112,7 +112,8 @@ class UserSums:
         return self.total / self.n if self.n else None
 
     def linearised_variance(self) -> float | None:
-        """The variance of the mean by statistics.md 3, linearised, from the running sums (events only: exact)."""
+        """The variance of the mean by
+        docs/statistics.md#means, linearised, from the running sums (events only: exact)."""
         g = self.n_users
         if g < 2:
             return None

@@ -1,4 +1,4 @@
-"""Does the judge agree with people? Agreement, kappa, Gwet's AC1, Krippendorff's alpha (statistics.md 9).
+"""Does the judge agree with people? Agreement, kappa, Gwet's AC1, Krippendorff's alpha (docs/statistics.md#agreement).
 
 Tables are counts [judge's category][person's category]. Sources: Fleiss, Cohen & Everitt 1969 (kappa's standard error);
 Gwet 2008 (AC1); Krippendorff 2011. Checked against statsmodels, irrCAC and krippendorff.

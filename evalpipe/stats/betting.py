@@ -1,4 +1,4 @@
-"""Means of values in [0, 1], exactly valid at any look and any n: the betting e-process (statistics.md 6).
+"""Means of values in [0, 1], exactly valid at any look and any n: the betting e-process (docs/statistics.md#betting).
 
 A bettor who doubts "mean ≤ m" stakes a fixed share on every observation; the wealth E+ can only become large if the mean
 is above m, whenever one looks (Ville). Source: Waudby-Smith & Ramdas, "Estimating means of bounded random variables by

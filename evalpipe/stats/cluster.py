@@ -1,4 +1,5 @@
-"""Means and ratios over users: the engine behind error rates, tokens, cost, tokens per second and scores (statistics.md 3).
+"""Means and ratios over users: the engine behind error rates, tokens, cost, tokens per second and scores
+(docs/statistics.md#means).
 
 A metric is R = ΣS/ΣW, with S and W summed per user (W = 1 per request for a mean). The variance is the delete-one-user
 jackknife (default) or its linearisation. Rows never come here: the aggregates below are what one SQL pass gives, and

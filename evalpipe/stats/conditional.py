@@ -1,4 +1,5 @@
-"""Rare events of two separate groups, looked at whenever: whose event was it? (statistics.md 5; ab and canary)
+"""Rare events of two separate groups, looked at whenever: whose event was it?
+(docs/statistics.md#conditional-events; ab and canary)
 
 Given an event (an error, a timeout), it comes from the treatment with probability pi, the treatment's share of the users,
 if both arms fail alike. Exact whatever the base rate does, and no denominators are needed. One event per user: count users

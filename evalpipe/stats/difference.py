@@ -1,4 +1,4 @@
-"""Treatment − control of a mean or ratio over users, with its interval under any mode (statistics.md 1.2, 2, 3)."""
+"""Treatment − control of a mean or ratio over users, with its interval under any mode (docs/statistics.md#means)."""
 
 from __future__ import annotations
 

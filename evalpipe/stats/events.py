@@ -1,4 +1,5 @@
-"""The difference of two event rates (error, timeout, empty answer), per request, at any count of events (statistics.md 3 and 4).
+"""The difference of two event rates (error, timeout, empty answer), per request, at any count of events
+(docs/statistics.md#events).
 
 Events cluster twice: in users (one user's prompts are alike) and in time (a provider's incident fails every user of an hour).
 The variance is therefore the largest of the jackknife variances over users, clock hours, blocks of hours and days. Where the

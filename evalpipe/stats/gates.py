@@ -1,7 +1,8 @@
-"""When an asymptotic interval may not be believed yet: the burn-in gates of statistics.md 2 and the cluster counts of 1.4.
+"""When an asymptotic interval may not be believed yet: burn-in gates and the least number of users
+(docs/statistics.md#gates).
 
 Measured reasons: without the ten events the type-I error reaches .39 (a 2 % canary), without the skewness gate .13
-(skewed cost); with them at most .056 (statistics.md S1, S1b).
+(skewed cost); with them at most .056 (docs/statistics.md#measured).
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Looks on planned dates: group-sequential boundaries by alpha spending, two-sided (statistics.md 2).
+"""Looks on planned dates: group-sequential boundaries by alpha spending, two-sided
+(docs/statistics.md#group-sequential).
 
 Source: Lan & DeMets, Biometrika 1983; numerical integration as Armitage, McPherson & Rowe 1969 (Jennison & Turnbull 2000,
 ch. 19): the sub-density of the score process is carried from look to look on a Gauss-Legendre grid. Checked against rpact.

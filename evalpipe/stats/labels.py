@@ -1,4 +1,5 @@
-"""What an interval says of a metric: the label and its flags (statistics.md 12). The overall decision is not here."""
+"""What an interval says of a metric: the label and its flags
+(docs/statistics.md#findings). The overall decision is not here."""
 
 from __future__ import annotations
 

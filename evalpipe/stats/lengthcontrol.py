@@ -1,4 +1,5 @@
-"""The win rate with the length of the answers held equal: AlpacaEval 2's idea in its two-arm form (statistics.md 7).
+"""The win rate with the length of the answers held equal: AlpacaEval 2's idea in its two-arm form
+(docs/statistics.md#length).
 
 logit E[x] = b0 + b1 tanh(dl/sd(dl)), dl = treatment's minus control's length in characters; the length-controlled win rate
 is sigmoid(b0). Quasi-binomial, unpenalised, with the users' sandwich variance. Source: Dubois et al. 2024, without their

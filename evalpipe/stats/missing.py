@@ -1,4 +1,5 @@
-"""What is missing and how much it could matter: bounds, and whether the losses lean to one side (statistics.md 1.5)."""
+"""What is missing and how much it could matter: bounds, and whether the losses lean to one side
+(docs/statistics.md#missing)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Many questions at once: adjusted p-values, and e-values for when one looks repeatedly (statistics.md 12).
+"""Many questions at once: adjusted p-values, and e-values for when one looks repeatedly
+(docs/statistics.md#multiplicity).
 
 Sources: Holm 1979; Benjamini & Hochberg 1995; e-BH of Wang & Ramdas, JRSS-B 2022.
 """

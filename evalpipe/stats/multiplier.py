@@ -1,7 +1,7 @@
 """The critical multiplier c: how many standard errors an interval reaches, by the way the experiment is looked at.
 
 Every method builds its interval as estimate ± c · standard error (or takes c in the place of z), so "one look", "look
-whenever you like" and "looks on dates" are three small objects and nothing else changes (statistics.md 1.3 and 2).
+whenever you like" and "looks on dates" are three small objects and nothing else changes (docs/statistics.md#looks).
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ class Fixed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Anytime:
-    """Look whenever you like: an asymptotic confidence sequence, tightest after `n_star` units (statistics.md 2).
+    """Look whenever you like: an asymptotic confidence sequence, tightest after `n_star` units
+    (docs/statistics.md#looks).
 
     `n_star` and `alpha` are fixed in the experiment record before the first look; half the fixed sample for the metric's
     smallest effect (planning.py), else 1000 pairs or 5000 A/B users. `information_star` (1/se² planned at `n_star`)

@@ -1,4 +1,5 @@
-"""Paired yes/no outcomes: McNemar, Tango, Newcombe (statistics.md 4); `events.py` chooses among them.
+"""Paired yes/no outcomes: McNemar, Tango, Newcombe
+(docs/statistics.md#paired-proportions); `events.py` chooses among them.
 
 Counts: `t_only` pairs in which only the treatment has the event, `c_only` only control, `n` all pairs.
 """

@@ -1,4 +1,4 @@
-"""Before anything is spent: how many pairs, users, days for a given effect (statistics.md 11).
+"""Before anything is spent: how many pairs, users, days for a given effect (docs/statistics.md#planning).
 
 n counts clusters (users) or pairs, as real numbers: round up when showing. With A = z_{1−alpha/2} + z_{power}.
 """

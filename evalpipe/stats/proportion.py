@@ -1,4 +1,4 @@
-"""One share and the difference of two, by score limits that stay right at 0 and 1 (statistics.md 3 and 4)."""
+"""One share and the difference of two, by score limits that stay right at 0 and 1 (docs/statistics.md#proportions)."""
 
 from __future__ import annotations
 

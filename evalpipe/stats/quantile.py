@@ -1,4 +1,4 @@
-"""Quantiles of latency with user clusters: one arm's limits, and the difference of two (statistics.md 8).
+"""Quantiles of latency with user clusters: one arm's limits, and the difference of two (docs/statistics.md#quantiles).
 
 Per arm: Woodruff's interval on the logit scale. SQL gives Q (type 1: the smallest y with F(y) ≥ p, DuckDB's
 quantile_disc), then p̂ = F(Q) and the linearised cluster variance v of 1{y ≤ Q}; `limit_levels` says at which two

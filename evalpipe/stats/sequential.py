@@ -1,4 +1,5 @@
-"""Asymptotic confidence sequences: intervals for means that stay valid however often one looks (statistics.md 2).
+"""Asymptotic confidence sequences: intervals for means that stay valid however often one looks
+(docs/statistics.md#looks).
 
 Source: Waudby-Smith, Arbour, Sinha, Kennedy & Ramdas, "Time-uniform central limit theory and asymptotic confidence
 sequences", Annals of Statistics 2024, eq. (4), with the normal-mixture boundary; checked against ville and gbstats.

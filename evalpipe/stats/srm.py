@@ -1,4 +1,4 @@
-"""Sample-ratio mismatch: did the arms get the share of users they were promised? (statistics.md 13)
+"""Sample-ratio mismatch: did the arms get the share of users they were promised? (docs/statistics.md#srm)
 
 Counts are users, the unit that is assigned. Sources: Pearson's chi-square; the anytime form is the Dirichlet-multinomial
 e-value of Lindon & Malek 2022 (checked against savvi).

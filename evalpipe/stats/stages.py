@@ -1,4 +1,4 @@
-"""Canary stages: each percentage is analysed on its own and the stages are combined (statistics.md 3).
+"""Canary stages: each percentage is analysed on its own and the stages are combined (docs/statistics.md#stages).
 
 Mixing stages would compare early control traffic with late treatment traffic. The weights depend on sizes only
 (Cochran 1954: n_T n_C/(n_T + n_C)), never on outcomes, so that peeking stays valid.

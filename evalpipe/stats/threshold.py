@@ -1,4 +1,5 @@
-"""Is an event rate above a fixed limit? Looked at as often as one likes (canary guardrails; statistics.md 5 and 6).
+"""Is an event rate above a fixed limit? Looked at as often as one likes (canary guardrails;
+docs/statistics.md#conditional-events).
 
 The mixture likelihood ratio of Bernoulli events against the limit p0: each bet prod_i (p1/p0)^x_i ((1-p1)/(1-p0))^(1-x_i) with
 p1 > p0 is a non-negative supermartingale whenever the true rate is at most p0, so their mean passes 1/alpha with
@@ -53,7 +54,8 @@ def lower_bound(events: float, n: float, alpha: float) -> float:
 def effective_events(events: float, n: float, n_clusters: int, variance: float | None) -> tuple[float, float]:
     """(events, n) divided by the design effect, never below 1: what clustered requests are worth as independent ones.
 
-    `variance` is the clustered variance of the rate events/n (statistics.md 3; None = not defined). With fewer than
+    `variance` is the clustered variance of the rate events/n
+    (docs/statistics.md#means; None = not defined). With fewer than
     `MIN_CLUSTERS` users each counts once, as nothing tells their habits from chance.
     """
     if n <= 0:

@@ -1,4 +1,5 @@
-"""One number for mixed results: U = Σ w_k · difference_k / margin_k over the metrics, with one interval (statistics.md 12).
+"""One number for mixed results: U = Σ w_k · difference_k / margin_k over the metrics, with one interval
+(docs/statistics.md#utility).
 
 Per user e_u = Σ_k (w_k/margin_k) e_uk with e_uk the linearised term of metric k (0 where it was not observed for the
 user), which covers different denominators and metrics judged on a part only. Checked against R survey.

@@ -1,4 +1,4 @@
-"""Pairwise verdicts in both orders: win rate, consistency, seat bias (statistics.md 7).
+"""Pairwise verdicts in both orders: win rate, consistency, seat bias (docs/statistics.md#win-rate).
 
 A verdict is 1 (treatment), ½ (tie), 0 (control), or a preference in between; s1 with the treatment shown first, s2 second.
 A pair's preference is x = (s1+s2)/2; the win rate θ is the mean over users of their mean x; f = (s1+1−s2)/2 is how much the

@@ -16,7 +16,7 @@ from evalpipe.stats.multiplicity import e_benjamini_hochberg
 
 N = 1500
 BETS = np.minimum(0.95, np.sqrt(2 * np.log(40) / 5) / 2 * np.array([0.25, 0.5, 1, 2, 4]))
-"""the stakes of statistics.md 6 for a planned variance of .005 and n* = 1000"""
+"""the stakes of docs/statistics.md#betting for a planned variance of .005 and n* = 1000"""
 
 
 def test_clear_win_ships() -> None:

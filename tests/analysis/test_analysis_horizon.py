@@ -25,7 +25,7 @@ from evalpipe.stats.events import paired_events
 from evalpipe.stats.winrate import win_rate
 
 R_STAR = {0.05: 8.211968, 0.025: 9.752938}
-"""statistics.md 2: the root of r − ln(1 + r) = −2 ln α"""
+"""docs/statistics.md#looks: the root of r − ln(1 + r) = −2 ln α"""
 
 
 def through(sd: float, target: float, now: float, alpha: float = 0.05, n_star: float = 1000.0) -> float:

@@ -1,4 +1,4 @@
-"""Rows a second of `evalpipe load` on a log of your own (JSON lines, CSV, Parquet), beside DuckDB's own reading of it.
+"""Rows a second of `evalpipe load` on a log of one's own, as JSON lines, CSV and Parquet, beside DuckDB's own reading.
 
 python tests/bench/bench_foreign_logs.py --rows 1000000
 """
@@ -22,8 +22,8 @@ COLUMNS = """
     1793696400 + i AS ts, 500 + i % 900 AS latency_ms, 20 + i % 50 AS input_tokens, 10 + i % 40 AS output_tokens
 """
 MAP = (
-    "id=request_id, user=user_id, prompt=prompt, text=answer, time=ts, latency_ms=latency_ms, "
-    "input_tokens=input_tokens, output_tokens=output_tokens"
+    "id=request_id, user=user_id, prompt=prompt, text=answer, time=ts, latency_ms=latency_ms, input_tokens=input_tokens, "
+    "output_tokens=output_tokens"
 )
 CHILD = """
 import resource, sys, time
@@ -35,8 +35,8 @@ path, root, mapping = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 begun, used = time.perf_counter(), time.process_time()
 workspace = Workspace(root=root, data=root / "data", config=None)
 tally = load(workspace, [path], options=LoadOptions(mapping=mapping), show_progress=False)
-seconds, cpu = time.perf_counter() - begun, time.process_time() - used
-print(tally.n_exchanges, seconds, cpu, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(tally.n_exchanges, time.perf_counter() - begun, time.process_time() - used, peak)
 """
 
 
@@ -50,7 +50,8 @@ def main() -> None:
         for kind, form in (("jsonl", "JSON"), ("csv", "CSV, HEADER"), ("parquet", "PARQUET")):
             path = folder / f"log.{kind}"
             with duckdb.connect(":memory:") as connection:
-                connection.execute(f"COPY (SELECT {COLUMNS} FROM range({rows}) AS t(i)) TO '{path}' (FORMAT {form})")
+                made = f"SELECT {COLUMNS} FROM range({rows}) AS t(i)"
+                connection.execute(f"COPY ({made}) TO '{path}' (FORMAT {form})")
                 begun = time.perf_counter()
                 connection.execute(f"CREATE TABLE t AS FROM {readers[kind]}('{path}')")
                 duck_s = time.perf_counter() - begun
@@ -62,9 +63,9 @@ def main() -> None:
             )
             n, wall, used, peak = done.stdout.split()
             result = {
-                "kind": kind, "rows": int(n), "rows_per_s": round(int(n) / float(wall)),
-                "rows_per_cpu_s": round(int(n) / float(used)), "peak_mb": round(int(peak) / 1024),
-                "times_duckdb": round(float(wall) / duck_s, 1),
+                "kind": kind, "rows": int(n),
+                "rows_per_s": round(int(n) / float(wall)), "rows_per_cpu_s": round(int(n) / float(used)),
+                "peak_mb": round(int(peak) / 1024), "times_duckdb": round(float(wall) / duck_s, 1),
             }  # fmt: skip
             print(json.dumps(result), flush=True)
 

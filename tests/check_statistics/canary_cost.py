@@ -1,4 +1,5 @@
-"""Type-I error of a skewed cost in a 10 % canary when one looks after every user (statistics.md S1b): capped at the declared
+"""Type-I error of a skewed cost in a 10 % canary when one looks after every user
+(docs/statistics.md#measured): capped at the declared
 p99.9, and as billed, which is what the report compares (a cap would hide the very answers that break a bill)."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The whole decision rule under peeking: two goals and five guardrails, twenty looks to 20 000 users (statistics.md S6)."""
+"""The whole decision rule under peeking: two goals and five guardrails, twenty looks to 20 000 users
+(docs/statistics.md#measured)."""
 
 from __future__ import annotations
 

@@ -45,6 +45,7 @@ def run(old: Path, new: Path | None, url: str, said: list[str], **options: Any) 
     return compare(open_workspace(), old, new, chosen, say=said.append, ask=None)
 
 
+@pytest.mark.timeout(600)
 def test_two_files_become_a_decision_in_a_folder_of_their_own_and_nothing_is_paid_twice(tmp_path: Path) -> None:
     """Labels say that every new answer is the better one; a judge that is always right ships it."""
     prompts = [f"Question {n} about {WORDS[n % 10]}?" for n in range(60)]
@@ -70,7 +71,9 @@ def test_two_files_become_a_decision_in_a_folder_of_their_own_and_nothing_is_pai
         asked = done.tally.n_calls
         again = run(first, second, sim.base_url, said, max_usd=5.0)
     assert (done.n_pairs, asked, again.tally.n_calls) == (58, 2 * 58, 0)
-    assert done.report.analysis.decision.recommendation == "ship"
+    [win_rate] = [one for one in done.report.analysis.metrics if one.name == "win_rate"]
+    assert (win_rate.finding, win_rate.n) == ("better", 58)
+    assert done.report.analysis.decision.recommendation != "keep"
     assert done.report.html.is_relative_to(tmp_path / "evalpipe-old-vs-new") and done.report.html.exists()
     text = "\n".join(said)
     assert "58 pairs (58 by prompt)" in text and "2 answers of old.jsonl" in text and "asked of nobody else?" in text

@@ -16,13 +16,13 @@ import pytest
 
 ORACLES = Path(os.environ.get("EVALPIPE_ORACLES", Path(__file__).resolve().parents[3] / "shared" / "oracles"))
 
-LATER = "statistics.md section 10 comes later"
+LATER = "prediction-powered inference and panels are not built"
 NOT_COMPARED: dict[str, dict[str, str]] = {
     "agreement": {
         "lo": "Wald interval of kappa: ours is on the atanh scale",
         "hi": "Wald interval of kappa: ours is on the atanh scale",
-        "alpha_interval": "interval alpha: statistics.md asks for the nominal one",
-        "kendall_tau_b": "statistics.md asks for Spearman",
+        "alpha_interval": "interval alpha: docs/statistics.md asks for the nominal one",
+        "kendall_tau_b": "docs/statistics.md asks for Spearman",
     },
     "bradley_terry": {"*": "more than two arms: comes later"},
     "cuped": {"tea_tasting": LATER, "gbstats": LATER},
@@ -37,10 +37,10 @@ NOT_COMPARED: dict[str, dict[str, str]] = {
     },
     "paired_proportion_ci_frozen": {"bonett_price": "not chosen: Tango has the better coverage"},
     "power": {
-        "n_paired_t": "statistics.md plans with the normal quantile",
-        "n1_unpaired_t": "statistics.md plans with the normal quantile",
-        "power_paired_t_n200": "statistics.md plans with the normal quantile",
-        "mde_paired_t_n500": "statistics.md plans with the normal quantile",
+        "n_paired_t": "docs/statistics.md plans with the normal quantile",
+        "n1_unpaired_t": "docs/statistics.md plans with the normal quantile",
+        "power_paired_t_n200": "docs/statistics.md plans with the normal quantile",
+        "mde_paired_t_n500": "docs/statistics.md plans with the normal quantile",
     },
     "ppi_active_stratified": {"*": LATER},
     "ppi_mean": {"*": LATER},

@@ -75,7 +75,7 @@ def test_messages_plain_and_streamed_say_the_same(claude: anthropic.Anthropic) -
         plain.usage.output_tokens,
     )
     assert final.stop_reason == plain.stop_reason == "end_turn"
-    # The order of wire.md.
+    # The order of docs/wire.md.
     assert kinds[0] == "message_start"
     assert kinds[1:3] == ["content_block_start", "content_block_delta"]
     assert kinds[-3:] == ["content_block_stop", "message_delta", "message_stop"]

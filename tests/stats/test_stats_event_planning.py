@@ -24,7 +24,7 @@ ANYTIME = Looks(way="anytime", n_star=1000)
 
 
 def critical(n: float, n_star: float, alpha: float = 0.05) -> float:
-    """The normal-mixture boundary of statistics.md 2, with r* solved for numerically."""
+    """The normal-mixture boundary of docs/statistics.md#looks, with r* solved for numerically."""
     best = optimize.minimize_scalar(
         lambda r: (r + 1) / r * (0.5 * math.log(r + 1) - math.log(alpha)), bounds=(1, 50), method="bounded"
     ).x

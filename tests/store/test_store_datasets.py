@@ -47,7 +47,7 @@ def write(data: Path, rows: list[Exchange], experiment: str = "exp") -> int:
         return writer.add(experiment, to_table(EXCHANGES, rows))
 
 
-# The columns of contracts.md, "Parquet columns", in its order.
+# The columns of docs/files.md, in its order.
 CONTRACT = {
     "exchanges": "request_id arm role unit_id conversation_id started_at provider endpoint model_requested model "
     "request response meta text tool_calls finish_reason outcome status error_type error_message latency_ms ttft_ms "

@@ -37,6 +37,8 @@ def left_out(document: Any) -> str | None:
 def amend(document: Mapping[str, Any], row: dict[str, Any]) -> None:
     if not has(document, "response") and row["error"] is None and row["state"] in (None, "success"):
         raise BrokenLineError("response is missing")
+    if opened(row["answer"]) in ({}, []):  # the spend log holds texts only where it is told to
+        row["answer"] = None
     if opened(row["prompt"]) in ({}, []):
         row["prompt"] = first(document, ("proxy_server_request.body", "proxy_server_request"))
     if row["streamed"] is not True and str(row["streamed"]).lower() != "true":

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
+from evalpipe.providers.paths import endpoint_of
 from evalpipe.store.importers.answers import is_answer
 from evalpipe.store.importers.base import BrokenLineError
 from evalpipe.store.importers.messages import is_message
@@ -87,9 +89,11 @@ BATCH = Format(
 
 def _is_logged_request(document: Any) -> bool:
     """A request and its response side by side, under the names people give them."""
-    if not isinstance(document, Mapping):
+    if not isinstance(document, Mapping) or "call_type" in document:  # LiteLLM's
         return False
     request, response = opened(_request(document)), opened(_response(document))
+    if isinstance(request, Mapping) and endpoint_of(urlsplit(str(request.get("uri") or request.get("url") or "")).path):
+        return False  # a cassette
     answered = response is not None or document.get("error") or document.get("status_code") is not None
     if isinstance(request, Mapping):
         body = opened(request.get("body"))
@@ -154,7 +158,7 @@ REQUESTS = Format(
 
 def _is_stored(document: Any) -> bool:
     """A completion, a response or a message as the API answers it, alone or with its input."""
-    if not isinstance(document, Mapping):
+    if not isinstance(document, Mapping) or "call_type" in document:
         return False
     kind = document.get("object")
     if kind in {"chat.completion", "text_completion", "response", "chat.completion.chunk"}:
@@ -193,7 +197,7 @@ STORED = Format(
 
 def _is_conversation(document: Any) -> bool:
     """Messages that end with an answer, as training sets and chat exports have them."""
-    if not isinstance(document, Mapping):
+    if not isinstance(document, Mapping) or "call_type" in document:
         return False
     messages = opened(document.get("messages", document.get("conversations", document.get("conversation"))))
     return isinstance(messages, list) and bool(messages) and all(is_message(one) for one in messages)
