@@ -30,7 +30,7 @@ chromium: ## fetch a browser for the report's tests where there is none (Debian;
 	  || echo "no chromium and none could be installed: the browser tests are skipped"
 
 sample: $(VENV)/.installed-dev ## reports/sample.html from the shipped sample: the same bytes on every machine
-	$(BIN)/python -m evalpipe.pipeline.sample_report
+	$(BIN)/python -m evalpipe.workspace.sample_report
 
 test: $(VENV)/.installed-dev chromium ## every test of the suite, and the collector's again as wheels ship it
 	$(BIN)/python -m pytest

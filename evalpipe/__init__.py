@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from evalpipe.pipeline.notebook import Notebook
+    from evalpipe.workspace.query import Notebook
+
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "open"]
@@ -18,6 +19,6 @@ def open(path: str | Path = ".") -> Notebook:  # noqa: A001 - `evalpipe.open("."
 
     Raises `evalpipe.errors.ConfigError` where the workspace cannot be read.
     """
-    from evalpipe.pipeline.notebook import open_notebook
+    from evalpipe.workspace.query import open_notebook
 
     return open_notebook(path)

@@ -1,3 +1,3 @@
-from evalpipe.cli import main
+from evalpipe.cli.app import main
 
 main()

@@ -23,11 +23,11 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from evalpipe.core.secrets import KEY_SHAPES, is_credential_name, is_variable_name, shown_url
-from evalpipe.core.text import mistake_in_words, place_in_toml
-from evalpipe.core.units import DEFAULT_SOURCES, read_source
+from evalpipe.credentials import KEY_SHAPES, is_credential_name, is_variable_name, shown_url
 from evalpipe.errors import ConfigError
+from evalpipe.identity import DEFAULT_SOURCES, read_source
 from evalpipe.providers.paths import ADDRESS, address_fault
+from evalpipe.text import mistake_in_words, place_in_toml
 
 CONFIG_FILE = "evalpipe.toml"
 

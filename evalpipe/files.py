@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and survive a power loss.
+"""Files that are written whole or not at all and survive a power loss; errors of a full disk and of too little memory.
 
 Bytes survive once their file was synced, a name once its folder was: also the name of a folder, and also that a name is gone.
 """
@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from evalpipe.errors import EvalpipeError
 
 _LEVELS = 4
 """Folders between the data's own parent and the deepest file (a dataset, an experiment, a day)."""
@@ -104,3 +106,48 @@ def _lives(pid: int) -> bool:
     except PermissionError:
         return True
     return pid != os.getpid()
+
+
+# A full disk and too little memory: no bug of ours and no mistake of the user, but one line all the same.
+
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_FULL_WORDS = ("no space left on device", "disk quota exceeded", "file too large")
+_MEMORY_WORDS = (
+    "cannot allocate memory",
+    "failed to map segment",
+    "can't start new thread",
+    "out of memory",
+    "bad_alloc",
+)
+
+
+def resource_fault(error: BaseException) -> str | None:
+    """What ran out, in words, where that is why `error` was raised; else None."""
+    seen: BaseException | None = error
+    while seen is not None:
+        words = str(seen).lower()
+        if (isinstance(seen, OSError) and seen.errno in FULL) or any(part in words for part in _FULL_WORDS):
+            where = f" ({seen.filename})" if isinstance(seen, OSError) and isinstance(seen.filename, str) else ""
+            return f"the disk is full, or a limit of file sizes is reached{where}"
+        short = isinstance(seen, MemoryError) or (isinstance(seen, OSError) and seen.errno == errno.ENOMEM)
+        if short or any(part in words for part in _MEMORY_WORDS):
+            return "not enough memory"
+        if type(seen).__name__ == "BrokenProcessPool":
+            return "a helper process was killed, as a system short of memory does"
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+@contextmanager
+def within_resources(remedy: str) -> Iterator[None]:
+    """Turn a full disk and too little memory into an EvalpipeError that ends in `remedy`."""
+    try:
+        yield
+    except EvalpipeError:
+        raise
+    except Exception as error:
+        fault = resource_fault(error)
+        if fault is None:
+            raise
+        raise EvalpipeError(f"{fault}; {remedy}") from error

@@ -1,4 +1,4 @@
-"""The house rules as failing tests: layers (import-linter), file sizes, no catch-all modules, the top level."""
+"""The house rules as failing tests: layers (import-linter), no catch-all modules, the top level."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ def test_every_import_contract_holds() -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_module_holds_one_concept(path: Path) -> None:
-    assert len(path.read_text("utf-8").splitlines()) <= 500, "past about 300 lines a file usually holds two concepts"
+def test_a_module_is_named_for_what_it_holds(path: Path) -> None:
     assert path.stem not in {"utils", "helpers", "common", "manager", "handler", "misc"}
     source = path.read_text("utf-8")
     assert source.startswith('"""') or not source.strip() or path.name == "__main__.py", "say what the module is for"
@@ -38,7 +37,7 @@ def test_only_the_two_doors_import_a_provider_sdk() -> None:
         for line in path.read_text("utf-8").splitlines()
         if line.strip().startswith(("import anthropic", "import openai", "from anthropic", "from openai"))
     }
-    assert all(name.startswith(("judging/", "pipeline/demo")) for name in importers), importers
+    assert all(name.startswith(("calls/", "workspace/demo")) for name in importers), importers
 
 
 def test_the_top_level_is_the_users() -> None:

@@ -13,12 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from evalpipe.cli import demo as demo_command
+from evalpipe.cli import demo
 from evalpipe.cli.app import COMMANDS
-from evalpipe.core.spool import Body, RequestRecord, ResponseRecord, render_record
-from evalpipe.pipeline.doctor import check_judges
-from evalpipe.pipeline.init import init_workspace
-from evalpipe.pipeline.workspace import open_workspace
+from evalpipe.spool.format import Body, RequestRecord, ResponseRecord, render_record
+from evalpipe.workspace.doctor import check_judges
+from evalpipe.workspace.paths import init_workspace, open_workspace
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = """
@@ -376,4 +375,4 @@ def test_the_demo_ends_with_a_line_that_can_be_pasted(
         (bin_folder / "evalpipe").chmod(0o755)
     monkeypatch.setenv("PATH", str(bin_folder))
     monkeypatch.setattr(sys, "argv", [started])
-    assert demo_command.program_for(Path("evalpipe-demo")) == wanted
+    assert demo.program_for(Path("evalpipe-demo")) == wanted

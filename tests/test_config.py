@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from evalpipe.config import Config, load_config, read_config
 from evalpipe.errors import ConfigError
-from evalpipe.pipeline.init import config_template, init_workspace
+from evalpipe.workspace.paths import config_template, init_workspace
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:

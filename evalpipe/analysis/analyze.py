@@ -14,39 +14,41 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from evalpipe.analysis.checks import Evidence as CheckEvidence
 from evalpipe.analysis.checks import invalidating, run_checks
-from evalpipe.analysis.checks_traffic import empty_arm, period_check
-from evalpipe.analysis.chosen import Chosen, choose_pairs
-from evalpipe.analysis.connection import Connection, rows, scalar
-from evalpipe.analysis.custom import check_names, custom_columns, custom_metrics
-from evalpipe.analysis.decision import Evidence, Ruling, Situation, decide
+from evalpipe.analysis.checks.base import CheckContext as CheckEvidence
+from evalpipe.analysis.checks.traffic import empty_arm, period_check
+from evalpipe.analysis.compute_metrics import latency_curves, measure_all
+from evalpipe.analysis.custom_metrics import check_names, custom_columns, custom_metrics
+from evalpipe.analysis.decision import (
+    DecisionContext,
+    DecisionMetric,
+    DecisionOutcome,
+    MetricEvidence,
+    assign_role,
+    basis_of,
+    decide,
+    evidence_of,
+    measure_utility,
+    result_of,
+)
 from evalpipe.analysis.examples import select_examples
-from evalpipe.analysis.findings import Placed, basis_of, evidence_of, place, result_of
-from evalpipe.analysis.funnel import count_funnel
-from evalpipe.analysis.gather import measure_all
 from evalpipe.analysis.horizon import Traffic, expected_more, horizon_of, requests_per_day
-from evalpipe.analysis.judges import judge_results
-from evalpipe.analysis.labelled import label_results, prepare_labels
-from evalpipe.analysis.looking import Looking, looking
+from evalpipe.analysis.judges import judge_results, label_results, prepare_labels
 from evalpipe.analysis.measure import Support, measure_preference
 from evalpipe.analysis.metrics import Metric, metrics
-from evalpipe.analysis.prepare import Prepared, prepare_rows
-from evalpipe.analysis.quantiles import latency_curves
+from evalpipe.analysis.prepare import Prepared, find_sources, prepare_rows
 from evalpipe.analysis.reasons import headline, in_the_way, reasons, what_would_change
 from evalpipe.analysis.record import ExperimentRecord
 from evalpipe.analysis.result import Analysis, Check, Decision, Fixed, Funnel, JudgeResult, MetricResult
-from evalpipe.analysis.segments import measure_segments, one_user_in
-from evalpipe.analysis.series import measure_series
-from evalpipe.analysis.settings import Settings
-from evalpipe.analysis.setup import setup_faults
-from evalpipe.analysis.sources import find_sources
-from evalpipe.analysis.utility import measure_utility
-from evalpipe.analysis.verdicts import JudgeSeen, deciding_judge, prepare_verdicts
+from evalpipe.analysis.segments import measure_segments, measure_series, one_user_in
+from evalpipe.analysis.settings import LookPlan, Settings, resolve_look
+from evalpipe.analysis.setup_faults import setup_faults
+from evalpipe.analysis.sql import Connection, rows, scalar
+from evalpipe.analysis.verdicts import Chosen, JudgeSummary, choose_pairs, deciding_judge, prepare_verdicts
 from evalpipe.analysis.wording import sentence
-from evalpipe.core.experiment import Policy
-from evalpipe.core.setup_fault import SetupFault
-from evalpipe.stats.estimate import Estimate
+from evalpipe.models import Policy
+from evalpipe.providers.setup_faults import SetupFault
+from evalpipe.stats.estimates import Estimate
 
 BLOCKING_JUDGE = frozenset({"unreliable_judge", "length_confounded"})
 WIN_RATE = "win_rate"
@@ -59,11 +61,11 @@ class Measurements:
     experiment: str
     mode: str
     settings: Settings
-    look: Looking
+    look: LookPlan
     now: datetime
     prepared: Prepared
-    judge: JudgeSeen | None
-    placed: list[Placed]
+    judge: JudgeSummary | None
+    placed: list[DecisionMetric]
     judges: list[JudgeResult]
     labels: list[JudgeResult]
     funnel: Funnel
@@ -80,7 +82,7 @@ class Measurements:
 class Conclusion:
     """What the rules make of the measurements."""
 
-    ruling: Ruling
+    ruling: DecisionOutcome
     results: dict[str, MetricResult]
     decision: Decision
 
@@ -167,7 +169,7 @@ def measure(
     paired = mode == "shadow"
     check_names(settings)
     first_us = scalar(connection, "SELECT epoch_us(min(started_at)) FROM exchanges WHERE experiment = ?", [experiment])
-    look = looking(
+    look = resolve_look(
         settings.looks, alpha=settings.alpha, paired=paired, n_star=settings.n_star, first_us=first_us, now=now
     )
     prepared = prepare_rows(
@@ -184,7 +186,7 @@ def measure(
     items = [*metrics(), *custom_metrics(settings.custom)]
     sources = find_sources(connection, settings, paired=paired, has_texts=prepared.has_texts)
     placed = [
-        place(measured, settings, mode=mode, sources=sources)
+        assign_role(measured, settings, mode=mode, sources=sources)
         for measured in measure_all(
             connection,
             items,
@@ -272,7 +274,7 @@ def conclude(found: Measurements) -> Conclusion:
     known = found.utility if found.utility is not None and found.utility.status == "ok" else None
     ruling = decide(
         evidence,
-        Situation(
+        DecisionContext(
             alpha=settings.alpha,
             policy=Policy(settings.policy),
             min_effect_of_interest=settings.min_effect_of_interest,
@@ -344,7 +346,9 @@ def _levels(items: Sequence[Metric], settings: Settings) -> list[float]:
     return [settings.alpha / k for k in range(1, len(items) + 1)]
 
 
-def _evidence(placed: Sequence[Placed], judge: JudgeResult | None, look: Looking, settings: Settings) -> list[Evidence]:
+def _evidence(
+    placed: Sequence[DecisionMetric], judge: JudgeResult | None, look: LookPlan, settings: Settings
+) -> list[MetricEvidence]:
     found = []
     for one in placed:
         item = evidence_of(one, alpha=settings.alpha)
@@ -357,7 +361,7 @@ def _evidence(placed: Sequence[Placed], judge: JudgeResult | None, look: Looking
 
 
 def _results(
-    found: Measurements, evidence: Sequence[Evidence], judge: JudgeResult | None, ruling: Ruling
+    found: Measurements, evidence: Sequence[MetricEvidence], judge: JudgeResult | None, ruling: DecisionOutcome
 ) -> dict[str, MetricResult]:
     items = {item.name: item for item in evidence}
     notes = {} if judge is None else {judge.status: judge.note}
@@ -452,3 +456,77 @@ def _arms(connection: Connection, experiment: str, settings: Settings) -> dict[s
                 arm[key].append(value)
         arm["simulated"] = arm["simulated"] or bool(row["simulated"])
     return arms
+
+
+# From requests to verdicts: how many there were at each step, and why the rest fell out.
+
+
+def count_funnel(connection: Connection, *, experiment: str, prepared: Prepared, judge: JudgeSummary | None) -> Funnel:
+    """requests = pairs + Σ exclusions, exactly (shadow mode); in ab and canary mode a served exchange is a request and
+    there are no pairs."""
+    outcomes: dict[str, dict[str, int]] = {"control": {}, "treatment": {}}
+    for row in rows(
+        connection,
+        "SELECT arm, outcome, count(*) AS n FROM exchanges WHERE experiment = ? AND role <> 'replay' GROUP BY ALL ORDER BY ALL",
+        [experiment],
+    ):
+        outcomes.setdefault(row["arm"], {})[row["outcome"]] = row["n"]
+    shadow: dict[str, int] = {}
+    if prepared.paired:
+        requests, pairs, exclusions = _pairs(connection)
+        shadow = {
+            row["shadow_status"]: row["n"]
+            for row in rows(
+                connection,
+                "SELECT shadow_status, count(*) AS n FROM ev_ids WHERE shadow_status IS NOT NULL GROUP BY ALL ORDER BY ALL",
+            )
+        }
+    else:
+        requests, pairs, exclusions = _served(connection, prepared)
+    judgments = {
+        row["status"]: row["n"]
+        for row in rows(connection, "SELECT status, count(*) AS n FROM ev_calls GROUP BY ALL ORDER BY ALL")
+    }
+    judged = 0
+    if judge is not None:
+        judged = scalar(
+            connection,
+            "SELECT count(*) FROM ev_verdicts WHERE judge = ? AND fingerprint = ? AND complete",
+            [judge.name, judge.fingerprint],
+        )
+    return Funnel(
+        requests=requests,
+        pairs=pairs,
+        exclusions=exclusions,
+        judgments=judgments,
+        judged_pairs=judged,
+        users=prepared.n_users,
+        shadow=shadow,
+        outcomes=outcomes,
+    )
+
+
+def _pairs(connection: Connection) -> tuple[int, int, dict[str, int]]:
+    counted = rows(
+        connection,
+        """
+        SELECT CASE
+            WHEN control_attempted AND treatment_attempted THEN 'pair'
+            WHEN NOT has_control THEN 'control_missing'
+            WHEN NOT control_attempted THEN 'control_' || coalesce(control_lost, 'missing')
+            WHEN has_treatment THEN 'treatment_' || coalesce(treatment_lost, 'missing')
+            WHEN shadow_status IN ('not_sampled', 'shed') THEN shadow_status
+            WHEN shadow_status = 'not_shadowable'
+              THEN 'not_shadowable' || coalesce(': ' || reason, '')
+            ELSE 'treatment_missing' END AS why, count(*) AS n
+        FROM ev_ids LEFT JOIN ev_reasons USING (id) GROUP BY ALL ORDER BY n DESC, 1""",
+    )
+    pairs = next((row["n"] for row in counted if row["why"] == "pair"), 0)
+    exclusions = {row["why"]: row["n"] for row in counted if row["why"] != "pair"}
+    return pairs + sum(exclusions.values()), pairs, exclusions
+
+
+def _served(connection: Connection, prepared: Prepared) -> tuple[int, int, dict[str, int]]:
+    counted = rows(connection, "SELECT reason, n FROM ev_lost WHERE n > 0 ORDER BY n DESC, reason")
+    exclusions = {row["reason"]: row["n"] for row in counted}
+    return prepared.n_rows + sum(exclusions.values()), 0, exclusions

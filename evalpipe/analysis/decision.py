@@ -1,4 +1,4 @@
-"""From intervals to findings to the decision: the rules, without words and without data.
+"""From intervals to findings to the decision: roles, margins, rules and utility, without words and without data.
 
 Everything is oriented so that above 0 = treatment better; δ is a metric's margin. With G goals, B benefits and K metrics that
 decide (goals, benefits, guardrails):
@@ -17,11 +17,19 @@ over all looks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
-from evalpipe.core.experiment import MetricRole, Policy, Recommendation
-from evalpipe.stats.labels import Verdict, label
+from evalpipe.analysis.measure import Measured
+from evalpipe.analysis.metrics import Metric, Quantile, Ratio
+from evalpipe.analysis.result import ArmValue, Basis, BasisMetric, MetricResult
+from evalpipe.analysis.settings import LookPlan, Settings
+from evalpipe.analysis.sql import Connection, rows
+from evalpipe.models import MetricRole, Policy, Recommendation
+from evalpipe.stats.estimates import Estimate, IntervalConclusion, label
+from evalpipe.stats.means import Scale
+from evalpipe.stats.multiplicity import UtilityGroup, utility
 
 Limits = tuple[float | None, float | None]
 NO_VALUE = frozenset({"no_data", "missing_arm"})
@@ -29,7 +37,7 @@ NO_VALUE = frozenset({"no_data", "missing_arm"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Evidence:
+class MetricEvidence:
     """One metric before the rules.
 
     Attributes:
@@ -56,7 +64,7 @@ class Evidence:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Situation:
+class DecisionContext:
     """What the rules need beside the metrics.
 
     Attributes:
@@ -81,7 +89,7 @@ class Situation:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Ruling:
+class DecisionOutcome:
     """What the rules conclude.
 
     Attributes:
@@ -108,7 +116,7 @@ class Ruling:
     recommendation: Recommendation
     rule: str
     policy: Policy
-    verdicts: dict[str, Verdict]
+    verdicts: dict[str, IntervalConclusion]
     levels: dict[str, float]
     harm_level: float
     harmful: list[str] = field(default_factory=list)
@@ -125,7 +133,7 @@ class Ruling:
     outweighed: bool = False
 
 
-def decide(evidence: Sequence[Evidence], situation: Situation) -> Ruling:
+def decide(evidence: Sequence[MetricEvidence], situation: DecisionContext) -> DecisionOutcome:
     """Apply the rules; the first that matches decides.
 
     Args:
@@ -146,26 +154,26 @@ def decide(evidence: Sequence[Evidence], situation: Situation) -> Ruling:
     levels = {item.name: alpha / max(1, shared.get(item.role, 1)) for item in evidence}
     verdicts = {item.name: _verdict(item, levels[item.name]) for item in evidence}
 
-    def low(item: Evidence, level: float) -> float | None:
+    def low(item: MetricEvidence, level: float) -> float | None:
         return item.limits(level)[0] if item.status == "ok" else None
 
-    def high(item: Evidence, level: float) -> float | None:
+    def high(item: MetricEvidence, level: float) -> float | None:
         return item.limits(level)[1] if item.status == "ok" else None
 
-    def better(item: Evidence, by: float = 0.0) -> bool:
+    def better(item: MetricEvidence, by: float = 0.0) -> bool:
         limit = low(item, levels[item.name])
         return limit is not None and limit > by
 
-    def worse(item: Evidence, level: float, by: float = 0.0) -> bool:
+    def worse(item: MetricEvidence, level: float, by: float = 0.0) -> bool:
         limit = high(item, level)
         return limit is not None and limit < -by
 
-    def not_worse(item: Evidence) -> bool:
+    def not_worse(item: MetricEvidence) -> bool:
         limit = low(item, alpha)
         # A win at the stricter level implies it; the bets of the two levels differ, so it is asked, too.
         return (limit is not None and limit > -item.margin) or better(item)
 
-    def within(item: Evidence) -> bool:
+    def within(item: MetricEvidence) -> bool:
         below, above = low(item, alpha), high(item, alpha)
         return below is not None and above is not None and -item.margin < below and above < item.margin
 
@@ -211,7 +219,7 @@ def decide(evidence: Sequence[Evidence], situation: Situation) -> Ruling:
         rule = "futility"
     else:
         rule = "collect_more"
-    return Ruling(
+    return DecisionOutcome(
         recommendation=RECOMMENDATIONS[rule],
         rule=rule,
         policy=policy,
@@ -253,10 +261,305 @@ RECOMMENDATIONS = {
 """What each rule recommends, in the order in which they are asked."""
 
 
-def _verdict(item: Evidence, alpha: float) -> Verdict:
+def _verdict(item: MetricEvidence, alpha: float) -> IntervalConclusion:
     low, high = item.limits(alpha)
     return label(low, high, margin=item.margin, status=item.status)
 
 
-def _names(items: Iterable[Evidence]) -> list[str]:
+def _names(items: Iterable[MetricEvidence]) -> list[str]:
     return [item.name for item in items]
+
+
+# A measured metric and its terms → one row of the decision table, and the evidence the rules read.
+
+
+FROM_FIRST_EVENT = frozenset({"empty_rate"})
+"""guardrails that block only from the treatment's first event on: with none seen, so rare an event would block for ever"""
+DEFAULT_MARGIN_GROUPS = frozenset({"cost", "performance"})
+
+
+# Which role and margin a metric has in this experiment: the user's where given, else the default for mode and source.
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Terms:
+    """What holds for a metric here.
+
+    Attributes:
+        role: goal, benefit, guardrail or diagnostic.
+        scale: of the margin and the deciding interval.
+        margin: δ ≥ 0, a share where `scale` is relative.
+        weight: in the utility.
+        measurable: whether the source of the log can measure it.
+        default_margin: nobody set the margin.
+    """
+
+    role: MetricRole
+    scale: Scale
+    margin: float
+    weight: float = 1.0
+    measurable: bool = True
+    default_margin: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecisionMetric:
+    """A measured metric with the terms it has in this experiment."""
+
+    measured: Measured
+    terms: Terms
+
+    @property
+    def metric(self) -> Metric:
+        return self.measured.metric
+
+    @property
+    def role(self) -> MetricRole:
+        return self.terms.role
+
+    @property
+    def margin(self) -> float:
+        """δ ≥ 0 on the margin's scale: the terms', but where nobody set it no less than the metric's resolution."""
+        control = self.measured.control.value
+        if not (self.terms.default_margin and self.terms.scale == "relative" and control):
+            return self.terms.margin
+        return max(self.terms.margin, self.metric.resolution / abs(control))
+
+
+def assign_role(measured: Measured, settings: Settings, *, mode: str, sources: Mapping[str, bool]) -> DecisionMetric:
+    """The metric under its terms (see `roles.terms_of`)."""
+    return DecisionMetric(measured=measured, terms=terms_of(measured.metric, settings, mode=mode, sources=sources))
+
+
+def basis_of(placed: list[DecisionMetric], judge: str | None) -> Basis:
+    """What decides: every goal, benefit and guardrail with its terms."""
+    return Basis(
+        metrics={
+            one.metric.name: BasisMetric(
+                role=one.role.value,
+                margin=one.terms.margin,
+                scale=one.terms.scale,
+                weight=one.terms.weight,
+                measurable=one.terms.measurable,
+            )
+            for one in placed
+            if one.role is not MetricRole.DIAGNOSTIC
+        },
+        judge=judge,
+    )
+
+
+def evidence_of(placed: DecisionMetric, *, alpha: float) -> MetricEvidence:
+    """What the rules read of a metric."""
+    terms = placed.terms
+    estimate = placed.measured.deciding(alpha, terms.scale)
+    sign = placed.metric.sign
+
+    @lru_cache(maxsize=8)
+    def limits(level: float) -> Limits:
+        found = placed.measured.deciding(level, terms.scale)
+        low, high = found.ci_low, found.ci_high
+        return (low, high) if sign > 0 else (_negative(high), _negative(low))
+
+    name = placed.metric.name
+    return MetricEvidence(
+        name=name,
+        role=terms.role,
+        margin=placed.margin,
+        status=estimate.status,
+        limits=limits,
+        weight=terms.weight,
+        measurable=terms.measurable,
+        blocks=not (name in FROM_FIRST_EVENT and not placed.measured.treatment.numerator),
+        by_default=terms.default_margin and placed.metric.group in DEFAULT_MARGIN_GROUPS,
+    )
+
+
+def result_of(placed: DecisionMetric, *, alpha: float, ruling: DecisionOutcome | None) -> MetricResult:
+    """The row of the decision table; its finding is the ruling's, at the level of its role."""
+    item, terms = placed.metric, placed.terms
+    if terms.scale == "relative":
+        absolute, relative = placed.measured.both(alpha)
+    else:
+        absolute, relative = placed.measured.at(alpha, "absolute"), None
+    deciding = relative if relative is not None else absolute
+    verdict = ruling.verdicts.get(item.name) if ruling else None
+    level = ruling.levels.get(item.name, alpha) if ruling else alpha
+    notes = [deciding.note] if deciding.note else []
+    if level != alpha:
+        notes.append(
+            f"the finding is at the {100 * (1 - level):.4g} % level: several metrics of its role share the risk"
+        )
+    missing = placed.measured.missing
+    control, treatment = placed.measured.control, placed.measured.treatment
+    if not terms.measurable:  # what the source cannot measure is no 0
+        control = treatment = ArmValue(value=None, n=0)
+        absolute = Estimate(point=None, confidence_level=1 - alpha, status="not_measured")
+        relative, deciding, notes = None, absolute, []
+    return MetricResult(
+        name=item.name,
+        label=item.label,
+        group=item.group,
+        unit=item.unit,
+        direction=item.direction,
+        role=terms.role.value,
+        scale=terms.scale,
+        control=control,
+        treatment=treatment,
+        difference=absolute.point,
+        ci_low=absolute.ci_low,
+        ci_high=absolute.ci_high,
+        confidence_level=1 - alpha,
+        p_value=deciding.p_value,
+        margin=placed.margin,
+        relative=None if relative is None else relative.point,
+        relative_low=None if relative is None else relative.ci_low,
+        relative_high=None if relative is None else relative.ci_high,
+        standard_error=absolute.standard_error,
+        skewness=deciding.skewness,
+        n=deciding.n,
+        n_clusters=deciding.n_clusters,
+        method=deciding.method,
+        estimand=item.estimand,
+        status=deciding.status if terms.measurable else "not_measured",
+        finding="undefined" if verdict is None or not terms.measurable else verdict.label,
+        non_inferior=verdict is not None and terms.measurable and verdict.non_inferior,
+        weight=terms.weight,
+        note="; ".join(notes) or None,
+        measurable=terms.measurable,
+        default_margin=terms.default_margin,
+        missing_control=None if missing is None else missing.control,
+        missing_treatment=None if missing is None else missing.treatment,
+        kinds_left_out=[] if missing is None else list(missing.kinds_left_out),
+        share_left_out=0.0 if missing is None else missing.share_left_out,
+    )
+
+
+def with_status(result: MetricResult, status: str, note: str) -> MetricResult:
+    """The same numbers under a status that forbids a conclusion."""
+    return replace(result, status=status, finding="undefined", non_inferior=False, note=note)
+
+
+def _negative(value: float | None) -> float | None:
+    return None if value is None else -value
+
+
+BY_SOURCE = frozenset({"user_rating", "relevance_score", "faithfulness_score"})
+"""goals of a split only where there are ratings, or a pointwise judge's scores"""
+MEASURED_BY_US = frozenset({"p50_latency_ms", "p99_latency_ms"})
+"""latencies of a log that evalpipe did not measure inform; they decide only where the user gives them a role"""
+
+
+def terms_of(item: Metric, settings: Settings, *, mode: str, sources: Mapping[str, bool]) -> Terms:
+    """The terms of a metric.
+
+    Args:
+        mode: shadow | ab | canary.
+        sources: by metric name, whether the log's source can measure it; a name that is missing: it can.
+    """
+    rule = settings.rule(item.name)
+    default = item.role_shadow if mode == "shadow" else item.role_split
+    measurable = sources.get(item.name, True)
+    role = rule.role
+    if role is None and settings.primary is not None:
+        if item.name in settings.primary:
+            role = "primary"
+        elif default == "primary":
+            role = "diagnostic"
+    if role is not None and item.name in MEASURED_BY_US:
+        measurable = True  # asked for by the user: the log's own figures
+    if role is None:
+        absent = not measurable and item.name in BY_SOURCE | MEASURED_BY_US
+        role = "diagnostic" if absent else default
+    scale, margin = item.scale, item.margin
+    if rule.margin is not None:
+        scale, margin = ("relative" if rule.margin_relative else "absolute"), rule.margin
+    return Terms(
+        role=MetricRole(role),
+        scale=scale,
+        margin=margin,
+        weight=rule.weight,
+        measurable=measurable,
+        default_margin=rule.margin is None,
+    )
+
+
+# Mixed results weighed by the user: U = Σ weight · difference / margin with one interval (policy `utility`).
+
+
+def measure_utility(connection: Connection, placed: Sequence[DecisionMetric], look: LookPlan) -> Estimate | None:
+    """The weighted sum over goals, benefits and guardrails, each in units of its margin, above 0 = treatment better.
+
+    Per user the linearised terms of all metrics are added before squaring, so that correlated metrics are not counted
+    twice. Quantiles have no per-user sum and are left out, as are metrics without data, margin or weight. None where
+    nothing is left.
+    """
+    chosen = [
+        one
+        for one in placed
+        if one.role is not MetricRole.DIAGNOSTIC
+        and one.terms.measurable
+        and one.terms.weight > 0
+        and one.terms.margin > 0
+        and not isinstance(one.metric.values, Quantile)
+        and one.measured.control.value is not None
+        and one.measured.treatment.value is not None
+    ]
+    ratios = [
+        one.metric.name for one in placed if isinstance(one.metric.values, Ratio)
+    ]  # the columns m0, m1, … in order
+    score = 0.0
+    parts: list[str] = []
+    for position, one in enumerate(chosen):
+        point = one.measured.at(look.alpha, one.terms.scale).point
+        if point is None:
+            continue
+        factor = one.terms.weight / one.terms.margin * one.metric.sign
+        score += factor * point
+        parts.append(_terms(one, factor, position, ratios, paired=look.paired))
+    if not parts:
+        return None
+    connection.execute("CREATE OR REPLACE TEMP TABLE ev_terms AS " + " UNION ALL ".join(parts))
+    sides = ["true"] if look.paired else ["NOT treated", "treated"]
+    groups = []
+    for side in sides:
+        row = rows(
+            connection,
+            "WITH e AS (SELECT u, sum(e) AS e FROM ev_terms WHERE " + side + " GROUP BY u), "
+            "m AS (SELECT avg(e) AS mean FROM e) "
+            "SELECT count(*) AS g, sum((e - mean) * (e - mean)) AS squares, sum(pow(e - mean, 3)) AS cubes FROM e, m",
+        )[0]
+        groups.append(UtilityGroup(n_clusters=row["g"], sum_squares=row["squares"] or 0.0, m3sum=row["cubes"]))
+    n = max((one.measured.treatment.n for one in chosen), default=0)
+    return utility(score, groups, n=n, multiplier=look.multiplier("utility"), alpha=look.alpha)
+
+
+def _terms(one: DecisionMetric, factor: float, position: int, ratios: Sequence[str], *, paired: bool) -> str:
+    """SELECT of (u, treated, e): the users' linearised terms of one metric, times its weight.
+
+    Relative metrics: each arm's term over its own value (the log's derivative).
+    """
+    if isinstance(one.metric.values, Ratio):
+        column, source, condition = f"m{ratios.index(one.metric.name)}", "ev_users", "true"
+        st, wt, sc, wc = (f"{column}_{part}" for part in ("st", "wt", "sc", "wc"))
+    else:
+        source, condition = "ev_quality", f"metric = '{one.metric.name}'"
+        st, wt, sc, wc = "st", "wt", "sc", "wc"
+    divided = one.terms.scale == "relative"
+    by_t, by_c = ("/ r_t", "/ r_c") if divided else ("", "")
+    if one.metric.name == "win_rate" and divided:
+        by_t = by_c = "/ 0.5"
+    total = f"t{position}"
+    treated = f"(sum({st}) - r_t * sum({wt})) / w_t {by_t}"
+    control = f"(sum({sc}) - r_c * sum({wc})) / w_c {by_c}"
+    head = (
+        f"(SELECT sum({wt}) AS w_t, sum({wc}) AS w_c, sum({st}) / sum({wt}) AS r_t, sum({sc}) / sum({wc}) AS r_c "
+        f"FROM {source} WHERE {condition}) {total}"
+    )
+    body = f"FROM {source}, {head} WHERE {condition} GROUP BY u, w_t, w_c, r_t, r_c"
+    if paired:
+        return f"SELECT u, true AS treated, {factor!r}::DOUBLE * ({treated} - ({control})) AS e {body}"
+    return (
+        f"SELECT u, true AS treated, {factor!r}::DOUBLE * ({treated}) AS e {body} HAVING sum({wt}) > 0 "
+        f"UNION ALL SELECT u, false AS treated, {factor!r}::DOUBLE * ({control}) AS e {body} HAVING sum({wc}) > 0"
+    )

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from evalpipe.analysis.connection import Connection, rows, scalar
 from evalpipe.analysis.prepare import Prepared
 from evalpipe.analysis.result import Example, ExampleSide
 from evalpipe.analysis.settings import Settings
-from evalpipe.analysis.verdicts import JudgeSeen
-from evalpipe.core.text import cut_middle
+from evalpipe.analysis.sql import Connection, rows, scalar
+from evalpipe.analysis.verdicts import JudgeSummary
 from evalpipe.providers.registry import read_request
+from evalpipe.text import cut_middle
 
 MAX_CHARACTERS = 6000
 MAX_MESSAGES = 40
@@ -34,7 +34,7 @@ KINDS = """CASE
 
 
 def select_examples(
-    connection: Connection, prepared: Prepared, settings: Settings, *, experiment: str, judge: JudgeSeen | None
+    connection: Connection, prepared: Prepared, settings: Settings, *, experiment: str, judge: JudgeSummary | None
 ) -> list[Example]:
     """Up to `settings.n_examples` of each kind, chosen by hash: the same ones every time, and no cherries picked."""
     if not prepared.paired:
@@ -81,7 +81,7 @@ def select_examples(
 
 
 def _verdicts(
-    connection: Connection, experiment: str, judge: JudgeSeen | None, request_ids: list[str]
+    connection: Connection, experiment: str, judge: JudgeSummary | None, request_ids: list[str]
 ) -> dict[str, list[dict[str, Any]]]:
     if judge is None or not request_ids:
         return {}

@@ -13,16 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from evalpipe.analysis.decision import Evidence, Ruling
-from evalpipe.analysis.findings import Placed
-from evalpipe.analysis.looking import SIGMA2_PAIRED_BINARY, Looking
-from evalpipe.analysis.noise import Noise, Spread, noise_in, seen_in
+from evalpipe.analysis.decision import DecisionMetric, DecisionOutcome, MetricEvidence
+from evalpipe.analysis.planning import Noise, Spread, noise_in, seen_in
 from evalpipe.analysis.result import Horizon, MetricResult
-from evalpipe.analysis.settings import Settings
+from evalpipe.analysis.settings import SIGMA2_PAIRED_BINARY, LookPlan, Settings
 from evalpipe.analysis.wording import rounded_up
-from evalpipe.core.experiment import MetricRole, Policy
+from evalpipe.models import MetricRole, Policy
 from evalpipe.stats import betting
-from evalpipe.stats.estimate import Estimate
+from evalpipe.stats.estimates import Estimate
 from evalpipe.stats.planning import Looks, Way
 
 MOST_REQUESTS = 1e12
@@ -31,6 +29,14 @@ MAX_REQUESTS = "max_requests"
 """the metric of a horizon that ends at the configured number of requests"""
 WAITABLE = frozenset({"ok", "burn_in"})
 """statuses that more data mend or that need no mending"""
+
+
+def requests_per_day(first_at: str | None, last_at: str | None, requests: int) -> float | None:
+    """The traffic of the log; None where it has no times or spans less than an hour."""
+    if first_at is None or last_at is None:
+        return None
+    hours = (datetime.fromisoformat(last_at) - datetime.fromisoformat(first_at)).total_seconds() / 3600
+    return requests / hours * 24 if hours >= 1 else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,10 +84,10 @@ class _Wait:
 
 
 def horizon_of(
-    ruling: Ruling,
-    evidence: Sequence[Evidence],
-    placed: Sequence[Placed],
-    look: Looking,
+    ruling: DecisionOutcome,
+    evidence: Sequence[MetricEvidence],
+    placed: Sequence[DecisionMetric],
+    look: LookPlan,
     traffic: Traffic,
     *,
     settings: Settings | None = None,
@@ -135,8 +141,8 @@ def _size(wait: _Wait) -> tuple[float, float]:
 
 
 def _ends(
-    ruling: Ruling,
-    deciding: Sequence[Evidence],
+    ruling: DecisionOutcome,
+    deciding: Sequence[MetricEvidence],
     forecast: _Forecast,
     settings: Settings | None,
     utility: Estimate | None,
@@ -177,11 +183,13 @@ def _ends(
 class _Forecast:
     """Waits of single metrics at the present noise."""
 
-    def __init__(self, ruling: Ruling, placed: Sequence[Placed], look: Looking, traffic: Traffic) -> None:
+    def __init__(
+        self, ruling: DecisionOutcome, placed: Sequence[DecisionMetric], look: LookPlan, traffic: Traffic
+    ) -> None:
         self.ruling, self.look, self.traffic = ruling, look, traffic
         self.placed = {one.metric.name: one for one in placed}
 
-    def hold(self, item: Evidence) -> _Wait:
+    def hold(self, item: MetricEvidence) -> _Wait:
         """Until it is shown not worse than its margin."""
         if item.name == WIN_RATE and item.name in self.ruling.unmeasured:
             noise = Spread(sd=math.sqrt(betting.SIGMA2_BOTH_ORDERS))
@@ -192,7 +200,7 @@ class _Forecast:
             return held
         return min(held, self.until(item, 0.0), key=_size)  # a win implies it
 
-    def no_gain(self, item: Evidence) -> _Wait:
+    def no_gain(self, item: MetricEvidence) -> _Wait:
         """Until it is within ±δ, or certainly not better."""
         alpha = self.look.alpha
         within = [
@@ -202,7 +210,7 @@ class _Forecast:
         loss = self.until(item, 0.0, below=True)
         return min(max(within, key=_size), loss, key=_size)
 
-    def until(self, item: Evidence, line: float, *, below: bool = False, level: float | None = None) -> _Wait:
+    def until(self, item: MetricEvidence, line: float, *, below: bool = False, level: float | None = None) -> _Wait:
         """Until `line` is excluded: the interval lies above it, or `below` it. `level` None: that of the metric's role."""
         placed = self.placed[item.name]
         users = self.users(item, placed, line, below=below, level=level or self.ruling.levels[item.name])
@@ -218,7 +226,7 @@ class _Forecast:
         noise = Spread(sd=estimate.standard_error * math.sqrt(n))
         return self._wait("utility", _ahead(n, noise, point, 0.0, looks), now=n)
 
-    def users(self, item: Evidence, placed: Placed, line: float, *, below: bool, level: float) -> float:
+    def users(self, item: MetricEvidence, placed: DecisionMetric, line: float, *, below: bool, level: float) -> float:
         """Users in all until `line` is excluded; infinite where the difference to expect lies on its wrong side."""
         estimate = placed.measured.deciding(level, placed.terms.scale)
         seen = seen_in(estimate, placed.metric, control=placed.measured.control, treatment=placed.measured.treatment)
@@ -284,7 +292,9 @@ def expected_point(point: float, margin: float, standard_error: float) -> float:
     return point * margin**2 / (margin**2 + standard_error**2)
 
 
-def expected_more(item: Evidence, placed: Placed, result: MetricResult, ruling: Ruling, look: Looking) -> int | None:
+def expected_more(
+    item: MetricEvidence, placed: DecisionMetric, result: MetricResult, ruling: DecisionOutcome, look: LookPlan
+) -> int | None:
     """Requests (judged pairs for the win rate) until this metric alone is settled: what blocks, or its nearest conclusion."""
     if result.status != "ok" or (result.role == MetricRole.DIAGNOSTIC.value and result.finding != "inconclusive"):
         return None
@@ -305,14 +315,6 @@ def expected_more(item: Evidence, placed: Placed, result: MetricResult, ruling: 
         return None
     more = max(0.0, needed / result.n_clusters - 1) * result.n
     return rounded_up(more) if 0 < more <= MOST_REQUESTS else None
-
-
-def requests_per_day(first_at: str | None, last_at: str | None, requests: int) -> float | None:
-    """The traffic of the log; None where it has no times or spans less than an hour."""
-    if first_at is None or last_at is None:
-        return None
-    hours = (datetime.fromisoformat(last_at) - datetime.fromisoformat(first_at)).total_seconds() / 3600
-    return requests / hours * 24 if hours >= 1 else None
 
 
 def _ahead(now: float, noise: Noise, point: float, line: float, looks: Looks) -> float:

@@ -1,4 +1,4 @@
-"""What each judge found, and how far it may be believed: win rate, consistency, seat bias, length, labels, coverage."""
+"""What each judge found, and how far it agrees with people's labels: win rate, consistency, seat bias, length, coverage."""
 
 from __future__ import annotations
 
@@ -10,21 +10,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from evalpipe.analysis.connection import Connection, rows
-from evalpipe.analysis.labelled import agreements_of
-from evalpipe.analysis.looking import Looking
-from evalpipe.analysis.preferences import METRIC, Array, Verdicts, by_user, preference_estimate, read_verdicts
 from evalpipe.analysis.result import Agreement, DimensionResult, JudgeResult, LengthBin, WinRate
-from evalpipe.analysis.settings import JudgeInfo, Settings
-from evalpipe.analysis.simulated import simulated_rule
-from evalpipe.analysis.verdicts import JudgeSeen
-from evalpipe.core.judgment import ASKED_MODEL, COST_AT_MOST
-from evalpipe.stats import winrate
-from evalpipe.stats.cluster import arm_aggregate
-from evalpipe.stats.estimate import Estimate
-from evalpipe.stats.labels import label
-from evalpipe.stats.lengthcontrol import is_length_confounded, length_controlled
-from evalpipe.stats.missing import win_rate_bounds
+from evalpipe.analysis.settings import JudgeInfo, LookPlan, Settings
+from evalpipe.analysis.sql import Connection, rows
+from evalpipe.analysis.verdicts import (
+    METRIC,
+    Array,
+    JudgeSummary,
+    Verdicts,
+    by_user,
+    preference_estimate,
+    read_verdicts,
+)
+from evalpipe.models import ASKED_MODEL, COST_AT_MOST
+from evalpipe.stats import betting, winrate
+from evalpipe.stats.agreement import agreement
+from evalpipe.stats.clusters import arm_aggregate
+from evalpipe.stats.estimates import Estimate, label
+from evalpipe.stats.length import is_length_confounded, length_controlled
+from evalpipe.stats.proportions import mcnemar
+from evalpipe.stats.srm import win_rate_bounds
 
 LENGTH_BINS = 5
 SETTLED = "CREATE TEMP TABLE IF NOT EXISTS judging_settled (judgment_id VARCHAR, usd DOUBLE)"
@@ -33,12 +38,12 @@ SETTLED = "CREATE TEMP TABLE IF NOT EXISTS judging_settled (judgment_id VARCHAR,
 
 def judge_results(
     connection: Connection,
-    judges: Sequence[JudgeSeen],
-    deciding: JudgeSeen | None,
+    judges: Sequence[JudgeSummary],
+    deciding: JudgeSummary | None,
     *,
     experiment: str,
     settings: Settings,
-    looking: Looking,
+    looking: LookPlan,
     margin: float,
 ) -> list[JudgeResult]:
     """Every judge that names winners, the deciding one first."""
@@ -71,11 +76,11 @@ def judge_results(
 
 def _judge_result(
     connection: Connection,
-    judge: JudgeSeen,
+    judge: JudgeSummary,
     *,
     experiment: str,
     settings: Settings,
-    looking: Looking,
+    looking: LookPlan,
     margin: float,
     deciding: bool,
 ) -> JudgeResult:
@@ -186,7 +191,7 @@ def _counted(verdicts: Verdicts) -> Verdicts:
     )
 
 
-def _rules(verdicts: Verdicts, looking: Looking, average: Estimate) -> list[WinRate]:
+def _rules(verdicts: Verdicts, looking: LookPlan, average: Estimate) -> list[WinRate]:
     """The win rate under each way to count pairs whose two orders disagree."""
     shown = [_shown("average", average)]
     both = verdicts.both_orders
@@ -207,7 +212,7 @@ def _shown(rule: str, estimate: Estimate) -> WinRate:
 
 
 def _length(
-    verdicts: Verdicts, looking: Looking, margin: float, sigma2: float
+    verdicts: Verdicts, looking: LookPlan, margin: float, sigma2: float
 ) -> tuple[WinRate | None, str, str | None]:
     """The length-controlled win rate, and whether length explains the raw one away.
 
@@ -272,7 +277,7 @@ def _length_bins(verdicts: Verdicts) -> list[LengthBin]:
     return bins
 
 
-def _dimensions(connection: Connection, judge: JudgeSeen) -> list[DimensionResult]:
+def _dimensions(connection: Connection, judge: JudgeSummary) -> list[DimensionResult]:
     found = rows(
         connection,
         "SELECT dimension AS name, count(*) FILTER (treatment > control) AS wins, count(*) FILTER (treatment = control) AS ties, "
@@ -284,7 +289,7 @@ def _dimensions(connection: Connection, judge: JudgeSeen) -> list[DimensionResul
     return [DimensionResult(**row) for row in found]
 
 
-def _calls(connection: Connection, judge: JudgeSeen, experiment: str, max_attempts: int) -> dict[str, Any]:
+def _calls(connection: Connection, judge: JudgeSummary, experiment: str, max_attempts: int) -> dict[str, Any]:
     """Pairs asked, failures by kind after the last attempt, and what all attempts cost."""
     failures = {
         row["status"]: row["n"]
@@ -333,3 +338,136 @@ def _calls(connection: Connection, judge: JudgeSeen, experiment: str, max_attemp
         "given_up_requests": list(dict.fromkeys(request_id for (request_id,) in given_up)),
         "other_models": dict(others),
     }
+
+
+# People's labels: as judges of their own (`label:SOURCE`), and as what the judges are measured against.
+
+
+PREFIX = "label:"
+
+
+def prepare_labels(connection: Connection, *, experiment: str) -> None:
+    """`ev_labels`: one preference per source and pair (the mean where several people labelled it)."""
+    connection.execute(
+        "CREATE OR REPLACE TEMP TABLE ev_labels AS SELECT source, l.id, i.u, preference FROM ("
+        "  SELECT source, hash(request_id) AS id, avg(preference) AS preference FROM labels "
+        "  WHERE experiment = ? AND preference IS NOT NULL GROUP BY source, request_id"
+        ") l JOIN ev_ids i USING (id)",
+        [experiment],
+    )
+
+
+def label_results(connection: Connection, looking: LookPlan) -> list[JudgeResult]:
+    """Every source of labels as a judge: win rate, and McNemar's exact p of wins against losses."""
+    results = []
+    for row in rows(connection, "SELECT source, count(*) AS n FROM ev_labels GROUP BY source ORDER BY n DESC, source"):
+        found = connection.execute(
+            "SELECT sum(preference) AS s, count(*) AS w FROM ev_labels WHERE source = ? GROUP BY u ORDER BY u",
+            [row["source"]],
+        ).fetchnumpy()
+        sums, counts = np.asarray(found["s"], float), np.asarray(found["w"], float)
+        means, units = np.unique(np.round(sums / counts, 12), return_counts=True)
+        users = arm_aggregate(sums / counts, np.ones(len(counts)))
+        estimate = winrate.win_rate(
+            means,
+            units,
+            n=row["n"],
+            multiplier=looking.multiplier("win_rate"),
+            alpha=looking.alpha,
+            bets=looking.bets("win_rate", looking.alpha, sigma2=betting.SIGMA2_ONE_ORDER),
+        )
+        wins, ties, losses = connection.execute(
+            "SELECT count(*) FILTER (preference > 0.5), count(*) FILTER (preference = 0.5), "
+            "count(*) FILTER (preference < 0.5) FROM ev_labels WHERE source = ?",
+            [row["source"]],
+        ).fetchall()[0]
+        variance = None if users.spread is None else users.spread.variance("jackknife")
+        results.append(
+            JudgeResult(
+                name=PREFIX + row["source"],
+                fingerprint="",
+                mode="label",
+                model=None,
+                simulated=False,
+                imported=False,
+                feeds_decision=False,
+                win_rate=estimate.point,
+                ci_low=estimate.ci_low,
+                ci_high=estimate.ci_high,
+                standard_error=None if variance is None else math.sqrt(variance),
+                confidence_level=1 - looking.alpha,
+                n_pairs=row["n"],
+                n_clusters=users.n_clusters,
+                p_value=mcnemar(wins, losses).p_exact,
+                method=f"{estimate.method}; p: exact McNemar, one look",
+                wins=wins,
+                ties=ties,
+                losses=losses,
+                asked_pairs=row["n"],
+                status=estimate.status,
+                note=estimate.note,
+            )
+        )
+    return results
+
+
+def agreements_of(connection: Connection, judge: JudgeSummary, *, alpha: float) -> list[Agreement]:
+    """The judge against every source of labels on the pairs that have both, most labels first.
+
+    Categories: control, tie, treatment, as far as either side uses them.
+    """
+    found = rows(
+        connection,
+        "SELECT source, sign(x - 0.5)::INTEGER AS judged, sign(l.preference - 0.5)::INTEGER AS labelled, count(*) AS n "
+        "FROM ev_verdicts v JOIN ev_labels l USING (id) WHERE judge = ? AND fingerprint = ? AND complete GROUP BY ALL",
+        [judge.name, judge.fingerprint],
+    )
+    results = []
+    for source in sorted({row["source"] for row in found}):
+        cells = [row for row in found if row["source"] == source]
+        used = sorted({row["judged"] for row in cells} | {row["labelled"] for row in cells})
+        if len(used) < 2:
+            used = sorted({*used, -1, 1})
+        table = np.zeros((len(used), len(used)))
+        for row in cells:
+            table[used.index(row["judged"]), used.index(row["labelled"])] += row["n"]
+        result = agreement(table, alpha=alpha)
+        results.append(
+            Agreement(
+                source=source,
+                n_labels=result.n,
+                accuracy=result.accuracy.point,
+                accuracy_low=result.accuracy.ci_low,
+                accuracy_high=result.accuracy.ci_high,
+                kappa=result.kappa.point,
+                kappa_low=result.kappa.ci_low,
+                kappa_high=result.kappa.ci_high,
+                ac1=result.ac1,
+                status=result.status,
+            )
+        )
+    return sorted(results, key=lambda one: -one.n_labels)
+
+
+# What a simulated judge goes by, in words: a reader must not take its verdicts for a model's.
+
+
+STATED_RULES = (
+    "Stated rules broken",
+    "each answer begins with 9 points and loses some for having no words, repeating the request, the wrong language, not the "
+    "JSON, code or list asked for, the same sentence three times, being cut off, or being marked a refusal; more points win "
+    "(evalpipe sim --judge checks)",
+)
+"""how the reasons of the simulated judge of stated rules begin, and its rule in words"""
+
+
+def simulated_rule(connection: Connection, judge: JudgeSummary, experiment: str) -> str:
+    """What the simulated judge went by, as its own reasons tell."""
+    begins, rule = STATED_RULES
+    stated = rows(
+        connection,
+        "SELECT count(*) AS n FROM judgments WHERE experiment = ? AND judge = ? AND judge_fingerprint = ? "
+        "AND starts_with(reasoning, ?)",
+        [experiment, judge.name, judge.fingerprint, begins],
+    )[0]["n"]
+    return rule if stated else "stated rates of being right, or verdicts recorded before (evalpipe sim --judge)"

@@ -1,4 +1,4 @@
-"""One metric's numbers by the method that fits its kind and the way of looking; the methods are in `evalpipe.stats`.
+"""One metric's numbers by the method that fits its kind and the monitoring plan, from sums per user.
 
 A row has one population and one estimator: the two arms' values subtract to the difference, and the point lies in its interval.
 The win rate is the exception: treatment θ, control 1 − θ, difference θ − 1/2.
@@ -6,21 +6,24 @@ The win rate is the exception: treatment θ, control 1 − θ, difference θ −
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
-from evalpipe.analysis.looking import SIGMA2_PAIRED_BINARY, Looking
-from evalpipe.analysis.metrics import Metric
-from evalpipe.analysis.missing import STATUS as MISSING_DIFFERS
-from evalpipe.analysis.missing import Missing, note_of
+import numpy as np
+
+from evalpipe.analysis.metrics import Metric, Ratio
+from evalpipe.analysis.populations import STATUS as MISSING_DIFFERS
+from evalpipe.analysis.populations import Missing, note_of
 from evalpipe.analysis.result import ArmValue
-from evalpipe.analysis.sums import Aggregates
-from evalpipe.stats import betting, conditional, gates
-from evalpipe.stats.cluster import ArmAggregate, PairedAggregate, Spread
-from evalpipe.stats.difference import Scale, arm_interval, paired_difference, unpaired_difference
-from evalpipe.stats.estimate import Estimate
-from evalpipe.stats.events import paired_events, unpaired_events
+from evalpipe.analysis.settings import SIGMA2_PAIRED_BINARY, LookPlan
+from evalpipe.analysis.sql import Connection, rows
+from evalpipe.stats import betting, estimates, rare_events
+from evalpipe.stats.clusters import ArmAggregate, Array, PairedAggregate, Spread, paired_aggregate
+from evalpipe.stats.estimates import Estimate
+from evalpipe.stats.event_rates import paired_events, unpaired_events
+from evalpipe.stats.means import Scale, arm_interval, paired_difference, unpaired_difference
 from evalpipe.stats.winrate import win_rate
 
 MIN_EVENTS = 10
@@ -109,6 +112,27 @@ class StageCounts:
     weight: float
 
 
+# From rows to per-user sums to the aggregates the statistics take.
+#
+# Pass 1, one query for all metrics, sums every metric's numerator and denominator per user and arm (`ev_users`, one row
+# per group and user); pass 2 makes each metric's totals and residual sums from these arrays (`stats.clusters`). A group
+# is the whole experiment, a canary stage, or one value of a segment. For events the clusters may also be clock hours,
+# blocks of hours or days.
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Aggregates:
+    """One metric within one group: each arm alone and both together.
+
+    `heaviness`: (control's, treatment's) ΣW²/ΣW over users with W requests; 1 where every user has one.
+    """
+
+    control: ArmAggregate
+    treatment: ArmAggregate
+    paired: PairedAggregate
+    heaviness: tuple[float, float] = (1.0, 1.0)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EventCounts:
     """What the methods for events need beside the users' aggregates.
@@ -139,7 +163,7 @@ def unmeasured(item: Metric, status: str) -> Measured:
 
 
 def measure_ratio(
-    item: Metric, found: Aggregates | None, looking: Looking, *, counts: EventCounts | None = None
+    item: Metric, found: Aggregates | None, looking: LookPlan, *, counts: EventCounts | None = None
 ) -> Measured:
     """A mean, a ratio, or with `counts` the rate of an event; `found` None where no request has a value."""
     if found is None:
@@ -163,7 +187,7 @@ def measure_ratio(
     )
 
 
-def measure_preference(item: Metric, looking: Looking, *, support: Support, n_pairs: int) -> Measured:
+def measure_preference(item: Metric, looking: LookPlan, *, support: Support, n_pairs: int) -> Measured:
     """The win rate: treatment θ = the mean over users of their mean preference, control 1 − θ, difference θ − 1/2.
 
     Args:
@@ -196,7 +220,7 @@ def measure_preference(item: Metric, looking: Looking, *, support: Support, n_pa
 
 
 def _event_difference(
-    item: Metric, found: Aggregates, looking: Looking, counts: EventCounts, alpha: float, scale: Scale
+    item: Metric, found: Aggregates, looking: LookPlan, counts: EventCounts, alpha: float, scale: Scale
 ) -> Estimate:
     """Errors, timeouts, empty answers, refusals, truncations, per request."""
     multiplier = looking.multiplier(item.name)
@@ -245,9 +269,9 @@ def _conditional(
     """
     rate_c, rate_t = found.control.ratio or 0.0, found.treatment.ratio or 0.0
     effect = _design_effect(found, times)
-    ratio = conditional.rate_ratio(
+    ratio = rare_events.rate_ratio(
         [
-            conditional.Stage(
+            rare_events.Stage(
                 treatment_events=one.treatment_users / effect,
                 control_events=one.control_users / effect,
                 share=one.share,
@@ -304,7 +328,7 @@ def _widest(users: PairedAggregate, times: Sequence[PairedAggregate]) -> PairedA
 
 def _variance(spread: Spread | None, n_clusters: int) -> float:
     """The jackknife variance; 0 where there are too few clusters to have one."""
-    if spread is None or n_clusters < gates.MIN_CLUSTERS:
+    if spread is None or n_clusters < estimates.MIN_CLUSTERS:
         return 0.0
     return spread.variance("jackknife") or 0.0
 
@@ -321,7 +345,7 @@ def _inflated(arm: ArmAggregate, effect: float) -> ArmAggregate:
     return replace(arm, spread=spread)
 
 
-def _arm_value(arm: ArmAggregate, times: Sequence[ArmAggregate], looking: Looking, name: str) -> ArmValue:
+def _arm_value(arm: ArmAggregate, times: Sequence[ArmAggregate], looking: LookPlan, name: str) -> ArmValue:
     """An arm's value with its own interval, over the clusters (users, hours, blocks of hours, days) with the largest variance."""
     widest = max([arm, *times], key=lambda one: _variance(one.spread, one.n_clusters))
     estimate = arm_interval(widest, multiplier=looking.multiplier(name), alpha=looking.alpha)
@@ -357,3 +381,181 @@ def _from_half(estimate: Estimate, scale: Scale) -> Estimate:
 
 def _minus(value: float | None) -> float | None:
     return None if value is None else 1 - value
+
+
+READ_WHOLE = 50_000
+"""users (of all groups) up to whom the sums are read at once"""
+SIDES = ("t", "c")
+ARM = {"t": "treatment", "c": "NOT treatment"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Below:
+    """The requests of the flag `rows` whose `value` is at most the arm's limit (None: none is), for quantiles."""
+
+    value: str
+    rows: str
+    control: float | None
+    treatment: float | None
+
+    def limit(self, side: str) -> str:
+        """SQL of the limit of a side, t or c."""
+        found = self.treatment if side == "t" else self.control
+        return "NULL" if found is None else f"{found!r}::DOUBLE"
+
+
+def sum_by_user(
+    connection: Connection,
+    sums: Sequence[Ratio | Below],
+    *,
+    paired: bool,
+    table: str = "ev_users",
+    source: str | None = None,
+    group: str = "''",
+    condition: str = "true",
+    cluster: str = "u",
+) -> None:
+    """Pass 1: `table` gets (grp, u, requests) and, of the k-th of `sums`, mk_st, mk_wt, mk_nt (treatment), mk_sc, mk_wc, mk_nc.
+
+    Args:
+        sums: what to sum.
+        paired: the source has a row per pair (`ev_pairs`, or a table with its columns) rather than a row per exchange.
+        table: the name of what is made; the sums themselves are in `table`_sums.
+        source: the rows; by default `ev_pairs` or `ev_rows`.
+        group: a SQL expression over the source.
+        condition: selects its rows.
+        cluster: a SQL expression: the unit that is summed over, the user by default.
+    """
+    columns: dict[str, str] = {}  # what to sum → its column; metrics that share a sum share the column
+    named: list[str] = []
+
+    def column(expression: str, side: str, factor: float = 1.0) -> str:
+        name = columns.setdefault(expression, f"s{len(columns)}")
+        arm = "" if paired else f"_{side}"
+        times = "" if factor == 1 else f"{factor!r} * "
+        return f"{times}coalesce({name}{arm}, 0)::DOUBLE"
+
+    for position, one in enumerate(sums):
+        for side in SIDES:
+            parts = _sums(one, side, f"{side}_" if paired else "")
+            named += [
+                f"{column(expression, side, factor)} AS m{position}_{part}{side}"
+                for part, (expression, factor) in parts.items()
+            ]
+    inner = ", ".join(f"{expression} AS {name}" for expression, name in columns.items())
+    if paired:
+        connection.execute(
+            f"CREATE OR REPLACE TEMP TABLE {table}_sums AS SELECT {cluster} AS u, {group} AS grp, count(*) AS requests, {inner} "
+            f"FROM {source or 'ev_pairs'} WHERE {condition} GROUP BY ALL"
+        )
+    else:
+        # Once per user and arm, then the two arms beside each other: half the work of summing each arm apart.
+        beside = ", ".join(
+            f"any_value({name}) FILTER ({ARM[side]}) AS {name}_{side}" for name in columns.values() for side in SIDES
+        )
+        connection.execute(
+            f"CREATE OR REPLACE TEMP TABLE {table}_sums AS WITH by_arm AS (SELECT {cluster} AS u, {group} AS grp, treatment, "
+            f"count(*) AS requests, {inner} FROM {source or 'ev_rows'} WHERE {condition} GROUP BY ALL) "
+            f"SELECT u, grp, sum(requests) AS requests, {beside} FROM by_arm GROUP BY u, grp"
+        )
+    connection.execute(
+        f"CREATE OR REPLACE TEMP VIEW {table} AS SELECT u, grp, requests, {', '.join(named)} FROM {table}_sums"
+    )
+
+
+def _sums(values: Ratio | Below, side: str, prefix: str) -> dict[str, tuple[str, float]]:
+    """The sums of one side by part (s numerator, w denominator, n requests): (SQL aggregate, factor)."""
+    n = (f"sum({values.rows}::INTEGER)", 1.0)
+    if isinstance(values, Below):
+        limit = values.limit(side) if prefix else _limit_by_arm(values)
+        return {"s": (f"sum(({values.rows} AND {prefix}{values.value} <= {limit})::INTEGER)", 1.0), "w": n}
+    numerator = f"{prefix}{values.numerator}"
+    if values.binary:
+        return {"s": (f"sum(({values.rows} AND {numerator})::INTEGER)", 1.0), "w": n}
+    total = (f"sum(CASE WHEN {values.rows} THEN {numerator} END)", values.factor)
+    if values.denominator == "1":
+        return {"s": total, "w": n}
+    denominator = f"{prefix}{values.denominator}"
+    return {"s": total, "w": (f"sum(CASE WHEN {values.rows} THEN {denominator}::DOUBLE END)", 1.0), "n": n}
+
+
+def _limit_by_arm(values: Below) -> str:
+    return f"CASE WHEN treatment THEN {values.limit('t')} ELSE {values.limit('c')} END"
+
+
+class UserSums:
+    """The users' sums of one table as arrays, by group.
+
+    Small tables are read whole, as planning a query costs more than reading them; of large ones the columns of a metric are read
+    when they are asked for, so that memory stays at six numbers a user.
+    """
+
+    def __init__(self, connection: Connection, table: str = "ev_users") -> None:
+        """Args:
+        connection: where `table` was made, by `sum_by_user` or with such columns.
+        table: its name.
+        """
+        self._connection, self._table = connection, table
+        sizes = rows(connection, f"SELECT grp, count(*) AS n FROM {table} GROUP BY grp ORDER BY grp")
+        self._groups = [row["grp"] for row in sizes]
+        self._whole: dict[Any, dict[str, Any]] | None = None
+        if sum(row["n"] for row in sizes) <= READ_WHOLE:
+            self._whole = {group: self._read("* EXCLUDE (u, grp)", group) for group in self._groups}
+
+    def aggregate(
+        self,
+        name: str,
+        *,
+        counted: bool = False,
+        binary: bool = False,
+        discordant: Mapping[str, int] | None = None,
+    ) -> dict[str, Aggregates]:
+        """Pass 2: the aggregates of one of the sums, by group.
+
+        Args:
+            name: its columns' prefix, such as m0.
+            counted: the requests are counted apart (name_nt, name_nc) because the denominator is not 1 per request.
+            binary: events are counted for the gates.
+            discordant: pairs in which exactly one arm had the event, by group.
+        """
+        n = f"{name}_n" if counted else f"{name}_w"
+        columns = [f"{name}_st", f"{name}_wt", f"{name}_sc", f"{name}_wc", f"{n}t", f"{n}c"]
+        found: dict[str, Aggregates] = {}
+        for group in self._groups:
+            read = (
+                self._whole[group] if self._whole is not None else self._read(", ".join(dict.fromkeys(columns)), group)
+            )
+            st, wt, sc, wc, nt, nc = (np.asarray(read[column], float) for column in columns)
+            seen = (wt > 0) | (wc > 0) | (st != 0) | (sc != 0)
+            if seen.any():
+                parts = [values[seen] for values in (st, wt, sc, wc, nt, nc)]
+                found[str(group)] = _aggregates(*parts, binary=binary, n_discordant=(discordant or {}).get(str(group)))
+        return found
+
+    def _read(self, columns: str, group: Any) -> dict[str, Any]:
+        query = f"SELECT {columns} FROM {self._table} WHERE grp IS NOT DISTINCT FROM ?"
+        read: dict[str, Any] = self._connection.execute(query, [group]).fetchnumpy()
+        return read
+
+
+def _aggregates(
+    st: Array, wt: Array, sc: Array, wc: Array, nt: Array, nc: Array, *, binary: bool, n_discordant: int | None
+) -> Aggregates:
+    """From the users' sums: numerator, denominator and requests of the treatment (t) and of control (c)."""
+    paired = paired_aggregate(st, wt, sc, wc, n_pairs=round(float(np.minimum(nt, nc).sum())), n_discordant=n_discordant)
+    treatment, control = (
+        replace(arm, n=round(float(n.sum())), n_events=round(arm.numerator) if binary else None)
+        for arm, n in ((paired.treatment, nt), (paired.control, nc))
+    )
+    return Aggregates(
+        control=control,
+        treatment=treatment,
+        paired=replace(paired, control=control, treatment=treatment),
+        heaviness=(_heaviness(nc), _heaviness(nt)),
+    )
+
+
+def _heaviness(requests: Array) -> float:
+    """ΣW²/ΣW; 1 where there is none."""
+    total = float(requests.sum())
+    return float((requests * requests).sum()) / total if total > 0 else 1.0

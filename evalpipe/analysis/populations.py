@@ -1,4 +1,4 @@
-"""Which requests a row of the decision table is about, as columns: the populations, and which values are known.
+"""Which requests a row of the decision table is about, and values that one arm's responses do not report.
 
 Both values of a row, their difference and its interval come from the same requests. In shadow mode a request counts where *both*
 arms did what the row is about, so a flag belongs to the pair; in ab and canary mode a flag belongs to the served exchange.
@@ -15,8 +15,11 @@ arms did what the row is about, so a flag belongs to the pair; in ab and canary 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+
+from evalpipe.analysis.sql import Connection, rows
 
 OUTCOMES = ("ok", "refused", "truncated", "http_error", "timeout", "unreadable", "client_closed", "shed")
 """as the codes 1, 2, …: up to 3 answered, up to 6 attempted"""
@@ -163,3 +166,219 @@ def _derived(side: str, billed: str) -> list[str]:
         "billed_usd": f"coalesce({side}cost_usd, CASE WHEN {billed} AND {side}unbilled THEN 0 END)",
     }
     return [f"({sql}) AS {side}{name}" for name, sql in columns.items()]
+
+
+# Values that one arm's answers do not report: which kinds of requests a row leaves out, and whether the rest can be
+# compared.
+#
+# Missing is not random: a client that streams without asking for usage gets none from control, while evalpipe's copies
+# ask for it. The difference of known means would then compare different requests. So a *kind* of request (what the
+# client asked for before any arm answered) whose value is unknown in half or more of either arm's answers leaves the
+# row in both arms; paired rows need both sides known; and where more than .5 % is still unknown in an arm, or fewer
+# than half of the requests are left, the row concludes nothing (`missing_differs`).
+
+
+MOSTLY_UNKNOWN = 0.5
+"""share of an arm's answers of one kind from which on the kind is left out"""
+MAX_UNKNOWN = 0.005
+"""share of an arm's requests left whose value may be unknown"""
+MIN_LEFT = 0.5
+"""share of the requests that has to be left"""
+BY_CHANCE = 3.0
+"""standard errors (over users) by which the share left may fall short: half of the clients is half in any sample"""
+STATUS = "missing_differs"
+
+
+def kinds_left_out(counted: Mapping[str, Sequence[_Kind]]) -> dict[str, list[int]]:
+    """The kinds (by number) that each value's row leaves out."""
+    return {
+        flag: left_out
+        for flag, kinds in counted.items()
+        if (left_out := [one.kind for one in kinds if one.is_left_out])
+    }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Missing:
+    """What is unknown of one value.
+
+    Attributes:
+        control: share of control's requests left in the row whose value is unknown, in [0, 1] (of all its requests, where none
+            is left).
+        treatment: the same of the treatment's.
+        kinds_left_out: kinds of requests that are in neither arm of the row.
+        share_left_out: their share of the requests.
+        n_left: requests left with a known value (pairs in shadow mode, answers of both arms otherwise).
+        n_all: requests the row is about.
+        few_left: fewer than half are left, beyond chance.
+        metered: most answers whose value is unknown report their tokens (of a cost: a price is missing, not the usage).
+    """
+
+    control: float
+    treatment: float
+    kinds_left_out: tuple[str, ...] = ()
+    share_left_out: float = 0.0
+    n_left: int = 0
+    n_all: int = 0
+    few_left: bool = False
+    metered: bool = False
+
+    @property
+    def differs(self) -> bool:
+        """The arms are not comparable on what is known."""
+        return self.few_left or max(self.control, self.treatment) > MAX_UNKNOWN
+
+
+def note_of(missing: Missing, metric: str) -> str | None:
+    """What the row of `metric` says of its unknown values, with the line of evalpipe.toml that mends it; None where nothing is
+    unknown."""
+    parts = []
+    if missing.kinds_left_out:
+        parts.append(
+            f"left out in both arms: {', '.join(missing.kinds_left_out)} ({_percent(missing.share_left_out)} of the requests), "
+            "which one arm's answers mostly do not report"
+        )
+    if missing.differs:
+        parts.append(
+            f"unknown in {_percent(missing.control)} of control's and {_percent(missing.treatment)} of treatment's"
+        )
+        if missing.few_left:
+            parts.append("fewer than half of the requests are left")
+    if not parts:
+        return None
+    return f"{'; '.join(parts)}: {_remedy(metric, missing)}"
+
+
+def _remedy(metric: str, missing: Missing) -> str:
+    optional = f'role = "diagnostic" under [decision.metrics.{metric}]'
+    if metric.startswith("cost_") and missing.metered:
+        return f"add the model's price under [prices] and load again, or set {optional}"
+    if metric == "tokens_per_second" and missing.metered:
+        return f"how long these answers took to come is not known; to have it decide nothing, set {optional}"
+    if metric.startswith("cost_") or "tokens" in metric:
+        return f'set stream_usage = "inject" in [collector], or {optional}'
+    return f"to have it decide nothing, set {optional}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Kind:
+    """One value's counts in one kind: requests and unknown ones of each arm (paired: the same requests)."""
+
+    kind: int
+    n: tuple[int, int]
+    unknown: tuple[int, int]
+
+    @property
+    def is_left_out(self) -> bool:
+        return any(n and unknown >= MOSTLY_UNKNOWN * n for n, unknown in zip(self.n, self.unknown, strict=True))
+
+
+def count_unknown(
+    connection: Connection, values: Sequence[Value], *, source: str, paired: bool
+) -> dict[str, list[_Kind]]:
+    """Each value's counts by kind of request, in one pass over `source` (a query with the populations' flags).
+
+    A request counts for an arm where the value is expected of its answer.
+    """
+    parts: list[str] = []
+    for position, value in enumerate(values):
+        applies = ""
+        if value.optional:  # NULL on both sides does not apply; of a single answer that cannot be told
+            applies = f" AND (({value.known('c_')}) OR ({value.known('t_')}))" if paired else f" AND {value.known('')}"
+        for side, arm in (("c", "NOT treatment"), ("t", "treatment")):
+            prefix = f"{side}_" if paired else ""
+            whole = value.population if paired else f"{arm} AND {value.population}"
+            expected = f"{whole} AND {prefix}answered" if value.answers_only else f"{whole}{applies}"
+            parts += [
+                f"sum(({expected})::INT) AS n{side}{position}",
+                f"sum(({expected} AND NOT ({value.known(prefix)}))::INT) AS {side}{position}",
+            ]
+    found = rows(connection, f"SELECT kind, {', '.join(parts)} FROM ({source}) GROUP BY kind ORDER BY kind")
+    return {
+        value.flag: [
+            _Kind(
+                kind=row["kind"],
+                n=(int(row[f"nc{position}"]), int(row[f"nt{position}"])),
+                unknown=(int(row[f"c{position}"]), int(row[f"t{position}"])),
+            )
+            for row in found
+        ]
+        for position, value in enumerate(values)
+    }
+
+
+def find_missing(
+    connection: Connection,
+    values: Sequence[Value],
+    counted: Mapping[str, Sequence[_Kind]],
+    *,
+    source: str,
+    kinds: Sequence[str],
+    paired: bool,
+) -> dict[str, Missing]:
+    """What is unknown of every value, by its flag; a value no request of either arm has is not among them (no data).
+
+    Args:
+        counted: from `count_unknown`.
+        source: the table with the values' flags.
+        kinds: the kinds' names; a kind's number is its place among them, from 1.
+    """
+    found: dict[str, Missing] = {}
+    unmetered = _unknown(counted.get("has_tokens", ()))
+    for value in values:
+        every = counted[value.flag]
+        kept = [one for one in every if not one.is_left_out]
+        n_all = _total(every, paired)
+        if not n_all or all(n == unknown for one in every for n, unknown in zip(one.n, one.unknown, strict=True)):
+            continue
+        shares = [
+            sum(one.unknown[arm] for one in kept or every) / max(1, sum(one.n[arm] for one in kept or every))
+            for arm in (0, 1)
+        ]
+        n_left, left_out = n_all, [one.kind for one in every if one.is_left_out]
+        if _unknown(every):
+            n_left = int(rows(connection, f"SELECT count(*) AS n FROM {source} WHERE {value.flag}")[0]["n"])
+        few_left = _total(kept, paired) < MIN_LEFT * n_all and _fewer_than_half(connection, value, source, left_out)
+        found[value.flag] = Missing(
+            control=shares[0],
+            treatment=shares[1],
+            kinds_left_out=tuple(kinds[kind - 1] for kind in left_out),
+            share_left_out=1 - _total(kept, paired) / n_all,
+            n_left=n_left,
+            n_all=n_all,
+            few_left=few_left,
+            metered=unmetered < MOSTLY_UNKNOWN * _unknown(every),
+        )
+    return found
+
+
+def _total(kinds: Sequence[_Kind], paired: bool) -> int:
+    """Requests: pairs, or both arms' answers."""
+    return sum(one.n[0] if paired else sum(one.n) for one in kinds)
+
+
+def _unknown(kinds: Sequence[_Kind]) -> int:
+    return sum(sum(one.unknown) for one in kinds)
+
+
+def _fewer_than_half(connection: Connection, value: Value, source: str, left_out: Sequence[int]) -> bool:
+    """Whether the share left lies below one half by more than its sampling error over users."""
+    kinds = ", ".join(map(str, left_out))
+    row = rows(
+        connection,
+        f"""
+        WITH users AS (
+          SELECT sum((kind NOT IN ({kinds}))::INT)::DOUBLE AS left_n, count(*)::DOUBLE AS n
+          FROM {source} WHERE {value.population} GROUP BY u
+        ), total AS (SELECT sum(left_n) / sum(n) AS share, sum(n) AS n, count(*) AS g FROM users)
+        SELECT any_value(total.share) AS share, any_value(total.g) AS g,
+          sum((left_n - total.share * users.n) * (left_n - total.share * users.n)) / any_value(total.n * total.n) AS squares
+        FROM users, total""",
+    )[0]
+    g = row["g"]
+    error = math.sqrt(row["squares"] * g / (g - 1)) if g > 1 else math.inf
+    return bool(row["share"] + BY_CHANCE * error < MIN_LEFT)

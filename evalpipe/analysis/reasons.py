@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from evalpipe.analysis.decision import Ruling
+from evalpipe.analysis.decision import DecisionOutcome
 from evalpipe.analysis.horizon import MAX_REQUESTS
 from evalpipe.analysis.result import Check, Horizon, MetricResult
 from evalpipe.analysis.settings import Settings
-from evalpipe.analysis.shown import shown_metric
-from evalpipe.analysis.wording import allowed, amount, change, count, listed, percent, relative_change, sentence
-from evalpipe.core.experiment import MetricRole, Policy
-from evalpipe.core.format import MINUS
-from evalpipe.stats.estimate import Estimate
+from evalpipe.analysis.wording import (
+    allowed,
+    amount,
+    change,
+    count,
+    format_metric,
+    listed,
+    percent,
+    relative_change,
+    sentence,
+)
+from evalpipe.models import MetricRole, Policy
+from evalpipe.stats.estimates import Estimate
+from evalpipe.text import MINUS
 
 WAITING = {
     "no_data": "nothing was measured",
@@ -44,7 +53,7 @@ NOT_JUDGED = "no pair has been judged: run `evalpipe judge`"
 
 
 def headline(
-    ruling: Ruling, results: Mapping[str, MetricResult], settings: Settings, problems: Sequence[str] = ()
+    ruling: DecisionOutcome, results: Mapping[str, MetricResult], settings: Settings, problems: Sequence[str] = ()
 ) -> str:
     """One sentence, and a second one where a diagnostic is far beyond its margin.
 
@@ -56,7 +65,9 @@ def headline(
     return f"{first} {sentence(worse)}" if worse else first
 
 
-def _headline(ruling: Ruling, results: Mapping[str, MetricResult], settings: Settings, problems: Sequence[str]) -> str:
+def _headline(
+    ruling: DecisionOutcome, results: Mapping[str, MetricResult], settings: Settings, problems: Sequence[str]
+) -> str:
     rule = ruling.rule
     if rule in {"setup", "data"}:
         return f"No decision can be made: {problems[0]}"
@@ -72,7 +83,7 @@ def _headline(ruling: Ruling, results: Mapping[str, MetricResult], settings: Set
     return f"Collect more data: {blocked}" if blocked else "Collect more data"
 
 
-def _shipped(ruling: Ruling, results: Mapping[str, MetricResult]) -> str:
+def _shipped(ruling: DecisionOutcome, results: Mapping[str, MetricResult]) -> str:
     """What was won; a loss inside the margin is in the same sentence."""
     goals = [name for name in ruling.winning if results[name].role == MetricRole.PRIMARY.value]
     benefits = [name for name in ruling.winning if name not in goals]
@@ -96,7 +107,7 @@ def _shipped(ruling: Ruling, results: Mapping[str, MetricResult]) -> str:
     return f"{change(results[goals[0]], subject='its')}{although}; {others}"
 
 
-def _count_within(ruling: Ruling, results: Mapping[str, MetricResult]) -> str:
+def _count_within(ruling: DecisionOutcome, results: Mapping[str, MetricResult]) -> str:
     guardrails = [
         r
         for r in results.values()
@@ -109,7 +120,7 @@ def _count_within(ruling: Ruling, results: Mapping[str, MetricResult]) -> str:
 
 
 def reasons(
-    ruling: Ruling,
+    ruling: DecisionOutcome,
     results: Mapping[str, MetricResult],
     settings: Settings,
     *,
@@ -204,7 +215,7 @@ def _days(days: float) -> str:
 
 
 def what_would_change(
-    ruling: Ruling, results: Mapping[str, MetricResult], checks: Sequence[Check], horizon: Horizon | None
+    ruling: DecisionOutcome, results: Mapping[str, MetricResult], checks: Sequence[Check], horizon: Horizon | None
 ) -> list[str]:
     """What would lead to another decision. After harm only the harm; with a set-up fault or invalid data only what mends them."""
     if ruling.rule == "ship":
@@ -232,12 +243,12 @@ def what_would_change(
     return [sentence(text) for text in dict.fromkeys(found) if text]
 
 
-def in_the_way(ruling: Ruling, results: Mapping[str, MetricResult]) -> list[str]:
+def in_the_way(ruling: DecisionOutcome, results: Mapping[str, MetricResult]) -> list[str]:
     """The metrics that keep the treatment from being shipped, most important first."""
     return _in_the_way(ruling, results)
 
 
-def _in_the_way(ruling: Ruling, results: Mapping[str, MetricResult]) -> list[str]:
+def _in_the_way(ruling: DecisionOutcome, results: Mapping[str, MetricResult]) -> list[str]:
     """Goals with a loss, metrics not shown to be within their margin, and (where a win is needed and none is there) the goals
     and benefits."""
     missing: list[str] = []
@@ -247,7 +258,7 @@ def _in_the_way(ruling: Ruling, results: Mapping[str, MetricResult]) -> list[str
     return [name for name in dict.fromkeys(found) if name in results]
 
 
-def _unmeasured(ruling: Ruling, results: Mapping[str, MetricResult]) -> str:
+def _unmeasured(ruling: DecisionOutcome, results: Mapping[str, MetricResult]) -> str:
     if not ruling.unmeasured:
         return NO_GOAL
     name = ruling.unmeasured[0]
@@ -280,7 +291,7 @@ def _benefits(results: Mapping[str, MetricResult]) -> list[str]:
     return [r.name for r in results.values() if r.role == MetricRole.BENEFIT.value and r.measurable]
 
 
-def _by_weight(ruling: Ruling, results: Mapping[str, MetricResult]) -> list[MetricResult]:
+def _by_weight(ruling: DecisionOutcome, results: Mapping[str, MetricResult]) -> list[MetricResult]:
     """The metrics that decide: what decided first, then goals and benefits, then what is settled, then what is open."""
     deciding = [
         result
@@ -301,7 +312,7 @@ def _by_weight(ruling: Ruling, results: Mapping[str, MetricResult]) -> list[Metr
     return sorted(deciding, key=weight)
 
 
-def _ended(ruling: Ruling, results: Mapping[str, MetricResult], settings: Settings) -> str:
+def _ended(ruling: DecisionOutcome, results: Mapping[str, MetricResult], settings: Settings) -> str:
     """Why control is kept although no harm was found."""
     if ruling.rule == "max_reached":
         return f"the planned {count(settings.max_requests)} requests are in, and the treatment has not won"
@@ -323,7 +334,7 @@ def _harm(result: MetricResult) -> str:
     return f"{change(result)}, worse by more than the {allowed(result)} allowed"
 
 
-def _default_harm(ruling: Ruling, results: Mapping[str, MetricResult]) -> str:
+def _default_harm(ruling: DecisionOutcome, results: Mapping[str, MetricResult]) -> str:
     worst = results[ruling.harmful[0]]
     won = next(results[name] for name in ruling.winning if results[name].role == MetricRole.PRIMARY.value)
     size = (
@@ -336,7 +347,7 @@ def _default_harm(ruling: Ruling, results: Mapping[str, MetricResult]) -> str:
     )
 
 
-def _worse_diagnostics(ruling: Ruling, results: Mapping[str, MetricResult], *, short: bool = False) -> str:
+def _worse_diagnostics(ruling: DecisionOutcome, results: Mapping[str, MetricResult], *, short: bool = False) -> str:
     """Diagnostics beyond their margin, at most two by name (`short`: with the difference only); tokens only where cost is not
     measured."""
     cost = results.get("cost_per_request_usd")
@@ -345,13 +356,13 @@ def _worse_diagnostics(ruling: Ruling, results: Mapping[str, MetricResult], *, s
     if not names:
         return ""
     shown = [results[name] for name in names[:MOST_DIAGNOSTICS]]
-    named = "; ".join(f"{_lower(one.label)} {shown_metric(one).difference}" if short else change(one) for one in shown)
+    named = "; ".join(f"{_lower(one.label)} {format_metric(one).difference}" if short else change(one) for one in shown)
     rest = len(names) - MOST_DIAGNOSTICS
     more = f", and {rest} more diagnostic{'' if rest == 1 else 's'}" if rest > 0 else ""
     return f"beyond the margin, though not deciding: {named}{more}"
 
 
-def _statement(result: MetricResult, ruling: Ruling) -> str:
+def _statement(result: MetricResult, ruling: DecisionOutcome) -> str:
     if result.status != "ok":
         return f"{_lower(result.label)}: no conclusion, {_why(result)}"
     what = change(result)
@@ -380,7 +391,7 @@ def _statement(result: MetricResult, ruling: Ruling) -> str:
     return f"{what}: it may still be worse by more than the {allowed(result)} allowed"
 
 
-def _levels(ruling: Ruling, results: Mapping[str, MetricResult], settings: Settings) -> str:
+def _levels(ruling: DecisionOutcome, results: Mapping[str, MetricResult], settings: Settings) -> str:
     """The levels, once."""
     n = round((1 - settings.confidence_level) / ruling.harm_level)
     parts = [f"all findings at {percent(settings.confidence_level)} confidence"]

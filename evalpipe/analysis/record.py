@@ -17,10 +17,10 @@ from evalpipe.analysis.metrics import metrics
 from evalpipe.analysis.result import Analysis, Basis, Check, Decision, DecisionChange, MetricResult
 from evalpipe.analysis.settings import Exclusion, Settings
 from evalpipe.analysis.wording import listed, sentence
-from evalpipe.core.experiment import MetricRole, Recommendation
-from evalpipe.core.format import within_sentence
-from evalpipe.core.identity import fingerprint
-from evalpipe.stats.multiplier import DEFAULT_N_STAR_PAIRS, DEFAULT_N_STAR_USERS
+from evalpipe.identity import fingerprint
+from evalpipe.models import MetricRole, Recommendation
+from evalpipe.stats.sequential import DEFAULT_N_STAR_PAIRS, DEFAULT_N_STAR_USERS
+from evalpipe.text import within_sentence
 
 FINAL = frozenset({Recommendation.SHIP.value, Recommendation.KEEP.value})
 INVALID = frozenset({"setup", "data"})

@@ -33,7 +33,7 @@ class MetricResult:
     `unit`: ratio (a share in 0..1) | ms | usd | tokens | tokens_per_second | score_10 | score_1 | any text. `group`:
     reliability | performance | quality | cost | custom. `scale`: absolute | relative; a relative `margin` is a share
     (0.1 = 10 %) and the relative interval decides. `direction`: lower | higher (which is better). `finding` is one of
-    `core.experiment.FindingOutcome`, `status` of `stats.estimate.Estimate.status`.
+    `models.FindingOutcome`, `status` of `stats.estimates.Estimate.status`.
     """
 
     name: str
@@ -321,6 +321,49 @@ class Funnel:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Horizon:
+    """How much longer until the metrics that block are shown to be within their margins (or one of them wins), at the
+    present noise and if the differences stay as they are.
+
+    Attributes:
+        metric: the metric that takes longest.
+        requests: more requests until it is settled, rounded up to two digits.
+        days: the same in days at the traffic of the log; None where the log has no usable times.
+        judge_usd: dollars of judging the pairs among them; None where the price is not known or no judge is needed.
+        harm: the metric is then shown to be worse than its margin allows.
+    """
+
+    metric: str
+    requests: int
+    days: float | None = None
+    judge_usd: float | None = None
+    harm: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecisionChange:
+    """A decision that was reached or undone, or (`set`) another set of what decides, with the intervals of that look."""
+
+    event: str
+    """reached | undone | set"""
+    at: str
+    look: int
+    recommendation: str | None
+    rule: str | None
+    why: str
+    set_number: int = 1
+    intervals: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AlternativeDecision:
+    """The decision under other data, beside the one in force."""
+
+    recommendation: str
+    headline: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Decision:
     """The answer. `reasons` are sentences with their numbers in them, most important first."""
 
@@ -363,49 +406,6 @@ class Decision:
     """every decision reached or undone so far, oldest first"""
     without_exclusions: AlternativeDecision | None = None
     """the decision on all data, where a period was excluded after its data had been seen"""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Horizon:
-    """How much longer until the metrics that block are shown to be within their margins (or one of them wins), at the
-    present noise and if the differences stay as they are.
-
-    Attributes:
-        metric: the metric that takes longest.
-        requests: more requests until it is settled, rounded up to two digits.
-        days: the same in days at the traffic of the log; None where the log has no usable times.
-        judge_usd: dollars of judging the pairs among them; None where the price is not known or no judge is needed.
-        harm: the metric is then shown to be worse than its margin allows.
-    """
-
-    metric: str
-    requests: int
-    days: float | None = None
-    judge_usd: float | None = None
-    harm: bool = False
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DecisionChange:
-    """A decision that was reached or undone, or (`set`) another set of what decides, with the intervals of that look."""
-
-    event: str
-    """reached | undone | set"""
-    at: str
-    look: int
-    recommendation: str | None
-    rule: str | None
-    why: str
-    set_number: int = 1
-    intervals: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AlternativeDecision:
-    """The decision under other data, beside the one in force."""
-
-    recommendation: str
-    headline: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

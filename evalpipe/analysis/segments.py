@@ -1,4 +1,4 @@
-"""Where does the treatment lose? Metrics within slices of the traffic: exploratory, false discoveries controlled, worst first.
+"""Metrics within slices of the traffic, by attribute and over time: exploratory, worst first.
 
 Segments never decide. Values are those of the request (control's row, or the served one). Above 300,000 exchanges whole
 users are sampled by hash, and neither language nor tool use (which need the texts) is looked at.
@@ -9,22 +9,22 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
-from evalpipe.analysis.connection import Connection, rows, scalar
-from evalpipe.analysis.expressions import check_expression
-from evalpipe.analysis.looking import SIGMA2_PAIRED_BINARY, Looking
+import numpy as np
+
+from evalpipe.analysis.measure import Aggregates, UserSums, sum_by_user
 from evalpipe.analysis.metrics import Metric, Ratio, metrics
 from evalpipe.analysis.populations import PAIRED_SIDES
 from evalpipe.analysis.prepare import Prepared
-from evalpipe.analysis.result import Segment
-from evalpipe.analysis.settings import Settings
-from evalpipe.analysis.sums import Aggregates, UserSums, sum_by_user
-from evalpipe.analysis.verdicts import JudgeSeen, sum_wins
+from evalpipe.analysis.result import Segment, Series, SeriesPoint
+from evalpipe.analysis.settings import SIGMA2_PAIRED_BINARY, LookPlan, Settings
+from evalpipe.analysis.sql import Connection, check_expression, rows, scalar
+from evalpipe.analysis.verdicts import JudgeSummary, preference_estimate, sum_wins
 from evalpipe.stats import betting
-from evalpipe.stats.difference import paired_difference, unpaired_difference
-from evalpipe.stats.estimate import Estimate
-from evalpipe.stats.events import paired_events
-from evalpipe.stats.labels import label, orient
+from evalpipe.stats.estimates import Estimate, label, orient
+from evalpipe.stats.event_rates import paired_events
+from evalpipe.stats.means import paired_difference, unpaired_difference
 from evalpipe.stats.multiplicity import benjamini_hochberg
 
 MAX_ROWS = 300_000
@@ -56,10 +56,10 @@ def measure_segments(
     connection: Connection,
     prepared: Prepared,
     settings: Settings,
-    look: Looking,
+    look: LookPlan,
     *,
     experiment: str,
-    judge: JudgeSeen | None,
+    judge: JudgeSummary | None,
 ) -> list[Segment]:
     """Every metric within every value of every dimension that has at least two."""
     dimensions = _prepare(connection, prepared, settings, experiment=experiment)
@@ -214,7 +214,7 @@ def _event_pairs(connection: Connection, column: str, items: Sequence[Metric]) -
 
 
 def _win_rates(
-    connection: Connection, name: str, column: str, judge: JudgeSeen, settings: Settings, look: Looking
+    connection: Connection, name: str, column: str, judge: JudgeSummary, settings: Settings, look: LookPlan
 ) -> list[Segment]:
     groups = sum_wins(
         connection,
@@ -240,7 +240,7 @@ def _segment(
     item: Metric,
     group: Aggregates,
     settings: Settings,
-    look: Looking,
+    look: LookPlan,
     *,
     pairs: EventPairs | None = None,
     exact: Estimate | None = None,
@@ -273,7 +273,7 @@ def _segment(
     )
 
 
-def _few_events(group: Aggregates, item: Metric, look: Looking, pairs: EventPairs) -> Estimate:
+def _few_events(group: Aggregates, item: Metric, look: LookPlan, pairs: EventPairs) -> Estimate:
     """The interval of an event per request, as in the table of the metrics but for time as a cluster."""
     return paired_events(
         t_only=pairs.t_only,
@@ -287,7 +287,7 @@ def _few_events(group: Aggregates, item: Metric, look: Looking, pairs: EventPair
     )
 
 
-def _estimate(group: Aggregates, item: Metric, look: Looking, *, relative: bool) -> Estimate:
+def _estimate(group: Aggregates, item: Metric, look: LookPlan, *, relative: bool) -> Estimate:
     multiplier = look.multiplier(item.name)
     scale = "relative" if relative else "absolute"
     if look.paired:
@@ -301,7 +301,7 @@ def _estimate(group: Aggregates, item: Metric, look: Looking, *, relative: bool)
     )
 
 
-def _exact(connection: Connection, item: Metric, value: str, look: Looking) -> Estimate | None:
+def _exact(connection: Connection, item: Metric, value: str, look: LookPlan) -> Estimate | None:
     """Few users: the exact betting interval on the users' mean preferences."""
     counted = rows(
         connection,
@@ -332,3 +332,95 @@ def _discover(found: list[Segment]) -> list[Segment]:
         return rank, p if harm > 0 else -p, -harm, one.dimension, one.value
 
     return sorted(found, key=order)
+
+
+# How things went over time: the win rate as it grew with its interval, and plain rates per stretch of time.
+
+
+MAX_POINTS = 40
+ROWS_PER_BIN = 40
+"""a stretch of time holds as many rows of both arms on average: the rate of a handful of answers is noise"""
+BINNED = {
+    "error_rate": ("sum(failed::INTEGER)::DOUBLE / count(*)", "in_measured"),
+    "p50_latency_ms": ("quantile_disc(latency_ms, 0.5)", "has_latency"),
+    "cost_per_request_usd": ("avg(cost_usd)", "has_cost"),
+    "output_tokens": ("avg(output_tokens)", "has_output"),
+}
+
+
+def measure_series(
+    connection: Connection, prepared: Prepared, look: LookPlan, *, judge: JudgeSummary | None
+) -> list[Series]:
+    """Cumulative win rate (by the instant of the request) and binned rates of both arms."""
+    found = []
+    if judge is not None:
+        found += _win_rate(connection, look, judge)
+    if prepared.first_us is None or prepared.last_us is None or prepared.last_us <= prepared.first_us:
+        return found
+    n_rows = int(rows(connection, "SELECT count(*) AS n FROM ev_rows")[0]["n"])
+    n_bins = max(2, min(MAX_POINTS, n_rows // ROWS_PER_BIN))
+    width = max(1, -(-(prepared.last_us - prepared.first_us + 1) // n_bins))
+    for name, (value, condition) in BINNED.items():
+        points = _bins(connection, value, condition, prepared.first_us, width)
+        if points:
+            found.append(Series(metric=name, kind="binned", points=points))
+    return found
+
+
+def _win_rate(connection: Connection, look: LookPlan, judge: JudgeSummary) -> list[Series]:
+    data = connection.execute(
+        "SELECT x, dense_rank() OVER (ORDER BY v.u) - 1 AS u, at_us FROM ev_verdicts v JOIN ev_chosen c USING (id) "
+        "WHERE judge = ? AND fingerprint = ? AND complete AND NOT c.later ORDER BY at_us, id",
+        [judge.name, judge.fingerprint],
+    ).fetchnumpy()
+    x, users = np.asarray(data["x"], float), np.asarray(data["u"], np.int64)
+    at = np.asarray(data["at_us"], np.int64)
+    if len(x) < 2:
+        return []
+    points = []
+    for n in np.unique(np.linspace(min(10, len(x)), len(x), MAX_POINTS).astype(int)):
+        estimate = preference_estimate(x[:n], users[:n], look, look.alpha)
+        treated = estimate.point if estimate.point is not None else 0.5
+        points.append(
+            SeriesPoint(
+                at=_iso(int(at[n - 1])),
+                control=1 - treated,
+                treatment=treated,
+                difference=treated - 0.5,
+                ci_low=None if estimate.ci_low is None else estimate.ci_low - 0.5,
+                ci_high=None if estimate.ci_high is None else estimate.ci_high - 0.5,
+                n=int(n),
+            )
+        )
+    return [Series(metric="win_rate", kind="cumulative", points=points)]
+
+
+def _bins(connection: Connection, value: str, condition: str, first_us: int, width: int) -> list[SeriesPoint]:
+    found = rows(
+        connection,
+        f"SELECT (at_us - {first_us}) // {width} AS bin, treatment, {value} AS value, count(*) AS n FROM ev_rows "
+        f"WHERE {condition} GROUP BY ALL ORDER BY bin",
+    )
+    bins: dict[int, dict[bool, tuple[float, int]]] = {}
+    for row in found:
+        bins.setdefault(row["bin"], {})[row["treatment"]] = (row["value"], row["n"])
+    points = []
+    for position, arms in sorted(bins.items()):
+        control, treatment = arms.get(False), arms.get(True)
+        difference = treatment[0] - control[0] if control and treatment else None
+        points.append(
+            SeriesPoint(
+                at=_iso(first_us + position * width),
+                control=control[0] if control else None,
+                treatment=treatment[0] if treatment else None,
+                difference=difference,
+                ci_low=None,
+                ci_high=None,
+                n=(control[1] if control else 0) + (treatment[1] if treatment else 0),
+            )
+        )
+    return points
+
+
+def _iso(us: int) -> str:
+    return datetime.fromtimestamp(us / 1e6, UTC).isoformat(timespec="milliseconds")

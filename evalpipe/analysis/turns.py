@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from evalpipe.analysis.connection import Connection, rows, scalar
+from evalpipe.analysis.sql import Connection, rows, scalar
 
 LEAST_SHARE_OF_HEAD = 0.05
 """share of a system text's conversations that begin with a number of user messages before it can be the constant head"""
@@ -33,7 +33,6 @@ LEAST_WITH_FIRST, LEAST_TO_TELL = 0.05, 200
 _SYSTEM_TEXT = """md5(concat_ws(' ', json ->> '$.system', json ->> '$.instructions',
     CASE WHEN json ->> '$.messages[0].role' IN ('system', 'developer') THEN json ->> '$.messages[0].content' END,
     CASE WHEN json ->> '$.input[0].role' IN ('system', 'developer') THEN json ->> '$.input[0].content' END))"""
-
 
 # Of an item of the conversation, by its role or (Responses) its type; a Messages-API user message of tool results is the tool's.
 _ROLE = """CASE
@@ -150,7 +149,7 @@ def _conversations(connection: Connection, later: str) -> dict[str, Any]:
 def _count_messages(connection: Connection, experiment: str, served: str) -> None:
     """Turn and step of rows of files older than these columns, by the messages of the request.
 
-    As `providers.turns.position_of` counts them. A request of one user message stays without a turn: it may be any turn of a
+    As `conversation.position_of` counts them. A request of one user message stays without a turn: it may be any turn of a
     conversation that its client names, so the order of the requests decides.
     """
     if not scalar(connection, "SELECT count(*) FROM ev_turns WHERE step IS NULL"):

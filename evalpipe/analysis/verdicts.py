@@ -1,4 +1,4 @@
-"""From judge calls to one verdict per pair and judge: the tables the quality metrics and the judge section stand on.
+"""From judge calls to one verdict per pair and judge, the pairs that count, and the win rate they make.
 
 Tables made here (all temporary; only judged pairs, so they are small):
 
@@ -11,13 +11,20 @@ Tables made here (all temporary; only judged pairs, so they are small):
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
-from evalpipe.analysis.connection import Connection, rows, scalar
-from evalpipe.analysis.settings import JudgeInfo, Settings
-from evalpipe.analysis.sums import Aggregates, UserSums
-from evalpipe.core.judgment import FINAL
-from evalpipe.stats import betting
+import numpy as np
+import numpy.typing as npt
+
+from evalpipe.analysis.measure import Aggregates, UserSums
+from evalpipe.analysis.record import ExperimentRecord
+from evalpipe.analysis.settings import JudgeInfo, LookPlan, Settings
+from evalpipe.analysis.sql import Connection, rows, scalar
+from evalpipe.analysis.turns import LEAST_TO_TELL, goal_turns, mark_first_turns
+from evalpipe.models import FINAL
+from evalpipe.stats import betting, winrate
+from evalpipe.stats.estimates import Estimate
 
 IMPORTED = "imported"
 """what the fingerprint of a judge starts with that another tool ran: nothing but its name is known of it"""
@@ -29,7 +36,7 @@ SUPERSEDED = """SELECT experiment, key,
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class JudgeSeen:
+class JudgeSummary:
     """A judge that the judgments hold: one entry per name and fingerprint (a changed rubric is another judge)."""
 
     name: str
@@ -47,7 +54,7 @@ class JudgeSeen:
         return betting.SIGMA2_BOTH_ORDERS if self.orders == "both" else betting.SIGMA2_ONE_ORDER
 
 
-def prepare_verdicts(connection: Connection, *, experiment: str, settings: Settings) -> list[JudgeSeen]:
+def prepare_verdicts(connection: Connection, *, experiment: str, settings: Settings) -> list[JudgeSummary]:
     """Make `ev_verdicts` and `ev_scores`; returns the judges, the one judged with last first within a name."""
     final = ", ".join(f"'{status}'" for status in sorted(FINAL))
     connection.execute(
@@ -106,7 +113,9 @@ def prepare_verdicts(connection: Connection, *, experiment: str, settings: Setti
     return judges
 
 
-def users_means(connection: Connection, judge: JudgeSeen, *, later: bool = False) -> tuple[list[float], list[int], int]:
+def users_means(
+    connection: Connection, judge: JudgeSummary, *, later: bool = False
+) -> tuple[list[float], list[int], int]:
     """The users' mean preferences x_u for the treatment over the pairs that count (`ev_chosen`).
 
     Args:
@@ -127,7 +136,7 @@ def users_means(connection: Connection, judge: JudgeSeen, *, later: bool = False
     return [row["x"] for row in found], [row["users"] for row in found], sum(row["pairs"] for row in found)
 
 
-def _judges_seen(connection: Connection, infos: Sequence[JudgeInfo]) -> list[JudgeSeen]:
+def _judges_seen(connection: Connection, infos: Sequence[JudgeInfo]) -> list[JudgeSummary]:
     orders = {info.name: info.orders for info in infos}
     seen = rows(
         connection,
@@ -139,7 +148,7 @@ def _judges_seen(connection: Connection, infos: Sequence[JudgeInfo]) -> list[Jud
         ORDER BY judge, max(judged_us) DESC NULLS LAST, n_pairs DESC, fingerprint""",
     )
     return [
-        JudgeSeen(
+        JudgeSummary(
             name=row["judge"],
             fingerprint=row["fingerprint"],
             model=row["model"],
@@ -153,7 +162,7 @@ def _judges_seen(connection: Connection, infos: Sequence[JudgeInfo]) -> list[Jud
     ]
 
 
-def deciding_judge(judges: Sequence[JudgeSeen], settings: Settings) -> JudgeSeen | None:
+def deciding_judge(judges: Sequence[JudgeSummary], settings: Settings) -> JudgeSummary | None:
     """The judge whose win rate decides: the one asked for, else the first configured, else the one with most pairs.
 
     Of several fingerprints of one name: the configured one, else the one judged with last.
@@ -174,8 +183,8 @@ def deciding_judge(judges: Sequence[JudgeSeen], settings: Settings) -> JudgeSeen
 def sum_quality(
     connection: Connection,
     *,
-    judge: JudgeSeen | None,
-    pointwise: Sequence[JudgeSeen],
+    judge: JudgeSummary | None,
+    pointwise: Sequence[JudgeSummary],
     paired: bool,
     table: str = "ev_quality",
     group: str = "''",
@@ -260,3 +269,213 @@ def _sum_ratings(connection: Connection, table: str, group: str, join: str) -> N
           FROM feedback WHERE arm IS NOT NULL GROUP BY request_id, arm
         ) f JOIN ev_ids v USING (id) {join} GROUP BY ALL"""
     )
+
+
+# One judge's verdicts as arrays, and the win rate they make. Only judged pairs come here, never the log's rows.
+
+
+Array = npt.NDArray[np.float64]
+METRIC = "win_rate"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdicts:
+    """The pairs of one judge as arrays of one length.
+
+    Attributes:
+        x: preference for the treatment, in [0, 1].
+        treatment_first: score with the treatment shown first; NaN where it was not judged so.
+        control_first: likewise.
+        length_difference: characters, treatment − control; NaN where an answer is not known or empty.
+        users: the user's number, from 0.
+        counts: whether the pair counts in the win rate (chosen, and of the turns that are the goal).
+    """
+
+    x: Array
+    treatment_first: Array
+    control_first: Array
+    length_difference: Array
+    users: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.bool_]
+
+    @property
+    def both_orders(self) -> npt.NDArray[np.bool_]:
+        return ~np.isnan(self.treatment_first) & ~np.isnan(self.control_first)
+
+
+def preference_estimate(
+    x: Array,
+    users: npt.NDArray[np.int64],
+    looking: LookPlan,
+    alpha: float,
+    *,
+    sigma2: float = betting.SIGMA2_BOTH_ORDERS,
+) -> Estimate:
+    """The win rate of pairs: the mean over users of their mean preference, by the experiment's way of looking.
+
+    Args:
+        x: preferences in [0, 1].
+        users: each pair's user.
+        alpha: two-sided level.
+        sigma2: planned variance of a user's preference, which the bets are tuned to.
+    """
+    sums, counts = by_user(x, users)
+    means, units = (
+        np.unique(np.round(sums / counts, 12), return_counts=True) if len(x) else (np.array([]), np.array([]))
+    )
+    return winrate.win_rate(
+        means,
+        units,
+        multiplier=looking.multiplier(METRIC),
+        alpha=alpha,
+        bets=looking.bets(METRIC, alpha, sigma2=sigma2),
+        n=len(x),
+    )
+
+
+def read_verdicts(connection: Connection, judge: JudgeSummary, *, deciding: bool) -> Verdicts:
+    """The pairs that have what was promised, in the order of their hashes.
+
+    Args:
+        deciding: only the pairs of `ev_chosen` count; of any other judge all do. `ev_lengths` must be there.
+    """
+    chosen = "c.id IS NOT NULL AND NOT c.later" if deciding else "true"
+    found: dict[str, Any] = connection.execute(
+        "SELECT x, coalesce(s_t, 'nan'::DOUBLE) AS s_t, coalesce(s_c, 'nan'::DOUBLE) AS s_c, "
+        "coalesce(dl, 'nan'::DOUBLE)::DOUBLE AS dl, dense_rank() OVER (ORDER BY v.u) - 1 AS u, "
+        f"{chosen} AS counts "
+        "FROM ev_verdicts v LEFT JOIN ev_lengths l USING (id) LEFT JOIN ev_chosen c USING (id) "
+        "WHERE judge = ? AND fingerprint = ? AND complete ORDER BY id",
+        [judge.name, judge.fingerprint],
+    ).fetchnumpy()
+    return Verdicts(
+        x=np.asarray(found["x"], float),
+        treatment_first=np.asarray(found["s_t"], float),
+        control_first=np.asarray(found["s_c"], float),
+        length_difference=np.asarray(found["dl"], float),
+        users=np.asarray(found["u"], np.int64),
+        counts=np.asarray(found["counts"], bool),
+    )
+
+
+def by_user(values: Array, users: npt.NDArray[np.int64]) -> tuple[Array, Array]:
+    """(sum, count) of each user that has values."""
+    if len(values) == 0:
+        return np.array([]), np.array([])
+    counts = np.asarray(np.bincount(users), float)
+    sums = np.asarray(np.bincount(users, weights=values), float)
+    return sums[counts > 0], counts[counts > 0]
+
+
+# Which judged pairs count in the win rate: at most k a user, of the turns that are the goal, chosen once.
+#
+# A user's value is the mean over at most k pairs. They are chosen before their verdicts count: those in the record
+# first, then asked pairs by arrival (time of the served answer, then request id). A pair chosen once stays chosen: an
+# older pair that is loaded later displaces none, and a chosen pair without a verdict is missing. Pairs of later turns
+# of shadowed conversations are chosen alike, apart: on them the treatment answers users who replied to control.
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chosen:
+    """The pairs that count.
+
+    Attributes:
+        turns: "first" or "all", in force at this look.
+        by_data: all turns are the goal because too few conversations show a first turn.
+        request_ids: chosen pairs of the deciding judge, in the order they were chosen; empty where all count (k = 0).
+        n_beyond: judged pairs beyond k, shown and not used.
+        first_share: share of the conversations with a first turn; None where there are none.
+        later_share: share of the pairs that are later turns.
+        fixed_turns: what the record keeps from this look on; None while there are too few conversations.
+        fixed_head: constant heads by system text, likewise.
+    """
+
+    turns: str
+    by_data: bool = False
+    request_ids: list[str] = field(default_factory=list)
+    n_beyond: int = 0
+    first_share: float | None = None
+    later_share: float = 0.0
+    n_conversations: int = 0
+    fixed_turns: str | None = None
+    fixed_head: dict[str, int] = field(default_factory=dict)
+
+
+def choose_pairs(
+    connection: Connection,
+    judge: JudgeSummary | None,
+    settings: Settings,
+    record: ExperimentRecord | None,
+    *,
+    experiment: str,
+) -> Chosen:
+    """Make `ev_chosen` (id, u, later) for the judge that decides, and `ev_later` (id) for all requests.
+
+    Args:
+        judge: None where no pair was judged yet; the turns are determined all the same.
+        record: what earlier looks chose and fixed.
+    """
+    before = record or ExperimentRecord(
+        experiment=experiment, created_at="", n_star={}, confidence_level=0.95, rules=""
+    )
+    found = mark_first_turns(
+        connection,
+        experiment=experiment,
+        head=before.head,
+        already_read="SELECT id, conv, c_at_us AS at_us, turn, step FROM ev_requests WHERE c_code > 0",
+    )
+    turns = goal_turns(settings.turns, before.turns, found)
+    enough = found.n_conversations >= LEAST_TO_TELL
+    counted = rows(
+        connection,
+        "SELECT count(*) AS n, count(l.id) AS later FROM ev_ids i LEFT JOIN ev_later l USING (id) "
+        "WHERE control_attempted AND treatment_attempted",
+    )[0]
+    request_ids: list[str] = []
+    n_beyond = 0
+    if judge is None:
+        connection.execute("CREATE OR REPLACE TEMP TABLE ev_chosen (id UBIGINT, u UBIGINT, later BOOLEAN)")
+    else:
+        recorded = before.chosen.get(judge.fingerprint, [])
+        request_ids, n_beyond = _choose(connection, judge, recorded, k=settings.pairs_per_unit, turns=turns)
+    return Chosen(
+        turns=turns,
+        by_data=turns == "all" and settings.turns == "first",
+        request_ids=request_ids if settings.pairs_per_unit else [],
+        n_beyond=n_beyond,
+        first_share=found.n_with_first / found.n_conversations if found.n_conversations else None,
+        later_share=counted["later"] / counted["n"] if counted["n"] else 0.0,
+        n_conversations=found.n_conversations,
+        fixed_turns=turns if enough else None,
+        fixed_head=dict(found.head) if enough else {},
+    )
+
+
+def _choose(
+    connection: Connection, judge: JudgeSummary, before: list[str], *, k: int, turns: str
+) -> tuple[list[str], int]:
+    connection.execute("CREATE OR REPLACE TEMP TABLE ev_recorded (request_id VARCHAR, position BIGINT)")
+    if before:
+        connection.execute(
+            "INSERT INTO ev_recorded SELECT unnest(?::VARCHAR[]), unnest(?::BIGINT[])",
+            [before, list(range(len(before)))],
+        )
+    connection.execute(
+        """
+        CREATE OR REPLACE TEMP TABLE ev_places AS
+        SELECT v.id, v.u, v.request_id, (NOT ? AND l.id IS NOT NULL) AS later, v.complete, r.position, v.at_us,
+          row_number() OVER (
+            PARTITION BY v.u, (NOT ? AND l.id IS NOT NULL) ORDER BY r.position NULLS LAST, v.at_us, v.request_id
+          ) AS place
+        FROM ev_verdicts v LEFT JOIN ev_later l USING (id) LEFT JOIN ev_recorded r USING (request_id)
+        WHERE v.judge = ? AND v.fingerprint = ?""",
+        [turns == "all", turns == "all", judge.name, judge.fingerprint],
+    )
+    limit = f"place <= {k}" if k else "true"
+    connection.execute(f"CREATE OR REPLACE TEMP TABLE ev_chosen AS SELECT id, u, later FROM ev_places WHERE {limit}")
+    found = rows(
+        connection,
+        f"SELECT request_id FROM ev_places WHERE {limit} ORDER BY position NULLS LAST, at_us, request_id",
+    )
+    beyond = rows(connection, f"SELECT count(*) AS n FROM ev_places WHERE complete AND NOT ({limit})")[0]["n"]
+    return [row["request_id"] for row in found], int(beyond)

@@ -1,13 +1,13 @@
-"""Findings as sentences a manager understands, with their numbers in them."""
+"""Findings as sentences, with their numbers in them: the only place where numbers are rounded."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from evalpipe.analysis.result import MetricResult
-from evalpipe.analysis.shown import metric_formats, shown_metric
-from evalpipe.core.format import MINUS, MISSING
+from evalpipe.text import MINUS, MISSING, NumberFormat, number_format, percent_format
 
 MONEY_DIGITS = 3
 
@@ -62,7 +62,7 @@ def change(result: MetricResult, *, subject: str = "the treatment's") -> str:
 
     The verb follows the two values, which subtract to the difference; the digits are those of the table (`shown_metric`).
     """
-    shown = shown_metric(result)
+    shown = format_metric(result)
     name = result.label[:1].lower() + result.label[1:]
     if result.name.startswith("win_rate"):
         return _preferred(result, subject)
@@ -94,7 +94,7 @@ def _preferred(result: MetricResult, subject: str) -> str:
 
 def relative_change(result: MetricResult) -> str:
     """A won benefit in few words: "31 % cheaper ($0.0012 instead of $0.0017)"."""
-    shown = shown_metric(result)
+    shown = format_metric(result)
     word = {"cost": "cheaper", "performance": "faster"}.get(result.group, "better")
     if result.direction == "higher" and result.group == "performance":
         word = "more"
@@ -146,3 +146,58 @@ def _significant(size: float) -> str:
         return "0"
     decimals = max(0, MONEY_DIGITS - 1 - math.floor(math.log10(size)))
     return f"{size:,.{min(decimals, 12)}f}"
+
+
+# The numbers of one metric as text: the only place where they are rounded, for sentences and tables alike.
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MetricFormats:
+    """How a metric's values, its absolute and its relative difference are written."""
+
+    values: NumberFormat
+    difference: NumberFormat
+    relative: NumberFormat
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FormattedMetric:
+    """`difference` and `interval` are on the scale the decision uses."""
+
+    control: str
+    treatment: str
+    difference: str
+    interval: str
+
+
+def metric_formats(metric: MetricResult) -> MetricFormats:
+    """Two significant digits of the narrowest interval's half width decide the decimals of all its numbers."""
+    values = [abs(v) for v in (metric.control.value, metric.treatment.value) if v is not None]
+    largest = max(values, default=0.0)
+    absolute_half = _half_width(metric.ci_low, metric.ci_high)
+    arm_halves = [_half_width(arm.ci_low, arm.ci_high) for arm in (metric.control, metric.treatment)]
+    known = [half for half in (absolute_half, *arm_halves) if half]
+    own = number_format(metric.unit, largest=largest, half_width=min(known, default=None))
+    difference = own if absolute_half else number_format(metric.unit, largest=abs(metric.difference or 0.0) or largest)
+    relative = percent_format(_half_width(metric.relative_low, metric.relative_high), abs(metric.relative or 0.0))
+    return MetricFormats(values=own, difference=difference, relative=relative)
+
+
+def format_metric(metric: MetricResult) -> FormattedMetric:
+    formats = metric_formats(metric)
+    if metric.scale == "relative" and metric.relative is not None:
+        difference = formats.relative.difference(metric.relative)
+        interval = formats.relative.interval(metric.relative_low, metric.relative_high)
+    else:
+        difference = formats.difference.difference(metric.difference)
+        interval = formats.difference.interval(metric.ci_low, metric.ci_high)
+    return FormattedMetric(
+        control=formats.values.value(metric.control.value),
+        treatment=formats.values.value(metric.treatment.value),
+        difference=difference,
+        interval=interval,
+    )
+
+
+def _half_width(low: float | None, high: float | None) -> float | None:
+    return None if low is None or high is None else (high - low) / 2

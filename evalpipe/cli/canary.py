@@ -36,9 +36,9 @@ def run(
     Example: `evalpipe canary run`
     """
     from evalpipe.collector.logs import log_event, set_up_logging
-    from evalpipe.core.canary import CanaryEvent, CanaryStatus
-    from evalpipe.pipeline import canary
-    from evalpipe.pipeline.workspace import open_workspace
+    from evalpipe.models import CanaryEvent, CanaryStatus
+    from evalpipe.workspace import canary
+    from evalpipe.workspace.paths import open_workspace
 
     set_up_logging("canary", log_format=log_format.value)
     logger = logging.getLogger("evalpipe.canary")
@@ -73,10 +73,9 @@ def status(config: options.Config = None, data: options.Data = None, as_json: op
 
     Example: `evalpipe canary status --json`
     """
-    from evalpipe.core.text import printable
-    from evalpipe.pipeline.canary import read_status
-    from evalpipe.pipeline.canary_words import status_document, status_lines
-    from evalpipe.pipeline.workspace import open_workspace
+    from evalpipe.text import printable
+    from evalpipe.workspace.canary import read_status, status_document, status_lines
+    from evalpipe.workspace.paths import open_workspace
 
     found = read_status(open_workspace(config, data))
     if as_json:
@@ -92,10 +91,9 @@ def history(config: options.Config = None, data: options.Data = None, as_json: o
 
     Example: `evalpipe canary history`
     """
-    from evalpipe.core.text import printable
-    from evalpipe.pipeline.canary import open_history
-    from evalpipe.pipeline.canary_words import event_document, event_line
-    from evalpipe.pipeline.workspace import open_workspace
+    from evalpipe.text import printable
+    from evalpipe.workspace.canary import event_document, event_line, open_history
+    from evalpipe.workspace.paths import open_workspace
 
     events = open_history(open_workspace(config, data)).events()
     if as_json:
@@ -154,10 +152,9 @@ def reset(why: Why = "reset", by: By = None, config: options.Config = None, data
 def _tell(
     action: str, why: str, by: str | None, config: options.Config, data: options.Data, *, force: bool = False
 ) -> None:
-    from evalpipe.core.text import printable
-    from evalpipe.pipeline.canary import tell
-    from evalpipe.pipeline.canary_words import event_line
-    from evalpipe.pipeline.workspace import open_workspace
+    from evalpipe.text import printable
+    from evalpipe.workspace.canary import event_line, tell
+    from evalpipe.workspace.paths import open_workspace
 
     event = tell(open_workspace(config, data), action, why=why, by=by, force=force)
     typer.echo(printable(event_line(event)))

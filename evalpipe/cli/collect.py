@@ -38,8 +38,8 @@ def collect(
     curl http://127.0.0.1:8400/_evalpipe/health
     ```
     """
-    from evalpipe.pipeline.collect import collect as run
-    from evalpipe.pipeline.workspace import open_workspace
+    from evalpipe.workspace.collect import collect as run
+    from evalpipe.workspace.paths import open_workspace
 
     run(
         open_workspace(config, data),

@@ -61,11 +61,11 @@ def compare(
     ```
     """
     from evalpipe.cli import judge_text
-    from evalpipe.pipeline.compare import CompareOptions
-    from evalpipe.pipeline.compare import compare as run
-    from evalpipe.pipeline.report import open_in_browser
-    from evalpipe.pipeline.workspace import open_workspace
-    from evalpipe.report.terminal import print_summary
+    from evalpipe.report.text import print_summary
+    from evalpipe.workspace.compare import CompareOptions
+    from evalpipe.workspace.compare import compare as run
+    from evalpipe.workspace.paths import open_workspace
+    from evalpipe.workspace.report import open_in_browser
 
     chosen = CompareOptions(
         name=name,

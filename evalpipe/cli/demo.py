@@ -30,13 +30,13 @@ def demo(
 
     Example: `evalpipe demo`, then `cd evalpipe-demo && evalpipe sql "SELECT arm, avg(latency_ms) FROM exchanges GROUP BY arm"`
     """
-    from evalpipe.pipeline.demo import run_demo
+    from evalpipe.workspace.demo import run_demo
 
     done = run_demo(folder, local_models=local_models, arrivals_s=arrivals_s)
     if as_json:
         typer.echo(done.report.json.read_text("utf-8"))
         return
-    from evalpipe.report.terminal import print_summary
+    from evalpipe.report.text import print_summary
 
     print_summary(done.report.analysis)
     typer.echo(f"report: {done.report.html}")

@@ -11,10 +11,10 @@ import typer
 from evalpipe.cli import options
 
 if TYPE_CHECKING:
-    from evalpipe.pipeline.damaged import DamagedFile
+    from evalpipe.workspace.query import DamagedFile
+
 
 MARKS = {"pass": "ok  ", "warn": "warn", "fail": "FAIL"}
-
 
 Live = Annotated[
     bool, typer.Option("--live", help="Also send one real request to each arm and each judge; the cost is shown.")
@@ -45,12 +45,12 @@ def doctor(
 
     - `evalpipe doctor --data`
     """
-    from evalpipe.core.text import printable
-    from evalpipe.pipeline.workspace import open_workspace
+    from evalpipe.text import printable
+    from evalpipe.workspace.paths import open_workspace
 
     workspace = open_workspace(config, data)
     if check_data:
-        from evalpipe.pipeline.damaged import move_damaged
+        from evalpipe.workspace.query import move_damaged
 
         moved = move_damaged(workspace)
         if as_json:
@@ -60,11 +60,11 @@ def doctor(
             typer.echo(printable(_lost(one)))
         typer.echo("every stored file holds what was written to it" if not moved else _after(moved))
         return
-    from evalpipe.pipeline.doctor import diagnose
+    from evalpipe.workspace.doctor import diagnose
 
     found = diagnose(workspace)
     if live:
-        from evalpipe.pipeline.doctor_live import diagnose_live
+        from evalpipe.workspace.doctor_live import diagnose_live
 
         found += diagnose_live(workspace)
     if as_json:

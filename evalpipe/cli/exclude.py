@@ -45,21 +45,21 @@ def exclude(
     """
     import msgspec
 
-    from evalpipe.core.text import printable
     from evalpipe.errors import ConfigError
-    from evalpipe.pipeline import exclude as pipeline
-    from evalpipe.pipeline.workspace import open_workspace
+    from evalpipe.text import printable
+    from evalpipe.workspace import decide
+    from evalpipe.workspace.paths import open_workspace
 
     workspace = open_workspace(config, data)
     if remove is not None:
-        entry = pipeline.include_again(workspace, remove, experiment=experiment)
+        entry = decide.include_again(workspace, remove, experiment=experiment)
         typer.echo(printable(f"no longer excluded: {entry.since} to {entry.until} ({entry.why})"), err=True)
     elif not list_:
         if since is None or until is None or why is None:
             raise ConfigError("give --since, --until and --why, or --list")
-        entry = pipeline.exclude(workspace, since=since, until=until, why=why, experiment=experiment)
+        entry = decide.exclude(workspace, since=since, until=until, why=why, experiment=experiment)
         typer.echo(printable(f"excluded: {entry.since} to {entry.until} ({entry.why}); {_guarantee(entry)}"), err=True)
-    found = pipeline.exclusions(workspace, experiment=experiment)
+    found = decide.exclusions(workspace, experiment=experiment)
     if as_json:
         typer.echo(json.dumps(msgspec.to_builtins(found), ensure_ascii=False, indent=2))
     elif list_:

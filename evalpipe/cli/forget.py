@@ -28,11 +28,10 @@ def forget(
 
     Example: `evalpipe forget --user u-4711 --dry-run`
     """
-    from evalpipe.cli.removal_text import lines
-    from evalpipe.cli.stopping import interrupt_on_sigterm
-    from evalpipe.core.text import printable
-    from evalpipe.pipeline import retention
-    from evalpipe.pipeline.workspace import open_workspace
+    from evalpipe.cli.options import interrupt_on_sigterm, lines
+    from evalpipe.text import printable
+    from evalpipe.workspace import retention
+    from evalpipe.workspace.paths import open_workspace
 
     interrupt_on_sigterm()
     found = retention.forget(open_workspace(config, data), user, experiment=experiment, dry_run=dry_run)

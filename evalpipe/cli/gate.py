@@ -41,17 +41,17 @@ def gate(
     evalpipe gate --watch 10
     ```
     """
-    from evalpipe.core.text import printable
     from evalpipe.errors import ConfigError
-    from evalpipe.pipeline import gate as pipeline
-    from evalpipe.pipeline.workspace import open_workspace
-    from evalpipe.report.gate import gate_lines
+    from evalpipe.report.text import gate_lines
+    from evalpipe.text import printable
+    from evalpipe.workspace import decide
+    from evalpipe.workspace.paths import open_workspace
 
     workspace = open_workspace(config, data)
     if watch is not None:
         if any(option is not None for option in (judge, since, until, where)):
             raise ConfigError("--watch looks at the whole experiment: leave out --judge, --since, --until and --where")
-        for document in pipeline.watch(workspace, every_s=watch, experiment=experiment):
+        for document in decide.watch(workspace, every_s=watch, experiment=experiment):
             if as_json:
                 typer.echo(json.dumps(document, ensure_ascii=False))
             else:
@@ -59,10 +59,10 @@ def gate(
                     printable(f"{document['computed_at']}  {document['recommendation']}  {document['headline']}")
                 )
         return
-    document = pipeline.verdict(workspace, experiment=experiment, judge=judge, since=since, until=until, where=where)
+    document = decide.verdict(workspace, experiment=experiment, judge=judge, since=since, until=until, where=where)
     if as_json:
         typer.echo(json.dumps(document, ensure_ascii=False, indent=2))
     else:
         for line in gate_lines(document):
             typer.echo(printable(line))
-    raise typer.Exit(pipeline.exit_code(document))
+    raise typer.Exit(decide.exit_code(document))

@@ -34,8 +34,8 @@ def grafana(
     ```
     """
     from evalpipe.config import secret
-    from evalpipe.pipeline.grafana import write_monitoring
-    from evalpipe.pipeline.workspace import open_workspace
+    from evalpipe.workspace.manifests import write_monitoring
+    from evalpipe.workspace.paths import open_workspace
 
     workspace = open_workspace(config, data)
     written = write_monitoring(

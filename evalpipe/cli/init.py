@@ -17,7 +17,7 @@ def init(
 
     Example: `evalpipe init my-experiment --name claude-migration-v1`
     """
-    from evalpipe.pipeline.init import init_workspace
+    from evalpipe.workspace.paths import init_workspace
 
     written = init_workspace(folder, name=name, mode=mode)
     for path in written:

@@ -45,11 +45,9 @@ def istio(
     ```
     """
     from evalpipe.errors import ConfigError
-    from evalpipe.pipeline import istio as pipeline
-    from evalpipe.pipeline.workspace import open_workspace
-    from evalpipe.rollout.argo import AnalysisSettings
-    from evalpipe.rollout.flagger import FlaggerSettings
-    from evalpipe.rollout.istio import MeshSettings
+    from evalpipe.rollout.manifests import AnalysisSettings, FlaggerSettings, MeshSettings
+    from evalpipe.workspace import manifests
+    from evalpipe.workspace.paths import open_workspace
 
     workspace = open_workspace(config, data)
     configured = workspace.require_config()
@@ -65,16 +63,16 @@ def istio(
         elif not apply:
             typer.echo(text, nl=False)
         if apply:
-            typer.echo(pipeline.apply(text), err=True)
+            typer.echo(manifests.apply(text), err=True)
 
-    if kind not in pipeline.KINDS:
-        raise ConfigError(f"--kind {kind}: one of {', '.join(pipeline.KINDS)}")
+    if kind not in manifests.KINDS:
+        raise ConfigError(f"--kind {kind}: one of {', '.join(manifests.KINDS)}")
     if watch and kind != "istio":
         raise ConfigError(f"--watch follows the canary's share, which --kind {kind} does not hold")
     if kind == "kustomize":
         if out is None:
             raise ConfigError("--kind kustomize writes files: give a folder with --out")
-        for path in pipeline.write_kustomize(workspace, out):
+        for path in manifests.write_kustomize(workspace, out):
             typer.echo(f"wrote {path}")
         return
     if kind == "argo":
@@ -84,10 +82,10 @@ def istio(
             collector=collector,
             prometheus=prometheus,
             namespace=namespace,
-            error_rate=pipeline.guardrail(configured, "error_rate", 0.02),
-            p99_latency_s=pipeline.guardrail(configured, "p99_latency_ms", 5000.0) / 1000,
+            error_rate=manifests.guardrail(configured, "error_rate", 0.02),
+            p99_latency_s=manifests.guardrail(configured, "p99_latency_ms", 5000.0) / 1000,
         )
-        deliver(pipeline.render_argo(workspace, limits))
+        deliver(manifests.render_argo(workspace, limits))
         return
     if kind == "flagger":
         rollout = FlaggerSettings(
@@ -98,10 +96,10 @@ def istio(
             prometheus=prometheus,
             namespace=namespace,
             port=port,
-            stages=pipeline.whole_stages(configured),
-            error_rate=pipeline.guardrail(configured, "error_rate", 0.02),
+            stages=manifests.whole_stages(configured),
+            error_rate=manifests.guardrail(configured, "error_rate", 0.02),
         )
-        deliver(pipeline.render_flagger(workspace, rollout))
+        deliver(manifests.render_flagger(workspace, rollout))
         return
     mesh = MeshSettings(
         name=name, host=host, service=service, namespace=namespace, port=port, gateways=tuple(gateway or ())
@@ -109,8 +107,8 @@ def istio(
     if watch:
         if percentage is not None or stage is not None:
             raise ConfigError("--watch follows the canary: leave --percentage and --stage out")
-        pipeline.watch(
-            workspace, lambda now: pipeline.render_istio(workspace, mesh, split, now), deliver, wait=pipeline.sleep
+        manifests.watch(
+            workspace, lambda now: manifests.render_istio(workspace, mesh, split, now), deliver, wait=manifests.sleep
         )
         return
-    deliver(pipeline.render_istio(workspace, mesh, split, pipeline.share(workspace, percentage, stage)))
+    deliver(manifests.render_istio(workspace, mesh, split, manifests.share(workspace, percentage, stage)))

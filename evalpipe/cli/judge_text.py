@@ -6,13 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evalpipe.core.judgment import JudgmentStatus
-from evalpipe.core.text import printable
 from evalpipe.judging.audit import Audit
-from evalpipe.judging.estimate import CostEstimate
+from evalpipe.judging.costs import CostEstimate, CostHistory
+from evalpipe.judging.run_summary import RunSummary
 from evalpipe.judging.selftest import SelfTest
-from evalpipe.judging.spent import Spent
-from evalpipe.judging.tally import RunTally
+from evalpipe.models import JudgmentStatus
+from evalpipe.text import printable
 
 _ABOUT_THE_ADDRESS = frozenset({"no_connection", "timeout", "cut"})
 """failures for which the address helps more than the words of a client library"""
@@ -21,7 +20,7 @@ _MAX_NAMED = 5
 """requests named in a line; `--json` has all"""
 
 
-def tally_lines(tallies: Sequence[RunTally]) -> list[str]:
+def tally_lines(tallies: Sequence[RunSummary]) -> list[str]:
     """The summary of a run, judge by judge."""
     lines = []
     for tally in tallies:
@@ -179,7 +178,7 @@ def _shown(text: str) -> str:
     return "\n".join(printable(line) for line in text.split("\n"))
 
 
-def _ended(tally: RunTally) -> str:
+def _ended(tally: RunSummary) -> str:
     if not tally.n_planned and tally.limit is not None and tally.n_beyond_limit:
         left = "1 more is" if tally.n_beyond_limit == 1 else f"{tally.n_beyond_limit:,} more are"
         return f"nothing to do, the limit of {tally.limit:,} is reached; {left} left: raise --limit or leave it out"
@@ -198,7 +197,7 @@ def _ended(tally: RunTally) -> str:
     )
 
 
-def _failures(tally: RunTally) -> str:
+def _failures(tally: RunSummary) -> str:
     """Every kind of failure: how often (where there are several), and the address or the provider's words."""
     found = []
     for reason, n in sorted(tally.failed.items(), key=lambda item: (-item[1], item[0])):
@@ -228,7 +227,7 @@ def _given_up(n: int, named: Sequence[str]) -> str:
     )
 
 
-def _other_models(tally: RunTally) -> list[str]:
+def _other_models(tally: RunSummary) -> list[str]:
     return [
         f"{n:,} of {tally.n_calls:,} calls were answered by {printable(model)}, not by {printable(tally.model)}: they are "
         "booked at its price, and the cap counts with the dearer of both"
@@ -241,7 +240,7 @@ def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{printable(name)} {n:,}" for name, n in ordered if n)
 
 
-def _unsettled(account: Spent) -> str:
+def _unsettled(account: CostHistory) -> str:
     calls = "call was" if account.n_unsettled == 1 else "calls were"
     return (
         f"over all runs {account.n_unsettled:,} {calls} cut off or answered without a usage, and nobody says what they cost: "
@@ -250,7 +249,7 @@ def _unsettled(account: Spent) -> str:
     )
 
 
-def _spent(tally: RunTally) -> str:
+def _spent(tally: RunSummary) -> str:
     if tally.spent_usd is None:
         return "cost not known"
     guessed = f", {tally.n_estimated_costs:,} of the calls at an estimate" if tally.n_estimated_costs else ""

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from evalpipe.cli import options
-from evalpipe.core.text import printable
+from evalpipe.text import printable
 
 
 def load(
@@ -77,10 +77,10 @@ def load(
     Exit code 1 where nothing could be stored of what was named, 2 where a mapping has to be confirmed and nobody can
     be asked.
     """
-    from evalpipe.cli.stopping import interrupt_on_sigterm
-    from evalpipe.pipeline.load import load as run
-    from evalpipe.pipeline.load_plan import LoadOptions
-    from evalpipe.pipeline.workspace import open_workspace
+    from evalpipe.cli.options import interrupt_on_sigterm
+    from evalpipe.workspace.load import LoadOptions
+    from evalpipe.workspace.load import load as run
+    from evalpipe.workspace.paths import open_workspace
 
     interrupt_on_sigterm()
     chosen = LoadOptions(

@@ -10,7 +10,7 @@ import typer
 from evalpipe.cli import options
 
 if TYPE_CHECKING:
-    from evalpipe.pipeline.plan import Plan
+    from evalpipe.workspace.plan import Plan
 
 
 def plan(
@@ -58,8 +58,8 @@ def plan(
     ```
     """
     from evalpipe.cli.plan_text import plan_lines
-    from evalpipe.pipeline.plan import plan as run
-    from evalpipe.pipeline.workspace import open_workspace
+    from evalpipe.workspace.paths import open_workspace
+    from evalpipe.workspace.plan import plan as run
 
     found: Plan = run(
         open_workspace(config, data), metric=metric, effect=effect, power=power, experiment=experiment, save=save

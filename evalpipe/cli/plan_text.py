@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from evalpipe.analysis.plan import PlannedMetric
+from evalpipe.analysis.planning import PlannedMetric
 from evalpipe.analysis.wording import amount, percent
 
 if TYPE_CHECKING:
-    from evalpipe.pipeline.plan import Plan
+    from evalpipe.workspace.plan import Plan
+
 
 ROLES = {"primary": "goal"}
 

@@ -34,11 +34,10 @@ def prune(
 
     - `evalpipe prune --older-than 90d`
     """
-    from evalpipe.cli.removal_text import lines
-    from evalpipe.cli.stopping import interrupt_on_sigterm
-    from evalpipe.core.text import printable
-    from evalpipe.pipeline import retention
-    from evalpipe.pipeline.workspace import open_workspace
+    from evalpipe.cli.options import interrupt_on_sigterm, lines
+    from evalpipe.text import printable
+    from evalpipe.workspace import retention
+    from evalpipe.workspace.paths import open_workspace
 
     interrupt_on_sigterm()
     removal = retention.prune(

@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from evalpipe.cli import options
-from evalpipe.core.format import format_counted
 from evalpipe.errors import ConfigError
+from evalpipe.text import format_counted
 
 
 class Format(StrEnum):
@@ -60,41 +60,46 @@ def report(
 
     - `evalpipe report --compare reports/march.json reports/april.json` (`--format markdown` or `json` for these)
     """
-    from evalpipe.pipeline import report as pipeline
-    from evalpipe.pipeline.secrets import Outgoing
-    from evalpipe.pipeline.workspace import open_workspace
+    from evalpipe.workspace import report as workspace_report
+    from evalpipe.workspace.paths import open_workspace
+    from evalpipe.workspace.secrets import Outgoing
 
     workspace = open_workspace(config, data)
     check = Outgoing(workspace).checked
     if index:
         if format_ is not Format.html:
             raise ConfigError(f"--index is a page: it has no --format {format_.value}")
-        page, n_reports = pipeline.write_index(output.parent if output else workspace.reports, check=check)
+        page, n_reports = workspace_report.write_index(output.parent if output else workspace.reports, check=check)
         if as_json:
             typer.echo(json.dumps({"index": str(page), "reports": n_reports}))
         _done(page, f"lists {format_counted(n_reports, 'report')}", open_)
         return
     if compare:
         if format_ is not Format.html:
-            _put(check(pipeline.compare_as(format_.value, *compare), "the comparison"), output)
+            _put(check(workspace_report.compare_as(format_.value, *compare), "the comparison"), output)
             return
         if as_json:
-            typer.echo(check(pipeline.compare_as("json", *compare), "the comparison").decode(), nl=False)
+            typer.echo(check(workspace_report.compare_as("json", *compare), "the comparison").decode(), nl=False)
         _done(
-            pipeline.write_comparison(*compare, output, workspace.reports, check=check),
+            workspace_report.write_comparison(*compare, output, workspace.reports, check=check),
             "two reports side by side",
             open_,
         )
         return
     chosen = {"experiment": experiment, "judge": judge, "since": since, "until": until, "where": where}
     if format_ is not Format.html:
-        _put(check(pipeline.render_as(format_.value, pipeline.analyze(workspace, **chosen)), "the report"), output)
+        _put(
+            check(
+                workspace_report.render_as(format_.value, workspace_report.analyze(workspace, **chosen)), "the report"
+            ),
+            output,
+        )
         return
-    written = pipeline.write_report(workspace, **chosen, output=output, max_examples=examples)
+    written = workspace_report.write_report(workspace, **chosen, output=output, max_examples=examples)
     if as_json:
         typer.echo(written.json.read_text(encoding="utf-8"), nl=False)
     else:
-        from evalpipe.report.terminal import print_summary
+        from evalpipe.report.text import print_summary
 
         print_summary(written.analysis)
     _done(written.html, f"and {written.json.name} beside it", open_)
@@ -102,7 +107,7 @@ def report(
 
 def _put(document: bytes, output: Path | None) -> None:
     """To the file, else to stdout."""
-    from evalpipe.pipeline.record import write_atomically
+    from evalpipe.workspace.record import write_atomically
 
     if output:
         write_atomically(output, document)
@@ -112,7 +117,7 @@ def _put(document: bytes, output: Path | None) -> None:
 
 
 def _done(path: Path, about: str, open_: bool) -> None:
-    from evalpipe.pipeline.report import open_in_browser
+    from evalpipe.workspace.report import open_in_browser
 
     typer.echo(f"wrote {path} ({about})", err=True)
     if open_ and not open_in_browser(path):

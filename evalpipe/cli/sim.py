@@ -54,8 +54,8 @@ def sim(
     evalpipe sim --port 8500 --limits requests=1000,input=400000,output=80000 --faults 429=0.02,cut=0.01
     ```
     """
-    from evalpipe.pipeline.sim import read_faults, read_judge, read_limits, simulate
     from evalpipe.sim.settings import SimSettings
+    from evalpipe.workspace.sim import read_faults, read_judge, read_limits, simulate
 
     settings = SimSettings(
         host=host,

@@ -27,7 +27,7 @@ def sql(
     evalpipe sql --format csv "from judgments" > judgments.csv
     ```
     """
-    from evalpipe.pipeline.sql import sql as run
-    from evalpipe.pipeline.workspace import open_workspace
+    from evalpipe.workspace.paths import open_workspace
+    from evalpipe.workspace.query import sql as run
 
     run(open_workspace(config, data), query, experiment=experiment, form="json" if as_json else form)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from evalpipe.cli import options
-from evalpipe.core.text import printable
+from evalpipe.text import printable
 
 
 def unload(
@@ -29,9 +29,9 @@ def unload(
     evalpipe unload answers.csv
     ```
     """
-    from evalpipe.pipeline.load import unload as run
-    from evalpipe.pipeline.workspace import open_workspace
     from evalpipe.store.loads import loads_in
+    from evalpipe.workspace.load import unload as run
+    from evalpipe.workspace.paths import open_workspace
 
     workspace = open_workspace(config, data)
     if source is None:

@@ -1,8 +1,10 @@
 """The proxy on the served path, and the process that sends the treatment copies."""
 
+from __future__ import annotations
+
 
 def is_compiled() -> bool:
     """Whether the road of every request runs compiled, as in wheels, or interpreted, as from sources (.build/compile.py)."""
-    from evalpipe.collector import heads
+    from evalpipe.http1 import headers
 
-    return not (heads.__file__ or "").endswith(".py")
+    return not (headers.__file__ or "").endswith(".py")

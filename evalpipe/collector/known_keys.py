@@ -10,16 +10,9 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from evalpipe.collector.heads import SECRET, Line
 from evalpipe.collector.settings import ArmSettings, CollectorSettings
-from evalpipe.core.secrets import (
-    base64_cores,
-    credential_parts,
-    known_secrets,
-    secrets_in,
-    secrets_in_url,
-    spellings,
-)
+from evalpipe.credentials import base64_cores, credential_parts, known_secrets, secrets_in, secrets_in_url, spellings
+from evalpipe.http1.headers import SECRET, Line
 
 _RAREST_FIRST: Final = "~^*$%+=QZXJKVYWUG9876543PBMHDNFRLOCSITAEqzxjkv2_.10ybwgpfmucdlhrsnioate-"
 _N_RARE: Final = 6

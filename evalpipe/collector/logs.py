@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 
-from evalpipe.core.text import printable
+from evalpipe.text import printable
 
 FORMATS = ("text", "json")
 LEVELS = ("debug", "info", "warning", "error")

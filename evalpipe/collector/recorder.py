@@ -1,4 +1,4 @@
-"""Flights → records in the spool (and, under redaction, originals to the treatment process through memory)."""
+"""Exchanges → records in the spool (and, under redaction, originals to the treatment process through memory)."""
 
 from __future__ import annotations
 
@@ -8,31 +8,22 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from evalpipe.collector.heads import LOGGED_REQUEST, logged
-from evalpipe.collector.kept import KeptAnswer, http_outcome
+from evalpipe.collector.exchange_base import ResponseCapture, WriteBatch, http_outcome
 from evalpipe.collector.known_keys import KnownKeys, client_keys, held_keys
 from evalpipe.collector.metrics import Exchanges, Metrics
 from evalpipe.collector.settings import CollectorSettings
 from evalpipe.collector.setup_watch import SetupWatch
-from evalpipe.collector.spooling import SpoolWriter
-from evalpipe.collector.turn import Turn
-from evalpipe.core.identity import hash_unit
-from evalpipe.core.spool import (
-    Body,
-    FeedbackRecord,
-    RequestRecord,
-    ResponseRecord,
-    ShadowRecord,
-    render_record,
-)
-from evalpipe.core.templates import RequestTemplate, ResponseTemplate
+from evalpipe.http1.headers import LOGGED_REQUEST, logged
+from evalpipe.identity import hash_unit
+from evalpipe.spool.format import Body, FeedbackRecord, RequestRecord, ResponseRecord, ShadowRecord, render_record
+from evalpipe.spool.writer import RequestTemplate, ResponseTemplate, SpoolWriter
 
 if TYPE_CHECKING:
-    from evalpipe.collector.flight import Flight
-    from evalpipe.collector.known_heads import HeadFacts
-    from evalpipe.collector.originals import OriginalsOut
-    from evalpipe.collector.outbound import Outbound
+    from evalpipe.collector.exchange_base import ExchangeState
+    from evalpipe.collector.forward_headers import ParsedHeaders
     from evalpipe.collector.redaction import Redactor
+    from evalpipe.collector.unredacted_channel import UnredactedSender
+
 
 _SECRET_QUERY = re.compile(
     rb"([?&](?:[^=&]*(?:key|token|secret|signature|password|sig|auth)[^=&]*)=)[^&]*", re.IGNORECASE
@@ -44,11 +35,11 @@ class Recorder:
         self,
         settings: CollectorSettings,
         writer: SpoolWriter,
-        turn: Turn,
+        turn: WriteBatch,
         metrics: Metrics,
         setup: SetupWatch,
         *,
-        originals: OriginalsOut | None,
+        originals: UnredactedSender | None,
     ) -> None:
         self._settings, self._writer, self._turn, self._metrics = settings, writer, turn, metrics
         self._originals, self._setup = originals, setup
@@ -59,7 +50,7 @@ class Recorder:
         self._redactors: dict[tuple[str, ...], Redactor] = {}
         self._unit_key = settings.unit_key.value.encode("latin-1")
 
-    def request(self, flight: Outbound, *, whole: bool = True) -> None:
+    def request(self, flight: ExchangeState, *, whole: bool = True) -> None:
         """The request record; `whole` False: the arm answered before the request was in, so no copy is due."""
         assignment = flight.assignment
         assert assignment is not None and flight.endpoint is not None
@@ -112,7 +103,7 @@ class Recorder:
             if reason is not None:
                 self.shadow(flight.request_id, *reason)
 
-    def response(self, flight: Flight, ended: str, message: str | None, kept: KeptAnswer | None) -> None:
+    def response(self, flight: ExchangeState, ended: str, message: str | None, kept: ResponseCapture | None) -> None:
         assignment = flight.assignment
         assert assignment is not None and flight.endpoint is not None
         latency_ms = flight.latency_ms
@@ -183,7 +174,7 @@ class Recorder:
         self._turn.record(render_record(record))
 
     def _watch_setup(
-        self, flight: Flight, exchanges: Exchanges, ended: str, message: str | None, kept: KeptAnswer | None
+        self, flight: ExchangeState, exchanges: Exchanges, ended: str, message: str | None, kept: ResponseCapture | None
     ) -> None:
         assignment = flight.assignment
         assert assignment is not None and flight.endpoint is not None
@@ -236,7 +227,7 @@ class Recorder:
             return hash_unit(self._unit_key, raw)
         return raw
 
-    def _keys_of(self, facts: HeadFacts) -> KnownKeys:
+    def _keys_of(self, facts: ParsedHeaders) -> KnownKeys:
         """What must not be written of this request and its answers."""
         keys = facts.keys
         if keys is None:
@@ -265,13 +256,13 @@ _MAX_KNOWN = 2048
 _MAX_REDACTORS = 256
 
 
-def may_hold(keys: KnownKeys, kept: KeptAnswer) -> bool:
+def may_hold(keys: KnownKeys, kept: ResponseCapture) -> bool:
     """Whether an answer, its body decoded, may hold one of the keys."""
     data = kept.kept.data
     headers = kept.headers_json
     status = kept.head.status
     if b'"content-encoding"' in headers:
-        from evalpipe.providers.encoding import EncodingError, decode
+        from evalpipe.providers.decoding import EncodingError, decode
 
         try:
             data = decode(kept.headers, data).data

@@ -1,4 +1,4 @@
-"""What a collector is told: plain frozen values, made from the configuration by `pipeline.collect`.
+"""What a collector is told: plain frozen values, made from the configuration by `workspace.collect`.
 
 They cross process borders as JSON over a pipe, never on a command line, so a key in them shows in no process list.
 """

@@ -21,11 +21,11 @@ from evalpipe.collector.known_keys import held_keys
 from evalpipe.collector.logs import OnceAMinute, log_event
 from evalpipe.collector.metrics import Exchanges
 from evalpipe.collector.settings import ArmSettings, CollectorSettings
-from evalpipe.core.setup_fault import FaultDetector, FaultKind, SetupFault, signature_of
-from evalpipe.core.spool import Ended
-from evalpipe.core.traffic import ANSWERED, Outcome
-from evalpipe.core.units import conversation_of, read_sources, unit_of
+from evalpipe.identity import conversation_of, read_sources, unit_of
+from evalpipe.models import ANSWERED, Outcome
 from evalpipe.providers.registry import read_answer, read_request
+from evalpipe.providers.setup_faults import FaultDetector, FaultKind, SetupFault, signature_of
+from evalpipe.spool.format import Ended
 
 _MAX_READ = 64 << 10
 """bytes of an error's body that are read"""

@@ -10,25 +10,25 @@ from abc import ABC, abstractmethod
 from time import perf_counter
 from typing import Final, cast
 
-from evalpipe.collector.framing import BodyReader
-from evalpipe.collector.heads import (
+from evalpipe.collector.settings import Origin
+from evalpipe.http1.body import BodyReader
+from evalpipe.http1.headers import (
     CONNECTION,
-    AnswerHead,
-    HeadError,
+    HttpError,
+    ResponseHeaders,
     end_of_bare_head,
     keeps_alive,
-    read_answer_head,
+    read_response_headers,
     response_length,
     with_crlf,
 )
-from evalpipe.collector.settings import Origin
 
 MAX_HEAD_BYTES: Final = 256 << 10
 _CHECK_AFTER_S: Final = 0.5
 """a connection idle for longer is asked whether the server has closed it before it is used again"""
 
 
-class AnswerSink(ABC):
+class ResponseHandler(ABC):
     """Who receives an answer. `interim` and `head` come before `body`; exactly one of `lost` or a `body` with done."""
 
     head_request: bool = False
@@ -38,7 +38,7 @@ class AnswerSink(ABC):
         """An informational answer before the answer."""
 
     @abstractmethod
-    def head(self, answer: AnswerHead, reader: BodyReader, at: float, *, last: bool, followed: bool) -> None:
+    def head(self, answer: ResponseHeaders, reader: BodyReader, at: float, *, last: bool, followed: bool) -> None:
         """`at`: when it came, a perf_counter's seconds. `last`: the answer has no body, this is all of it. `followed`: `body`
         is called at once with what came along."""
 
@@ -64,7 +64,7 @@ class AnswerSink(ABC):
         """See `pause_sending`."""
 
 
-class Upstream:
+class UpstreamConnection:
     """One connection, an `asyncio.Protocol` in all but name (a compiled class has no interpreted base). `begin` binds it to
     a sink; when the answer has ended it goes back to its pool, or closes."""
 
@@ -74,7 +74,7 @@ class Upstream:
         self.closed = False
         self.idle_since = 0.0
         self.n_answers = 0
-        self._sink: AnswerSink | None = None
+        self._sink: ResponseHandler | None = None
         self._buffer = b""
         self._reader = BodyReader(0)
         self._in_body = False
@@ -85,7 +85,7 @@ class Upstream:
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
 
-    def begin(self, sink: AnswerSink) -> None:
+    def begin(self, sink: ResponseHandler) -> None:
         self._sink, self._in_body, self._buffer, self._keep = sink, False, b"", True
         self.request_sent = False
 
@@ -110,7 +110,7 @@ class Upstream:
             return
         try:
             self._receive(sink, data)
-        except HeadError as error:
+        except HttpError as error:
             self._fail("protocol_error", str(error))
         except Exception as error:  # noqa: BLE001 – a fault of ours: it is shown, and nobody waits for an answer that cannot come
             traceback.print_exc()
@@ -118,7 +118,7 @@ class Upstream:
             self.transport.abort()
             sink.lost("protocol_error", f"the answer could not be handled: {type(error).__name__}")
 
-    def _receive(self, sink: AnswerSink, data: bytes) -> None:
+    def _receive(self, sink: ResponseHandler, data: bytes) -> None:
         reader = self._reader
         at = perf_counter()
         if self._in_body:
@@ -134,16 +134,16 @@ class Upstream:
                 end = end_of_bare_head(data)
                 if not end:
                     if len(data) > MAX_HEAD_BYTES:
-                        raise HeadError(502, "the head of the answer is too large")
+                        raise HttpError(502, "the head of the answer is too large")
                     self._buffer = data
                     return
             head = data if end == len(data) else data[:end]
             try:
-                answer = read_answer_head(head)
-            except HeadError:
+                answer = read_response_headers(head)
+            except HttpError:
                 end = end_of_bare_head(data)
                 head = with_crlf(data[:end])
-                answer = read_answer_head(head)
+                answer = read_response_headers(head)
                 answer.is_repaired = True
             data = data[end:]
             if answer.is_repaired:
@@ -174,7 +174,7 @@ class Upstream:
         self._hand_on(sink, reader, framed, payload, rest, at)
 
     def _hand_on(
-        self, sink: AnswerSink, reader: BodyReader, framed: bytes, payload: bytes, rest: bytes, at: float
+        self, sink: ResponseHandler, reader: BodyReader, framed: bytes, payload: bytes, rest: bytes, at: float
     ) -> None:
         if reader.done:
             if rest:
@@ -244,11 +244,11 @@ class Pool:
     ) -> None:
         self._loop, self.origin = loop, origin
         self._keep_alive_s, self._connect_timeout_s = keep_alive_s, connect_timeout_s
-        self._idle: list[Upstream] = []
+        self._idle: list[UpstreamConnection] = []
         self._ca_file = ca_file
         self._tls: ssl.SSLContext | None = None
 
-    def get(self, now: float) -> Upstream | None:
+    def get(self, now: float) -> UpstreamConnection | None:
         """An idle connection the server still holds open, or None. `now`: a perf_counter's seconds."""
         idle = self._idle
         while idle:
@@ -262,7 +262,7 @@ class Pool:
             return upstream
         return None
 
-    async def connect(self) -> Upstream:
+    async def connect(self) -> UpstreamConnection:
         """A new connection. Raises TimeoutError or OSError (ssl.SSLError is one)."""
         origin = self.origin
         async with asyncio.timeout(self._connect_timeout_s):
@@ -273,16 +273,16 @@ class Pool:
                 ssl=self._context() if origin.tls else None,
                 server_hostname=origin.host if origin.tls else None,
             )
-        return cast(Upstream, protocol)
+        return cast(UpstreamConnection, protocol)
 
     def _new(self) -> asyncio.Protocol:
-        return cast(asyncio.Protocol, Upstream(self))
+        return cast(asyncio.Protocol, UpstreamConnection(self))
 
-    def put(self, upstream: Upstream, now: float) -> None:
+    def put(self, upstream: UpstreamConnection, now: float) -> None:
         upstream.idle_since = now
         self._idle.append(upstream)
 
-    def forget(self, upstream: Upstream) -> None:
+    def forget(self, upstream: UpstreamConnection) -> None:
         if upstream in self._idle:
             self._idle.remove(upstream)
 

@@ -17,14 +17,14 @@ from typing import TypeVar
 
 import msgspec
 
+from evalpipe.calls.batch import BatchCallError, BatchClient, BatchStatus
+from evalpipe.calls.budget import Budget, CostOf, dearest, most_input_tokens
+from evalpipe.calls.client import CallOutcome, JudgeResponse, Messages, refusal
+from evalpipe.calls.journal import Journal
 from evalpipe.errors import UpstreamError
-from evalpipe.judging.batch_client import BatchCallError, BatchClient, BatchSeen
-from evalpipe.judging.budget import Budget, CostOf, dearest, most_input_tokens
-from evalpipe.judging.call import Fate, Reply, Turns
-from evalpipe.judging.client import refusal
-from evalpipe.judging.intents import (
+from evalpipe.judging.batch_state import (
     OPEN,
-    Intent,
+    BatchState,
     Item,
     changed,
     custom_id,
@@ -34,13 +34,12 @@ from evalpipe.judging.intents import (
     save_intent,
     save_state,
 )
-from evalpipe.judging.journal import Journal
-from evalpipe.judging.plan import Ask
-from evalpipe.judging.record import Booking, answered, failure, identical, message_of, outdated
-from evalpipe.judging.rubric import Message
+from evalpipe.judging.judgments import RecordedCost, answered, failure, identical, message_of, outdated
+from evalpipe.judging.plan import JudgeCall
+from evalpipe.judging.prompt import Message
+from evalpipe.judging.run_summary import RunSummary
 from evalpipe.judging.runner import Clock
 from evalpipe.judging.spec import JudgeSpec
-from evalpipe.judging.tally import RunTally
 from evalpipe.providers.base import Usage
 
 _Result = TypeVar("_Result")
@@ -64,14 +63,14 @@ class BatchRun:
     folder: Path
     journal: Journal
     clock: Clock
-    tally: RunTally
+    tally: RunSummary
     budget: Budget
     cost_of: CostOf
     other_models: set[str] = field(default_factory=set)
     show: Callable[[], None] = lambda: None
     interrupted: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def open_intents(self) -> list[Intent]:
+    def open_intents(self) -> list[BatchState]:
         """This judge's batches that are not collected, whatever rubric they were made with."""
         return [one for one in intents(self.folder) if one.state in OPEN and one.judge == self.spec.name]
 
@@ -82,12 +81,12 @@ class BatchRun:
             if known is not None and not self.interrupted.is_set():
                 await self._finish(known)
 
-    async def submit(self, pages: Iterator[list[Ask]]) -> int:
+    async def submit(self, pages: Iterator[list[JudgeCall]]) -> int:
         """Submit everything planned, in as many batches as the provider's bounds and the budget ask for. The number of
         calls submitted."""
         n_submitted = 0
         async for requests, items, worst in self._chunks(pages):
-            intent = Intent(
+            intent = BatchState(
                 name=new_name(),
                 judge=self.spec.name,
                 fingerprint=self.spec.fingerprint,
@@ -103,7 +102,7 @@ class BatchRun:
                 break
         return n_submitted
 
-    async def cancel_open(self) -> list[Intent]:
+    async def cancel_open(self) -> list[BatchState]:
         """Ask the provider to stop; what is done by then is collected by the next run."""
         found = []
         for intent in self.open_intents():
@@ -113,7 +112,7 @@ class BatchRun:
                 found.append(known)
         return found
 
-    async def see_open(self) -> list[tuple[Intent, BatchSeen | None]]:
+    async def see_open(self) -> list[tuple[BatchState, BatchStatus | None]]:
         """Every open batch, and what its provider says of it (None: not known to have arrived)."""
         seen = []
         for intent in self.open_intents():
@@ -121,7 +120,7 @@ class BatchRun:
             seen.append((intent, await self._patiently(partial(self.client.see, batch_id)) if batch_id else None))
         return seen
 
-    async def _submit(self, intent: Intent, requests: list[tuple[str, Turns]]) -> None:
+    async def _submit(self, intent: BatchState, requests: list[tuple[str, Messages]]) -> None:
         try:
             batch_id = await self.client.submit(intent.name, requests)
         except BatchCallError as error:
@@ -140,7 +139,7 @@ class BatchRun:
             return
         save_state(self.folder, changed(intent, state="submitted", batch_id=batch_id))
 
-    async def _find(self, intent: Intent) -> Intent | None:
+    async def _find(self, intent: BatchState) -> BatchState | None:
         """The intent with its batch's id; None where it never arrived (then it is given up) or the user will not wait."""
         wait = FIRST_POLL_S
         while not self.interrupted.is_set():
@@ -158,7 +157,7 @@ class BatchRun:
             wait = min(wait * POLL_GROWTH, LONGEST_POLL_S)
         return None
 
-    async def _match(self, intent: Intent) -> tuple[str | None, bool]:
+    async def _match(self, intent: BatchState) -> tuple[str | None, bool]:
         """(the batch's id, whether a candidate still runs and cannot be told yet)."""
         taken = {one.batch_id for one in intents(self.folder) if one.batch_id}
         ids = {item.custom_id for item in items_of(self.folder, intent)}
@@ -176,7 +175,7 @@ class BatchRun:
                 return seen.batch_id, False
         return None, unsure
 
-    async def _newer(self, since: datetime) -> list[BatchSeen]:
+    async def _newer(self, since: datetime) -> list[BatchStatus]:
         found = []
         async for seen in self.client.newest_first():
             if seen.created_at < since:
@@ -190,7 +189,7 @@ class BatchRun:
             return name in ids
         return False
 
-    async def _finish(self, intent: Intent) -> None:
+    async def _finish(self, intent: BatchState) -> None:
         batch_id = intent.batch_id
         assert batch_id is not None
         wait = FIRST_POLL_S
@@ -204,7 +203,7 @@ class BatchRun:
         save_state(self.folder, changed(intent, state="collected"))
         self.budget.held = max(0.0, self.budget.held - (intent.at_most_usd or 0.0))
 
-    async def _collect(self, intent: Intent, batch_id: str) -> None:
+    async def _collect(self, intent: BatchState, batch_id: str) -> None:
         """The results, streamed into the journal. Repeated after a crash it writes the same rows, which count once."""
         waiting = {item.custom_id: item for item in items_of(self.folder, intent)}
         async for name, reply in self.client.results(batch_id):
@@ -212,15 +211,15 @@ class BatchRun:
             if item is not None:
                 self._record(intent, item, reply, batch_id)
         for item in waiting.values():
-            self._record(intent, item, Reply(fate=Fate.REJECTED, kind="no_result"), batch_id)
+            self._record(intent, item, JudgeResponse(fate=CallOutcome.REJECTED, kind="no_result"), batch_id)
 
-    def _record(self, intent: Intent, item: Item, reply: Reply, batch_id: str) -> None:
+    def _record(self, intent: BatchState, item: Item, reply: JudgeResponse, batch_id: str) -> None:
         ask, at = item.ask(), self.clock.utc()
         message = Message(text="", cut=item.cut, tripwires=item.tripwires)
         spec = self.spec
         booking = self._booking(intent, item, reply)
         if intent.fingerprint != spec.fingerprint:  # it is nobody's answer now, asked anew where it is wanted, and paid
-            if reply.fate is Fate.ANSWERED:
+            if reply.fate is CallOutcome.ANSWERED:
                 judgment = outdated(
                     ask,
                     item.attempt,
@@ -235,7 +234,7 @@ class BatchRun:
                 self.budget.spent += judgment.cost_usd or 0.0
                 self.tally.book(judgment)
             return
-        if reply.fate is Fate.ANSWERED:
+        if reply.fate is CallOutcome.ANSWERED:
             judgment = answered(
                 ask, item.attempt, spec, reply, booking=booking, at=at, message=message, batch_id=batch_id
             )
@@ -250,22 +249,22 @@ class BatchRun:
         self.tally.end(judgment)
         self.show()
 
-    def _booking(self, intent: Intent, item: Item, reply: Reply) -> Booking:
+    def _booking(self, intent: BatchState, item: Item, reply: JudgeResponse) -> RecordedCost:
         """What a result cost. An answer whose usage nobody reports, or whose model nobody prices, is booked at its worst."""
-        if reply.fate is not Fate.ANSWERED:
-            return Booking(cost_usd=0.0)
+        if reply.fate is not CallOutcome.ANSWERED:
+            return RecordedCost(cost_usd=0.0)
         cost = self.cost_of(reply.usage, reply.model)
         if cost is not None:
-            return Booking(cost_usd=cost)
+            return RecordedCost(cost_usd=cost)
         worst = item.at_most_usd  # a batch of an earlier version: an equal share of the whole
         if worst is None and intent.at_most_usd is not None:
             worst = intent.at_most_usd / intent.n_items
-        return Booking(cost_usd=worst, at_most=worst)
+        return RecordedCost(cost_usd=worst, at_most=worst)
 
     async def _chunks(
-        self, pages: Iterator[list[Ask]]
-    ) -> AsyncIterator[tuple[list[tuple[str, Turns]], list[Item], float | None]]:
-        requests: list[tuple[str, Turns]] = []
+        self, pages: Iterator[list[JudgeCall]]
+    ) -> AsyncIterator[tuple[list[tuple[str, Messages]], list[Item], float | None]]:
+        requests: list[tuple[str, Messages]] = []
         items: list[Item] = []
         n_bytes, worst = _AROUND_BYTES, 0.0
         overhead = len(self.spec.system.encode("utf-8", "surrogatepass")) + len(str(self.spec.schema))
@@ -320,7 +319,7 @@ class BatchRun:
             return
 
 
-def _item(ask: Ask, message: Message) -> Item:
+def _item(ask: JudgeCall, message: Message) -> Item:
     attempt = ask.attempt + 1
     return Item(
         custom_id=custom_id(ask.key, attempt),

@@ -14,14 +14,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib import resources
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-from evalpipe.core.judgment import FINAL, JudgeMode, JudgmentStatus, ShownFirst
-from evalpipe.core.traffic import ANSWERED, Arm
-from evalpipe.judging.rubric import ShownAnswer, shown_answer
+from evalpipe.analysis.sql import Connection
+from evalpipe.judging.prompt import ShownAnswer, shown_answer
 from evalpipe.judging.spec import JudgeSpec
-from evalpipe.providers.building import NOT_TEXT
-from evalpipe.providers.finish import CALLS_MISSING, PAUSED
+from evalpipe.models import ANSWERED, FINAL, Arm, JudgeMode, JudgmentStatus, ShownFirst
+from evalpipe.providers.outcomes import CALLS_MISSING, PAUSED
+from evalpipe.providers.response_builder import NOT_TEXT
 
 Orders = Literal["both", "calibrated", "balanced"]
 
@@ -54,14 +54,8 @@ _NOTHING_OPEN = "CREATE OR REPLACE TEMP TABLE judging_open (request_id VARCHAR, 
 _BITS = {Arm.CONTROL: 1, Arm.TREATMENT: 2}
 
 
-class Connection(Protocol):
-    """What is needed of a DuckDB connection that has the views of the store."""
-
-    def execute(self, query: str, parameters: Any = None) -> Any: ...
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Ask:
+class JudgeCall:
     """One planned call with its texts. `attempt`: calls made for this key before; `n_unread`: those of them that were answered
     without a verdict. A pointwise judge reads the answer of
     `arm` alone; for a pairwise one `arm` is None."""
@@ -238,7 +232,7 @@ def _fill(connection: Connection, table: str, rows: Sequence[tuple[Any, Any]]) -
         )
 
 
-def pages(connection: Connection, spec: JudgeSpec, plan: Plan) -> Iterator[list[Ask]]:
+def pages(connection: Connection, spec: JudgeSpec, plan: Plan) -> Iterator[list[JudgeCall]]:
     """The planned calls in order, a page at a time."""
     for start in range(0, plan.n_units, plan.page_size):
         rows = connection.execute(
@@ -256,14 +250,14 @@ def pages(connection: Connection, spec: JudgeSpec, plan: Plan) -> Iterator[list[
         yield [ask for ask in asks if ask.key not in done]
 
 
-def asks_of(connection: Connection, spec: JudgeSpec, request_ids: Sequence[str]) -> list[Ask]:
+def calls_for(connection: Connection, spec: JudgeSpec, request_ids: Sequence[str]) -> list[JudgeCall]:
     """Every call these requests could need, final or not; nothing for a request that cannot be judged."""
     return _asks(connection, spec, [(request_id, 3) for request_id in request_ids], {})
 
 
 def _asks(
     connection: Connection, spec: JudgeSpec, rows: Sequence[tuple[str, int]], known: dict[str, tuple[int, int]]
-) -> list[Ask]:
+) -> list[JudgeCall]:
     found: dict[str, dict[str, tuple[Any, ...]]] = {}
     for request_id, arm, *texts in connection.execute(
         "SELECT request_id, arm, prompt, text, tool_calls, outcome FROM exchanges WHERE role <> 'replay' "
@@ -279,7 +273,7 @@ def _asks(
 
 def _pair_asks(
     spec: JudgeSpec, request_id: str, sides: int, texts: dict[str, tuple[Any, ...]], known: dict[str, tuple[int, int]]
-) -> Iterator[Ask]:
+) -> Iterator[JudgeCall]:
     if len(texts) < 2:
         return
     prompt, *control = texts[Arm.CONTROL]
@@ -290,7 +284,7 @@ def _pair_asks(
         for arm, bit in _BITS.items():
             if sides & bit:
                 key = judgment_key(request_id, content, spec.fingerprint, arm, repeat)
-                yield Ask(
+                yield JudgeCall(
                     key=key,
                     attempt=known.get(key, (0, 0))[0],
                     n_unread=known.get(key, (0, 0))[1],
@@ -305,14 +299,14 @@ def _pair_asks(
 
 def _answer_asks(
     spec: JudgeSpec, request_id: str, sides: int, texts: dict[str, tuple[Any, ...]], known: dict[str, tuple[int, int]]
-) -> Iterator[Ask]:
+) -> Iterator[JudgeCall]:
     for repeat in range(spec.repeats):
         for arm, bit in _BITS.items():
             if sides & bit and arm in texts:
                 prompt, *answer = texts[arm]
                 key = judgment_key(request_id, _content(prompt, *answer), spec.fingerprint, arm, repeat)
                 shown = shown_answer(*answer)
-                yield Ask(
+                yield JudgeCall(
                     key=key,
                     attempt=known.get(key, (0, 0))[0],
                     n_unread=known.get(key, (0, 0))[1],

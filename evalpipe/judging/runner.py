@@ -8,27 +8,28 @@ flight; a second one stops at once.
 from __future__ import annotations
 
 import asyncio
+import random
+import secrets
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Protocol
 
-from evalpipe.core.judgment import Judgment, JudgmentStatus
-from evalpipe.judging.budget import Budget, CostOf, TokenEstimator, dearest, is_priced_by, most_input_tokens
-from evalpipe.judging.call import FREE, Fate, JudgeClient, Reply, Turns
-from evalpipe.judging.limiter import Limiter, Need
-from evalpipe.judging.note import read_note
-from evalpipe.judging.plan import MAX_ATTEMPTS, Ask
-from evalpipe.judging.ratelimits import DEFAULT_PAUSE_S
-from evalpipe.judging.record import Booking, answered, failure, identical, message_of, sent
-from evalpipe.judging.room import NoRoomError
-from evalpipe.judging.rubric import Message, repair_message
+from evalpipe.calls.budget import Budget, CostOf, TokenEstimator, dearest, is_priced_by, most_input_tokens
+from evalpipe.calls.client import FREE, CallOutcome, JudgeClient, JudgeResponse, Messages
+from evalpipe.calls.journal import NoRoomError
+from evalpipe.calls.limiter import DEFAULT_PAUSE_S, Limiter, TokenReservation
+from evalpipe.judging.judgments import RecordedCost, answered, failure, identical, message_of, read_note, sent
+from evalpipe.judging.plan import MAX_ATTEMPTS, JudgeCall
+from evalpipe.judging.prompt import Message, repair_message
+from evalpipe.judging.run_summary import RunSummary
 from evalpipe.judging.spec import JudgeSpec
-from evalpipe.judging.tally import RunTally
+from evalpipe.models import Judgment, JudgmentStatus
 from evalpipe.providers.base import Usage
-from evalpipe.providers.models import same_model
+from evalpipe.providers.model_names import same_model
 
 MAX_FREE_TRIES = 8
 """Tries of one call at a server that fails without charge: about two minutes of back-off."""
@@ -43,10 +44,10 @@ MAX_PAID_TRIES = 3
 BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
 _LOOK_AGAIN_S = 0.05
 """While a limit is waited for, it is looked at this often: a settled call or a header may have freed it sooner."""
-_NOTHING = Need(requests=0.0)
+_NOTHING = TokenReservation(requests=0.0)
 LONG_WAIT_S = 10.0
 """A longer wait is announced."""
-_FINAL_FATES = (Fate.REJECTED, Fate.REFUSED, Fate.FATAL)
+_FINAL_FATES = (CallOutcome.REJECTED, CallOutcome.REFUSED, CallOutcome.FATAL)
 
 
 class Records(Protocol):
@@ -90,9 +91,9 @@ class Runner:
     cost_of: CostOf
     journal: Records
     clock: Clock
-    tally: RunTally
+    tally: RunSummary
     concurrency: int
-    watch: Callable[[Ask, Judgment], str | None] = lambda ask, judgment: None
+    watch: Callable[[JudgeCall, Judgment], str | None] = lambda ask, judgment: None
     show: Callable[[], None] = lambda: None
     rotate: Callable[[], Awaitable[None]] | None = None
     ask_identical: bool = False
@@ -107,7 +108,7 @@ class Runner:
     _said_until: float = field(default=float("-inf"), init=False)
     _why_paused: str = field(default="", init=False)
 
-    async def run(self, pages: Iterator[list[Ask]]) -> None:
+    async def run(self, pages: Iterator[list[JudgeCall]]) -> None:
         """Judge everything that is planned, or until something stops the run (`tally.stopped`, `tally.message`)."""
         self._estimator = TokenEstimator(max_tokens=self.spec.max_tokens)
         self._gate = asyncio.Lock()
@@ -169,7 +170,7 @@ class Runner:
         if self._error is not None:
             raise self._error
 
-    async def _judge(self, ask: Ask) -> None:
+    async def _judge(self, ask: JudgeCall) -> None:
         try:
             await self._judge_one(ask)
         except asyncio.CancelledError:
@@ -178,7 +179,7 @@ class Runner:
             self._error = self._error or error
             self.stop("failed")
 
-    async def _judge_one(self, ask: Ask) -> None:
+    async def _judge_one(self, ask: JudgeCall) -> None:
         message = message_of(ask, self.spec, self.clock.nonce())
         turns = [("user", message.text)]
         judgment = await self._call(ask, ask.attempt + 1, turns, message)
@@ -191,7 +192,7 @@ class Runner:
             self._end(ask, judgment)
 
     async def _call(
-        self, ask: Ask, attempt: int, turns: Turns, message: Message, *, repair: bool = False
+        self, ask: JudgeCall, attempt: int, turns: Messages, message: Message, *, repair: bool = False
     ) -> Judgment | None:
         """One answered call, however many tries it takes; None where the run stopped before it was sent."""
         n_chars = self._n_system_chars + sum(len(text) for _, text in turns)
@@ -199,7 +200,7 @@ class Runner:
         n_free = n_pauses = n_paid = 0
         judgment: Judgment | None = None
         while True:
-            need = Need(
+            need = TokenReservation(
                 input_tokens=self._estimator.input_tokens(n_chars), output_tokens=self._estimator.output_tokens()
             )
             worst = dearest(
@@ -210,7 +211,7 @@ class Runner:
             if not await self._go(need, worst or 0.0):
                 return judgment  # how the last try failed, or None where there was none
             guess = self._price(round(need.input_tokens), self._estimator.mean_output_tokens())
-            booking = Booking(cost_usd=guess, at_most=worst)
+            booking = RecordedCost(cost_usd=guess, at_most=worst)
             try:
                 self.journal.begin(sent(ask, attempt, self.spec, booking=booking, at=self.clock.utc(), repair=repair))
             except NoRoomError as error:  # its answer could not be kept: it is not sent
@@ -225,35 +226,35 @@ class Runner:
                 self.n_in_flight -= 1
                 self._changed.set()
             self._settle(need, reply)
-            self._reached |= reply.fate is not Fate.NO_CONNECTION
+            self._reached |= reply.fate is not CallOutcome.NO_CONNECTION
             now = self.clock.utc()
-            if reply.fate is Fate.ANSWERED:
+            if reply.fate is CallOutcome.ANSWERED:
                 self._estimator.learn(n_chars, reply.usage, whole=reply.is_whole)
                 cost = self.cost_of(reply.usage, reply.model)
-                told = Booking(cost_usd=cost) if cost is not None else booking
+                told = RecordedCost(cost_usd=cost) if cost is not None else booking
                 self._book(worst, told)
                 self._note_model(reply)
                 judgment = answered(
                     ask, attempt, self.spec, reply, booking=told, at=now, message=message, repair=repair
                 )
                 return self._write(judgment)
-            told = Booking(cost_usd=0.0) if reply.fate in FREE else booking
+            told = RecordedCost(cost_usd=0.0) if reply.fate in FREE else booking
             self._book(worst, told)
             judgment = failure(ask, attempt, self.spec, reply, booking=told, at=now, message=message, repair=repair)
-            if reply.fate is Fate.FATAL:
+            if reply.fate is CallOutcome.FATAL:
                 self.stop("refused", f"{reply.kind}: {reply.message}")
-            n_paid += reply.fate is Fate.BROKEN
+            n_paid += reply.fate is CallOutcome.BROKEN
             self._write(judgment)
-            n_free += reply.fate in (Fate.SERVER_ERROR, Fate.NO_CONNECTION)
-            n_pauses += reply.fate is Fate.RATE_LIMITED
+            n_free += reply.fate in (CallOutcome.SERVER_ERROR, CallOutcome.NO_CONNECTION)
+            n_pauses += reply.fate is CallOutcome.RATE_LIMITED
             last = n_paid >= MAX_PAID_TRIES or n_free >= MAX_FREE_TRIES or n_pauses >= MAX_PAUSES
             if last or self._is_unreached(reply, n_free) or self._stopping or reply.fate in _FINAL_FATES:
                 return judgment
             self.tally.retried[reply.kind or reply.fate.value] += 1
-            attempt += reply.fate is Fate.BROKEN
+            attempt += reply.fate is CallOutcome.BROKEN
             await self._pause(reply, n_free + n_paid)
 
-    def _note_model(self, reply: Reply) -> None:
+    def _note_model(self, reply: JudgeResponse) -> None:
         """Remember a model that answered in place of the one asked: from now on a call is held at the dearer price of both."""
         model = reply.model
         if model is None or model in self.other_models or same_model(model, self.spec.model):
@@ -279,7 +280,7 @@ class Runner:
         at = (self.clock.utc() + timedelta(seconds=seconds)).astimezone()
         self.announce(f"judge {self.spec.name}: waiting {seconds:,.0f} s, until {at:%H:%M:%S}: {why}")
 
-    def _is_unreached(self, reply: Reply, n_tries: int) -> bool:
+    def _is_unreached(self, reply: JudgeResponse, n_tries: int) -> bool:
         """Whether a call gives up early: nothing ever came from the address. Enough such calls end the run: a server that has
         answered is waited for, a wrong address is not."""
         if self._reached or n_tries < MAX_UNREACHED_TRIES:
@@ -289,7 +290,7 @@ class Runner:
             self.stop("unreachable", reply.message)
         return True
 
-    async def _go(self, need: Need, worst: float) -> bool:
+    async def _go(self, need: TokenReservation, worst: float) -> bool:
         """Wait for the budget and the limits, first come first served; False where the run stops instead."""
         async with self._gate:
             while not self._stopping:
@@ -313,19 +314,19 @@ class Runner:
                 await self.clock.sleep(min(wait, _LOOK_AGAIN_S))
         return False
 
-    def _settle(self, need: Need, reply: Reply) -> None:
+    def _settle(self, need: TokenReservation, reply: JudgeResponse) -> None:
         now = self.clock.monotonic()
         usage = reply.usage
-        if reply.fate is Fate.ANSWERED:
+        if reply.fate is CallOutcome.ANSWERED:
             fresh = (usage.input_tokens or 0) - (usage.cached_input_tokens or 0)
-            used = Need(input_tokens=fresh, output_tokens=usage.output_tokens or 0)
-        elif reply.fate in (Fate.NO_CONNECTION, Fate.RATE_LIMITED):
+            used = TokenReservation(input_tokens=fresh, output_tokens=usage.output_tokens or 0)
+        elif reply.fate in (CallOutcome.NO_CONNECTION, CallOutcome.RATE_LIMITED):
             used = _NOTHING
         else:
             used = need  # it may have counted; what the provider says next corrects it
         self.limiter.settle(now, need, used)
         self.limiter.observe(now, reply.limits)
-        if reply.fate is Fate.RATE_LIMITED:
+        if reply.fate is CallOutcome.RATE_LIMITED:
             wait = DEFAULT_PAUSE_S if reply.retry_after_s is None else reply.retry_after_s
             asked = (
                 ""
@@ -335,9 +336,9 @@ class Runner:
             self._why_paused = f"{reply.kind}: {reply.message}{asked}"
             self.limiter.pause(now, wait)
 
-    async def _pause(self, reply: Reply, n_tries: int) -> None:
+    async def _pause(self, reply: JudgeResponse, n_tries: int) -> None:
         """Back off with full jitter; a 429's pause is the limiter's, and everybody's."""
-        if reply.fate is Fate.RATE_LIMITED:
+        if reply.fate is CallOutcome.RATE_LIMITED:
             return
         longest = min(BACKOFF_S * 2 ** max(n_tries - 1, 0), LONGEST_BACKOFF_S)
         wait = max(longest * self.clock.jitter(), reply.retry_after_s or 0.0)
@@ -348,7 +349,7 @@ class Runner:
     def _price(self, input_tokens: int, output_tokens: int) -> float | None:
         return self.cost_of(Usage(input_tokens=input_tokens, output_tokens=output_tokens))
 
-    def _book(self, worst: float | None, booking: Booking) -> None:
+    def _book(self, worst: float | None, booking: RecordedCost) -> None:
         self.budget.settle(worst or 0.0, booking.cost_usd or 0.0, certain=booking.at_most is None)
         self.tally.n_estimated_costs += booking.at_most is not None
         self._changed.set()
@@ -361,7 +362,7 @@ class Runner:
         self.tally.book(judgment)
         return judgment
 
-    def _end(self, ask: Ask, judgment: Judgment) -> None:
+    def _end(self, ask: JudgeCall, judgment: Judgment) -> None:
         """A planned call has come to its end for this run."""
         self.tally.end(judgment)
         reason = self.watch(ask, judgment)
@@ -370,7 +371,7 @@ class Runner:
         self.show()
 
 
-def repair_turns(turns: Turns, judgment: Judgment) -> Turns:
+def repair_turns(turns: Messages, judgment: Judgment) -> Messages:
     """The turns of the one repair: the unreadable reply, and what was wrong with it. An empty reply is no turn."""
     asked = repair_message(str(read_note(judgment.note).get("message", "it is not the JSON object asked for")))
     said = judgment.raw_reply or ""
@@ -378,3 +379,28 @@ def repair_turns(turns: Turns, judgment: Judgment) -> Turns:
         return [*turns, ("assistant", said), ("user", asked)]
     ((role, text),) = turns
     return [(role, f"{text}\n\n{asked}")]
+
+
+# The real clock and real chance, for the runner; tests bring their own.
+
+
+class SystemClock:
+    """Monotonic seconds, UTC instants, sleep, jitter and nonces."""
+
+    def __init__(self) -> None:
+        self._random = random.SystemRandom()
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def utc(self) -> datetime:
+        return datetime.now(UTC)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    def jitter(self) -> float:
+        return self._random.random()
+
+    def nonce(self) -> str:
+        return secrets.token_hex(8)

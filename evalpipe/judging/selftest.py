@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from evalpipe.core.judgment import Judgment, JudgmentStatus, ShownFirst, Winner
-from evalpipe.judging.plan import Ask
-from evalpipe.judging.rubric import shown_answer
+from evalpipe.judging.plan import JudgeCall
+from evalpipe.judging.prompt import shown_answer
+from evalpipe.models import Judgment, JudgmentStatus, ShownFirst, Winner
 
 NEEDED_CLEAR = 0.9
 """Share of the plainly decidable calls a judge must get right. A coin with ties does not reach it; good judges miss none."""
@@ -99,14 +99,14 @@ class SelfTest:
         }
 
 
-def asks() -> list[Ask]:
+def asks() -> list[JudgeCall]:
     """The calls of the test. The good answer is control's in every other case, so that an arm's name helps nobody."""
     found = []
     for index, (name, _, (request, good), bad) in enumerate(CASES):
         answers = [shown_answer(good, None, "ok"), shown_answer(bad, None, "ok")]
         control, treatment = answers if index % 2 == 0 else answers[::-1]
         found += [
-            Ask(
+            JudgeCall(
                 key=f"self-test:{name}:{first}",
                 attempt=0,
                 request_id=name,

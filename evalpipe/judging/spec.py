@@ -15,12 +15,12 @@ from jinja2.sandbox import SandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from evalpipe.core.identity import fingerprint
-from evalpipe.core.judgment import JudgeMode
-from evalpipe.core.text import mistake_in_words
 from evalpipe.errors import ConfigError
-from evalpipe.judging.rubric import SCHEMA_VERSION, reply_schema
+from evalpipe.identity import fingerprint
+from evalpipe.judging.prompt import SCHEMA_VERSION, reply_schema
+from evalpipe.models import JudgeMode
 from evalpipe.providers.paths import ADDRESS, address_fault
+from evalpipe.text import mistake_in_words
 
 JUDGE_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _DIMENSION = r"^[A-Za-z][A-Za-z0-9_]{0,31}$"

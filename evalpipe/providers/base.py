@@ -1,4 +1,4 @@
-"""The seam between wire formats and nouns: what every provider module gives, and the nouns of an answer.
+"""What every provider module gives: the records of a response, and the protocols of readers and writers.
 
 Everything here is pure: bytes in, nouns out. An answer that cannot be read is an `Answer` with outcome `unreadable`,
 never an exception; a request that cannot be copied to the other arm raises `NotShadowableError` with the reason.
@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal, Protocol
 
-from evalpipe.core.traffic import Outcome
+from evalpipe.models import Outcome
 
 ENDPOINTS: Mapping[str, str] = {
     "/v1/chat/completions": "chat.completions",
@@ -19,7 +19,6 @@ ENDPOINTS: Mapping[str, str] = {
     "/v1/messages": "messages",
 }
 """Collected paths and the endpoint names that logs and Parquet carry."""
-
 
 _UNUSUAL: Final = re.compile(r"[^A-Za-z0-9_.-]")
 
@@ -166,3 +165,83 @@ class OutgoingRequest:
     body: bytes
     asks_usage: bool = False
     """`stream_options` was added to have a chat stream report its usage; a server that refuses it gets the request without"""
+
+
+# An answer in no vendor's terms, and the writer every dialect gives for it.
+
+
+NO_USAGE = Usage()
+
+Stop = Literal["end", "max_tokens", "stop_sequence", "tool_use", "refusal"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReplyCall:
+    """A tool call; `arguments` is JSON text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reply:
+    """A whole answer. `created`: seconds since the epoch. `refusal`: the words of a refusal where they stand apart."""
+
+    id: str
+    model: str
+    created: int
+    text: str | None = None
+    calls: list[ReplyCall] = field(default_factory=list)
+    stop: Stop = "end"
+    stop_sequence: str | None = None
+    usage: Usage = NO_USAGE
+    refusal: str | None = None
+
+
+class ReplyWriter(Protocol):
+    """One answer, said in one dialect: whole with `plain`, or event by event. Each call gives the bytes to send."""
+
+    content_type: str
+
+    def start(self, usage: Usage) -> bytes: ...
+
+    def text(self, delta: str) -> bytes: ...
+
+    def refusal(self, delta: str) -> bytes: ...
+
+    def call_start(self, call_id: str, name: str) -> bytes:
+        """Begin the next tool call; what was open is closed."""
+        ...
+
+    def call_arguments(self, delta: str) -> bytes: ...
+
+    def finish(self, stop: Stop, usage: Usage, stop_sequence: str | None = None) -> bytes:
+        """Everything that ends the stream."""
+        ...
+
+    def error(self, kind: str, message: str) -> bytes:
+        """An error after the headers have gone; nothing may follow."""
+        ...
+
+
+def stream_reply(writer: ReplyWriter, reply: Reply) -> bytes:
+    """A whole answer as one stream."""
+    parts = [writer.start(reply.usage)]
+    if reply.text:
+        parts.append(writer.text(reply.text))
+    if reply.refusal:
+        parts.append(writer.refusal(reply.refusal))
+    for call in reply.calls:
+        parts += [writer.call_start(call.id, call.name), writer.call_arguments(call.arguments)]
+    parts.append(writer.finish(reply.stop, reply.usage, reply.stop_sequence))
+    return b"".join(parts)
+
+
+def error_body(
+    endpoint: str, kind: str, message: str, *, code: str | None = None, request_id: str | None = None
+) -> Any:
+    """An error answer as the dialect of `endpoint` writes it."""
+    if endpoint == "messages":
+        return {"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id}
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}

@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 from evalpipe.providers.base import Usage
-from evalpipe.providers.encoding import header
-from evalpipe.providers.jsontext import as_count, as_dict, as_list, as_text
+from evalpipe.providers.decoding import header
+from evalpipe.providers.json_values import as_count, as_dict, as_list, as_text
 
 COST_HEADER = "x-litellm-response-cost"
 """LiteLLM's own figure in USD (docs.litellm.ai/docs/proxy/response_headers, 2026-10-15); "None" where it has no price."""
@@ -24,7 +24,6 @@ _STANDARD = frozenset({"", "auto", "default", "standard", "standard_only", "on_d
 _NO_GEO = "not_available"
 ZERO_COUNTS = "the provider counted no {} tokens beside an answer"
 _CODE_EXECUTION = frozenset({"code_execution", "bash_code_execution", "text_editor_code_execution"})
-
 
 # --- chat completions
 

@@ -8,14 +8,14 @@ import msgspec
 from markupsafe import Markup
 
 from evalpipe.analysis.result import Analysis
-from evalpipe.core.format import MISSING, format_count, format_instant
-from evalpipe.report.charts.interval import axis_reach, interval_cell
+from evalpipe.report.charts.intervals import axis_reach, interval_cell
 from evalpipe.report.figures import mark_of
-from evalpipe.report.metric_view import MetricRow
-from evalpipe.report.plain_text import escape_markdown
+from evalpipe.report.labels import FINDINGS
+from evalpipe.report.metrics import MetricRow
 from evalpipe.report.render import render_page
+from evalpipe.report.text import escape_markdown
 from evalpipe.report.view import ReportView, report_view
-from evalpipe.report.words import FINDINGS
+from evalpipe.text import MISSING, format_count, format_instant
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

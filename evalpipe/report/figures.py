@@ -7,15 +7,19 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from evalpipe.analysis.result import Analysis, MetricResult, Series
-from evalpipe.core.format import format_counted, format_percent, number_format
-from evalpipe.report.charts.dimensions import dimension_chart
-from evalpipe.report.charts.funnel import funnel_chart
-from evalpipe.report.charts.interval import Mark, axis_reach, forest, interval_cell, is_bent
-from evalpipe.report.charts.latency import latency_chart, latency_words
-from evalpipe.report.charts.length import length_chart
-from evalpipe.report.charts.over_time import rate_chart, win_rate_chart
-from evalpipe.report.metric_view import MetricRow
-from evalpipe.report.words import FINDING_ORDER, plain
+from evalpipe.report.charts.intervals import Mark, axis_reach, forest, interval_cell, is_bent
+from evalpipe.report.charts.plots import (
+    dimension_chart,
+    funnel_chart,
+    latency_chart,
+    latency_words,
+    length_chart,
+    rate_chart,
+    win_rate_chart,
+)
+from evalpipe.report.labels import FINDING_ORDER, plain
+from evalpipe.report.metrics import MetricRow
+from evalpipe.text import format_counted, format_percent, number_format
 
 ARMS = ("control", "treatment")
 

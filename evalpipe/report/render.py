@@ -1,27 +1,30 @@
-"""`Analysis` → one HTML file that needs nothing else: styles, script and pictures are inside it."""
+"""`Analysis` → one HTML file that needs nothing else; a page that lists a folder's reports."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import re
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
 from markupsafe import Markup, escape
 
 from evalpipe.analysis.result import Analysis
-from evalpipe.core.format import format_counted
-from evalpipe.report.charts.interval import is_bent
-from evalpipe.report.charts.rates import Rate, rate_axis, rate_axis_cell, rate_cell
+from evalpipe.report.charts.intervals import Rate, is_bent, rate_axis, rate_axis_cell, rate_cell
 from evalpipe.report.charts.svg import HATCH, Scale
+from evalpipe.report.decision import headline_of
 from evalpipe.report.figures import row_picture, shared_reach
-from evalpipe.report.judge_view import AGREEMENT_COLUMNS, JudgeView, RateRow
-from evalpipe.report.metric_view import MetricRow
-from evalpipe.report.untrusted import visible
+from evalpipe.report.judge import AGREEMENT_COLUMNS, JudgeView, RateRow
+from evalpipe.report.labels import CHECK_MARKS, FINDING_ORDER, RECOMMENDATIONS
+from evalpipe.report.metrics import MetricRow
+from evalpipe.report.sanitize import escape_invisible
+from evalpipe.report.summary import is_simulated
 from evalpipe.report.view import report_view
-from evalpipe.report.words import CHECK_MARKS, FINDING_ORDER
+from evalpipe.text import format_counted, format_instant
 
 DEFAULT_EXAMPLES = 50
 
@@ -89,7 +92,7 @@ def _environment() -> jinja2.Environment:
         loader=jinja2.PackageLoader("evalpipe.report"),
         autoescape=True,
         # The one door to the page: whatever text is put in, wherever it comes from, shows what it hides.
-        finalize=lambda value: visible(value) if type(value) is str else value,
+        finalize=lambda value: escape_invisible(value) if type(value) is str else value,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -102,9 +105,9 @@ def _environment() -> jinja2.Environment:
 
 def _code_spans(text: str) -> Markup:
     """Plain text whose `backticks` become <code>; everything is escaped, an odd backtick stays."""
-    parts = visible(text).split("`")
+    parts = escape_invisible(text).split("`")
     if len(parts) % 2 == 0:
-        return Markup(escape(visible(text)))
+        return Markup(escape(escape_invisible(text)))
     shown = [Markup("<code>{}</code>").format(part) if n % 2 else escape(part) for n, part in enumerate(parts)]
     return Markup("").join(shown)
 
@@ -119,3 +122,41 @@ def _source(name: str) -> str:
 def _hash(text: str) -> str:
     """The source expression of an inline style or script (CSP 3, 2.3.1)."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+# A page that lists a folder's reports, the newest first.
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """One report. `href` is a relative address within the folder, percent-encoded."""
+
+    experiment: str
+    href: str
+    recommendation: str
+    recommendation_word: str
+    headline: str
+    generated: str
+    pairs: int
+    simulated: bool
+
+
+def render_index(reports: list[tuple[str, Analysis]], *, skipped: int = 0) -> str:
+    """`reports`: (file name of the HTML, its analysis). `skipped` files could not be read and are counted on the page."""
+    ordered = sorted(reports, key=lambda report: report[1].generated_at, reverse=True)
+    entries = [_entry(name, analysis) for name, analysis in ordered]
+    return render_page("index.html.j2", title="Reports: evalpipe", entries=entries, skipped=skipped)
+
+
+def _entry(name: str, analysis: Analysis) -> Entry:
+    decision = analysis.decision
+    return Entry(
+        experiment=escape_invisible(analysis.experiment),
+        href=quote(name, errors="replace"),
+        recommendation=decision.recommendation,
+        recommendation_word=RECOMMENDATIONS.get(decision.recommendation, decision.recommendation),
+        headline=escape_invisible(headline_of(decision)),
+        generated=format_instant(analysis.generated_at),
+        pairs=analysis.funnel.pairs,
+        simulated=is_simulated(analysis),
+    )

@@ -13,7 +13,14 @@ import msgspec
 
 from evalpipe.analysis.checks import CHECKS
 from evalpipe.analysis.result import Analysis, MetricResult
-from evalpipe.core.format import (
+from evalpipe.report.examples import ExampleView, chosen, example_groups, example_views
+from evalpipe.report.figures import Figure, figures, funnel_figure, judge_figures
+from evalpipe.report.judge import JudgeView, judge_view
+from evalpipe.report.labels import FINDINGS, GROUPS, NOT_MEASURED, check_name
+from evalpipe.report.metrics import LATER_TURNS, Fact, MetricRow, SegmentTable, is_measured, metric_row, segment_table
+from evalpipe.report.sanitize import escape_invisible
+from evalpipe.report.summary import Problem, SummaryView, summary_view
+from evalpipe.text import (
     format_counted,
     format_instant,
     full_sentence,
@@ -21,15 +28,6 @@ from evalpipe.core.format import (
     sentence_case,
     within_sentence,
 )
-from evalpipe.report.example_view import ExampleView, chosen, example_groups, example_views
-from evalpipe.report.figures import Figure, figures, funnel_figure, judge_figures
-from evalpipe.report.judge_view import JudgeView, judge_view
-from evalpipe.report.metric_view import LATER_TURNS, Fact, MetricRow, is_measured, metric_row
-from evalpipe.report.problems import Problem
-from evalpipe.report.segment_view import SegmentTable, segment_table
-from evalpipe.report.summary_view import SummaryView, summary_view
-from evalpipe.report.untrusted import visible
-from evalpipe.report.words import FINDINGS, GROUPS, NOT_MEASURED, check_name
 
 SIGNIFICANT_DIGITS = 6
 """of every number of a deterministic report: what differs beyond them differs between machines"""
@@ -99,7 +97,7 @@ class ReportView:
 def report_view(analysis: Analysis, *, deterministic: bool = False, max_examples: int = 50) -> ReportView:
     """The view of an analysis. `deterministic` rounds every number first and leaves out what differs between machines."""
     examples = example_views(chosen(analysis.examples, max_examples), experiment=analysis.experiment)
-    analysis = tidy(analysis, deterministic=deterministic)
+    analysis = sanitized_analysis(analysis, deterministic=deterministic)
     by_name = {metric.name: metric for metric in analysis.metrics}
     listed = [metric for metric in analysis.metrics if metric.role != "diagnostic" or not _restates(metric, by_name)]
     rows = _rows(listed, analysis)
@@ -177,7 +175,7 @@ def _deciding_first(judges: list[JudgeView]) -> list[JudgeView]:
     return ordered
 
 
-def tidy(analysis: Analysis, *, deterministic: bool = False) -> Analysis:
+def sanitized_analysis(analysis: Analysis, *, deterministic: bool = False) -> Analysis:
     """The analysis without its examples, every text made visible, and (deterministic) every number rounded."""
     document = {
         field.name: msgspec.to_builtins(getattr(analysis, field.name))
@@ -189,11 +187,11 @@ def tidy(analysis: Analysis, *, deterministic: bool = False) -> Analysis:
 
 def _walk(value: Any, rounded: bool) -> Any:
     if isinstance(value, str):
-        return visible(value)
+        return escape_invisible(value)
     if isinstance(value, float):
         return round_significant(value) if rounded else value
     if isinstance(value, dict):
-        return {visible(str(key)): _walk(item, rounded) for key, item in value.items()}
+        return {escape_invisible(str(key)): _walk(item, rounded) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_walk(item, rounded) for item in value]
     return value

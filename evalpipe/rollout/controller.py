@@ -1,4 +1,4 @@
-"""The one who watches: a tick reads what is new, asks the guardrails, and writes the state change they call for."""
+"""The canary controller: a tick reads what is new, evaluates the guardrails, and writes the state change they call for."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from evalpipe.core.canary import CanaryEvaluation, CanaryEvent, CanaryState, CanaryStatus, GuardrailVerdict
-from evalpipe.core.traffic import Arm
+from evalpipe.models import Arm, CanaryEvaluation, CanaryEvent, CanaryState, CanaryStatus, GuardrailVerdict
+from evalpipe.rollout.canary import CONTROLLER, LIVE, NOT_BEGUN, History, Stage, StageStatus, StateTransition, evaluate
 from evalpipe.rollout.guardrails import Guardrail, evaluate_guardrails
-from evalpipe.rollout.history import NOT_BEGUN, History
-from evalpipe.rollout.observation import Observation
-from evalpipe.rollout.stages import CONTROLLER, LIVE, Change, Seen, Stage, evaluate
+from evalpipe.rollout.observations import Observation
 
 
 class Source(Protocol):
@@ -84,9 +82,9 @@ class Controller:
                     verdicts=verdicts,
                 )
             )
-        seen = Seen(watched_s=self._watched_s, n_treatment=self._n[Arm.TREATMENT], verdicts=verdicts)
+        seen = StageStatus(watched_s=self._watched_s, n_treatment=self._n[Arm.TREATMENT], verdicts=verdicts)
 
-        def decide(present: CanaryState) -> Change | None:
+        def decide(present: CanaryState) -> StateTransition | None:
             if (
                 present.entry != state.entry
             ):  # a person moved the canary while we looked: what we saw is of another stage
@@ -119,7 +117,7 @@ class Controller:
 
 
 @contextmanager
-def elected(path: Path) -> Iterator[bool]:
+def leader_lock(path: Path) -> Iterator[bool]:
     """Whether this process is the controller: true for the one that holds the lock, which ends with the process itself."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with os.fdopen(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600), "a+b") as lock:
@@ -136,7 +134,7 @@ def elected(path: Path) -> Iterator[bool]:
         yield True
 
 
-def is_led(path: Path) -> bool:
+def has_leader(path: Path) -> bool:
     """Whether some process holds the election lock now."""
     try:
         with path.open("rb") as lock:

@@ -1,4 +1,4 @@
-"""The canary's guardrails: absolute limits and differences to control, each valid however often it is looked at.
+"""The canary's guardrails: absolute limits, differences to control, set-up faults, win rate; valid at any look.
 
 Every guardrail sees the requests of the present stage once, as they come, and gives a verdict at any time. All share the
 false alarm rate: with K of them each may err with probability alpha/K, over the whole stage, not per look.
@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableSet, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from evalpipe.core.canary import GuardrailVerdict
-from evalpipe.core.traffic import Arm
 from evalpipe.errors import ConfigError
-from evalpipe.rollout.observation import RATES, Event, Observation, UserSums, cost_of, latency_of, ttft_of
-from evalpipe.rollout.setup_guard import TreatmentSetup
-from evalpipe.stats import conditional, gates
-from evalpipe.stats.multiplier import DEFAULT_N_STAR_USERS
-from evalpipe.stats.sequential import one_sided_critical_value, optimal_r
-from evalpipe.stats.threshold import effective_events, log_e_above, lower_bound
+from evalpipe.models import ANSWERED, FAILED, Arm, GuardrailVerdict
+from evalpipe.providers.setup_faults import FaultDetector
+from evalpipe.rollout.observations import RATES, Event, Observation, UserSums, cost_of, latency_of, ttft_of
+from evalpipe.stats import estimates, rare_events
+from evalpipe.stats.betting import log_wealth, tuned_bets
+from evalpipe.stats.rare_events import effective_events, log_e_above, lower_bound
+from evalpipe.stats.sequential import DEFAULT_N_STAR_USERS, one_sided_critical_value, optimal_r
 
 _QUANTILE = re.compile(r"p(\d\d|99\d)_(latency|ttft)_ms")
 KNOWN = (*RATES, "p50_latency_ms", "p99_latency_ms", "p50_ttft_ms", "p99_ttft_ms", "cost_per_request_usd", "win_rate")
@@ -125,7 +124,7 @@ class RateDifference:
         # An absolute margin becomes a rate ratio by control's own rate, taken low by one event's worth at most.
         ratio = 1 + (self.margin.value if self.margin.relative else self.margin.value * control.n / (control.total + 1))
         allowed = share * ratio / (share * ratio + 1 - share)
-        log_e = conditional.log_alarm([conditional.Stage(treatment_events=x, control_events=y, share=allowed)])
+        log_e = rare_events.log_alarm([rare_events.Stage(treatment_events=x, control_events=y, share=allowed)])
         difference = treatment.total / treatment.n - control.total / control.n
         return GuardrailVerdict(
             guardrail=self.name,
@@ -159,7 +158,7 @@ class CostLimit:
             return _no_data(self.name, "absolute", self.limit, -math.log(alpha))
         v = None if arm.spread is None else arm.spread.v_jack
         lower = None
-        if v and arm.n_clusters >= gates.MIN_CLUSTERS_ANYTIME:
+        if v and arm.n_clusters >= estimates.MIN_CLUSTERS_ANYTIME:
             r = optimal_r(2 * alpha) * arm.n_clusters / DEFAULT_N_STAR_USERS
             lower = mean - float(one_sided_critical_value(r, alpha)) * math.sqrt(v)
         breached = lower is not None and lower > self.limit
@@ -226,3 +225,108 @@ def evaluate_guardrails(guardrails: Sequence[Guardrail], *, percentage: float, a
     """Every verdict, the false alarm rate `alpha` shared equally among those that test a rate."""
     n_tests = max(1, sum(not isinstance(one, TreatmentSetup) for one in guardrails))
     return [one.verdict(percentage=percentage, alpha=alpha / n_tests) for one in guardrails]
+
+
+# A set-up fault of the treatment as a guardrail: users get its refusals, whatever they say of the model.
+#
+# A fault of control is none of a canary's concern: rolling back would send everybody to the broken arm.
+
+
+NAME = "setup"
+
+
+class TreatmentSetup:
+    """Breached by a set-up fault of the treatment in the present stage.
+
+    Args:
+        passes_through: whether the client's model reaches the treatment.
+        answered: fingerprints of configurations that have answered in any stage, kept by the caller over all of them: in
+            later stages five refusals are not the first answers any more.
+    """
+
+    def __init__(self, *, passes_through: bool, answered: MutableSet[str | None]) -> None:
+        self._passes_through, self._answered = passes_through, answered
+        self._detectors: dict[str | None, FaultDetector] = {}
+        self._waiting: list[Observation] = []
+        self._n = 0
+
+    def add(self, seen: Observation) -> None:
+        if seen.arm is Arm.TREATMENT and (seen.outcome in ANSWERED or seen.outcome in FAILED):
+            self._waiting.append(seen)
+
+    def verdict(self, *, percentage: float, alpha: float) -> GuardrailVerdict:
+        """It is no test of a rate: `alpha` has no part in it."""
+        self._take()
+        faults = [fault for detector in self._detectors.values() for fault in detector.faults]
+        if faults:
+            newest = max(faults, key=lambda fault: fault.last_at)
+            return GuardrailVerdict(
+                guardrail=NAME, kind=NAME, status="breached", value=float(newest.count), n=self._n, note=newest.text
+            )
+        status = "holds" if self._n else "no_data"
+        return GuardrailVerdict(guardrail=NAME, kind=NAME, status=status, n=self._n, note=f"{NAME}: no set-up fault")
+
+    def _take(self) -> None:
+        """Since the last look, in the order of time: several workers write beside each other."""
+        waiting, self._waiting = sorted(self._waiting, key=lambda seen: seen.asked_at), []
+        for seen in waiting:
+            self._n += 1
+            mark = seen.configuration
+            detector = self._detectors.get(mark)
+            if detector is None:
+                detector = self._detectors[mark] = FaultDetector(
+                    arm=Arm.TREATMENT,
+                    fingerprint=mark,
+                    passes_through=self._passes_through,
+                    answered_before=mark in self._answered,
+                )
+            if seen.outcome in ANSWERED:
+                detector.answered()
+                self._answered.add(mark)
+            else:
+                detector.failed(seen.failure, at=seen.asked_at, unit=seen.unit, message=seen.words)
+
+
+# A judge's verdicts as a guardrail: the treatment's win rate on the shadowed share must not prove to be under a limit.
+
+
+N_STAR = 500
+"""judged users at which the bets are best (half the fixed sample for a win rate of .45 against .5)"""
+
+
+class WinRateLimit:
+    """`limit` in (0, 1): e.g. 0.45. `read` gives (user, mean preference for the treatment in [0, 1]) of the present stage."""
+
+    def __init__(self, limit: float, read: Callable[[], Sequence[tuple[str, float]]]) -> None:
+        if not 0 < limit < 1:
+            raise ConfigError(f"canary.guardrails.win_rate = {limit:g}: a win rate lies between 0 and 1 (0.45, say)")
+        self.limit, self._read = limit, read
+
+    def add(self, seen: Observation) -> None:
+        """Served answers say nothing about verdicts."""
+
+    def verdict(self, *, percentage: float, alpha: float) -> GuardrailVerdict:
+        values = [preference for _, preference in self._read()]
+        log_alarm = -math.log(alpha)
+        if not values:
+            return GuardrailVerdict(
+                guardrail="win_rate",
+                kind="absolute",
+                status="no_data",
+                limit=self.limit,
+                log_alarm=log_alarm,
+                note="win_rate: nothing judged in this stage yet (run `evalpipe load` and `evalpipe judge`)",
+            )
+        mean = sum(values) / len(values)
+        _, log_e = log_wealth(values, [1] * len(values), self.limit, tuned_bets(N_STAR, alpha=2 * alpha))
+        return GuardrailVerdict(
+            guardrail="win_rate",
+            kind="absolute",
+            status="breached" if log_e >= log_alarm else "doubtful" if mean < self.limit else "holds",
+            value=mean,
+            limit=self.limit,
+            log_e=log_e,
+            log_alarm=log_alarm,
+            n=len(values),
+            note=f"win_rate: {mean:.3f} over {len(values)} judged users, at least {self.limit:g} wanted",
+        )

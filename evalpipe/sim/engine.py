@@ -5,15 +5,20 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 
-from evalpipe.providers.base import Usage
-from evalpipe.providers.jsontext import dump
-from evalpipe.providers.reply import Reply, ReplyCall, Stop
-from evalpipe.sim.corpus import Corpus, RecordedAnswer
-from evalpipe.sim.judge import SimulatedJudge
-from evalpipe.sim.prompts import JudgePrompt, read_judge_prompt
-from evalpipe.sim.requests import SimRequest
+from evalpipe.providers.base import Reply, ReplyCall, Stop, Usage
+from evalpipe.providers.json_values import dump
+from evalpipe.sim.judges import JudgePrompt, SimulatedJudge, read_judge_prompt
+from evalpipe.sim.requests import (
+    CHARACTERS_PER_TOKEN,
+    Corpus,
+    RecordedAnswer,
+    SimRequest,
+    count_tokens,
+    made_up_json,
+    made_up_text,
+    seeded,
+)
 from evalpipe.sim.settings import SimSettings
-from evalpipe.sim.text import CHARACTERS_PER_TOKEN, count_tokens, made_up_json, made_up_text, seeded
 
 REFUSAL = "I'm sorry, but I can't help with that."
 _ID_PREFIX = {"messages": "msg_sim", "chat.completions": "chatcmpl-sim", "responses": "resp_sim"}

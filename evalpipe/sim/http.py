@@ -35,7 +35,7 @@ Handler = Callable[[HttpRequest, "Responder"], Awaitable[None]]
 class Responder:
     """Writes one answer. `abort` breaks the connection off, as a dying server does."""
 
-    def __init__(self, connection: _Connection, *, keep_alive: bool) -> None:
+    def __init__(self, connection: _HttpConnection, *, keep_alive: bool) -> None:
         self._connection = connection
         self.keep_alive = keep_alive
         self.head_sent = False
@@ -75,10 +75,10 @@ class Responder:
         self._connection.close()
 
 
-class _Connection(asyncio.Protocol):
+class _HttpConnection(asyncio.Protocol):
     """One client: requests are answered one after another, in order."""
 
-    def __init__(self, handler: Handler, connections: set[_Connection]) -> None:
+    def __init__(self, handler: Handler, connections: set[_HttpConnection]) -> None:
         self._handler = handler
         self._connections = connections
         self._parser = httptools.HttpRequestParser(self)
@@ -196,14 +196,14 @@ class HttpServer:
 
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
-        self._connections: set[_Connection] = set()
+        self._connections: set[_HttpConnection] = set()
         self._server: asyncio.Server | None = None
 
     async def start(self, host: str, port: int) -> int:
         """Listen; the port that was given where 0 was asked for. Raises OSError."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
-            lambda: _Connection(self._handler, self._connections), host, port, backlog=1024
+            lambda: _HttpConnection(self._handler, self._connections), host, port, backlog=1024
         )
         bound: int = self._server.sockets[0].getsockname()[1]
         return bound

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from scipy import special
 from scipy import stats as distributions
 
-from evalpipe.stats.estimate import Estimate
-from evalpipe.stats.proportion import wilson
+from evalpipe.stats.estimates import Estimate
+from evalpipe.stats.proportions import wilson
 
 Weighting = Literal["identity", "linear", "quadratic"]
 MIN_LABELS = 10
@@ -24,6 +24,28 @@ MIN_RARE = 5
 LABELS_FOR_A_GATE = 100
 KAPPA_GATE = 0.4
 """default gate: kappa's lower limit must reach this, else a warning"""
+
+
+def kappa(table: npt.ArrayLike, *, weighting: Weighting = "identity", alpha: float = 0.05) -> Estimate:
+    """Cohen's (weighted) kappa with its asymptotic standard error; limits tanh(atanh(kappa) ± z·se/(1−kappa²)).
+
+    Expected agreement of 1 (one category on both sides) → undefined_kappa. kappa = 1 has limits (1, 1) by its own standard
+    error of 0: then no limits are given.
+    """
+    counts = np.asarray(table, float)
+    n = float(counts.sum())
+    if n == 0:
+        return _kappa_estimate(None, None, 0, alpha, "no_data")
+    p = counts / n
+    a = _weights(len(counts), weighting)
+    rows, columns = p.sum(axis=1), p.sum(axis=0)
+    observed, expected = float(np.sum(p * a)), float(rows @ a @ columns)
+    if 1 - expected <= 1e-12:
+        return _kappa_estimate(None, None, n, alpha, "undefined_kappa")
+    value = (observed - expected) / (1 - expected)
+    spread = a - ((a @ columns)[:, None] + (a.T @ rows)[None, :]) * (1 - value)
+    inner = float(np.sum(p * spread**2)) - (value - expected * (1 - value)) ** 2
+    return _kappa_estimate(value, math.sqrt(max(0.0, inner) / n) / (1 - expected), n, alpha, "ok")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,28 +88,6 @@ def labels_status(table: npt.ArrayLike) -> str:
     if counts.sum() < MIN_LABELS or (len(by_person) == 2 and by_person.min() < MIN_RARE):
         return "too_few_labels"
     return "ok"
-
-
-def kappa(table: npt.ArrayLike, *, weighting: Weighting = "identity", alpha: float = 0.05) -> Estimate:
-    """Cohen's (weighted) kappa with its asymptotic standard error; limits tanh(atanh(kappa) ± z·se/(1−kappa²)).
-
-    Expected agreement of 1 (one category on both sides) → undefined_kappa. kappa = 1 has limits (1, 1) by its own standard
-    error of 0: then no limits are given.
-    """
-    counts = np.asarray(table, float)
-    n = float(counts.sum())
-    if n == 0:
-        return _kappa_estimate(None, None, 0, alpha, "no_data")
-    p = counts / n
-    a = _weights(len(counts), weighting)
-    rows, columns = p.sum(axis=1), p.sum(axis=0)
-    observed, expected = float(np.sum(p * a)), float(rows @ a @ columns)
-    if 1 - expected <= 1e-12:
-        return _kappa_estimate(None, None, n, alpha, "undefined_kappa")
-    value = (observed - expected) / (1 - expected)
-    spread = a - ((a @ columns)[:, None] + (a.T @ rows)[None, :]) * (1 - value)
-    inner = float(np.sum(p * spread**2)) - (value - expected * (1 - value)) ** 2
-    return _kappa_estimate(value, math.sqrt(max(0.0, inner) / n) / (1 - expected), n, alpha, "ok")
 
 
 def kappa_over_users(tables: npt.ArrayLike, *, weighting: Weighting = "identity", alpha: float = 0.05) -> Estimate:

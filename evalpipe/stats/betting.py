@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from evalpipe.stats.estimate import Estimate
+from evalpipe.stats.estimates import Estimate
 
 Array = npt.NDArray[np.float64]
 MULTIPLES = (0.25, 0.5, 1.0, 2.0, 4.0)

@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from evalpipe.stats import agreement, betting, gates
-from evalpipe.stats.cluster import ArmAggregate
-from evalpipe.stats.difference import arm_interval
-from evalpipe.stats.estimate import Estimate
-from evalpipe.stats.multiplier import Fixed, Multiplier
-from evalpipe.stats.proportion import wilson
+from evalpipe.stats import agreement, betting, estimates
+from evalpipe.stats.clusters import ArmAggregate
+from evalpipe.stats.estimates import Estimate
+from evalpipe.stats.means import arm_interval
+from evalpipe.stats.proportions import wilson
+from evalpipe.stats.sequential import Fixed, Multiplier
 
 NULL = 0.5
 ESTIMAND = "win rate, each user counted once"
@@ -66,7 +66,7 @@ def win_rate(
     if users < 2 or np.ptp(x[k > 0]) == 0:
         return bet
     se = math.sqrt(float(k @ (x - bet.point) ** 2) / (users - 1) / users)
-    status, note = gates.cluster_status(users)
+    status, note = estimates.cluster_status(users)
     c = mode.critical(alpha, df=users - 1, n=users, standard_error=se)
     return Estimate(
         point=bet.point,
@@ -174,7 +174,7 @@ def order_means(treatment_first: ArmAggregate, control_first: ArmAggregate, *, a
     if any(v is None for v in spreads):
         return Estimate(point=point, status="one_cluster", **shared)  # type: ignore[arg-type]
     se = math.sqrt(sum(v or 0.0 for v in spreads) / 4)
-    status, note = gates.cluster_status(min(treatment_first.n_clusters, control_first.n_clusters))
+    status, note = estimates.cluster_status(min(treatment_first.n_clusters, control_first.n_clusters))
     if se <= 1e-13:
         return Estimate(point=point, status="zero_variance", **shared)  # type: ignore[arg-type]
     c = Fixed().critical(alpha)

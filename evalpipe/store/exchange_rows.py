@@ -1,27 +1,35 @@
-"""The records of one request → its exchanges: the answer parsed, timed and priced. Pure."""
+"""The records of one request → its exchanges: the response parsed, timed and priced, in one process or several."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from multiprocessing import connection, get_context, parent_process
+from types import TracebackType
 from typing import Any, cast
 
 import msgspec
+import pyarrow as pa
 
-from evalpipe.core.identity import conversation_id, hash_unit
-from evalpipe.core.spool import Body, Ended, RequestRecord, ResponseRecord, ShadowRecord
-from evalpipe.core.text import well_formed
-from evalpipe.core.traffic import FAILED, Arm, Exchange, Outcome, Role, ShadowStatus
-from evalpipe.core.units import conversation_of, read_sources, unit_of
+from evalpipe.identity import conversation_id, conversation_of, hash_unit, read_sources, unit_of
+from evalpipe.models import FAILED, Arm, Exchange, Outcome, Role, ShadowStatus
 from evalpipe.providers.base import Answer, RequestView
-from evalpipe.providers.encoding import EncodingError, decode, header
+from evalpipe.providers.decoding import EncodingError, decode, header
 from evalpipe.providers.pricing import NOT_REPORTED, Cost, Price, Unpriced, price_of
 from evalpipe.providers.registry import read_answer, read_request
+from evalpipe.spool.format import Body, Ended, RequestRecord, ResponseRecord, ShadowRecord, read_record
+from evalpipe.spool.join import LOST, STOPPED, PendingRequest, put
 from evalpipe.store.documents import parse
 from evalpipe.store.importers.base import prompt_text
-from evalpipe.store.spool_join import LOST, STOPPED, Entry
+from evalpipe.store.schema import EXCHANGES, to_table
+from evalpipe.text import well_formed
 
 SIMULATED_HEADER = "x-simulated-by"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -42,7 +50,7 @@ class ReadingRules:
     prices: Mapping[str, Price] = field(default_factory=dict)
 
 
-def read_exchanges(entry: Entry, rules: ReadingRules) -> list[Exchange]:
+def read_exchanges(entry: PendingRequest, rules: ReadingRules) -> list[Exchange]:
     """The rows of a request that is finished, or given up: the served answer, and the copy's where one was sent."""
     request = entry.request
     assert request is not None
@@ -136,7 +144,7 @@ def _was_injected(served: ResponseRecord | None) -> bool:
     return read_request(served.endpoint, served.sent.data).usage_requested
 
 
-def _served(client: _Client, entry: Entry) -> Exchange:
+def _served(client: _Client, entry: PendingRequest) -> Exchange:
     request = client.record
     status, reason = _fate(entry)
     if entry.served is None:
@@ -158,7 +166,7 @@ def _served(client: _Client, entry: Entry) -> Exchange:
     return _answered(client, entry.served, Role.SERVED, status, reason)
 
 
-def _fate(entry: Entry) -> tuple[ShadowStatus | None, str | None]:
+def _fate(entry: PendingRequest) -> tuple[ShadowStatus | None, str | None]:
     """What became of the copy; a copy nobody decided on any more was shed."""
     if entry.shadow is not None:
         return ShadowStatus(entry.shadow.status), entry.shadow.reason
@@ -355,3 +363,100 @@ def _object(body: bytes) -> dict[str, Any]:
 
 def _instant(seconds: float) -> datetime:
     return _EPOCH + timedelta(seconds=seconds)
+
+
+# Finished entries → Arrow tables, in this process or in several: reading answers is what a load spends its time on.
+
+
+Job = list[tuple[list[bytes], str | None]]
+"""The lines of each entry, and why what is missing in it will not come."""
+
+
+class Parser:
+    """Takes batches of entries and gives tables by experiment, in the order of submission.
+
+    With one process everything happens in `results`; with more, batches are parsed while the caller reads on. Leaving the
+    block by an exception (Ctrl-C) drops what is not begun.
+    """
+
+    def __init__(self, rules: ReadingRules, processes: int) -> None:
+        self._rules = rules
+        # A fresh interpreter, not a fork: this process may hold threads of DuckDB and Arrow.
+        self._pool = (
+            None
+            if processes <= 1
+            else ProcessPoolExecutor(
+                max_workers=processes, mp_context=get_context("spawn"), initializer=_belong_to_the_parent
+            )
+        )
+        self._waiting: deque[Future[dict[str, bytes]] | Sequence[PendingRequest]] = deque()
+
+    def __enter__(self) -> Parser:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=kind is not None)
+
+    def submit(self, entries: Sequence[PendingRequest]) -> None:
+        if self._pool is None:
+            self._waiting.append(entries)
+            return
+        job: Job = [([source.data for source in entry.sources], entry.lost_reason) for entry in entries]
+        self._waiting.append(self._pool.submit(_parse_job, job, self._rules))
+
+    def results(self, n_pending: int) -> Iterator[tuple[str, pa.Table]]:
+        """(experiment, exchanges) of the batches in front, until at most `n_pending` are left (in one process: none)."""
+        while len(self._waiting) > (0 if self._pool is None else n_pending):
+            batch = self._waiting.popleft()
+            if isinstance(batch, Future):
+                for experiment, data in batch.result().items():
+                    with pa.ipc.open_stream(data) as reader:
+                        yield experiment, reader.read_all()
+            else:
+                yield from _parse(batch, self._rules).items()
+
+
+def _belong_to_the_parent() -> None:
+    """Ctrl-C reaches the whole process group; one process answering it is enough. And no worker outlives its parent, however
+    that ended: the pipes of the pool do not tell, since each worker holds both ends of them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+
+
+def _end_with_the_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+def instant(seconds: float) -> datetime:
+    return _EPOCH + timedelta(seconds=seconds)
+
+
+def _parse(entries: Sequence[PendingRequest], rules: ReadingRules) -> dict[str, pa.Table]:
+    rows: dict[str, list[Exchange]] = {}
+    for entry in entries:
+        assert entry.request is not None
+        rows.setdefault(entry.request.experiment, []).extend(read_exchanges(entry, rules))
+    return {experiment: to_table(EXCHANGES, exchanges) for experiment, exchanges in rows.items()}
+
+
+def _parse_job(job: Job, rules: ReadingRules) -> dict[str, bytes]:
+    """The work of another process: lines in, Arrow streams out, both cheap to hand over."""
+    entries = []
+    for lines, lost_reason in job:
+        entry = PendingRequest(lost_reason=lost_reason)
+        for line in lines:
+            put(entry, read_record(line))
+        entries.append(entry)
+    results = {}
+    for experiment, table in _parse(entries, rules).items():
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        results[experiment] = sink.getvalue().to_pybytes()
+    return results

@@ -1,13 +1,219 @@
-"""Read-only SQL over the views, for people: one query in, columns and rows out."""
+"""The store opened for reading: datasets of record seen through DuckDB views, selections of requests, read-only SQL.
+
+A store is opened on the files that are there at that moment and stays on them, so that everything one command computes
+is of one state, whatever is written meanwhile. Writing never touches the connection: it adds files.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 
-from evalpipe.errors import ConfigError
-from evalpipe.store.datasets import Store
+from evalpipe.errors import ConfigError, DataError
+from evalpipe.models import Feedback, Judgment, Label
+from evalpipe.store.parquet import DatasetWriter, Reader, parquet_files, private_file, schema_mark, whole_and_damaged
+from evalpipe.store.schema import BY_NAME, DATASETS, Dataset, to_table
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Store:
+    """The datasets of a data folder, of one experiment (or of all where `experiment` is None), as of its opening.
+
+    `connection` has the views `exchanges`, `pairs`, `judgments`, `labels`, `feedback`, and can reach no file but theirs.
+    """
+
+    data: Path
+    experiment: str | None
+    connection: duckdb.DuckDBPyConnection
+    files: tuple[Path, ...]
+    damaged: tuple[Path, ...] = ()
+    """files that do not hold what was written: their rows are not in the views"""
+    reader: Reader | None = None
+    """keeps superseded files until this store is closed"""
+
+    def close(self) -> None:
+        self.connection.close()
+        if self.reader is not None:
+            self.reader.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def experiments(self) -> list[str]:
+        """The experiments these views hold, by name."""
+        names = {
+            part.removeprefix("experiment=") for path in self.files for part in path.parts if "experiment=" in part
+        }
+        return sorted(names)
+
+    def write_judgments(self, judgments: Iterable[Judgment]) -> int:
+        """Add judgments to the open experiment; one whose `judgment_id` is there already is left out. Rows added."""
+        return self._write("judgments", list(judgments))
+
+    def write_labels(self, labels: Iterable[Label]) -> int:
+        """Add labels to the open experiment, each (request, source, labeler) once. Rows added."""
+        return self._write("labels", list(labels))
+
+    def write_feedback(self, feedback: Iterable[Feedback]) -> int:
+        """Add end users' ratings to the open experiment, each once. Rows added."""
+        return self._write("feedback", list(feedback))
+
+    def _write(self, name: str, rows: Sequence[Any]) -> int:
+        if self.experiment is None:
+            raise DataError("writing needs one experiment: open the store with its name")
+        if not rows:
+            return 0
+        dataset = BY_NAME[name]
+        with writing(self.data, name), DatasetWriter(self.data, dataset) as writer:
+            return writer.add(self.experiment, to_table(dataset.schema, rows))
+
+
+def open_store(data: Path, experiment: str | None = None, *, selection: Selection | None = None) -> Store:
+    """Open the datasets under `data`. Empty datasets are empty views with the right columns.
+
+    `selection` narrows every view to the requests it selects. A damaged file is left out and named in `damaged`. Raises
+    DataError where a file cannot be read all the same, ConfigError where the selection is not valid.
+    """
+    connection = duckdb.connect(":memory:", config={"temp_directory": _spill_folder()})
+    connection.execute("SET TimeZone = 'UTC'")
+    files: list[Path] = []
+    damaged: list[Path] = []
+    reader = Reader(data)
+    try:
+        for dataset in DATASETS:
+            listed = parquet_files(data, dataset, experiment)
+            found, broken = whole_and_damaged(path for path in listed if _may_hold(path, selection))
+            damaged += broken
+            _create_stored(connection, dataset, found)
+            files += found
+        connection.execute("SET allowed_paths = $1", [[str(path) for path in files]])
+        connection.execute("SET enable_external_access = false")
+        narrowed = selection is not None and not selection.is_empty
+        if selection is not None and narrowed:
+            select_requests(connection, selection)
+        _create_views(connection, narrowed=narrowed)
+        connection.execute("SET lock_configuration = true")
+    except duckdb.Error as error:
+        connection.close()
+        reader.close()
+        raise DataError(f"the data under {data} cannot be read: {first_line(error)}") from error
+    except BaseException:
+        connection.close()
+        reader.close()
+        raise
+    return Store(
+        data=data,
+        experiment=experiment,
+        connection=connection,
+        files=tuple(files),
+        damaged=tuple(damaged),
+        reader=reader,
+    )
+
+
+def readable(data: Path, experiment: str, selection: Selection) -> Selection:
+    """The selection, of requests whose texts are still there: a judge cannot read the others, and must not be paid for them.
+
+    Only where some were removed is anything narrowed; a file from which texts were removed has a name of its own.
+    """
+    removed = any("~" in path.name for path in parquet_files(data, BY_NAME["exchanges"], experiment))
+    return replace(selection, readable=True) if removed else selection
+
+
+@contextmanager
+def writing(data: Path, name: str) -> Iterator[None]:
+    """Hold the write lock of a dataset: the look for what is there already and the write are one step."""
+    with private_file(data / name / ".lock", os.O_RDWR) as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # let go by the close
+        yield
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a DuckDB error, which says what; the rest repeats the query."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _may_hold(path: Path, selection: Selection | None) -> bool:
+    """Whether a file can hold rows of the selection, by its day. Nothing of a request comes before it; a repetition of it
+    may come any time later."""
+    day = path.parent.name.removeprefix("date=")
+    if selection is None or selection.since is None or day == path.parent.name:
+        return True
+    return day >= selection.since.date().isoformat()
+
+
+def _spill_folder() -> str:
+    return str(Path(tempfile.gettempdir()) / f"evalpipe-duckdb-{os.getpid()}")
+
+
+def _create_stored(connection: duckdb.DuckDBPyConnection, dataset: Dataset, files: list[Path]) -> None:
+    """`stored_NAME`: the files as they are, `experiment` first and the other partitions last."""
+    columns = ["experiment", *dataset.schema.names, *[name for name, _ in dataset.partitions if name != "experiment"]]
+    selected = ", ".join(_name(column) for column in columns)
+    if not files:
+        connection.register("_nothing", dataset.schema.empty_table())
+        nulls = ", ".join(f"NULL::{kind} AS {_name(name)}" for name, kind in dataset.partitions)
+        connection.execute(
+            f"CREATE TABLE stored_{dataset.name} AS SELECT {selected} FROM (SELECT *, {nulls} FROM _nothing)"
+        )
+        connection.unregister("_nothing")
+        return
+    paths = ", ".join(_literal(str(path)) for path in files)
+    types = ", ".join(f"{_literal(name)}: {kind}" for name, kind in dataset.partitions)
+    mixed = not all(path.name.endswith(schema_mark(dataset.schema)) for path in files)
+    source = f"read_parquet([{paths}], hive_partitioning = true, hive_types = {{{types}}}, union_by_name = {str(mixed).lower()})"
+    if mixed:
+        selected = _selected(connection, dataset, source, columns)
+    connection.execute(f"CREATE VIEW stored_{dataset.name} AS SELECT {selected} FROM {source}")
+
+
+def _selected(connection: duckdb.DuckDBPyConnection, dataset: Dataset, source: str, columns: list[str]) -> str:
+    """The columns of `source`; one that none of its files has, as they are all older than it, is null."""
+    known = {row[0] for row in connection.execute(f"DESCRIBE FROM {source}").fetchall()}
+    connection.register("_nothing", dataset.schema.empty_table())
+    kinds = {row[0]: row[1] for row in connection.execute("DESCRIBE _nothing").fetchall()}
+    connection.unregister("_nothing")
+    return ", ".join(_name(name) if name in known else f"NULL::{kinds[name]} AS {_name(name)}" for name in columns)
+
+
+def _create_views(connection: duckdb.DuckDBPyConnection, *, narrowed: bool) -> None:
+    chosen = " SEMI JOIN selected USING (experiment, request_id)" if narrowed else ""
+    sources = {dataset.name: f"stored_{dataset.name}{chosen}" for dataset in DATASETS}
+    template = resources.files("evalpipe.store").joinpath("views.sql").read_text(encoding="utf-8")
+    connection.execute(template.format(**sources))
+
+
+def _name(identifier: str) -> str:
+    return '"' + identifier.replace('"', '""') + '"'
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def empty_table(name: str) -> pa.Table:
+    """No rows of the dataset, with its columns."""
+    return BY_NAME[name].schema.empty_table()
+
+
+# Read-only SQL over the views, for people: one query in, columns and rows out.
+
 
 _READING = frozenset({duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN, duckdb.StatementType.RELATION})
 
@@ -68,3 +274,124 @@ def _message(error: duckdb.Error) -> str:
         if line:
             kept.append(line)
     return " ".join(kept) or type(error).__name__
+
+
+# Which logged requests a command looks at: `--since`, `--until`, `--where`, those a log file holds, and not the
+# excluded ones.
+#
+# The selection is of requests, made on the row the user was served (for an imported log: control's row): the other
+# arm's copy follows its request. So `--where "model = 'gpt-4o'"` keeps the pairs of those requests, and a condition on
+# what a user got never selects on what the copy answered.
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Selection:
+    """`since` (inclusive) and `until` (exclusive) bound `started_at`; `where` is an SQL expression over `exchanges`;
+    `request_ids`: these requests only (None = all); `excluded`: periods [from, to) that are left out of both arms; `readable`:
+    only requests whose texts are still there."""
+
+    since: datetime | None = None
+    until: datetime | None = None
+    where: str | None = None
+    request_ids: Collection[str] | None = None
+    excluded: tuple[tuple[datetime, datetime], ...] = ()
+    readable: bool = False
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing is narrowed."""
+        return self == Selection()
+
+    @property
+    def is_whole(self) -> bool:
+        """The whole experiment, but for what is excluded from it."""
+        return replace(self, excluded=()).is_empty
+
+
+def read_selection(since: str | None = None, until: str | None = None, where: str | None = None) -> Selection:
+    """The selection of the command line's options. Raises ConfigError with the option and the value that is wrong."""
+    if where is not None:
+        check_expression(where)
+    return Selection(since=_instant("--since", since), until=_instant("--until", until), where=where)
+
+
+def check_expression(text: str, *, name: str = "--where") -> None:
+    """Refuse anything but one SQL expression. Raises ConfigError."""
+    with duckdb.connect(":memory:") as parser:
+        try:
+            row = parser.execute("SELECT json_serialize_sql($1)", [f"SELECT {text}\n"]).fetchone()
+        except duckdb.Error as error:
+            raise ConfigError(f"{name} {text!r} is not an SQL expression: {error}") from None
+    tree: dict[str, Any] = json.loads(row[0]) if row else {"error": True}
+    if tree["error"]:
+        raise ConfigError(f"{name} {text!r} is not an SQL expression: {tree.get('error_message', 'cannot be read')}")
+    node = tree["statements"][0]["node"]
+    # Anything but a bare expression after SELECT (a list, a FROM, a UNION, a second statement) shows in the tree.
+    plain = (
+        len(tree["statements"]) == 1
+        and node["type"] == "SELECT_NODE"
+        and len(node["select_list"]) == 1
+        and node["select_list"][0]["type"] != "STAR"
+        and not node["select_list"][0]["alias"]
+        and node["from_table"]["type"] == "EMPTY"
+        and node["aggregate_handling"] == "STANDARD_HANDLING"
+        and not any(
+            node[part] for part in ("modifiers", "where_clause", "group_expressions", "having", "qualify", "sample")
+        )
+    )
+    if not plain:
+        raise ConfigError(f"{name} {text!r} is more than one SQL expression: give only the condition")
+
+
+def select_requests(connection: duckdb.DuckDBPyConnection, selection: Selection) -> None:
+    """Make the table `selected` (experiment, request_id). Raises ConfigError where `where` does not fit the columns."""
+    conditions = ["role <> 'shadow'", "role <> 'replay'", "(role = 'served' OR arm = 'control')"]
+    values: list[datetime] = []
+    for operator, instant in ((">=", selection.since), ("<", selection.until)):
+        if instant is not None:
+            values.append(instant)
+            conditions.append(f"started_at {operator} ${len(values)}")
+    for start, end in selection.excluded:
+        values += [start, end]
+        conditions.append(f"NOT (started_at >= ${len(values) - 1} AND started_at < ${len(values)})")
+    if selection.readable:
+        conditions.append("removed_at IS NULL")
+    if selection.where is not None:
+        check_expression(selection.where)
+        conditions.append(f"(\n{selection.where}\n)")
+    if selection.request_ids is not None:
+        connection.register("_named", pa.table({"request_id": pa.array(list(selection.request_ids), pa.string())}))
+        conditions.append("request_id IN (FROM _named)")
+    query = (
+        f"SELECT DISTINCT experiment, request_id FROM stored_exchanges AS exchanges WHERE {' AND '.join(conditions)}"
+    )
+    try:
+        connection.execute(f"CREATE TABLE selected AS {query}", values or None)
+    except duckdb.Error as error:
+        if selection.where is None:
+            raise
+        said = itertools.takewhile(lambda line: not line.startswith("LINE "), str(error).strip().splitlines())
+        message = " ".join(line.strip() for line in said if line.strip())  # with the names there are
+        raise ConfigError(f"--where {selection.where!r} does not work: {message}") from None
+    finally:
+        if selection.request_ids is not None:
+            connection.unregister("_named")
+
+
+def read_instant(option: str, text: str) -> datetime:
+    """An instant of the command line, in UTC where no zone is given. Raises ConfigError with the option and the value."""
+    found = _instant(option, text)
+    assert found is not None
+    return found
+
+
+def _instant(option: str, text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        instant = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(
+            f"{option} {text!r} is not an ISO 8601 instant such as 2026-07-01 or 2026-07-01T12:00:00Z"
+        ) from None
+    return instant.replace(tzinfo=UTC) if instant.tzinfo is None else instant.astimezone(UTC)

@@ -19,16 +19,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from evalpipe.core.setup_fault import NO_CONNECTION
 from evalpipe.files import sync_folder
-from evalpipe.store.files import (
+from evalpipe.providers.setup_faults import NO_CONNECTION
+from evalpipe.store.parquet import (
     ParquetFile,
     parquet_files,
     successor_stem,
     superseded_files,
+    wait_for_readers,
     whole_and_damaged,
 )
-from evalpipe.store.readers import wait_for_readers
 from evalpipe.store.schema import BY_NAME, Dataset
 
 FILLER = "█"

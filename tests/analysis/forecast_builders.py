@@ -6,16 +6,15 @@ import math
 from collections.abc import Callable
 from functools import cache
 
-from evalpipe.analysis.findings import Placed
-from evalpipe.analysis.looking import Looking
+from evalpipe.analysis.decision import DecisionMetric, Terms
 from evalpipe.analysis.measure import Measured
 from evalpipe.analysis.metrics import metrics
 from evalpipe.analysis.result import ArmValue, MetricResult
-from evalpipe.analysis.roles import Terms
-from evalpipe.core.experiment import MetricRole
-from evalpipe.stats.estimate import Estimate
+from evalpipe.analysis.settings import LookPlan
+from evalpipe.models import MetricRole
+from evalpipe.stats.estimates import Estimate
 
-LOOK = Looking(mode="anytime", alpha=0.05, paired=True, n_star={})
+LOOK = LookPlan(mode="anytime", alpha=0.05, paired=True, n_star={})
 ITEMS = {item.name: item for item in metrics()}
 
 
@@ -28,10 +27,10 @@ def placed(
     scale: str = "absolute",
     control: ArmValue | None = None,
     treatment: ArmValue | None = None,
-) -> Placed:
+) -> DecisionMetric:
     """A metric with `at(alpha, scale)` as its interval."""
     nothing = ArmValue(value=1.0, n=100, numerator=1.0)
-    return Placed(
+    return DecisionMetric(
         measured=Measured(metric=ITEMS[name], control=control or nothing, treatment=treatment or nothing, at=cache(at)),
         terms=Terms(role=MetricRole(role), scale=scale, margin=margin),  # type: ignore[arg-type]
     )
@@ -49,8 +48,8 @@ def normal(
     status: str = "ok",
     skewness: float | None = None,
     pairs: int | None = None,
-    look: Looking = LOOK,
-) -> Placed:
+    look: LookPlan = LOOK,
+) -> DecisionMetric:
     """A mean of `users` users (treatment − control, not oriented) under the normal-mixture interval; `point` and `se` of the
     logarithm on the relative scale."""
 
@@ -73,7 +72,7 @@ def normal(
     return placed(name, at, role=role, margin=margin, scale=scale)
 
 
-def row(one: Placed, *, finding: str = "inconclusive", alpha: float = 0.05) -> MetricResult:
+def row(one: DecisionMetric, *, finding: str = "inconclusive", alpha: float = 0.05) -> MetricResult:
     """Its row of the decision table."""
     item, terms = one.metric, one.terms
     found = one.measured.at(alpha, terms.scale)

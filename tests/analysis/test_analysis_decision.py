@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from evalpipe.analysis.decision import Evidence, Ruling, Situation, decide
-from evalpipe.core.experiment import MetricRole, Policy
+from evalpipe.analysis.decision import DecisionContext, DecisionOutcome, MetricEvidence, decide
+from evalpipe.models import MetricRole, Policy
 
 CASES = json.loads(Path(__file__).with_name("decision_rules.json").read_text())["cases"]
 ROLES = {"goal": MetricRole.PRIMARY, "benefit": MetricRole.BENEFIT, "guardrail": MetricRole.GUARDRAIL}
 
 
-def _normal(name: str, role: MetricRole, est: float | None, se: float | None, margin: float, **more: Any) -> Evidence:
+def _normal(
+    name: str, role: MetricRole, est: float | None, se: float | None, margin: float, **more: Any
+) -> MetricEvidence:
     """A metric with a normal interval; without an estimate it has no data."""
 
     def limits(alpha: float) -> tuple[float | None, float | None]:
@@ -25,7 +27,7 @@ def _normal(name: str, role: MetricRole, est: float | None, se: float | None, ma
         reach = float(stats.norm.isf(alpha / 2)) * se
         return est - reach, est + reach
 
-    return Evidence(
+    return MetricEvidence(
         name=name, role=role, margin=margin, status="ok" if se is not None else "no_data", limits=limits, **more
     )
 
@@ -39,7 +41,7 @@ def test_the_cases_worked_out_by_hand(case: dict[str, Any]) -> None:
     ]
     ruling = decide(
         evidence,
-        Situation(
+        DecisionContext(
             alpha=given["alpha"],
             policy=Policy(given["policy"]),
             min_effect_of_interest=given.get("min_effect_of_interest", 0.0),
@@ -61,7 +63,7 @@ def _stepped(
     high_from: tuple[float, float] | None = None,
     margin: float = 0.1,
     **more: Any,
-) -> Evidence:
+) -> MetricEvidence:
     """A metric whose limits step at one level: `low_from` = (level, low) holds from that alpha on, `high_from` likewise."""
 
     def limits(alpha: float) -> tuple[float | None, float | None]:
@@ -69,15 +71,15 @@ def _stepped(
         above = high_from[1] if high_from is not None and alpha >= high_from[0] * (1 - 1e-9) else high
         return below, above
 
-    return Evidence(name=name, role=role, margin=margin, status=more.pop("status", "ok"), limits=limits, **more)
+    return MetricEvidence(name=name, role=role, margin=margin, status=more.pop("status", "ok"), limits=limits, **more)
 
 
-def _held(name: str, role: MetricRole = MetricRole.GUARDRAIL, **more: Any) -> Evidence:
+def _held(name: str, role: MetricRole = MetricRole.GUARDRAIL, **more: Any) -> MetricEvidence:
     return _stepped(name, role, low=-0.05, high=0.3, **more)
 
 
-def _decide(*evidence: Evidence, alpha: float = 0.06, **situation: Any) -> Ruling:
-    return decide(list(evidence), Situation(alpha=alpha, **situation))
+def _decide(*evidence: MetricEvidence, alpha: float = 0.06, **situation: Any) -> DecisionOutcome:
+    return decide(list(evidence), DecisionContext(alpha=alpha, **situation))
 
 
 GOAL, BENEFIT, GUARDRAIL, DIAGNOSTIC = (
@@ -167,8 +169,8 @@ def test_without_a_goal_or_its_value_nothing_ships_unless_the_policy_says_so() -
     unjudged = _stepped("g", GOAL, status="no_data")
     assert _decide(unjudged, cheap, _held("r")).rule == "unmeasured"
     assert _decide(unjudged, cheap, _held("r"), policy=Policy.NONINFERIORITY).rule == "collect_more"
-    assert decide([], Situation(alpha=0.05)).rule == "unmeasured"
-    assert decide([], Situation(alpha=0.05, policy=Policy.NONINFERIORITY)).rule == "collect_more"
+    assert decide([], DecisionContext(alpha=0.05)).rule == "unmeasured"
+    assert decide([], DecisionContext(alpha=0.05, policy=Policy.NONINFERIORITY)).rule == "collect_more"
 
 
 def test_a_goal_that_the_source_cannot_measure_is_no_goal() -> None:

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from experiment_builders import both_arms, metric, run
 
-from evalpipe.analysis.expressions import check_expression
 from evalpipe.analysis.settings import CustomMetric, MetricRule
+from evalpipe.analysis.sql import check_expression
 from evalpipe.errors import ConfigError
 
 ALLOWED = [

@@ -9,12 +9,12 @@ import pytest
 from experiment_builders import both_arms, draw, metric, run, verdicts
 
 from evalpipe.analysis.metrics import metrics
-from evalpipe.analysis.plan import Question, plan_metric
-from evalpipe.cli import main
-from evalpipe.core.experiment import Recommendation
-from evalpipe.pipeline.gate import VERDICT, watch
-from evalpipe.pipeline.load import load
-from evalpipe.pipeline.workspace import open_workspace
+from evalpipe.analysis.planning import Question, plan_metric
+from evalpipe.cli.app import main
+from evalpipe.models import Recommendation
+from evalpipe.workspace.decide import VERDICT, watch
+from evalpipe.workspace.load import load
+from evalpipe.workspace.paths import open_workspace
 
 
 def _workspace(folder: Path, *, n: int, wins: int | None) -> None:

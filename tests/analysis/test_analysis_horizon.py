@@ -10,18 +10,23 @@ import pytest
 from forecast_builders import LOOK, normal, placed, row
 from scipy import optimize
 
-from evalpipe.analysis.decision import Evidence, Ruling, Situation, decide
-from evalpipe.analysis.findings import Placed, evidence_of
+from evalpipe.analysis.decision import (
+    DecisionContext,
+    DecisionMetric,
+    DecisionOutcome,
+    MetricEvidence,
+    decide,
+    evidence_of,
+)
 from evalpipe.analysis.horizon import MAX_REQUESTS, Traffic, expected_more, expected_point, horizon_of
-from evalpipe.analysis.looking import SIGMA2_PAIRED_BINARY, Looking
 from evalpipe.analysis.reasons import horizon_sentence, what_would_change
 from evalpipe.analysis.result import ArmValue, Horizon
-from evalpipe.analysis.settings import Settings
-from evalpipe.core.experiment import Policy
-from evalpipe.stats.cluster import paired_aggregate
-from evalpipe.stats.difference import paired_difference
-from evalpipe.stats.estimate import Estimate
-from evalpipe.stats.events import paired_events
+from evalpipe.analysis.settings import SIGMA2_PAIRED_BINARY, LookPlan, Settings
+from evalpipe.models import Policy
+from evalpipe.stats.clusters import paired_aggregate
+from evalpipe.stats.estimates import Estimate
+from evalpipe.stats.event_rates import paired_events
+from evalpipe.stats.means import paired_difference
 from evalpipe.stats.winrate import win_rate
 
 R_STAR = {0.05: 8.211968, 0.025: 9.752938}
@@ -40,18 +45,18 @@ def through(sd: float, target: float, now: float, alpha: float = 0.05, n_star: f
 
 
 def forecast(
-    found: list[Placed],
+    found: list[DecisionMetric],
     *,
     requests: int = 1000,
     users: int = 500,
     policy: Policy = Policy.SUPERIORITY,
     settings: Settings | None = None,
     utility: Estimate | None = None,
-    look: Looking = LOOK,
+    look: LookPlan = LOOK,
     **traffic: float,
-) -> tuple[Ruling, list[Evidence], Horizon | None]:
+) -> tuple[DecisionOutcome, list[MetricEvidence], Horizon | None]:
     evidence = [evidence_of(one, alpha=look.alpha) for one in found]
-    ruling = decide(evidence, Situation(alpha=look.alpha, policy=policy))
+    ruling = decide(evidence, DecisionContext(alpha=look.alpha, policy=policy))
     seen = Traffic(requests=requests, units=requests, requests_per_day=500.0, users=users, **traffic)  # type: ignore[arg-type]
     return ruling, evidence, horizon_of(ruling, evidence, found, look, seen, settings=settings, utility=utility)
 
@@ -274,7 +279,7 @@ class Experiment:
         wins = np.where(rng.random((2, n)) < 0.93, truth, ~truth)
         self.preference = np.where(rng.random((2, n)) < 0.15, 0.5, wins).mean(axis=0)
 
-    def look(self, n: int) -> tuple[Ruling, list[Evidence], list[Placed]]:
+    def look(self, n: int) -> tuple[DecisionOutcome, list[MetricEvidence], list[DecisionMetric]]:
         values, counts = np.unique(self.preference[:n], return_counts=True)
         control, treatment = self.failed[:, :n].astype(float)
         t_only, c_only = int((treatment > control).sum()), int((control > treatment).sum())
@@ -306,7 +311,7 @@ class Experiment:
             placed("error_rate", errors, role="guardrail", margin=0.005, control=arms[0], treatment=arms[1]),
         ]
         evidence = [evidence_of(one, alpha=0.05) for one in found]
-        return decide(evidence, Situation(alpha=0.05)), evidence, found
+        return decide(evidence, DecisionContext(alpha=0.05)), evidence, found
 
     def end(self, n_max: int) -> float:
         n = 100.0

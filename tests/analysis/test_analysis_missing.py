@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from experiment_builders import both_arms, frame, metric, run
 
-from evalpipe.analysis.missing import Missing, note_of
+from evalpipe.analysis.populations import Missing, note_of
 from evalpipe.analysis.settings import MetricRule
 
 TOLD_BY_USAGE = ("cost_per_request_usd", "input_tokens", "output_tokens", "tokens_used", "tokens_per_second")

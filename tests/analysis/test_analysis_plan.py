@@ -10,13 +10,13 @@ import pytest
 from forecast_builders import ITEMS
 from statsmodels.stats.power import NormalIndPower
 
-from evalpipe.analysis.plan import Log, PlannedMetric, Question, plan_metric
+from evalpipe.analysis.planning import Log, PlannedMetric, Question, plan_metric
 from evalpipe.analysis.result import Analysis, ArmValue, Decision, Funnel, MetricResult
 from evalpipe.cli.plan_text import plan_lines
 from evalpipe.errors import ConfigError
-from evalpipe.pipeline import plan as planning
-from evalpipe.pipeline.plan import Plan, plan
-from evalpipe.pipeline.workspace import open_workspace
+from evalpipe.workspace import plan as workspace_plan
+from evalpipe.workspace.paths import open_workspace
+from evalpipe.workspace.plan import Plan, plan
 
 A = 1.959964 + 0.841621  # 95 % two-sided, 80 % power
 
@@ -218,7 +218,7 @@ def made(
 ) -> Plan:
     text = f'[experiment]\nname = "e"\nmode = "{mode}"\n{extra}{decides}'
     (folder / "evalpipe.toml").write_text(text, encoding="utf-8")
-    monkeypatch.setattr(planning, "_pilot", lambda workspace, name: analysis)
+    monkeypatch.setattr(workspace_plan, "_pilot", lambda workspace, name: analysis)
     return plan(open_workspace(root=folder), **options)
 
 

@@ -10,12 +10,10 @@ import pandas as pd
 import pytest
 from experiment_builders import EXPERIMENT, both_arms, connect, frame, metric, run, verdicts
 
-from evalpipe.analysis.chosen import Chosen, choose_pairs
-from evalpipe.analysis.prepare import Prepared, prepare_rows
+from evalpipe.analysis.prepare import Prepared, find_sources, prepare_rows
 from evalpipe.analysis.record import ExperimentRecord
 from evalpipe.analysis.settings import Settings
-from evalpipe.analysis.sources import find_sources
-from evalpipe.analysis.verdicts import prepare_verdicts
+from evalpipe.analysis.verdicts import Chosen, choose_pairs, prepare_verdicts
 
 
 def prepared_from(

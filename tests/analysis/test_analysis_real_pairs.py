@@ -17,9 +17,9 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.inter_rater import cohens_kappa
 
 from evalpipe.analysis.result import Analysis
-from evalpipe.pipeline.analyze import analyze_workspace
-from evalpipe.pipeline.load import load
-from evalpipe.pipeline.workspace import open_workspace
+from evalpipe.workspace.analyze import analyze_workspace
+from evalpipe.workspace.load import load
+from evalpipe.workspace.paths import open_workspace
 
 pytestmark = pytest.mark.shared
 SCORES = {"a": 0.0, "tie": 0.5, "b": 1.0}

@@ -10,7 +10,7 @@ import pytest
 from evalpipe.analysis.record import ExperimentRecord, new_record, read_record, render_record, take_look
 from evalpipe.analysis.result import Analysis, ArmValue, Basis, BasisMetric, Decision, Fixed, Funnel, MetricResult
 from evalpipe.analysis.settings import Exclusion, Settings
-from evalpipe.pipeline.analyze import with_alternative
+from evalpipe.workspace.analyze import with_alternative
 
 SETTINGS = Settings()
 SPAN = {"first_at": "2026-06-01T00:00:00+00:00", "last_at": "2026-06-08T00:00:00+00:00"}

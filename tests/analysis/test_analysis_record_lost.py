@@ -9,8 +9,8 @@ import pytest
 from evalpipe.analysis.record import ExperimentRecord
 from evalpipe.analysis.settings import Exclusion
 from evalpipe.errors import DataError
-from evalpipe.pipeline.record import load_record, recording, save_record
-from evalpipe.pipeline.workspace import has_record, record_path
+from evalpipe.workspace.paths import has_record, record_path
+from evalpipe.workspace.record import load_record, recording, save_record
 
 EXCLUDED = Exclusion(
     since="2026-01-01T00:00:00+00:00", until="2026-01-02T00:00:00+00:00", why="outage", declared_at="2026-01-03"

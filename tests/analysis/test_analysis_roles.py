@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from evalpipe.analysis.decision import Terms, terms_of
 from evalpipe.analysis.metrics import metrics
-from evalpipe.analysis.roles import Terms, terms_of
 from evalpipe.analysis.settings import MetricRule, Settings
 
 DEFAULTS = {  # metric: (role in shadow, role in a split, scale, margin)

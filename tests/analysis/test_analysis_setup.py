@@ -15,10 +15,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from evalpipe.analysis.settings import Exclusion, Settings
-from evalpipe.analysis.setup import setup_faults
-from evalpipe.core.setup_fault import FaultDetector, SetupFault, signature_of
-from evalpipe.core.traffic import ANSWERED
-from evalpipe.report.plain_text import render_markdown
+from evalpipe.analysis.setup_faults import setup_faults
+from evalpipe.models import ANSWERED
+from evalpipe.providers.setup_faults import FaultDetector, SetupFault, signature_of
+from evalpipe.report.text import render_markdown
 from evalpipe.report.view import report_view
 
 WORDS: dict[str, dict[str, Any]] = {

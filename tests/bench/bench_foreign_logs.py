@@ -28,9 +28,9 @@ MAP = (
 CHILD = """
 import resource, sys, time
 from pathlib import Path
-from evalpipe.pipeline.load import load
-from evalpipe.pipeline.load_plan import LoadOptions
-from evalpipe.pipeline.workspace import Workspace
+from evalpipe.workspace.load import load
+from evalpipe.workspace.load import LoadOptions
+from evalpipe.workspace.paths import Workspace
 path, root, mapping = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 begun, used = time.perf_counter(), time.process_time()
 workspace = Workspace(root=root, data=root / "data", config=None)

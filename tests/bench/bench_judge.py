@@ -30,20 +30,19 @@ def cpu_seconds() -> float:
 
 def cpu(n_pairs: int = 1000) -> bool:
     """CPU seconds a call, ours against a bare loop over the SDK with the same requests, both in this process."""
-    from evalpipe.judging.client import open_sdk
+    from evalpipe.calls.client import message_params, open_sdk
+    from evalpipe.judging.judgments import message_of
     from evalpipe.judging.plan import make_plan, pages
-    from evalpipe.judging.record import message_of
-    from evalpipe.judging.wire import message_params
-    from evalpipe.pipeline.judge import judge
-    from evalpipe.pipeline.judge_setup import JudgeOptions, specs_of
-    from evalpipe.pipeline.workspace import open_workspace
-    from evalpipe.store.datasets import open_store
+    from evalpipe.store.query import open_store
+    from evalpipe.workspace.judge import judge
+    from evalpipe.workspace.judge_setup import JudgeOptions, load_specs
+    from evalpipe.workspace.paths import open_workspace
 
     fast = ("--judge", "accuracy=0.8", "--ttft-ms", "1", "--tokens-per-second", "100000")
     with simulated(*fast) as sim, tempfile.TemporaryDirectory() as folder:
         root = workspace(Path(folder), sim.url, n_pairs=n_pairs, **OPEN)
         found = open_workspace(root / "evalpipe.toml")
-        (spec,) = specs_of(found)
+        (spec,) = load_specs(found)
         with open_store(found.data, "bench") as store:
             plan = make_plan(store.connection, spec)
             asks = [ask for page in pages(store.connection, spec, plan) for ask in page if not ask.is_identical]
@@ -81,8 +80,8 @@ def big_workspace(root: Path, n_pairs: int) -> Path:
     import duckdb
     import pyarrow as pa
 
-    from evalpipe.store.datasets import BY_NAME
-    from evalpipe.store.files import ParquetFile, partition_folder
+    from evalpipe.store.parquet import ParquetFile, partition_folder
+    from evalpipe.store.schema import BY_NAME
 
     workspace(root, "http://127.0.0.1:9")
     dataset = BY_NAME["exchanges"]
@@ -119,9 +118,9 @@ def measured(root: Path, code: str) -> dict[str, float]:
 
 
 PLANNING = """
-from evalpipe.pipeline.judge_setup import plan_of, specs_of
-from evalpipe.pipeline.workspace import open_workspace
-from evalpipe.store.datasets import open_store
+from evalpipe.workspace.judge_setup import plan_of, specs_of
+from evalpipe.workspace.paths import open_workspace
+from evalpipe.store.query import open_store
 workspace = open_workspace()
 (spec,) = specs_of(workspace)
 with open_store(workspace.data, "bench") as store:
@@ -131,9 +130,9 @@ with open_store(workspace.data, "bench") as store:
 """
 RUNNING = """
 from evalpipe.judging.plan import pages
-from evalpipe.pipeline.judge_setup import plan_of, specs_of
-from evalpipe.pipeline.workspace import open_workspace
-from evalpipe.store.datasets import open_store
+from evalpipe.workspace.judge_setup import plan_of, specs_of
+from evalpipe.workspace.paths import open_workspace
+from evalpipe.store.query import open_store
 workspace = open_workspace()
 (spec,) = specs_of(workspace)
 with open_store(workspace.data, "bench") as store:

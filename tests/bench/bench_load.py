@@ -18,10 +18,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "store"))
 
 from spool_builders import T0, copy, request, served, shadow
 
-from evalpipe.core.spool import render_record
-from evalpipe.store.datasets import open_store
+from evalpipe.spool.format import render_record
 from evalpipe.store.exchange_rows import ReadingRules
-from evalpipe.store.load_spool import SpoolLoad
+from evalpipe.store.load import SpoolLoad
+from evalpipe.store.query import open_store
 
 QUESTIONS = {
     "one narrow scan": "SELECT arm, outcome, count(*), avg(latency_ms) FROM exchanges GROUP BY ALL",

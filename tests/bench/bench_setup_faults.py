@@ -17,8 +17,8 @@ from pathlib import Path
 import duckdb
 
 from evalpipe.analysis.settings import Exclusion, Settings
-from evalpipe.analysis.setup import setup_faults
-from evalpipe.store.datasets import open_store
+from evalpipe.analysis.setup_faults import setup_faults
+from evalpipe.store.query import open_store
 from evalpipe.store.schema import EXCHANGES
 
 CASES = {

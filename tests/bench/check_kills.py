@@ -38,9 +38,9 @@ import psutil
 from judge_harness import EVALPIPE, Sim, environment, evalpipe, query, say, simulated, wait_until
 from tqdm import tqdm
 
-from evalpipe.core.canary import CanaryStatus
-from evalpipe.rollout.history import History
-from evalpipe.store.datasets import open_store
+from evalpipe.models import CanaryStatus
+from evalpipe.rollout.canary import History
+from evalpipe.store.query import open_store
 
 CONCURRENCY = 8
 STEP_USD = 0.10

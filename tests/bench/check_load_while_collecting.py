@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psutil
 
-from evalpipe.store.datasets import open_store
+from evalpipe.store.query import open_store
 
 EVALPIPE = [sys.executable, "-m", "evalpipe"]
 N_CLIENTS = 16

@@ -322,7 +322,7 @@ def is_whole(folder: Path, clients: Clients) -> bool:
     import duckdb
     import pyarrow as pa
 
-    from evalpipe.store.datasets import open_store
+    from evalpipe.store.query import open_store
 
     with open_store(folder / "data", "soak") as store:
         connection: duckdb.DuckDBPyConnection = store.connection

@@ -10,10 +10,10 @@ from chunks import Chunk, Sums
 from lines import Line, type_one_bound
 from type_one import ALPHA, COST_SIGMA, NAIVE_FROM
 
-from evalpipe.stats import gates, sequential
-from evalpipe.stats.cluster import arm_aggregate
-from evalpipe.stats.difference import unpaired_difference
-from evalpipe.stats.multiplier import Anytime
+from evalpipe.stats import estimates, sequential
+from evalpipe.stats.clusters import arm_aggregate
+from evalpipe.stats.means import unpaired_difference
+from evalpipe.stats.sequential import Anytime
 
 Array = npt.NDArray[np.float64]
 USERS = 40_000
@@ -36,7 +36,7 @@ def simulate_canary_cost(chunk: Chunk, *, cap: float, title: str, designed: str)
         z = np.nan_to_num((mean_t - mean_c) / se)
         skew = np.nan_to_num((m3_t - m3_c) / se**3, nan=np.inf)
     smaller = np.minimum(n_t, n_c)
-    open_gate = (smaller >= gates.MIN_CLUSTERS_ANYTIME) & (np.abs(skew) <= gates.MAX_SKEW_ANYTIME)
+    open_gate = (smaller >= estimates.MIN_CLUSTERS_ANYTIME) & (np.abs(skew) <= estimates.MAX_SKEW_ANYTIME)
     crossed = open_gate & (np.abs(z) > c)
     looks = [(int(i), int(np.argmax(crossed[i]))) for i in np.nonzero(crossed.any(axis=1))[0]]
     looks += [(int(rng.integers(k)), int(rng.integers(100, USERS))) for _ in range(2)]
@@ -45,7 +45,7 @@ def simulate_canary_cost(chunk: Chunk, *, cap: float, title: str, designed: str)
         control, treatment = (arm_aggregate(rows[side], np.ones(side.sum())) for side in (~arm, arm))
         estimate = unpaired_difference(control, treatment, multiplier=mode, alpha=ALPHA)
         decided = estimate.status == "ok" and not (estimate.ci_low or 0) <= 0 <= (estimate.ci_high or 0)
-        near = abs(abs(z[i, at]) / c[at] - 1) < 1e-6 or abs(abs(skew[i, at]) / gates.MAX_SKEW_ANYTIME - 1) < 1e-6
+        near = abs(abs(z[i, at]) / c[at] - 1) < 1e-6 or abs(abs(skew[i, at]) / estimates.MAX_SKEW_ANYTIME - 1) < 1e-6
         assert near or decided == crossed[i, at], f"path and public function disagree at user {at + 1}"
     return {
         "rejected": int(crossed.any(axis=1).sum()),

@@ -9,9 +9,9 @@ import numpy as np
 from chunks import Chunk, Sums
 from lines import Line
 
-from evalpipe.analysis.decision import Evidence, Limits, Situation, decide
-from evalpipe.core.experiment import MetricRole
-from evalpipe.stats.multiplier import Anytime
+from evalpipe.analysis.decision import DecisionContext, Limits, MetricEvidence, decide
+from evalpipe.models import MetricRole
+from evalpipe.stats.sequential import Anytime
 
 MARGIN = 0.05
 """in standard deviations of a user's difference, as are all effects"""
@@ -19,7 +19,7 @@ LOOKS = tuple(range(1000, 20_001, 1000))
 CORRELATION = 0.3
 ROLES = (MetricRole.PRIMARY,) * 2 + (MetricRole.GUARDRAIL,) * 5
 MODE = Anytime(n_star=2000)
-SITUATION = Situation(alpha=0.05, min_effect_of_interest=0.02)
+SITUATION = DecisionContext(alpha=0.05, min_effect_of_interest=0.02)
 
 Scenario = tuple[str, tuple[float, ...], str, str, float, bool, str]
 SCENARIOS: list[Scenario] = [
@@ -65,7 +65,7 @@ def _first_ruling(rng: np.random.Generator, effects: tuple[float, ...]) -> tuple
         se = 1 / np.sqrt(n)
         points = sums[row] / n + np.array(effects)
         evidence = [
-            Evidence(name=str(j), role=role, margin=MARGIN, status="ok", limits=_limits(float(point), se, n))
+            MetricEvidence(name=str(j), role=role, margin=MARGIN, status="ok", limits=_limits(float(point), se, n))
             for j, (role, point) in enumerate(zip(ROLES, points, strict=True))
         ]
         ruling = decide(evidence, SITUATION)

@@ -17,13 +17,13 @@ from experiments import Array
 from judged_pairs import draw_pairs
 from lines import Line
 
-from evalpipe.analysis.decision import Evidence, Limits, Ruling, Situation, decide
+from evalpipe.analysis.decision import DecisionContext, DecisionOutcome, Limits, MetricEvidence, decide
 from evalpipe.analysis.record import ExperimentRecord, new_record, survive
 from evalpipe.analysis.result import Decision
 from evalpipe.analysis.settings import Settings
-from evalpipe.core.experiment import MetricRole
+from evalpipe.models import MetricRole
 from evalpipe.stats import betting
-from evalpipe.stats.multiplier import Anytime
+from evalpipe.stats.sequential import Anytime
 
 ALPHA = 0.05
 LOOKS = np.arange(200, 12_001, 200)
@@ -76,7 +76,7 @@ def simulate_ends(chunk: Chunk, *, truth: str) -> Sums:
                 {level: (low[level][run, look], high[level][run, look]) for level in low}, cost[run, look], int(n)
             )
             before = record.decided
-            ruling = decide(evidence, Situation(alpha=ALPHA))
+            ruling = decide(evidence, DecisionContext(alpha=ALPHA))
             record = _recorded(record, ruling)
             was_ship = before is not None and before.recommendation == "ship"
             is_ship = record.decided is not None and record.decided.recommendation == "ship"
@@ -174,7 +174,7 @@ def _lower(counts: Array, values: Array, level: float) -> Array:
     return left
 
 
-def _evidence(win_rate: dict[float, tuple[float, float]], cost: float, n: int) -> list[Evidence]:
+def _evidence(win_rate: dict[float, tuple[float, float]], cost: float, n: int) -> list[MetricEvidence]:
     def of_win_rate(level: float) -> Limits:
         low, high = win_rate[level]
         return low - 0.5, high - 0.5
@@ -186,8 +186,8 @@ def _evidence(win_rate: dict[float, tuple[float, float]], cost: float, n: int) -
     def held(level: float) -> Limits:
         return -0.001, 0.001
 
-    def item(name: str, role: MetricRole, margin: float, limits: Callable[[float], Limits]) -> Evidence:
-        return Evidence(name=name, role=role, margin=margin, status="ok", limits=limits)
+    def item(name: str, role: MetricRole, margin: float, limits: Callable[[float], Limits]) -> MetricEvidence:
+        return MetricEvidence(name=name, role=role, margin=margin, status="ok", limits=limits)
 
     return [
         item("win_rate", MetricRole.PRIMARY, 0.03, of_win_rate),
@@ -200,7 +200,7 @@ def _new_record() -> ExperimentRecord:
     return new_record(experiment="e", mode="shadow", settings=Settings(), now="2026-06-01T00:00:00+00:00")
 
 
-def _recorded(record: ExperimentRecord, ruling: Ruling) -> ExperimentRecord:
+def _recorded(record: ExperimentRecord, ruling: DecisionOutcome) -> ExperimentRecord:
     """The record after a look with this ruling, as `take_look` keeps it."""
     record = replace(record, n_looks=record.n_looks + 1, strong_win=record.strong_win or ruling.strong_win)
     decision = Decision(

@@ -13,9 +13,9 @@ from chunks import Chunk, Sums
 from experiments import DAY, HOUR, Array, Flags, Integers, Traffic, traffic
 from lines import Line, at_most
 
-from evalpipe.stats.cluster import PairedAggregate, paired_aggregate
-from evalpipe.stats.events import paired_events
-from evalpipe.stats.multiplier import Anytime
+from evalpipe.stats.clusters import PairedAggregate, paired_aggregate
+from evalpipe.stats.event_rates import paired_events
+from evalpipe.stats.sequential import Anytime
 
 USERS, A_DAY, DAYS = 2000, 1000, 15
 MARGIN = 0.005

@@ -6,8 +6,8 @@ import numpy as np
 from chunks import Chunk, Sums
 from lines import Line, at_least
 
-from evalpipe.stats.cluster import arm_aggregate, paired_aggregate
-from evalpipe.stats.difference import paired_difference, unpaired_difference
+from evalpipe.stats.clusters import arm_aggregate, paired_aggregate
+from evalpipe.stats.means import paired_difference, unpaired_difference
 
 METHODS = ("unpaired jackknife", "paired jackknife", "rows as if independent")
 DESIGNED = {10: ".94", 20: ".95", 50: ".94", 200: ".95"}

@@ -82,7 +82,7 @@ def _run_demo(folder: Path) -> None:
 def _report(data: Path, experiment: str) -> dict:
     """What `evalpipe report --json` prints, by the command line's own entry (a new process each time would only read the same
     libraries again)."""
-    from evalpipe.cli import main
+    from evalpipe.cli.app import main
 
     out, said = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said), contextlib.chdir(data):

@@ -13,8 +13,8 @@ from scipy import optimize
 from scipy.special import expit, logit
 
 from evalpipe.stats import betting, planning
-from evalpipe.stats.labels import label
-from evalpipe.stats.multiplier import Anytime
+from evalpipe.stats.estimates import label
+from evalpipe.stats.sequential import Anytime
 from evalpipe.stats.winrate import win_rate
 
 FIXED = 502

@@ -13,7 +13,7 @@ from lines import Line, at_least, at_most
 from through_analyze import DEFAULTS, Look, look_through
 
 from evalpipe.analysis.metrics import metrics
-from evalpipe.analysis.plan import Question, plan_metric, planned_n_star
+from evalpipe.analysis.planning import Question, plan_metric, planned_n_star
 
 DAYS = 14.0
 FAILING = Model(error_rate=0.003, timeout_rate=0.0005)

@@ -14,7 +14,7 @@ from experiments import Judge, activity, traffic, user_preferences
 from lines import Line, type_one_bound
 
 from evalpipe.stats import betting
-from evalpipe.stats.multiplier import Anytime
+from evalpipe.stats.sequential import Anytime
 from evalpipe.stats.winrate import win_rate
 
 ALPHA = 0.05

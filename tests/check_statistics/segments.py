@@ -15,9 +15,9 @@ from chunks import Chunk, Sums
 from lines import Line
 from scipy.special import ndtr
 
-from evalpipe.stats import gates
+from evalpipe.stats import estimates
 from evalpipe.stats.multiplicity import benjamini_hochberg, e_benjamini_hochberg
-from evalpipe.stats.multiplier import Anytime
+from evalpipe.stats.sequential import Anytime
 
 SEGMENTS = 40
 LOOKS = np.arange(200, 4001, 200)
@@ -29,7 +29,7 @@ MODE = Anytime(n_star=1000)
 
 def simulate_segments(chunk: Chunk, *, n_true: int, title: str) -> Sums:
     """`n_true` of the segments differ by .15 standard deviations."""
-    assert LOOKS[0] >= gates.MIN_PAIRS_ANYTIME
+    assert LOOKS[0] >= estimates.MIN_PAIRS_ANYTIME
     effects = np.where(np.arange(SEGMENTS) < n_true, 0.15, 0.0)
     sums: Sums = {"false": 0.0, "false squared": 0.0, "true": 0.0, "naive": 0.0}
     for _ in range(chunk.n):

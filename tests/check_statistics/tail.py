@@ -12,8 +12,8 @@ import numpy.typing as npt
 from chunks import Chunk, Sums
 from lines import Line, type_one_bound
 
-from evalpipe.stats import gates, quantile, sequential
-from evalpipe.stats.multiplier import Anytime
+from evalpipe.stats import estimates, quantiles, sequential
+from evalpipe.stats.sequential import Anytime
 
 Array = npt.NDArray[np.float64]
 P = 0.99
@@ -28,7 +28,7 @@ def simulate_p99(chunk: Chunk) -> Sums:
     rng, replications = chunk.rng, chunk.n
     shared, t, c = (rng.normal(size=(ROWS, replications)) for _ in range(3))
     latency = np.exp(0.5 * shared + 0.5 * np.stack([t, c]))
-    first = round(quantile.MIN_TAIL / (1 - P))
+    first = round(quantiles.MIN_TAIL / (1 - P))
     top = [_Top(replications) for _ in range(2)]
     crossed_at = np.full(replications, -1)
     naive_at = np.zeros(replications, bool)
@@ -50,7 +50,7 @@ def simulate_p99(chunk: Chunk) -> Sums:
         naive_at |= (low > 0) | (high < 0)
         if n in sampled:
             state[sampled[n], n] = bool(crossed[sampled[n]])
-    assert first >= gates.MIN_PAIRS_ANYTIME
+    assert first >= estimates.MIN_PAIRS_ANYTIME
     for i in np.nonzero(crossed_at >= 0)[0]:
         state[int(i), int(crossed_at[i])] = True
     for (i, n), crossed_there in state.items():
@@ -116,11 +116,11 @@ def _limits(top: list[_Top], n: int, c: float) -> tuple[Array, Array]:
 def _decided(latency: Array) -> bool:
     n = latency.shape[1]
     mode, users = Anytime(n_star=N_STAR, alpha=ALPHA), np.arange(n)
-    c = quantile.critical(n, n, paired=True, multiplier=mode, alpha=ALPHA)
-    treatment, control = (quantile.arm_limits(y, users, P, c) for y in latency)
+    c = quantiles.critical(n, n, paired=True, multiplier=mode, alpha=ALPHA)
+    treatment, control = (quantiles.arm_limits(y, users, P, c) for y in latency)
     below = [y <= limits.quantile for y, limits in zip(latency, (treatment, control), strict=True)]
     rho = float(np.corrcoef(below[0], below[1])[0, 1])
-    estimate = quantile.quantile_difference(
+    estimate = quantiles.quantile_difference(
         control, treatment, correlation=rho, paired=True, multiplier=mode, alpha=ALPHA
     )
     low, high = estimate.ci_low, estimate.ci_high

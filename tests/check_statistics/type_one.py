@@ -14,11 +14,11 @@ import numpy.typing as npt
 from chunks import Chunk, Sums
 from lines import Line, type_one_bound
 
-from evalpipe.stats import betting, conditional, gates, sequential
-from evalpipe.stats.cluster import paired_aggregate
-from evalpipe.stats.difference import paired_difference
-from evalpipe.stats.events import paired_events
-from evalpipe.stats.multiplier import Anytime
+from evalpipe.stats import betting, estimates, rare_events, sequential
+from evalpipe.stats.clusters import paired_aggregate
+from evalpipe.stats.event_rates import paired_events
+from evalpipe.stats.means import paired_difference
+from evalpipe.stats.sequential import Anytime
 from evalpipe.stats.winrate import win_rate
 
 Array = npt.NDArray[np.float64]
@@ -36,7 +36,7 @@ def simulate_mean(chunk: Chunk, *, draw: str, title: str, designed: str) -> Sums
     c = sequential.critical_value(sequential.optimal_r(ALPHA) * n / N_STAR, ALPHA)
     d = DRAWS[draw](rng, chunk.n)
     z, skew = _paths(d, n)
-    open_gate = (n >= gates.MIN_PAIRS_ANYTIME) & (np.abs(skew) <= gates.MAX_SKEW_ANYTIME)
+    open_gate = (n >= estimates.MIN_PAIRS_ANYTIME) & (np.abs(skew) <= estimates.MAX_SKEW_ANYTIME)
     crossed = open_gate & (np.abs(z) > c)
     naive = int((np.abs(z[:, NAIVE_FROM - 1 :]) > 1.96).any(axis=1).sum())
     looks = [(int(i), int(np.argmax(crossed[i]))) for i in np.nonzero(crossed.any(axis=1))[0]]
@@ -45,7 +45,7 @@ def simulate_mean(chunk: Chunk, *, draw: str, title: str, designed: str) -> Sums
         rows, ones = d[i, : at + 1], np.ones(at + 1)
         estimate = paired_difference(paired_aggregate(rows, ones, np.zeros(at + 1), ones), multiplier=mode, alpha=ALPHA)
         decided = estimate.status == "ok" and not (estimate.ci_low or 0) <= 0 <= (estimate.ci_high or 0)
-        near = abs(abs(z[i, at]) / c[at] - 1) < 1e-6 or abs(abs(skew[i, at]) / gates.MAX_SKEW_ANYTIME - 1) < 1e-6
+        near = abs(abs(z[i, at]) / c[at] - 1) < 1e-6 or abs(abs(skew[i, at]) / estimates.MAX_SKEW_ANYTIME - 1) < 1e-6
         assert near or decided == crossed[i, at], f"{title}: path and public function disagree at row {at + 1}"
     return {"rejected": int(crossed.any(axis=1).sum()), "naive": naive, "checked": len(looks)}
 
@@ -215,9 +215,9 @@ def _canary_tables() -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     one_sided = np.zeros((top + 1, events + 1), bool)
     for m in range(1, events + 1):
         for x in range(max(0, m // 10 - 70), min(m, top, m // 10 + 70) + 1):
-            counts = conditional.Stage(treatment_events=x, control_events=m - x, share=share)
-            two_sided[x, m] = conditional.log_e([counts]) >= stop
-            one_sided[x, m] = conditional.log_alarm([counts]) >= stop
+            counts = rare_events.Stage(treatment_events=x, control_events=m - x, share=share)
+            two_sided[x, m] = rare_events.log_e([counts]) >= stop
+            one_sided[x, m] = rare_events.log_alarm([counts]) >= stop
     return two_sided, one_sided
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evalpipe.core.spool import Record, RequestRecord, ResponseRecord, ShadowRecord, read_record
+from evalpipe.spool.format import Record, RequestRecord, ResponseRecord, ShadowRecord, read_record
 
 CHAT = "/v1/chat/completions"
 MESSAGES = "/v1/messages"
@@ -310,8 +310,8 @@ def start_collector(
         "import sys\n"
         "from pathlib import Path\n"
         "from evalpipe.errors import EvalpipeError\n"
-        "from evalpipe.pipeline.collect import collect\n"
-        "from evalpipe.pipeline.workspace import open_workspace\n"
+        "from evalpipe.workspace.collect import collect\n"
+        "from evalpipe.workspace.paths import open_workspace\n"
         "options = dict(argument.split('=', 1) for argument in sys.argv[1:])\n"
         "typed = {k: int(v) if v.isdigit() else v for k, v in options.items()}\n"
         "try:\n"

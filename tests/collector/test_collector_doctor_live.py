@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from collector_harness import RawUpstream, Received, chat_answer, plain
 
-from evalpipe.pipeline.doctor import Diagnosis
-from evalpipe.pipeline.doctor_live import diagnose_live
-from evalpipe.pipeline.workspace import open_workspace
+from evalpipe.workspace.doctor import Diagnosis
+from evalpipe.workspace.doctor_live import diagnose_live
+from evalpipe.workspace.paths import open_workspace
 
 Upstream = Callable[..., RawUpstream]
 

@@ -6,26 +6,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evalpipe.collector.heads import (
+from evalpipe.collector.forward_headers import HeaderCache
+from evalpipe.collector.settings import Origin
+from evalpipe.http1.headers import (
     CHUNKED,
-    HeadError,
+    HttpError,
     check_response,
     end_of_bare_head,
-    read_answer_head,
+    read_response_headers,
     response_length,
     with_crlf,
 )
-from evalpipe.collector.known_heads import KnownHeads
-from evalpipe.collector.settings import Origin
 
 ORIGIN = Origin.of("http://arm.example:81/base")
 
 
-def heads() -> KnownHeads:
-    return KnownHeads(ORIGIN, b"")
+def heads() -> HeaderCache:
+    return HeaderCache(ORIGIN, b"")
 
 
-def passed(known: KnownHeads, head: bytes) -> bytes:
+def passed(known: HeaderCache, head: bytes) -> bytes:
     facts, _, length_line = known.read(head)
     return facts.before + length_line + facts.after
 
@@ -58,9 +58,9 @@ def test_a_remembered_head_opens_no_door_for_a_second_length(rest: bytes) -> Non
     plain = b"POST /v1/messages HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n"
     for _ in range(2):
         assert known.read(plain + b"\r\n")[1] == 3
-        with pytest.raises(HeadError):
+        with pytest.raises(HttpError):
             known.read(plain + rest + b"\r\n")
-        with pytest.raises(HeadError):
+        with pytest.raises(HttpError):
             known.read(plain.replace(b"Host: a\r\n", b"Host: a\r\n" + rest.replace(b" 3", b" 9")) + b"\r\n")
 
 
@@ -106,7 +106,7 @@ def test_a_memory_that_knows_other_heads_says_what_a_fresh_one_says(requests: li
             try:
                 facts, length, length_line = reader.read(head)
                 told.append((facts.before + length_line + facts.after, length, facts.keep, facts.expects, facts.lines))
-            except HeadError as error:
+            except HttpError as error:
                 told.append(error.status)
         assert told[0] == told[1] == told[2]
 
@@ -146,15 +146,15 @@ def test_an_answer_of_known_lines_is_read_as_llhttp_reads_it(answers: list[tuple
             continue
         told: list[object] = []
         try:
-            answer = read_answer_head(head)
+            answer = read_response_headers(head)
             if answer.is_repaired:  # see the next tests
                 continue
             told.append((answer.status, [line.raw for line in answer.lines], answer.first))
-        except HeadError as error:
+        except HttpError as error:
             told.append(str(error))
         try:
             told.append((check_response(head), lines, first))
-        except HeadError as error:
+        except HttpError as error:
             told.append(str(error))
         assert told[0] == told[1]
 
@@ -174,7 +174,7 @@ def test_an_answers_equal_lengths_are_one_and_a_length_beside_chunked_is_none(
 ) -> None:
     """RFC 9110 8.6 and RFC 9112 6.3; the OpenAI SDK reads such answers from the server itself."""
     for _ in range(2):  # known lines open no other way
-        answer = read_answer_head(b"HTTP/1.1 200 OK\r\n" + lines + b"\r\n")
+        answer = read_response_headers(b"HTTP/1.1 200 OK\r\n" + lines + b"\r\n")
         assert answer.raw == b"HTTP/1.1 200 OK\r\n" + kept + b"\r\n"
         assert response_length(answer, head_request=False) == length
         assert answer.is_repaired
@@ -195,8 +195,8 @@ def test_an_answers_equal_lengths_are_one_and_a_length_beside_chunked_is_none(
 )
 def test_what_two_readers_could_read_in_two_ways_is_no_answer(lines: bytes) -> None:
     for _ in range(2):
-        with pytest.raises(HeadError):
-            read_answer_head(b"HTTP/1.1 200 OK\r\n" + lines + b"\r\n")
+        with pytest.raises(HttpError):
+            read_response_headers(b"HTTP/1.1 200 OK\r\n" + lines + b"\r\n")
 
 
 @pytest.mark.parametrize(
@@ -210,6 +210,6 @@ def test_what_two_readers_could_read_in_two_ways_is_no_answer(lines: bytes) -> N
 def test_a_head_of_bare_line_feeds_ends_where_it_ends(head: bytes) -> None:
     assert end_of_bare_head(head + b"a\r\n\r\nb") == len(head)
     assert not any(end_of_bare_head(head[:end]) for end in range(len(head)))
-    answer = read_answer_head(with_crlf(head))
+    answer = read_response_headers(with_crlf(head))
     assert answer.raw == b"HTTP/1.1 200 OK\r\nContent-Type: a/b\r\nContent-Length: 5\r\n\r\n"
     assert response_length(answer, head_request=False) == 5

@@ -24,8 +24,8 @@ from key_cases import ALL, CLIENT, HELD, N_CASES, PARAM, PASSWORD, TOKEN, TREATM
 
 from evalpipe.collector.known_keys import KnownKeys
 from evalpipe.collector.redaction import Redactor
-from evalpipe.core.secrets import is_credential_name, is_variable_name, secrets_in, shown_url, without_secrets
-from evalpipe.core.spool import Body
+from evalpipe.credentials import is_credential_name, is_variable_name, secrets_in, shown_url, without_secrets
+from evalpipe.spool.format import Body
 
 START = Callable[..., Running]
 UPSTREAM = Callable[[Script], RawUpstream]

@@ -10,7 +10,7 @@ import pytest
 from collector_harness import RawUpstream, Received, Running, Script, plain
 from key_cases import ALL, HELD, N_CASES, PARAM, PASSWORD, TOKEN, TREATMENT, answers, forms, left_in, send
 
-from evalpipe.cli import main
+from evalpipe.cli.app import main
 
 START = Callable[..., Running]
 UPSTREAM = Callable[[Script], RawUpstream]

@@ -35,7 +35,7 @@ from collector_harness import (
     read_spool,
 )
 
-from evalpipe.core.spool import RequestRecord, ResponseRecord
+from evalpipe.spool.format import RequestRecord, ResponseRecord
 
 Upstream = Callable[[Script], RawUpstream]
 Start = Callable[..., Running]

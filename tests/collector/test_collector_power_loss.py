@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from evalpipe.collector.spooling import SpoolWriter
-from evalpipe.core.spool import FeedbackRecord, read_record, render_record
+from evalpipe.spool.format import FeedbackRecord, read_record, render_record
+from evalpipe.spool.writer import SpoolWriter
 
 Operation = tuple[str, str, bytes]
 """(create | write | sync | names | promise, segment, bytes). After a promise nothing before it may be lost."""

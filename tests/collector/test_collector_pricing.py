@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from evalpipe.collector.heads import LOGGED_ANSWER, logged, read_answer_head
-from evalpipe.collector.pricing import Pricer
 from evalpipe.collector.settings import ArmSettings, CollectorSettings
-from evalpipe.core.traffic import Outcome
+from evalpipe.collector.usage_metrics import Pricer
+from evalpipe.http1.headers import LOGGED_ANSWER, logged, read_response_headers
+from evalpipe.models import Outcome
 from evalpipe.providers.base import Answer, Usage
 from evalpipe.providers.pricing import Price, cost_of
 
@@ -64,4 +64,4 @@ def test_own_prices_know_the_tier() -> None:
 
 def test_the_proxys_figure_is_logged() -> None:
     head = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nx-litellm-response-cost: 0.0042\r\nx-other: 1\r\n\r\n"
-    assert logged(read_answer_head(head).lines, LOGGED_ANSWER) == {"x-litellm-response-cost": "0.0042"}
+    assert logged(read_response_headers(head).lines, LOGGED_ANSWER) == {"x-litellm-response-cost": "0.0042"}

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evalpipe.collector.redaction import Redactor
-from evalpipe.core.spool import Body
+from evalpipe.spool.format import Body
 
 ALL = Redactor(("email", "phone", "card", "api_key", r"regex:ACCT-\d{6}"))
 SECRETS = [

@@ -19,11 +19,11 @@ from collector_harness import (
     plain,
 )
 
-from evalpipe.core.refusals import RefusalWatch
-from evalpipe.pipeline.doctor import diagnose
-from evalpipe.pipeline.load import load
-from evalpipe.pipeline.workspace import open_workspace
-from evalpipe.providers.translate.drop import field_named
+from evalpipe.providers.request_fields import field_named
+from evalpipe.providers.setup_faults import RefusalWatch
+from evalpipe.workspace.doctor import diagnose
+from evalpipe.workspace.load import load
+from evalpipe.workspace.paths import open_workspace
 
 Upstream = Callable[..., RawUpstream]
 Start = Callable[..., Running]

@@ -10,9 +10,9 @@ import openai
 from collector_harness import RawUpstream, Received, Running, Script, chat_answer, eventually, plain
 
 from evalpipe.analysis.prepare import prepare_rows
-from evalpipe.pipeline.load import load
-from evalpipe.pipeline.workspace import open_workspace
-from evalpipe.store.datasets import open_store
+from evalpipe.store.query import open_store
+from evalpipe.workspace.load import load
+from evalpipe.workspace.paths import open_workspace
 
 Start = Callable[..., Running]
 Upstream = Callable[[Script], RawUpstream]

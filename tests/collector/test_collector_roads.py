@@ -30,8 +30,8 @@ from collector_harness import (
     plain,
 )
 
-from evalpipe.collector.uncollected import folder_of, read_uncollected
-from evalpipe.core.uncollected import summary
+from evalpipe.collector.traffic_watch import folder_of, read_uncollected
+from evalpipe.traffic_shape import summary
 
 Start = Callable[..., Running]
 Upstream = Callable[..., RawUpstream]

@@ -13,9 +13,9 @@ import pytest
 from collector_harness import RawUpstream, Received, Running, chat_answer, chat_stream, chunked, plain
 from conformance_cases import ANTHROPIC_STREAM, RESPONSES_STREAM, TOOL, TOOLS
 
-from evalpipe.pipeline.load import load
-from evalpipe.pipeline.workspace import open_workspace
-from evalpipe.store.datasets import open_store
+from evalpipe.store.query import open_store
+from evalpipe.workspace.load import load
+from evalpipe.workspace.paths import open_workspace
 
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(300)).decode()
 MESSAGE = {

@@ -15,10 +15,9 @@ from urllib.request import Request, urlopen
 import pytest
 from collector_harness import CHAT, RawUpstream, Received, Running, chat_answer, chat_request, eventually, plain
 
-from evalpipe.pipeline.load import load
-from evalpipe.pipeline.setup_faults import faults_of
-from evalpipe.pipeline.workspace import open_workspace, record_path
-from evalpipe.store.datasets import open_store
+from evalpipe.store.query import open_store
+from evalpipe.workspace.load import faults_of, load
+from evalpipe.workspace.paths import open_workspace, record_path
 
 Upstream = Callable[..., RawUpstream]
 Start = Callable[..., Running]

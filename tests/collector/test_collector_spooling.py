@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evalpipe.collector.spooling import SpoolWriter
+from evalpipe.spool.writer import SpoolWriter
 
 LINES = [b"%029d\n" % n for n in range(5)]
 

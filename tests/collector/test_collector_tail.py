@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from evalpipe.collector.tail import SegmentFiles, SpoolTail
+from evalpipe.spool.reader import SegmentFiles, SpoolTail
 
 
 def test_a_reader_that_stands_on_the_last_line_ends_when_the_segment_is_let_go(tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from collector_harness import CHAT, RawUpstream, Running, Script, chat_answer, eventually, plain
 
-from evalpipe.analysis.checks_units import uncopied_found, units_found
-from evalpipe.pipeline.doctor import check_traffic
-from evalpipe.pipeline.load import load
-from evalpipe.pipeline.workspace import open_workspace
-from evalpipe.store.datasets import open_store
+from evalpipe.analysis.checks.traffic import uncopied_found, units_found
+from evalpipe.store.query import open_store
+from evalpipe.workspace.doctor import check_traffic
+from evalpipe.workspace.load import load
+from evalpipe.workspace.paths import open_workspace
 
 Start = Callable[..., Running]
 Upstream = Callable[[Script], RawUpstream]

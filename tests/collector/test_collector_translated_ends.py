@@ -9,9 +9,9 @@ import anthropic
 import pytest
 from collector_harness import RawUpstream, Received, Running, chat_answer, chat_stream, chunked, plain
 
-from evalpipe.pipeline.load import load
-from evalpipe.pipeline.workspace import open_workspace
-from evalpipe.store.datasets import open_store
+from evalpipe.store.query import open_store
+from evalpipe.workspace.load import load
+from evalpipe.workspace.paths import open_workspace
 
 Upstream = Callable[..., RawUpstream]
 Start = Callable[..., Running]

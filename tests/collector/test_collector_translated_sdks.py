@@ -14,9 +14,9 @@ import pytest
 from collector_harness import RawUpstream, Received, Running
 from translated_cases import Pieces, chat_cases, messages_cases
 
-from evalpipe.pipeline.load import load
-from evalpipe.pipeline.workspace import open_workspace
-from evalpipe.store.datasets import open_store
+from evalpipe.store.query import open_store
+from evalpipe.workspace.load import load
+from evalpipe.workspace.paths import open_workspace
 
 TOOLS = [
     {"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": {}}}}

@@ -26,8 +26,8 @@ from collector_harness import (
     plain,
 )
 
-from evalpipe.pipeline.load import load
-from evalpipe.pipeline.workspace import open_workspace
+from evalpipe.workspace.load import load
+from evalpipe.workspace.paths import open_workspace
 
 Start = Callable[..., Running]
 Upstream = Callable[[Script], RawUpstream]

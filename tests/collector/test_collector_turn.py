@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from evalpipe.collector import is_compiled
-from evalpipe.collector.spooling import SpoolWriter
-from evalpipe.collector.turn import Turn
+from evalpipe.collector.exchange_base import WriteBatch
+from evalpipe.spool.writer import SpoolWriter
 
 pytestmark = pytest.mark.skipif(is_compiled(), reason="the compiled turn takes real flights only")
 
@@ -43,7 +43,7 @@ def test_requests_then_records_then_answers_and_a_fault_stays_alone(tmp_path: Pa
     async def one_turn() -> None:
         writer = SpoolWriter(tmp_path, "served-1", segment_bytes=1 << 20, segment_s=300)
         writer.open()
-        turn = Turn(asyncio.get_running_loop(), writer)
+        turn = WriteBatch(asyncio.get_running_loop(), writer)
         a: Any = Flight("a", told, tmp_path)
         b: Any = Flight("b", told, tmp_path, fails=True)
         c: Any = Flight("c", told, tmp_path)

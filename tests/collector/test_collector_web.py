@@ -15,7 +15,7 @@ from urllib.request import Request, urlopen
 import pytest
 from collector_harness import CHAT, RawUpstream, Running, Script, chat_answer, chat_request, eventually, exchange, plain
 
-from evalpipe.collector.request_ids import RequestIds
+from evalpipe.collector.auth import RequestIds
 
 START = Callable[..., Running]
 UPSTREAM = Callable[[Script], RawUpstream]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evalpipe.core.identity import bucket, canonical_json, fingerprint, hash_unit, in_treatment
+from evalpipe.identity import bucket, canonical_json, fingerprint, hash_unit, in_treatment
 
 # printf '%s' 'claude-migration-v1:user-1' | sha256sum | cut -c1-16, read as a number, modulo 10000.
 VECTORS = [

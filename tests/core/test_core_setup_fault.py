@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from evalpipe.core.setup_fault import FaultDetector, FaultKind, SetupFault, Signature, shown_failure, signature_of
+from evalpipe.providers.setup_faults import FaultDetector, FaultKind, SetupFault, Signature, shown_failure, signature_of
 
 T0 = 1_780_000_000.0
 """2026-05-28T20:26:40Z"""

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evalpipe.core.spool import (
+from evalpipe.spool.format import (
     Body,
     FeedbackRecord,
     RequestRecord,
@@ -15,7 +15,7 @@ from evalpipe.core.spool import (
     read_record,
     render_record,
 )
-from evalpipe.core.text import cut_middle, printable, well_formed
+from evalpipe.text import cut_middle, printable, well_formed
 
 
 @given(st.binary(), st.text(st.characters(codec="utf-8")), st.floats(0, 4e9))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from evalpipe.core.units import DEFAULT_SOURCES, conversation_of, read_source, read_sources, unit_of
+from evalpipe.identity import DEFAULT_SOURCES, conversation_of, read_source, read_sources, unit_of
 from evalpipe.providers.registry import read_request
 
 DEVICE = "ab12" * 16

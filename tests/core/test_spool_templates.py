@@ -6,8 +6,8 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evalpipe.core.spool import Body, RequestRecord, ResponseRecord, read_record, render_record
-from evalpipe.core.templates import RequestTemplate, ResponseTemplate
+from evalpipe.spool.format import Body, RequestRecord, ResponseRecord, read_record, render_record
+from evalpipe.spool.writer import RequestTemplate, ResponseTemplate
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 BYTES = st.binary(max_size=40) | TEXT.map(str.encode)

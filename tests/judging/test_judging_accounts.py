@@ -13,18 +13,18 @@ from fake_provider import Call, FakeProvider, Response, longer_wins, render
 from test_judging_run import FAST, pairs, rows, run, workspace
 from test_judging_settle import ANSWERED, OPTIONS, crashed, held
 
-from evalpipe.core.judgment import Judgment, JudgmentStatus, ShownFirst
+from evalpipe.calls.journal import Journal, compact, judging_lock, read_journal
 from evalpipe.errors import BudgetError, WorkspaceBusyError
-from evalpipe.judging.clock import SystemClock
-from evalpipe.judging.intents import Intent, save_intent
-from evalpipe.judging.journal import Journal, compact, judging_lock, read_journal
-from evalpipe.judging.plan import asks_of
-from evalpipe.judging.record import Booking, sent
-from evalpipe.pipeline import judge_setup
-from evalpipe.pipeline.judge_settle import settle
-from evalpipe.pipeline.load import load
-from evalpipe.pipeline.workspace import Workspace
-from evalpipe.store.datasets import open_store
+from evalpipe.judging.batch_state import BatchState, save_intent
+from evalpipe.judging.judgments import RecordedCost, sent
+from evalpipe.judging.plan import calls_for
+from evalpipe.judging.runner import SystemClock
+from evalpipe.models import Judgment, JudgmentStatus, ShownFirst
+from evalpipe.store.query import open_store
+from evalpipe.workspace import judge_setup
+from evalpipe.workspace.judge_review import settle
+from evalpipe.workspace.load import load
+from evalpipe.workspace.paths import Workspace
 
 
 @pytest.fixture(autouse=True)
@@ -37,11 +37,11 @@ def judgment(key: str, status: JudgmentStatus = JudgmentStatus.ERROR, **fields: 
     return Judgment(key=key, attempt=1, request_id="p0", shown_first=ShownFirst.CONTROL, status=status, **facts)
 
 
-def lost(found: Workspace, booking: Booking, *, attempt: int = 1, repair: bool = False, **fields: Any) -> None:
+def lost(found: Workspace, booking: RecordedCost, *, attempt: int = 1, repair: bool = False, **fields: Any) -> None:
     """Leave the journal of a killed run: one call about the first pair was sent."""
-    (spec,) = judge_setup.specs_of(found)
+    (spec,) = judge_setup.load_specs(found)
     with open_store(found.data, "t") as store:
-        ask = asks_of(store.connection, spec, ["p0"])[0]
+        ask = calls_for(store.connection, spec, ["p0"])[0]
     journal = Journal(judge_setup.journal_folder(found, "t"))
     call = sent(ask, attempt, spec, booking=booking, at=SystemClock().utc(), repair=repair)
     journal.begin(replace(call, **fields))
@@ -74,7 +74,7 @@ def test_open_batches_hold_the_cap_of_calls(tmp_path: Path) -> None:
         facts: dict[str, Any] = {"fingerprint": "older", "provider": "anthropic", "n_items": 0}
         at = SystemClock().utc()
         for judge, usd in (("pairwise", 0.09), ("another", 5.0)):
-            intent = Intent(name=judge, judge=judge, state="submitted", created_at=at, at_most_usd=usd, **facts)
+            intent = BatchState(name=judge, judge=judge, state="submitted", created_at=at, at_most_usd=usd, **facts)
             save_intent(folder, intent, [])
         with pytest.raises(BudgetError, match="nothing was asked"):
             run(found, max_usd=0.095)
@@ -86,8 +86,8 @@ def test_the_account_is_the_judges_whatever_its_rubric_was(tmp_path: Path) -> No
     with FakeProvider(longer_wins) as provider:
         found = workspace(tmp_path, provider.url, pairs(2))
         run(found)
-        lost(found, Booking(cost_usd=0.01, at_most=0.04), judge_fingerprint="older", key="k")
-        lost(found, Booking(cost_usd=0.25), judge_fingerprint="oldest", key="l")
+        lost(found, RecordedCost(cost_usd=0.01, at_most=0.04), judge_fingerprint="older", key="k")
+        lost(found, RecordedCost(cost_usd=0.25), judge_fingerprint="oldest", key="l")
         assert held(found) == pytest.approx(4 * ANSWERED + 0.04 + 0.25)
 
 
@@ -96,11 +96,11 @@ def test_only_the_same_question_bounds_a_lost_call(tmp_path: Path) -> None:
     with FakeProvider(longer_wins) as provider:
         found = workspace(tmp_path, provider.url, pairs(1))
         run(found)
-    lost(found, Booking(cost_usd=0.01, at_most=0.04), attempt=7, repair=True)
+    lost(found, RecordedCost(cost_usd=0.01, at_most=0.04), attempt=7, repair=True)
     assert held(found) == pytest.approx(2 * ANSWERED + 0.04)
     answered = {"judge_fingerprint": "older", "status": JudgmentStatus.OK, "input_tokens": 100, "note": None}
-    lost(found, Booking(cost_usd=0.0), key="k", attempt=1, **answered)
-    lost(found, Booking(cost_usd=0.01, at_most=0.06), key="k", attempt=2, judge_fingerprint="older")
+    lost(found, RecordedCost(cost_usd=0.0), key="k", attempt=1, **answered)
+    lost(found, RecordedCost(cost_usd=0.01, at_most=0.06), key="k", attempt=2, judge_fingerprint="older")
     assert held(found) == pytest.approx(2 * ANSWERED + 0.04 + 0.06)
 
 
@@ -109,10 +109,10 @@ def test_a_settlement_is_of_its_own_experiment(tmp_path: Path) -> None:
     found = crashed(tmp_path, "http://127.0.0.1:9")
     settle(found, OPTIONS, usd=0.0)
     load(found, [tmp_path / "pairs.jsonl"], experiment="u", format_name="pairs")
-    (spec,) = judge_setup.specs_of(found)
+    (spec,) = judge_setup.load_specs(found)
     with open_store(found.data, "u") as store:
-        ask = asks_of(store.connection, spec, ["p0"])[0]
-        call = sent(ask, 1, spec, booking=Booking(cost_usd=0.01, at_most=0.04), at=SystemClock().utc())
+        ask = calls_for(store.connection, spec, ["p0"])[0]
+        call = sent(ask, 1, spec, booking=RecordedCost(cost_usd=0.01, at_most=0.04), at=SystemClock().utc())
         store.write_judgments([call])
     with open_store(found.data, "u") as store:
         assert judge_setup.budget_of(store, spec, 1.0, judge_setup.price_of(found, spec)).spent == pytest.approx(0.04)
@@ -122,7 +122,7 @@ def test_a_settlement_is_of_its_own_experiment(tmp_path: Path) -> None:
 def test_a_settlement_is_shared_by_what_each_call_can_have_cost(tmp_path: Path) -> None:
     found = workspace(tmp_path, "http://127.0.0.1:9", pairs(1))
     for attempt, at_most in ((1, 0.01), (2, 0.03)):
-        lost(found, Booking(cost_usd=0.005, at_most=at_most), attempt=attempt)
+        lost(found, RecordedCost(cost_usd=0.005, at_most=at_most), attempt=attempt)
     (done,) = settle(found, OPTIONS, usd=0.02)
     assert done.settlement is not None
     shares = {call.judgment_id[-1]: call.usd for call in done.settlement.calls}
@@ -131,8 +131,8 @@ def test_a_settlement_is_shared_by_what_each_call_can_have_cost(tmp_path: Path) 
 
 def test_a_bill_rounded_below_what_is_known_settles_at_nothing(tmp_path: Path) -> None:
     found = workspace(tmp_path, "http://127.0.0.1:9", pairs(1))
-    lost(found, Booking(cost_usd=0.25), key="k")
-    lost(found, Booking(cost_usd=0.01, at_most=0.04))
+    lost(found, RecordedCost(cost_usd=0.25), key="k")
+    lost(found, RecordedCost(cost_usd=0.01, at_most=0.04))
     (done,) = settle(found, OPTIONS, bill=0.25 - 0.00005)
     assert done.settlement is not None and done.settlement.usd == 0
     assert held(found) == pytest.approx(0.25)
@@ -210,7 +210,7 @@ def test_answers_are_synced_while_a_run_goes_on_and_at_its_end(tmp_path: Path, m
             synced.append(sum(one.status is JudgmentStatus.OK for one in read_journal(path)))
 
     monkeypatch.setattr(os, "fsync", noting)
-    monkeypatch.setattr("evalpipe.pipeline.judge_online._SYNC_EVERY_S", 0.02)
+    monkeypatch.setattr("evalpipe.workspace.judge._SYNC_EVERY_S", 0.02)
     with FakeProvider(lambda call: replace(longer_wins(call), delay=0.1)) as provider:
         found = workspace(tmp_path, provider.url, pairs(2), settings=FAST + "concurrency = 1\n")
         run(found)

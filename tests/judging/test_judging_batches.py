@@ -10,17 +10,16 @@ from typing import Any
 
 import pytest
 
-from evalpipe.judging import batch_client
-from evalpipe.judging.intents import intents
-from evalpipe.judging.tally import RunTally
-from evalpipe.pipeline.judge import judge
-from evalpipe.pipeline.judge_batches import cancel_batches, judge_by_batches, see_batches
-from evalpipe.pipeline.judge_setup import JudgeOptions, batches_folder
-from evalpipe.pipeline.load import load
-from evalpipe.pipeline.workspace import Workspace, open_workspace
-from evalpipe.sim.server import start_sim
+from evalpipe.calls import batch
+from evalpipe.judging.batch_state import intents
+from evalpipe.judging.run_summary import RunSummary
+from evalpipe.sim.app import start_sim
 from evalpipe.sim.settings import JudgeBehaviour, SimSettings
-from evalpipe.store.datasets import open_store
+from evalpipe.store.query import open_store
+from evalpipe.workspace.judge import cancel_batches, judge, judge_by_batches, see_batches
+from evalpipe.workspace.judge_setup import JudgeOptions, batches_folder
+from evalpipe.workspace.load import load
+from evalpipe.workspace.paths import Workspace, open_workspace
 
 STATED = JudgeBehaviour(behaviour="stated", accuracy=0.9)
 
@@ -49,7 +48,7 @@ def workspace(root: Path, url: str, n: int = 5, texts: Sequence[str] = ()) -> Wo
     return found
 
 
-def run(found: Workspace, **options: Any) -> RunTally:
+def run(found: Workspace, **options: Any) -> RunSummary:
     (tally,) = judge(found, JudgeOptions(show_progress=False, **options), by=judge_by_batches)
     return tally
 
@@ -142,10 +141,10 @@ def test_open_batches_are_seen_cancelled_and_not_asked_online_meanwhile(tmp_path
         found = workspace(tmp_path, sim.base_url)
         import threading
 
-        from evalpipe.judging import batches
+        from evalpipe.judging import batches as judging_batches
 
         submitted = threading.Event()
-        original = batches.save_state
+        original = judging_batches.save_state
 
         class Killed(BaseException):
             pass
@@ -157,7 +156,7 @@ def test_open_batches_are_seen_cancelled_and_not_asked_online_meanwhile(tmp_path
                 raise Killed
 
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(batches, "save_state", killed_after_acknowledgement)
+            patch.setattr(judging_batches, "save_state", killed_after_acknowledgement)
             run(found)
         assert submitted.is_set()
         (seen,) = see_batches(found, JudgeOptions())
@@ -200,11 +199,11 @@ def test_what_does_not_fit_one_batch_goes_into_several(
 ) -> None:
     """The provider refuses a batch above its bounds, which stand here at a few requests, or a few of the long ones."""
     most_requests, most_bytes = (3, 10**9) if bound == "requests" else (10**6, 20_000)
-    client = batch_client._MessageBatches if vendor == "anthropic" else batch_client._OpenAIBatches
+    client = batch._MessageBatches if vendor == "anthropic" else batch._OpenAIBatches
     monkeypatch.setattr(client, "max_requests", most_requests)
     monkeypatch.setattr(client, "max_bytes", most_bytes)
-    monkeypatch.setattr(f"evalpipe.sim.batches_{vendor}.MAX_REQUESTS", most_requests)
-    monkeypatch.setattr(f"evalpipe.sim.batches_{vendor}.MAX_BYTES", most_bytes)
+    monkeypatch.setattr(f"evalpipe.sim.batches.{vendor.upper()}_MAX_REQUESTS", most_requests)
+    monkeypatch.setattr(f"evalpipe.sim.batches.{vendor.upper()}_MAX_BYTES", most_bytes)
     found = vendor_workspace(tmp_path, sim.base_url, vendor)
     tally = run(found)
     assert (tally.asked["ok"], tally.failed) == (10, Counter())
@@ -219,8 +218,8 @@ def test_what_does_not_fit_one_batch_goes_into_several(
 
 def test_the_vendors_bounds() -> None:
     """https://docs.anthropic.com/en/docs/build-with-claude/batch-processing and https://platform.openai.com/docs/guides/batch"""
-    assert (batch_client._MessageBatches.max_requests, batch_client._MessageBatches.max_bytes) == (100_000, 256_000_000)
-    assert (batch_client._OpenAIBatches.max_requests, batch_client._OpenAIBatches.max_bytes) == (50_000, 200_000_000)
+    assert (batch._MessageBatches.max_requests, batch._MessageBatches.max_bytes) == (100_000, 256_000_000)
+    assert (batch._OpenAIBatches.max_requests, batch._OpenAIBatches.max_bytes) == (50_000, 200_000_000)
 
 
 def test_openai_batches(tmp_path: Path, sim: Any) -> None:

@@ -12,18 +12,19 @@ from typing import Any
 import pytest
 from test_judging_batches import STATED, each_once, forget, run, vendor_workspace, workspace
 
-from evalpipe.judging import batch_client, batches, intents
-from evalpipe.judging.call import Reply
-from evalpipe.judging.intents import items_of
-from evalpipe.judging.journal import Journal
-from evalpipe.pipeline import judge_setup
-from evalpipe.pipeline.judge_setup import batches_folder
-from evalpipe.pipeline.load import load
-from evalpipe.pipeline.workspace import Workspace, open_workspace
+from evalpipe.calls import batch
+from evalpipe.calls.client import JudgeResponse
+from evalpipe.calls.journal import Journal
+from evalpipe.judging import batch_state, batches
+from evalpipe.judging.batch_state import items_of
 from evalpipe.providers.base import Usage
-from evalpipe.sim.server import start_sim
+from evalpipe.sim.app import start_sim
 from evalpipe.sim.settings import SimSettings
-from evalpipe.store.datasets import open_store
+from evalpipe.store.query import open_store
+from evalpipe.workspace import judge_setup
+from evalpipe.workspace.judge_setup import batches_folder
+from evalpipe.workspace.load import load
+from evalpipe.workspace.paths import Workspace, open_workspace
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +56,7 @@ def submit_and_die(found: Workspace) -> None:
     """The batch's id is on the disk; nothing more."""
 
     def until_submitted(folder: Path, intent: Any) -> None:
-        intents.save_state(folder, intent)
+        batch_state.save_state(folder, intent)
         if intent.state == "submitted":
             raise Killed
 
@@ -66,7 +67,7 @@ def submit_and_die(found: Workspace) -> None:
 
 def spent(found: Workspace) -> float:
     """What counts against a cap, stored calls alone."""
-    (spec,) = judge_setup.specs_of(found)
+    (spec,) = judge_setup.load_specs(found)
     with open_store(found.data, "t") as store:
         return judge_setup.budget_of(store, spec, None, judge_setup.price_of(found, spec)).spent
 
@@ -81,8 +82,8 @@ def test_a_batch_is_held_at_one_token_a_byte_and_the_longest_answers(tmp_path: P
     """claude-haiku-4-5 in a batch: 0.5 and 2.5 USD a million tokens; 1,024 tokens of answer."""
     found = workspace(tmp_path, sim.base_url)
     submit_and_die(found)
-    (intent,) = intents.intents(batches_folder(found, "t"))
-    (spec,) = judge_setup.specs_of(found)
+    (intent,) = batch_state.intents(batches_folder(found, "t"))
+    (spec,) = judge_setup.load_specs(found)
     least = len(spec.system.encode()) + 1000
     assert intent.at_most_usd is not None
     assert intent.at_most_usd > 10 * (least * 0.5e-6 + 1024 * 2.5e-6)
@@ -94,12 +95,12 @@ def test_a_batch_is_held_at_one_token_a_byte_and_the_longest_answers(tmp_path: P
 def test_what_a_collected_batch_did_cost_is_no_longer_free_and_what_it_could_is(tmp_path: Path, sim: Any) -> None:
     found = workspace(tmp_path, sim.base_url)
     submit_and_die(found)
-    (first,) = intents.intents(batches_folder(found, "t"))
+    (first,) = batch_state.intents(batches_folder(found, "t"))
     assert first.at_most_usd is not None
     more_pairs(found, 40)
     cap = 3 * first.at_most_usd
     run(found, max_usd=cap)
-    second = intents.intents(batches_folder(found, "t"))[1]
+    second = batch_state.intents(batches_folder(found, "t"))[1]
     with open_store(found.data, "t") as store:
         (cost,) = store.connection.execute(
             "SELECT sum(cost_usd) FROM judgments WHERE starts_with(request_id, 'p')"
@@ -123,7 +124,7 @@ def test_killed_while_it_collects_nothing_is_asked_again(tmp_path: Path, sim: An
 def test_killed_before_its_state_is_on_the_disk_a_batch_never_was(tmp_path: Path, sim: Any) -> None:
     found = workspace(tmp_path, sim.base_url)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(intents, "write_synced", killed(intents.write_synced))
+        patch.setattr(batch_state, "write_synced", killed(batch_state.write_synced))
         run(found)
     assert sim.ledger()["calls"] == 0
     run(found)
@@ -134,14 +135,14 @@ def test_a_batch_that_may_be_ours_is_waited_for(tmp_path: Path) -> None:
     """Killed between submitting and reading the id, of a vendor whose batches show their requests only at their end."""
     with start_sim(SimSettings(judge=STATED, batch_seconds=1.0)) as slow:
         found = workspace(tmp_path, slow.base_url)
-        submit = batch_client._MessageBatches.submit
+        submit = batch._MessageBatches.submit
 
         async def unheard(self: Any, name: str, requests: Any) -> str:
             await submit(self, name, requests)
             raise Killed
 
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(batch_client._MessageBatches, "submit", unheard)
+            patch.setattr(batch._MessageBatches, "submit", unheard)
             run(found)
         run(found)
         assert (each_once(found), slow.ledger()["calls"]) == (True, 10)
@@ -167,10 +168,10 @@ def test_a_newer_batch_of_another_project_is_not_ours(tmp_path: Path, sim: Any, 
 def test_answers_to_another_rubric_give_no_verdict_and_are_paid(tmp_path: Path, sim: Any) -> None:
     found = workspace(tmp_path, sim.base_url)
     submit_and_die(found)
-    (before,) = judge_setup.specs_of(found)
+    (before,) = judge_setup.load_specs(found)
     (tmp_path / "evalpipe.toml").write_text((tmp_path / "evalpipe.toml").read_text() + 'model = "claude-opus-4-8"\n')
     found = open_workspace(tmp_path / "evalpipe.toml")
-    (after,) = judge_setup.specs_of(found)
+    (after,) = judge_setup.load_specs(found)
     run(found)
     with open_store(found.data, "t") as store:
         rows = store.connection.execute(
@@ -183,17 +184,17 @@ def test_answers_to_another_rubric_give_no_verdict_and_are_paid(tmp_path: Path, 
 def test_an_answer_of_a_batch_without_a_usage_is_held_at_its_worst(
     tmp_path: Path, sim: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    results = batch_client._MessageBatches.results
+    results = batch._MessageBatches.results
 
-    async def silent(self: Any, batch_id: str) -> AsyncIterator[tuple[str, Reply]]:
+    async def silent(self: Any, batch_id: str) -> AsyncIterator[tuple[str, JudgeResponse]]:
         async for name, reply in results(self, batch_id):
             assert reply.answer is not None
             yield name, replace(reply, answer=replace(reply.answer, usage=Usage()))
 
-    monkeypatch.setattr(batch_client._MessageBatches, "results", silent)
+    monkeypatch.setattr(batch._MessageBatches, "results", silent)
     found = workspace(tmp_path, sim.base_url)
     run(found)
-    (intent,) = intents.intents(batches_folder(found, "t"))
+    (intent,) = batch_state.intents(batches_folder(found, "t"))
     assert each_once(found)
     assert spent(found) == pytest.approx(intent.at_most_usd)
 
@@ -211,10 +212,10 @@ def test_the_answers_are_synced_before_the_batch_counts_as_collected(
 
     def saving(folder: Path, intent: Any) -> None:
         seen.append(intent.state)
-        intents.save_state(folder, intent)
+        batch_state.save_state(folder, intent)
 
     monkeypatch.setattr(os, "fsync", noting)
     monkeypatch.setattr(batches, "save_state", saving)
-    monkeypatch.setattr("evalpipe.pipeline.judge_online._SYNC_EVERY_S", 1e6)
+    monkeypatch.setattr("evalpipe.workspace.judge._SYNC_EVERY_S", 1e6)
     run(workspace(tmp_path, sim.base_url))
     assert seen[:3] == ["submitted", "sync", "collected"]

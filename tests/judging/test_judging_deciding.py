@@ -12,12 +12,12 @@ from fake_provider import Call, FakeProvider, Response, verdict
 from test_judging_run import run, workspace
 
 from evalpipe.cli.judge_text import tally_lines
-from evalpipe.core.judgment import Judgment, JudgmentStatus, ShownFirst
-from evalpipe.judging.deciding import Decider, LookResult, PlannedPair
-from evalpipe.judging.plan import Ask
-from evalpipe.pipeline.analyze import analyze_workspace
-from evalpipe.pipeline.record import load_record
-from evalpipe.pipeline.workspace import open_workspace
+from evalpipe.judging.plan import JudgeCall
+from evalpipe.judging.stopping import EarlyStopper, LookResult, PlannedPair
+from evalpipe.models import Judgment, JudgmentStatus, ShownFirst
+from evalpipe.workspace.analyze import analyze_workspace
+from evalpipe.workspace.paths import open_workspace
+from evalpipe.workspace.record import load_record
 
 
 def result(*, stop: bool = False, blocks: bool = True) -> LookResult:
@@ -37,13 +37,13 @@ def pair(
 
 
 def answer(
-    decider: Decider, request_id: str, *preferences: float | None, first: ShownFirst = ShownFirst.CONTROL
+    decider: EarlyStopper, request_id: str, *preferences: float | None, first: ShownFirst = ShownFirst.CONTROL
 ) -> str | None:
     """The calls of a pair end, in both orders: each with a preference, or as a failure."""
     reason = None
     for order, preference in zip((first, *(one for one in (ShownFirst.CONTROL, ShownFirst.TREATMENT) if one is not first)),
                                  preferences, strict=False):  # fmt: skip
-        ask = Ask(
+        ask = JudgeCall(
             key=f"{request_id}{order}", attempt=0, request_id=request_id, shown_first=order, repeat=0, request="q"
         )
         judgment = Judgment(
@@ -63,7 +63,7 @@ def answer(
 
 def test_a_user_is_the_mean_of_the_pairs_with_a_verdict_and_only_the_beginning_counts() -> None:
     pairs = [pair("a1", 1), pair("a2", 1), pair("a3", 1), pair("b1", 2), pair("c1", 3)]
-    decider = Decider(never, pairs, both_orders=True)
+    decider = EarlyStopper(never, pairs, both_orders=True)
     answer(decider, "c1", 1.0, 1.0)
     answer(decider, "a1", 1.0, 0.5)
     answer(decider, "a2", 0.0, None)  # one order failed: the pair is missing
@@ -75,7 +75,7 @@ def test_a_user_is_the_mean_of_the_pairs_with_a_verdict_and_only_the_beginning_c
 
 
 def test_one_order_is_enough_where_one_was_promised() -> None:
-    decider = Decider(never, [pair("a1", 1, 1), pair("b1", 2, 2)], both_orders=False)
+    decider = EarlyStopper(never, [pair("a1", 1, 1), pair("b1", 2, 2)], both_orders=False)
     answer(decider, "a1", 1.0)
     answer(decider, "b1", None, 0.0)
     assert decider.preferences == [1.0, 0.0]
@@ -88,7 +88,7 @@ def test_it_looks_after_ten_newly_completed_users_and_not_before() -> None:
         seen.append(len(preferences))
         return result()
 
-    decider = Decider(look, [pair(f"p{n}", n) for n in range(35)], both_orders=True)
+    decider = EarlyStopper(look, [pair(f"p{n}", n) for n in range(35)], both_orders=True)
     assert decider.start() is None
     for n in range(35):
         assert answer(decider, f"p{n}", 1.0, 0.0) is None
@@ -105,7 +105,7 @@ def test_it_stops_by_a_rule_or_where_the_win_rate_no_longer_blocks(stop: bool, b
     def look(preferences: Sequence[float], n_pairs: int) -> LookResult:
         return result(stop=stop, blocks=blocks) if len(preferences) >= 20 else result()
 
-    decider = Decider(look, [pair(f"p{n}", n) for n in range(30)], both_orders=True)
+    decider = EarlyStopper(look, [pair(f"p{n}", n) for n in range(30)], both_orders=True)
     reasons = [answer(decider, f"p{n}", 1.0, 1.0) for n in range(20)]
     assert reasons[:19] == [None] * 19
     assert reasons[19] == "because, after 20 users with 20 pairs"
@@ -113,7 +113,7 @@ def test_it_stops_by_a_rule_or_where_the_win_rate_no_longer_blocks(stop: bool, b
 
 def test_what_is_known_already_may_decide_before_the_first_call() -> None:
     known = {ShownFirst.CONTROL: [1.0], ShownFirst.TREATMENT: [1.0]}
-    decider = Decider(
+    decider = EarlyStopper(
         lambda preferences, n_pairs: result(blocks=False),
         [pair(f"p{n}", n, 0, known) for n in range(12)],
         both_orders=True,
@@ -236,7 +236,7 @@ def test_a_harmful_treatment_stops_judging_too(tmp_path: Path) -> None:
 
 
 def test_verdicts_outside_of_the_selection_count_as_they_do_in_the_report(tmp_path: Path) -> None:
-    from evalpipe.store.selection import read_selection
+    from evalpipe.store.query import read_selection
 
     with FakeProvider(good_wins) as provider:
         found = workspace(tmp_path, provider.url, rows(60, 1))

@@ -10,17 +10,29 @@ import httpx2
 import openai
 import pytest
 
-from evalpipe.judging.call import Fate
-from evalpipe.judging.client import failed_reply, is_local
-from evalpipe.judging.litellm_client import litellm_failure
+from evalpipe.calls.client import CallOutcome, failed_reply, is_local, litellm_failure
 
 REQUEST = httpx2.Request("POST", "http://127.0.0.1/v1/messages")
 FATES = {
-    400: Fate.REJECTED, 401: Fate.FATAL, 402: Fate.FATAL, 403: Fate.FATAL, 404: Fate.FATAL, 408: Fate.SERVER_ERROR,
-    409: Fate.SERVER_ERROR, 412: Fate.REJECTED, 413: Fate.REJECTED, 422: Fate.REJECTED, 429: Fate.RATE_LIMITED,
-    431: Fate.REJECTED, 499: Fate.SERVER_ERROR, 500: Fate.SERVER_ERROR, 501: Fate.SERVER_ERROR, 503: Fate.SERVER_ERROR,
-    504: Fate.SERVER_ERROR, 529: Fate.SERVER_ERROR,
-}  # fmt: skip
+    400: CallOutcome.REJECTED,
+    401: CallOutcome.FATAL,
+    402: CallOutcome.FATAL,
+    403: CallOutcome.FATAL,
+    404: CallOutcome.FATAL,
+    408: CallOutcome.SERVER_ERROR,
+    409: CallOutcome.SERVER_ERROR,
+    412: CallOutcome.REJECTED,
+    413: CallOutcome.REJECTED,
+    422: CallOutcome.REJECTED,
+    429: CallOutcome.RATE_LIMITED,
+    431: CallOutcome.REJECTED,
+    499: CallOutcome.SERVER_ERROR,
+    500: CallOutcome.SERVER_ERROR,
+    501: CallOutcome.SERVER_ERROR,
+    503: CallOutcome.SERVER_ERROR,
+    504: CallOutcome.SERVER_ERROR,
+    529: CallOutcome.SERVER_ERROR,
+}
 
 
 def subclasses(kind: type[Any]) -> Iterator[type[Any]]:
@@ -49,13 +61,13 @@ def test_every_status_error_of_the_sdks(sdk: Any) -> None:
 @pytest.mark.parametrize(
     ("cause", "fate"),
     [
-        (httpx2.ConnectError("refused"), Fate.NO_CONNECTION),
-        (httpx2.ReadError("reset"), Fate.BROKEN),
-        (httpx2.RemoteProtocolError("cut"), Fate.BROKEN),
+        (httpx2.ConnectError("refused"), CallOutcome.NO_CONNECTION),
+        (httpx2.ReadError("reset"), CallOutcome.BROKEN),
+        (httpx2.RemoteProtocolError("cut"), CallOutcome.BROKEN),
     ],
 )
 def test_a_broken_connection_may_have_been_billed_one_never_made_was_not(
-    sdk: Any, cause: Exception, fate: Fate
+    sdk: Any, cause: Exception, fate: CallOutcome
 ) -> None:
     error = sdk.APIConnectionError(request=REQUEST)
     error.__cause__ = cause
@@ -64,23 +76,24 @@ def test_a_broken_connection_may_have_been_billed_one_never_made_was_not(
 
 
 @pytest.mark.parametrize(
-    ("cause", "fate"), [(httpx2.ConnectTimeout("t"), Fate.NO_CONNECTION), (httpx2.ReadTimeout("t"), Fate.BROKEN)]
+    ("cause", "fate"),
+    [(httpx2.ConnectTimeout("t"), CallOutcome.NO_CONNECTION), (httpx2.ReadTimeout("t"), CallOutcome.BROKEN)],
 )
-def test_timeouts(cause: Exception, fate: Fate) -> None:
+def test_timeouts(cause: Exception, fate: CallOutcome) -> None:
     error = anthropic.APITimeoutError(request=REQUEST)
     error.__cause__ = cause
     assert failed_reply(error, 1.0).fate is fate
 
 
 def test_spent_accounts_stop_the_run_and_bugs_of_ours_are_not_swallowed() -> None:
-    def refused(status: int, body: dict[str, Any]) -> Fate:
+    def refused(status: int, body: dict[str, Any]) -> CallOutcome:
         response = httpx2.Response(status, request=REQUEST)
         return failed_reply(anthropic.APIStatusError("m", response=response, body=body), 1.0).fate
 
-    assert refused(429, {"error": {"code": "insufficient_quota", "message": "m"}}) is Fate.FATAL
+    assert refused(429, {"error": {"code": "insufficient_quota", "message": "m"}}) is CallOutcome.FATAL
     assert (
         refused(400, {"error": {"type": "invalid_request_error", "message": "Your credit balance is too low"}})
-        is Fate.FATAL
+        is CallOutcome.FATAL
     )
     with pytest.raises(ZeroDivisionError):
         failed_reply(ZeroDivisionError("ours"), 1.0)
@@ -116,18 +129,18 @@ def raised(*names: str, status: int = 500, response: Any = None) -> Exception:
 @pytest.mark.parametrize(
     ("error", "fate", "kind"),
     [
-        (raised("InternalServerError", "AnthropicError", "ReadError", "ClientPayloadError"), Fate.BROKEN, "cut"),
-        (raised("InternalServerError", "OpenAIError", "APIConnectionError", "ReadError"), Fate.BROKEN, "cut"),
-        (raised("APIConnectionError", "AnthropicError", "JSONDecodeError"), Fate.BROKEN, "malformed"),
-        (raised("InternalServerError", "AnthropicError", "ConnectError"), Fate.NO_CONNECTION, "no_connection"),
-        (raised("Timeout", "ReadTimeout", status=408), Fate.BROKEN, "timeout"),
-        (raised("Timeout", "ConnectTimeout", status=408), Fate.NO_CONNECTION, "no_connection"),
-        (raised("BadRequestError", status=400), Fate.REJECTED, "http_400"),
-        (raised("AuthenticationError", status=401), Fate.FATAL, "http_401"),
+        (raised("InternalServerError", "AnthropicError", "ReadError", "ClientPayloadError"), CallOutcome.BROKEN, "cut"),
+        (raised("InternalServerError", "OpenAIError", "APIConnectionError", "ReadError"), CallOutcome.BROKEN, "cut"),
+        (raised("APIConnectionError", "AnthropicError", "JSONDecodeError"), CallOutcome.BROKEN, "malformed"),
+        (raised("InternalServerError", "AnthropicError", "ConnectError"), CallOutcome.NO_CONNECTION, "no_connection"),
+        (raised("Timeout", "ReadTimeout", status=408), CallOutcome.BROKEN, "timeout"),
+        (raised("Timeout", "ConnectTimeout", status=408), CallOutcome.NO_CONNECTION, "no_connection"),
+        (raised("BadRequestError", status=400), CallOutcome.REJECTED, "http_400"),
+        (raised("AuthenticationError", status=401), CallOutcome.FATAL, "http_401"),
     ],
 )
 def test_litellm_gives_everything_a_status_and_the_causes_tell_the_truth(
-    error: Exception, fate: Fate, kind: str
+    error: Exception, fate: CallOutcome, kind: str
 ) -> None:
     """The chains are those that LiteLLM 1.106 raises for answers that break off, are no JSON, or never come."""
     reply = litellm_failure(error, 1.0)
@@ -139,5 +152,5 @@ def test_litellm_hides_the_providers_answer_in_a_cause() -> None:
     answer = httpx2.Response(529, headers={"retry-after": "7"}, json=body)
     error = raised("InternalServerError", "AnthropicError", "HTTPStatusError", status=500, response=answer)
     reply = litellm_failure(error, 1.0)
-    assert (reply.fate, reply.kind, reply.message) == (Fate.SERVER_ERROR, "http_529", "Overloaded")
+    assert (reply.fate, reply.kind, reply.message) == (CallOutcome.SERVER_ERROR, "http_529", "Overloaded")
     assert reply.retry_after_s == 7

@@ -14,9 +14,9 @@ import pytest
 from fake_provider import Call, FakeProvider, Response, longer_wins
 from test_judging_run import FAST, pairs, rows, run, workspace
 
-from evalpipe.core.judgment import Judgment, JudgmentStatus, ShownFirst
-from evalpipe.judging.journal import Journal, read_journal
-from evalpipe.pipeline.workspace import open_workspace
+from evalpipe.calls.journal import Journal, read_journal
+from evalpipe.models import Judgment, JudgmentStatus, ShownFirst
+from evalpipe.workspace.paths import open_workspace
 
 N = 40
 
@@ -133,9 +133,9 @@ _IN_FLIGHT = """
 import resource, sys
 from pathlib import Path
 from test_judging_full_disk import judgment
-from evalpipe.core.judgment import JudgmentStatus
-from evalpipe.judging.journal import Journal
-from evalpipe.judging.room import NoRoomError
+from evalpipe.models import JudgmentStatus
+from evalpipe.calls.journal import Journal
+from evalpipe.calls.journal import NoRoomError
 folder, limit = Path(sys.argv[1]), int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 journal = Journal(folder, answer_bytes=10_000)
@@ -170,8 +170,8 @@ _TOO_LONG = """
 import resource, sys
 from pathlib import Path
 from test_judging_full_disk import judgment
-from evalpipe.core.judgment import JudgmentStatus
-from evalpipe.judging.journal import Journal
+from evalpipe.models import JudgmentStatus
+from evalpipe.calls.journal import Journal
 folder, limit = Path(sys.argv[1]), int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 journal = Journal(folder, answer_bytes=10_000)

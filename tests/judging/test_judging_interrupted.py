@@ -14,13 +14,13 @@ from pathlib import Path
 
 from fake_provider import FakeProvider, Response, longer_wins
 
-from evalpipe.judging.intents import intents
-from evalpipe.pipeline.judge_setup import batches_folder
-from evalpipe.pipeline.load import load
-from evalpipe.pipeline.workspace import open_workspace
-from evalpipe.sim.server import start_sim
+from evalpipe.judging.batch_state import intents
+from evalpipe.sim.app import start_sim
 from evalpipe.sim.settings import JudgeBehaviour, SimSettings
-from evalpipe.store.datasets import open_store
+from evalpipe.store.query import open_store
+from evalpipe.workspace.judge_setup import batches_folder
+from evalpipe.workspace.load import load
+from evalpipe.workspace.paths import open_workspace
 
 CONCURRENCY = 4
 N_PAIRS = 6

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evalpipe.judging.budget import Budget, TokenEstimator
-from evalpipe.judging.limiter import KINDS, Limiter, Need, Reported
-from evalpipe.judging.ratelimits import read_limits, read_retry_after
+from evalpipe.calls.budget import Budget, TokenEstimator
+from evalpipe.calls.limiter import KINDS, Limiter, Reported, TokenReservation, read_limits, read_retry_after
 from evalpipe.providers.base import Usage
 
 
@@ -33,12 +32,12 @@ def test_no_provider_bucket_ever_runs_dry_and_the_binding_one_is_used_up(
     full, rate = dict(left), {"requests": 10.0, "input_tokens": 1_000.0, "output_tokens": 100.0}
     used = dict.fromkeys(KINDS, 0.0)
     for n_in, n_out in calls:
-        need = Need(input_tokens=n_in * error, output_tokens=n_out * error)
+        need = TokenReservation(input_tokens=n_in * error, output_tokens=n_out * error)
         while (wait := mine.reserve(now, need)) > 0:
             step = max(wait, 1e-4)
             now += step
             left = {kind: min(full[kind], left[kind] + step * rate[kind]) for kind in KINDS}
-        actual = Need(input_tokens=n_in, output_tokens=n_out)
+        actual = TokenReservation(input_tokens=n_in, output_tokens=n_out)
         mine.settle(now, need, actual)
         for kind in KINDS:
             left[kind] -= actual.of(kind)
@@ -61,20 +60,20 @@ def test_headers_lower_the_rate_at_once_and_never_raise_it_above_the_configured_
 def test_what_others_used_of_the_key_is_followed() -> None:
     mine = limiter()
     mine.observe(0.0, {"requests": Reported(limit=600, remaining=0)})
-    assert mine.reserve(0.0, Need()) == pytest.approx(0.1)  # one request at ten a second
+    assert mine.reserve(0.0, TokenReservation()) == pytest.approx(0.1)  # one request at ten a second
 
 
 def test_a_pause_holds_everything() -> None:
     mine = limiter()
     mine.pause(0.0, 3.0)
-    assert mine.reserve(1.0, Need()) == pytest.approx(2.0)
-    assert mine.reserve(3.0, Need()) == 0.0
+    assert mine.reserve(1.0, TokenReservation()) == pytest.approx(2.0)
+    assert mine.reserve(3.0, TokenReservation()) == 0.0
 
 
 def test_a_call_larger_than_the_bucket_waits_for_a_full_one_and_leaves_a_debt() -> None:
     mine = limiter(input_tokens=60)  # one token a second, one second's worth
-    assert mine.reserve(0.0, Need(input_tokens=10)) == 0.0
-    assert mine.reserve(0.0, Need(input_tokens=10)) == pytest.approx(10.0)
+    assert mine.reserve(0.0, TokenReservation(input_tokens=10)) == 0.0
+    assert mine.reserve(0.0, TokenReservation(input_tokens=10)) == pytest.approx(10.0)
 
 
 @pytest.mark.parametrize(

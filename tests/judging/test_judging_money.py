@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evalpipe.judging.budget import SCHEMA_OVERHEAD_TOKENS, Budget, TokenEstimator, dearest, most_input_tokens
+from evalpipe.calls.budget import SCHEMA_OVERHEAD_TOKENS, Budget, TokenEstimator, dearest, most_input_tokens
 from evalpipe.providers.base import Usage
 
 

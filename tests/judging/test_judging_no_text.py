@@ -11,14 +11,13 @@ from fake_provider import FakeProvider, Response, longer_wins
 from test_judging_run import FAST, rows, run
 
 from evalpipe.cli.judge_text import estimate_lines, tally_lines
-from evalpipe.core.traffic import Arm, Exchange, Outcome, Role
 from evalpipe.errors import DataError
-from evalpipe.pipeline.judge import estimate_judging
-from evalpipe.pipeline.judge_setup import JudgeOptions
-from evalpipe.pipeline.workspace import Workspace, open_workspace
-from evalpipe.store.rows import to_table
-from evalpipe.store.schema import BY_NAME, EXCHANGES
-from evalpipe.store.writer import DatasetWriter
+from evalpipe.models import Arm, Exchange, Outcome, Role
+from evalpipe.store.parquet import DatasetWriter
+from evalpipe.store.schema import BY_NAME, EXCHANGES, to_table
+from evalpipe.workspace.judge import estimate_judging
+from evalpipe.workspace.judge_setup import JudgeOptions
+from evalpipe.workspace.paths import Workspace, open_workspace
 
 START = datetime(2026, 6, 1, tzinfo=UTC)
 MARKED = {  # request: (mark of control's answer, mark of the treatment's)

@@ -9,13 +9,11 @@ from typing import Any
 
 import pytest
 
-from evalpipe.core.judgment import JudgeMode
-from evalpipe.core.traffic import Arm, Exchange, Outcome, Role
-from evalpipe.pipeline.judge_nothing import nothing_to_judge
-from evalpipe.store.datasets import open_store, writing
-from evalpipe.store.rows import to_table
-from evalpipe.store.schema import BY_NAME, EXCHANGES
-from evalpipe.store.writer import DatasetWriter
+from evalpipe.models import Arm, Exchange, JudgeMode, Outcome, Role
+from evalpipe.store.parquet import DatasetWriter
+from evalpipe.store.query import open_store, writing
+from evalpipe.store.schema import BY_NAME, EXCHANGES, to_table
+from evalpipe.workspace.judge_setup import nothing_to_judge
 
 NOON = datetime(2026, 7, 1, 12, tzinfo=UTC)
 KEY: dict[str, Any] = {

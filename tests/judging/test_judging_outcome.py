@@ -10,14 +10,13 @@ import pytest
 from fake_provider import Call, FakeProvider, Response, longer_wins
 from test_judging_run import FAST, pairs, rows, run, workspace
 
+from evalpipe.calls.client import CallOutcome, JudgeResponse, _SdkClient
 from evalpipe.cli.app import main
 from evalpipe.cli.judge_text import tally_lines
 from evalpipe.errors import UpstreamError
-from evalpipe.judging.call import Fate, Reply
-from evalpipe.judging.client import _SdkClient
-from evalpipe.judging.tally import RunTally
-from evalpipe.pipeline.judge import estimate_judging
-from evalpipe.pipeline.judge_setup import JudgeOptions
+from evalpipe.judging.run_summary import RunSummary
+from evalpipe.workspace.judge import estimate_judging
+from evalpipe.workspace.judge_setup import JudgeOptions
 
 
 @pytest.fixture(autouse=True)
@@ -62,11 +61,11 @@ def test_an_address_that_has_answered_is_waited_for(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("evalpipe.judging.runner.MAX_UNREACHED_CALLS", 1)
     n_answers = n_refusals = 0
 
-    async def ask(client: Any, turns: Any) -> Reply:
+    async def ask(client: Any, turns: Any) -> JudgeResponse:
         nonlocal n_answers, n_refusals
         if n_answers == 3 and n_refusals < 6:
             n_refusals += 1
-            return Reply(fate=Fate.NO_CONNECTION, kind="no_connection", message="connection refused")
+            return JudgeResponse(fate=CallOutcome.NO_CONNECTION, kind="no_connection", message="connection refused")
         n_answers += 1
         return await whole(client, turns)
 
@@ -101,7 +100,7 @@ def test_ties_of_identical_answers_alone_are_a_success_and_beside_failed_calls_n
     assert not run(found).is_failure
     workspace(tmp_path, "http://127.0.0.1:9", [{**pairs(1)[0], "pair_id": "other"}])
     assert run(found).is_failure
-    assert not RunTally(judge="j", fingerprint="f").is_failure  # nothing was to be done
+    assert not RunSummary(judge="j", fingerprint="f").is_failure  # nothing was to be done
 
 
 @pytest.mark.parametrize(
@@ -162,8 +161,7 @@ def test_every_kind_of_run_keeps_to_the_limit(tmp_path: Path, until_decided: boo
 
 
 def test_a_refused_batch_names_the_key_too(tmp_path: Path) -> None:
-    from evalpipe.pipeline.judge import judge
-    from evalpipe.pipeline.judge_batches import judge_by_batches
+    from evalpipe.workspace.judge import judge, judge_by_batches
 
     with FakeProvider(lambda call: Response(status=401, error="authentication_error")) as provider:
         found = workspace(tmp_path, provider.url, pairs(2))

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from fake_provider import Call, FakeProvider, Response, longer_wins, render
 
-from evalpipe.pipeline.judge import judge
-from evalpipe.pipeline.judge_setup import JudgeOptions
-from evalpipe.pipeline.load import load
-from evalpipe.pipeline.workspace import open_workspace
-from evalpipe.store.datasets import open_store
+from evalpipe.store.query import open_store
+from evalpipe.workspace.judge import judge
+from evalpipe.workspace.judge_setup import JudgeOptions
+from evalpipe.workspace.load import load
+from evalpipe.workspace.paths import open_workspace
 
 PAIR = {"pair_id": "p", "prompt": "q", "response_a": "a long answer, longer than the other", "response_b": "short"}
 

@@ -17,18 +17,16 @@ from test_judging_run import FAST, pairs, rows, run, workspace
 
 from evalpipe.analysis.result import Analysis
 from evalpipe.cli.judge_text import tally_lines
-from evalpipe.core.judgment import ShownFirst, Winner
-from evalpipe.core.traffic import Arm
 from evalpipe.errors import UpstreamError
-from evalpipe.judging.reply import UnreadableReplyError, Verdict, read_reply
-from evalpipe.pipeline.analyze import analyze_workspace
-from evalpipe.pipeline.judge import judge
-from evalpipe.pipeline.judge_batches import judge_by_batches
-from evalpipe.pipeline.judge_setup import JudgeOptions
-from evalpipe.pipeline.judge_trust import reparse
-from evalpipe.pipeline.workspace import Workspace
-from evalpipe.sim.server import start_sim
+from evalpipe.judging.verdict import UnreadableReplyError, Verdict, read_reply
+from evalpipe.models import Arm, ShownFirst, Winner
+from evalpipe.sim.app import start_sim
 from evalpipe.sim.settings import JudgeBehaviour, SimSettings
+from evalpipe.workspace.analyze import analyze_workspace
+from evalpipe.workspace.judge import judge, judge_by_batches
+from evalpipe.workspace.judge_review import reparse
+from evalpipe.workspace.judge_setup import JudgeOptions
+from evalpipe.workspace.paths import Workspace
 
 CASES = "review/cases/logs/judge_replies.json"
 
@@ -355,9 +353,9 @@ def test_troubles_of_the_provider_are_no_attempts(tmp_path: Path) -> None:
 def test_a_batch_reads_and_gives_up_by_the_same_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("evalpipe.judging.batches.FIRST_POLL_S", 0.05)
     replies = {"q0": UNREAD["quoted in a fence"], "q1": READ["thinking, fenced draft"][0]}
-    from evalpipe.judging import batch_client
+    from evalpipe.calls import batch
 
-    whole = batch_client.read_reply
+    whole = batch.read_reply
     n_read = 0
 
     def replaced(endpoint: str, status: int, headers: Any, body: bytes, **more: Any) -> Any:
@@ -367,7 +365,7 @@ def test_a_batch_reads_and_gives_up_by_the_same_rules(tmp_path: Path, monkeypatc
         document["content"] = [{"type": "text", "text": replies[question]}]
         return whole(endpoint, status, headers, json.dumps(document).encode(), **more)
 
-    monkeypatch.setattr(batch_client, "read_reply", replaced)
+    monkeypatch.setattr(batch, "read_reply", replaced)
     with start_sim(SimSettings(judge=JudgeBehaviour(behaviour="stated", accuracy=0.9), batch_seconds=0.05)) as sim:
         question = "q1"
         found = batch_workspace(tmp_path, sim.base_url, n=1)
@@ -385,7 +383,7 @@ def test_reading_again_corrects_a_verdict_that_was_none(tmp_path: Path, monkeypa
         found = workspace(tmp_path, provider.url, pairs(1))
         with monkeypatch.context() as older:
             older.setattr(
-                "evalpipe.judging.record.read_reply",
+                "evalpipe.judging.judgments.read_reply",
                 lambda *_, **more: read_reply(V2, spec(), shown_first=more["shown_first"]),
             )
             assert dict(run(found).asked) == {"ok": 2}
@@ -531,7 +529,7 @@ def test_a_long_wait_is_announced_with_its_end_and_its_reason(
     answers = iter([Response(status=429, headers={"retry-after": "3600"}, error="rate_limit_error")])
     # The pause is cut short in the test; what is announced is the pause itself.
     monkeypatch.setattr(
-        "evalpipe.judging.limiter.Limiter.pause",
+        "evalpipe.calls.limiter.Limiter.pause",
         lambda self, now, seconds: setattr(self, "paused_until", now + seconds),
     )
     slept: list[float] = []
@@ -540,7 +538,7 @@ def test_a_long_wait_is_announced_with_its_end_and_its_reason(
         slept.append(seconds)
         self.skipped = getattr(self, "skipped", 0.0) + 700
 
-    from evalpipe.judging.clock import SystemClock
+    from evalpipe.judging.runner import SystemClock
 
     real = SystemClock.monotonic
     monkeypatch.setattr(SystemClock, "sleep", sleep)

@@ -12,10 +12,9 @@ from fake_provider import verdict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evalpipe.core.judgment import ShownFirst, Winner
-from evalpipe.core.traffic import Arm
-from evalpipe.judging.reply import UnreadableReplyError, read_reply
 from evalpipe.judging.spec import JudgeSpec, load_judge
+from evalpipe.judging.verdict import UnreadableReplyError, read_reply
+from evalpipe.models import Arm, ShownFirst, Winner
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,9 +10,8 @@ from fake_provider import BLOCK
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evalpipe.core.judgment import ShownFirst
-from evalpipe.judging.fence import TRIPWIRES, tripwires
-from evalpipe.judging.rubric import Message, ShownAnswer, pair_message, shown_answer
+from evalpipe.judging.prompt import TRIPWIRES, Message, ShownAnswer, injection_signals, pair_message, shown_answer
+from evalpipe.models import ShownFirst
 
 NONCE = "0123456789abcdef"
 HOSTILE = st.text() | st.sampled_from(
@@ -97,18 +96,18 @@ def test_tool_calls_refusals_and_empty_answers_are_shown_as_such(
     ],
 )
 def test_tripwires(text: str, name: str) -> None:
-    assert name in tripwires(text)
+    assert name in injection_signals(text)
 
 
 @pytest.mark.parametrize(
     "text", ["The answer 1 is prime-free.", "You are right about the bridge.", "We chose the best route.", ""]
 )
 def test_ordinary_text_trips_nothing(text: str) -> None:
-    assert tripwires(text) == ()
+    assert injection_signals(text) == ()
 
 
 def test_a_megabyte_of_one_letter_is_quick() -> None:
-    assert tripwires("a" * 10_000_000) == ()
+    assert injection_signals("a" * 10_000_000) == ()
     assert message("q", "<" * 1_000_000, "b").cut["control"] == 990_000
 
 
@@ -126,6 +125,6 @@ def test_the_words_looked_for_first_never_change_what_is_found() -> None:
     for _ in range(3000):
         text = " ".join(chance.choices(vocabulary, k=chance.randint(1, 12)))
         found = tuple(name for name, _, pattern in TRIPWIRES if pattern.search(text))
-        assert tripwires(text) == found, text
+        assert injection_signals(text) == found, text
         n_hits += bool(found)
     assert n_hits > 1000

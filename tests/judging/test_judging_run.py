@@ -12,24 +12,23 @@ import pytest
 from fake_provider import Call, FakeProvider, Response, longer_wins, verdict
 
 from evalpipe.analysis.result import Check
+from evalpipe.calls.journal import Journal, compact, judging_lock
 from evalpipe.cli.app import main
 from evalpipe.cli.judge_text import tally_lines
 from evalpipe.errors import BudgetError, ConfigError, DataError, UpstreamError, WorkspaceBusyError
-from evalpipe.judging.clock import SystemClock
-from evalpipe.judging.journal import Journal, compact, judging_lock
-from evalpipe.judging.plan import asks_of
-from evalpipe.judging.record import Booking, sent
-from evalpipe.judging.tally import RunTally
-from evalpipe.pipeline import judge_setup as judging
-from evalpipe.pipeline.analyze import analyze_workspace
-from evalpipe.pipeline.judge import estimate_judging, judge, show_prompts
-from evalpipe.pipeline.judge_setup import JudgeOptions
-from evalpipe.pipeline.judge_trust import reparse, self_test
-from evalpipe.pipeline.load import load
-from evalpipe.pipeline.plan import plan
-from evalpipe.pipeline.workspace import Workspace, open_workspace
-from evalpipe.store.datasets import open_store
-from evalpipe.store.selection import read_selection
+from evalpipe.judging.judgments import RecordedCost, sent
+from evalpipe.judging.plan import calls_for
+from evalpipe.judging.run_summary import RunSummary
+from evalpipe.judging.runner import SystemClock
+from evalpipe.store.query import open_store, read_selection
+from evalpipe.workspace import judge_setup
+from evalpipe.workspace.analyze import analyze_workspace
+from evalpipe.workspace.judge import estimate_judging, judge, show_prompts
+from evalpipe.workspace.judge_review import reparse, self_test
+from evalpipe.workspace.judge_setup import JudgeOptions
+from evalpipe.workspace.load import load
+from evalpipe.workspace.paths import Workspace, open_workspace
+from evalpipe.workspace.plan import plan
 
 FAST = "requests_per_minute = 60000\ninput_tokens_per_minute = 100000000\noutput_tokens_per_minute = 100000000\n"
 
@@ -59,7 +58,7 @@ def workspace(root: Path, url: str, rows: list[dict[str, Any]], *, extra: str = 
     return found
 
 
-def run(found: Workspace, **options: Any) -> RunTally:
+def run(found: Workspace, **options: Any) -> RunSummary:
     (tally,) = judge(found, JudgeOptions(show_progress=False, **options))
     return tally
 
@@ -286,12 +285,12 @@ def test_what_a_killed_run_had_in_flight_is_a_visible_row_and_counts_against_the
     with open_store(found.data, "t") as store:
         (path,) = store.files[-1:]
     # The journal of a process that was killed: one call sent, never heard of again, and a torn last line.
-    folder = judging.journal_folder(found, "t")
+    folder = judge_setup.journal_folder(found, "t")
     journal = Journal(folder)
-    (spec,) = judging.specs_of(found)
+    (spec,) = judge_setup.load_specs(found)
     with open_store(found.data, "t") as store:
-        ask = asks_of(store.connection, spec, ["p0"])[0]
-    journal.begin(sent(ask, 7, spec, booking=Booking(cost_usd=0.01, at_most=0.04), at=SystemClock().utc()))
+        ask = calls_for(store.connection, spec, ["p0"])[0]
+    journal.begin(sent(ask, 7, spec, booking=RecordedCost(cost_usd=0.01, at_most=0.04), at=SystemClock().utc()))
     journal.close()
     with journal.path.open("ab") as file:
         file.write(b'{"key": "torn')
@@ -300,7 +299,7 @@ def test_what_a_killed_run_had_in_flight_is_a_visible_row_and_counts_against_the
     assert rows(found, "SELECT status, cost_usd FROM judgments WHERE attempt = 7") == [("error", 0.01)]
     assert not list(folder.glob("journal-*"))
     with open_store(found.data, "t") as store:
-        budget = judging.budget_of(store, spec, None, judging.price_of(found, spec))
+        budget = judge_setup.budget_of(store, spec, None, judge_setup.price_of(found, spec))
     # Two answers at $1 and $5 a million tokens; the lost call's question was answered with 100 input tokens, so it cannot have
     # cost more than those (and 200 for other codes in the tags) and the longest answer of 1,024 tokens.
     assert budget.spent == pytest.approx(2 * (100e-6 + 50 * 5e-6) + (100 + 200) * 1e-6 + 1024 * 5e-6)
@@ -313,11 +312,11 @@ def test_what_a_killed_run_had_in_flight_is_a_visible_row_and_counts_against_the
 def test_a_lost_call_of_a_question_never_answered_stays_at_its_worst_and_the_summary_says_so(tmp_path: Path) -> None:
     with FakeProvider(lambda call: Response(status=400)) as provider:
         found = workspace(tmp_path, provider.url, pairs(1))
-        (spec,) = judging.specs_of(found)
+        (spec,) = judge_setup.load_specs(found)
         with open_store(found.data, "t") as store:
-            ask = asks_of(store.connection, spec, ["p0"])[0]
-        journal = Journal(judging.journal_folder(found, "t"))
-        journal.begin(sent(ask, 1, spec, booking=Booking(cost_usd=0.01, at_most=0.04), at=SystemClock().utc()))
+            ask = calls_for(store.connection, spec, ["p0"])[0]
+        journal = Journal(judge_setup.journal_folder(found, "t"))
+        journal.begin(sent(ask, 1, spec, booking=RecordedCost(cost_usd=0.01, at_most=0.04), at=SystemClock().utc()))
         journal.close()
         tally = run(found)
     assert tally.account is not None
@@ -361,7 +360,7 @@ def test_a_cap_below_one_call_is_an_error_not_a_success(tmp_path: Path, provider
 
 
 def test_a_rotated_journal_loses_nothing_of_what_is_in_flight(tmp_path: Path) -> None:
-    from evalpipe.core.judgment import Judgment, JudgmentStatus, ShownFirst
+    from evalpipe.models import Judgment, JudgmentStatus, ShownFirst
 
     def judgment(key: str, status: JudgmentStatus) -> Judgment:
         return Judgment(
@@ -399,7 +398,7 @@ def test_a_rotated_journal_loses_nothing_of_what_is_in_flight(tmp_path: Path) ->
 def test_two_runners_never_pay_twice(tmp_path: Path, provider: FakeProvider) -> None:
     found = workspace(tmp_path, provider.url, pairs(1))
     with (
-        judging_lock(judging.journal_folder(found, "t")),
+        judging_lock(judge_setup.journal_folder(found, "t")),
         pytest.raises(WorkspaceBusyError, match=f"process {os.getpid()}"),
     ):
         run(found)

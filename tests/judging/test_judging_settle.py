@@ -9,19 +9,19 @@ import pytest
 from fake_provider import FakeProvider, longer_wins
 from test_judging_run import pairs, run, workspace
 
+from evalpipe.calls.journal import Journal
 from evalpipe.cli.app import main
 from evalpipe.errors import ConfigError, DataError
-from evalpipe.judging.clock import SystemClock
-from evalpipe.judging.journal import Journal
-from evalpipe.judging.plan import asks_of
-from evalpipe.judging.record import Booking, sent
-from evalpipe.judging.settlements import read_settlements, settlements_folder
-from evalpipe.pipeline import judge_setup
-from evalpipe.pipeline.analyze import analyze_workspace
-from evalpipe.pipeline.judge_settle import settle
-from evalpipe.pipeline.judge_setup import JudgeOptions
-from evalpipe.pipeline.workspace import Workspace
-from evalpipe.store.datasets import open_store
+from evalpipe.judging.costs import read_settlements, settlements_folder
+from evalpipe.judging.judgments import RecordedCost, sent
+from evalpipe.judging.plan import calls_for
+from evalpipe.judging.runner import SystemClock
+from evalpipe.store.query import open_store
+from evalpipe.workspace import judge_setup
+from evalpipe.workspace.analyze import analyze_workspace
+from evalpipe.workspace.judge_review import settle
+from evalpipe.workspace.judge_setup import JudgeOptions
+from evalpipe.workspace.paths import Workspace
 
 OPTIONS = JudgeOptions()
 # One order of the first pair was answered: 100 input and 50 output tokens at 1 and 5 USD a million.
@@ -31,12 +31,12 @@ ANSWERED = 100e-6 + 50 * 5e-6
 def crashed(root: Path, url: str) -> Workspace:
     """A log of five pairs whose judge was killed with three calls in flight, each estimated at 0.01 and at most 0.04 USD."""
     found = workspace(root, url, pairs(5))
-    (spec,) = judge_setup.specs_of(found)
+    (spec,) = judge_setup.load_specs(found)
     journal = Journal(judge_setup.journal_folder(found, "t"))
     with open_store(found.data, "t") as store:
-        asks = [asks_of(store.connection, spec, [f"p{n}"])[0] for n in range(3)]
+        asks = [calls_for(store.connection, spec, [f"p{n}"])[0] for n in range(3)]
     for ask in asks:
-        booking = Booking(cost_usd=0.01, at_most=0.04)
+        booking = RecordedCost(cost_usd=0.01, at_most=0.04)
         journal.begin(sent(ask, 1, spec, booking=booking, at=SystemClock().utc()))
     journal.close()
     return found
@@ -44,7 +44,7 @@ def crashed(root: Path, url: str) -> Workspace:
 
 def held(found: Workspace) -> float:
     """What counts against a cap."""
-    (spec,) = judge_setup.specs_of(found)
+    (spec,) = judge_setup.load_specs(found)
     with open_store(found.data, "t") as store:
         return judge_setup.budget_of(store, spec, 1.0, judge_setup.price_of(found, spec)).spent
 
@@ -80,11 +80,11 @@ def test_what_breaks_off_later_is_settled_later(tmp_path: Path) -> None:
     with FakeProvider(longer_wins) as provider:
         found = crashed(tmp_path, provider.url)
         settle(found, OPTIONS, usd=0.02)
-        (spec,) = judge_setup.specs_of(found)
+        (spec,) = judge_setup.load_specs(found)
         with open_store(found.data, "t") as store:
-            ask = asks_of(store.connection, spec, ["p4"])[0]
+            ask = calls_for(store.connection, spec, ["p4"])[0]
         journal = Journal(judge_setup.journal_folder(found, "t"))
-        journal.begin(sent(ask, 1, spec, booking=Booking(cost_usd=0.01, at_most=0.05), at=SystemClock().utc()))
+        journal.begin(sent(ask, 1, spec, booking=RecordedCost(cost_usd=0.01, at_most=0.05), at=SystemClock().utc()))
         journal.close()
         (shown,) = settle(found, OPTIONS)
         assert (shown.before.n_unsettled, shown.before.known_usd) == (1, pytest.approx(0.02))

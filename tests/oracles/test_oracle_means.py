@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from oracle_cases import Case, oracle
 
-from evalpipe.stats.cluster import PairedAggregate, arm_aggregate, paired_aggregate
-from evalpipe.stats.difference import arm_interval, paired_difference, unpaired_difference
-from evalpipe.stats.equivalence import tost
-from evalpipe.stats.estimate import Estimate
-from evalpipe.stats.utility import composite
+from evalpipe.stats.clusters import PairedAggregate, arm_aggregate, paired_aggregate
+from evalpipe.stats.estimates import Estimate
+from evalpipe.stats.means import arm_interval, paired_difference, unpaired_difference
+from evalpipe.stats.multiplicity import composite
+from evalpipe.stats.proportions import tost
 
 
 def paired(case: Case) -> PairedAggregate:

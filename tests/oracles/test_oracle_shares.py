@@ -6,14 +6,14 @@ import numpy as np
 from oracle_cases import Case, oracle
 from scipy.special import ndtri
 
-from evalpipe.stats import agreement, gates, labels, paired, quantile, winrate
-from evalpipe.stats.cluster import ArmAggregate, arm_aggregate, paired_aggregate
-from evalpipe.stats.difference import paired_difference, unpaired_difference
-from evalpipe.stats.estimate import Estimate
-from evalpipe.stats.events import paired_events
-from evalpipe.stats.lengthcontrol import length_controlled
-from evalpipe.stats.multiplier import Anytime, Fixed
-from evalpipe.stats.proportion import wilson
+from evalpipe.stats import agreement, estimates, proportions, quantiles, winrate
+from evalpipe.stats.clusters import ArmAggregate, arm_aggregate, paired_aggregate
+from evalpipe.stats.estimates import Estimate
+from evalpipe.stats.event_rates import paired_events
+from evalpipe.stats.length import length_controlled
+from evalpipe.stats.means import paired_difference, unpaired_difference
+from evalpipe.stats.proportions import wilson
+from evalpipe.stats.sequential import Anytime, Fixed
 
 
 @oracle("wilson")
@@ -25,7 +25,7 @@ def test_oracle_wilson(case: Case) -> None:
 
 @oracle("mcnemar")
 def test_oracle_mcnemar(case: Case) -> None:
-    result = paired.mcnemar(case.input["t_only"], case.input["c_only"])
+    result = proportions.mcnemar(case.input["t_only"], case.input["c_only"])
     case.equal("p_exact", result.p_exact)
     case.equal("p_exact_scipy", result.p_exact)
     case.equal("chi2", result.chi2)
@@ -48,10 +48,10 @@ def test_oracle_paired_proportion(case: Case) -> None:
     case.equal("tango", [estimate.ci_low, estimate.ci_high])
     case.equal("tango_contingencytables", [estimate.ci_low, estimate.ci_high])
     c = -float(ndtri(i["alpha"] / 2))
-    newcombe = paired.newcombe_limits(i["both"], i["t_only"], i["c_only"], i["neither"], c)
+    newcombe = proportions.newcombe_paired_limits(i["both"], i["t_only"], i["c_only"], i["neither"], c)
     case.equal("newcombe", newcombe)
     case.equal("newcombe_contingencytables", newcombe)
-    case.equal("p_mid_contingencytables", paired.mcnemar(i["t_only"], i["c_only"]).p_mid)
+    case.equal("p_mid_contingencytables", proportions.mcnemar(i["t_only"], i["c_only"]).p_mid)
 
 
 @oracle("pairwise_swapped")
@@ -122,8 +122,8 @@ def test_oracle_length_controlled(case: Case) -> None:
 @oracle("quantile_type1")
 def test_oracle_quantile_type1(case: Case) -> None:
     x, p = np.sort(case.input["x"]), case.input["p"]
-    case.equal("quantile", quantile.type1_quantile(x, p))
-    limits = quantile.arm_limits(x, np.arange(len(x)), p, quantile.critical(len(x), len(x), paired=True))
+    case.equal("quantile", quantiles.type1_quantile(x, p))
+    limits = quantiles.arm_limits(x, np.arange(len(x)), p, quantiles.critical(len(x), len(x), paired=True))
     # the exact binomial interval is a sanity band: one request per user stays within two order statistics of it
     for key, limit in (("exact_binomial_lo", limits.low), ("exact_binomial_hi", limits.high)):
         case.seen.add(key)
@@ -136,9 +136,9 @@ def test_oracle_quantile_type1(case: Case) -> None:
 @oracle("quantile_cluster")
 def test_oracle_quantile_cluster(case: Case) -> None:
     users = len(set(case.input["user"]))
-    c = quantile.critical(users, users, paired=True, alpha=case.input["alpha"])
+    c = quantiles.critical(users, users, paired=True, alpha=case.input["alpha"])
     for p in case.input["p"]:
-        limits = quantile.arm_limits(case.input["y"], case.input["user"], p, c)
+        limits = quantiles.arm_limits(case.input["y"], case.input["user"], p, c)
         case.equal(f"{p}|q", limits.quantile)
         case.equal(f"{p}|lo", limits.low)
         case.equal(f"{p}|hi", limits.high)
@@ -148,11 +148,11 @@ def test_oracle_quantile_cluster(case: Case) -> None:
 def test_oracle_quantile_paired_difference(case: Case) -> None:
     t, c, p = np.array(case.input["t"]), np.array(case.input["c"]), case.input["p"]
     users = np.arange(len(t))
-    z = quantile.critical(len(t), len(t), paired=True, alpha=case.input["alpha"])
-    arms = [quantile.arm_limits(y, users, p, z) for y in (c, t)]
-    below = [(y <= quantile.type1_quantile(y, p)).astype(float) for y in (c, t)]
+    z = quantiles.critical(len(t), len(t), paired=True, alpha=case.input["alpha"])
+    arms = [quantiles.arm_limits(y, users, p, z) for y in (c, t)]
+    below = [(y <= quantiles.type1_quantile(y, p)).astype(float) for y in (c, t)]
     correlation = float(np.corrcoef(*below)[0, 1])
-    estimate = quantile.quantile_difference(
+    estimate = quantiles.quantile_difference(
         *arms, correlation=correlation, paired=True, scale="absolute", alpha=case.input["alpha"]
     )
     case.equal("diff", estimate.point, rel=1e-9)
@@ -178,7 +178,7 @@ def test_oracle_edge_status(case: Case) -> None:
         "paired_mean": lambda: _paired_mean_status(i),
         "cluster_ratio": lambda: unpaired_difference(_users(i["clusters_c"], 1), _users(i["clusters_t"], 2)).status,
         "paired_proportion": lambda: _one_request_each(i).status,
-        "quantile": lambda: quantile.arm_limits(np.arange(i["n"]) + 1.0, np.arange(i["n"]), i["p"], 1.96).status,
+        "quantile": lambda: quantiles.arm_limits(np.arange(i["n"]) + 1.0, np.arange(i["n"]), i["p"], 1.96).status,
         "kappa": lambda: agreement.kappa(i["table"]).status,
         "winrate": lambda: winrate.win_rate(i["pair_scores"], np.ones(len(i["pair_scores"]))).status,
         "canary_binary": lambda: _canary_status(i),
@@ -198,7 +198,7 @@ def _canary_status(i: dict) -> str:
         failed[:events] = 1
         return arm_aggregate(failed, np.ones(n), n_events=events)
 
-    assert gates.MIN_EVENTS_ANYTIME == 10
+    assert estimates.MIN_EVENTS_ANYTIME == 10
     return unpaired_difference(arm(i["events_c"], 9000), arm(i["events_t"], 1000), multiplier=Anytime()).status
 
 
@@ -210,9 +210,9 @@ def test_oracle_decision_labels(case: Case) -> None:
     found = []
     for m in metrics:
         if m["se"] is None:
-            assert labels.label(None, None, margin=m["delta"]).label == "undefined"
+            assert estimates.label(None, None, margin=m["delta"]).label == "undefined"
             found.append("inconclusive")
             continue
         reach = Fixed().critical(alpha / n_goals if m["role"] == "goal" else alpha) * m["se"]
-        found.append(labels.label(m["est"] - reach, m["est"] + reach, margin=m["delta"]).label)
+        found.append(estimates.label(m["est"] - reach, m["est"] + reach, margin=m["delta"]).label)
     case.equal("labels", found)

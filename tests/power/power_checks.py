@@ -14,22 +14,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from power_runs import SECRET
 
-from evalpipe.collector.shadow_state import load_state
-from evalpipe.collector.tail import SpoolTail
-from evalpipe.core.spool import RequestRecord, ShadowRecord, read_record
-from evalpipe.core.treatment_state import OWN_PREFIX
-from evalpipe.judging.intents import OPEN, intents, items_of
-from evalpipe.judging.settlements import settled_calls, settlements_folder
-from evalpipe.pipeline import load as loading
-from evalpipe.pipeline import retention
-from evalpipe.pipeline.canary import open_history
-from evalpipe.pipeline.exclude import exclusions
-from evalpipe.pipeline.judge_setup import batches_folder, journal_folder, recover
-from evalpipe.pipeline.record import load_record
-from evalpipe.pipeline.unit_key import key_fingerprint, unit_key
-from evalpipe.pipeline.workspace import Workspace, open_workspace
-from evalpipe.store.datasets import open_store
-from evalpipe.store.spool_segments import holds_log
+from evalpipe.judging.batch_state import OPEN, intents, items_of
+from evalpipe.judging.costs import settled_calls, settlements_folder
+from evalpipe.spool.checkpoint import OWN_PREFIX, load_state
+from evalpipe.spool.format import RequestRecord, ShadowRecord, read_record
+from evalpipe.spool.reader import SpoolTail
+from evalpipe.spool.segments import holds_log
+from evalpipe.store.query import open_store
+from evalpipe.workspace import load, retention
+from evalpipe.workspace.canary import open_history
+from evalpipe.workspace.decide import exclusions
+from evalpipe.workspace.judge_setup import batches_folder, journal_folder, recover
+from evalpipe.workspace.paths import Workspace, open_workspace
+from evalpipe.workspace.record import load_record
+from evalpipe.workspace.secrets import key_fingerprint, unit_key
 
 
 def _of(promised: list[Any], name: str) -> list[Any]:
@@ -49,10 +47,10 @@ def _rows(workspace: Workspace, experiment: str = "exp") -> dict[str, list[tuple
 def _loaded(workspace: Workspace, experiment: str = "exp") -> dict[str, list[tuple[str, str]]]:
     """What the next `evalpipe load` makes of it, and the one after that."""
     if workspace.spool.is_dir() and holds_log(workspace.spool):
-        loading.load(workspace)
+        load.load(workspace)
         if holds_log(workspace.spool):
             before = _rows(workspace, experiment)
-            loading.load(workspace)
+            load.load(workspace)
             assert _rows(workspace, experiment) == before, "a second load adds rows"
             return before
     return _rows(workspace, experiment)

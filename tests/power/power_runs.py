@@ -12,11 +12,10 @@ from pathlib import Path
 from disk_replay import promise
 from spool_builders import T0, copy, request, served, shadow
 
-from evalpipe.collector.shadow_state import save_spent, save_state
-from evalpipe.collector.spooling import SpoolWriter
-from evalpipe.core.judgment import Judgment, JudgmentStatus, ShownFirst
-from evalpipe.core.spool import Record
-from evalpipe.core.treatment_state import ShadowState
+from evalpipe.models import Judgment, JudgmentStatus, ShownFirst
+from evalpipe.spool.checkpoint import ShadowState, save_spent, save_state
+from evalpipe.spool.format import Record
+from evalpipe.spool.writer import SpoolWriter
 
 DAY = 86_400
 CONFIG = """
@@ -86,15 +85,15 @@ def stopped(folder: str) -> None:
 
 
 def _line(record: Record) -> bytes:
-    from evalpipe.core.spool import render_record
+    from evalpipe.spool.format import render_record
 
     return render_record(record)
 
 
 def load(folder: str) -> None:
     """Two loads: of what was recorded, copied and decided, with broken lines; the second after the copies' process was killed."""
-    from evalpipe.pipeline import load as loading
-    from evalpipe.pipeline.workspace import open_workspace
+    from evalpipe.workspace import load as workspace_load
+    from evalpipe.workspace.paths import open_workspace
 
     workspace = open_workspace(root=Path(folder))
     for life in (1, 2):
@@ -121,7 +120,7 @@ def load(folder: str) -> None:
         promise({"pairs": names, "rejected": f"broken in life {life}", "decided": names})
         if life == 2:
             killed_load(folder)
-        tally = loading.load(workspace)
+        tally = workspace_load.load(workspace)
         assert tally.n_rejected == 1 and (life == 2 or tally.n_exchanges == 12), tally
         promise({"loaded": names})
 
@@ -137,8 +136,8 @@ def renamed(*names, **more):
     if str(names[1]).endswith(".parquet"):
         os.kill(os.getpid(), signal.SIGKILL)
 os.rename = renamed
-from evalpipe.pipeline.load import load
-from evalpipe.pipeline.workspace import open_workspace
+from evalpipe.workspace.load import load
+from evalpipe.workspace.paths import open_workspace
 load(open_workspace(root=Path(sys.argv[1])))
 """
     done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, timeout=280)
@@ -174,10 +173,10 @@ def judgment(
 
 def journal(folder: str) -> None:
     """Runs of the judge: calls booked, answered, synced, compacted while others are in flight."""
-    from evalpipe.judging.journal import Journal, compact, judging_lock
-    from evalpipe.pipeline.judge_setup import journal_folder
-    from evalpipe.pipeline.workspace import open_workspace
-    from evalpipe.store.datasets import open_store
+    from evalpipe.calls.journal import Journal, compact, judging_lock
+    from evalpipe.store.query import open_store
+    from evalpipe.workspace.judge_setup import journal_folder
+    from evalpipe.workspace.paths import open_workspace
 
     workspace = open_workspace(root=Path(folder))
     place = journal_folder(workspace, "exp")
@@ -207,11 +206,11 @@ def journal(folder: str) -> None:
 
 def batches(folder: str) -> None:
     """A batch on its way: intended, submitted, collected; another that never arrived."""
-    from evalpipe.judging.intents import Intent, Item, changed, save_intent, save_state
-    from evalpipe.judging.journal import Journal, compact
-    from evalpipe.pipeline.judge_setup import batches_folder, journal_folder
-    from evalpipe.pipeline.workspace import open_workspace
-    from evalpipe.store.datasets import open_store
+    from evalpipe.calls.journal import Journal, compact
+    from evalpipe.judging.batch_state import BatchState, Item, changed, save_intent, save_state
+    from evalpipe.store.query import open_store
+    from evalpipe.workspace.judge_setup import batches_folder, journal_folder
+    from evalpipe.workspace.paths import open_workspace
 
     workspace = open_workspace(root=Path(folder))
     place = batches_folder(workspace, "exp")
@@ -222,7 +221,7 @@ def batches(folder: str) -> None:
                  shown_first=ShownFirst.CONTROL, repeat=0)
             for n in range(3)
         ]  # fmt: skip
-        intent = Intent(name=name, judge="pairwise", fingerprint="f", provider="anthropic", state="intended", n_items=3,
+        intent = BatchState(name=name, judge="pairwise", fingerprint="f", provider="anthropic", state="intended", n_items=3,
                         created_at=datetime.fromtimestamp(T0, UTC), at_most_usd=2.0)  # fmt: skip
         save_intent(place, intent, items)
         promise({"batch": name, "state": "intended"})  # the provider hears of it
@@ -247,16 +246,16 @@ def batches(folder: str) -> None:
 
 def judge(folder: str) -> None:
     """`evalpipe judge` against a provider, then `judge settle`: what was reported is on the disk."""
-    from evalpipe.judging.settlements import settlements_folder
-    from evalpipe.pipeline import judge as judging
-    from evalpipe.pipeline.judge_settle import settle
-    from evalpipe.pipeline.judge_setup import JudgeOptions
-    from evalpipe.pipeline.workspace import open_workspace
-    from evalpipe.store.datasets import open_store
+    from evalpipe.judging.costs import settlements_folder
+    from evalpipe.store.query import open_store
+    from evalpipe.workspace import judge as workspace_judge
+    from evalpipe.workspace.judge_review import settle
+    from evalpipe.workspace.judge_setup import JudgeOptions
+    from evalpipe.workspace.paths import open_workspace
 
     workspace = open_workspace(root=Path(folder))
     for limit in (2, None):
-        judging.judge(workspace, JudgeOptions(limit=limit))
+        workspace_judge.judge(workspace, JudgeOptions(limit=limit))
         with open_store(workspace.data, "t") as store:
             rows = store.connection.execute("SELECT judgment_id, status FROM judgments").fetchall()
         promise({"judgments": dict(rows)})
@@ -268,11 +267,11 @@ def judge(folder: str) -> None:
 
 def canary(folder: str) -> None:
     """A canary that starts, is paused, goes on, and is rolled back."""
-    from evalpipe.pipeline import canary as rollout
-    from evalpipe.pipeline.workspace import open_workspace
+    from evalpipe.workspace import canary as workspace_canary
+    from evalpipe.workspace.paths import open_workspace
 
     workspace = open_workspace(root=Path(folder))
-    history = rollout.open_history(workspace)
+    history = workspace_canary.open_history(workspace)
     now = [1_000_000.0]
 
     def reported(event: object) -> None:
@@ -286,28 +285,27 @@ def canary(folder: str) -> None:
             now[0] += 10
             return next(looks, None) is None
 
-        rollout.run(workspace, on_event=reported, clock=lambda: now[0], wait=wait)
+        workspace_canary.run(workspace, on_event=reported, clock=lambda: now[0], wait=wait)
 
     watch(3)
     for action in ("pause", "approve", "rollback"):
-        rollout.tell(workspace, action, why="test", by="alice", now=now[0])
+        workspace_canary.tell(workspace, action, why="test", by="alice", now=now[0])
         reported(None)
     watch(2)
 
 
 def records(folder: str) -> None:
     """The first load makes the key of unit ids; then exclusions, looks, a verdict."""
-    from evalpipe.pipeline import load as loading
-    from evalpipe.pipeline.analyze import analyze_workspace
-    from evalpipe.pipeline.exclude import exclude, exclusions, include_again
-    from evalpipe.pipeline.gate import verdict
-    from evalpipe.pipeline.record import load_record
-    from evalpipe.pipeline.unit_key import key_fingerprint, unit_key
-    from evalpipe.pipeline.workspace import open_workspace
+    from evalpipe.workspace import load as workspace_load
+    from evalpipe.workspace.analyze import analyze_workspace
+    from evalpipe.workspace.decide import exclude, exclusions, include_again, verdict
+    from evalpipe.workspace.paths import open_workspace
+    from evalpipe.workspace.record import load_record
+    from evalpipe.workspace.secrets import key_fingerprint, unit_key
 
     workspace = open_workspace(root=Path(folder))
     promise({"key": key_fingerprint(unit_key(workspace, "exp"))})  # the collector hashes with it from now on
-    loading.load(workspace)
+    workspace_load.load(workspace)
 
     def stored(*, also: dict[str, object] | None = None) -> None:
         record = load_record(workspace.data, "exp")
@@ -330,8 +328,8 @@ def records(folder: str) -> None:
 
 def removal(folder: str, action: str) -> None:
     """`prune` or `forget`; a judge's journal waits, too."""
-    from evalpipe.pipeline import retention
-    from evalpipe.pipeline.workspace import open_workspace
+    from evalpipe.workspace import retention
+    from evalpipe.workspace.paths import open_workspace
 
     workspace = open_workspace(root=Path(folder))
     if action == "forget":
@@ -343,7 +341,7 @@ def removal(folder: str, action: str) -> None:
 
 def load_once(folder: str) -> None:
     """A load beside a collector."""
-    from evalpipe.pipeline import load as loading
-    from evalpipe.pipeline.workspace import open_workspace
+    from evalpipe.workspace import load as workspace_load
+    from evalpipe.workspace.paths import open_workspace
 
-    loading.load(open_workspace(root=Path(folder)))
+    workspace_load.load(open_workspace(root=Path(folder)))

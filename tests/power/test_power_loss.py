@@ -24,10 +24,10 @@ from spool_builders import T0, request, served, write_segment
 from test_judging_settle import crashed
 from test_store_retention import build, numbers
 
-from evalpipe.core.spool import FeedbackRecord
-from evalpipe.judging.journal import Journal
-from evalpipe.pipeline.judge_setup import journal_folder
-from evalpipe.pipeline.workspace import open_workspace
+from evalpipe.calls.journal import Journal
+from evalpipe.spool.format import FeedbackRecord
+from evalpipe.workspace.judge_setup import journal_folder
+from evalpipe.workspace.paths import open_workspace
 
 FULL = int(os.environ.get("EVALPIPE_POWER_STATES", "0"))
 pytestmark = pytest.mark.timeout(3000 if FULL else 900)

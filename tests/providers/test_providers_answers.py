@@ -14,7 +14,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evalpipe.core.traffic import Outcome
+from evalpipe.models import Outcome
 from evalpipe.providers.base import Answer
 from evalpipe.providers.registry import DIALECTS, read_answer, read_request
 

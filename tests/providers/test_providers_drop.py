@@ -10,7 +10,7 @@ import pytest
 from evalpipe.config import read_config
 from evalpipe.errors import ConfigError
 from evalpipe.providers.base import NotShadowableError
-from evalpipe.providers.translate.request import render_treatment_request
+from evalpipe.providers.translate import render_treatment_request
 
 USER = {"role": "user", "content": "hi"}
 HISTORY = [
@@ -229,7 +229,7 @@ def test_requests_are_read_whatever_was_imported_first() -> None:
     import sys
 
     code = (
-        "from evalpipe.providers.translate.request import render_treatment_request\n"
+        "from evalpipe.providers.translate import render_treatment_request\n"
         "from evalpipe.providers.registry import read_request\n"
         "for name in ('chat.completions', 'responses', 'messages'):\n    read_request(name, b'{}')\n"
     )

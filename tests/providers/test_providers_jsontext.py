@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evalpipe.providers.jsontext import MalformedJSONError, as_count, dump, parse, parsed_or_raw
+from evalpipe.providers.json_values import MalformedJSONError, as_count, dump, parse, parsed_or_raw
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

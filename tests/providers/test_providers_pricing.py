@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from evalpipe.providers.base import Usage
-from evalpipe.providers.models import family, same_family, same_model, takes_max_completion_tokens, takes_sampling
+from evalpipe.providers.model_names import family, same_family, same_model, takes_max_completion_tokens, takes_sampling
 from evalpipe.providers.pricing import Price, cost_of, is_priced
 
 AT = datetime(2026, 6, 1, tzinfo=UTC)

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evalpipe.core.traffic import ANSWERED
+from evalpipe.models import ANSWERED
 from evalpipe.providers.base import Answer
 from evalpipe.providers.registry import DIALECTS, answer_reader, read_answer
-from evalpipe.providers.translate.answer import AnswerTranslator
+from evalpipe.providers.translate_response import AnswerTranslator
 
 JSON = {"content-type": "application/json"}
 SSE = {"content-type": "text/event-stream"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evalpipe.providers.sse import SseParser, parse_events, render_event
+from evalpipe.providers.decoding import SseParser, parse_events, render_event
 
 
 def events(body: bytes, cuts: list[int] | None = None) -> list[tuple[str, str]]:

@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion
 from openai.types.responses import Response
 
-from evalpipe.core.traffic import Outcome
-from evalpipe.providers.base import Usage
-from evalpipe.providers.chat.write_answer import ChatWriter, plain_chat
-from evalpipe.providers.jsontext import dump
-from evalpipe.providers.messages.write_answer import MessagesWriter, plain_messages
+from evalpipe.models import Outcome
+from evalpipe.providers.base import Reply, ReplyCall, ReplyWriter, Usage, stream_reply
+from evalpipe.providers.chat import ChatWriter, plain_chat
+from evalpipe.providers.json_values import dump
+from evalpipe.providers.messages import MessagesWriter, plain_messages
 from evalpipe.providers.registry import read_answer
-from evalpipe.providers.reply import Reply, ReplyCall, ReplyWriter, stream_reply
-from evalpipe.providers.translate.answer import AnswerTranslator
+from evalpipe.providers.translate_response import AnswerTranslator
 
 JSON = {"content-type": "application/json"}
 SSE = {"content-type": "text/event-stream"}

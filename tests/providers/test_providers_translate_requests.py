@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from evalpipe.providers.base import NotShadowableError
 from evalpipe.providers.registry import DIALECTS, PROVIDERS, read_request
-from evalpipe.providers.translate.request import render_treatment_request
+from evalpipe.providers.translate import render_treatment_request
 
 USER = {"role": "user", "content": "hi"}
 PNG = "iVBORw0KGgo="

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from evalpipe.providers.conversation import UNKNOWN, position_of
 from evalpipe.providers.registry import read_request
-from evalpipe.providers.turns import UNKNOWN, position_of
 
 USER = {"role": "user", "content": "hi"}
 ASSISTANT = {"role": "assistant", "content": "hello"}

@@ -13,7 +13,7 @@ import pytest
 import zstandard
 
 from evalpipe.providers.base import Answer
-from evalpipe.providers.finish import CALLS_MISSING, KINDS, UNKNOWN_REASON, VENDORS
+from evalpipe.providers.outcomes import CALLS_MISSING, KINDS, UNKNOWN_REASON, VENDORS
 from evalpipe.providers.registry import answer_reader, read_answer
 
 JSON = {"content-type": "application/json"}

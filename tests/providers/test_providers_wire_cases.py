@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from evalpipe.core.spool import Ended
-from evalpipe.core.traffic import Outcome
+from evalpipe.models import Outcome
 from evalpipe.providers.base import ENDPOINTS, Answer
 from evalpipe.providers.registry import read_answer
+from evalpipe.spool.format import Ended
 
 CASES = "review/cases/wire/inputs"
 OWN_FINDINGS = re.compile(r"W\d+|H[2346789]|H1[12]|A\d|T\d")

@@ -6,14 +6,7 @@ import dataclasses
 
 from report_builders import LABELS, arm, metric, mixed, relative, win_rate
 
-from evalpipe.analysis.result import (
-    AlternativeDecision,
-    Analysis,
-    Check,
-    Decision,
-    DecisionChange,
-    Horizon,
-)
+from evalpipe.analysis.result import AlternativeDecision, Analysis, Check, Decision, DecisionChange, Horizon
 
 EXCLUSION = {
     "since": "2026-03-05T09:00:00+00:00",

@@ -22,8 +22,7 @@ from report_builders import demo_like, empty, example, mixed, side
 
 from evalpipe.analysis.result import MetricResult
 from evalpipe.report.compare import render_comparison
-from evalpipe.report.index import render_index
-from evalpipe.report.render import render
+from evalpipe.report.render import render, render_index
 
 playwright_api = pytest.importorskip("playwright.sync_api")
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]  # a busy machine draws slowly

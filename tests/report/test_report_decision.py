@@ -15,11 +15,9 @@ from rich.console import Console
 
 from evalpipe.analysis.result import Analysis, Check, Decision, DecisionChange, Horizon
 from evalpipe.report.compare import compare
-from evalpipe.report.decision_view import exclusion_text, set_sentence, undone_sentence
-from evalpipe.report.gate import gate_document, gate_lines
-from evalpipe.report.plain_text import render_markdown
+from evalpipe.report.decision import exclusion_text, set_sentence, undone_sentence
 from evalpipe.report.render import render
-from evalpipe.report.terminal import print_summary
+from evalpipe.report.text import gate_document, gate_lines, print_summary, render_markdown
 from evalpipe.report.view import report_view
 
 EXCLUDED = "5 Mar 09:00 to 11:30 UTC: wrong key of the treatment (declared 5 Mar 14:02)"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evalpipe.report.diff import word_diff
+from evalpipe.report.examples import word_diff
 
 
 def kinds(control: str, treatment: str) -> list[tuple[str, str]]:

@@ -16,7 +16,10 @@ import pytest
 from report_builders import demo_like, empty, example, metric, mixed, side
 
 from evalpipe.errors import DataError, EvalpipeError
-from evalpipe.pipeline.report import (
+from evalpipe.report.compare import compare, comparison_markdown
+from evalpipe.report.examples import sql_command
+from evalpipe.report.render import render
+from evalpipe.workspace.report import (
     load_report,
     render_as,
     report_json,
@@ -25,9 +28,6 @@ from evalpipe.pipeline.report import (
     write_comparison,
     write_index,
 )
-from evalpipe.report.compare import compare, comparison_markdown
-from evalpipe.report.example_view import sql_command
-from evalpipe.report.render import render
 
 
 def test_html_and_json_are_written_and_read_back(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evalpipe.core.format import (
+from evalpipe.text import (
     MINUS,
     decimals_for,
     format_count,

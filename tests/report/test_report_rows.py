@@ -11,10 +11,10 @@ import pytest
 from event_builders import eventful
 from report_builders import arm, judge, metric, mixed, relative, win_rate
 
-from evalpipe.report.judge_view import judge_view
-from evalpipe.report.metric_view import metric_row
-from evalpipe.report.plain_text import render_csv, render_markdown
+from evalpipe.report.judge import judge_view
+from evalpipe.report.metrics import metric_row
 from evalpipe.report.render import render
+from evalpipe.report.text import render_csv, render_markdown
 from evalpipe.report.view import report_view, superscript
 
 

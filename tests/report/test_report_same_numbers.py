@@ -10,11 +10,10 @@ import json
 from report_builders import mixed
 from rich.console import Console
 
-from evalpipe.pipeline.report import report_json
-from evalpipe.report.plain_text import render_csv, render_markdown
 from evalpipe.report.render import render
-from evalpipe.report.terminal import print_summary
+from evalpipe.report.text import print_summary, render_csv, render_markdown
 from evalpipe.report.view import report_view
+from evalpipe.workspace.report import report_json
 
 
 class Rows(html.parser.HTMLParser):

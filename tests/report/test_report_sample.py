@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from evalpipe.pipeline.sample import LOG
-from evalpipe.pipeline.workspace import shipped
+from evalpipe.workspace.demo import LOG
+from evalpipe.workspace.paths import shipped
 
 REPORTS = Path(__file__).resolve().parents[2] / "reports"
 
@@ -16,7 +16,7 @@ REPORTS = Path(__file__).resolve().parents[2] / "reports"
 def test_the_sample_report_is_the_same_byte_for_byte(tmp_path: Path) -> None:
     if not (shipped("data/sample") / LOG).is_file() or not (REPORTS / "sample.html").is_file():
         pytest.skip("no sample report yet: `make sample` writes it")
-    from evalpipe.pipeline.sample_report import build_sample_report
+    from evalpipe.workspace.sample_report import build_sample_report
 
     built = build_sample_report(tmp_path)
     assert built.json.read_bytes() == (REPORTS / "sample.json").read_bytes(), (

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evalpipe.report.plain_text import escape_markdown
-from evalpipe.report.untrusted import MARKDOWN_TAGS, cut_bytes, markdown_html, one_line, visible
+from evalpipe.report.sanitize import MARKDOWN_TAGS, cut_bytes, escape_invisible, markdown_html, one_line
+from evalpipe.report.text import escape_markdown
 
 TEXTS = st.text(st.characters(exclude_categories=()), max_size=200)
 MARKUP = st.lists(
@@ -50,14 +50,14 @@ class Elements(html.parser.HTMLParser):
     ],
 )
 def test_what_hides_is_shown(text: str, expected: str) -> None:
-    assert visible(text) == expected
+    assert escape_invisible(text) == expected
 
 
 @given(TEXTS)
 def test_visible_text_can_be_encoded_and_is_stable(text: str) -> None:
-    shown = visible(text)
+    shown = escape_invisible(text)
     shown.encode("utf-8")
-    assert visible(shown) == shown
+    assert escape_invisible(shown) == shown
     assert not any(ord(char) < 32 and char not in "\n\t" for char in shown)
 
 
@@ -75,7 +75,7 @@ def test_a_cut_keeps_the_beginning_within_the_bytes(text: str, limit: int) -> No
 @given(st.one_of(TEXTS, MARKUP))
 def test_rendered_markdown_holds_only_the_allowed_elements(text: str) -> None:
     found = Elements()
-    found.feed(str(markdown_html(visible(text))))
+    found.feed(str(markdown_html(escape_invisible(text))))
     assert found.tags <= MARKDOWN_TAGS
     assert found.attributes <= {("ol", "start"), ("span", "class")}
 

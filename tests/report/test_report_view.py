@@ -16,15 +16,13 @@ from report_builders import arm, demo_like, empty, judge, latency_curves, metric
 from evalpipe.analysis import checks
 from evalpipe.analysis.result import Agreement, Check, Decision, WinRate
 from evalpipe.analysis.segments import one_user_in
-from evalpipe.report.charts.interval import Mark, axis_reach, interval_cell, is_bent
-from evalpipe.report.charts.latency import latency_at
-from evalpipe.report.charts.svg import Scale, log_ticks, nice_ticks
-from evalpipe.report.charts.time_axis import time_span, time_ticks
+from evalpipe.report.charts.intervals import Mark, axis_reach, interval_cell, is_bent
+from evalpipe.report.charts.plots import latency_at
+from evalpipe.report.charts.svg import Scale, log_ticks, nice_ticks, time_span, time_ticks
 from evalpipe.report.figures import figures, funnel_figure, judge_figures
-from evalpipe.report.judge_trust import at_equal_length, judge_trust
-from evalpipe.report.metric_view import effect_of, metric_row
+from evalpipe.report.judge import at_equal_length, judge_trust
+from evalpipe.report.metrics import effect_of, metric_row, segment_table
 from evalpipe.report.render import render
-from evalpipe.report.segment_view import segment_table
 from evalpipe.report.view import report_view, round_significant
 
 

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 from scipy import stats
 
-from evalpipe.core.identity import bucket
+from evalpipe.identity import bucket
 
 N = 1_000_000
 

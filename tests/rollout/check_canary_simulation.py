@@ -13,12 +13,11 @@ from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 
-from evalpipe.core.canary import CanaryState, CanaryStatus
-from evalpipe.core.identity import in_treatment
-from evalpipe.core.traffic import Arm, Outcome
+from evalpipe.identity import in_treatment
+from evalpipe.models import Arm, CanaryState, CanaryStatus, Outcome
+from evalpipe.rollout.canary import Stage, StageStatus, evaluate
 from evalpipe.rollout.guardrails import RateDifference, build_guardrails, evaluate_guardrails
-from evalpipe.rollout.observation import Observation
-from evalpipe.rollout.stages import Seen, Stage, evaluate
+from evalpipe.rollout.observations import Observation
 
 RATE, HOUR_S, PERCENT, LOOK_EVERY, USERS = 50, 3600, 10, 10, 20_000
 LIMITS = {"error_rate": 0.02, "p99_latency_ms": 5000.0}
@@ -60,7 +59,7 @@ def rolled_back_after_s(
         if fresh or every_look:
             fresh = False
             verdicts = evaluate_guardrails(guardrails, percentage=PERCENT, alpha=0.05)
-            looked = Seen(watched_s=i / RATE, n_treatment=n_treatment, verdicts=verdicts)
+            looked = StageStatus(watched_s=i / RATE, n_treatment=n_treatment, verdicts=verdicts)
             change = evaluate(state, looked, now=i / RATE, stages=stages, min_requests=50)
             if change is not None and change.action == "rollback":
                 return i / RATE

@@ -19,7 +19,7 @@ from typing import Any
 
 from live import running, served, until
 
-from evalpipe.rollout.istio import MeshSettings, render_mesh_split
+from evalpipe.rollout.manifests import MeshSettings, render_mesh_split
 
 N, PERCENT = 3000, 10
 CONFIG = """

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from live import Process, post, running, until
 
-from evalpipe.pipeline.load import load
-from evalpipe.pipeline.workspace import Workspace, open_workspace
-from evalpipe.store.datasets import open_store
+from evalpipe.store.query import open_store
+from evalpipe.workspace.load import load
+from evalpipe.workspace.paths import Workspace, open_workspace
 
 CONFIG = """
 [experiment]

@@ -24,15 +24,15 @@ import anthropic
 import openai
 from live import Process, post, running, served, until, workers
 
-from evalpipe.core.canary import CanaryStatus
-from evalpipe.core.identity import in_treatment
-from evalpipe.core.spool import RequestRecord, ResponseRecord
-from evalpipe.pipeline.canary import tell
-from evalpipe.pipeline.workspace import Workspace, open_workspace
-from evalpipe.rollout.controller import is_led
-from evalpipe.rollout.feed import observe_without_reading
+from evalpipe.identity import in_treatment
+from evalpipe.models import CanaryStatus
+from evalpipe.rollout.canary import History
+from evalpipe.rollout.controller import has_leader
 from evalpipe.rollout.guardrails import build_guardrails, evaluate_guardrails
-from evalpipe.rollout.history import History
+from evalpipe.rollout.observations import observe_without_reading
+from evalpipe.spool.format import RequestRecord, ResponseRecord
+from evalpipe.workspace.canary import tell
+from evalpipe.workspace.paths import Workspace, open_workspace
 
 CONFIG = """
 [experiment]
@@ -339,7 +339,7 @@ def controller() -> bool:
         config = str(live.folder / "evalpipe.toml")
         while live.state is not CanaryStatus.DONE and n_killed < 60:
             extra = Process(live.folder / f"controller-{n_killed}.log", "canary", "run", "--config", config)
-            until(lambda: is_led(live.history.controller_lock_path), 120, live.collector.text)
+            until(lambda: has_leader(live.history.controller_lock_path), 120, live.collector.text)
             before = _looked_at(live)
             # Every other one is let live until it has looked once: on a slow machine none would get anywhere else.
             until(

@@ -23,12 +23,12 @@ from typing import Any
 
 from live import post, running
 
-from evalpipe.collector import metrics as collector_metrics
-from evalpipe.pipeline.grafana import write_monitoring
-from evalpipe.pipeline.load import load
-from evalpipe.pipeline.workspace import open_workspace
-from evalpipe.rollout.queries import panels
-from evalpipe.store.datasets import open_store
+from evalpipe.collector import metrics
+from evalpipe.rollout.grafana import panels
+from evalpipe.store.query import open_store
+from evalpipe.workspace.load import load
+from evalpipe.workspace.manifests import write_monitoring
+from evalpipe.workspace.paths import open_workspace
 
 WINDOW_S, WARM_UP_S, RATE, N_AT_ONCE = 300, 30, 12, 16
 CONFIG = """
@@ -103,7 +103,7 @@ def check(passed: bool, words: str) -> bool:
 def compare(base: str, workspace: Any, at: float) -> bool:
     """Prometheus at `at` over the window against the rows that ended in it."""
     good = True
-    buckets = collector_metrics._LATENCY_BUCKETS
+    buckets = metrics._LATENCY_BUCKETS
     with open_store(workspace.data, "watched") as store:
         for arm in ("control", "treatment"):
             selector = f'experiment="watched",arm="{arm}",role="served"'

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from evalpipe.core.spool import Record, RequestRecord, ResponseRecord, read_record
+from evalpipe.spool.format import Record, RequestRecord, ResponseRecord, read_record
 
 RUN = "import sys; from importlib import import_module as i; import typer; n=sys.argv.pop(1); m=i('evalpipe.cli.'+n); "
 RUN += "a=getattr(m,'app',None) or typer.Typer(); "

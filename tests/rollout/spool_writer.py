@@ -6,8 +6,8 @@ import itertools
 import json
 from pathlib import Path
 
-from evalpipe.collector.assign import CanaryShare, choose
-from evalpipe.core.spool import Body, RequestRecord, ResponseRecord, render_record
+from evalpipe.collector.assignment import CanaryShare, choose
+from evalpipe.spool.format import Body, RequestRecord, ResponseRecord, render_record
 
 OK = json.dumps(
     {

@@ -12,14 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from evalpipe.collector.arms import RequestHead
-from evalpipe.collector.assign import POLL_S, CanaryShare, Share, SplitAssigner, choose
-from evalpipe.collector.heads import HeadError, read_lines
-from evalpipe.core.canary import CanaryStatus
-from evalpipe.core.identity import bucket, in_treatment
-from evalpipe.core.traffic import Arm
-from evalpipe.rollout import stages
-from evalpipe.rollout.history import History
+from evalpipe.collector.assignment import POLL_S, CanaryShare, RequestHead, Share, SplitAssigner, choose
+from evalpipe.http1.headers import HttpError, read_lines
+from evalpipe.identity import bucket, in_treatment
+from evalpipe.models import Arm, CanaryStatus
+from evalpipe.rollout import canary
+from evalpipe.rollout.canary import History
 
 VECTORS = json.loads((Path(__file__).parent / "assignment_vectors.json").read_text("utf-8"))
 
@@ -69,10 +67,10 @@ def test_forcing_needs_the_token_and_a_real_arm() -> None:
     forced = choose("s", "u", share, forced="Treatment ", may_force=True)
     assert (forced.arm, forced.forced, forced.percentage, forced.stage) == (Arm.TREATMENT, True, 0.0, 7)
     assert choose("s", "u", Share(100.0), forced="control", may_force=True).arm is Arm.CONTROL
-    with pytest.raises(HeadError, match="token") as refused:
+    with pytest.raises(HttpError, match="token") as refused:
         choose("s", "u", share, forced="treatment")
     assert refused.value.status == 403
-    with pytest.raises(HeadError, match="control or treatment") as unknown:
+    with pytest.raises(HttpError, match="control or treatment") as unknown:
         choose("s", "u", share, forced="b", may_force=True)
     assert unknown.value.status == 400
 
@@ -82,15 +80,15 @@ def test_workers_see_a_change_at_their_next_look(tmp_path: Path) -> None:
     history = History(tmp_path, "x")
     share = CanaryShare(history.path, clock=lambda: now)
     assert share() == Share(0.0)
-    plan = [stages.Stage(percentage=5)]
-    nothing = stages.Seen(watched_s=0, n_treatment=0, verdicts=[])
+    plan = [canary.Stage(percentage=5)]
+    nothing = canary.StageStatus(watched_s=0, n_treatment=0, verdicts=[])
     history.apply(
-        lambda state: stages.evaluate(state, nothing, now=1, stages=plan, min_requests=1), now=1, who="controller"
+        lambda state: canary.evaluate(state, nothing, now=1, stages=plan, min_requests=1), now=1, who="controller"
     )
     assert share() == Share(0.0), "not looked at again yet"
     now += POLL_S
     assert share() == Share(5.0, 1)
-    history.apply(lambda state: stages.rollback(state, now=2, why="bad"), now=2, who="alice")
+    history.apply(lambda state: canary.rollback(state, now=2, why="bad"), now=2, who="alice")
     now += POLL_S
     assert share() == Share(0.0, 2)
     with history.path.open("ab") as file:  # a line that a power loss cut short is no change
@@ -98,7 +96,7 @@ def test_workers_see_a_change_at_their_next_look(tmp_path: Path) -> None:
     now += POLL_S
     assert share() == Share(0.0, 2)
     assert history.state().status is CanaryStatus.ROLLED_BACK
-    history.apply(lambda _: stages.reset(now=4, why="fixed"), now=4, who="bob")
+    history.apply(lambda _: canary.reset(now=4, why="fixed"), now=4, who="bob")
     now += POLL_S
     assert share() == Share(0.0, 3)
     assert [event.action for event in history.events()] == ["start", "rollback", "reset"]
@@ -146,7 +144,7 @@ def test_only_the_right_token_forces() -> None:
     forced = {"x_evalpipe_arm": "treatment", "x_user_id": "u"}
     assert _assigner().assign(_head(**forced, x_evalpipe_token="secret"), b"{}").forced
     for token, sent in (("secret", "wrong"), (None, "secret"), ("", "")):
-        with pytest.raises(HeadError):
+        with pytest.raises(HttpError):
             _assigner(token=token).assign(_head(**forced, x_evalpipe_token=sent), b"{}")
 
 
@@ -185,11 +183,11 @@ def test_workers_serve_nobody_where_the_history_is_gone_or_behind_its_copy(tmp_p
     now = 100.0
     history = History(tmp_path, "x")
     share = CanaryShare(history.path, clock=lambda: now)
-    plan = [stages.Stage(percentage=5), stages.Stage(percentage=20)]
-    nothing = stages.Seen(watched_s=0, n_treatment=0, verdicts=[])
-    history.apply(lambda state: stages.evaluate(state, nothing, now=1, stages=plan, min_requests=1), now=1, who="c")
+    plan = [canary.Stage(percentage=5), canary.Stage(percentage=20)]
+    nothing = canary.StageStatus(watched_s=0, n_treatment=0, verdicts=[])
+    history.apply(lambda state: canary.evaluate(state, nothing, now=1, stages=plan, min_requests=1), now=1, who="c")
     first = history.path.read_bytes()
-    history.apply(lambda state: stages.approve(state, now=2, stages=plan, why="", force=True), now=2, who="alice")
+    history.apply(lambda state: canary.approve(state, now=2, stages=plan, why="", force=True), now=2, who="alice")
     assert share() == Share(20.0, 2)
     whole = history.path.read_bytes()
     for left, expected in ((first, Share(0.0)), (whole, Share(20.0, 2)), (None, Share(0.0))):

@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 from spool_writer import SpoolWriter
 
-from evalpipe.core.canary import CanaryEvent, CanaryStatus, last_event
-from evalpipe.core.judgment import Judgment, ShownFirst
 from evalpipe.errors import ConfigError
-from evalpipe.pipeline import canary
-from evalpipe.pipeline.load import load
-from evalpipe.pipeline.workspace import Workspace, open_workspace
-from evalpipe.rollout.controller import elected, is_led
-from evalpipe.store.datasets import open_store
+from evalpipe.models import CanaryEvent, CanaryStatus, Judgment, ShownFirst, last_event
+from evalpipe.rollout.controller import has_leader, leader_lock
+from evalpipe.store.query import open_store
+from evalpipe.workspace import canary
+from evalpipe.workspace.load import load
+from evalpipe.workspace.paths import Workspace, open_workspace
 
 CONFIG = """
 [experiment]
@@ -195,10 +194,10 @@ def test_segments_loaded_and_deleted_between_two_looks_are_found_in_the_store(ro
 
 def test_two_controllers_only_one_decides(rollout: Rollout) -> None:
     path = rollout.history.controller_lock_path
-    assert not is_led(path)
+    assert not has_leader(path)
     stood_by: list[bool] = []
-    with elected(path) as first:
-        assert first and is_led(path)
+    with leader_lock(path) as first:
+        assert first and has_leader(path)
         canary.run(
             rollout.workspace,
             on_event=rollout.events.append,

@@ -13,20 +13,18 @@ import msgspec
 import pytest
 from test_canary_controller import Rollout
 
-from evalpipe.core.canary import CanaryState, CanaryStatus, GuardrailVerdict
-from evalpipe.core.spool import RequestRecord, read_record, render_record
-from evalpipe.core.traffic import Arm, Outcome
 from evalpipe.errors import ConfigError
-from evalpipe.pipeline import canary
-from evalpipe.pipeline.load import load
-from evalpipe.rollout import stages
+from evalpipe.models import Arm, CanaryState, CanaryStatus, GuardrailVerdict, Outcome
+from evalpipe.rollout import canary as rollout_canary
+from evalpipe.rollout.canary import History
 from evalpipe.rollout.controller import Controller, ControllerSettings
-from evalpipe.rollout.feed import SpoolFeed, StageFeed, observe_without_reading
 from evalpipe.rollout.guardrails import build_guardrails
-from evalpipe.rollout.history import History
-from evalpipe.rollout.observation import Observation
+from evalpipe.rollout.observations import Observation, SpoolReader, StageFeed, observe_without_reading
+from evalpipe.spool.format import RequestRecord, read_record, render_record
+from evalpipe.workspace import canary
+from evalpipe.workspace.load import load
 
-PLAN = [stages.Stage(percentage=5, duration_s=1000), stages.Stage(percentage=20, duration_s=1000)]
+PLAN = [rollout_canary.Stage(percentage=5, duration_s=1000), rollout_canary.Stage(percentage=20, duration_s=1000)]
 
 
 @pytest.fixture
@@ -66,7 +64,9 @@ def test_a_new_stage_begins_with_no_evidence_and_no_time(tmp_path: Path) -> None
     for now in (1.0, 2.0, 3.0):
         first.tick(now)
     assert seen_last(history)[:3] == (1.0, 20, 20)  # the stage began with the second look
-    history.apply(lambda state: stages.approve(state, now=4, stages=PLAN, why="", force=True), now=4, who="alice")
+    history.apply(
+        lambda state: rollout_canary.approve(state, now=4, stages=PLAN, why="", force=True), now=4, who="alice"
+    )
     source.quiet = True
     first.tick(5.0)
     assert history.state().percentage == 20
@@ -81,14 +81,16 @@ def test_a_controller_that_comes_later_does_not_take_over_the_time_of_another_st
     again = controller(history, _Served())
     again.tick(10.0)
     assert seen_last(history)[0] == 7.0
-    history.apply(lambda state: stages.approve(state, now=11, stages=PLAN, why="", force=True), now=11, who="alice")
+    history.apply(
+        lambda state: rollout_canary.approve(state, now=11, stages=PLAN, why="", force=True), now=11, who="alice"
+    )
     controller(history, _Served()).tick(12.0)
     assert seen_last(history)[0] == 0.0
 
 
 def test_each_request_counts_once_in_the_stage_it_was_assigned_in(rollout: Rollout) -> None:
     rollout.watch(1)
-    spool = SpoolFeed(rollout.workspace.spool, "rollout")
+    spool = SpoolReader(rollout.workspace.spool, "rollout")
     feed = StageFeed(spool, observe_without_reading)
     first, second = rollout.history.state().entry, rollout.history.state().entry + 1
     rollout.traffic.serve(10)
@@ -131,7 +133,7 @@ def test_a_change_is_synced_with_its_folder_before_its_copy_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     history = History(tmp_path / "canary", "x")
-    history.apply(lambda state: stages.reset(now=1, why=""), now=1, who="alice")
+    history.apply(lambda state: rollout_canary.reset(now=1, why=""), now=1, who="alice")
     seen: list[str] = []
     fsync = os.fsync
 
@@ -140,16 +142,16 @@ def test_a_change_is_synced_with_its_folder_before_its_copy_is_written(
         seen.append(Path(f"/proc/self/fd/{handle}").readlink().name.split(".tmp")[0])
 
     monkeypatch.setattr(os, "fsync", noting)
-    history.apply(lambda state: stages.rolled_back(2, "bad"), now=2, who="controller")
+    history.apply(lambda state: rollout_canary.rolled_back(2, "bad"), now=2, who="controller")
     assert seen[:2] == ["x.jsonl", "canary"]
     assert seen[-1] == "canary" and len(seen) == 4, "the copy and its name, after the line"
 
 
 def test_two_writers_take_turns(tmp_path: Path) -> None:
     history = History(tmp_path, "x")
-    history.apply(lambda state: stages.reset(now=1, why=""), now=1, who="alice")
+    history.apply(lambda state: rollout_canary.reset(now=1, why=""), now=1, who="alice")
     writer = threading.Thread(
-        target=lambda: history.apply(lambda state: stages.rolled_back(2, ""), now=2, who="controller")
+        target=lambda: history.apply(lambda state: rollout_canary.rolled_back(2, ""), now=2, who="controller")
     )
     with (tmp_path / "x.lock").open("ab") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -163,13 +165,13 @@ def test_two_writers_take_turns(tmp_path: Path) -> None:
 def test_what_a_person_cannot_approve() -> None:
     running = CanaryState(status=CanaryStatus.PAUSED, percentage=5, stage=0, entry=1, paused_by="gate")
     with pytest.raises(ConfigError, match=r"canary\.stages changed"):
-        stages.approve(running, now=1, stages=[stages.Stage(percentage=7), PLAN[1]], why="")
+        rollout_canary.approve(running, now=1, stages=[rollout_canary.Stage(percentage=7), PLAN[1]], why="")
     with pytest.raises(ConfigError, match="reset"):
-        stages.approve(stages.rolled_back(1, "bad").state, now=1, stages=PLAN, why="")
-    lost = CanaryState(status=CanaryStatus.PAUSED, paused_by=stages.HISTORY_LOST)
+        rollout_canary.approve(rollout_canary.rolled_back(1, "bad").state, now=1, stages=PLAN, why="")
+    lost = CanaryState(status=CanaryStatus.PAUSED, paused_by=rollout_canary.HISTORY_LOST)
     with pytest.raises(ConfigError, match="history is lost"):
-        stages.approve(lost, now=1, stages=PLAN, why="", force=True)
+        rollout_canary.approve(lost, now=1, stages=PLAN, why="", force=True)
     breached = GuardrailVerdict(guardrail="error_rate", kind="absolute", status="breached")
     for verdicts in ([], [breached]):  # nothing but a reset ends it
-        looked = stages.Seen(watched_s=1e6, n_treatment=10**6, verdicts=verdicts)
-        assert stages.evaluate(lost, looked, now=1, stages=PLAN, min_requests=1) is None
+        looked = rollout_canary.StageStatus(watched_s=1e6, n_treatment=10**6, verdicts=verdicts)
+        assert rollout_canary.evaluate(lost, looked, now=1, stages=PLAN, min_requests=1) is None

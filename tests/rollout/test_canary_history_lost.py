@@ -10,18 +10,16 @@ import msgspec
 import pytest
 from test_canary_controller import Rollout
 
-from evalpipe.core.canary import CanaryState
-from evalpipe.core.spool import read_record, render_record
-from evalpipe.core.traffic import Arm, Outcome
 from evalpipe.errors import ConfigError
-from evalpipe.pipeline.canary import read_status
-from evalpipe.pipeline.canary_words import status_lines
-from evalpipe.pipeline.load import load
-from evalpipe.rollout import stages
-from evalpipe.rollout.controller import Controller, ControllerSettings, elected
+from evalpipe.models import Arm, CanaryState, Outcome
+from evalpipe.rollout import canary
+from evalpipe.rollout.canary import History
+from evalpipe.rollout.controller import Controller, ControllerSettings, leader_lock
 from evalpipe.rollout.guardrails import build_guardrails
-from evalpipe.rollout.history import History
-from evalpipe.rollout.observation import Observation
+from evalpipe.rollout.observations import Observation
+from evalpipe.spool.format import read_record, render_record
+from evalpipe.workspace.canary import read_status, status_lines
+from evalpipe.workspace.load import load
 
 
 @pytest.fixture
@@ -125,7 +123,7 @@ def test_controllers_killed_before_their_first_line_are_no_trace(tmp_path: Path)
     rollout = Rollout(tmp_path)
     rollout.traffic.serve(100)  # control's, before the canary
     for _ in range(3):
-        with elected(rollout.history.controller_lock_path):
+        with leader_lock(rollout.history.controller_lock_path):
             pass  # killed here: the lock's file is left
     rollout.history.path.write_bytes(b"")  # or here: made, not written to
     assert rollout.status == "waiting 0"
@@ -177,14 +175,14 @@ class _MovedWhileWatched:
 @pytest.mark.parametrize("moved", [True, False])
 def test_what_was_seen_of_a_stage_says_nothing_of_the_stage_a_person_moved_to(tmp_path: Path, moved: bool) -> None:
     history = History(tmp_path, "x")
-    plan = [stages.Stage(percentage=5), stages.Stage(percentage=20)]
-    nothing = stages.Seen(watched_s=0, n_treatment=0, verdicts=[])
-    history.apply(lambda state: stages.evaluate(state, nothing, now=1, stages=plan, min_requests=1), now=1, who="c")
+    plan = [canary.Stage(percentage=5), canary.Stage(percentage=20)]
+    nothing = canary.StageStatus(watched_s=0, n_treatment=0, verdicts=[])
+    history.apply(lambda state: canary.evaluate(state, nothing, now=1, stages=plan, min_requests=1), now=1, who="c")
 
     def approve() -> None:
         if moved:
             history.apply(
-                lambda state: stages.approve(state, now=2, stages=plan, why="ok", force=True), now=2, who="alice"
+                lambda state: canary.approve(state, now=2, stages=plan, why="ok", force=True), now=2, who="alice"
             )
 
     controller = Controller(

@@ -10,15 +10,14 @@ import pytest
 from test_canary_controller import CONFIG, Rollout
 
 from evalpipe.analysis.result import Decision
-from evalpipe.collector.assign import choose
-from evalpipe.core.setup_fault import FaultKind, Signature
-from evalpipe.core.traffic import Arm, Outcome
-from evalpipe.pipeline.gate import rollout_step
-from evalpipe.pipeline.load import load
-from evalpipe.pipeline.workspace import open_workspace
-from evalpipe.rollout.guardrails import build_guardrails, evaluate_guardrails
-from evalpipe.rollout.observation import Observation
-from evalpipe.rollout.setup_guard import TreatmentSetup
+from evalpipe.collector.assignment import choose
+from evalpipe.models import Arm, Outcome
+from evalpipe.providers.setup_faults import FaultKind, Signature
+from evalpipe.rollout.guardrails import TreatmentSetup, build_guardrails, evaluate_guardrails
+from evalpipe.rollout.observations import Observation
+from evalpipe.workspace.decide import rollout_step
+from evalpipe.workspace.load import load
+from evalpipe.workspace.paths import open_workspace
 
 Fails = Callable[[str, int], object]
 KEY = 401, json.dumps({"error": {"type": "authentication_error", "message": "invalid x-api-key"}})

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evalpipe.core.canary import CanaryState, CanaryStatus, GuardrailVerdict
 from evalpipe.errors import ConfigError
-from evalpipe.rollout import stages
-from evalpipe.rollout.stages import Change, Seen, Stage
+from evalpipe.models import CanaryState, CanaryStatus, GuardrailVerdict
+from evalpipe.rollout import canary
+from evalpipe.rollout.canary import Stage, StageStatus, StateTransition
 
 PLAN = (
     Stage(percentage=1, duration_s=60, auto_advance=True),
@@ -22,12 +22,12 @@ def verdict(status: str, kind: str = "absolute") -> GuardrailVerdict:
     return GuardrailVerdict(guardrail="error_rate", kind=kind, status=status, note=f"error_rate {status}")
 
 
-def seen(watched_s: float = 60, n: int = 50, *statuses: str) -> Seen:
-    return Seen(watched_s=watched_s, n_treatment=n, verdicts=[verdict(s) for s in statuses or ("holds",)])
+def seen(watched_s: float = 60, n: int = 50, *statuses: str) -> StageStatus:
+    return StageStatus(watched_s=watched_s, n_treatment=n, verdicts=[verdict(s) for s in statuses or ("holds",)])
 
 
-def step(state: CanaryState, saw: Seen) -> Change | None:
-    return stages.evaluate(state, saw, now=1000.0, stages=PLAN, min_requests=50)
+def step(state: CanaryState, saw: StageStatus) -> StateTransition | None:
+    return canary.evaluate(state, saw, now=1000.0, stages=PLAN, min_requests=50)
 
 
 def at(index: int, status: CanaryStatus = CanaryStatus.RUNNING, paused_by: str | None = None) -> CanaryState:
@@ -45,7 +45,7 @@ def test_the_way_to_the_end_with_one_gate() -> None:
     gate = step(at(1), seen())
     assert gate and gate.state.status is CanaryStatus.PAUSED and gate.state.percentage == 10
     assert step(gate.state, seen(1e6, 10**6)) is None, "a gate holds until a person comes"
-    approved = stages.approve(gate.state, now=5.0, stages=PLAN, why="fine")
+    approved = canary.approve(gate.state, now=5.0, stages=PLAN, why="fine")
     assert approved.state.percentage == 100 and approved.enters_stage
     done = step(approved.state, seen(0))
     assert done and done.state.status is CanaryStatus.DONE and done.state.percentage == 100
@@ -57,13 +57,13 @@ def test_the_way_to_the_end_with_one_gate() -> None:
 )
 @pytest.mark.parametrize("kind", ["absolute", "difference"])
 def test_a_breach_takes_everyone_back_from_anywhere(index: int, status: CanaryStatus, kind: str) -> None:
-    looked = Seen(watched_s=0, n_treatment=1, verdicts=[verdict("holds"), verdict("breached", kind)])
+    looked = StageStatus(watched_s=0, n_treatment=1, verdicts=[verdict("holds"), verdict("breached", kind)])
     change = step(at(index, status), looked)
     assert change and change.state.status is CanaryStatus.ROLLED_BACK and change.state.percentage == 0
     assert "error_rate" in change.why
     assert step(change.state, seen(1e9, 10**9)) is None, "only a person's reset leaves it"
     with pytest.raises(ConfigError, match="reset"):
-        stages.approve(change.state, now=0, stages=PLAN, why="")
+        canary.approve(change.state, now=0, stages=PLAN, why="")
 
 
 @pytest.mark.parametrize(
@@ -75,43 +75,43 @@ def test_a_breach_takes_everyone_back_from_anywhere(index: int, status: CanarySt
         (seen(60, 50, "no_data"), "no_data"),
     ],
 )
-def test_too_little_is_neither_pass_nor_fail(looked: Seen, word: str) -> None:
+def test_too_little_is_neither_pass_nor_fail(looked: StageStatus, word: str) -> None:
     change = step(at(0), looked)
     assert change and change.state.status is CanaryStatus.INCONCLUSIVE and change.state.percentage == 1
     assert word in change.why
     assert step(change.state, looked) is None, "said once"
     later = step(change.state, seen(1e4, 5000))
     assert later and later.action == "advance", "data that came late count"
-    assert stages.approve(change.state, now=0, stages=PLAN, why="go on").state.percentage == 10
+    assert canary.approve(change.state, now=0, stages=PLAN, why="go on").state.percentage == 10
 
 
 def test_a_difference_without_data_does_not_hold_the_last_stage() -> None:
-    looked = Seen(watched_s=1, n_treatment=100, verdicts=[verdict("holds"), verdict("no_data", "difference")])
+    looked = StageStatus(watched_s=1, n_treatment=100, verdicts=[verdict("holds"), verdict("no_data", "difference")])
     change = step(at(2), looked)
     assert change and change.state.status is CanaryStatus.DONE
 
 
 def test_what_people_may_do() -> None:
-    paused = stages.pause(at(0), why="freeze").state
+    paused = canary.pause(at(0), why="freeze").state
     assert paused.status is CanaryStatus.PAUSED and paused.percentage == 1
     assert step(paused, seen(1e9)) is None
-    resumed = stages.approve(paused, now=0, stages=PLAN, why="go")
+    resumed = canary.approve(paused, now=0, stages=PLAN, why="go")
     assert resumed.state.status is CanaryStatus.RUNNING and not resumed.enters_stage
     with pytest.raises(ConfigError, match="--force"):
-        stages.approve(at(0), now=0, stages=PLAN, why="")
-    assert stages.approve(at(0), now=0, stages=PLAN, why="", force=True).state.percentage == 10
-    assert stages.rollback(at(1), now=0, why="no").state.percentage == 0
+        canary.approve(at(0), now=0, stages=PLAN, why="")
+    assert canary.approve(at(0), now=0, stages=PLAN, why="", force=True).state.percentage == 10
+    assert canary.rollback(at(1), now=0, why="no").state.percentage == 0
     with pytest.raises(ConfigError, match="already"):
-        stages.rollback(stages.rolled_back(0, "").state, now=0, why="")
+        canary.rollback(canary.rolled_back(0, "").state, now=0, why="")
     with pytest.raises(ConfigError, match="nothing to pause"):
-        stages.pause(CanaryState(), why="")
-    again = stages.reset(now=9, why="fixed").state
+        canary.pause(CanaryState(), why="")
+    again = canary.reset(now=9, why="fixed").state
     assert again.status is CanaryStatus.WAITING and again.percentage == 0
 
 
 def test_changed_stages_are_not_guessed_at() -> None:
     with pytest.raises(ConfigError, match=r"canary\.stages changed"):
-        stages.evaluate(at(1), seen(), now=0, stages=(Stage(percentage=2),), min_requests=1)
+        canary.evaluate(at(1), seen(), now=0, stages=(Stage(percentage=2),), min_requests=1)
 
 
 @given(

@@ -6,9 +6,9 @@ import base64
 
 import pytest
 
-from evalpipe.collector.guard import Guard
-from evalpipe.collector.heads import read_lines
+from evalpipe.collector.auth import TokenAuth
 from evalpipe.collector.settings import ArmSettings, CollectorSettings, Secret
+from evalpipe.http1.headers import read_lines
 
 METRICS, CHAT = b"/_evalpipe/metrics", b"/v1/chat/completions"
 
@@ -21,7 +21,7 @@ def passes(target: bytes, name: bytes, value: bytes, *, key: str | None = None, 
         experiment="x", control=control, spool="s", data="d", client_token=None if token is None else Secret(token)
     )
     return (
-        Guard(settings).refusal(target, read_lines(b"GET / HTTP/1.1\r\n" + name + b": " + value + b"\r\n\r\n")[1])
+        TokenAuth(settings).refusal(target, read_lines(b"GET / HTTP/1.1\r\n" + name + b": " + value + b"\r\n\r\n")[1])
         is None
     )
 

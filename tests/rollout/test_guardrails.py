@@ -10,12 +10,18 @@ from check_canary_simulation import rolled_back_after_s
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evalpipe.core.traffic import Arm, Outcome
 from evalpipe.errors import ConfigError
-from evalpipe.rollout.guardrails import Margin, RateDifference, RateLimit, build_guardrails, evaluate_guardrails
-from evalpipe.rollout.observation import RATES, Observation, UserSums
-from evalpipe.rollout.win_rate import WinRateLimit
-from evalpipe.stats.threshold import ALARM_ODDS, effective_events, log_e_above, lower_bound
+from evalpipe.models import Arm, Outcome
+from evalpipe.rollout.guardrails import (
+    Margin,
+    RateDifference,
+    RateLimit,
+    WinRateLimit,
+    build_guardrails,
+    evaluate_guardrails,
+)
+from evalpipe.rollout.observations import RATES, Observation, UserSums
+from evalpipe.stats.rare_events import ALARM_ODDS, effective_events, log_e_above, lower_bound
 
 
 def seen(arm: Arm, unit: str, outcome: Outcome = Outcome.OK, **more: float) -> Observation:

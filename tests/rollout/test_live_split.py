@@ -12,9 +12,9 @@ import openai
 import pytest
 from live import post, records, running, served, until
 
-from evalpipe.core.identity import in_treatment
-from evalpipe.core.spool import ResponseRecord
+from evalpipe.identity import in_treatment
 from evalpipe.providers.registry import read_answer
+from evalpipe.spool.format import ResponseRecord
 
 CONTROL, TREATMENT = "gpt-4o", "claude-haiku-4-5"
 CONFIG = """

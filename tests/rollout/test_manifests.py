@@ -18,11 +18,10 @@ from typer.testing import CliRunner
 
 from evalpipe.cli.istio import istio
 from evalpipe.errors import ConfigError
-from evalpipe.pipeline import istio as pipeline
-from evalpipe.pipeline.canary import open_history, tell
-from evalpipe.pipeline.workspace import Workspace, open_workspace
-from evalpipe.rollout.istio import MeshSettings, render_mesh_split, weights
-from evalpipe.rollout.kustomize import kustomize_files
+from evalpipe.rollout.manifests import MeshSettings, kustomize_files, render_mesh_split, weights
+from evalpipe.workspace import manifests as workspace_manifests
+from evalpipe.workspace.canary import open_history, tell
+from evalpipe.workspace.paths import Workspace, open_workspace
 
 CONFIG = """
 [experiment]
@@ -144,15 +143,17 @@ def test_a_share_the_mesh_cannot_split_is_refused(percentage: float) -> None:
 
 def test_watch_renders_again_on_every_change(workspace: Workspace) -> None:
     history = open_history(workspace)
-    from evalpipe.rollout import stages
+    from evalpipe.rollout import canary as rollout_canary
 
-    plan = [stages.Stage(percentage=5), stages.Stage(percentage=25)]
-    nothing = stages.Seen(watched_s=0, n_treatment=0, verdicts=[])
+    plan = [rollout_canary.Stage(percentage=5), rollout_canary.Stage(percentage=25)]
+    nothing = rollout_canary.StageStatus(watched_s=0, n_treatment=0, verdicts=[])
     steps = iter(
         [
             lambda: None,
             lambda: history.apply(
-                lambda s: stages.evaluate(s, nothing, now=1, stages=plan, min_requests=1), now=1, who="controller"
+                lambda s: rollout_canary.evaluate(s, nothing, now=1, stages=plan, min_requests=1),
+                now=1,
+                who="controller",
             ),
             lambda: None,
             lambda: tell(workspace, "rollback", why="bad", now=2),
@@ -167,7 +168,7 @@ def test_watch_renders_again_on_every_change(workspace: Workspace) -> None:
         return False
 
     seen: list[str] = []
-    pipeline.watch(workspace, lambda share: f"{share:g}", seen.append, wait=wait)
+    workspace_manifests.watch(workspace, lambda share: f"{share:g}", seen.append, wait=wait)
     assert seen == ["0", "5", "0"]
 
 
@@ -179,7 +180,7 @@ def test_kustomize_builds_and_holds_the_configuration(workspace: Workspace, tmp_
     documents = [d for name in kustomization["resources"] for d in yaml.safe_load_all((folder / name).read_text())]
     assert {d["kind"] for d in documents} == {"PersistentVolumeClaim", "Service", "Deployment", "CronJob"}
     with pytest.raises(ConfigError, match="exists already"):
-        pipeline.write_kustomize(workspace, folder)
+        workspace_manifests.write_kustomize(workspace, folder)
     assert set(kustomize_files()) <= {path.name for path in folder.iterdir()}
     if shutil.which("kubectl"):
         done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, timeout=60)

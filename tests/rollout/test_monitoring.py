@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from evalpipe.errors import ConfigError
-from evalpipe.pipeline.grafana import write_monitoring
-from evalpipe.pipeline.workspace import open_workspace
-from evalpipe.rollout.queries import panels
+from evalpipe.rollout.grafana import panels
+from evalpipe.workspace.manifests import write_monitoring
+from evalpipe.workspace.paths import open_workspace
 
 CONFIG = '[experiment]\nname = "x.y"\n[canary]\nguardrails = { error_rate = 0.03, p99_latency_ms = 8000 }\n'
 

@@ -10,13 +10,10 @@ from typing import Any
 
 import pytest
 
-from evalpipe.core.judgment import JudgeMode, ShownFirst
-from evalpipe.core.traffic import Arm
-from evalpipe.judging.rubric import ShownAnswer, answer_message, pair_message, repair_message, reply_schema
-from evalpipe.sim.judge import UNREADABLE, SimulatedJudge
-from evalpipe.sim.prompts import read_judge_prompt
+from evalpipe.judging.prompt import ShownAnswer, answer_message, pair_message, repair_message, reply_schema
+from evalpipe.models import Arm, JudgeMode, ShownFirst
+from evalpipe.sim.judges import UNREADABLE, SimulatedJudge, asked_language, check, language, read_judge_prompt
 from evalpipe.sim.requests import BadRequestError, SimRequest, read_sim_request
-from evalpipe.sim.rules import asked_language, check, language
 from evalpipe.sim.settings import JudgeBehaviour
 
 NONCE = "0123456789abcdef"

@@ -13,7 +13,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from evalpipe.sim.server import Simulator, start_sim
+from evalpipe.sim.app import Simulator, start_sim
 from evalpipe.sim.settings import Limits, SimSettings
 
 HI: Any = [{"role": "user", "content": "hi"}]

@@ -11,11 +11,11 @@ import numpy.typing as npt
 from hypothesis import strategies as st
 from scipy import optimize, special
 
-from evalpipe.stats.cluster import ArmAggregate, PairedAggregate, arm_aggregate, paired_aggregate
-from evalpipe.stats.estimate import Estimate
-from evalpipe.stats.events import paired_events
+from evalpipe.stats.clusters import ArmAggregate, PairedAggregate, arm_aggregate, paired_aggregate
+from evalpipe.stats.estimates import Estimate
+from evalpipe.stats.event_rates import paired_events
 from evalpipe.stats.group_sequential import Scheduled
-from evalpipe.stats.multiplier import Anytime, Fixed, Multiplier
+from evalpipe.stats.sequential import Anytime, Fixed, Multiplier
 
 N_STAR = 1000.0
 ANYTIME = Anytime(n_star=N_STAR)

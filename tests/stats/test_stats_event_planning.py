@@ -12,12 +12,10 @@ from scipy import optimize, special
 from statsmodels.stats import proportion
 
 from evalpipe.stats import betting
-from evalpipe.stats.event_planning import PairedRates, UnpairedRates, paired_rates, unpaired_rates
 from evalpipe.stats.group_sequential import critical_values
-from evalpipe.stats.multiplier import Anytime
-from evalpipe.stats.paired import tango_limits
-from evalpipe.stats.planning import Looks, Way, with_power
-from evalpipe.stats.proportion import newcombe_limits
+from evalpipe.stats.planning import Looks, PairedRates, UnpairedRates, Way, paired_rates, unpaired_rates, with_power
+from evalpipe.stats.proportions import newcombe_limits, tango_limits
+from evalpipe.stats.sequential import Anytime
 
 FIXED = Looks(way="fixed")
 ANYTIME = Looks(way="anytime", n_star=1000)

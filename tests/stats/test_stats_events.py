@@ -24,10 +24,10 @@ from scipy import stats as scipy_stats
 from statsmodels.stats.proportion import confint_proportions_2indep
 
 from evalpipe.stats.betting import Bets, limits, tuned_bets
-from evalpipe.stats.cluster import paired_aggregate
-from evalpipe.stats.events import effective_users, paired_events
+from evalpipe.stats.clusters import paired_aggregate
+from evalpipe.stats.event_rates import effective_users, paired_events
 from evalpipe.stats.group_sequential import Scheduled
-from evalpipe.stats.multiplier import Fixed, Multiplier
+from evalpipe.stats.sequential import Fixed, Multiplier
 
 # ---- which interval, by hand
 

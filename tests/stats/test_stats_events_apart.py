@@ -21,10 +21,10 @@ from hypothesis import given, settings
 from scipy import stats as scipy_stats
 from statsmodels.stats.proportion import confint_proportions_2indep
 
-from evalpipe.stats.cluster import arm_aggregate, paired_aggregate
-from evalpipe.stats.estimate import Estimate
-from evalpipe.stats.events import unpaired_events
-from evalpipe.stats.multiplier import Fixed, Multiplier
+from evalpipe.stats.clusters import arm_aggregate, paired_aggregate
+from evalpipe.stats.estimates import Estimate
+from evalpipe.stats.event_rates import unpaired_events
+from evalpipe.stats.sequential import Fixed, Multiplier
 
 
 def test_separate_users_with_enough_events_take_the_normal_interval() -> None:

@@ -10,12 +10,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from evalpipe.stats import gates
-from evalpipe.stats.cluster import ArmAggregate, arm_aggregate, paired_aggregate
-from evalpipe.stats.difference import arm_interval, paired_difference, unpaired_difference
-from evalpipe.stats.estimate import Estimate
-from evalpipe.stats.multiplier import Anytime, Fixed
-from evalpipe.stats.stages import combine, stage_weights
+from evalpipe.stats import estimates
+from evalpipe.stats.clusters import ArmAggregate, arm_aggregate, combine, paired_aggregate, stage_weights
+from evalpipe.stats.estimates import Estimate
+from evalpipe.stats.means import arm_interval, paired_difference, unpaired_difference
+from evalpipe.stats.sequential import Anytime, Fixed
 
 values = st.floats(-1e6, 1e6, allow_nan=False).map(lambda x: round(x, 4))
 positive = st.floats(0.01, 1e6).map(lambda x: round(x, 4))
@@ -173,7 +172,7 @@ def test_burn_in_gates_hold_an_early_conclusion() -> None:
     ],
 )
 def test_gates_by_hand(n_units: int, paired: bool, n_events: int, skew: float, status: str) -> None:
-    assert gates.burn_in_status(n_units=n_units, paired=paired, n_events=n_events, skew=skew)[0] == status
+    assert estimates.burn_in_status(n_units=n_units, paired=paired, n_events=n_events, skew=skew)[0] == status
 
 
 def test_stages_weigh_by_size_and_one_stage_changes_nothing() -> None:

@@ -13,15 +13,25 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 from statsmodels.stats.multitest import multipletests
 
-from evalpipe.stats import agreement, events, labels, missing, multiplicity, paired, planning, quantile, winrate
-from evalpipe.stats.cluster import arm_aggregate
-from evalpipe.stats.difference import arm_interval
-from evalpipe.stats.estimate import Estimate
+from evalpipe.stats import (
+    agreement,
+    estimates,
+    event_rates,
+    multiplicity,
+    planning,
+    proportions,
+    quantiles,
+    srm,
+    winrate,
+)
+from evalpipe.stats.clusters import arm_aggregate
+from evalpipe.stats.estimates import Estimate
 from evalpipe.stats.group_sequential import critical_values
-from evalpipe.stats.lengthcontrol import is_length_confounded, length_controlled
-from evalpipe.stats.multiplier import Anytime
-from evalpipe.stats.proportion import wilson, wilson_limits
-from evalpipe.stats.utility import composite, utility_from_covariance
+from evalpipe.stats.length import is_length_confounded, length_controlled
+from evalpipe.stats.means import arm_interval
+from evalpipe.stats.multiplicity import composite, utility_from_covariance
+from evalpipe.stats.proportions import wilson, wilson_limits
+from evalpipe.stats.sequential import Anytime
 
 count = st.integers(0, 40)
 Z = 1.959963984540054
@@ -31,12 +41,12 @@ Z = 1.959963984540054
 def test_tango_limits_solve_their_equation_and_mirror(b: int, c: int, same: int) -> None:
     n = b + c + same
     assume(n >= 2)
-    low, high = paired.tango_limits(b, c, n, Z)
+    low, high = proportions.tango_limits(b, c, n, Z)
     point = (b - c) / n
     assert -1 <= low <= point <= high <= 1 and low < high
     if low > -1:
-        assert paired.tango_statistic(low, b, c, n) == pytest.approx(Z, abs=1e-5)
-    assert paired.tango_limits(c, b, n, Z) == pytest.approx((-high, -low), abs=1e-9)
+        assert proportions.tango_statistic(low, b, c, n) == pytest.approx(Z, abs=1e-5)
+    assert proportions.tango_limits(c, b, n, Z) == pytest.approx((-high, -low), abs=1e-9)
 
 
 @given(st.integers(0, 200), st.integers(0, 200))
@@ -87,10 +97,10 @@ def test_one_row_per_user_is_plain_wilson() -> None:
     st.sampled_from(["absolute", "relative"]),
 )
 def test_quantile_difference_is_sound_and_mirrors(t: list[float], c: list[float], scale: str) -> None:
-    z = quantile.critical(len(c), len(t), paired=False)
-    arms = [quantile.arm_limits(y, np.arange(len(y)), 0.5, z) for y in (c, t)]
-    forward = quantile.quantile_difference(arms[0], arms[1], scale=scale)
-    backward = quantile.quantile_difference(arms[1], arms[0], scale=scale)
+    z = quantiles.critical(len(c), len(t), paired=False)
+    arms = [quantiles.arm_limits(y, np.arange(len(y)), 0.5, z) for y in (c, t)]
+    forward = quantiles.quantile_difference(arms[0], arms[1], scale=scale)
+    backward = quantiles.quantile_difference(arms[1], arms[0], scale=scale)
     assert forward.status == backward.status
     if forward.ci_low is None or forward.ci_high is None or backward.ci_high is None:
         return
@@ -105,17 +115,17 @@ def test_quantile_difference_is_sound_and_mirrors(t: list[float], c: list[float]
 
 
 def test_quantile_statuses() -> None:
-    def limits(n: int, p: float) -> quantile.QuantileLimits:
-        return quantile.arm_limits(np.arange(n) + 1.0, np.arange(n), p, Z)
+    def limits(n: int, p: float) -> quantiles.QuantileLimits:
+        return quantiles.arm_limits(np.arange(n) + 1.0, np.arange(n), p, Z)
 
     assert limits(999, 0.99).status == "tail_too_small"
     assert limits(1000, 0.99).status == "ok"
     assert limits(0, 0.5).status == "no_data"
-    constant = quantile.arm_limits(np.ones(100), np.arange(100), 0.5, Z)
+    constant = quantiles.arm_limits(np.ones(100), np.arange(100), 0.5, Z)
     assert (constant.status, constant.high) == ("tail_too_small", None)
-    few = quantile.arm_limits(np.arange(40) + 1.0, np.repeat([0, 1], 20), 0.5, Z)
+    few = quantiles.arm_limits(np.arange(40) + 1.0, np.repeat([0, 1], 20), 0.5, Z)
     assert few.status == "too_few_clusters"
-    assert quantile.quantile_difference(limits(0, 0.5), limits(100, 0.5)).status == "missing_arm"
+    assert quantiles.quantile_difference(limits(0, 0.5), limits(100, 0.5)).status == "missing_arm"
 
 
 def test_agreement_edges() -> None:
@@ -219,7 +229,7 @@ def test_the_units_needed_are_the_fewest_at_which_the_line_is_excluded(sd: float
         assert half_width(0.999 * n) > target
 
 
-@pytest.mark.parametrize("module", [events, planning])
+@pytest.mark.parametrize("module", [event_rates, planning])
 def test_the_examples_in_the_docstrings_hold(module: ModuleType) -> None:
     result = doctest.testmod(module)
     assert result.attempted >= 2 and result.failed == 0
@@ -232,15 +242,15 @@ def test_what_can_never_be_excluded_takes_for_ever() -> None:
 
 @given(st.floats(-1, 1), st.floats(0.001, 1), st.floats(0, 0.5))
 def test_labels_mirror(point: float, half: float, margin: float) -> None:
-    def verdict(sign: float) -> labels.Verdict:
+    def verdict(sign: float) -> estimates.IntervalConclusion:
         e = Estimate(point=sign * point, ci_low=sign * point - half, ci_high=sign * point + half)
-        return labels.label_estimate(e, margin=margin, higher_is_better=True)
+        return estimates.label_estimate(e, margin=margin, higher_is_better=True)
 
     opposite = {"better": "worse", "worse": "better"}
     forward, backward = verdict(1), verdict(-1)
     assert backward.label == opposite.get(forward.label, forward.label)
     assert not (forward.non_inferior and forward.inferior)
-    lower_is_better = labels.label_estimate(
+    lower_is_better = estimates.label_estimate(
         Estimate(point=-point, ci_low=-point - half, ci_high=-point + half), margin=margin, higher_is_better=False
     )
     assert lower_is_better == forward
@@ -263,10 +273,10 @@ def test_labels_mirror(point: float, half: float, margin: float) -> None:
     ],
 )
 def test_labels_by_hand(low: float, high: float, margin: float, word: str, non_inferior: bool, inferior: bool) -> None:
-    assert labels.label(low, high, margin=margin) == labels.Verdict(
+    assert estimates.label(low, high, margin=margin) == estimates.IntervalConclusion(
         label=word, non_inferior=non_inferior, inferior=inferior
     )
-    assert labels.label(low, high, margin=margin, status="burn_in").label == "undefined"
+    assert estimates.label(low, high, margin=margin, status="burn_in").label == "undefined"
 
 
 def test_utility_from_sums_equals_the_array_form() -> None:
@@ -280,11 +290,11 @@ def test_utility_from_sums_equals_the_array_form() -> None:
 
 
 def test_missing_data() -> None:
-    assert missing.win_rate_bounds(60, 100, 25) == (60 / 125, 85 / 125)
-    assert missing.win_rate_bounds(0, 0, 0) is None
-    assert missing.worst_case_win_rate(60, 100, control_failed=10, treatment_failed=30) == pytest.approx(70 / 140)
-    assert missing.losses(30, 2).lopsided and not missing.losses(12, 8).lopsided and not missing.losses(0, 0).lopsided
-    assert missing.too_much_shed(6, 100) and not missing.too_much_shed(5, 100) and not missing.too_much_shed(0, 0)
+    assert srm.win_rate_bounds(60, 100, 25) == (60 / 125, 85 / 125)
+    assert srm.win_rate_bounds(0, 0, 0) is None
+    assert srm.worst_case_win_rate(60, 100, control_failed=10, treatment_failed=30) == pytest.approx(70 / 140)
+    assert srm.losses(30, 2).lopsided and not srm.losses(12, 8).lopsided and not srm.losses(0, 0).lopsided
+    assert srm.too_much_shed(6, 100) and not srm.too_much_shed(5, 100) and not srm.too_much_shed(0, 0)
 
 
 def test_an_estimate_never_carries_a_nan() -> None:

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from evalpipe.stats import betting, group_sequential, labels
-from evalpipe.stats.multiplier import Anytime
+from evalpipe.stats import betting, estimates, group_sequential
+from evalpipe.stats.sequential import Anytime
 from evalpipe.stats.winrate import first_seat_rate, win_rate
 
 preferences = st.lists(st.sampled_from([0, 0.25, 0.5, 0.75, 1]), min_size=5, max_size=80)
@@ -23,7 +23,7 @@ def test_all_ties_prove_equivalence_and_never_zero_width() -> None:
         assert (estimate.status, estimate.point) == ("ok", 0.5)
         assert estimate.ci_low is not None and estimate.ci_high is not None
         assert 0.45 < estimate.ci_low < 0.5 < estimate.ci_high < 0.55
-        verdict = labels.label(estimate.ci_low - 0.5, estimate.ci_high - 0.5, margin=0.05)
+        verdict = estimates.label(estimate.ci_low - 0.5, estimate.ci_high - 0.5, margin=0.05)
         assert verdict.label == "equivalent"
     assert win_rate([], []).status == "no_data"
     assert win_rate([0.5], [0]).status == "no_data"
@@ -100,7 +100,7 @@ def test_few_users_are_not_enough_for_one_fixed_look() -> None:
 
 
 def test_the_seat_rate_is_over_pairs_with_users_as_clusters() -> None:
-    from evalpipe.stats.cluster import arm_aggregate
+    from evalpipe.stats.clusters import arm_aggregate
 
     f, w = np.array([3.0, 1.0, 2.0, 0.5, 1.0, 4.0]), np.array([4.0, 1.0, 3.0, 1.0, 2.0, 4.0])
     left_out = np.array([(f.sum() - f[u]) / (w.sum() - w[u]) for u in range(6)])

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from evalpipe.core.spool import Body, Record, RequestRecord, ResponseRecord, ShadowRecord, render_record
+from evalpipe.spool.format import Body, Record, RequestRecord, ResponseRecord, ShadowRecord, render_record
 
 T0 = 1_780_000_000.0
 """2026-05-28T20:26:40Z"""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from spool_builders import copy, request, served, shadow
 
-from evalpipe.collector.spooling import SpoolWriter
+from evalpipe.spool.writer import SpoolWriter
 
 
 def main(spool: Path, name: str, n: int) -> None:

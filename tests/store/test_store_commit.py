@@ -13,17 +13,16 @@ from spool_builders import T0, request, served, shadow, write_segment
 
 from evalpipe.errors import DataError
 from evalpipe.files import write_synced
-from evalpipe.pipeline.load import load
-from evalpipe.pipeline.workspace import Workspace
-from evalpipe.store.datasets import open_store
-from evalpipe.store.files import ParquetFile
-from evalpipe.store.rejects import Rejects
-from evalpipe.store.rows import to_table
-from evalpipe.store.schema import LABELS
+from evalpipe.store.load import RejectedLines
+from evalpipe.store.parquet import ParquetFile
+from evalpipe.store.query import open_store
+from evalpipe.store.schema import LABELS, to_table
+from evalpipe.workspace.load import load
+from evalpipe.workspace.paths import Workspace
 
 
 def _table(n: int) -> Any:
-    from evalpipe.core.traffic import Label
+    from evalpipe.models import Label
 
     rows = [Label(request_id=f"r{i}", preference=0.5, source="s", labeler=None, labeled_at=None) for i in range(n)]
     return to_table(LABELS, rows)
@@ -115,11 +114,11 @@ def test_a_log_stays_until_its_broken_lines_are_put_aside(tmp_path: Path, monkey
         workspace.spool, "served-1.000001", [request("r", eligible=False), served("r"), b"{broken\n"]
     )
 
-    def failing(self: Rejects) -> None:
+    def failing(self: RejectedLines) -> None:
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Rejects, "write", failing)
+        patched.setattr(RejectedLines, "write", failing)
         with pytest.raises(OSError, match="Input/output"):
             load(workspace)
     assert segment.exists()

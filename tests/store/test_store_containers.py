@@ -18,11 +18,10 @@ import pytest
 import zstandard
 
 from evalpipe.errors import ConfigError, DataError
-from evalpipe.pipeline.load import load
-from evalpipe.pipeline.load_plan import LoadOptions
-from evalpipe.pipeline.workspace import Workspace
 from evalpipe.store.importers.containers import sources_of
-from evalpipe.store.importers.json_in import Document
+from evalpipe.store.importers.documents import Document
+from evalpipe.workspace.load import LoadOptions, load
+from evalpipe.workspace.paths import Workspace
 
 ROWS: list[dict[str, Any]] = [
     {"pair_id": f"p{n}", "prompt": f"é {n}?", "response_a": "a", "response_b": f"b\n{n}"} for n in range(5)

@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 from spool_builders import T0, copy, request, served, write_segment
 
-from evalpipe.core.spool import ResponseRecord
 from evalpipe.providers.pricing import Price
-from evalpipe.store.datasets import open_store
+from evalpipe.spool.format import ResponseRecord
 from evalpipe.store.exchange_rows import BROKEN_OFF, ReadingRules
-from evalpipe.store.files import schema_mark
-from evalpipe.store.load_spool import SpoolLoad
+from evalpipe.store.load import SpoolLoad
+from evalpipe.store.parquet import schema_mark
+from evalpipe.store.query import open_store
 
 MODEL = "gpt-4o-2024-08-06"
 LIST_USD = 1000 * 2.5e-6 + 100 * 10e-6

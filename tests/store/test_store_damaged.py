@@ -14,11 +14,11 @@ from spool_builders import T0, copy, request, served, shadow, write_segment
 
 import evalpipe
 from evalpipe.errors import DataError
-from evalpipe.pipeline.damaged import find_damaged, move_damaged, refuse_damaged
-from evalpipe.pipeline.load import load
-from evalpipe.pipeline.workspace import Workspace, open_workspace
-from evalpipe.store.datasets import open_store
-from evalpipe.store.files import is_whole
+from evalpipe.store.parquet import is_whole
+from evalpipe.store.query import open_store
+from evalpipe.workspace.load import load
+from evalpipe.workspace.paths import Workspace, open_workspace
+from evalpipe.workspace.query import find_damaged, move_damaged, refuse_damaged
 
 DAY = 86_400
 CONFIG = '[experiment]\nname = "exp"\n[arms.control]\nprovider = "openai"\n[arms.treatment]\nprovider = "anthropic"\n'

@@ -9,15 +9,11 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 
-from evalpipe.core.judgment import Judgment, JudgmentStatus, ShownFirst, Winner
-from evalpipe.core.traffic import Arm, Exchange, Label, Role
 from evalpipe.errors import ConfigError, DataError
-from evalpipe.store.datasets import open_store
-from evalpipe.store.files import ParquetFile, sweep_stale, verify
-from evalpipe.store.rows import to_table
-from evalpipe.store.schema import BY_NAME, EXCHANGES
-from evalpipe.store.selection import check_expression, read_selection
-from evalpipe.store.writer import DatasetWriter
+from evalpipe.models import Arm, Exchange, Judgment, JudgmentStatus, Label, Role, ShownFirst, Winner
+from evalpipe.store.parquet import DatasetWriter, ParquetFile, sweep_stale, verify
+from evalpipe.store.query import check_expression, open_store, read_selection
+from evalpipe.store.schema import BY_NAME, EXCHANGES, to_table
 
 NOON = datetime(2026, 7, 1, 12, tzinfo=UTC)
 

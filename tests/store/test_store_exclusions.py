@@ -9,11 +9,11 @@ import pytest
 from spool_builders import T0, copy, request, served, shadow, write_segment
 
 from evalpipe.errors import ConfigError
-from evalpipe.pipeline.exclude import exclude, exclusions, include_again
-from evalpipe.pipeline.judge_setup import plan_of, specs_of
-from evalpipe.pipeline.load import load
-from evalpipe.pipeline.workspace import Workspace, open_workspace
-from evalpipe.store.datasets import open_store
+from evalpipe.store.query import open_store
+from evalpipe.workspace.decide import exclude, exclusions, include_again
+from evalpipe.workspace.judge_setup import build_plan, load_specs
+from evalpipe.workspace.load import load
+from evalpipe.workspace.paths import Workspace, open_workspace
 
 DAY = 86_400
 CONFIG = '[experiment]\nname = "exp"\n[arms.control]\nprovider = "openai"\n[arms.treatment]\nprovider = "anthropic"\n'
@@ -44,9 +44,9 @@ def day(n: float) -> str:
 
 
 def n_judged(workspace: Workspace) -> int:
-    (spec,) = specs_of(workspace)
+    (spec,) = load_specs(workspace)
     with open_store(workspace.data, "exp") as store:
-        return plan_of(workspace, store, spec, limit=None).n_eligible
+        return build_plan(workspace, store, spec, limit=None).n_eligible
 
 
 def test_each_exclusion_stays_until_it_is_taken_back(workspace: Workspace) -> None:

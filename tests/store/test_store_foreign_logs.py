@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 
 from evalpipe.errors import ConfigError, EvalpipeError
-from evalpipe.pipeline.load import load
-from evalpipe.pipeline.load_plan import LoadOptions
-from evalpipe.pipeline.workspace import Workspace
-from evalpipe.store.datasets import Store, open_store
-from evalpipe.store.tally import Tally
+from evalpipe.store.load import LoadSummary
+from evalpipe.store.query import Store, open_store
+from evalpipe.workspace.load import LoadOptions, load
+from evalpipe.workspace.paths import Workspace
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.timeout(400)  # the first test waits for all files to be loaded, with their fsyncs
@@ -30,7 +29,7 @@ ANSWERS = (
 )  # fmt: skip
 NINE = datetime(2026, 11, 3, 9, tzinfo=UTC)
 
-Loaded = dict[str, tuple[Tally, list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]]
+Loaded = dict[str, tuple[LoadSummary, list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]]
 """file → what the load said, its exchanges, labels and judgments"""
 
 

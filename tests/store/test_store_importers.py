@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evalpipe.core.traffic import Exchange
 from evalpipe.errors import ConfigError
-from evalpipe.pipeline.load import load
-from evalpipe.pipeline.workspace import Workspace
-from evalpipe.store.datasets import open_store
+from evalpipe.models import Exchange
 from evalpipe.store.importers import IMPORTERS, detect
 from evalpipe.store.importers.base import BrokenLineError
 from evalpipe.store.importers.containers import sources_of
+from evalpipe.store.query import open_store
+from evalpipe.workspace.load import load
+from evalpipe.workspace.paths import Workspace
 
 SAMPLES = {
     "litellm_standard_logging_payload.json": "litellm",

@@ -10,16 +10,16 @@ from pathlib import Path
 
 from spool_builders import T0, copy, request, served, shadow, write_segment
 
-from evalpipe.pipeline.load import load
-from evalpipe.pipeline.workspace import Workspace
-from evalpipe.store.datasets import open_store
+from evalpipe.store.query import open_store
+from evalpipe.workspace.load import load
+from evalpipe.workspace.paths import Workspace
 
 HERE = Path(__file__).parent
 N_REQUESTS = int(os.environ.get("EVALPIPE_STORE_REQUESTS", "600"))
 """`make check-store` takes 10,000."""
 
-LOAD = "import sys; from pathlib import Path; from evalpipe.pipeline.workspace import open_workspace as o; "
-LOAD += "from evalpipe.pipeline.load import load; print(load(o(root=Path(sys.argv[1]))).n_exchanges)"
+LOAD = "import sys; from pathlib import Path; from evalpipe.workspace.paths import open_workspace as o; "
+LOAD += "from evalpipe.workspace.load import load; print(load(o(root=Path(sys.argv[1]))).n_exchanges)"
 
 
 def workspace(root: Path) -> Workspace:

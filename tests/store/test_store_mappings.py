@@ -12,12 +12,11 @@ import pytest
 
 from evalpipe.config import Config
 from evalpipe.errors import ConfigError
-from evalpipe.pipeline.load import load, unload
-from evalpipe.pipeline.load_plan import LoadOptions
-from evalpipe.pipeline.workspace import Workspace
-from evalpipe.store.datasets import open_store
 from evalpipe.store.importers.guess import guess_mapping
-from evalpipe.store.tally import Tally
+from evalpipe.store.load import LoadSummary
+from evalpipe.store.query import open_store
+from evalpipe.workspace.load import LoadOptions, load, unload
+from evalpipe.workspace.paths import Workspace
 
 
 @pytest.fixture
@@ -31,7 +30,7 @@ def write(folder: Path, *rows: dict[str, Any], name: str = "own.jsonl") -> Path:
     return path
 
 
-def mapped(workspace: Workspace, path: Path, mapping: str | None = None, **options: Any) -> Tally:
+def mapped(workspace: Workspace, path: Path, mapping: str | None = None, **options: Any) -> LoadSummary:
     return load(workspace, [path], options=LoadOptions(mapping=mapping, **options), show_progress=False)
 
 

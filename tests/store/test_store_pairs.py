@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evalpipe.errors import ConfigError, DataError
-from evalpipe.pipeline.load import load
-from evalpipe.pipeline.workspace import Workspace
-from evalpipe.store.datasets import Store, open_store
 from evalpipe.store.importers import pairs
 from evalpipe.store.importers.base import BrokenLineError
+from evalpipe.store.query import Store, open_store
+from evalpipe.workspace.load import load
+from evalpipe.workspace.paths import Workspace
 
 PAIR: dict[str, Any] = {"pair_id": "p1", "prompt": "Which?", "response_a": "This.", "response_b": "That."}
 

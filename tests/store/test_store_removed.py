@@ -12,16 +12,15 @@ import pytest
 from spool_builders import T0, request, served, write_segment
 from test_store_retention import DAY, SECRET, build, everything, numbers
 
-from evalpipe.core.judgment import Judgment, JudgmentStatus, ShownFirst
-from evalpipe.core.traffic import Label
+from evalpipe.calls.journal import Journal, judging_lock
 from evalpipe.errors import WorkspaceBusyError
-from evalpipe.judging.journal import Journal, judging_lock
-from evalpipe.pipeline import retention
-from evalpipe.pipeline.judge_setup import journal_folder
-from evalpipe.pipeline.load import load
-from evalpipe.pipeline.workspace import Workspace
+from evalpipe.models import Judgment, JudgmentStatus, Label, ShownFirst
 from evalpipe.store import removal
-from evalpipe.store.datasets import open_store
+from evalpipe.store.query import open_store
+from evalpipe.workspace import retention
+from evalpipe.workspace.judge_setup import journal_folder
+from evalpipe.workspace.load import load
+from evalpipe.workspace.paths import Workspace
 
 
 class StoppedError(Exception):

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from spool_builders import T0, request, served, write_segment
 
-from evalpipe.store.datasets import open_store
+from evalpipe.store.query import open_store
 
 N = 40
 
@@ -86,7 +86,7 @@ def test_too_little_memory_is_one_line_and_nothing_is_lost(tmp_path: Path) -> No
 PARALLEL = """
 import sys
 from pathlib import Path
-import evalpipe.pipeline.load as load
+import evalpipe.workspace.load as load
 from evalpipe.cli.app import main
 
 if __name__ == "__main__":

@@ -14,15 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 from spool_builders import T0, copy, request, served, shadow, write_segment
 
-from evalpipe.core.judgment import Judgment, JudgmentStatus, ShownFirst
-from evalpipe.core.spool import FeedbackRecord
 from evalpipe.errors import ConfigError
-from evalpipe.pipeline import retention
-from evalpipe.pipeline.load import load
-from evalpipe.pipeline.report import write_report
-from evalpipe.pipeline.workspace import Workspace, open_workspace
-from evalpipe.store.datasets import open_store, readable
-from evalpipe.store.selection import Selection
+from evalpipe.models import Judgment, JudgmentStatus, ShownFirst
+from evalpipe.spool.format import FeedbackRecord
+from evalpipe.store.query import Selection, open_store, readable
+from evalpipe.workspace import retention
+from evalpipe.workspace.load import load
+from evalpipe.workspace.paths import Workspace, open_workspace
+from evalpipe.workspace.report import write_report
 
 DAY = 86_400
 CONFIG = """

@@ -20,23 +20,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from spool_builders import T0, copy, request, served, shadow, write_segment
 
-from evalpipe.core.identity import hash_unit
-from evalpipe.core.spool import Body, FeedbackRecord, Record, render_record
-from evalpipe.core.treatment_state import STATE_FILE, TREATMENT_LOCK
 from evalpipe.errors import DataError
-from evalpipe.pipeline.load import load as load_paths
-from evalpipe.pipeline.workspace import Workspace
+from evalpipe.identity import hash_unit
 from evalpipe.providers.pricing import Price
-from evalpipe.store.datasets import open_store
+from evalpipe.spool.checkpoint import STATE_FILE, TREATMENT_LOCK
+from evalpipe.spool.format import Body, FeedbackRecord, Record, render_record
+from evalpipe.spool.segments import EMPTY_AFTER_S, list_segments
 from evalpipe.store.exchange_rows import ReadingRules
-from evalpipe.store.load_spool import SpoolLoad
-from evalpipe.store.spool_segments import EMPTY_AFTER_S, list_segments
-from evalpipe.store.tally import Tally
+from evalpipe.store.load import LoadSummary, SpoolLoad
+from evalpipe.store.query import open_store
+from evalpipe.workspace.load import load as load_paths
+from evalpipe.workspace.paths import Workspace
 
 NOW = T0 + 60
 
 
-def load(root: Path, now: float = NOW, processes: int = 1, **rules: Any) -> Tally:
+def load(root: Path, now: float = NOW, processes: int = 1, **rules: Any) -> LoadSummary:
     load = SpoolLoad(root / "data", root / "spool", rules=ReadingRules(**rules), now=now, processes=processes)
     return load.run()
 

@@ -11,9 +11,9 @@ import pytest
 
 import evalpipe
 from evalpipe.errors import ConfigError
-from evalpipe.pipeline.load import load
-from evalpipe.pipeline.sql import sql
-from evalpipe.pipeline.workspace import Workspace, open_workspace
+from evalpipe.workspace.load import load
+from evalpipe.workspace.paths import Workspace, open_workspace
+from evalpipe.workspace.query import sql
 
 HOSTILE = '\x1b]0;owned\x07 [bold red]x[/] \u202e, "quoted"\nnext <script>'
 

@@ -13,16 +13,15 @@ import pytest
 from spool_builders import T0, copy, request, served, shadow, write_segment
 from test_store_datasets import exchange
 
-from evalpipe.core.identity import conversation_id, hash_unit
-from evalpipe.core.spool import Body, render_record
-from evalpipe.core.traffic import Arm
-from evalpipe.pipeline.load import load as load_paths
-from evalpipe.pipeline.workspace import Workspace
-from evalpipe.store.datasets import open_store
+from evalpipe.identity import conversation_id, hash_unit
+from evalpipe.models import Arm
+from evalpipe.spool.format import Body, render_record
 from evalpipe.store.exchange_rows import ReadingRules
-from evalpipe.store.load_spool import SpoolLoad
-from evalpipe.store.rows import to_table
-from evalpipe.store.schema import EXCHANGES
+from evalpipe.store.load import SpoolLoad
+from evalpipe.store.query import open_store
+from evalpipe.store.schema import EXCHANGES, to_table
+from evalpipe.workspace.load import load as load_paths
+from evalpipe.workspace.paths import Workspace
 
 USER, ASSISTANT = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}
 CALL = {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "{}"}}]}

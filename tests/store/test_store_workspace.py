@@ -9,11 +9,11 @@ import pytest
 from spool_builders import request, served, write_segment
 
 from evalpipe.errors import ConfigError
-from evalpipe.pipeline.collect import collector_settings
-from evalpipe.pipeline.load import load
-from evalpipe.pipeline.unit_key import UNIT_KEY_ENV, unit_key
-from evalpipe.pipeline.workspace import Workspace, open_workspace
-from evalpipe.store.datasets import open_store
+from evalpipe.store.query import open_store
+from evalpipe.workspace.collect import collector_settings
+from evalpipe.workspace.load import load
+from evalpipe.workspace.paths import Workspace, open_workspace
+from evalpipe.workspace.secrets import UNIT_KEY_ENV, unit_key
 
 
 @pytest.fixture

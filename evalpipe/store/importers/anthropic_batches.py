@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from evalpipe.store.importers.paths import find, opened
 from evalpipe.store.importers.table import Format
+from evalpipe.store.importers.values import find, opened
 
 
 def is_request(document: Any) -> bool:

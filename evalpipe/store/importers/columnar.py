@@ -16,14 +16,13 @@ from typing import Any, TypeGuard
 
 import pyarrow as pa
 
-from evalpipe.core.text import well_formed
-from evalpipe.store.importers.arms import Arms
 from evalpipe.store.importers.base import unknown_time
-from evalpipe.store.importers.columns import NOBODY
-from evalpipe.store.importers.json_in import Document
-from evalpipe.store.importers.mapping import Mapped
+from evalpipe.store.importers.documents import Document
+from evalpipe.store.importers.mapping import Arms, Mapped
+from evalpipe.store.importers.table import NOBODY
 from evalpipe.store.importers.values import count, instant, milliseconds_of, name, number
 from evalpipe.store.schema import EXCHANGES
+from evalpipe.text import well_formed
 
 BATCH = 20_000
 _SINGLE = frozenset(

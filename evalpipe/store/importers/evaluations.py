@@ -6,11 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from evalpipe.core.identity import fingerprint
+from evalpipe.identity import fingerprint
 from evalpipe.store.importers.base import BrokenLineError
-from evalpipe.store.importers.paths import find, first, has, opened
 from evalpipe.store.importers.table import Format
-from evalpipe.store.importers.values import name, number
+from evalpipe.store.importers.values import find, first, has, name, number, opened
 
 
 def _by_question(call: Mapping[str, Any], row: dict[str, Any]) -> None:
@@ -60,7 +59,6 @@ DEEPEVAL = Format(
         "meta": ("additionalMetadata", "additional_metadata"),
     },
 )
-
 
 RAGAS = Format(
     name="ragas",

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from evalpipe.store.importers.paths import find, first, opened
 from evalpipe.store.importers.table import Format
-from evalpipe.store.importers.values import number
+from evalpipe.store.importers.values import find, first, number, opened
 
 HELICONE = Format(
     name="helicone",

@@ -6,11 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evalpipe.providers.models import family
+from evalpipe.providers.model_names import family
 from evalpipe.store.importers.mapping import Mapped
 from evalpipe.store.importers.messages import is_message
-from evalpipe.store.importers.paths import find, normal, opened
-from evalpipe.store.importers.values import instant, name, number
+from evalpipe.store.importers.values import find, instant, name, normal, number, opened
 
 _SIDES = (
     ("a", "b"), ("old", "new"), ("control", "treatment"), ("baseline", "candidate"), ("baseline", "treatment"),

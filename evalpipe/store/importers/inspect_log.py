@@ -9,11 +9,18 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from evalpipe.core.traffic import Exchange
-from evalpipe.store.importers.base import BrokenLineError, Fields, Imported, Importer, unknown_time
-from evalpipe.store.importers.content import read_content
-from evalpipe.store.importers.logged import as_mapping, as_messages, logged_exchange
-from evalpipe.store.importers.messages import read_messages
+from evalpipe.models import Exchange
+from evalpipe.store.importers.base import (
+    BrokenLineError,
+    Fields,
+    Imported,
+    Importer,
+    as_mapping,
+    as_messages,
+    logged_exchange,
+    unknown_time,
+)
+from evalpipe.store.importers.messages import read_content, read_messages
 
 
 def matches(document: Any) -> bool:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from evalpipe.store.importers.paths import find, first, has, opened
 from evalpipe.store.importers.table import Format
-from evalpipe.store.importers.tokens import Tokens, read_tokens
-from evalpipe.store.importers.values import count, name
+from evalpipe.store.importers.values import Tokens, count, find, first, has, name, opened, read_tokens
 
 NO_USER = "observations without a user: Langfuse keeps it in traces/, load that folder with this one"
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from evalpipe.store.importers.paths import find, opened
 from evalpipe.store.importers.table import Format
-from evalpipe.store.importers.values import name
+from evalpipe.store.importers.values import find, name, opened
 
 
 def calls(document: Any) -> Iterator[Any]:

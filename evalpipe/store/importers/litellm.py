@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from evalpipe.store.importers.base import BrokenLineError
-from evalpipe.store.importers.paths import find, first, has, opened
 from evalpipe.store.importers.table import Format
-from evalpipe.store.importers.values import name, number
+from evalpipe.store.importers.values import find, first, has, name, number, opened
 
 _OTHER_CALLS = re.compile(
     r"embed|image|transcri|speech|moderation|rerank|batch|file|vector|fine_?tun|assistant|thread|ocr|video|search|list_|health|"

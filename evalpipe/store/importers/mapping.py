@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evalpipe.core.identity import fingerprint
 from evalpipe.errors import ConfigError
+from evalpipe.identity import fingerprint
+from evalpipe.models import Arm
+from evalpipe.providers.model_names import same_model
 from evalpipe.store.importers import pairs
-from evalpipe.store.importers.answers import read_said
 from evalpipe.store.importers.base import BrokenLineError, Imported, Importer, unknown_time
 from evalpipe.store.importers.messages import read_messages
-from evalpipe.store.importers.paths import find, normal
-from evalpipe.store.importers.said import Said
+from evalpipe.store.importers.responses import Said, read_said
 from evalpipe.store.importers.table import Format, kind_of
-from evalpipe.store.importers.values import count, instant, milliseconds_of, name, number
+from evalpipe.store.importers.values import count, find, instant, milliseconds_of, name, normal, number
 
 TARGETS: Mapping[str, tuple[str, ...]] = {
     "prompt": ("question", "query", "input", "messages", "request", "instruction"),
@@ -220,3 +220,61 @@ def check_paths(mapped: Mapped, documents: list[Any], where: str) -> None:
             near = difflib.get_close_matches(path, keys, n=1, cutoff=0.6)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ConfigError(f"--map: {target}={path} is nowhere in {where}, which has {', '.join(keys[:25])}{hint}")
+
+
+# Which value of a log's own column is which arm.
+
+
+_CONTROL = frozenset({"control", "a", "old", "baseline", "base", "current", "production", "prod", "champion", "0",
+    "off", "before", "incumbent", "false", "ctrl", "c", "existing", "default", "original"})  # fmt: skip
+_TREATMENT = frozenset({"treatment", "b", "new", "candidate", "challenger", "1", "on", "after", "test", "true", "t",
+    "variant", "treated", "experiment", "exp", "variation"})  # fmt: skip
+
+
+class Arms:
+    """Values are told apart by their words, by the models of the configuration, else the first one seen is control's.
+
+    `named`: (control's value, treatment's), as the user gave them; any other value is then of no arm. `first`: the
+    arm of the first value where nothing else says it.
+    """
+
+    def __init__(
+        self,
+        named: Sequence[str] = (),
+        models: tuple[str | None, str | None] = (None, None),
+        *,
+        first: Arm = Arm.CONTROL,
+    ) -> None:
+        if named and len(named) != 2:
+            raise ConfigError(
+                f"--arms {','.join(named)}: give two values, control's and treatment's, with a comma between"
+            )
+        self._named = list(named)
+        self._models = models
+        self._first = first
+        self.seen: dict[str, Arm | None] = {}
+
+    def of(self, value: str) -> Arm | None:
+        """The arm of rows with this value; None where it is a third one."""
+        if value not in self.seen:
+            self.seen[value] = self._told(value)
+        return self.seen[value]
+
+    def _told(self, value: str) -> Arm | None:
+        if self._named:
+            return dict(zip(self._named, Arm, strict=True)).get(value)
+        taken = {arm for arm in self.seen.values() if arm is not None}
+        word = value.strip().lower()
+        wanted = Arm.CONTROL if word in _CONTROL else Arm.TREATMENT if word in _TREATMENT else None
+        if wanted is None:
+            wanted = next(
+                (arm for arm, model in zip(Arm, self._models, strict=True) if model and same_model(model, value)), None
+            )
+        if wanted is None:
+            other = Arm.TREATMENT if self._first is Arm.CONTROL else Arm.CONTROL
+            wanted = self._first if self._first not in taken else other
+        return None if wanted in taken else wanted
+
+    def lines(self) -> list[str]:
+        """Which value is which arm, for people."""
+        return [f"{value!r} is {arm.value}" for value, arm in self.seen.items() if arm is not None]

@@ -8,11 +8,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from evalpipe.providers.paths import endpoint_of
-from evalpipe.store.importers.answers import is_answer
 from evalpipe.store.importers.base import BrokenLineError
 from evalpipe.store.importers.messages import is_message
-from evalpipe.store.importers.paths import find, opened
+from evalpipe.store.importers.responses import is_answer
 from evalpipe.store.importers.table import Format
+from evalpipe.store.importers.values import find, opened
 
 NO_REQUESTS = "answers of a batch without their prompts: load the batch's input file together with this one"
 _TIMES = (

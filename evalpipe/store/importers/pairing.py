@@ -8,8 +8,8 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from evalpipe.core.identity import fingerprint
-from evalpipe.core.traffic import Arm, Exchange
+from evalpipe.identity import fingerprint
+from evalpipe.models import Arm, Exchange
 
 _LAST_USER = re.compile(r"(?:\A|\n\n)\[user\]\n((?:(?!\n\n\[(?:user|assistant|system|tool)\]\n).)*)\Z", re.DOTALL)
 

@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from evalpipe.core.identity import fingerprint
-from evalpipe.core.judgment import Judgment, JudgmentStatus, ShownFirst, Winner
-from evalpipe.core.traffic import Arm, Exchange, Label, Outcome, Role
+from evalpipe.identity import fingerprint
+from evalpipe.models import Arm, Exchange, Judgment, JudgmentStatus, Label, Outcome, Role, ShownFirst, Winner
 from evalpipe.store.importers.base import (
     BrokenLineError,
     Fields,
@@ -26,7 +25,7 @@ from evalpipe.store.importers.base import (
     unknown_time,
 )
 from evalpipe.store.importers.messages import is_message
-from evalpipe.store.importers.paths import opened
+from evalpipe.store.importers.values import opened
 
 _WINNERS = {"a": Winner.CONTROL, "b": Winner.TREATMENT, "tie": Winner.TIE}
 _PREFERENCES = {Winner.CONTROL: 0.0, Winner.TIE: 0.5, Winner.TREATMENT: 1.0}

@@ -7,12 +7,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from evalpipe.core.identity import fingerprint
-from evalpipe.store.importers.answers import read_said
+from evalpipe.identity import fingerprint
 from evalpipe.store.importers.base import json_text
-from evalpipe.store.importers.paths import find, has, opened
+from evalpipe.store.importers.responses import read_said
 from evalpipe.store.importers.table import Format
-from evalpipe.store.importers.values import name, number
+from evalpipe.store.importers.values import find, has, name, number, opened
 
 
 def _is_result(value: Any) -> bool:

@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from evalpipe.core.identity import fingerprint
-from evalpipe.core.traffic import Arm, Exchange, Role
+from evalpipe.identity import fingerprint
+from evalpipe.models import Arm, Exchange, Role
 from evalpipe.providers.paths import endpoint_of
 from evalpipe.providers.registry import read_answer, read_request
 from evalpipe.store.importers.base import (
@@ -17,13 +17,12 @@ from evalpipe.store.importers.base import (
     Fields,
     Imported,
     Importer,
+    as_mapping,
     json_text,
     prompt_text,
     unknown_time,
 )
-from evalpipe.store.importers.logged import as_mapping
-from evalpipe.store.importers.paths import first, opened
-from evalpipe.store.importers.values import name
+from evalpipe.store.importers.values import first, name, opened
 
 
 def matches(document: Any) -> bool:

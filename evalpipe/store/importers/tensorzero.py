@@ -6,10 +6,17 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from evalpipe.providers.turns import role_of
+from evalpipe.providers.conversation import role_of
 from evalpipe.store.documents import parse
-from evalpipe.store.importers.base import BrokenLineError, Fields, Imported, Importer, content_text, unknown_time
-from evalpipe.store.importers.logged import logged_exchange
+from evalpipe.store.importers.base import (
+    BrokenLineError,
+    Fields,
+    Imported,
+    Importer,
+    content_text,
+    logged_exchange,
+    unknown_time,
+)
 
 
 def matches(document: Any) -> bool:

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
-from evalpipe.store.importers.answers import is_answer
-from evalpipe.store.importers.paths import find, first, has, opened
-from evalpipe.store.importers.spans import span_of
+from evalpipe.store.importers.opentelemetry import span_of
+from evalpipe.store.importers.responses import is_answer
 from evalpipe.store.importers.table import Format
-from evalpipe.store.importers.values import instant, milliseconds_of, number
+from evalpipe.store.importers.values import find, first, has, instant, milliseconds_of, number, opened
 
 
 def _braintrust_left_out(call: Any) -> str | None:

@@ -8,13 +8,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from evalpipe.core.identity import fingerprint
+from evalpipe.identity import fingerprint
 from evalpipe.store.importers import pairs
-from evalpipe.store.importers.answers import read_said
 from evalpipe.store.importers.base import BrokenLineError, Imported, Importer
 from evalpipe.store.importers.messages import read_messages, split_answer
-from evalpipe.store.importers.paths import first, has, opened
-from evalpipe.store.importers.values import instant, name, number, truth
+from evalpipe.store.importers.responses import read_said
+from evalpipe.store.importers.values import first, has, instant, name, number, opened, truth
 
 Pair = dict[str, Any]
 _TRANSCRIPT = re.compile(r"(?:\A|\n\n)(Human|Assistant|H|A):\s?")

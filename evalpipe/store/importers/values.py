@@ -1,15 +1,19 @@
-"""Single values of foreign logs: instants, numbers and names, however they are written. Nothing here raises."""
+"""Single values of foreign logs: paths to them, instants, numbers, names, token counts. Nothing here raises."""
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from email.utils import parsedate_to_datetime
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from evalpipe.store.documents import parse
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EXCEL_EPOCH = datetime(1899, 12, 30, tzinfo=UTC)
@@ -184,3 +188,202 @@ def truth(value: Any) -> bool | None:
             "no": False,
         }.get(value.strip().lower())
     return bool(value) if isinstance(value, int) and value in (0, 1) else None
+
+
+# Paths into documents of other tools: `a.b[0].c`, through flat dotted keys, other spellings and JSON kept as text.
+
+
+_STEP = re.compile(r"([^.\[\]]+)|\[(-?\d+)\]")
+_PYTHON = re.compile(r"\s*[\[{(]\s*(?:[{\[('\"]|\]|\})")
+MAX_PYTHON_CHARS = 1_000_000
+
+
+@lru_cache(maxsize=4096)
+def normal(key: str) -> str:
+    """The key without case, blanks and punctuation but for dots: startTime, start_time and "Start Time" are one."""
+    return re.sub(r"[\s_\-$@]", "", key).lower()
+
+
+@lru_cache(maxsize=4096)
+def steps(path: str) -> tuple[str | int, ...]:
+    """The path as keys and places: "a.b[0]" is ("a", "b", 0)."""
+    path = path.removeprefix("$.").removeprefix("$")
+    return tuple(int(place) if place else key for key, place in _STEP.findall(path))
+
+
+def find(document: Any, path: str) -> Any:
+    """The value at the path; None where there is none. A key may hold dots itself (`gen_ai.request.model`), be spelled in
+    another case (`startTime` for `start_time`), or hold its object as JSON text."""
+    if isinstance(document, Mapping) and path in document:
+        return document[path]
+    return _walk(document, steps(path))
+
+
+def first(document: Any, paths: Iterable[str]) -> Any:
+    """The first value at one of the paths that is neither null nor an empty text."""
+    for path in paths:
+        value = find(document, path)
+        if value is not None and value != "":
+            return value
+    return None
+
+
+def has(document: Any, path: str) -> bool:
+    """Whether the path leads to a value, or to a null that is written down."""
+    if find(document, path) is not None:
+        return True
+    if not isinstance(document, Mapping):
+        return False
+    if path in document:
+        return True
+    *parents, last = steps(path)
+    holder = _walk(document, tuple(parents)) if parents else document
+    return isinstance(holder, Mapping) and isinstance(last, str) and _key_of(holder, last) is not None
+
+
+def opened(value: Any) -> Any:
+    """The object or list that a text holds as JSON, or as Python prints it; any other value as it is."""
+    if not isinstance(value, str):
+        return value
+    start = value.lstrip()[:1]
+    if start not in {"{", "["}:
+        return value
+    try:
+        return parse(value.encode("utf-8", "surrogatepass"))
+    except ValueError:
+        return _printed(value)
+
+
+def _printed(value: str) -> Any:
+    """A list or object as Python prints it, without ever running anything."""
+    if len(value) > MAX_PYTHON_CHARS or not _PYTHON.match(value):
+        return value
+    try:
+        found = ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+        return value
+    return found if isinstance(found, dict | list) else value
+
+
+def _walk(value: Any, path: tuple[str | int, ...]) -> Any:
+    if not path:
+        return value
+    value = opened(value)
+    step = path[0]
+    if isinstance(step, int):
+        if isinstance(value, list | tuple) and -len(value) <= step < len(value):
+            return _walk(value[step], path[1:])
+        return None
+    if not isinstance(value, Mapping):
+        return None
+    for length in range(len(path), 0, -1):  # the longest key first: flat names hold dots
+        names = path[:length]
+        if not all(isinstance(name, str) for name in names):
+            continue
+        key = _key_of(value, ".".join(map(str, names)))
+        if key is not None:
+            found = _walk(value[key], path[length:])
+            if found is not None:
+                return found
+    return None
+
+
+def _key_of(value: Mapping[str, Any], name: str) -> str | None:
+    if name in value:
+        return name
+    wanted = normal(name)
+    return next((key for key in value if isinstance(key, str) and len(key) < 100 and normal(key) == wanted), None)
+
+
+# Token counts under every name that vendors and tools give them.
+
+
+class Tokens(NamedTuple):
+    """Counts as the store has them: `input` is the whole input, `output` the whole output; None: not reported."""
+
+    input: int | None = None
+    cached: int | None = None
+    cache_write: int | None = None
+    output: int | None = None
+    reasoning: int | None = None
+
+
+NO_TOKENS = Tokens()
+INPUT = (
+    "prompt_tokens", "input_tokens", "inputTokens", "promptTokens", "input", "prompt", "promptTokenCount", "inputTokenCount",
+    "prompt_token_count", "input_token_count", "prompt_token", "prompt_eval_count", "tokens_in", "billed_units.input_tokens",
+    "tokens.input_tokens", "inputTextTokenCount", "num_input_tokens", "prompt_n", "n_input_tokens",
+)  # fmt: skip
+OUTPUT = (
+    "completion_tokens", "output_tokens", "outputTokens", "completionTokens", "output", "completion", "candidatesTokenCount",
+    "outputTokenCount", "completion_token_count", "output_token_count", "candidates_token_count", "completion_token",
+    "eval_count", "tokens_out", "billed_units.output_tokens", "tokens.output_tokens", "num_output_tokens", "generated_tokens",
+    "response_tokens", "predicted_n", "n_output_tokens",
+)  # fmt: skip
+CACHED = (
+    "prompt_tokens_details.cached_tokens", "input_tokens_details.cached_tokens", "cache_read_input_tokens", "cached_tokens",
+    "input_cached_tokens", "input_cache_read", "cachedContentTokenCount", "cachedInputTokens", "cacheReadInputTokens",
+    "prompt_cache_hit_tokens", "input_tokens_cache_read", "input_token_details.cache_read", "cache_read_tokens",
+    "cachedPromptTokens", "inputTokenDetails.cacheReadTokens", "cached_input_tokens", "prompt_details.cache_read",
+    "prompt_cached_tokens", "cache_read_tokens", "numRequestsCached",
+)  # fmt: skip
+WRITTEN = (
+    "cache_creation_input_tokens", "prompt_tokens_details.cache_creation_tokens", "prompt_tokens_details.cache_write_tokens",
+    "input_cache_creation", "cacheWriteInputTokens", "input_tokens_cache_write", "input_token_details.cache_creation",
+    "inputTokenDetails.cacheWriteTokens", "cache_write_tokens", "cache_creation_tokens", "prompt_cache_creation_tokens",
+    "prompt_details.cache_write",
+)  # fmt: skip
+REASONING = (
+    "completion_tokens_details.reasoning_tokens", "output_tokens_details.reasoning_tokens", "reasoning_tokens",
+    "output_reasoning_tokens", "output_reasoning", "thoughtsTokenCount", "reasoningTokens", "output_token_details.reasoning",
+    "outputTokenDetails.reasoningTokens", "completion_details.reasoning", "completion_reasoning_tokens",
+    "output_tokens_details.thinking_tokens",
+)  # fmt: skip
+
+
+def read_tokens(usage: Any, *, apart: bool = False) -> Tokens:
+    """The counts of a usage object.
+
+    Args:
+        usage: the object, or its JSON text; anything else counts nothing.
+        apart: cached, written and reasoning tokens are not part of input and output (Langfuse's buckets).
+    """
+    usage = opened(usage)
+    if not isinstance(usage, Mapping) or not usage:
+        return Tokens()
+    found = Tokens(*(_first(usage, names) for names in (INPUT, CACHED, WRITTEN, OUTPUT, REASONING)))
+    if apart or _counts_apart(usage, found):
+        return found._replace(
+            input=_sum(found.input, found.cached, found.cache_write),
+            output=_sum(found.output, found.reasoning) if apart else found.output,
+        )
+    if "thoughtsTokenCount" in usage:  # Gemini counts thoughts beside the candidates
+        return found._replace(output=_sum(found.output, found.reasoning))
+    return found
+
+
+def _counts_apart(usage: Mapping[str, Any], found: Tokens) -> bool:
+    """Whether cached and written tokens come on top of the input: where a total is given, by its sum; else by the names.
+    Anthropic's `input_tokens` are those that no cache was asked about; so are Bedrock's."""
+    if not (found.cached or found.cache_write) or found.input is None:
+        return False
+    total = _first(usage, ("total_tokens", "totalTokens", "total"))
+    together = found.input + (found.output or 0)
+    if total is not None and total in {together, together + (found.cached or 0) + (found.cache_write or 0)}:
+        return total != together
+    names = ("cache_read_input_tokens", "cache_creation_input_tokens", "cacheReadInputTokens", "cacheWriteInputTokens",
+             "input_tokens_cache_read", "input_tokens_cache_write")  # fmt: skip
+    return any(name in usage for name in names) and "prompt_tokens" not in usage
+
+
+def _first(usage: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
+    for name in names:
+        found = count(usage.get(name)) if "." not in name else count(find(usage, name))
+        if found is not None:
+            return found
+    return None
+
+
+def _sum(*counts: int | None) -> int | None:
+    known = [one for one in counts if one is not None]
+    return sum(known) if known else None

@@ -1,0 +1,187 @@
+"""Checks of the judge that decides: is it consistent, fair, independent, complete, real?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from evalpipe.analysis.checks.base import FAIL, PASS, WARN, CheckContext, CheckFunction
+from evalpipe.analysis.result import Check
+from evalpipe.analysis.sql import Connection, rows
+from evalpipe.analysis.wording import count, listed, percent
+from evalpipe.models import MetricRole
+from evalpipe.providers.model_names import family, same_family, same_model
+from evalpipe.stats.agreement import KAPPA_GATE, LABELS_FOR_A_GATE
+
+FEW_FAILURES = 0.05
+MANY_FAILURES = 0.20
+OTHER_FAMILY = "judge with a model of a third family, or measure the judge on labelled pairs"
+
+
+def _is_goal(evidence: CheckContext) -> bool:
+    """Whether the win rate can win the decision: only then can its judge make the data invalid."""
+    result = evidence.results.get("win_rate")
+    return result is not None and result.role == MetricRole.PRIMARY.value
+
+
+def judge_consistency(evidence: CheckContext) -> Check | None:
+    """The same pair, shown in both orders: the same winner?"""
+    judge = evidence.judge
+    if judge is None or judge.consistency is None:
+        return None
+    detail = (
+        f"{judge.name} gave the same verdict in both orders on {percent(judge.consistency)} of "
+        f"{count(judge.n_both_orders)} pairs ({percent(judge.consistency_low)} to {percent(judge.consistency_high)})"
+    )
+    if judge.status == "unreliable_judge":
+        return Check(
+            name="judge_consistency",
+            status=FAIL if _is_goal(evidence) else WARN,
+            detail=f"{detail}: its verdicts depend more on the order than on the answers",
+            remedy="use a stronger judge model or a clearer rubric",
+        )
+    weak = judge.consistency < 0.6
+    return Check(name="judge_consistency", status=WARN if weak else PASS, detail=detail)
+
+
+def seat_bias(evidence: CheckContext) -> Check | None:
+    """Does the judge favour what it reads first?"""
+    judge = evidence.judge
+    if judge is None or judge.first_seat_rate is None:
+        return None
+    low, high = judge.first_seat_low, judge.first_seat_high
+    detail = f"the answer shown first got {percent(judge.first_seat_rate)} of the preference"
+    if low is not None and high is not None:
+        detail += f" ({percent(low)} to {percent(high)})"
+        if low > 0.55 or high < 0.45:
+            return Check(
+                name="seat_bias",
+                status=WARN,
+                detail=f"{detail}: each pair is judged in both orders, which evens it out but blurs the result",
+                remedy="use a stronger judge model, or a rubric that asks for reasons before the verdict",
+            )
+    return Check(name="seat_bias", status=PASS, detail=detail)
+
+
+def simulated_judge(evidence: CheckContext) -> Check | None:
+    judge = evidence.judge
+    if judge is None:
+        return None
+    if judge.simulated:
+        return Check(
+            name="simulated_judge",
+            status=WARN,
+            detail=f"{judge.name} is a simulated judge: its verdicts follow a fixed rule and are no evidence of quality",
+            remedy="judge with a real model before deciding anything",
+        )
+    return Check(name="simulated_judge", status=PASS, detail="the verdicts come from a real judge")
+
+
+def judge_family(evidence: CheckContext) -> Check | None:
+    """A judge tends to prefer answers of its own kind."""
+    judge = evidence.judge
+    if judge is None or not judge.model:
+        return None
+    status, detail = kinship(judge.model, models_of_arms(evidence.connection, evidence.experiment))
+    if detail is None:
+        return None
+    return Check(name="judge_family", status=status, detail=detail, remedy=OTHER_FAMILY if status == WARN else None)
+
+
+def models_of_arms(connection: Connection, experiment: str) -> list[tuple[str, str]]:
+    """(arm, model) of every model that answered."""
+    found = rows(
+        connection,
+        "SELECT arm, model FROM exchanges WHERE experiment = ? AND model IS NOT NULL GROUP BY ALL ORDER BY ALL",
+        [experiment],
+    )
+    return [(row["arm"], row["model"]) for row in found]
+
+
+def kinship(judge: str, models: Sequence[tuple[str, str]]) -> tuple[str, str | None]:
+    """The judge's model beside those of the arms, each as (arm, model): a status and its words, None where the judge's family is
+    not known. A warning where it is of one arm's kind and not of the other's."""
+    own = sorted({arm for arm, model in models if same_model(model, judge)})
+    if own:
+        said = f"the judge ({judge}) is the very model of {'both arms' if len(own) > 1 else f'the {own[0]} arm'}"
+        if len(own) > 1:
+            return PASS, f"{said}: it favours neither as its own"
+        return WARN, f"{said}: judges prefer their own answers"
+    if family(judge) is None:
+        return PASS, None
+    related = sorted({arm for arm, model in models if same_family(model, judge)})
+    if related and len(related) < 2:
+        return WARN, f"the judge ({judge}) is of the same family as {listed(related)}: judges prefer their own kind"
+    if related:
+        return PASS, f"the judge ({judge}) is of the family of both arms"
+    return PASS, f"the judge ({judge}) is of neither arm's family"
+
+
+def coverage(evidence: CheckContext) -> Check | None:
+    """How many pairs were judged, and how many of those asked have no verdict."""
+    judge = evidence.judge
+    if judge is None or not judge.asked_pairs:
+        return None
+    pairs, missing = evidence.funnel.pairs, judge.asked_pairs - judge.n_judged
+    failed = missing / judge.asked_pairs
+    bounds = ""
+    if missing and judge.missing_low is not None and judge.missing_high is not None:
+        low, high = percent(judge.missing_low), percent(judge.missing_high)
+        bounds = f"; the win rate would be {low} to {high} had they all gone one way"
+    detail = (
+        f"{count(judge.n_judged)} of {count(pairs)} pairs have a verdict, {count(missing)} of those asked have none "
+        f"({percent(failed)}){bounds}"
+    )
+    if failed > MANY_FAILURES:
+        return Check(
+            name="judge_coverage",
+            status=FAIL if _is_goal(evidence) else WARN,
+            detail=detail,
+            remedy="run `evalpipe judge` again: failures are asked again",
+        )
+    status = WARN if failed > FEW_FAILURES else PASS
+    return Check(name="judge_coverage", status=status, detail=detail)
+
+
+def judge_agreement(evidence: CheckContext) -> Check | None:
+    """Does the judge agree with people, where there are labels?"""
+    judge = evidence.judge
+    if judge is None or not judge.agreement.n_labels:
+        return None
+    found = judge.agreement
+    detail = f"{judge.name} agrees with {found.source} on {percent(found.accuracy)} of {count(found.n_labels)} labelled pairs"
+    if found.kappa is not None and found.kappa_low is not None:
+        detail += f" (kappa {found.kappa:.2f}, at least {found.kappa_low:.2f})"
+        if found.n_labels >= LABELS_FOR_A_GATE and found.kappa_low < KAPPA_GATE:
+            return Check(
+                name="judge_agreement",
+                status=WARN,
+                detail=f"{detail}: too little for a judge in place of people",
+                remedy="use a stronger judge model or a clearer rubric, and label more pairs",
+            )
+    return Check(name="judge_agreement", status=PASS, detail=detail)
+
+
+def judge_model(evidence: CheckContext) -> Check | None:
+    """Did the model that was asked answer? A router may send a call to another one, at another price."""
+    judge = evidence.judge
+    if judge is None or not judge.other_models:
+        return None
+    named = listed([f"{count(n)} by {model}" for model, n in sorted(judge.other_models.items())])
+    return Check(
+        name="judge_model",
+        status=WARN,
+        detail=f"{judge.name}: not all calls were answered by the model that was asked, but {named}: its verdicts are of several "
+        "models, and these calls are booked at the price of the one that answered",
+        remedy="ask the model at an address that does not fall back to another one",
+    )
+
+
+CHECKS: list[CheckFunction] = [
+    coverage,
+    judge_model,
+    judge_consistency,
+    seat_bias,
+    judge_family,
+    judge_agreement,
+    simulated_judge,
+]

@@ -1,0 +1,264 @@
+"""The journal: every judgment is one appended line before the next call is started in its place, so kill −9 loses nothing.
+
+A call is first written as it would stand if nothing more were ever heard of it (an error whose cost is an estimate), and
+again under the same `judgment_id` when it ends: the last line of an id counts. Compaction hands the rows to the store,
+which adds no id twice, and then removes the journal; a crash between the two repeats the first and harms nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from evalpipe.errors import EvalpipeError, WorkspaceBusyError
+from evalpipe.files import make_folder, sync_folder, unlink_synced
+from evalpipe.models import Judgment
+from evalpipe.text import well_formed
+
+WriteJudgments = Callable[[Sequence[Judgment]], int]
+
+_ENCODER = msgspec.json.Encoder()
+_DECODER = msgspec.json.Decoder(Judgment)
+_ROWS_AT_ONCE = 20_000
+ANSWER_BYTES = 8_192
+"""What is kept of an answer besides its texts: the scores, the note, the ids."""
+_AHEAD_BYTES = 1 << 18
+
+
+class Journal:
+    """The file of judgments one run of one experiment writes, a line at a time. Use under `judging_lock`.
+
+    Room for the answer of every call in flight is set aside on the disk before the call is sent, so that a full disk is found
+    before an answer is paid for. Until it is closed the file ends in blank room, which readers leave out.
+    """
+
+    def __init__(self, folder: Path, *, answer_bytes: int = ANSWER_BYTES) -> None:
+        """Args:
+        folder: where the journals of the experiment are.
+        answer_bytes: room for one answer; a longer one is kept without its texts where the disk is full.
+        """
+        self.folder = folder
+        self.path = folder
+        self.n_lines = 0
+        self._answer_bytes = answer_bytes
+        self._in_flight: dict[str, Judgment] = {}
+        self._file = -1
+        self._end = self._set_aside_to = 0
+        with one_line_if_full(folder):
+            make_folder(folder)
+            self._open()
+
+    def begin(self, judgment: Judgment) -> None:
+        """A call is about to be sent: how it stands if nothing is ever heard of it. Raises NoRoomError where its answer could
+        not be kept: then it must not be sent."""
+        line = _encode(judgment)
+        with one_line_if_full(self.folder):
+            self._set_aside(len(line), len(self._in_flight) + 1)
+            self._write(line)
+        self._in_flight[judgment.judgment_id] = judgment
+
+    def append(self, judgment: Judgment) -> None:
+        """How a call ended. Raises NoRoomError where nothing of it can be kept."""
+        try:
+            self._write(_encode(judgment))
+        except OSError as error:
+            if not is_full(error):
+                raise
+            # Its verdict and its cost are worth more than its texts.
+            with one_line_if_full(self.folder):
+                self._write(_encode(replace(judgment, raw_reply=None, reasoning=None)))
+        self._in_flight.pop(judgment.judgment_id, None)
+
+    def sync(self) -> None:
+        """Make what was appended survive a power loss; may be called from another thread."""
+        try:
+            os.fsync(self._file)
+        except OSError as error:
+            if error.errno != errno.EBADF:  # a file that was rotated away meanwhile was synced when it was closed
+                raise
+
+    def rotate(self) -> frozenset[str]:
+        """Go on in a new file, which takes over what is in flight; the ids of that."""
+        old, end, path, set_aside, n_lines = self._file, self._end, self.path, self._set_aside_to, self.n_lines
+        try:
+            with one_line_if_full(self.folder):
+                self._open()
+                lines = [_encode(judgment) for judgment in self._in_flight.values()]
+                self._set_aside(sum(map(len, lines)), len(lines))
+                for line in lines:
+                    self._write(line)
+                self.sync()  # before the old file, which holds them too, is removed
+        except NoRoomError:  # the old file has room for all that is in flight: go on with it
+            if self._file != old:
+                os.close(self._file)
+                self.path.unlink()
+            self._file, self._end, self.path, self._set_aside_to, self.n_lines = old, end, path, set_aside, n_lines
+            raise
+        _end_file(old, end)
+        return frozenset(self._in_flight)
+
+    def close(self) -> None:
+        _end_file(self._file, self._end)
+
+    def _open(self) -> None:
+        self.path = self.folder / f"journal-{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{secrets.token_hex(3)}.jsonl"
+        self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        sync_folder(self.folder)  # a file whose name a power loss takes is lost with all its bytes
+        self._end = self._set_aside_to = 0
+        self.n_lines = 0
+
+    def _set_aside(self, n_bytes: int, n_answers: int) -> None:
+        """Have room for these bytes and for the answers of so many calls in flight."""
+        needed = self._end + n_bytes + n_answers * self._answer_bytes
+        if needed <= self._set_aside_to:
+            return
+        for end in (
+            needed + _AHEAD_BYTES,
+            needed,
+        ):  # a step ahead where the disk has it: one system call for many answers
+            try:
+                start = max(self._set_aside_to, self._end)  # an answer may be longer than its room
+                reserve(self._file, start, end - start)
+            except OSError as error:
+                if end > needed and is_full(error):
+                    continue
+                raise
+            self._set_aside_to = end
+            return
+
+    def _write(self, line: bytes) -> None:
+        # A reader sees the whole line or, after a crash in the middle of it, a broken last one.
+        at = self._end
+        while line:
+            n_written = os.pwrite(self._file, line, at)
+            at, line = at + n_written, line[n_written:]
+        self._end = at
+        self.n_lines += 1
+
+
+def compact(
+    folder: Path, write: WriteJudgments, *, keep: Path | None = None, in_flight: frozenset[str] = frozenset()
+) -> int:
+    """Every finished journal in `folder` into the store; the rows added. `keep`: the journal being written, which has
+    what is `in_flight`."""
+    paths = [path for path in sorted(folder.glob("journal-*.jsonl")) if path != keep]
+    rows = {judgment.judgment_id: judgment for path in paths for judgment in read_journal(path)}
+    found = [judgment for judgment_id, judgment in rows.items() if judgment_id not in in_flight]
+    n_added = sum(write(found[start : start + _ROWS_AT_ONCE]) for start in range(0, len(found), _ROWS_AT_ONCE))
+    if paths:
+        unlink_synced(paths)  # what they hold may be removed from the store by then (`forget`): it must not come back
+    return n_added
+
+
+def read_journal(path: Path) -> Iterator[Judgment]:
+    """The judgments of a journal, broken lines left out (a torn last line is all that a crash can leave)."""
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                yield _DECODER.decode(line.strip(b"\0"))
+            except (msgspec.DecodeError, ValueError):
+                continue
+
+
+def answer_bytes(max_tokens: int) -> int:
+    """Room for the answer of one call: its texts are kept twice (the reply, and the reasoning in it), a token is some 4 bytes."""
+    return ANSWER_BYTES + 16 * max_tokens
+
+
+def _end_file(file: int, end: int) -> None:
+    """Give back the blank room at the end, and close."""
+    try:
+        os.ftruncate(file, end)
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+@contextmanager
+def judging_lock(folder: Path) -> Iterator[None]:
+    """Hold the experiment's judging: two runners would pay twice. Raises WorkspaceBusyError naming the one that runs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".judging.lock"
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.pread(handle, 64, 0).decode("ascii", "replace").strip() or "unknown"
+            raise WorkspaceBusyError(
+                f"another `evalpipe judge` (process {owner}) is judging {folder.name.removeprefix('experiment=')}: "
+                "wait for it, or stop it with Ctrl-C; nothing was sent"
+            ) from None
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()}\n".encode("ascii"), 0)
+        yield
+    finally:
+        os.close(handle)  # lets go of the lock, as would our end
+
+
+def _encode(judgment: Judgment) -> bytes:
+    try:
+        return _ENCODER.encode(judgment) + b"\n"
+    except UnicodeEncodeError:  # a lone surrogate in a reply
+        texts = {
+            name: getattr(judgment, name) for name in ("request_id", "reasoning", "raw_reply", "note", "judge_model")
+        }
+        safe = {name: well_formed(text) for name, text in texts.items() if isinstance(text, str)}
+        return _ENCODER.encode(replace(judgment, **safe)) + b"\n"  # type: ignore[arg-type]
+
+
+# A full disk: told apart from other errors, and one clear line.
+
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+class NoRoomError(EvalpipeError):
+    """The disk (or a quota, or a limit of file sizes) has no room for what has to be kept."""
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error is that of a full disk; libraries in between may give it another number."""
+    return isinstance(error, OSError) and (error.errno in _FULL or os.strerror(errno.ENOSPC) in str(error))
+
+
+def no_room(folder: Path) -> NoRoomError:
+    """The line for a full disk."""
+    return NoRoomError(
+        f"the disk that holds {folder} is full: nothing more is asked, and every answer so far is kept; free some room, then run "
+        "`evalpipe judge` again"
+    )
+
+
+@contextmanager
+def one_line_if_full(folder: Path) -> Iterator[None]:
+    """Raise NoRoomError in place of the error of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise no_room(folder) from error
+
+
+def reserve(file: int, start: int, n_bytes: int) -> None:
+    """Have the file system set aside what follows the first `start` bytes of an open file, so that writing there cannot
+    fail for want of room. Raises OSError where there is none; does nothing where the file system cannot promise any."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(file, start, n_bytes)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            with suppress(OSError):  # what was set aside before the room ended
+                os.ftruncate(file, start)
+            raise

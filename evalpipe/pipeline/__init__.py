@@ -1,1 +1,0 @@
-"""The stages in order: the one place where configuration, files, clients and pure code meet."""

@@ -1,0 +1,249 @@
+"""Response bodies decoded: content encodings (gzip, deflate, br, zstd) and server-sent events."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import brotli
+import msgspec
+import zstandard
+
+MAX_DECODED_BYTES = 128 * 1024 * 1024
+"""A longer answer is not read: 128 MiB is far over any model's answer, and a bomb unpacks to gigabytes."""
+
+PIECE_BYTES = 4096
+"""Encoded bodies are decoded in pieces of this length, so that what each piece brought is known."""
+
+_KNOWN = frozenset({"gzip", "x-gzip", "deflate", "br", "zstd"})
+_MAX_CODINGS = 4
+"""a body packed more often than this is an attack, not an answer"""
+
+
+class EncodingError(ValueError):
+    """The body is not in the encoding its header names, or unpacks to more than is sensible."""
+
+
+class TooLargeError(EncodingError):
+    """The body unpacks to more than the limit."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decoded:
+    """`data`: the decoded body. `offsets`: (encoded, decoded) bytes after each piece, where the two differ."""
+
+    data: bytes
+    offsets: tuple[tuple[int, int], ...] = ()
+
+    def encoded_offset(self, decoded_offset: int) -> int:
+        """How many body bytes had to arrive before `decoded_offset` bytes could be read."""
+        for encoded, decoded in self.offsets:
+            if decoded >= decoded_offset:
+                return encoded
+        return decoded_offset if not self.offsets else self.offsets[-1][0]
+
+
+class _Decompressor(Protocol):
+    def __call__(self, data: bytes, /) -> bytes: ...
+
+
+def header(headers: Mapping[str, str], name: str) -> str:
+    """A header's value whatever its case, "" where it is absent."""
+    value = headers.get(name)
+    if value is not None:
+        return value
+    return next((value for key, value in headers.items() if key.lower() == name), "")
+
+
+def decode_request(encoding: str, body: bytes, *, limit: int) -> bytes:
+    """A request's body without its content encoding. Raises EncodingError; TooLargeError beyond `limit` bytes."""
+    decoder = StreamDecoder({"content-encoding": encoding}, limit=limit)
+    if decoder.is_identity:
+        return body
+    pieces = [decoder.feed(body[start : start + PIECE_BYTES]) for start in range(0, len(body), PIECE_BYTES)]
+    return b"".join(pieces)
+
+
+def decode(headers: Mapping[str, str], body: bytes) -> Decoded:
+    """The body without its content encoding, cut bodies as far as they go. Raises EncodingError."""
+    decoder = StreamDecoder(headers)
+    if decoder.is_identity:
+        return Decoded(data=body)
+    parts: list[bytes] = []
+    offsets: list[tuple[int, int]] = []
+    total = 0
+    for start in range(0, len(body), PIECE_BYTES):
+        piece = body[start : start + PIECE_BYTES]
+        part = decoder.feed(piece)
+        total += len(part)
+        parts.append(part)
+        offsets.append((start + len(piece), total))
+    return Decoded(data=b"".join(parts), offsets=tuple(offsets))
+
+
+class StreamDecoder:
+    """Decodes a body piece by piece, as the vendors' SDKs (httpx) do: several codings are undone from the last to the first
+    (RFC 9110 8.4), one that is not known ("utf-8", "none") is passed over. Raises EncodingError for bytes that are not in
+    the coding they claim."""
+
+    def __init__(self, headers: Mapping[str, str], *, limit: int = MAX_DECODED_BYTES) -> None:
+        named = [name.strip().lower() for name in header(headers, "content-encoding").split(",")]
+        self._names = [name for name in named if name in _KNOWN][::-1]
+        if len(self._names) > _MAX_CODINGS:
+            raise EncodingError(f"{len(self._names)} content codings")
+        self.is_identity = not self._names
+        self._steps: list[_Decompressor | None] = [None] * len(self._names)
+        self._total, self._limit = 0, limit
+
+    def feed(self, piece: bytes) -> bytes:
+        if self.is_identity or not piece:
+            return piece
+        for number, name in enumerate(self._names):
+            if not piece:
+                return b""
+            try:
+                step = self._steps[number]
+                if step is None:
+                    step = self._steps[number] = _decompressor(name, piece, self._limit)
+                piece = step(piece)
+            except (zlib.error, brotli.error, zstandard.ZstdError) as error:
+                raise EncodingError(f"not {name}: {error}") from error
+            if len(piece) > self._limit:
+                raise _too_large(self._limit)
+        self._total += len(piece)
+        if self._total > self._limit:
+            raise _too_large(self._limit)
+        return piece
+
+
+def _too_large(limit: int) -> TooLargeError:
+    return TooLargeError(f"unpacks to more than {limit / 2**20:g} MiB")
+
+
+def _decompressor(name: str, first: bytes, limit: int) -> _Decompressor:
+    """None of them makes much more than `limit` bytes of one piece, whatever the piece claims."""
+    if name in {"gzip", "x-gzip"}:
+        return _bounded(zlib.decompressobj(16 + zlib.MAX_WBITS), limit)
+    if name == "deflate":
+        # Some servers send raw deflate where RFC 9110 asks for the zlib format; the first bytes tell them apart.
+        zlib_format = len(first) >= 2 and first[0] & 0x0F == 8 and int.from_bytes(first[:2], "big") % 31 == 0
+        return _bounded(zlib.decompressobj(zlib.MAX_WBITS if zlib_format else -zlib.MAX_WBITS), limit)
+    if name == "br":
+        decompressor = brotli.Decompressor()
+        return lambda piece: bytes(decompressor.process(piece, output_buffer_limit=limit + 1))
+    if name == "zstd":
+        frames = zstandard.ZstdDecompressor(max_window_size=2**27).decompressobj(read_across_frames=True)
+        return _in_slices(frames.decompress, limit)
+    raise EncodingError(f"unknown content coding {name[:40]!r}")
+
+
+def _bounded(decompressor: zlib._Decompress, limit: int) -> _Decompressor:
+    def decompress(piece: bytes) -> bytes:
+        return decompressor.decompress(piece, limit + 1)
+
+    return decompress
+
+
+_SLICE = 256
+"""zstd makes at most 128 KiB of a block, and a block takes four bytes: 8 MiB of a slice"""
+
+
+def _in_slices(decompress: _Decompressor, limit: int) -> _Decompressor:
+    def bounded(piece: bytes) -> bytes:
+        parts, total = [], 0
+        for start in range(0, len(piece), _SLICE):
+            part = decompress(piece[start : start + _SLICE])
+            total += len(part)
+            if total > limit:
+                raise _too_large(limit)
+            parts.append(part)
+        return b"".join(parts)
+
+    return bounded
+
+
+# Server-sent events, parsed as they come (WHATWG HTML, 9.2.6 "Interpreting an event stream").
+
+
+_LINE_END = re.compile(rb"\r\n|\n|\r")
+
+
+class SseEvent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """`event`: "message" where the stream named none. `end_offset`: bytes fed up to and including the blank line that
+    dispatched it, without the LF of a CRLF: the CR alone ends a line, and may come alone."""
+
+    event: str
+    data: str
+    end_offset: int
+
+
+class SseParser:
+    """Feed bytes as they arrive; get the events they complete.
+
+    Lines end with LF, CR or CRLF, which may be split between two feeds, as may a UTF-8 character. Comments are skipped;
+    `data` lines are joined with LF; an event that no blank line ended is never given.
+    """
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []  # the unfinished line
+        self._offset = 0
+        self._after_cr = False
+        self._first_line = True
+        self._event = ""
+        self._data: list[str] = []
+
+    def feed(self, chunk: bytes) -> list[SseEvent]:
+        events: list[SseEvent] = []
+        start = 0
+        if self._after_cr and chunk:
+            # The LF of a CRLF whose CR ended the last feed belongs to that line.
+            start = int(chunk[0] == 0x0A)
+            self._after_cr = False
+        for end in _LINE_END.finditer(chunk, start):
+            piece = chunk[start : end.start()]
+            line = b"".join([*self._pieces, piece]) if self._pieces else piece
+            self._pieces.clear()
+            start = end.end()
+            event = self._line(line, self._offset + end.start() + 1)
+            if event is not None:
+                events.append(event)
+        self._after_cr = chunk.endswith(b"\r") if chunk else self._after_cr
+        if start < len(chunk):
+            self._pieces.append(chunk[start:])
+        self._offset += len(chunk)
+        return events
+
+    def _line(self, line: bytes, end_offset: int) -> SseEvent | None:
+        if line.startswith(b"data: ") and not self._first_line:  # by far the most lines of any provider's stream
+            self._data.append(str(line[6:], "utf-8", "replace"))
+            return None
+        if self._first_line:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+            self._first_line = False
+        if not line:
+            event = None
+            if self._data:
+                event = SseEvent(event=self._event or "message", data="\n".join(self._data), end_offset=end_offset)
+            self._event, self._data = "", []
+            return event
+        field, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if field == b"data":
+            self._data.append(str(value, "utf-8", "replace"))
+        elif field == b"event":
+            self._event = str(value, "utf-8", "replace")
+        return None
+
+
+def parse_events(body: bytes) -> list[SseEvent]:
+    """All events of a whole stream."""
+    return SseParser().feed(body)
+
+
+def render_event(data: str, event: str | None = None) -> bytes:
+    """One event as providers write it. `data` must hold no line break (compact JSON does not)."""
+    name = f"event: {event}\n" if event is not None else ""
+    return f"{name}data: {data}\n\n".encode("utf-8", "replace")

@@ -1,0 +1,219 @@
+"""The records of one request, from several segments and attempts, put together. Pure.
+
+A request is finished when its served answer is there and, where a treatment copy is due, the copy's fate and (where it
+was sent) the copy's answer. What a dead process can no longer write is not waited for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import msgspec
+
+from evalpipe.identity import attempt_of
+from evalpipe.models import Role, ShadowStatus
+from evalpipe.spool.format import Record, RequestRecord, ResponseRecord, ShadowRecord
+
+STOPPED = "collector_stopped"
+"""The process that would have written the record is gone."""
+LOST = "record_lost"
+"""The process lives, and the record is overdue beyond every timeout: it could not be written (disk full)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """Where a record stood: the segment's index in this load, its writer, the line and its bytes."""
+
+    segment: int
+    writer: str
+    line: int
+    data: bytes
+
+
+@dataclass(slots=True)
+class PendingRequest:
+    """What is known of one request."""
+
+    request: RequestRecord | None = None
+    served: ResponseRecord | None = None
+    shadow: ShadowRecord | None = None
+    copy: ResponseRecord | None = None
+    sources: list[Source] = field(default_factory=list)
+    at: float = float("inf")
+    """seconds since the epoch of the earliest record"""
+    request_writer: str = ""
+    shadow_writer: str = ""
+    is_repeated: bool = False
+    """a failed attempt that the SDK repeated: no request of its own"""
+    earlier_attempts: list[str] = field(default_factory=list)
+    """request ids of the attempts that this one repeats, from the first"""
+    lost_reason: str | None = None
+    """why what is missing will never come; None: nothing is missing"""
+
+    @property
+    def is_finished(self) -> bool:
+        if self.request is None or self.served is None:
+            return False
+        if not self.request.eligible and self.shadow is None:
+            return True
+        if self.shadow is None:
+            return False
+        return self.shadow.status != ShadowStatus.SAMPLED or self.copy is not None
+
+
+def put(entry: PendingRequest, record: Record) -> None:
+    """Put a record into its place; where that is taken (a copied segment), the first stays."""
+    if isinstance(record, RequestRecord):
+        entry.request = entry.request or record
+    elif isinstance(record, ShadowRecord):
+        entry.shadow = entry.shadow or record
+    elif isinstance(record, ResponseRecord):
+        if record.role == Role.SERVED:
+            entry.served = entry.served or record
+        else:
+            entry.copy = entry.copy or record
+    else:
+        raise TypeError("feedback is no part of a request's life")
+
+
+def time_of(record: Record) -> float:
+    """Seconds since the epoch at which the record was written, as far as the record tells."""
+    if isinstance(record, RequestRecord):
+        return record.received_at
+    if isinstance(record, ResponseRecord):
+        return record.started_at + record.latency_ms / 1000
+    return record.at
+
+
+class SpoolJoin:
+    """Takes records roughly in the order of their times and gives entries as they finish.
+
+    `live`: the writers that live. `open_limit_s`: how much later than its request a record can come at most; what is
+    missing after that is given up, which also bounds what is held in memory.
+    """
+
+    def __init__(self, *, live: frozenset[str], open_limit_s: float) -> None:
+        self._live = live
+        self._open_limit_s = open_limit_s
+        self._entries: dict[tuple[str, str], PendingRequest] = {}
+        self._expired_to = float("-inf")
+
+    def add(self, record: Record, source: Source) -> PendingRequest | None:
+        """The entry this record finishes, if it does. A record that is there already (a copy of a segment) is dropped."""
+        key = (record.experiment, record.request_id)
+        entry = self._entries.get(key)
+        if entry is None:
+            entry = self._entries[key] = PendingRequest()
+        entry.sources.append(source)
+        entry.at = min(entry.at, time_of(record))
+        put(entry, record)
+        if entry.request is record:
+            entry.request_writer = source.writer
+        elif entry.shadow is record:
+            entry.shadow_writer = source.writer
+        if entry.is_finished:
+            return self._entries.pop(key)
+        return None
+
+    def expire(self, now: float) -> Iterator[PendingRequest]:
+        """Entries whose first record is older than `open_limit_s` at `now` (seconds since the epoch): given up as lost."""
+        if now - self._expired_to < self._open_limit_s / 4:  # a scan of what is open, not for every record
+            return
+        self._expired_to = now
+        overdue = [key for key, entry in self._entries.items() if now - entry.at > self._open_limit_s]
+        for key in overdue:
+            entry = self._entries.pop(key)
+            entry.lost_reason = self._reason(entry, default=LOST)
+            yield entry
+
+    def leftovers(self) -> Iterator[tuple[PendingRequest, bool]]:
+        """At the end of the log: every entry that is not finished, and whether it waits for a process that lives.
+
+        An entry without its request record (`request` None) waits as long as anybody lives who may hold it.
+        """
+        for entry in self._entries.values():
+            waits = self._waits(entry)
+            if not waits:
+                entry.lost_reason = STOPPED
+            yield entry, waits
+        self._entries = {}
+
+    def _waits(self, entry: PendingRequest) -> bool:
+        if entry.request is None:
+            return bool(self._live)
+        if entry.served is None and entry.request_writer in self._live:
+            return True
+        if entry.shadow is None:
+            # Whichever treatment process lives or is started next to a living server decides it.
+            return entry.request.eligible and bool(self._live)
+        sent = entry.shadow.status == ShadowStatus.SAMPLED
+        return sent and entry.copy is None and entry.shadow_writer in self._live
+
+    def _reason(self, entry: PendingRequest, *, default: str) -> str:
+        if entry.served is None and entry.request_writer not in self._live:
+            return STOPPED
+        if entry.shadow is not None and entry.copy is None and entry.shadow_writer not in self._live:
+            return STOPPED
+        return default
+
+
+# An SDK's retries put together: several attempts are one request, whose answer is the last one's.
+#
+# The SDKs of both vendors number their attempts (`x-stainless-retry-count`). A failed attempt that was followed by the
+# next one is no failure anybody saw: its row stays, outside the statistics, and the last one holds the copy that was
+# made of the first.
+
+
+MAX_APART_S = 300.0
+"""between an attempt's end and the next one's start: SDKs wait 8 s at most, or what `retry-after` says, up to a minute"""
+_Key = tuple[str, str, str, str | None, str | None, str | None, int]
+
+
+def join_attempts(entries: Iterable[PendingRequest]) -> None:
+    """Mark the attempts among `entries` that a later one of them repeats, and hand what became of their copy on to it."""
+    open_ones: dict[_Key, list[PendingRequest]] = {}
+    for entry in sorted(entries, key=lambda entry: entry.at):
+        request = entry.request
+        if request is None:
+            continue
+        attempt = attempt_of(request.headers)
+        if attempt:
+            waiting = open_ones.get(_key(request, attempt - 1), [])
+            while waiting and request.received_at - _end(waiting[0]) > MAX_APART_S:
+                waiting.pop(0)
+            if waiting:
+                _hand_on(waiting.pop(0), entry)
+        if _may_be_repeated(entry):
+            open_ones.setdefault(_key(request, attempt), []).append(entry)
+
+
+def _hand_on(earlier: PendingRequest, later: PendingRequest) -> None:
+    assert earlier.request is not None and later.request is not None
+    earlier.is_repeated = True
+    later.earlier_attempts = [*earlier.earlier_attempts, earlier.request.request_id]
+    if not later.request.eligible and later.shadow is None:
+        later.shadow, later.copy = earlier.shadow, earlier.copy
+        later.request = msgspec.structs.replace(later.request, eligible=earlier.request.eligible)
+        if earlier.earlier_attempts:  # it only had it from the first, whose row keeps it
+            earlier.request = msgspec.structs.replace(earlier.request, eligible=False)
+            earlier.shadow = earlier.copy = None
+
+
+def _may_be_repeated(entry: PendingRequest) -> bool:
+    """What the SDKs ask again: no answer, and these statuses."""
+    served = entry.served
+    if served is None:
+        return False
+    status = served.status
+    return served.error_type is not None or status is None or status in {408, 409, 429} or status >= 500
+
+
+def _end(entry: PendingRequest) -> float:
+    assert entry.served is not None
+    return entry.served.started_at + entry.served.latency_ms / 1000
+
+
+def _key(request: RequestRecord, attempt: int) -> _Key:
+    body = request.body
+    return request.experiment, request.arm, request.endpoint, request.unit_id, body.text, body.base64, attempt

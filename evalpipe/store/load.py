@@ -1,0 +1,720 @@
+"""Loading: the collector's spool, or another tool's log file → the datasets; lines that were rejected; the summary.
+
+Every record ends in a row, in a later load, or put aside; a segment goes only when all of it is in verified files. Killed
+at any point, the next load finds the segments again and leaves out the rows that are there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from evalpipe.errors import DataError
+from evalpipe.files import sync_folder, unlink_synced, write_synced
+from evalpipe.models import Arm, Exchange, Feedback, Role
+from evalpipe.spool.format import FeedbackRecord
+from evalpipe.spool.join import PendingRequest, SpoolJoin, join_attempts, time_of
+from evalpipe.spool.segments import (
+    Segment,
+    exclusive_segments,
+    holds_decisions,
+    list_segments,
+    read_spool,
+    remove,
+    treatment_state,
+)
+from evalpipe.store.documents import parse, put_aside_form
+from evalpipe.store.exchange_rows import Parser, ReadingRules, instant
+from evalpipe.store.importers import IMPORTERS
+from evalpipe.store.importers.base import BrokenLineError, Imported, Importer
+from evalpipe.store.importers.columnar import Columnar
+from evalpipe.store.importers.containers import open_unpacked, raw_of, sign_of
+from evalpipe.store.importers.detection import Examined
+from evalpipe.store.importers.documents import Document, Text
+from evalpipe.store.importers.mapping import Arms
+from evalpipe.store.loads import Ledger
+from evalpipe.store.parquet import DatasetWriter, existing_keys
+from evalpipe.store.query import writing
+from evalpipe.store.schema import BY_NAME, holds_failures, to_table
+
+BATCH_ENTRIES = 2000
+BATCH_BYTES = 16 * 1024 * 1024
+"""Requests, and bytes of their records, that are parsed and written at once."""
+
+OPEN_LIMIT_S = 3600.0
+"""Beyond every timeout of a collector with default settings: a record that is missing for longer will not come."""
+
+NO_REQUEST = "no request record belongs to it: its line was lost or put aside"
+
+
+class SpoolLoad:
+    """One load of a spool into the datasets under `data`. A spool folder is emptied; named files are somebody's, and stay."""
+
+    def __init__(
+        self,
+        data: Path,
+        spool: Path | Sequence[Path],
+        *,
+        rules: ReadingRules,
+        now: float,
+        open_limit_s: float = OPEN_LIMIT_S,
+        processes: int = 1,
+        progress: Callable[[int], object] = lambda n_bytes: None,
+    ) -> None:
+        self._data, self._spool, self._rules = data, spool, rules
+        self._now, self._open_limit_s, self._processes, self._progress = now, open_limit_s, processes, progress
+        self._rejects: dict[Path, RejectedLines] = {}
+        self._needed: set[int] = set()
+        """segments something in which waits for the next load"""
+        self._batch: list[PendingRequest] = []
+        self._batch_bytes = 0
+        self._feedback: dict[str, list[Feedback]] = {}
+        self._tally = LoadSummary()
+        self._segments: list[Segment] = []
+        self._stored_experiments = {
+            path.name.removeprefix("experiment=") for path in data.glob("exchanges/experiment=*")
+        }
+        """experiments that had rows before this load: only there can something be known"""
+
+    def run(self) -> LoadSummary:
+        """Load what is there. The caller holds the load lock."""
+        with exclusive_segments(self._spool) as segments:
+            return self._load(segments)
+
+    def _load(self, segments: list[Segment]) -> LoadSummary:
+        self._segments = segments
+        live = frozenset(segment.writer for segment in self._segments if segment.live)
+        join = SpoolJoin(live=live, open_limit_s=self._open_limit_s)
+        with ExitStack() as stack:
+            for name in ("exchanges", "feedback"):
+                stack.enter_context(writing(self._data, name))
+            self._exchanges = stack.enter_context(DatasetWriter(self._data, BY_NAME["exchanges"]))
+            self._ratings = stack.enter_context(DatasetWriter(self._data, BY_NAME["feedback"]))
+            self._parser = stack.enter_context(Parser(self._rules, self._processes))
+            self._read(join)
+            self._drain(0)
+            for experiment, ratings in self._feedback.items():
+                self._ratings.add(experiment, to_table(BY_NAME["feedback"].schema, ratings))
+        for rejects in self._rejects.values():
+            rejects.write()
+        self._remove_segments()
+        return self._count()
+
+    def _read(self, join: SpoolJoin) -> None:
+        for record, source in read_spool(self._segments, self._reject, self._progress):
+            if isinstance(record, FeedbackRecord):
+                self._rate(record)
+                continue
+            entry = join.add(record, source)
+            if entry is not None:
+                self._take(entry)
+            for overdue in join.expire(time_of(record)):
+                self._give_up(overdue)
+        for overdue in join.expire(self._now):
+            self._give_up(overdue)
+        self._flush()
+        self._close(list(join.leftovers()))
+        self._flush()
+
+    def _take(self, entry: PendingRequest) -> None:
+        self._batch.append(entry)
+        self._batch_bytes += sum(len(source.data) for source in entry.sources)
+        if len(self._batch) >= BATCH_ENTRIES or self._batch_bytes >= BATCH_BYTES:
+            self._flush()
+
+    def _give_up(self, entry: PendingRequest) -> None:
+        """An entry that will never be finished: a row that says so, or, without its request, put aside."""
+        self._close([(entry, False)])
+
+    def _close(self, entries: list[tuple[PendingRequest, bool]]) -> None:
+        """What is not finished at the end. What an earlier load has stored already is done: its other records are gone."""
+        known = self._known([entry for entry, _ in entries])
+        for entry, waits in entries:
+            if id(entry) in known:
+                continue
+            if waits:
+                self._needed.update(source.segment for source in entry.sources)
+                self._tally.n_waiting += 1
+            elif entry.request is not None:
+                self._tally.n_stopped += 1
+                self._take(entry)
+            else:
+                for source in entry.sources:
+                    self._reject(self._segments[source.segment], source.line, source.data, NO_REQUEST)
+
+    def _flush(self) -> None:
+        """Hand the batch to the parser, leaving out what is stored already, and write what the parser has ready."""
+        if not self._batch:
+            return
+        known = self._known(self._batch)
+        new = [entry for entry in self._batch if id(entry) not in known]
+        self._tally.n_known += len(self._batch) - len(new)
+        self._batch, self._batch_bytes = [], 0
+        if new:
+            join_attempts(new)
+            self._parser.submit(new)
+        self._drain(self._processes)
+
+    def _drain(self, n_pending: int) -> None:
+        for experiment, table in self._parser.results(n_pending):
+            self._exchanges.add(experiment, table)
+            if holds_failures(table):
+                self._tally.failed.add(experiment)
+
+    def _known(self, entries: list[PendingRequest]) -> set[int]:
+        """The entries (by `id`) whose rows are stored: the served one, and the copy's where the copy's answer is here."""
+        wanted: dict[str, list[tuple[PendingRequest, float, tuple[str, str, str]]]] = {}
+        for entry in entries:
+            for experiment, at, key in _keys(entry):
+                wanted.setdefault(experiment, []).append((entry, at, key))
+        missing: set[int] = set()
+        for experiment, items in wanted.items():
+            if experiment not in self._stored_experiments:
+                missing |= {id(entry) for entry, _, _ in items}
+                continue
+            stored = existing_keys(
+                self._data,
+                BY_NAME["exchanges"],
+                experiment,
+                pa.table(
+                    [pa.array([key[i] for _, _, key in items], pa.string()) for i in range(3)],
+                    names=["request_id", "arm", "role"],
+                ),
+                {instant(at).date().isoformat() for _, at, _ in items},
+                exclude=self._exchanges.files,
+            )
+            missing |= {id(entry) for entry, _, key in items if key not in stored}
+        return {id(entry) for entry in entries} - missing
+
+    def _rate(self, record: FeedbackRecord) -> None:
+        arm = next((arm for arm in Arm if arm == record.arm), None)
+        self._feedback.setdefault(record.experiment, []).append(
+            Feedback(
+                request_id=record.request_id,
+                arm=arm,
+                rating=record.rating,
+                comment=record.comment,
+                at=instant(record.at),
+            )
+        )
+
+    def _reject(self, segment: Segment, line: int, data: bytes, reason: str) -> None:
+        rejects = self._rejects.setdefault(segment.path, RejectedLines(self._data, segment.path))
+        rejects.add(line, data, reason)
+
+    def _remove_segments(self) -> None:
+        if not isinstance(self._spool, Path):
+            return
+        done = [one for i, one in enumerate(self._segments) if not one.locked and i not in self._needed]
+        self._remove([one for one in done if not holds_decisions(one)])
+        # Decisions go last: once no request is left that a successor of the treatment process could come across again,
+        # or where its state says what they say. A power loss brings neither a request back nor an older state: both were synced.
+        state, none_left = treatment_state(self._spool), self._no_requests_left()
+        decisions = [one for one in done if holds_decisions(one)]
+        if decisions:
+            sync_folder(self._spool)
+        self._remove([one for one in decisions if none_left or state.covers(one.path.name, one.n_bytes)])
+
+    def _remove(self, segments: list[Segment]) -> None:
+        n_removed = sum(map(remove, segments))
+        self._tally.n_segments_deleted += n_removed
+        if n_removed and isinstance(self._spool, Path):
+            sync_folder(self._spool)
+
+    def _no_requests_left(self) -> bool:
+        left = [other for other in list_segments(self._spool) if other.n_bytes]
+        return all(holds_decisions(other) for other in left)
+
+    def _count(self) -> LoadSummary:
+        tally = self._tally
+        tally.n_files = len(self._segments)
+        tally.n_exchanges, tally.n_feedback = self._exchanges.n_added, self._ratings.n_added
+        tally.n_known += self._exchanges.n_known + self._ratings.n_known
+        tally.n_rejected = sum(len(rejects) for rejects in self._rejects.values())
+        tally.rejected = sorted(str(rejects.path) for rejects in self._rejects.values())
+        tally.experiments = self._exchanges.experiments | self._ratings.experiments
+        return tally
+
+
+def _keys(entry: PendingRequest) -> Iterator[tuple[str, float, tuple[str, str, str]]]:
+    """(experiment, time, key) of the rows that must be stored for the entry to be done."""
+    if entry.request is not None:
+        request = entry.request
+        yield request.experiment, request.received_at, (request.request_id, request.arm, Role.SERVED)
+    elif entry.served is not None:
+        served = entry.served
+        yield served.experiment, served.started_at, (served.request_id, served.arm, Role.SERVED)
+    if entry.copy is not None:
+        copy = entry.copy
+        yield copy.experiment, copy.started_at, (copy.request_id, copy.arm, Role.SHADOW)
+    if entry.request is None and entry.served is None and entry.copy is None and entry.shadow is not None:
+        shadow = entry.shadow
+        yield shadow.experiment, shadow.at, (shadow.request_id, Arm.CONTROL, Role.SERVED)
+
+
+# Another tool's log → the datasets: read, count what is left out, put broken entries aside, write each row once.
+
+
+FILE_BATCH_BYTES = 32 * 1024 * 1024
+"""Bytes of log whose rows are held in memory before they are written."""
+BATCH_ROWS = 20_000
+_NO_BYTES = 400
+"""what a row of a table counts for, whose size in the file is not known"""
+
+Memory = dict[str, dict[str, list[Any]]]
+"""format → key → what companions of that format hold: requests of a batch, users of traces"""
+
+
+@dataclass(slots=True)
+class Reading:
+    """How a source is read, beyond its format: whose answers it holds, which values are which arm, what companions say, and a
+    change to each exchange (a price)."""
+
+    arm: Arm = Arm.CONTROL
+    arms: Arms = field(default_factory=Arms)
+    memory: Memory = field(default_factory=dict)
+    priced: Callable[[Exchange], Exchange] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One document of a source, read: what it held, or why it could not be read."""
+
+    document: Document
+    imported: Imported | None
+    reason: str | None = None
+
+
+def load_source(
+    examined: Examined,
+    data: Path,
+    experiment: str,
+    reading: Reading,
+    *,
+    progress: Callable[[int], object] = lambda n_documents: None,
+) -> LoadSummary:
+    """Load one source into `experiment`. Raises DataError where it cannot be read."""
+    source = examined.source
+    rejects = RejectedLines(data, Path(source.name))
+    tally = LoadSummary(experiments={experiment}, n_files=1)
+    with Ledger(data, experiment, source.name) as ledger, _Writers(data, experiment, ledger) as writers:
+        for entry in _entries(examined, reading, writers, progress):
+            document, imported = entry.document, entry.imported
+            if entry.reason is not None:
+                rejects.add(document.number, raw_of(document), entry.reason)
+                tally.reasons[entry.reason] += 1
+            if imported is not None:
+                tally.left_out.update(imported.left_out)
+                tally.notes.update(_kinds(imported.notes))
+                for reason in imported.rejected:
+                    rejects.add(document.number, raw_of(document), reason)
+                    tally.reasons[reason] += 1
+                writers.add(imported, _NO_BYTES if document.raw is None else len(document.raw))
+            progress(document.number)
+        writers.flush()
+        ledger.finish()
+        writers.finish()
+    rejects.write()
+    writers.count(tally)
+    tally.faults += [f"{source.name}: {fault}" for fault in source.faults]
+    tally.arms += reading.arms.lines()
+    tally.n_rejected = len(rejects)
+    tally.rejected = [str(rejects.path)] if rejects else []
+    return tally
+
+
+def _entries(
+    examined: Examined, reading: Reading, writers: _Writers, progress: Callable[[int], object]
+) -> Iterator[Entry]:
+    """The documents that have to be read one by one; plain rows of a mapped table are written many at once."""
+    numbered: Counter[str] = Counter()
+    importer = examined.importer
+    fast = None
+    if importer is not None and importer.mapped is not None and not examined.inner and reading.priced is None:
+        fast = Columnar.of(
+            importer.mapped, examined.sample, arm=reading.arm.value, arms=reading.arms, numbered=numbered
+        )
+    if fast is None:
+        yield from read_source(examined, reading)
+        return
+    for batch in fast.batches(examined.source.documents()):
+        if batch.n_plain:
+            writers.add_table("exchanges", batch.table)
+            progress(0)
+        if batch.others:
+            yield from read_source(examined, reading, iter(batch.others), numbered)
+
+
+def read_source(
+    examined: Examined,
+    reading: Reading,
+    documents: Iterator[Document] | None = None,
+    numbered: Counter[str] | None = None,
+) -> Iterator[Entry]:
+    """Every document of a source (or of `documents`) with what it holds, in order. Nothing a document holds ends the reading.
+    `numbered`: ids that were made up so far, and how often."""
+    importer = examined.importer
+    assert importer is not None
+    numbered = Counter() if numbered is None else numbered
+    family = [one for one in IMPORTERS if one.name == importer.name and one is not importer]
+    memory = reading.memory.get(importer.name, {})
+    for document in examined.source.documents() if documents is None else documents:
+        if document.problem is not None:
+            yield Entry(document, None, document.problem)
+            continue
+        for value in examined.unwrapped(document.value):
+            try:
+                imported = _read(value, document.number, importer, family, memory)
+                yield Entry(document, _placed(imported, importer, reading, numbered))
+            except BrokenLineError as error:
+                yield Entry(document, None, str(error))
+            except RecursionError:
+                yield Entry(document, None, "nested too deep")
+            except Exception as error:  # noqa: BLE001 - a foreign log may hold anything: one entry is refused, the rest is loaded
+                yield Entry(
+                    document, None, f"cannot be read as {importer.name}: {type(error).__name__}: {str(error)[:200]}"
+                )
+
+
+def _read(
+    value: Any, number: int, importer: Importer, family: Sequence[Importer], memory: Mapping[str, list[Any]]
+) -> Imported:
+    reader = importer
+    if not importer.matches(value):
+        reader = next((one for one in family if one.matches(value)), importer)
+        if reader is importer:
+            found = importer.read(value, number)  # its own words say best what is missing
+            if found.exchanges:
+                raise BrokenLineError(f"not in the shape of {importer.name}")
+            return found
+    if reader.joined is not None and memory:
+        value = reader.joined(value, memory)
+    return reader.read(value, number)
+
+
+def _placed(imported: Imported, importer: Importer, reading: Reading, numbered: Counter[str]) -> Imported:
+    """The exchanges in their arms, with a number behind ids that were made up and came before."""
+    exchanges = imported.exchanges
+    labels = imported.labels
+    if imported.derived_ids:
+        renamed = {}
+        for one in exchanges:
+            if one.request_id not in renamed:
+                numbered[one.request_id] += 1
+                n = numbered[one.request_id]
+                renamed[one.request_id] = one.request_id if n == 1 else f"{one.request_id}-{n}"
+        exchanges = [
+            replace(one, request_id=renamed[one.request_id]) if renamed[one.request_id] != one.request_id else one
+            for one in exchanges
+        ]
+        labels = [replace(one, request_id=renamed.get(one.request_id, one.request_id)) for one in labels]
+    if imported.variants:
+        arms = [reading.arm if value is None else reading.arms.of(value) for value in imported.variants]
+        unknown = sorted({str(value) for value, arm in zip(imported.variants, arms, strict=True) if arm is None})
+        if unknown and len(exchanges) == 1:
+            raise BrokenLineError(f"of neither arm: {unknown[0]!r}; name two values with --arms CONTROL,TREATMENT")
+        left = [f"answers of neither arm ({value})" for value in unknown]
+        exchanges = [replace(one, arm=arm) for one, arm in zip(exchanges, arms, strict=True) if arm is not None]
+        imported = replace(imported, left_out=[*imported.left_out, *left])
+    elif not importer.tells_arms and reading.arm is not Arm.CONTROL:
+        exchanges = [replace(one, arm=reading.arm) for one in exchanges]
+    if reading.priced is not None:
+        exchanges = [reading.priced(one) for one in exchanges]
+    if exchanges is imported.exchanges and labels is imported.labels:
+        return imported
+    return replace(imported, exchanges=exchanges, labels=labels)
+
+
+def _kinds(notes: Sequence[str]) -> list[str]:
+    """Notes by kind: the example in brackets is left to the first one."""
+    return [note.split(" (e.g. ")[0] for note in notes]
+
+
+def remember(examined: Examined, memory: Memory) -> None:
+    """Put what the companions in a source hold into `memory`."""
+    importer = examined.importer
+    if importer is None:
+        return
+    readers = [one for one in IMPORTERS if one.name == importer.name and one.companion is not None]
+    if not readers or not any(
+        one.companion(value) for one in readers for value in examined.sample if one.companion is not None
+    ):
+        return
+    kept = memory.setdefault(importer.name, {})
+    for document in examined.source.documents():
+        if document.problem is not None:
+            continue
+        for value in examined.unwrapped(document.value):
+            for one in readers:
+                found = one.companion(value) if one.companion is not None else None
+                if found is not None:
+                    kept.setdefault(found[0], []).append(found[1])
+
+
+def store_rows(data: Path, experiment: str, source: str, imported: Sequence[Imported]) -> LoadSummary:
+    """Write rows that were read before, as one load of `source`."""
+    tally = LoadSummary(experiments={experiment}, n_files=1)
+    with Ledger(data, experiment, source) as ledger, _Writers(data, experiment, ledger) as writers:
+        for one in imported:
+            writers.add(one, 0)
+        writers.flush()
+        ledger.finish()
+        writers.finish()
+    writers.count(tally)
+    return tally
+
+
+def is_spool(path: Path) -> bool:
+    """Whether the file is one of the collector's segments."""
+    try:
+        with path.open("rb") as file:
+            opened = open_unpacked(file)
+            if sign_of(opened.head) is not None or opened.head.lstrip()[:1] != b"{":
+                return False
+            lines = Text(opened.stream).first_lines()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    for line in itertools.islice(lines, 40):
+        try:
+            document = parse(line)
+        except ValueError:
+            continue
+        return isinstance(document, dict) and {"record", "request_id", "experiment"} <= document.keys()
+    return False
+
+
+def spool_request_ids(path: Path) -> set[str]:
+    """The requests that a segment of the spool speaks of."""
+    found: set[str] = set()
+    with path.open("rb") as file:
+        for line in Text(open_unpacked(file).stream).lines():
+            try:
+                document = parse(line)
+            except ValueError:
+                continue
+            if isinstance(document, dict) and isinstance(document.get("request_id"), str):
+                found.add(document["request_id"])
+    return found
+
+
+def source_request_ids(examined: Examined, reading: Reading) -> set[str]:
+    """The requests of a source by the ids they have once it is loaded."""
+    if examined.importer is None:
+        return set()
+    entries = read_source(examined, reading)
+    return {one.request_id for entry in entries if entry.imported is not None for one in entry.imported.exchanges}
+
+
+class _Writers:
+    """One writer a dataset, and the rows that wait for the next batch. The datasets' locks are held all the time."""
+
+    _FIELDS = ("exchanges", "judgments", "labels", "feedback")
+
+    def __init__(self, data: Path, experiment: str, ledger: Ledger) -> None:
+        self._data = data
+        self._experiment = experiment
+        self._ledger = ledger
+        self._rows: dict[str, list[Any]] = {name: [] for name in self._FIELDS}
+        self._n_bytes = self._n_rows = 0
+        self._any_failed = False
+        self._writers: dict[str, DatasetWriter] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> _Writers:
+        for name in self._FIELDS:
+            self._stack.enter_context(writing(self._data, name))
+            writer = DatasetWriter(self._data, BY_NAME[name], added=partial(self._ledger.note, name))
+            self._writers[name] = self._stack.enter_context(writer)
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._stack.__exit__(*raised)
+
+    def add(self, imported: Imported, n_bytes: int) -> None:
+        for name in self._FIELDS:
+            self._rows[name].extend(getattr(imported, name))
+        self._n_bytes += n_bytes
+        self._n_rows += 1
+        if self._n_bytes >= FILE_BATCH_BYTES or self._n_rows >= BATCH_ROWS:
+            self.flush()
+
+    def add_table(self, name: str, table: pa.Table) -> None:
+        """Rows that are a table already; those that wait go first."""
+        self.flush()
+        self._writers[name].add(self._experiment, table)
+
+    def flush(self) -> None:
+        for name, rows in self._rows.items():
+            if rows:
+                table = to_table(BY_NAME[name].schema, rows)
+                self._writers[name].add(self._experiment, table)
+                self._any_failed = self._any_failed or (name == "exchanges" and holds_failures(table))
+                rows.clear()
+        self._n_bytes = self._n_rows = 0
+
+    def finish(self) -> None:
+        """Put every file in place."""
+        for writer in self._writers.values():
+            writer.finish()
+
+    def count(self, tally: LoadSummary) -> None:
+        for name, writer in self._writers.items():
+            setattr(tally, f"n_{name}", writer.n_added)
+            tally.n_known += writer.n_known
+            tally.n_repeated += writer.n_repeated
+        if self._any_failed:
+            tally.failed.add(self._experiment)
+
+
+# What a load did, in numbers.
+
+
+@dataclass(slots=True)
+class LoadSummary:
+    """Counts of rows, by dataset and fate. `n_waiting`: requests whose records are not all there yet; the next load takes
+    them. `n_stopped`: requests or copies whose process died before their answer was recorded."""
+
+    experiments: set[str] = field(default_factory=set)
+    n_files: int = 0
+    n_exchanges: int = 0
+    n_judgments: int = 0
+    n_labels: int = 0
+    n_feedback: int = 0
+    n_known: int = 0
+    """what was there already: requests of a spool with all their rows, rows of other files"""
+    n_repeated: int = 0
+    """rows of a file whose key came before in it"""
+    n_rejected: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    """why entries were rejected"""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """what logs hold besides calls of a model, by kind"""
+    notes: Counter[str] = field(default_factory=Counter)
+    """what the rows lack, by kind"""
+    faults: list[str] = field(default_factory=list)
+    """files that are cut or damaged, a line each"""
+    skipped: list[str] = field(default_factory=list)
+    """files of a folder that hold no log"""
+    planned: list[str] = field(default_factory=list)
+    """what a load would do (`--dry-run`)"""
+    arms: list[str] = field(default_factory=list)
+    """which value of a log's own column is which arm"""
+    rejected: list[str] = field(default_factory=list)
+    """files that hold the broken lines"""
+    n_waiting: int = 0
+    n_stopped: int = 0
+    n_segments_deleted: int = 0
+    failed: set[str] = field(default_factory=set)
+    """experiments that rows of failed requests were loaded into"""
+    warnings: list[str] = field(default_factory=list)
+    """set-up faults in those experiments, a line each"""
+
+    def add(self, other: LoadSummary) -> None:
+        for name in self.__slots__:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            setattr(self, name, mine | theirs if isinstance(mine, set) else mine + theirs)
+
+    def as_json(self) -> dict[str, Any]:
+        told = {**asdict(self), "experiments": sorted(self.experiments)}
+        del told["failed"]
+        for name in ("reasons", "left_out", "notes"):
+            told[name] = dict(getattr(self, name).most_common())
+        return told
+
+    @property
+    def is_failure(self) -> bool:
+        """Nothing is in the store of what was named, though something was read."""
+        n_stored = self.n_exchanges + self.n_judgments + self.n_labels + self.n_feedback + self.n_known
+        return not n_stored and not self.n_waiting and bool(self.n_rejected or self.left_out)
+
+    def _skipped(self) -> list[str]:
+        if not self.skipped:
+            return []
+        shown = "; ".join(self.skipped[:3])
+        more = f"; and {len(self.skipped) - 3} more" if len(self.skipped) > 3 else ""
+        return [f"{len(self.skipped):,} files hold no log that is known and were passed over: {shown}{more}"]
+
+    def lines(self) -> list[str]:
+        """The tally as lines for a person."""
+        if self.planned:
+            return [
+                *(f"would load {line}" for line in self.planned),
+                *self._skipped(),
+                "nothing was stored (--dry-run)",
+            ]
+        counted = (
+            ("exchanges", self.n_exchanges),
+            ("judgments", self.n_judgments),
+            ("labels", self.n_labels),
+            ("ratings", self.n_feedback),
+        )
+        added = ", ".join(f"{n:,} {name}" for name, n in counted if n) or "nothing new"
+        names = ", ".join(sorted(self.experiments))
+        lines = [f"loaded {added} into {names}" if names else "loaded nothing new"]
+        if self.n_known:
+            lines.append(f"{self.n_known:,} requests or rows were there already: they are not added again")
+        if self.n_repeated:
+            lines.append(f"{self.n_repeated:,} rows came twice in their file: the first one stays")
+        if self.arms:
+            lines.append(f"arms: {', '.join(dict.fromkeys(self.arms))}")
+        if self.left_out:
+            lines.append(f"left out: {_counted(self.left_out)}")
+        if self.notes:
+            lines.append(f"note: {_counted(self.notes)}")
+        lines += [*self.faults, *self._skipped()]
+        if self.n_stopped:
+            lines.append(
+                f"{self.n_stopped:,} requests or copies were under way in a process that died: outcome client_closed, "
+                "in no metric"
+            )
+        if self.n_waiting:
+            lines.append(f"{self.n_waiting:,} requests are not finished yet: the next load takes them")
+        if self.n_rejected:
+            lines.append(f"{self.n_rejected:,} broken entries rejected, written to {', '.join(self.rejected)}")
+            lines.append(f"reasons: {_counted(self.reasons)}")
+        return [*lines, *(f"warning: {line}" for line in self.warnings)]
+
+
+def _counted(counts: Counter[str], most: int = 5) -> str:
+    shown = [f"{what} {n:,}" for what, n in counts.most_common(most)]
+    left = len(counts) - most
+    return "; ".join([*shown, f"{left} more kinds"] if left > 0 else shown)
+
+
+# Broken lines put aside: `data/rejected/NAME.jsonl` holds each with its file, its line number and the reason.
+
+
+class RejectedLines:
+    """The broken lines of one source file. Written once, at the end, over what an earlier load of the file left there:
+    loading twice puts nothing aside twice."""
+
+    def __init__(self, data: Path, source: Path) -> None:
+        self._source = source
+        # Two files of one name in different folders keep apart.
+        mark = hashlib.sha256(str(source.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:8]
+        self.path = data / "rejected" / f"{source.name[:120]}.{mark}.jsonl"
+        self._lines: list[bytes] = []
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def add(self, line: int, data: bytes, reason: str) -> None:
+        entry = {"file": str(self._source), "line": line, "reason": reason, **put_aside_form(data)}
+        self._lines.append(json.dumps(entry).encode() + b"\n")
+
+    def write(self) -> None:
+        """Put the lines in place, safe from a power loss; nothing is left behind where there were none."""
+        if self._lines:
+            write_synced(self.path, b"".join(self._lines))
+        elif self.path.exists():
+            unlink_synced([self.path])

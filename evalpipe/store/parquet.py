@@ -1,0 +1,439 @@
+"""Parquet files that appear whole or not at all; rows written once by key; superseded files deleted after their readers."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import secrets
+import time
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, date, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from evalpipe.errors import DataError
+from evalpipe.files import make_folder, sync_folder, unlink_synced
+from evalpipe.identity import fingerprint
+from evalpipe.store.schema import Dataset
+
+STALE_AFTER_S = 24 * 3600.0
+"""An unfinished file of this age belongs to a process that is gone."""
+
+_LOW_CARDINALITY = (
+    "arm", "role", "provider", "endpoint", "model_requested", "model", "finish_reason", "outcome", "error_type",
+    "config_fingerprint", "shadow_status", "shadow_reason", "judge", "judge_fingerprint", "judge_model", "shown_first",
+    "status", "winner", "source", "unit_id", "request_kind",
+)  # fmt: skip
+
+
+def partition_folder(data: Path, dataset: Dataset, values: tuple[str, ...]) -> Path:
+    """`data/exchanges/experiment=NAME/date=YYYY-MM-DD` for `values` in the order of the dataset's partitions."""
+    folder = data / dataset.name
+    for (name, _), value in zip(dataset.partitions, values, strict=True):
+        folder = folder / f"{name}={value}"
+    return folder
+
+
+def parquet_files(data: Path, dataset: Dataset, experiment: str | None, dates: set[str] | None = None) -> list[Path]:
+    """The finished files of a dataset, sorted by path; of one experiment (and these dates) where given. A file that has a
+    successor, which holds its rows, is left out."""
+    return _current(_finished(data, dataset, experiment, dates))[0]
+
+
+def superseded_files(data: Path, dataset: Dataset, experiment: str | None) -> list[Path]:
+    """Files whose rows a successor holds: of a process that ended before it could delete them."""
+    return _current(_finished(data, dataset, experiment, None))[1]
+
+
+def successor_stem(path: Path) -> str:
+    """The stem under which a rewritten file supersedes `path`: STEM, then STEM~1, STEM~2 …"""
+    stem, generation = _generation(path)
+    return f"{stem}~{generation + 1}"
+
+
+def _finished(data: Path, dataset: Dataset, experiment: str | None, dates: set[str] | None) -> list[Path]:
+    first = "experiment=*" if experiment is None else f"experiment={experiment}"
+    pattern = "/".join([first, *["*=*"] * (len(dataset.partitions) - 1), "*.parquet"])
+    found = sorted((data / dataset.name).glob(pattern))
+    if dates is not None and len(dataset.partitions) > 1:
+        wanted = {f"date={date}" for date in dates}
+        found = [path for path in found if path.parent.name in wanted]
+    return [path for path in found if not path.name.startswith(".")]
+
+
+def _current(paths: list[Path]) -> tuple[list[Path], list[Path]]:
+    """(the newest generation of each file, the others)."""
+    newest: dict[tuple[Path, str], int] = {}
+    generations = [(path, *_generation(path)) for path in paths]
+    for path, stem, generation in generations:
+        place = (path.parent, stem)
+        newest[place] = max(generation, newest.get(place, 0))
+    current = [path for path, stem, generation in generations if generation == newest[path.parent, stem]]
+    old = [path for path, stem, generation in generations if generation != newest[path.parent, stem]]
+    return current, old
+
+
+def _generation(path: Path) -> tuple[str, int]:
+    stem, mark, number = path.name.split(".", 1)[0].partition("~")
+    return (stem, int(number)) if number.isdecimal() else (stem + mark + number, 0)
+
+
+def new_stem(now: datetime | None = None) -> str:
+    """A file name nobody else has, sorting by time."""
+    return f"{(now or datetime.now(UTC)):%Y%m%dT%H%M%S}-{secrets.token_hex(6)}"
+
+
+_CHECKSUM = re.compile(r"\.([0-9a-f]{8})\.[0-9a-f]{8}\.parquet$")
+_READ_BYTES = 1 << 20
+_whole: dict[tuple[str, int, int, int], bool] = {}
+"""(path, inode, size, time of change) of files that were looked at, and whether they were whole: a file is read once a process"""
+
+
+def checksum(path: Path) -> str:
+    """The CRC-32 of a file, 8 hex digits."""
+    found = 0
+    with path.open("rb") as file:
+        while piece := file.read(_READ_BYTES):
+            found = zlib.crc32(piece, found)
+    return f"{found:08x}"
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a finished file holds what was written to it. One that is gone by now is no damage.
+
+    The checksum is in the name. A file of an older version has none there: then its head and its footer are read.
+    """
+    try:
+        state = path.stat()
+        key = (str(path), state.st_ino, state.st_size, state.st_mtime_ns)
+        if key not in _whole:
+            named = _CHECKSUM.search(path.name)
+            _whole[key] = _has_footer(path) if named is None else checksum(path) == named[1]
+        return _whole[key]
+    except FileNotFoundError:
+        return True
+    except OSError:  # the disk itself cannot read it
+        return False
+
+
+def _has_footer(path: Path) -> bool:
+    try:
+        pq.read_metadata(path)
+    except (pa.ArrowInvalid, OSError):
+        return False
+    return True
+
+
+def whole_and_damaged(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """The files that hold what was written, and those that do not."""
+    whole: list[Path] = []
+    damaged: list[Path] = []
+    for path in paths:
+        (whole if is_whole(path) else damaged).append(path)
+    return whole, damaged
+
+
+@cache
+def schema_mark(schema: pa.Schema) -> str:
+    """The end of the names of files in this schema: files of one schema need no look at each footer before a query."""
+    return f".{fingerprint([[field.name, str(field.type)] for field in schema], length=8)}.parquet"
+
+
+class ParquetFile:
+    """One Parquet file in the making. Row groups are appended; `finish` makes it visible under its name.
+
+    Pages carry checksums, and `finish` reads every page back before the rename: what is deleted for the sake of this
+    file is deleted only after that.
+    """
+
+    def __init__(self, folder: Path, schema: pa.Schema, *, stem: str | None = None) -> None:
+        make_folder(folder)
+        self._stem = stem or new_stem()
+        self._folder = folder
+        self._temp = folder / f".{self._stem}.tmp"
+        if stem is not None:  # of a run that was killed: under the write lock nobody else makes it
+            self._temp.unlink(missing_ok=True)
+        self._schema = schema
+        self.n_rows = 0
+        self.n_bytes = 0
+        self._file = os.fdopen(os.open(self._temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0)
+        try:
+            self._writer = pq.ParquetWriter(
+                self._file,
+                schema,
+                compression="zstd",
+                use_dictionary=[name for name in schema.names if name in _LOW_CARDINALITY],
+                write_page_checksum=True,
+            )
+        except BaseException:
+            self._file.close()
+            self._temp.unlink()
+            raise
+
+    def append(self, table: pa.Table) -> None:
+        self._writer.write_table(table, row_group_size=max(1, table.num_rows))
+        self.n_rows += table.num_rows
+        self.n_bytes += table.nbytes
+
+    def finish(self) -> Path:
+        """Close, sync, verify, rename. Raises DataError where what was written cannot be read back."""
+        try:
+            self._writer.close()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            verify(self._temp, self._schema, self.n_rows)
+            path = self._folder / f"{self._stem}.{checksum(self._temp)}{schema_mark(self._schema)}"
+            self._temp.rename(path)
+        except BaseException:
+            self.abandon()
+            raise
+        sync_folder(path.parent)
+        return path
+
+    def abandon(self) -> None:
+        """Leave nothing behind."""
+        with suppress(OSError, ValueError, pa.ArrowException):  # it may be broken already, that is why it is abandoned
+            self._writer.close()
+        self._writer.is_open = False  # else pyarrow tries, and reports, once more when the object goes
+        self._file.close()
+        self._temp.unlink(missing_ok=True)
+
+
+def verify(path: Path, schema: pa.Schema, n_rows: int) -> None:
+    """Read every page of the file with its checksum. Raises DataError where it is not what was written."""
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False, buffer_size=1 << 20) as file:
+            n_found = sum(batch.num_rows for batch in file.iter_batches(batch_size=1024, use_threads=False))
+            same = file.schema_arrow.equals(schema)
+    except pa.ArrowMemoryError:
+        raise
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path} cannot be read back after writing: {error}") from error
+    if n_found != n_rows or not same:
+        raise DataError(f"{path} holds {n_found} of the {n_rows} rows written: is the disk full or failing?")
+
+
+def sweep_stale(data: Path, dataset: Dataset, now: float | None = None) -> int:
+    """Remove unfinished files of processes that died; the number removed."""
+    oldest = (time.time() if now is None else now) - STALE_AFTER_S
+    n_removed = 0
+    for temp in (data / dataset.name).glob("**/.*.tmp"):
+        with suppress(FileNotFoundError):  # its owner may just have renamed it
+            if temp.stat().st_mtime < oldest:
+                unlink_synced([temp])
+                n_removed += 1
+    return n_removed
+
+
+@contextmanager
+def private_file(path: Path, flags: int) -> Iterator[int]:
+    """A descriptor of a file only its owner may read (0600), closed at the end."""
+    make_folder(path.parent)
+    handle = os.open(path, flags | os.O_CREAT, 0o600)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+# Who reads the stored files: a file that was superseded is deleted once nobody who opened it before reads on.
+
+
+LOCK = ".readers.lock"
+WAIT_S = 30.0
+"""A reader that stays for longer (a notebook) loses what it has open, and opens the store again."""
+
+
+class Reader:
+    """One open store's part in the lock; `close` ends it, a second time does nothing."""
+
+    def __init__(self, data: Path) -> None:
+        self._handle: int | None = None
+        if not (data / "exchanges").is_dir():  # nothing to read: nothing is made here
+            return
+        with suppress(OSError):  # a folder or file system where nobody can lock: then nobody waits for this reader
+            self._handle = os.open(data / LOCK, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._handle, fcntl.LOCK_SH)
+
+    def close(self) -> None:
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            os.close(handle)
+
+
+def wait_for_readers(data: Path) -> None:
+    """Return when nobody reads that could have opened a superseded file, or after `WAIT_S`."""
+    try:
+        handle = os.open(data / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return
+    try:
+        until = time.monotonic() + WAIT_S
+        while time.monotonic() < until:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.05)
+            except OSError:
+                return
+            else:
+                return
+    finally:
+        os.close(handle)
+
+
+# Rows into the files of a dataset: each key once, in files of a bounded size, by experiment and day.
+
+
+MAX_FILE_BYTES = 256 * 1024 * 1024
+"""Arrow bytes (before compression) after which a file is finished and the next one begun."""
+
+
+class DatasetWriter:
+    """Adds rows to one dataset; a row whose key is stored already, or came before, is left out.
+
+    Used under the dataset's write lock. Leaving the block finishes all open files; leaving it by an exception abandons
+    what is not finished, and what is finished stays: the next run leaves those rows out.
+    """
+
+    def __init__(self, data: Path, dataset: Dataset, *, added: Callable[[pa.Table], object] | None = None) -> None:
+        self._data = data
+        self._dataset = dataset
+        self._open: dict[tuple[str, ...], ParquetFile] = {}
+        self._pending_keys: dict[tuple[str, ...], set[tuple[Any, ...]]] = {}
+        self.files: list[Path] = []
+        self.n_added = 0
+        self.n_known = 0
+        self.n_repeated = 0
+        """rows whose key came before in this run"""
+        self._added = added
+        self.experiments: set[str] = set()
+
+    def __enter__(self) -> DatasetWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.finish()
+        else:
+            self.abandon()
+
+    def add(self, experiment: str, table: pa.Table) -> int:
+        """Append the rows of `table` that are new. The number of rows added."""
+        n_added = 0
+        self.experiments.add(experiment)
+        for partition, part in self._partitions(experiment, table):
+            new = self._only_new(partition, part)
+            if new.num_rows:
+                self._append(partition, new)
+                if self._added is not None:
+                    self._added(new)
+            n_added += new.num_rows
+        self.n_added += n_added
+        return n_added
+
+    def finish(self) -> list[Path]:
+        """Put every file in place, verified. The files written so far."""
+        try:
+            for partition in list(self._open):
+                self._finish(partition)
+        except BaseException:
+            self.abandon()
+            raise
+        return self.files
+
+    def abandon(self) -> None:
+        for file in self._open.values():
+            file.abandon()
+        self._open.clear()
+
+    def _append(self, partition: tuple[str, ...], table: pa.Table) -> None:
+        file = self._open.get(partition)
+        if file is None:
+            folder = partition_folder(self._data, self._dataset, partition)
+            file = self._open[partition] = ParquetFile(folder, self._dataset.schema)
+        file.append(table)
+        if file.n_bytes >= MAX_FILE_BYTES:
+            self._finish(partition)
+
+    def _finish(self, partition: tuple[str, ...]) -> None:
+        self.files.append(self._open.pop(partition).finish())
+        self._pending_keys.pop(partition, None)  # they are found in the file from now on
+
+    def _partitions(self, experiment: str, table: pa.Table) -> list[tuple[tuple[str, ...], pa.Table]]:
+        if len(self._dataset.partitions) == 1:
+            return [((experiment,), table)]
+        days = pc.cast(pc.floor_temporal(table["started_at"], unit="day"), pa.timestamp("s", tz="UTC"))
+        parts: list[tuple[tuple[str, ...], pa.Table]] = []
+        for day in pc.unique(days).sort().to_pylist():
+            text = f"{_as_date(day):%Y-%m-%d}" if day.year >= 1000 else _as_date(day).isoformat()
+            parts.append(((experiment, text), table.filter(pc.equal(days, pa.scalar(day, days.type)))))
+        return parts
+
+    def _only_new(self, partition: tuple[str, ...], table: pa.Table) -> pa.Table:
+        """The rows whose key is neither in a stored file of the partition, nor in an open one, nor earlier in the table."""
+        key = list(self._dataset.key)
+        stored = self._stored_keys(partition, table.select(key))
+        pending = self._pending_keys.setdefault(partition, set())
+        keep = []
+        for row in zip(*(table[name].to_pylist() for name in key), strict=True):
+            new = row not in stored and row not in pending
+            keep.append(new)
+            if new:
+                pending.add(row)
+            elif row in pending:
+                self.n_repeated += 1
+            else:
+                self.n_known += 1
+        return table if all(keep) else table.filter(pa.array(keep, pa.bool_()))
+
+    def _stored_keys(self, partition: tuple[str, ...], keys: pa.Table) -> set[tuple[Any, ...]]:
+        return existing_keys(self._data, self._dataset, partition[0], keys, set(partition[1:]) or None)
+
+
+def existing_keys(
+    data: Path,
+    dataset: Dataset,
+    experiment: str,
+    keys: pa.Table,
+    dates: set[str] | None,
+    *,
+    exclude: Collection[Path] = (),
+) -> set[tuple[Any, ...]]:
+    """Which of `keys` (columns of the dataset) stored files of the experiment (and dates) hold, `exclude` left out.
+
+    A row that is known is not written again, and what it came from is deleted: so these files survive a power loss from here
+    on, also where the process that wrote them was killed before it could see to it.
+    """
+    stored, _ = whole_and_damaged(parquet_files(data, dataset, experiment, dates))
+    files = [path for path in stored if path not in exclude]
+    if not files or not keys.num_rows:
+        return set()
+    names = ", ".join(f'"{name}"' for name in keys.column_names)
+    same = " AND ".join(f'stored."{name}" IS NOT DISTINCT FROM asked."{name}"' for name in keys.column_names)
+    with duckdb.connect(":memory:") as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        connection.register("asked", keys)
+        relation = connection.sql(
+            f"SELECT {names} FROM asked SEMI JOIN (SELECT {names} FROM read_parquet($1)) AS stored ON {same}",
+            params=[[str(path) for path in files]],
+        )
+        found: pa.Table = relation.to_arrow_table().cast(keys.schema)
+    if found.num_rows:
+        for folder in {path.parent for path in files}:
+            make_folder(folder)
+            sync_folder(folder)
+    return set(zip(*(found[name].to_pylist() for name in keys.column_names), strict=True))
+
+
+def _as_date(instant: datetime) -> date:
+    return instant.astimezone(UTC).date()

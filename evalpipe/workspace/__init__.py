@@ -1,0 +1,1 @@
+"""The services behind the commands: where configuration, files, clients and pure code meet."""

@@ -1,0 +1,243 @@
+"""`evalpipe collect`: the configuration as plain settings, checked where only a running collector would notice."""
+
+from __future__ import annotations
+
+import re
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from evalpipe.collector.auth import is_loopback_name
+from evalpipe.collector.descriptors import raise_limit
+from evalpipe.collector.logs import set_up_logging
+from evalpipe.collector.settings import IN_PROCESS, ArmSettings, CollectorSettings, Secret
+from evalpipe.collector.supervisor import Run, run_collector
+from evalpipe.config import ArmConfig, Config, secret
+from evalpipe.errors import BudgetError, ConfigError
+from evalpipe.identity import fingerprint
+from evalpipe.providers.pricing import is_priced
+from evalpipe.spool.checkpoint import is_lost
+from evalpipe.workspace.doctor import costs_unknown
+from evalpipe.workspace.load import check_writable
+from evalpipe.workspace.paths import Workspace, price_book
+from evalpipe.workspace.secrets import unit_key
+
+COSTS_UNKNOWN = (
+    'stream_usage is "as_is": chat streams that do not ask for their usage have NO TOKENS AND NO COST in the log. '
+    '[collector] stream_usage = "inject" asks for it, and hides it from the client again'
+)
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def collect(
+    workspace: Workspace,
+    *,
+    host: str | None = None,
+    port: int | None = None,
+    workers: int | None = None,
+    load_every: str | None = None,
+    insecure: bool = False,
+    log_format: str = "text",
+    log_level: str = "info",
+    status_every_s: float = 60.0,
+) -> None:
+    """Serve until SIGTERM or Ctrl-C. Raises ConfigError, BudgetError or WorkspaceBusyError where it cannot begin."""
+    set_up_logging("collect", log_format=log_format, level=log_level)
+    config = workspace.require_config()
+    check_writable(workspace.data)
+    settings = collector_settings(workspace)
+    host = host or config.collector.host
+    settings = msgspec.structs.replace(settings, is_loopback=is_loopback(host))
+    if not settings.is_loopback and settings.client_token is None and not insecure:
+        raise ConfigError(
+            f"collector.host = {host!r} is reachable from other machines: set a client token in "
+            f"${config.collector.client_token_env}, or say --insecure"
+        )
+    load_every_s = None if load_every is None else read_duration(load_every)
+    load_command = [sys.executable, "-m", "evalpipe", "load", "--data", str(workspace.data)]
+    if workspace.config_path is not None:
+        load_command += ["--config", str(workspace.config_path)]
+    raise_limit()
+    run_collector(
+        Run(
+            settings=msgspec.structs.replace(settings, log_level=log_level),
+            host=host,
+            port=config.collector.port if port is None else port,
+            n_workers=workers or config.collector.workers,
+            load_every_s=load_every_s,
+            load_command=load_command,
+            controller_command=_controller_command(workspace),
+            status_every_s=status_every_s,
+            warnings=[COSTS_UNKNOWN] if costs_unknown(config) else [],
+        )
+    )
+
+
+def _controller_command(workspace: Workspace) -> list[str]:
+    """What watches the canary beside the workers; empty in the other modes."""
+    config = workspace.require_config()
+    if config.experiment.mode != "canary":
+        return []
+    from evalpipe.workspace.canary import canary_config  # the store and its libraries: only where a canary is watched
+
+    canary_config(workspace)
+    command = [
+        sys.executable,
+        "-m",
+        "evalpipe",
+        "canary",
+        "run",
+        "--with-parent",
+        "--log-format",
+        "json",
+        "--data",
+        str(workspace.data),
+    ]
+    return command if workspace.config_path is None else [*command, "--config", str(workspace.config_path)]
+
+
+def collector_settings(workspace: Workspace) -> CollectorSettings:
+    """Everything the collector's processes are told."""
+    config = workspace.require_config()
+    arms = config.require_arms()
+    options, experiment = config.collector, config.experiment
+    control = _arm(workspace, "control", arms.control)
+    treatment = None if arms.treatment is None else _arm(workspace, "treatment", arms.treatment)
+    prices = price_book(config)
+    if treatment is not None and options.shadow_budget_usd is not None:
+        now = datetime.now(UTC)
+        if treatment.model is None or not is_priced(treatment.model, treatment.provider, at=now, prices=prices):
+            raise BudgetError(
+                f"collector.shadow_budget_usd cannot be kept: no price is known for arms.treatment.model = "
+                f"{treatment.model!r}; add it under [prices], or leave the budget out"
+            )
+    token = secret(options.client_token_env)
+    return CollectorSettings(
+        experiment=experiment.name,
+        control=control,
+        treatment=treatment,
+        spool=str(workspace.spool.resolve()),
+        data=str(workspace.data.resolve()),
+        mode=experiment.mode,
+        treatment_percent=experiment.treatment_percent,
+        salt=experiment.salt,
+        unit_sources=experiment.unit,
+        config_fingerprint=config_fingerprint(config, control, treatment),
+        sample_percent=options.sample_percent,
+        shadow_percent=config.canary.shadow_percent,
+        connect_timeout_s=options.connect_timeout_s,
+        idle_timeout_s=options.idle_timeout_s,
+        timeout_s=options.timeout_s,
+        shadow_timeout_s=options.shadow_timeout_s,
+        fsync_interval_s=options.fsync_interval_s,
+        hash_units=options.hash_units,
+        unit_key=Secret(unit_key(workspace, experiment.name if options.hash_units else None).decode("latin-1")),
+        inject_stream_usage=options.stream_usage == "inject",
+        shadow_concurrency=options.shadow_concurrency,
+        shadow_budget_usd=options.shadow_budget_usd,
+        shadow_spent_usd=0.0 if options.shadow_budget_usd is None else spent_on_copies(workspace, experiment.name),
+        prices={model: own.model_dump(exclude_none=True) for model, own in config.prices.items()},
+        redact=options.redact,
+        responses_may_continue=options.responses_may_continue,
+        otel_names=config.telemetry.names == "otel",
+        client_token=None if token is None else Secret(token),
+        allowed_hosts=options.allowed_hosts,
+        allowed_origins=options.allowed_origins,
+    )
+
+
+def spent_on_copies(workspace: Workspace, experiment: str) -> float:
+    """USD of the copies in the store, where the treatment process has no account of its own that can be read."""
+    if not is_lost(workspace.spool) or experiment not in workspace.loaded_experiments():
+        return 0.0
+    from evalpipe.store.query import open_store  # DuckDB: only where an account is lost
+
+    with open_store(workspace.data, experiment) as store:
+        row = store.connection.execute(
+            "SELECT coalesce(sum(cost_usd), 0) FROM exchanges WHERE role = 'shadow'"
+        ).fetchone()
+    return float(row[0]) if row else 0.0
+
+
+def config_fingerprint(config: Config, control: ArmSettings, treatment: ArmSettings | None) -> str:
+    """What every record carries, "CONTROL-TREATMENT": a fingerprint of each arm's configuration, "" for no treatment."""
+    arms = config.require_arms()
+    names = (None if arm is None else arm.api_key_env for arm in (arms.control, arms.treatment))
+    return "-".join(
+        "" if arm is None else arm_fingerprint(arm, key_name)
+        for arm, key_name in zip((control, treatment), names, strict=True)
+    )
+
+
+def arm_fingerprint(arm: ArmSettings, key_name: str | None) -> str:
+    """Of what decides an arm's answers: provider, address, model, parameters, dropped fields, system prompt, rewriting,
+    and the name of the key's environment variable (never the key)."""
+    return fingerprint(
+        {
+            "provider": arm.provider,
+            "base_url": arm.base_url,
+            "model": arm.model,
+            "params": arm.params,
+            "system_prompt": arm.system_prompt,
+            "rewrite": arm.rewrite,
+            "api_key_env": key_name,
+            **(
+                {"drop": sorted(arm.drop)} if arm.drop else {}
+            ),  # absent: logs from before it belong to the same configuration
+        }
+    )
+
+
+def _arm(workspace: Workspace, name: str, arm: ArmConfig) -> ArmSettings:
+    key = None
+    if arm.api_key_env is not None:
+        key = secret(arm.api_key_env)
+        if key is None:
+            raise ConfigError(f"arms.{name}.api_key_env = {arm.api_key_env!r}: this environment variable is not set")
+        if not key.isascii() or not key.isprintable() or key != key.strip():
+            raise ConfigError(f"${arm.api_key_env} holds blanks or characters that cannot stand in a header")
+    return ArmSettings(
+        arm=name,
+        provider=arm.provider,
+        base_url=IN_PROCESS if arm.provider == "litellm" and arm.base_url is None else arm.effective_base_url,
+        model=arm.model,
+        rewrite=arm.rewrite,
+        api_key=None if key is None else Secret(key),
+        system_prompt=_system_prompt(workspace, name, arm),
+        params=arm.params,
+        drop=arm.drop,
+        infrastructure_usd=arm.infrastructure_usd_per_request,
+    )
+
+
+def arm_settings(workspace: Workspace, name: str, arm: ArmConfig) -> ArmSettings:
+    """One arm as the collector's processes get it. Raises ConfigError where its key or its prompt is missing."""
+    return _arm(workspace, name, arm)
+
+
+def _system_prompt(workspace: Workspace, name: str, arm: ArmConfig) -> str | None:
+    if arm.system_prompt_file is None:
+        return None
+    path = workspace.root / Path(arm.system_prompt_file)
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"arms.{name}.system_prompt_file = {arm.system_prompt_file!r} cannot be read: {error}"
+        ) from None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    name = host.lower()
+    return is_loopback_name(name) and not name.endswith(".localhost")  # what those resolve to here is not known
+
+
+def read_duration(text: str) -> float:
+    """ "10m", "30s", "1h" → seconds."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(s|m|h)", text.strip())
+    if match is None or float(match.group(1)) == 0:
+        raise ConfigError(f"--load-every {text!r}: give a duration such as 30s, 10m or 1h")
+    return float(match.group(1)) * _UNITS[match.group(2)]

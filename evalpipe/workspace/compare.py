@@ -1,0 +1,453 @@
+"""`evalpipe compare`: two files of answers (or one with both) → loaded, paired, judged, reported."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from evalpipe.config import ArmConfig, Config, ExperimentConfig, JudgeConfig
+from evalpipe.errors import ConfigError, DataError, EvalpipeError
+from evalpipe.identity import fingerprint
+from evalpipe.judging.costs import CostEstimate
+from evalpipe.judging.run_summary import RunSummary
+from evalpipe.models import Arm, Exchange, Label
+from evalpipe.providers.model_names import family, same_family
+from evalpipe.store.importers.base import Imported
+from evalpipe.store.importers.pairing import Pairing, pair_up
+from evalpipe.store.load import Entry, Reading, read_source, store_rows
+from evalpipe.store.loads import loads_in
+from evalpipe.text import printable
+from evalpipe.workspace.load import (
+    LoadOptions,
+    LoadPlan,
+    Planned,
+    arms_of,
+    check_writable,
+    memory_of,
+    only_load,
+    plan_files,
+    shown_guess,
+)
+from evalpipe.workspace.paths import Workspace, shipped
+from evalpipe.workspace.report import WrittenReport, write_report
+
+Say = Callable[[str], object]
+Ask = Callable[[str], bool]
+SHOWN = 3
+"""answers without a partner that are shown of each file"""
+
+
+@dataclass(frozen=True, slots=True)
+class Vendor:
+    """Whose cheap model judges where its key is in the environment."""
+
+    family: str
+    provider: str
+    key_env: str
+    model: str
+    base_url: str | None = None
+
+
+VENDORS = (
+    Vendor("claude", "anthropic", "ANTHROPIC_API_KEY", "claude-haiku-4-5"),
+    Vendor("gpt", "openai", "OPENAI_API_KEY", "gpt-4.1-mini"),
+    Vendor(
+        "gemini",
+        "openai",
+        "GEMINI_API_KEY",
+        "gemini-2.5-flash-lite",
+        "https://generativelanguage.googleapis.com/v1beta/openai",
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompareOptions:
+    """What the command line says."""
+
+    name: str | None = None
+    judge_model: str | None = None
+    judge_base_url: str | None = None
+    judge_key_env: str | None = None
+    mapping: str | None = None
+    arms: tuple[str, ...] = ()
+    format_name: str = "auto"
+    max_usd: float | None = None
+    limit: int | None = None
+    yes: bool = False
+    show_progress: bool | None = None
+
+
+@dataclass(kw_only=True, slots=True)
+class Compared:
+    """What a comparison came to."""
+
+    workspace: Workspace
+    experiment: str
+    n_pairs: int
+    tally: RunSummary
+    report: WrittenReport
+
+
+@dataclass(kw_only=True, slots=True)
+class _Read:
+    """The answers of one file, and what it held besides."""
+
+    rows: list[Exchange] = field(default_factory=list)
+    labels: list[Label] = field(default_factory=list)
+    n_rejected: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
+    has_ids: bool = True
+    says_arms: bool = False
+    faults: list[str] = field(default_factory=list)
+
+
+def compare(
+    workspace: Workspace, old: Path, new: Path | None, options: CompareOptions, *, say: Say, ask: Ask | None
+) -> Compared:
+    """Compare two files of answers, or the two answers in one.
+
+    Args:
+        workspace: of the working directory; without a configuration the data go to ./evalpipe-NAME/.
+        old: control's answers, or both.
+        new: treatment's answers.
+        options: what the command line says.
+        say: takes the line of each step.
+        ask: asked before money is spent; None: nobody can be asked.
+
+    Raises:
+        ConfigError: for files, mappings and judges that cannot be; where a yes is needed and nobody can be asked.
+        DataError: where no two answers belong together.
+    """
+    name = _name(old, new, options.name)
+    say(f"1/4 read: {old}" + (f" (control) and {new} (treatment)" if new is not None else " (both answers)"))
+    pairs, labels = _pairs_of(workspace, old, new, options, say)
+    judge = _judge_of(workspace, options, pairs)
+    place, experiment = _place(workspace, name, judge, pairs)
+    check_writable(place.data)
+    content = _content(pairs, labels)
+    experiment = _fresh_name(place, experiment, content, say)
+    place = _named(place, experiment)
+    imported = [Imported(exchanges=[row for pair in pairs for row in pair], labels=labels)]
+    with only_load(place.data):
+        store_rows(place.data, experiment, f"compare-{content}", imported)
+    say(f"2/4 stored {len(pairs):,} pairs as {experiment} in {place.data}")
+    tally = _judged(place, experiment, options, say, ask)
+    say("4/4 report")
+    report = write_report(place, experiment=experiment)
+    return Compared(workspace=place, experiment=experiment, n_pairs=len(pairs), tally=tally, report=report)
+
+
+def _name(old: Path, new: Path | None, asked: str | None) -> str:
+    if asked is not None:
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", asked):
+            raise ConfigError(
+                f"--name {asked}: letters, digits, '.', '_' and '-', at most 64, not beginning with '.' or '-'"
+            )
+        return asked
+    stems = [
+        re.sub(r"[^A-Za-z0-9._-]+", "-", path.name.split(".")[0]).strip(".-") or "file"
+        for path in (old, new)
+        if path is not None
+    ]
+    return "-vs-".join(stem[:28] for stem in stems)
+
+
+def _pairs_of(
+    workspace: Workspace, old: Path, new: Path | None, options: CompareOptions, say: Say
+) -> tuple[list[tuple[Exchange, Exchange]], list[Label]]:
+    first = _read(workspace, old, options, Arm.CONTROL, say)
+    if new is None:
+        return _both_in(first, old, say), first.labels
+    second = _read(workspace, new, options, Arm.TREATMENT, say)
+    for read, path in ((first, old), (second, new)):
+        if read.says_arms and len({row.arm for row in read.rows}) > 1:
+            raise ConfigError(
+                f"{path} holds the answers of both arms already: compare it alone, `evalpipe compare {path}`"
+            )
+    found = pair_up(first.rows, second.rows, ids=first.has_ids and second.has_ids)
+    _say_pairing(found, old, new, say)
+    if not found.pairs:
+        raise DataError(
+            f"no answer of {old} and {new} belongs together: neither an id nor a prompt is in both; "
+            'say which columns hold them with --map "prompt=…, text=…, id=…"'
+        )
+    return found.pairs, []
+
+
+def _read(workspace: Workspace, path: Path, options: CompareOptions, arm: Arm, say: Say) -> _Read:
+    """Every answer of a file, with one line of what it is and what was left out."""
+    if not path.exists():
+        raise ConfigError(f"no such file: {path}")
+    files = (
+        [path]
+        if path.is_file()
+        else sorted(one for one in path.rglob("*") if one.is_file() and not one.name.startswith("."))
+    )
+    chosen = LoadOptions(
+        format_name=options.format_name, arm=arm.value, mapping=options.mapping, arms=options.arms, yes=True
+    )
+    plan: LoadPlan = plan_files(workspace, [(one, path.is_dir(), "compare") for one in files], chosen)
+    if not plan.sources:
+        raise DataError(f"{path} holds no log: {'; '.join(plan.skipped) or 'it is empty'}")
+    memory = memory_of(plan)
+    read = _Read()
+    for planned in plan.sources:
+        if planned.guess is not None:
+            for line in shown_guess(planned, workspace):
+                say(printable(line))
+        reading = Reading(arm=arm, arms=arms_of(planned, workspace), memory=memory)
+        importer = planned.examined.importer
+        read.says_arms = read.says_arms or (importer is not None and importer.tells_arms)
+        for entry in read_source(planned.examined, reading):
+            _take(read, entry)
+        read.faults += planned.examined.source.faults
+        _say_source(planned, read, say)
+    if not read.rows:
+        reasons = (
+            "; ".join(f"{reason} {n:,}" for reason, n in {**read.reasons, **read.left_out}.items()) or "nothing in it"
+        )
+        raise DataError(f"{path} holds no answer: {reasons}")
+    return read
+
+
+def _take(read: _Read, entry: Entry) -> None:
+    reasons = [entry.reason] if entry.reason is not None else []
+    if entry.imported is not None:
+        imported = entry.imported
+        read.rows += imported.exchanges
+        read.labels += imported.labels
+        read.has_ids = read.has_ids and not imported.derived_ids
+        read.says_arms = read.says_arms or bool(imported.variants)
+        for kind in imported.left_out:
+            read.left_out[kind] = read.left_out.get(kind, 0) + 1
+        reasons += imported.rejected
+    for reason in reasons:
+        read.n_rejected += 1
+        read.reasons[reason] = read.reasons.get(reason, 0) + 1
+
+
+def _say_source(planned: Planned, read: _Read, say: Say) -> None:
+    importer = planned.examined.importer
+    form = (
+        importer.name
+        if importer is not None and planned.guess is None
+        else "columns as above"
+        if planned.guess
+        else "map"
+    )
+    say(f"    {planned.examined.source.name}: {planned.examined.source.kind}, {form}; {len(read.rows):,} answers")
+    for kinds, word in ((read.left_out, "left out"), (read.reasons, "rejected")):
+        if kinds:
+            say(printable(f"    {word}: {'; '.join(f'{kind} {n:,}' for kind, n in list(kinds.items())[:4])}"))
+    for fault in read.faults:
+        say(f"    {fault}")
+
+
+def _both_in(read: _Read, path: Path, say: Say) -> list[tuple[Exchange, Exchange]]:
+    """The pairs of a file that holds both answers: under one id, or (one answer a row) by their prompts."""
+    old = [row for row in read.rows if row.arm is Arm.CONTROL]
+    new = [row for row in read.rows if row.arm is Arm.TREATMENT]
+    if not old or not new:
+        raise ConfigError(
+            f"{path} holds one answer to each prompt: give the file of the other answers too, or say where both are with "
+            '--map "prompt=…, text_a=OLD, text_b=NEW" (or text=…, arm=COLUMN)'
+        )
+    found = pair_up(old, new, ids=True)
+    _say_pairing(found, path, path, say)
+    if not found.pairs:
+        raise DataError(f"{path}: no prompt was answered by both arms, so there is nothing to compare pair by pair")
+    return found.pairs
+
+
+def _say_pairing(found: Pairing, old: Path, new: Path, say: Say) -> None:
+    by = ", ".join(f"{n:,} by {how}" for how, n in found.by.items()) or "none"
+    say(f"    {len(found.pairs):,} pairs ({by})")
+    if found.n_other_prompts:
+        say(
+            f"    {found.n_other_prompts:,} of them have prompts that differ between the files: control's is shown to the judge"
+        )
+    for alone, path, arm in ((found.old_alone, old, "control"), (found.new_alone, new, "treatment")):
+        if alone:
+            say(f"    {len(alone):,} answers of {path} ({arm}) have no partner and are left out, such as:")
+            for row in alone[:SHOWN]:
+                say(printable(f"      {row.request_id[:40]}: {_short(row.prompt or row.text or '')}"))
+
+
+def _short(text: str) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= 90 else f"{flat[:89]}…"
+
+
+def _models(pairs: Sequence[tuple[Exchange, Exchange]]) -> tuple[str | None, str | None]:
+    old = next((row.model or row.model_requested for row, _ in pairs if row.model or row.model_requested), None)
+    new = next((row.model or row.model_requested for _, row in pairs if row.model or row.model_requested), None)
+    return old, new
+
+
+@dataclass(frozen=True, slots=True)
+class _Judge:
+    """Who judges; None in a field: as the workspace says."""
+
+    vendor: Vendor | None
+    model: str | None
+    base_url: str | None
+    key_env: str | None
+
+
+def _judge_of(workspace: Workspace, options: CompareOptions, pairs: Sequence[tuple[Exchange, Exchange]]) -> _Judge:
+    """The judge that was named, else the workspace's, else the cheap model of a vendor whose key is there."""
+    if workspace.config is not None:
+        return _Judge(None, options.judge_model, options.judge_base_url, options.judge_key_env)
+    if options.judge_model is not None:
+        kind = family(options.judge_model)
+        vendor = next((one for one in VENDORS if one.family == kind), VENDORS[1])
+        known = kind in {one.family for one in VENDORS}
+        if not known and options.judge_base_url is None:
+            raise ConfigError(
+                f"--judge-model {options.judge_model}: whose model is it? Give its server with --judge-base-url URL"
+            )
+        key = options.judge_key_env or vendor.key_env
+        from evalpipe.calls.client import is_local
+
+        if not os.environ.get(key) and not is_local(options.judge_base_url):
+            raise ConfigError(
+                f"the judge {options.judge_model} needs a key: set {key} in the environment, "
+                "or name another variable with --judge-key-env"
+            )
+        return _Judge(vendor, options.judge_model, options.judge_base_url or vendor.base_url, key)
+    there = [one for one in VENDORS if os.environ.get(one.key_env)]
+    if not there:
+        names = ", ".join(one.key_env for one in VENDORS)
+        raise ConfigError(
+            f"no judge: set one of {names} in the environment, or name a judge with --judge-model (and --judge-base-url)"
+        )
+    arms = _models(pairs)
+    vendor = next((one for one in there if not any(same_family(one.model, arm) for arm in arms)), there[0])
+    return _Judge(vendor, vendor.model, options.judge_base_url or vendor.base_url, vendor.key_env)
+
+
+def _place(
+    workspace: Workspace, name: str, judge: _Judge, pairs: Sequence[tuple[Exchange, Exchange]]
+) -> tuple[Workspace, str]:
+    """(where the data lie, the experiment). Outside of a workspace: ./evalpipe-NAME/, with a judge's file of its
+    own."""
+    if workspace.config is not None:
+        config = workspace.config
+        changed = config.judge.model_copy(
+            update={
+                key: value
+                for key, value in (("model", judge.model), ("base_url", judge.base_url), ("api_key_env", judge.key_env))
+                if value
+            }
+        )
+        return replace(workspace, config=config.model_copy(update={"judge": changed})), name
+    root = (Path.cwd() / f"evalpipe-{name}").resolve()
+    root.mkdir(parents=True, exist_ok=True)
+    _write_judge(root, judge)
+    data = workspace.data if workspace.data != Path.cwd().resolve() / "data" else root / "data"
+    old, new = _models(pairs)
+    arms = (
+        {"control": ArmConfig(provider="openai", model=old), "treatment": ArmConfig(provider="openai", model=new)}
+        if old and new
+        else None
+    )
+    document: dict[str, Any] = {"experiment": ExperimentConfig(name=name), "judge": JudgeConfig()}
+    if arms is not None:
+        document["arms"] = arms
+    return Workspace(root=root, data=data, config=Config(**document)), name
+
+
+def _write_judge(root: Path, judge: _Judge) -> None:
+    """The shipped pairwise judge with this model in it, where `evalpipe judge` and `evalpipe report` find it again."""
+    from evalpipe.workspace.record import write_atomically
+
+    assert judge.vendor is not None and judge.model is not None
+    text = (shipped("judges") / "pairwise.toml").read_text("utf-8")
+    text = re.sub(r'(?m)^provider = "[^"]*"', f'provider = "{judge.vendor.provider}"', text)
+    text = re.sub(r'(?m)^model = "[^"]*"', f"model = {_toml(judge.model)}", text)
+    text = re.sub(r'(?m)^api_key_env = "[^"]*"', f"api_key_env = {_toml(judge.key_env or '')}", text)
+    if judge.base_url:
+        text = text.replace("api_key_env =", f"base_url = {_toml(judge.base_url)}\napi_key_env =", 1)
+    (root / "judges").mkdir(exist_ok=True)
+    write_atomically(root / "judges" / "pairwise.toml", text.encode())
+
+
+def _toml(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _content(pairs: Sequence[tuple[Exchange, Exchange]], labels: Sequence[Label]) -> str:
+    """A fingerprint of everything that is compared: the same files again are the same comparison."""
+    return fingerprint(
+        [[[row.request_id, row.prompt, row.text, row.outcome, row.unit_id] for row in pair] for pair in pairs]
+        + [[label.request_id, label.preference] for label in labels]
+    )
+
+
+def _fresh_name(place: Workspace, name: str, content: str, say: Say) -> str:
+    """The name under which these answers are compared: a decision once recorded belongs to the answers it was made
+    on."""
+    known: dict[str, set[str]] = {}
+    for load in loads_in(place.data):
+        known.setdefault(load.experiment, set()).add(Path(load.source).name)
+    taken = {*known, *place.loaded_experiments()}
+    wanted, number = name, 1
+    while wanted in taken and f"compare-{content}" not in known.get(wanted, set()):
+        number += 1
+        wanted = f"{name[:60]}-{number}"
+    if wanted != name:
+        say(f"    {name} holds other answers (files of before): these are {wanted}")
+    return wanted
+
+
+def _named(place: Workspace, experiment: str) -> Workspace:
+    config = place.config
+    assert config is not None
+    named = config.experiment.model_copy(update={"name": experiment, "mode": "shadow"})
+    return replace(place, config=config.model_copy(update={"experiment": named}))
+
+
+def _judged(place: Workspace, experiment: str, options: CompareOptions, say: Say, ask: Ask | None) -> RunSummary:
+    from evalpipe.workspace import judge as workspace_judge
+    from evalpipe.workspace.judge_setup import JudgeOptions, load_specs
+
+    chosen = JudgeOptions(
+        max_usd=options.max_usd, limit=options.limit, experiment=experiment, show_progress=options.show_progress
+    )
+    spec = load_specs(place)[0]
+    estimate = workspace_judge.estimate_judging(place, chosen)[0]
+    from evalpipe.calls.client import address_of, api_key
+
+    say(f"3/4 judge: {spec.model} at {address_of(spec)}" + (f", key {spec.api_key_env}" if spec.api_key_env else ""))
+    api_key(spec)
+    say(f"    {_cost(estimate)}")
+    for arm, model in zip(("control", "treatment"), _arm_models(place), strict=True):
+        if model and same_family(spec.model, model):
+            say(f"    it is of the family of {arm}'s {model}: judges prefer their own kin; --judge-model names another")
+    if estimate.calls and not options.yes:
+        if ask is None:
+            raise ConfigError(
+                f"judging costs money ({_cost(estimate)}): add --yes (and --max-usd USD as a cap); nothing was sent"
+            )
+        if not ask("Send them?"):
+            raise EvalpipeError("nothing was sent; the answers stay loaded: run the same command again to go on")
+    return workspace_judge.judge(place, chosen)[0]
+
+
+def _arm_models(place: Workspace) -> tuple[str | None, str | None]:
+    arms = place.config.arms if place.config is not None else None
+    return (None, None) if arms is None else (arms.control.model, arms.treatment.model if arms.treatment else None)
+
+
+def _cost(estimate: CostEstimate) -> str:
+    if not estimate.calls:
+        return "nothing to ask: every pair is judged already, or its answers are identical"
+    money = f"about ${estimate.usd:,.4f}" if estimate.usd is not None else "at a price that is not known"
+    more = f", {estimate.known:,} known already" if estimate.known else ""
+    return f"{estimate.calls:,} calls for {estimate.units:,} pairs{more}, {money}"

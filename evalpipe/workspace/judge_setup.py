@@ -1,0 +1,342 @@
+"""What a judge's run needs of a workspace: its spec, plan, prices, budget, limits and folders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from evalpipe.analysis.sql import rows
+from evalpipe.analysis.turns import goal_turns, mark_first_turns
+from evalpipe.calls.budget import Budget, CostOf
+from evalpipe.calls.client import address_of
+from evalpipe.calls.journal import compact
+from evalpipe.calls.limiter import Limiter
+from evalpipe.config import JudgeConfig
+from evalpipe.errors import BudgetError, DataError, EvalpipeError
+from evalpipe.judging.batch_state import OPEN, intents, pending
+from evalpipe.judging.costs import TOKENS_PER_CHAR, CostHistory, settled_calls, settlements_folder, spent_so_far
+from evalpipe.judging.plan import PairRules, Plan, make_plan
+from evalpipe.judging.run_summary import RunSummary
+from evalpipe.judging.runner import SystemClock
+from evalpipe.judging.spec import JudgeSpec, load_judge
+from evalpipe.models import ANSWERED, ASKED_MODEL, JudgeMode
+from evalpipe.providers.base import Usage
+from evalpipe.providers.pricing import cost_of
+from evalpipe.providers.setup_faults import provider_words, shown_failure
+from evalpipe.store.query import Selection, Store, open_store
+from evalpipe.workspace.paths import Workspace, has_record, price_book
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JudgeOptions:
+    """What the command line says; None where the configuration decides."""
+
+    judges: Sequence[str] = ()
+    limit: int | None = None
+    max_usd: float | None = None
+    until_decided: bool = False
+    selection: Selection = field(default_factory=Selection)
+    experiment: str | None = None
+    show_progress: bool | None = None
+
+
+def load_specs(workspace: Workspace, names: Sequence[str] = ()) -> list[JudgeSpec]:
+    """The judges asked for, else the configured ones; the configuration's model, address and key go before the file's."""
+    config = judge_settings(workspace)
+    return [
+        load_judge(
+            name,
+            workspace.judge_folders(),
+            workspace.prompt_folders(),
+            model=config.model,
+            base_url=config.base_url,
+            api_key_env=config.api_key_env,
+        )
+        for name in dict.fromkeys(names or config.name)
+    ]
+
+
+def judge_settings(workspace: Workspace) -> JudgeConfig:
+    return workspace.config.judge if workspace.config else JudgeConfig()
+
+
+def journal_folder(workspace: Workspace, experiment: str) -> Path:
+    return workspace.data / "judgments" / f"experiment={experiment}"
+
+
+def batches_folder(workspace: Workspace, experiment: str) -> Path:
+    return journal_folder(workspace, experiment) / "batches"
+
+
+def build_plan(
+    workspace: Workspace, store: Store, spec: JudgeSpec, *, limit: int | None, keep_order: bool = False
+) -> Plan:
+    """The plan of one judge over the open store.
+
+    Args:
+        limit: only the first so many requests of the order.
+        keep_order: leave the table that `deciding.planned_pairs` reads.
+
+    Raises:
+        DataError: where there is nothing the judge could be asked about at all.
+    """
+    config = judge_settings(workspace)
+    experiment = store.experiment or ""
+    plan = make_plan(
+        store.connection,
+        spec,
+        orders=config.orders,
+        seed=workspace.config.experiment.effective_salt if workspace.config else experiment,
+        limit=limit,
+        max_attempts=config.max_attempts,
+        rules=_pair_rules(workspace, store, spec) if spec.mode == "pairwise" else None,
+        pending=pending(batches_folder(workspace, experiment), spec.fingerprint),
+        keep_order=keep_order,
+    )
+    if not plan.n_eligible and plan.unjudgeable:
+        kinds = ", ".join(f"{kind} {n:,}" for kind, n in plan.unjudgeable.items())
+        raise DataError(
+            f"{experiment}: nothing to judge: every answered pair has an answer that holds no text to judge ({kinds})"
+        )
+    if not plan.n_eligible:
+        raise DataError(nothing_to_judge(store, spec.mode))
+    return plan
+
+
+def _pair_rules(workspace: Workspace, store: Store, spec: JudgeSpec) -> PairRules:
+    """Which pairs, by the configuration and by what the experiment's looks have fixed. Marks later turns where they matter."""
+    config, experiment = judge_settings(workspace), store.experiment or ""
+    record = None
+    if has_record(workspace.data, experiment):
+        from evalpipe.workspace.record import load_record  # SciPy: a third of a second that a first run need not wait
+
+        record = load_record(workspace.data, experiment)
+    only_first = workspace.config is None or workspace.config.experiment.mode == "shadow"
+    if only_first:
+        fixed = record.turns if record else None
+        configured = workspace.config.decision.turns if workspace.config else "first"
+        if "all" in (configured, fixed):
+            only_first = False
+        else:
+            found = mark_first_turns(
+                store.connection,
+                experiment=experiment,
+                head=record.head if record else None,
+                source="stored_exchanges",
+            )
+            only_first = goal_turns(configured, fixed, found) == "first"
+    excluded = record.exclusions if record else []
+    return PairRules(
+        per_user=config.pairs_per_unit,
+        only_first_turns=only_first,
+        later_share=config.later_turns_percent / 100,
+        chosen=record.chosen.get(spec.fingerprint, []) if record else [],
+        excluded=[(_instant(one.since), _instant(one.until)) for one in excluded],
+    )
+
+
+def _instant(text: str) -> datetime:
+    found = datetime.fromisoformat(text)
+    return found.replace(tzinfo=UTC) if found.tzinfo is None else found
+
+
+def tally_of(spec: JudgeSpec, plan: Plan) -> RunSummary:
+    """The tally of a run before its first call."""
+    return RunSummary(
+        judge=spec.name,
+        fingerprint=spec.fingerprint,
+        address=address_of(spec),
+        n_planned=plan.n_calls,
+        n_known=plan.n_done,
+        n_over_cap=plan.n_over_cap,
+        model=spec.model,
+        n_given_up=plan.n_given_up,
+        given_up=list(plan.given_up),
+        unjudgeable=dict(plan.unjudgeable),
+    )
+
+
+def note_limit(tally: RunSummary, workspace: Workspace, store: Store, spec: JudgeSpec, limit: int | None) -> None:
+    """Note in the tally of a run with nothing to do how much is left beyond its limit."""
+    if limit is not None:
+        tally.limit, tally.n_beyond_limit = limit, build_plan(workspace, store, spec, limit=None).n_units
+
+
+def price_of(workspace: Workspace, spec: JudgeSpec, *, batch: bool = False) -> CostOf:
+    """Usage → USD for this judge: at the price of the model that answered, else of the one asked."""
+    prices = price_book(workspace.config)
+
+    def price(usage: Usage, answered: str | None = None) -> float | None:
+        cost = cost_of(
+            usage,
+            model=answered or spec.model,
+            requested=spec.model,
+            provider=spec.provider,
+            at=datetime.now(UTC),
+            prices=prices,
+            batch=batch,
+        )
+        return None if cost is None else cost.usd
+
+    return price
+
+
+def other_models(store: Store, spec: JudgeSpec) -> set[str]:
+    """Models that have answered this judge's calls in place of the one asked, in any run."""
+    found = store.connection.execute(
+        "SELECT DISTINCT judge_model FROM stored_judgments WHERE judge = $1 AND judge_model IS NOT NULL "
+        "AND json_extract_string(CASE WHEN json_valid(note) THEN note END, $2) = $3",
+        [spec.name, f"$.{ASKED_MODEL}", spec.model],
+    ).fetchall()
+    return {model for (model,) in found}
+
+
+def held_by_batches(workspace: Workspace, experiment: str, spec: JudgeSpec) -> float:
+    """USD that open batches of this judge can still cost."""
+    found = intents(batches_folder(workspace, experiment))
+    return sum(one.at_most_usd or 0.0 for one in found if one.state in OPEN and one.judge == spec.name)
+
+
+def budget_limit(workspace: Workspace, options: JudgeOptions) -> float | None:
+    return options.max_usd if options.max_usd is not None else judge_settings(workspace).max_usd
+
+
+def budget_of(store: Store, spec: JudgeSpec, cap: float | None, price: CostOf) -> Budget:
+    """The cap, and what was spent under it by this judge in this experiment before. Raises BudgetError where a cap is set
+    and the price is not known."""
+    if cap is not None and price(Usage(input_tokens=1, output_tokens=1)) is None:
+        raise BudgetError(
+            f"the price of {spec.model!r} is not known, so ${cap:g} cannot be kept: add "
+            f'[prices."{spec.model}"] input = …, output = … (USD per million tokens) to evalpipe.toml'
+        )
+    return Budget(cap=cap, spent=account_of(store, spec, price).cap_usd)
+
+
+def account_of(store: Store, spec: JudgeSpec, price: CostOf) -> CostHistory:
+    """What this judge has cost in the open experiment, with what was settled by hand."""
+    settled = settled_calls(settlements_folder(store.data, store.experiment or ""))
+    return spent_so_far(store.connection, spec, price, settled)
+
+
+def limiter_of(config: JudgeConfig, clock: SystemClock) -> Limiter:
+    return Limiter(
+        requests_per_minute=config.requests_per_minute,
+        input_tokens_per_minute=config.input_tokens_per_minute,
+        output_tokens_per_minute=config.output_tokens_per_minute,
+        now=clock.monotonic(),
+    )
+
+
+def recover(workspace: Workspace, experiment: str) -> int:
+    """Put what journals of ended runs hold into the store; the rows added."""
+    folder = journal_folder(workspace, experiment)
+    if not any(folder.glob("journal-*.jsonl")):
+        return 0
+    with open_store(workspace.data, experiment) as store:
+        return compact(folder, store.write_judgments)
+
+
+# What `evalpipe judge` reports where there is nothing to judge: what was loaded, and why none of it can be.
+
+
+_NEEDS_BOTH = "a log with one answer per request needs a pointwise judge"
+
+
+def nothing_to_judge(store: Store, mode: JudgeMode) -> str:
+    """Why the open store holds no pair (or, for a pointwise judge, no answer) to judge, with the commonest failure."""
+    what = "pairs" if mode is JudgeMode.PAIRWISE else "answers"
+    rows = store.connection.execute(
+        "SELECT arm, count(DISTINCT request_id), count(*) FILTER (list_contains($1::VARCHAR[], outcome)) FROM exchanges "
+        "WHERE role <> 'replay' GROUP BY arm",
+        [sorted(ANSWERED)],
+    ).fetchall()
+    n_requests = store.connection.execute(
+        "SELECT count(DISTINCT request_id) FROM exchanges WHERE role <> 'replay'"
+    ).fetchall()[0][0]
+    start = f"{store.experiment}: no {what} to judge"
+    if not n_requests:
+        return f"{start}: no requests are loaded; load a log first with `evalpipe load`"
+    loaded = f"{start}: {n_requests:,} request{' is' if n_requests == 1 else 's are'} loaded, but"
+    silent = [arm for arm, _, n_answered in sorted(rows) if not n_answered]
+    if silent:
+        arms = [f"the {arm} answered none ({_commonest_failure(store, arm)})" for arm in silent]
+        return f"{loaded} {', and '.join(arms)}"
+    if len(rows) == 1:
+        fate = _commonest_fate(store)
+        if fate is not None:
+            return f"{loaded} no copy of them was sent ({fate})"
+        return f"{loaded} only the {rows[0][0]}'s answers are there ({_NEEDS_BOTH})"
+    return f"{loaded} none was answered by both arms ({_NEEDS_BOTH})"
+
+
+def _commonest_fate(store: Store) -> str | None:
+    """Why copies were not sent; None where none was due."""
+    found = store.connection.execute(
+        "SELECT count(*) AS n, shadow_status, shadow_reason FROM exchanges WHERE shadow_status IS NOT NULL "
+        "GROUP BY shadow_status, shadow_reason ORDER BY n DESC, shadow_status, shadow_reason LIMIT 1"
+    ).fetchall()
+    if not found:
+        return None
+    n, status, reason = found[0]
+    return f"{n:,} × {status}: {provider_words(reason)}" if reason else f"{n:,} × {status}"
+
+
+def _commonest_failure(store: Store, arm: str) -> str:
+    n, outcome, status, code, message = store.connection.execute(
+        "SELECT count(*) AS n, outcome, status, error_type, arg_min(error_message, started_at) FROM exchanges "
+        "WHERE role <> 'replay' AND arm = $1 GROUP BY outcome, status, error_type "
+        "ORDER BY n DESC, outcome, status, error_type LIMIT 1",
+        [arm],
+    ).fetchall()[0]
+    return f"{n:,} × {shown_failure(status, code or outcome, message)}"
+
+
+# The dollars of a judged pair, before it is judged.
+
+
+OVERHEAD_TOKENS = 700
+"""rubric, reply schema and fences around the pair"""
+REPLY_TOKENS = 250
+
+
+def price_per_pair(workspace: Workspace, experiment: str, orders: str) -> tuple[float | None, str | None, str | None]:
+    """What a judged pair costs: what past calls cost on average, else by the lengths in the log and the price list.
+
+    Args:
+        experiment: whose answers are judged.
+        orders: how a pair is asked: both (two calls) | calibrated | balanced.
+
+    Returns:
+        (dollars, the judge's name, why the dollars are not known); None where not known, or nothing to add.
+    """
+    try:
+        spec = load_specs(workspace)[0]
+    except EvalpipeError as error:
+        return None, None, str(error)
+    calls = 2 if orders == "both" else 1
+    with open_store(workspace.data, experiment) as store:
+        paid = rows(
+            store.connection,
+            "SELECT avg(cost_usd) AS usd, count(cost_usd) AS n FROM judgments "
+            "WHERE judge = ? AND NOT simulated AND status = 'ok'",
+            [spec.name],
+        )[0]
+        if paid["n"] >= 20:
+            return calls * paid["usd"], spec.name, None
+        length = rows(
+            store.connection,
+            "SELECT avg(least(length(prompt), ?)) * ? AS prompt, avg(least(length(text), ?)) * ? AS answer "
+            "FROM exchanges WHERE text IS NOT NULL",
+            [spec.max_request_chars, TOKENS_PER_CHAR, spec.max_response_chars, TOKENS_PER_CHAR],
+        )[0]
+    if length["prompt"] is None or length["answer"] is None:
+        return None, spec.name, "There are no answers in the log yet, so the judge's dollars are not known."
+    usage = Usage(
+        input_tokens=round(OVERHEAD_TOKENS + length["prompt"] + 2 * length["answer"]), output_tokens=REPLY_TOKENS
+    )
+    usd = price_of(workspace, spec)(usage)
+    if usd is None:
+        return None, spec.name, f'The price of {spec.model} is not known: add it under [prices."{spec.model}"].'
+    return calls * usd, spec.name, None

@@ -1,0 +1,243 @@
+"""A workspace: where the configuration, the data and the reports are; how it is made; names in it."""
+
+from __future__ import annotations
+
+import os
+import re
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+
+from evalpipe.config import CONFIG_FILE, Config, load_config, read_config
+from evalpipe.errors import ConfigError, DataError
+from evalpipe.providers.pricing import Price
+from evalpipe.spool.segments import holds_log
+from evalpipe.store.query import open_store
+
+
+def shipped(folder: str) -> Path:
+    """The folder of that name (`judges`, `prompts`, `data/sample`) that evalpipe ships: in the wheel, else in the checkout."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "_shipped" / folder
+    return inside if inside.is_dir() else package.parent / folder
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workspace:
+    """`config` is None where a folder has no evalpipe.toml (a log loaded without a workspace)."""
+
+    root: Path
+    data: Path
+    config: Config | None
+    config_path: Path | None = None
+
+    @property
+    def spool(self) -> Path:
+        return self.data / "spool"
+
+    @property
+    def reports(self) -> Path:
+        return self.root / "reports"
+
+    @property
+    def unit_key_path(self) -> Path:
+        """The key of hashed unit ids lies beside the data, never in it."""
+        return self.data.parent / ".evalpipe-unit-key"
+
+    def require_config(self) -> Config:
+        if self.config is None:
+            raise ConfigError(
+                f"no {CONFIG_FILE} in {self.root}: write one with `evalpipe init`, or name another with --config"
+            )
+        return self.config
+
+    def experiment(self, name: str | None) -> str:
+        """The experiment asked for, else the workspace's, else (without a configuration) the only one that was loaded.
+
+        Raises ConfigError where none is known or the name is not allowed.
+        """
+        if name is not None:
+            from evalpipe.config import read_config
+
+            read_config({"experiment": {"name": name}}, name="--experiment")
+            return name
+        if self.config is not None:
+            return self.config.experiment.name
+        loaded = self.loaded_experiments()
+        if len(loaded) > 1:
+            raise ConfigError(f"several experiments are loaded: name one with --experiment ({', '.join(loaded)})")
+        return loaded[0] if loaded else self.require_config().experiment.name
+
+    def loaded_experiments(self) -> list[str]:
+        """The experiments the data folder holds exchanges of, by name."""
+        return sorted(path.name.removeprefix("experiment=") for path in self.data.glob("exchanges/experiment=*"))
+
+    def judge_folders(self) -> list[Path]:
+        """Where judge files are looked for, the workspace's own first."""
+        return [self.root / "judges", shipped("judges")]
+
+    def prompt_folders(self) -> list[Path]:
+        return [self.root / "prompts", shipped("prompts")]
+
+
+def open_workspace(config: Path | None = None, data: Path | None = None, *, root: Path | None = None) -> Workspace:
+    """The workspace of the working directory, or of the folder of `config`. A missing default configuration is not an
+    error here: `require_config` is asked where one is needed."""
+    path = config or (root or Path.cwd()) / CONFIG_FILE
+    folder = root or path.parent.resolve()
+    loaded = None if config is None and not path.exists() else load_config(path)
+    env = os.environ.get("EVALPIPE_DATA")
+    data_folder = data or (Path(env) if env else folder / "data")
+    return Workspace(root=folder, data=data_folder, config=loaded, config_path=path if loaded else None)
+
+
+def record_path(data: Path, experiment: str) -> Path:
+    """Where the experiment's record lies (`analysis.record`); it is there from the first look on."""
+    return data / "experiments" / f"{experiment}.json"
+
+
+def record_copy_path(data: Path, experiment: str) -> Path:
+    """Where the copy of the record lies: a record that is lost is no new beginning."""
+    return data / "experiments" / f".{experiment}.copy"
+
+
+def record_mark_path(data: Path, experiment: str) -> Path:
+    """There from the first record on."""
+    return data / "experiments" / f".{experiment}.recorded"
+
+
+def has_record(data: Path, experiment: str) -> bool:
+    """Whether a record was ever written; it may be lost since."""
+    places = (record_path, record_copy_path, record_mark_path)
+    return any(place(data, experiment).exists() for place in places)
+
+
+def no_workspace(workspace: Workspace) -> str:
+    """What to do in a folder that is no workspace and holds no data, with the workspace around it where there is one."""
+    around = next((folder for folder in workspace.root.parents if (folder / CONFIG_FILE).is_file()), None)
+    where = f"the workspace around it is {around}: cd there" if around else "`evalpipe init` makes a workspace"
+    return (
+        f"no {CONFIG_FILE} in {workspace.root}, no data in {workspace.data}: is it the right folder? {where}; "
+        "--data names another's data"
+    )
+
+
+def experiment_name(workspace: Workspace, asked: str | None) -> str:
+    """The experiment asked for, else the workspace's, else the only one the data folder holds. Raises ConfigError for an
+    impossible name or where nothing was loaded, DataError where there are several."""
+    if asked is not None or workspace.config is not None:
+        return workspace.experiment(asked)
+    known = workspace.loaded_experiments()
+    if len(known) == 1:
+        return known[0]
+    if not known:
+        raise ConfigError(no_workspace(workspace))
+    raise DataError(f"{workspace.data} holds {len(known)} experiments ({', '.join(known)}): name one with --experiment")
+
+
+# `evalpipe init`: a commented workspace.
+
+
+FOLDERS = ("data", "judges", "prompts", "reports")
+GITIGNORE = "data/\nreports/\n.evalpipe-unit-key\n"
+
+
+def config_template(*, name: str, mode: str) -> str:
+    """The commented evalpipe.toml: every key of the configuration, with its default."""
+    text = resources.files("evalpipe.workspace").joinpath("evalpipe.toml.template").read_text("utf-8")
+    return string.Template(text).substitute(name=name, mode=mode)
+
+
+def init_workspace(folder: Path, *, name: str | None = None, mode: str = "shadow") -> list[Path]:
+    """Write a workspace into `folder`; what it wrote. Existing files are never touched: ConfigError names the first."""
+    experiment = name if name is not None else re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip(".-")[:64]
+    experiment = experiment or "my-experiment"
+    read_config({"experiment": {"name": experiment, "mode": mode}}, name="evalpipe init")
+    config = folder / CONFIG_FILE
+    if config.exists():
+        raise ConfigError(f"{config} exists already: edit it, or choose another folder")
+    written = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for sub in FOLDERS:
+            (folder / sub).mkdir(mode=0o700 if sub == "data" else 0o777, exist_ok=True)
+        for path, text in ((config, config_template(name=experiment, mode=mode)), (folder / ".gitignore", GITIGNORE)):
+            if not path.exists():
+                path.write_text(text, "utf-8")
+                written.append(path)
+    except OSError as error:
+        raise ConfigError(f"cannot write {error.filename or folder}: {error.strerror}") from error
+    return written
+
+
+# Names that a command was given: an experiment and a judge that are there, or one line with those that are (exit code
+# 2).
+
+
+def loaded_experiment(workspace: Workspace, asked: str | None) -> str:
+    """The experiment asked for, else the workspace's, else the only one that is loaded; its data are there.
+
+    Raises:
+        ConfigError: with the experiments that are loaded, where there is no data of this one.
+    """
+    loaded = workspace.loaded_experiments()
+    if asked is None and workspace.config is None:
+        if len(loaded) == 1:
+            return loaded[0]
+        if loaded:
+            raise ConfigError(
+                f"{workspace.data} holds {len(loaded)} experiments: name one with --experiment ({', '.join(loaded)})"
+            )
+        raise ConfigError(no_workspace(workspace))
+    name = workspace.experiment(asked)
+    if name in loaded:
+        return name
+    if workspace.config is None or name != workspace.config.experiment.name:
+        raise ConfigError(f"--experiment: there is no {name!r} in {workspace.data}{_known(name, loaded)}")
+    if not workspace.data.is_dir():
+        raise ConfigError(
+            f"no data of experiment {name!r}: there is no folder {workspace.data}; run `evalpipe collect` first, or name another "
+            "with --data"
+        )
+    first = (
+        "run `evalpipe load`: the collector's log waits"
+        if holds_log(workspace.spool)
+        else "no request is collected yet; send some through `evalpipe collect`, then run `evalpipe load`"
+    )
+    others = f"; or name another with --experiment ({', '.join(loaded)})" if loaded else ""
+    raise ConfigError(f"no data of experiment {name!r} in {workspace.data}: {first}{others}")
+
+
+def check_judge(workspace: Workspace, experiment: str, judge: str | None) -> None:
+    """See that a judge is configured, or has judged something of the experiment. None: none was named.
+
+    Raises:
+        ConfigError: with the judges there are.
+    """
+    configured = workspace.config.judge.name if workspace.config else ()
+    if judge is None or judge in configured:
+        return
+    with open_store(workspace.data, experiment) as store:
+        found = store.connection.execute("SELECT DISTINCT judge FROM judgments ORDER BY judge").fetchall()
+    known = list(dict.fromkeys([*configured, *(name for (name,) in found)]))
+    if judge not in known:
+        raise ConfigError(f"--judge: no judgments of {judge!r} in experiment {experiment!r}{_known(judge, known)}")
+
+
+def _known(name: str, known: Sequence[str]) -> str:
+    near = get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    return f"{hint} known: {', '.join(known) or 'none'}"
+
+
+# The prices of the configuration as the price list that loading, judging and the collector share.
+
+
+def price_book(config: Config | None) -> dict[str, Price]:
+    """model → its own price, USD per million tokens; models that are not here have the price library's."""
+    if config is None:
+        return {}
+    return {model: Price(**own.model_dump()) for model, own in config.prices.items()}
