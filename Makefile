@@ -36,9 +36,9 @@ test: $(VENV)/.installed-dev chromium ## every test of the suite, and the collec
 	$(BIN)/python -m pytest
 	$(MAKE) test-compiled
 
-# What a wheel holds: the collector's data path compiled (.build/compile.py). Here beside the sources, never among them.
+# What a wheel holds: the collector's data path compiled (hatch_build.py). Here beside the sources, never among them.
 COMPILED := $(CURDIR)/build/compiled
-$(COMPILED)/.built: $(VENV)/.installed-dev .build/compile.py $(shell find evalpipe judges prompts -type f -not -path '*/__pycache__/*')
+$(COMPILED)/.built: $(VENV)/.installed-dev hatch_build.py $(shell find evalpipe judges prompts -type f -not -path '*/__pycache__/*')
 	rm -rf $(COMPILED)
 	EVALPIPE_COMPILE=1 PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target $(COMPILED) .
 	@touch $@

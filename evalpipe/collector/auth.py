@@ -6,6 +6,7 @@ sent before anything is asked, and a page whose name is rebound to 127.0.0.1 eve
 `Origin`, `Sec-Fetch-Site` and `Host`, which no page can change; programs send a Host of this machine and neither of the others.
 """
 
+# mypyc: compiled into wheels (hatch_build.py)
 from __future__ import annotations
 
 import binascii

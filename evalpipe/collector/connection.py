@@ -1,5 +1,6 @@
 """One client connection: finds requests in what arrives, gives each to an exchange, one at a time, in order."""
 
+# mypyc: compiled into wheels (hatch_build.py)
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,6 @@
 """Open files of a worker: a limit that is reached (`ulimit -n`) is refused with an answer, counted, and reported."""
 
+# mypyc: compiled into wheels (hatch_build.py)
 from __future__ import annotations
 
 import errno

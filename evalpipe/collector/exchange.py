@@ -1,5 +1,6 @@
 """One proxied exchange: the request to the arm it is assigned to, the response back to the client, bytes as received."""
 
+# mypyc: compiled into wheels (hatch_build.py)
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,6 @@
 """What an exchange and its client's connection show to each other, to the recorder and to the worker."""
 
+# mypyc: compiled into wheels (hatch_build.py)
 from __future__ import annotations
 
 import asyncio

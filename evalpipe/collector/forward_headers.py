@@ -1,5 +1,6 @@
 """Headers on their way to the arm and back: hop-by-hop headers dropped, parsed headers cached."""
 
+# mypyc: compiled into wheels (hatch_build.py)
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final

@@ -4,6 +4,7 @@ Text that holds a key holds each of its characters. The rarest of them are looke
 most answers lack one. What may hold a key goes to the `Redactor`, which takes it out of JSON, streams and plain text.
 """
 
+# mypyc: compiled into wheels (hatch_build.py)
 from __future__ import annotations
 
 import re

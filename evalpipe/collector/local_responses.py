@@ -1,5 +1,6 @@
 """Responses of the collector itself: its own routes, refusals, and failures in the shape the client's SDK expects."""
 
+# mypyc: compiled into wheels (hatch_build.py)
 from __future__ import annotations
 
 import json

@@ -4,6 +4,7 @@
 and what a killed process counted stays.
 """
 
+# mypyc: compiled into wheels (hatch_build.py)
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -1,5 +1,6 @@
 """Exchanges → records in the spool (and, under redaction, originals to the treatment process through memory)."""
 
+# mypyc: compiled into wheels (hatch_build.py)
 from __future__ import annotations
 
 import re

@@ -5,6 +5,7 @@ Each decision is a record before it is acted on. The queue is bounded in number,
 visibly.
 """
 
+# mypyc: compiled into wheels (hatch_build.py)
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,6 @@
 """The shadow process: follows the spool, feeds the queue of shadow requests, keeps its checkpoint."""
 
+# mypyc: compiled into wheels (hatch_build.py)
 from __future__ import annotations
 
 import asyncio

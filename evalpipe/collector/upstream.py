@@ -1,5 +1,6 @@
 """Connections to the arms' servers: kept alive, one exchange at a time on each, the answer's bytes handed on as they come."""
 
+# mypyc: compiled into wheels (hatch_build.py)
 from __future__ import annotations
 
 import asyncio

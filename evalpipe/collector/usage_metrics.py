@@ -5,6 +5,7 @@ counters fall behind, and catch up afterwards; the spool is the queue. A rate th
 is no such load: there they keep up.
 """
 
+# mypyc: compiled into wheels (hatch_build.py)
 from __future__ import annotations
 
 import time

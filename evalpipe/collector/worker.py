@@ -1,5 +1,6 @@
 """One serving process: its listening socket, connections, pools and spool segment, and the collector's own routes."""
 
+# mypyc: compiled into wheels (hatch_build.py)
 from __future__ import annotations
 
 import asyncio

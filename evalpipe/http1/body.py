@@ -1,5 +1,6 @@
 """Where a message body ends. Bytes are passed as they come; llhttp reads the chunk framing, nothing is rewritten here."""
 
+# mypyc: compiled into wheels (hatch_build.py)
 from __future__ import annotations
 
 import httptools

@@ -5,6 +5,7 @@ signed or conflicting lengths. What is here only reads lines that passed it. Of 
 the repairs that RFC 9112 allows a proxy: clients read such answers from the server itself.
 """
 
+# mypyc: compiled into wheels (hatch_build.py)
 from __future__ import annotations
 
 import re

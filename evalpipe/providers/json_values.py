@@ -1,5 +1,6 @@
 """Untrusted JSON read without surprises: lone surrogates replaced, no NaN or Infinity, typed access to its values."""
 
+# mypyc: compiled into wheels (hatch_build.py)
 from __future__ import annotations
 
 import json

@@ -1,5 +1,6 @@
 """Translation of requests: a client's request → the request an arm gets, in its dialect, model and parameters."""
 
+# mypyc: compiled into wheels (hatch_build.py)
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence

@@ -1,5 +1,6 @@
 """Reading a spool while it is written: new whole lines of every served segment, from where one stopped."""
 
+# mypyc: compiled into wheels (hatch_build.py)
 from __future__ import annotations
 
 import fcntl

@@ -4,6 +4,7 @@ Segments are `NAME.NNNNNN.jsonl`. The newest is locked exclusively (flock) as lo
 locked before the old is let go, so a reader tells a living segment from a closed one. Files are 0600.
 """
 
+# mypyc: compiled into wheels (hatch_build.py)
 from __future__ import annotations
 
 import contextlib

@@ -54,7 +54,8 @@ def workspace(root: Path, url: str, rows: list[dict[str, Any]], *, extra: str = 
     (root / "evalpipe.toml").write_text(f'[experiment]\nname = "t"\n[judge]\nbase_url = "{url}"\n{settings}{extra}')
     (root / "pairs.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     found = open_workspace(root / "evalpipe.toml")
-    load(found, [root / "pairs.jsonl"], format_name="pairs")
+    if rows:  # an empty file is an error
+        load(found, [root / "pairs.jsonl"], format_name="pairs")
     return found
 
 

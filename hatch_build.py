@@ -1,6 +1,7 @@
 """Build hook: compiles the collector's data path with mypyc while a wheel is built.
 
-The compiled modules are the same Python files, at half the processor's time a request. Where no C compiler is found the
+The compiled modules are the same Python files, at half the processor's time a request: those that hold the line
+`# mypyc: compiled into wheels`. Where no C compiler is found the
 wheel is pure Python, and says so. An editable install (development, `make demo`) stays interpreted: what is edited is what
 runs. `EVALPIPE_COMPILE=0` builds the pure wheel, `=1` makes a failure an error.
 """
@@ -8,6 +9,7 @@ runs. `EVALPIPE_COMPILE=0` builds the pure wheel, `=1` makes a failure an error.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
+_MARKER = re.compile(r"^# mypyc: compiled into wheels", re.MULTILINE)
 _MODE = os.environ.get("EVALPIPE_COMPILE", "")
 # What the compiled modules import and mypy reads types of, beside the compiler itself.
 _NEEDS = ["mypy>=1.18", "setuptools>=75", "msgspec>=0.19", "prometheus-client>=0.21"]
@@ -29,6 +32,12 @@ options = ["--config-file=", "--ignore-missing-imports"]
 setup(name="evalpipe", packages=[], ext_modules=mypycify(options + modules, opt_level="2", debug_level="0",
       group_name="evalpipe._compiled"))
 """
+
+
+def compiled_modules(root: Path) -> list[str]:
+    """The marked modules, as paths from the root."""
+    found = sorted(path for path in (root / "evalpipe").rglob("*.py") if _MARKER.search(path.read_text("utf-8")))
+    return [str(path.relative_to(root)) for path in found]
 
 
 class CompileHook(BuildHookInterface):
@@ -59,7 +68,7 @@ class CompileHook(BuildHookInterface):
     def _compile(self, folder: Path) -> str | None:
         """None, or why it failed. In a copy, so that no library is left beside the sources."""
         shutil.copytree(Path(self.root) / "evalpipe", folder / "evalpipe", ignore=shutil.ignore_patterns("*.so"))
-        (folder / "setup.py").write_text(_SETUP.format(modules=self.config["modules"]))
+        (folder / "setup.py").write_text(_SETUP.format(modules=compiled_modules(Path(self.root))))
         command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
         done = subprocess.run(command, check=False, cwd=folder, capture_output=True, text=True)
         shutil.rmtree(folder / "build", ignore_errors=True)
