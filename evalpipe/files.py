@@ -6,6 +6,7 @@ Bytes survive once their file was synced, a name once its folder was: also the n
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -80,6 +81,22 @@ def unlink_synced(paths: Iterable[Path]) -> None:
     for folder in folders:
         with suppress(FileNotFoundError):
             sync_folder(folder)
+
+
+def is_locked(path: Path) -> bool | None:
+    """Whether a process holds the file locked (`flock`); None where there is no file. Who is just taking the lock may have to
+    try again. Raises OSError."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def unfinished(folder: Path, pattern: str) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from evalpipe.collector.settings import ArmSettings, CollectorSettings
+from evalpipe.files import is_locked
 
 Line = tuple[str, dict[str, Any]]
 """The text, and the fields its JSON has besides."""
@@ -290,13 +290,6 @@ class SpoolWatch:
 def _is_closed(segment: Path) -> bool:
     """A running writer holds its segment locked."""
     try:
-        fd = os.open(segment, os.O_RDONLY | os.O_CLOEXEC)
+        return is_locked(segment) is False
     except OSError:
         return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(fd)
-    return True

@@ -24,7 +24,8 @@ from evalpipe.collector.logs import PipedLines, log_event
 from evalpipe.collector.settings import IN_PROCESS, CollectorSettings
 from evalpipe.collector.status import StatusLine, start_line
 from evalpipe.errors import ConfigError, EvalpipeError, WorkspaceBusyError
-from evalpipe.spool.checkpoint import READY_FILE, TREATMENT_LOCK, is_held
+from evalpipe.files import is_locked
+from evalpipe.spool.checkpoint import READY_FILE, TREATMENT_LOCK
 from evalpipe.spool.segments import SpoolLock
 
 _BACKLOG = 4096
@@ -265,7 +266,7 @@ class _Supervisor:
         """The treatment process has read where the last one stopped, or waits for one that is still ending."""
         lock = Path(self._run.settings.spool) / TREATMENT_LOCK
         for _ in range(int(_READY_S / _LOOK_S)):
-            if is_held(lock) or stop.is_set():
+            if is_locked(lock) or stop.is_set():
                 return
             await asyncio.sleep(_LOOK_S)
 

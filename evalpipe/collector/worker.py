@@ -29,8 +29,9 @@ from evalpipe.collector.setup_watch import SetupWatch
 from evalpipe.collector.traffic_watch import TrafficWatch, Uncollected, folder_of
 from evalpipe.collector.transform import UsageAsking, log
 from evalpipe.collector.upstream import Pool
+from evalpipe.files import is_locked
 from evalpipe.http1.headers import Line
-from evalpipe.spool.checkpoint import READY_FILE, TREATMENT_LOCK, is_held
+from evalpipe.spool.checkpoint import READY_FILE, TREATMENT_LOCK
 from evalpipe.spool.writer import SpoolWriter
 from evalpipe.traffic_shape import REMEDY, summary
 
@@ -338,7 +339,7 @@ class Routes:
                 f"the spool grows faster than it is loaded: {totals.unloaded_bytes / 1e6:,.1f} MB wait, the oldest for "
                 f"{totals.unloaded_age_s:,.0f} s"
             )
-        if not is_held(Path(self._worker.settings.spool) / TREATMENT_LOCK):
+        if not is_locked(Path(self._worker.settings.spool) / TREATMENT_LOCK):
             reasons.append("the treatment process is not running: copies wait, tokens and dollars are not counted")
         faults = self._worker.setup.faults()
         reasons += [fault.text for fault in faults]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from evalpipe.files import is_locked
 from evalpipe.models import Arm, CanaryEvaluation, CanaryEvent, CanaryState, CanaryStatus, GuardrailVerdict
 from evalpipe.rollout.canary import CONTROLLER, LIVE, NOT_BEGUN, History, Stage, StageStatus, StateTransition, evaluate
 from evalpipe.rollout.guardrails import Guardrail, evaluate_guardrails
@@ -136,11 +137,4 @@ def leader_lock(path: Path) -> Iterator[bool]:
 
 def has_leader(path: Path) -> bool:
     """Whether some process holds the election lock now."""
-    try:
-        with path.open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
+    return bool(is_locked(path))

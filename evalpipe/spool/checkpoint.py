@@ -7,8 +7,6 @@ forgotten, as long as a segment of decisions stays until a state covers it.
 
 from __future__ import annotations
 
-import fcntl
-import os
 from pathlib import Path
 
 import msgspec
@@ -95,21 +93,6 @@ def load_spent(data: Path, experiment: str) -> float:
 def save_spent(data: Path, experiment: str, usd: float) -> None:
     """Raises OSError."""
     write_synced(spent_path(data, experiment), repr(usd).encode())
-
-
-def is_held(lock: Path) -> bool:
-    """Whether a process holds the lock; one that is just taking it may have to try again."""
-    try:
-        fd = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
 
 
 def save_state(folder: Path, state: ShadowState) -> None:

@@ -19,6 +19,7 @@ from itertools import groupby
 from pathlib import Path
 
 from evalpipe.errors import DataError, EvalpipeError, WorkspaceBusyError
+from evalpipe.files import is_locked
 from evalpipe.models import Arm, Role, ShadowStatus
 from evalpipe.spool.checkpoint import OWN_PREFIX, STATE_FILE, TREATMENT_LOCK, ShadowState, read_state
 from evalpipe.spool.format import FeedbackRecord, Record, RequestRecord, ResponseRecord, ShadowRecord, read_record
@@ -182,23 +183,12 @@ def _look(path: Path) -> tuple[int, bool] | None:
     try:
         n_bytes = path.stat().st_size
         while True:
-            locked, n_before = _is_locked(path), n_bytes
+            locked, n_before = bool(is_locked(path)), n_bytes
             n_bytes = path.stat().st_size
             if locked or n_bytes == n_before:
                 return n_bytes, locked
     except FileNotFoundError:
         return None
-
-
-def _is_locked(path: Path) -> bool:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(handle)  # lets go of the lock, where it was had
-    return False
 
 
 # The records of all segments as one stream in the order of their times; what is no record is put aside.
