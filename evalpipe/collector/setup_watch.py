@@ -134,20 +134,20 @@ class SetupWatch:
         self._exchanges[arm] = exchanges
         detector = self._detectors[arm]
         self._count_answers(arm)
-        if ended == "client_closed":
-            return
         is_error = status is None or status >= 300
         answer = read_answer(
             endpoint, status, headers, body[:_MAX_READ] if is_error else body, ended=cast(Ended, ended)
         )
         outcome = Outcome.TIMEOUT if ended == "timeout" else answer.outcome
+        if outcome is Outcome.CLIENT_CLOSED:
+            return
         if outcome in ANSWERED:
             if not exchanges.is_proven:
                 self._first_answer(arm, asked[1], answer.model, request_id)
             exchanges.is_proven = True
             self._prove(detector)
             return
-        failed = ended not in {"complete", "closed_by_upstream"}
+        failed = ended not in {"complete", "closed_by_upstream", "client_closed"}
         words = message or answer.error_message
         shown = self._safe(words, secrets)
         self._log_failure(arm, outcome.value, status, shown, request_id)

@@ -252,8 +252,8 @@ class AnswerReader:
 
     def _finished(self, ended: Ended) -> Answer:
         answer = self._read(ended)
-        # SDKs close the connection at a stream's last event: such an answer is whole, however the connection ended.
-        if answer.streamed and answer.outcome in ANSWERED:
+        # SDKs close the connection at a stream's last event or at its error: either is known, however the connection ended.
+        if answer.streamed and (answer.outcome in ANSWERED or answer.outcome is Outcome.HTTP_ERROR):
             return answer
         if ended == "timeout":
             return replace(answer, outcome=Outcome.TIMEOUT, error_type=answer.error_type or "timeout")

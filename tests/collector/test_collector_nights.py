@@ -288,7 +288,12 @@ def test_a_cleaner_of_temporary_files_keeps_no_worker_from_being_replaced(
 
 
 def remove_folder(data: Path) -> None:
-    shutil.rmtree(data)
+    # As `rm -rf`, again where the running collector wrote a file meanwhile.
+    def is_gone() -> bool:
+        shutil.rmtree(data, ignore_errors=True)
+        return not data.exists()
+
+    eventually(is_gone)
 
 
 def remove_segment(data: Path) -> None:

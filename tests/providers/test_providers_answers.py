@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from evalpipe.models import Outcome
 from evalpipe.providers.base import Answer
 from evalpipe.providers.registry import DIALECTS, read_answer, read_request
+from evalpipe.spool.format import Ended
 
 JSON = {"content-type": "application/json"}
 SSE = {"Content-Type": "text/event-stream; charset=utf-8"}
@@ -307,8 +308,9 @@ def test_partial_answers_keep_what_came() -> None:
         ("responses", sse({"type": "error", "code": "server_error", "message": "m"}, named=True), "server_error"),
     ],
 )
-def test_an_error_after_200(endpoint: str, body: bytes, kind: str) -> None:
-    answer = read_answer(endpoint, 200, SSE, body)
+@pytest.mark.parametrize("ended", ["complete", "closed_by_upstream", "client_closed", "timeout"])
+def test_an_error_after_200_however_the_connection_ended(endpoint: str, body: bytes, kind: str, ended: Ended) -> None:
+    answer = read_answer(endpoint, 200, SSE, body, ended=ended)
     assert (answer.outcome, answer.error_type, answer.error_message) == (Outcome.HTTP_ERROR, kind, "m")
 
 
