@@ -384,8 +384,12 @@ class DatasetWriter:
         key = list(self._dataset.key)
         stored = self._stored_keys(partition, table.select(key))
         pending = self._pending_keys.setdefault(partition, set())
+        rows = list(zip(*(table[name].to_pylist() for name in key), strict=True))
+        if not stored and pending.isdisjoint(rows) and len(together := set(rows)) == len(rows):
+            pending |= together
+            return table
         keep = []
-        for row in zip(*(table[name].to_pylist() for name in key), strict=True):
+        for row in rows:
             new = row not in stored and row not in pending
             keep.append(new)
             if new:

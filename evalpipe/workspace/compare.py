@@ -64,6 +64,13 @@ VENDORS = (
     ),
 )
 
+RATES: dict[str, Any] = {
+    "requests_per_minute": 4000,
+    "input_tokens_per_minute": 2_000_000,
+    "output_tokens_per_minute": 400_000,
+}
+"""Of the judge outside of a workspace: where a key's limits are lower, the answers' headers and 429s lower these."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CompareOptions:
@@ -357,7 +364,7 @@ def _place(
         if old and new
         else None
     )
-    document: dict[str, Any] = {"experiment": ExperimentConfig(name=name), "judge": JudgeConfig()}
+    document: dict[str, Any] = {"experiment": ExperimentConfig(name=name), "judge": JudgeConfig(**RATES)}
     if arms is not None:
         document["arms"] = arms
     return Workspace(root=root, data=data, config=Config(**document)), name

@@ -274,9 +274,9 @@ def test_many_rows_at_once_are_read_as_each_row_alone(workspace: Workspace, pair
     given: list[dict[str, Any]] = []
     for text in ODD_TEXTS:
         given += [{"q": "a?", "x": text, "y": "z"}, {"q": text, "x": "b", "y": "z"}, {"q": "a?", "x": text, "y": text}]
-    for key in ("u", "s", "t", "i", "m", "l", "n", "o", "c", "v"):
+    for key in ("u", "s", "t", "i", "m", "l", "d", "n", "o", "c", "v"):
         given += [{"q": "a?", "x": "b", "y": "z", key: value} for value in ODD_VALUES]
-    everything = {"u": "u", "s": "s", "t": 1, "i": "i", "m": "m", "l": 1, "n": 1, "o": 1, "c": 1, "v": "a"}
+    everything = {"u": "u", "s": "s", "t": 1, "i": "i", "m": "m", "l": 1, "d": 1, "n": 1, "o": 1, "c": 1, "v": "a"}
     given = [{**everything, "i": None, "v": "a", **row} for row in given]
     for number, row in enumerate(given):  # no two rows are equal
         row["q"] = f"{number}{row['q']}" if row["q"] == "a?" else row["q"]
@@ -287,7 +287,7 @@ def test_many_rows_at_once_are_read_as_each_row_alone(workspace: Workspace, pair
         )
         mapping = f"prompt=q, text_a=x, text_b=y, user=u, session=s, time=t, id=i{measures}"
     else:
-        mapping = "prompt=q, text=x, user=u, session=s, time=t, id=i, arm=v, cost=c" + "".join(
+        mapping = "prompt=q, text=x, user=u, session=s, time=t, id=i, arm=v, cost=c, latency_s=d" + "".join(
             f", {target}={key}" for key, target in sides.items()
         )
     path = write(workspace.root, *given)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeGuard
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from json.encoder import encode_basestring
+from json.encoder import encode_basestring_ascii as _ascii
+from types import NoneType
+from typing import Any
 
 import pyarrow as pa
 
@@ -58,8 +60,6 @@ _PAIRED = frozenset(
     }
     | {f"{column}_{side}" for column in ("input_tokens", "output_tokens", "cost_usd") for side in "ab"}
 )
-_ENCODER = json.JSONEncoder(ensure_ascii=False)
-_ASCII = json.JSONEncoder(ensure_ascii=True)
 
 
 @dataclass(slots=True)
@@ -79,7 +79,6 @@ class Columnar:
     arm: str
     arms: Arms
     numbered: Counter[str]
-    _columns: dict[str, list[Any]] = field(default_factory=dict)
 
     @staticmethod
     def of(mapped: Mapped, sample: Sequence[Any], *, arm: str, arms: Arms, numbered: Counter[str]) -> Columnar | None:
@@ -99,139 +98,114 @@ class Columnar:
             yield self._read(batch)
 
     def _read(self, batch: Sequence[Document]) -> Batch:
-        others: list[Document] = []
+        documents = [document for document in batch if type(document.value) is dict]
+        columns = _Columns([document.value for document in documents])
+        columns.lines = [document.number for document in documents]
         read = self._pair if "text_a" in self.paths else self._single
-        rows: list[tuple[Any, ...]] = []
-        for document in batch:
-            value = document.value
-            found = read(value, document.number) if type(value) is dict else None
-            if found is None:
-                others.append(document)
-            else:
-                rows.extend(found)
-        columns = dict(zip(_FILLED, zip(*rows, strict=True), strict=True)) if rows else {}
-        return Batch(_table(columns, len(rows)), others, len(batch) - len(others))
+        table = read(columns)
+        others = [document for document in batch if type(document.value) is not dict]
+        if columns.odd:
+            others.extend(documents[place] for place in columns.odd)
+            others.sort(key=lambda document: document.number)
+        return Batch(table, others, len(batch) - len(others))
 
-    def _single(self, row: dict[str, Any], line: int) -> list[tuple[Any, ...]] | None:
-        paths = self.paths
-        prompt, text = row.get(paths["prompt"]), row.get(paths["text"])
-        if not _is_plain_prompt(prompt) or not _is_plain_text(text):
-            return None
-        common = self._common(row, line, prompt)
-        if common is None:
-            return None
-        unit, conversation, started, told, turn, position = common
-        arm = self.arm
-        if "arm" in paths:
-            value = name(row.get(paths["arm"]))
-            found = None if value is None else self.arms.of(value)
-            if found is None:
-                return None
-            arm = found.value
-        measures = self._measures(row, "")
-        if measures is None:
-            return None
-        given = name(row.get(paths["id"])) if "id" in paths else None
-        if given is None:
-            given = self._numbered(_digest(f"[{_ASCII.encode(prompt)},{_ASCII.encode(text)},{_iso(told)}]"))
-        model = name(row.get(paths["model"])) if "model" in paths else None
-        return [
-            (
-                given,
-                arm,
-                unit,
-                conversation,
-                started,
-                model,
-                model,
-                _request(prompt),
-                text,
-                *measures,
-                prompt,
-                turn,
-                position,
-            )
-        ]
+    def _single(self, columns: _Columns) -> pa.Table:
+        arm: list[Any] | None = None
+        if "arm" in self.paths:
+            arm = columns.read(self.paths["arm"], self._arm, required=True)
+        prompt = columns.prompts(self.paths["prompt"])
+        text = columns.texts(self.paths["text"])
+        common = self._common(columns)
+        measured = self._measures(columns, "")
+        given = columns.read(self.paths["id"], name) if "id" in self.paths else None
+        model = columns.read(self.paths["model"], name) if "model" in self.paths else None
+        prompt, text, arm, given, model, lines = columns.plain(prompt, text, arm, given, model, columns.lines)
+        unit, session, told = columns.plain(*common)
+        n_rows = len(prompt)
+        if given is None or None in given:
+            instants = told or [None] * n_rows
+            given = [
+                self._numbered(_digest(f"[{_ascii(asked)},{_ascii(said)},{_iso(at)}]")) if known is None else known
+                for known, asked, said, at in zip(given or [None] * n_rows, prompt, text, instants, strict=True)
+            ]
+        filled = {
+            "request_id": given,
+            "arm": arm or [self.arm] * n_rows,
+            "model_requested": model,
+            "model": model,
+            "text": text,
+            **dict(zip(_MEASURES, columns.plain(*measured), strict=True)),
+            **_context(prompt, lines, unit, session, told),
+        }
+        return _table(filled, n_rows)
 
-    def _pair(self, row: dict[str, Any], line: int) -> list[tuple[Any, ...]] | None:
+    def _pair(self, columns: _Columns) -> pa.Table:
         paths = self.paths
-        prompt, first, second = row.get(paths["prompt"]), row.get(paths["text_a"]), row.get(paths["text_b"])
-        if not _is_plain_prompt(prompt) or not _is_plain_text(first) or not _is_plain_text(second):
-            return None
-        common = self._common(row, line, prompt)
-        if common is None:
-            return None
-        unit, conversation, started, told, turn, position = common
-        measures = [self._measures(row, side) for side in ("_a", "_b")]
-        if None in measures:
-            return None
-        given = name(row.get(paths["id"])) if "id" in paths else None
-        if given is None:
-            message = f'[{{"content":{_ASCII.encode(prompt)},"role":"user"}}]'
-            given = self._numbered(_digest(f"[{message},{_iso(told)},{_ASCII.encode(first)},{_ASCII.encode(second)}]"))
-        request = _request(prompt)
-        found = []
-        for side, arm, text, measured in zip(
-            ("_a", "_b"), ("control", "treatment"), (first, second), measures, strict=True
-        ):
-            model = name(row.get(paths[f"model{side}"])) if f"model{side}" in paths else None
-            head = (given, arm, unit, conversation, started, model, model, request, text)
-            found.append((*head, *(measured or ()), prompt, turn, position))
-        return found
-
-    def _common(self, row: dict[str, Any], line: int, prompt: str) -> tuple[Any, ...] | None:
-        """(unit, conversation, start, the log's own time, turn, step)."""
-        paths = self.paths
-        unit = session = told = None
-        if "user" in paths:
-            unit = row.get(paths["user"])
-            if unit is not None and type(unit) is not str:
-                if type(unit) is not int:
-                    return None
-                unit = str(unit)
-            if unit is not None:
-                unit = unit.strip()
-                if unit[:1] in {"{", "["}:
-                    return None
-                unit = (
-                    None if not unit or (len(unit) < 16 and unit.lower() in NOBODY and "text_a" not in paths) else unit
+        prompt = columns.prompts(paths["prompt"]) if "prompt" in paths else columns.prompts("")
+        texts = [columns.texts(paths[f"text{side}"]) for side in _SIDES]
+        common = self._common(columns)
+        measured = [self._measures(columns, side) for side in _SIDES]
+        given = columns.read(paths["id"], name) if "id" in paths else None
+        models = [columns.read(paths[f"model{side}"], name) if f"model{side}" in paths else None for side in _SIDES]
+        prompt, first, second, given, *models, lines = columns.plain(prompt, *texts, given, *models, columns.lines)
+        unit, session, told = columns.plain(*common)
+        n_rows = len(prompt)
+        if given is None or None in given:
+            given = [
+                self._numbered(
+                    _digest(f'[[{{"content":{_ascii(asked)},"role":"user"}}],{_iso(at)},{_ascii(one)},{_ascii(other)}]')
                 )
-        if "session" in paths:
-            session = name(row.get(paths["session"]))
-        if "time" in paths:
-            value = row.get(paths["time"])
-            if value is not None and value != "":
-                told = instant(value)
-                if told is None:
-                    return None
-        conversation = session or _digest(f'["",{_ASCII.encode(prompt)}]')[:16]
-        return unit, conversation, told or unknown_time(line), told, None if session else 1, 0
+                if known is None
+                else known
+                for known, asked, at, one, other in zip(
+                    given or [None] * n_rows, prompt, told or [None] * n_rows, first, second, strict=True
+                )
+            ]
+        context = _context(prompt, lines, unit, session, told)
+        tables = []
+        for arm, text, model, values in zip(("control", "treatment"), (first, second), models, measured, strict=True):
+            filled = {
+                "request_id": given,
+                "arm": [arm] * n_rows,
+                "model_requested": model,
+                "model": model,
+                "text": text,
+                **dict(zip(_MEASURES, columns.plain(*values), strict=True)),
+                **context,
+            }
+            tables.append(_table(filled, n_rows))
+        return pa.concat_tables(tables)
 
-    def _measures(self, row: dict[str, Any], side: str) -> tuple[Any, ...] | None:
-        """(latency, input tokens, output tokens, cost); None where one of them is none of its kind."""
-        latency = self._value(row, f"latency_ms{side}", milliseconds_of)
-        if latency is None and "latency_s" in self.paths and not side:
-            seconds = self._value(row, "latency_s", milliseconds_of)
-            if seconds is _ODD or type(row.get(self.paths["latency_s"])) is str:
-                return None
-            latency = None if seconds is None else seconds * 1000
-        found = (
-            latency,
-            self._value(row, f"input_tokens{side}", count),
-            self._value(row, f"output_tokens{side}", count),
-            self._value(row, f"cost_usd{side}" if side else "cost", number),
-        )
-        if _ODD in found or (found[3] is not None and found[3] < 0):
-            return None
-        return found
+    def _arm(self, value: Any) -> str | None:
+        found = name(value)
+        arm = None if found is None else self.arms.of(found)
+        return None if arm is None else arm.value
 
-    def _value(self, row: dict[str, Any], target: str, read: Any) -> Any:
-        path = self.paths.get(target)
-        value = None if path is None else row.get(path)
-        if value is None or value == "":
-            return None
-        found = read(value)
-        return _ODD if found is None else found
+    def _common(self, columns: _Columns) -> tuple[list[Any] | None, ...]:
+        """The units, conversations and instants that the rows name; None where the mapping has none."""
+        paths = self.paths
+        unit = columns.units(paths["user"], any_name="text_a" in paths) if "user" in paths else None
+        session = columns.read(paths["session"], name) if "session" in paths else None
+        told = columns.read(paths["time"], instant, odd=True) if "time" in paths else None
+        return unit, session, told
+
+    def _measures(self, columns: _Columns, side: str) -> tuple[list[Any] | None, ...]:
+        """Columns of `_MEASURES`; a row in which one of them is none of its kind is odd."""
+        paths = self.paths
+        latency_ms = paths.get(f"latency_ms{side}")
+        latency = None if latency_ms is None else columns.read(latency_ms, milliseconds_of, odd=True)
+        if "latency_s" in paths and not side:
+            seconds = columns.read(paths["latency_s"], _seconds, odd=True)
+            latency = [
+                one if one is not None else other * 1000 if type(other) is float else other
+                for one, other in zip(latency or [None] * len(seconds), seconds, strict=True)
+            ]
+        tokens = [
+            columns.read(paths[f"{kind}{side}"], count, odd=True) if f"{kind}{side}" in paths else None
+            for kind in ("input_tokens", "output_tokens")
+        ]
+        cost = paths.get(f"cost_usd{side}" if side else "cost")
+        return latency, *tokens, None if cost is None else columns.read(cost, _dollars, odd=True)
 
     def _numbered(self, digest: str) -> str:
         self.numbered[digest] += 1
@@ -239,19 +213,136 @@ class Columnar:
         return digest if n == 1 else f"{digest}-{n}"
 
 
+class _Columns:
+    """The values of many rows by column; `odd` collects the places of rows that are not plain."""
+
+    def __init__(self, rows: Sequence[dict[str, Any]]) -> None:
+        self._rows = rows
+        self.lines: list[int] = []
+        self._odd: set[int] = set()
+
+    @property
+    def odd(self) -> list[int]:
+        return sorted(self._odd)
+
+    def plain(self, *columns: list[Any] | None) -> list[Any]:
+        """The columns without the rows that are odd."""
+        if not self._odd:
+            return list(columns)
+        return [
+            None if column is None else [value for place, value in enumerate(column) if place not in self._odd]
+            for column in columns
+        ]
+
+    def prompts(self, path: str) -> list[Any]:
+        values = [row.get(path) for row in self._rows]
+        self._odd.update(
+            place
+            for place, value in enumerate(values)
+            if type(value) is not str
+            or value[:1] in _SPECIAL
+            or value.isspace()
+            or not (value.isascii() or _is_encodable(value))
+        )
+        return values
+
+    def texts(self, path: str) -> list[Any]:
+        values = [row.get(path) for row in self._rows]
+        self._odd.update(
+            place
+            for place, value in enumerate(values)
+            if type(value) is not str
+            or value[:1] in _SPECIAL
+            or value.startswith(_HEADS)
+            or ("hink" in value and _may_be_reasoning(value))
+            or (len(value) <= 80 and ("edact" in value or "EDACT" in value or "HINK" in value))
+        )
+        return values
+
+    def units(self, path: str, *, any_name: bool) -> list[Any]:
+        """Of users; of pairs, `any_name` stands, also one that means nobody elsewhere."""
+
+        def unit(value: Any) -> Any:
+            if type(value) is not str:
+                return str(value) if type(value) is int else _ODD
+            found = value.strip()
+            if found[:1] in {"{", "["}:
+                return _ODD
+            return None if not found or (not any_name and len(found) < 16 and found.lower() in NOBODY) else found
+
+        return self._converted([row.get(path) for row in self._rows], unit)
+
+    def read(self, path: str, reader: Reading, *, odd: bool = False, required: bool = False) -> list[Any]:
+        """The values as `reader` reads them; None for an empty one. Where it reads nothing: None, or an `odd` row."""
+
+        def read(value: Any) -> Any:
+            found = None if odd and value == "" else reader(value)
+            return _ODD if found is None and (required or (odd and value != "")) else found
+
+        return self._converted([row.get(path) for row in self._rows], read, required=required)
+
+    def _converted(self, values: list[Any], convert: Reading, *, required: bool = False) -> list[Any]:
+        kinds = set(map(type, values))
+        known: Any
+        if kinds - {NoneType} in ({str}, {int}):  # names and counts repeat: each is read once
+            known = {value: convert(value) for value in dict.fromkeys(values) if value is not None or required}
+            found = list(map(known.get, values))
+        elif required:
+            found = [convert(value) for value in values]
+        else:
+            found = [None if value is None else convert(value) for value in values]
+        if _ODD in found:
+            self._odd.update(place for place, value in enumerate(found) if value is _ODD)
+        return found
+
+
+Reading = Callable[[Any], Any]
 _ODD = object()
-_FILLED = (
-    "request_id", "arm", "unit_id", "conversation_id", "started_at", "model_requested", "model", "request", "text", "latency_ms",
-    "input_tokens", "output_tokens", "cost_usd", "prompt", "turn", "step",
-)  # fmt: skip
-_FIXED: Mapping[str, Any] = {"role": "imported", "endpoint": "chat.completions", "outcome": "ok", "simulated": False}
+_SIDES = ("_a", "_b")
+_MEASURES = ("latency_ms", "input_tokens", "output_tokens", "cost_usd")
+_FIXED: Mapping[str, Any] = {
+    "role": "imported", "endpoint": "chat.completions", "outcome": "ok", "simulated": False, "step": 0,
+}  # fmt: skip
+_SPECIAL = frozenset({"", "{", "[", "<", " ", "\t", "\n", "\r", "\0"})
+_HEADS = ("data:", "event:", ": ")
 
 
-def _is_plain_prompt(value: Any) -> TypeGuard[str]:
-    if type(value) is not str or value[:1] in _SPECIAL or value.isspace():
-        return False
-    if value.isascii():
-        return True
+def _context(
+    prompt: list[str],
+    lines: list[int],
+    unit: list[Any] | None,
+    session: list[Any] | None,
+    told: list[Any] | None,
+) -> dict[str, list[Any] | None]:
+    """What both answers of a row have in common."""
+    n_rows = len(prompt)
+    started = [
+        unknown_time(line) if at is None else at for at, line in zip(told or [None] * n_rows, lines, strict=True)
+    ]
+    conversation = [
+        known or _digest(f'["",{_ascii(asked)}]')[:16]
+        for known, asked in zip(session or [None] * n_rows, prompt, strict=True)
+    ]
+    return {
+        "unit_id": unit,
+        "conversation_id": conversation,
+        "started_at": started,
+        "request": [f'{{"messages": [{{"role": "user", "content": {encode_basestring(asked)}}}]}}' for asked in prompt],
+        "prompt": prompt,
+        "turn": [1] * n_rows if session is None else [None if known else 1 for known in session],
+    }
+
+
+def _seconds(value: Any) -> float | None:
+    return None if type(value) is str else milliseconds_of(value)
+
+
+def _dollars(value: Any) -> float | None:
+    found = number(value)
+    return None if found is None or found < 0 else found
+
+
+def _is_encodable(value: str) -> bool:
     try:
         value.encode()
     except UnicodeEncodeError:  # a lone surrogate: it stays escaped in the request
@@ -259,22 +350,8 @@ def _is_plain_prompt(value: Any) -> TypeGuard[str]:
     return True
 
 
-_SPECIAL = frozenset({"", "{", "[", "<", " ", "\t", "\n", "\r", "\0"})
-_HEADS = ("data:", "event:", ": ")
-
-
-def _is_plain_text(value: Any) -> TypeGuard[str]:
-    if type(value) is not str or value[:1] in _SPECIAL or value.startswith(_HEADS):
-        return False
-    if "think" in value and ("</think>" in value or "think" in value[:40]):
-        return False
-    return len(value) > 80 or (
-        "edact" not in value and "EDACT" not in value and "hink" not in value and "HINK" not in value
-    )
-
-
-def _request(prompt: str) -> str:
-    return f'{{"messages": [{{"role": "user", "content": {_ENCODER.encode(prompt)}}}]}}'
+def _may_be_reasoning(value: str) -> bool:
+    return len(value) <= 80 or ("think" in value and ("</think>" in value or "think" in value[:40]))
 
 
 def _digest(text: str) -> str:
@@ -285,11 +362,12 @@ def _iso(told: Any) -> str:
     return "null" if told is None else f'"{told.isoformat()}"'
 
 
-def _table(columns: Mapping[str, Sequence[Any]], n_rows: int) -> pa.Table:
+def _table(columns: Mapping[str, Sequence[Any] | None], n_rows: int) -> pa.Table:
     arrays = []
     for one in EXCHANGES:
-        if one.name in columns:
-            arrays.append(_array(columns[one.name], one.type))
+        values = columns.get(one.name)
+        if values is not None:
+            arrays.append(_array(values, one.type))
         elif one.name in _FIXED:
             arrays.append(pa.repeat(pa.scalar(_FIXED[one.name], one.type), n_rows))
         else:

@@ -332,12 +332,16 @@ def csv_documents(text: Text, delimiter: str, faults: list[str]) -> Iterator[Doc
         yield held
 
 
+_UNDECODED = re.compile("[\udc80-\udcff]")
+"""bytes that are no UTF-8, as `surrogateescape` keeps them"""
+
+
 def _row(number: int, names: list[str], row: list[str], delimiter: str) -> Document:
     if len(row) != len(names):
         few = "fewer" if len(row) < len(names) else "more"
         raw = delimiter.join(row).encode("utf-8", "surrogateescape")
         return Document(number, None, raw, f"has {few} columns than the header: {len(row)}, not {len(names)}")
-    if any("\udc80" <= letter <= "\udcff" for cell in row if not cell.isascii() for letter in cell):
+    if not (together := "".join(row)).isascii() and _UNDECODED.search(together):
         return Document(number, None, delimiter.join(row).encode("utf-8", "surrogateescape"), "not UTF-8")
     return Document(number, dict(zip(names, row, strict=True)))
 

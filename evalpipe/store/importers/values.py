@@ -44,6 +44,8 @@ _FORMS = (
 def instant(value: Any) -> datetime | None:
     """An instant (UTC) out of ISO 8601, seconds, milliseconds, microseconds or nanoseconds since 1970, as number or text; None
     where it is none."""
+    if type(value) is int and _EXCEL_DAYS[1] <= value < 10**11:
+        return _EPOCH + timedelta(seconds=value)
     try:
         return _instant(value)
     except (ValueError, OverflowError, TypeError, IndexError, OSError):
