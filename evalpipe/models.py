@@ -379,6 +379,11 @@ def copy_name(history: str) -> str:
     return f"{history.removesuffix('.jsonl')}.last.json"
 
 
+def controller_lock_name(experiment: str) -> str:
+    """The name of the file beside a history that the controller of this canary holds locked as long as it lives."""
+    return f"{experiment}.controller.lock"
+
+
 def render_evaluation(evaluation: CanaryEvaluation) -> bytes:
     return _encoder.encode(evaluation)
 

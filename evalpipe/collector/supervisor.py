@@ -25,13 +25,15 @@ from evalpipe.collector.settings import IN_PROCESS, CollectorSettings
 from evalpipe.collector.status import StatusLine, start_line
 from evalpipe.errors import ConfigError, EvalpipeError, WorkspaceBusyError
 from evalpipe.files import is_locked
+from evalpipe.models import controller_lock_name
 from evalpipe.spool.checkpoint import READY_FILE, TREATMENT_LOCK
 from evalpipe.spool.segments import SpoolLock
 
 _BACKLOG = 4096
-_READY_S = 60.0
-_LIBRARY_READY_S = 300.0
-"""the litellm library takes seconds to load, and minutes on an overloaded machine"""
+_READY_S = 300.0
+"""processes (and the litellm library) take seconds to load, and minutes on an overloaded machine"""
+_BESIDE_S = 60.0
+"""users are served without what is waited for so long"""
 _LOOK_S = 0.01
 _LOCK_CHECK_S = 0.5
 
@@ -116,6 +118,7 @@ class _Supervisor:
         self._run, self._sockets, self._lock, self._metrics_dir = run, sockets, lock, metrics_dir
         self._stop = asyncio.Event()
         self._fault: BaseException | None = None
+        self._controller_ended = False
         settings = msgspec.structs.replace(run.settings, metrics_dir=metrics_dir, load_every_s=run.load_every_s)
         settings, self._bridge = _bridged(settings)
         if settings.redact and settings.treatment is not None:
@@ -146,9 +149,10 @@ class _Supervisor:
         failed = await self._until_ready([*self._workers, *self._shadows], stop, _READY_S)
         if self._bridges and failed is None and not stop.is_set():
             logger.info("loading the litellm library")
-            failed = await self._until_ready(self._bridges, stop, _LIBRARY_READY_S)
+            failed = await self._until_ready(self._bridges, stop, _READY_S)
         if failed is None:
             await self._until_copying(stop)
+            await self._until_watched(stop)
         if failed is None and not stop.is_set():
             self._mark_ready()
             url = _url(self._sockets[0])
@@ -265,15 +269,30 @@ class _Supervisor:
     async def _until_copying(self, stop: asyncio.Event) -> None:
         """The treatment process has read where the last one stopped, or waits for one that is still ending."""
         lock = Path(self._run.settings.spool) / TREATMENT_LOCK
-        for _ in range(int(_READY_S / _LOOK_S)):
+        for _ in range(int(_BESIDE_S / _LOOK_S)):
             if is_locked(lock) or stop.is_set():
                 return
             await asyncio.sleep(_LOOK_S)
+
+    async def _until_watched(self, stop: asyncio.Event) -> None:
+        """The canary has a controller, and a stage in force. Where the controller cannot run the collector is ready without it:
+        users are served, and `health` reports it."""
+        if not self._run.controller_command:
+            return
+        settings = self._run.settings
+        folder = Path(settings.data) / "canary"
+        lock, history = folder / controller_lock_name(settings.experiment), folder / f"{settings.experiment}.jsonl"
+        for _ in range(int(_BESIDE_S / _LOOK_S)):
+            if (is_locked(lock) and history.exists()) or self._controller_ended or stop.is_set():
+                return
+            await asyncio.sleep(_LOOK_S)
+        logger.error("the canary's controller has not begun within %g s: nobody watches the guardrails", _BESIDE_S)
 
     async def _watch_canary(self) -> None:
         """Nobody watched is a canary without guardrails: a controller that ends gets a successor."""
         while self._run.controller_command:
             how = await run_command("canary", self._run.controller_command, stdin=asyncio.subprocess.PIPE)
+            self._controller_ended = True
             logger.error("the canary's controller ended (%s); another one takes its place", how)
             await asyncio.sleep(1)
 

@@ -31,6 +31,7 @@ from evalpipe.collector.transform import UsageAsking, log
 from evalpipe.collector.upstream import Pool
 from evalpipe.files import is_locked
 from evalpipe.http1.headers import Line
+from evalpipe.models import controller_lock_name
 from evalpipe.spool.checkpoint import READY_FILE, TREATMENT_LOCK
 from evalpipe.spool.writer import SpoolWriter
 from evalpipe.traffic_shape import REMEDY, summary
@@ -286,7 +287,11 @@ TROUBLE_S = 15.0
 class Routes:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
-        self._verdict = Path(worker.settings.data) / "verdict.json"
+        data = Path(worker.settings.data)
+        self._verdict = data / "verdict.json"
+        self._controller_lock: Path | None = None
+        if worker.settings.mode == "canary":
+            self._controller_lock = data / "canary" / controller_lock_name(worker.settings.experiment)
         self._was_ready = False
 
     def answer(self, method: bytes, target: bytes, lines: list[Line], body: bytes) -> Answer:
@@ -341,6 +346,8 @@ class Routes:
             )
         if not is_locked(Path(self._worker.settings.spool) / TREATMENT_LOCK):
             reasons.append("the treatment process is not running: copies wait, tokens and dollars are not counted")
+        if self._controller_lock is not None and not is_locked(self._controller_lock):
+            reasons.append("the canary's controller is not running: nobody watches the guardrails")
         faults = self._worker.setup.faults()
         reasons += [fault.text for fault in faults]
         uncollected = self._worker.uncollected.all()

@@ -24,6 +24,7 @@ from evalpipe.models import (
     CanaryState,
     CanaryStatus,
     GuardrailVerdict,
+    controller_lock_name,
     copy_name,
     last_event,
     read_evaluation,
@@ -217,7 +218,7 @@ class History:
         self._traces = traces
         self._evaluation_path = folder / f"{experiment}.evaluation.json"
         self._lock_path = folder / f"{experiment}.lock"
-        self.controller_lock_path = folder / f"{experiment}.controller.lock"
+        self.controller_lock_path = folder / controller_lock_name(experiment)
 
     def state(self) -> CanaryState:
         return self._present()[0]

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 from evalpipe.files import is_locked
 from evalpipe.models import Arm, CanaryEvaluation, CanaryEvent, CanaryState, CanaryStatus, GuardrailVerdict
 from evalpipe.rollout.canary import CONTROLLER, LIVE, NOT_BEGUN, History, Stage, StageStatus, StateTransition, evaluate
 from evalpipe.rollout.guardrails import Guardrail, evaluate_guardrails
 from evalpipe.rollout.observations import Observation
+
+_ATTEMPTS, _BETWEEN_S = 20, 0.01
+"""of the election: whoever only asks whether there is a controller holds the lock for a moment, too"""
 
 
 class Source(Protocol):
@@ -122,9 +126,7 @@ def leader_lock(path: Path) -> Iterator[bool]:
     """Whether this process is the controller: true for the one that holds the lock, which ends with the process itself."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with os.fdopen(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600), "a+b") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locked(lock):
             yield False
             return
         lock.seek(0)
@@ -133,6 +135,18 @@ def leader_lock(path: Path) -> Iterator[bool]:
         lock.write(str(os.getpid()).encode() + (b"" if owner and not owner.endswith(NOT_BEGUN) else NOT_BEGUN))
         lock.flush()
         yield True
+
+
+def _locked(lock: IO[bytes]) -> bool:
+    for attempt in range(_ATTEMPTS):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if attempt + 1 < _ATTEMPTS:
+                time.sleep(_BETWEEN_S)
+        else:
+            return True
+    return False
 
 
 def has_leader(path: Path) -> bool:

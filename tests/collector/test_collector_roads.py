@@ -575,8 +575,39 @@ def test_websockets_are_refused_at_once(upstream: Upstream, collector: Start) ->
 # --- ready
 
 
-def test_ready_means_that_every_process_runs(upstream: Upstream, tmp_path: Path) -> None:
-    """Asked from the first moment on: never ready while health still misses the treatment process."""
+READY = """
+[experiment]
+name = "t"
+mode = "{mode}"
+{share}
+[arms.control]
+provider = "openai"
+base_url = "{control}"
+[arms.treatment]
+provider = "openai"
+base_url = "{treatment}"
+model = "m"
+[collector]
+workers = 2
+"""
+SHARES = {
+    "shadow": "",
+    "ab": "treatment_percent = 100",
+    "canary": "[canary]\nguardrails = { error_rate = 0.9 }\nstages = [{ percentage = 100, duration_hours = 1 }]",
+}
+
+
+def ask(port: int, path: str, body: bytes | None = None) -> bytes:
+    head = f"{'GET' if body is None else 'POST'} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    length = "" if body is None else f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    return exchange(port, f"{head}{length}\r\n".encode() + (body or b""))
+
+
+@pytest.mark.timeout(280)
+@pytest.mark.parametrize("mode", list(SHARES))
+def test_ready_means_that_every_process_runs(mode: str, upstream: Upstream, tmp_path: Path) -> None:
+    """Asked from the first moment on: never ready while health still misses a process, or while the arm that the
+    configuration names does not serve. The second start finds the files of the first one."""
     control, treatment = upstream(echo), upstream(echo)
     import socket
 
@@ -584,8 +615,7 @@ def test_ready_means_that_every_process_runs(upstream: Upstream, tmp_path: Path)
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
     (tmp_path / "evalpipe.toml").write_text(
-        f'[experiment]\nname = "t"\n[arms.control]\nprovider = "openai"\nbase_url = "{control.url}"\n'
-        f'[arms.treatment]\nprovider = "openai"\nbase_url = "{treatment.url}"\nmodel = "m"\n'
+        READY.format(mode=mode, share=SHARES[mode], control=control.url, treatment=treatment.url)
     )
     states: list[int] = []
     for _ in range(2):
@@ -595,20 +625,37 @@ def test_ready_means_that_every_process_runs(upstream: Upstream, tmp_path: Path)
             stderr=subprocess.DEVNULL,
             env={**os.environ, "EVALPIPE_DATA": str(tmp_path / "data")},
         ) as process:
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 100
             status = 0
             while status != 200 and time.monotonic() < deadline:
                 try:
-                    ready = exchange(
-                        port, b"GET /_evalpipe/ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-                    )
+                    ready = ask(port, "/_evalpipe/ready")
                 except OSError:
                     continue
                 status = int(ready[9:12])
                 states.append(status)
-            state = exchange(port, b"GET /_evalpipe/health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-            assert json.loads(state.partition(b"\r\n\r\n")[2])["status"] == "ok", state
+            state = ask(port, "/_evalpipe/health")
+            answer = ask(port, "/v1/chat/completions", json.dumps({"model": "m", "messages": []}).encode())
             process.terminate()
             assert process.wait(30) == 0
+        assert json.loads(state.partition(b"\r\n\r\n")[2])["status"] == "ok", state
+        arm = [line for line in answer.split(b"\r\n") if line.lower().startswith(b"x-evalpipe-arm:")]
+        assert arm == ([] if mode == "shadow" else [b"x-evalpipe-arm: treatment"])
     assert states.count(200) == 2
     assert set(states) <= {200, 503}
+
+
+def test_a_canary_whose_controller_cannot_run_is_ready_and_degraded(
+    upstream: Upstream, collector: Start, tmp_path: Path
+) -> None:
+    """A folder is where the controller's lock should be. Users are served all the same, by control, and health reports it."""
+    control, treatment = upstream(echo), upstream(echo)
+    root = tmp_path / "locked"
+    (root / "data" / "canary" / "test.controller.lock").mkdir(parents=True)
+    running = collector(control.url, treatment.url, root=root, mode="canary", collector=SHARES["canary"])
+    assert ask(running.port, "/_evalpipe/ready").startswith(b"HTTP/1.1 200 ")
+    health = json.loads(ask(running.port, "/_evalpipe/health").partition(b"\r\n\r\n")[2])
+    assert health["reasons"] == ["the canary's controller is not running: nobody watches the guardrails"]
+    answer = ask(running.port, "/v1/chat/completions", chat_request())
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"x-evalpipe-arm: control" in answer

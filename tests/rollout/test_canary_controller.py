@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -277,6 +280,19 @@ def test_a_judges_verdicts_of_whole_pairs_are_a_guardrail(
         evaluation = rollout.history.evaluation()
         assert evaluation is not None
         assert [one.status for one in evaluation.verdicts if one.guardrail == "win_rate"] == ["no_data"]
+
+
+def test_who_asks_for_a_controller_keeps_none_from_leading(tmp_path: Path) -> None:
+    """`canary status`, `health` and a starting collector hold the lock, shared, for the moment of their question."""
+    path = tmp_path / "x.controller.lock"
+    path.touch()
+    question = os.open(path, os.O_RDONLY)
+    fcntl.flock(question, fcntl.LOCK_SH)
+    answered = threading.Timer(0.02, os.close, (question,))
+    answered.start()
+    with leader_lock(path) as leads:
+        assert leads
+    answered.join()
 
 
 def test_not_a_canary_is_one_clear_line(tmp_path: Path) -> None:
