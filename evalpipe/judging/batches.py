@@ -198,14 +198,19 @@ class BatchRun:
             wait = min(wait * POLL_GROWTH, LONGEST_POLL_S)
             if self.interrupted.is_set():
                 return
-        await self._patiently(lambda: self._collect(intent, batch_id))
+        waiting = {item.custom_id: item for item in items_of(self.folder, intent)}
+        await self._patiently(lambda: self._collect(intent, batch_id, waiting))
         self.journal.sync()
         save_state(self.folder, changed(intent, state="collected"))
         self.budget.held = max(0.0, self.budget.held - (intent.at_most_usd or 0.0))
 
-    async def _collect(self, intent: BatchState, batch_id: str) -> None:
-        """The results, streamed into the journal. Repeated after a crash it writes the same rows, which count once."""
-        waiting = {item.custom_id: item for item in items_of(self.folder, intent)}
+    async def _collect(self, intent: BatchState, batch_id: str, waiting: dict[str, Item]) -> None:
+        """The results, streamed into the journal. Repeated after a crash it writes the same rows, which count once.
+
+        Args:
+            waiting: the requests without a result, by id; emptied. A stream that breaks off is read from its beginning, and
+                what was booked before is not booked again.
+        """
         async for name, reply in self.client.results(batch_id):
             item = waiting.pop(name, None)
             if item is not None:

@@ -17,7 +17,7 @@ from evalpipe.files import write_synced
 from evalpipe.judging.judgments import message_of
 from evalpipe.judging.plan import JudgeCall, Plan
 from evalpipe.judging.spec import JudgeSpec
-from evalpipe.models import COST_AT_MOST
+from evalpipe.models import ASKED_MODEL, COST_AT_MOST
 from evalpipe.providers.base import Usage
 
 TOKENS_PER_CHAR = 0.27
@@ -148,6 +148,7 @@ def spent_so_far(
         f"AND json_extract(CASE WHEN json_valid(note) THEN note END, '$.{COST_AT_MOST}') IS NULL",
         [spec.name],
     ).fetchall()[0]
+    known += _priced_since(connection, spec, cost_of)
     open_calls = unsettled_calls(connection, spec, cost_of)
     unsettled = [call for call in open_calls if call.judgment_id not in (settled or {})]
     known_by_hand = sum((settled or {}).get(call.judgment_id, 0.0) for call in open_calls)
@@ -159,8 +160,29 @@ def spent_so_far(
     )
 
 
+def _priced_since(connection: Connection, spec: JudgeSpec, cost_of: CostOf) -> float:
+    """USD of answers whose model had no price when they came and has one now."""
+    found = connection.execute(
+        "SELECT judge_model, input_tokens, output_tokens, cached_input_tokens FROM stored_judgments "
+        "WHERE judge = $1 AND cost_usd IS NULL AND input_tokens IS NOT NULL AND output_tokens IS NOT NULL "
+        f"AND json_extract(CASE WHEN json_valid(note) THEN note END, '$.{COST_AT_MOST}') IS NULL",
+        [spec.name],
+    ).fetchall()
+    usages = [
+        (Usage(input_tokens=input_tokens, output_tokens=output_tokens, cached_input_tokens=cached), model)
+        for model, input_tokens, output_tokens, cached in found
+    ]
+    return sum(cost_of(usage, model) or 0.0 for usage, model in usages)
+
+
 def unsettled_calls(connection: Connection, spec: JudgeSpec, cost_of: CostOf) -> list[UnsettledCall]:
     """Every call of this judge whose cost nobody reported."""
+    # Another model counts other tokens, at another price: its answers bound nothing, and a call may have been its.
+    n_by_others = connection.execute(
+        "SELECT count(*) FROM stored_judgments WHERE judge = $1 "
+        f"AND json_extract(CASE WHEN json_valid(note) THEN note END, '$.{ASKED_MODEL}') IS NOT NULL",
+        [spec.name],
+    ).fetchall()[0][0]
     found = connection.execute(
         f"""
         WITH calls AS (
@@ -177,7 +199,7 @@ def unsettled_calls(connection: Connection, spec: JudgeSpec, cost_of: CostOf) ->
     calls = []
     for judgment_id, fingerprint, estimated, most, input_tokens in found:
         bound = None
-        if input_tokens is not None and fingerprint == spec.fingerprint:
+        if input_tokens is not None and fingerprint == spec.fingerprint and not n_by_others:
             bound = cost_of(Usage(input_tokens=input_tokens + NONCE_TOKENS, output_tokens=spec.max_tokens))
         at_most = most if bound is None else min(most, bound)
         calls.append(UnsettledCall(judgment_id=judgment_id, estimated_usd=float(estimated), at_most_usd=float(at_most)))

@@ -510,7 +510,9 @@ def _with_run(
     experiment = store.experiment or ""
     config, clock = judge_settings(workspace), SystemClock()
     price = price_of(workspace, spec, batch=True)
-    budget = budget_of(store, spec, budget_limit(workspace, options), price)
+    # A call that was lost was made at the full price: at the batch price half of what it can have cost would be free.
+    limit, full_price = budget_limit(workspace, options), price_of(workspace, spec)
+    budget = budget_of(store, spec, limit, price, account_price=full_price)
     budget.held = held_by_batches(workspace, experiment, spec)
     limiter = limiter_of(config, clock)
     journal = Journal(journal_folder(workspace, experiment))

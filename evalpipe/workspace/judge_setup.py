@@ -203,15 +203,24 @@ def budget_limit(workspace: Workspace, options: JudgeOptions) -> float | None:
     return options.max_usd if options.max_usd is not None else judge_settings(workspace).max_usd
 
 
-def budget_of(store: Store, spec: JudgeSpec, cap: float | None, price: CostOf) -> Budget:
-    """The cap, and what was spent under it by this judge in this experiment before. Raises BudgetError where a cap is set
-    and the price is not known."""
+def budget_of(
+    store: Store, spec: JudgeSpec, cap: float | None, price: CostOf, *, account_price: CostOf | None = None
+) -> Budget:
+    """The cap, and what was spent under it by this judge in this experiment before.
+
+    Args:
+        price: of the calls that are made now.
+        account_price: of calls made before whose cost nobody reported; None: `price`.
+
+    Raises:
+        BudgetError: where a cap is set and the price is not known.
+    """
     if cap is not None and price(Usage(input_tokens=1, output_tokens=1)) is None:
         raise BudgetError(
             f"the price of {spec.model!r} is not known, so ${cap:g} cannot be kept: add "
             f'[prices."{spec.model}"] input = …, output = … (USD per million tokens) to evalpipe.toml'
         )
-    return Budget(cap=cap, spent=account_of(store, spec, price).cap_usd)
+    return Budget(cap=cap, spent=account_of(store, spec, account_price or price).cap_usd)
 
 
 def account_of(store: Store, spec: JudgeSpec, price: CostOf) -> CostHistory:

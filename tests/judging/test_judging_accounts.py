@@ -20,11 +20,13 @@ from evalpipe.judging.judgments import RecordedCost, sent
 from evalpipe.judging.plan import calls_for
 from evalpipe.judging.runner import SystemClock
 from evalpipe.models import Judgment, JudgmentStatus, ShownFirst
-from evalpipe.store.query import open_store
+from evalpipe.store.query import open_store, read_selection
 from evalpipe.workspace import judge_setup
-from evalpipe.workspace.judge_review import settle
+from evalpipe.workspace.judge import judge, judge_by_batches
+from evalpipe.workspace.judge_review import self_test, settle
+from evalpipe.workspace.judge_setup import JudgeOptions
 from evalpipe.workspace.load import load
-from evalpipe.workspace.paths import Workspace
+from evalpipe.workspace.paths import Workspace, open_workspace
 
 
 @pytest.fixture(autouse=True)
@@ -102,6 +104,98 @@ def test_only_the_same_question_bounds_a_lost_call(tmp_path: Path) -> None:
     lost(found, RecordedCost(cost_usd=0.0), key="k", attempt=1, **answered)
     lost(found, RecordedCost(cost_usd=0.01, at_most=0.06), key="k", attempt=2, judge_fingerprint="older")
     assert held(found) == pytest.approx(2 * ANSWERED + 0.04 + 0.06)
+
+
+def test_the_longest_asking_of_a_question_bounds_a_lost_call(tmp_path: Path) -> None:
+    found = workspace(tmp_path, "http://127.0.0.1:9", pairs(1))
+    lost(found, RecordedCost(cost_usd=0.01, at_most=0.04), attempt=4)
+    other = {"status": JudgmentStatus.OK, "note": None}
+    lost(found, RecordedCost(cost_usd=0.0), attempt=1, key="another question", input_tokens=100, **other)
+    assert held(found) == pytest.approx(0.04)
+    for attempt, input_tokens in ((1, 900), (2, 100)):
+        lost(found, RecordedCost(cost_usd=0.0), attempt=attempt, input_tokens=input_tokens, **other)
+    assert held(found) == pytest.approx((900 + 200) * 1e-6 + 1024 * 5e-6)
+
+
+def test_each_judge_has_its_own_account(tmp_path: Path) -> None:
+    found = workspace(tmp_path, "http://127.0.0.1:9", pairs(1))
+    lost(found, RecordedCost(cost_usd=0.5), judge="pointwise", key="k")
+    lost(found, RecordedCost(cost_usd=0.1, at_most=3.0), judge="pointwise", key="l")
+    assert held(found) == 0
+    (done,) = settle(found, JudgeOptions(judges=["pointwise"]), usd=0.2)
+    assert (done.before.cap_usd, done.after.cap_usd) == (pytest.approx(3.5), pytest.approx(0.7))
+    assert held(found) == 0
+
+
+def test_a_lost_call_counts_whatever_is_selected_now(tmp_path: Path) -> None:
+    with FakeProvider(longer_wins) as provider:
+        found = workspace(tmp_path, provider.url, pairs(3))
+        lost(found, RecordedCost(cost_usd=0.01, at_most=0.04))
+        # A call can cost a cent, some 5,000 tokens and 1,024 of output: 0.005 USD are no room for one, 0.045 are.
+        tally = run(found, max_usd=0.045, selection=read_selection(where="request_id <> 'p0'"))
+        assert (tally.stopped, provider.calls) == ("budget", [])
+
+
+def test_a_cap_of_the_configuration_holds_for_every_kind_of_call(tmp_path: Path) -> None:
+    with FakeProvider(longer_wins) as provider:
+        found = workspace(tmp_path, provider.url, pairs(1), settings=FAST + "max_usd = 0.001\n")
+        with pytest.raises(BudgetError, match="nothing was asked"):
+            run(found)
+        assert self_test(found, JudgeOptions())[0].cost_usd == 0
+        assert provider.calls == []
+        assert run(found, max_usd=1.0).n_succeeded == 2
+
+
+def test_a_repair_that_breaks_off_is_held_with_all_its_turns(tmp_path: Path) -> None:
+    def rambling(call: Call) -> Response:
+        return Response("x", drop=True) if call.is_repair else Response("no verdict " * 2_000)
+
+    with FakeProvider(rambling) as provider:
+        found = workspace(tmp_path, provider.url, pairs(1), settings=FAST + "concurrency = 1\n")
+        run(found)
+    amounts = rows(
+        found,
+        "SELECT json_extract(note, '$.cost_at_most_usd')::DOUBLE FROM judgments "
+        "WHERE json_extract(note, '$.repair') IS NOT NULL",
+    )
+    assert len(amounts) == 6  # both orders, three tries each
+    assert all(usd > (22_000 + 1000) * 1e-6 + 1024 * 5e-6 for (usd,) in amounts)
+
+
+def test_what_another_model_answered_bounds_no_lost_call(tmp_path: Path) -> None:
+    """It counts other tokens at another price, and the lost call may have been its."""
+
+    def dear(call: Call) -> Response:
+        answer = render(call, longer_wins(call))
+        return Response(raw=json.dumps({**answer, "model": "claude-opus-4-5-20251101"}).encode())
+
+    with FakeProvider(dear) as provider:
+        found = workspace(tmp_path, provider.url, pairs(1))
+        run(found)
+    lost(found, RecordedCost(cost_usd=0.01, at_most=0.2), attempt=7)
+    assert held(found) == pytest.approx(2 * 5 * ANSWERED + 0.2)
+
+
+def test_a_lost_call_is_held_at_its_full_price_where_batches_are_asked_for(tmp_path: Path) -> None:
+    with FakeProvider(longer_wins) as provider:
+        found = workspace(tmp_path, provider.url, pairs(2))
+        run(found, selection=read_selection(where="request_id = 'p0'"))
+        for attempt in range(7, 11):
+            lost(found, RecordedCost(cost_usd=0.001, at_most=0.04), attempt=attempt)
+        # Its question took 100 tokens, 200 more for other codes in the tags; half of the four would leave room for two calls.
+        open_usd = 4 * ((100 + 200) * 1e-6 + 1024 * 5e-6)
+        options = JudgeOptions(show_progress=False, max_usd=2 * ANSWERED + open_usd + 0.0005)
+        (tally,) = judge(found, options, by=judge_by_batches)
+        assert (tally.stopped, tally.n_calls, len(provider.calls)) == ("budget", 0, 2)
+
+
+def test_answers_that_had_no_price_count_once_there_is_one(tmp_path: Path) -> None:
+    with FakeProvider(longer_wins) as provider:
+        found = workspace(tmp_path, provider.url, pairs(1), settings=FAST + 'model = "house-judge-7"\n')
+        assert run(found).spent_usd is None
+    with (tmp_path / "evalpipe.toml").open("a") as file:
+        file.write('[prices."house-judge-7"]\ninput = 1.0\noutput = 5.0\n')
+    assert held(open_workspace(tmp_path / "evalpipe.toml")) == pytest.approx(2 * ANSWERED)
 
 
 def test_a_settlement_is_of_its_own_experiment(tmp_path: Path) -> None:
@@ -186,6 +280,38 @@ def test_a_run_killed_after_it_rotated_leaves_what_was_in_flight(tmp_path: Path)
     journal.close()
     compact(tmp_path, write)
     assert [(one.key, one.status) for one in stored] == [("a", JudgmentStatus.OK), ("b", JudgmentStatus.ERROR)]
+
+
+def test_a_journal_is_synced_with_its_name_and_gone_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noting(handle: int) -> None:
+        fsync(handle)
+        synced.append(Path(f"/proc/self/fd/{handle}").readlink().name)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    folder = tmp_path / "journals"
+    journal = Journal(folder)
+    first = journal.path.name
+    assert synced[-1] == "journals"
+    journal.begin(judgment("a"))
+    synced.clear()
+    in_flight = journal.rotate()
+    assert synced == ["journals", journal.path.name, first], "the new file holds what the old one held"
+    compact(folder, len, keep=journal.path, in_flight=in_flight)
+    assert synced[-1] == "journals" and [path.name for path in folder.glob("journal-*")] == [journal.path.name]
+    journal.close()
+
+
+def test_a_write_that_takes_a_part_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, data, at: pwrite(file, data[:7], at))
+    journal = Journal(tmp_path)
+    journal.begin(judgment("a"))
+    journal.append(judgment("a", JudgmentStatus.OK))
+    assert [one.status for one in read_journal(journal.path)] == [JudgmentStatus.ERROR, JudgmentStatus.OK]
+    journal.close()
 
 
 def test_a_line_that_was_lost_in_the_middle_hides_none_after_it(tmp_path: Path) -> None:

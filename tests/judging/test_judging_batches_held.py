@@ -13,10 +13,15 @@ import pytest
 from test_judging_batches import STATED, each_once, forget, run, vendor_workspace, workspace
 
 from evalpipe.calls import batch
-from evalpipe.calls.client import JudgeResponse
+from evalpipe.calls.batch import BatchCallError
+from evalpipe.calls.client import CallOutcome, JudgeResponse
 from evalpipe.calls.journal import Journal
 from evalpipe.judging import batch_state, batches
 from evalpipe.judging.batch_state import items_of
+from evalpipe.judging.judgments import RecordedCost, sent
+from evalpipe.judging.plan import calls_for
+from evalpipe.judging.runner import SystemClock
+from evalpipe.models import ASKED_MODEL
 from evalpipe.providers.base import Usage
 from evalpipe.sim.app import start_sim
 from evalpipe.sim.settings import SimSettings
@@ -198,6 +203,71 @@ def test_an_answer_of_a_batch_without_a_usage_is_held_at_its_worst(
     (intent,) = batch_state.intents(batches_folder(found, "t"))
     assert each_once(found)
     assert spent(found) == pytest.approx(intent.at_most_usd)
+
+
+def test_a_batch_is_held_by_the_bytes_of_its_texts(tmp_path: Path, sim: Any) -> None:
+    """Two answers of 9,000 bytes and 3,000 characters each, in both orders."""
+    found = workspace(tmp_path, sim.base_url, texts=["判" * 3_000])
+    submit_and_die(found)
+    (intent,) = batch_state.intents(batches_folder(found, "t"))
+    assert intent.at_most_usd is not None
+    assert intent.at_most_usd > 2 * ((18_000 + 1_000) * 0.5e-6 + 1024 * 2.5e-6)
+
+
+def test_a_batch_is_held_at_the_price_of_a_dearer_model_that_answered_before(tmp_path: Path, sim: Any) -> None:
+    """claude-opus-4-5 in a batch: 12.5 USD a million tokens of answer."""
+    found = workspace(tmp_path, sim.base_url, n=1)
+    (spec,) = judge_setup.load_specs(found)
+    with open_store(found.data, "t") as store:
+        ask = calls_for(store.connection, spec, ["p0"])[0]
+        before = sent(replace(ask, key="k"), 1, spec, booking=RecordedCost(cost_usd=0.0), at=SystemClock().utc())
+        note = json.dumps({ASKED_MODEL: spec.model})
+        store.write_judgments([replace(before, judge_model="claude-opus-4-5-20251101", note=note)])
+    submit_and_die(found)
+    (intent,) = batch_state.intents(batches_folder(found, "t"))
+    assert intent.at_most_usd is not None and intent.at_most_usd > 2 * 1024 * 12.5e-6
+
+
+def test_a_batch_of_an_earlier_version_is_held_at_equal_shares(
+    tmp_path: Path, sim: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = workspace(tmp_path, sim.base_url)
+    submit_and_die(found)
+    folder = batches_folder(found, "t")
+    (intent,) = batch_state.intents(folder)
+    items = folder / f"{intent.name}.jsonl"
+    older = [{**json.loads(line), "at_most_usd": None} for line in items.read_text().splitlines()]
+    items.write_text("".join(json.dumps(item) + "\n" for item in older))
+    results = batch._MessageBatches.results
+
+    async def silent(self: Any, batch_id: str) -> AsyncIterator[tuple[str, JudgeResponse]]:
+        async for name, reply in results(self, batch_id):
+            assert reply.answer is not None
+            yield name, replace(reply, answer=replace(reply.answer, usage=Usage()))
+
+    monkeypatch.setattr(batch._MessageBatches, "results", silent)
+    run(found)
+    assert each_once(found)
+    assert spent(found) == pytest.approx(intent.at_most_usd)
+
+
+def test_results_that_break_off_are_booked_once(tmp_path: Path, sim: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    results, n_read = batch._MessageBatches.results, []
+
+    async def torn(self: Any, batch_id: str) -> AsyncIterator[tuple[str, JudgeResponse]]:
+        n_read.append(0)
+        async for found in results(self, batch_id):
+            if len(n_read) == 1 and n_read[0] == 6:
+                raise BatchCallError(JudgeResponse(fate=CallOutcome.BROKEN, kind="cut"))
+            n_read[-1] += 1
+            yield found
+
+    monkeypatch.setattr(batch._MessageBatches, "results", torn)
+    found = workspace(tmp_path, sim.base_url)
+    tally = run(found)
+    assert n_read == [6, 10]
+    assert (each_once(found), dict(tally.asked), tally.n_calls) == (True, {"ok": 10}, 10)
+    assert tally.spent_usd == pytest.approx(sim.ledger()["billed"]["usd"])
 
 
 def test_the_answers_are_synced_before_the_batch_counts_as_collected(

@@ -166,6 +166,35 @@ def test_every_call_that_may_be_sent_has_room_for_its_answer(tmp_path: Path) -> 
     assert all(one.raw_reply == "x" * 9_700 for one in last.values())
 
 
+_ROTATED = """
+import resource, sys
+from pathlib import Path
+from test_judging_full_disk import judgment
+from evalpipe.models import JudgmentStatus
+from evalpipe.calls.journal import Journal, NoRoomError
+folder, limit = Path(sys.argv[1]), int(sys.argv[2])
+journal = Journal(folder, answer_bytes=10_000)
+for key in "abc":
+    journal.begin(judgment(key))
+_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+try:
+    journal.rotate()
+except NoRoomError:
+    print("no room")
+resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+for key in "abc":
+    journal.append(judgment(key, JudgmentStatus.OK, "x" * 9_700))
+journal.close()
+"""
+
+
+def test_without_room_for_a_new_journal_the_old_one_goes_on(tmp_path: Path) -> None:
+    assert limited(_ROTATED, tmp_path, 20_000) == "no room\n"
+    (path,) = tmp_path.glob("journal-*")
+    assert [(one.key, one.status.value) for one in read_journal(path)][3:] == [(key, "ok") for key in "abc"]
+
+
 _TOO_LONG = """
 import resource, sys
 from pathlib import Path

@@ -19,7 +19,7 @@ def test_a_call_that_breaks_off_is_held_at_the_longest_answer_and_one_token_a_by
         return Response("x", drop=True)
 
     with FakeProvider(broken) as provider:
-        found = workspace(tmp_path, provider.url, pairs(1), settings=FAST + "concurrency = 1\n")
+        found = workspace(tmp_path, provider.url, pairs(1, prompt="判断" * 2_000), settings=FAST + "concurrency = 1\n")
         tally = run(found)
     assert dict(tally.failed) == {"cut": 2}
     found_at_most = rows(found, "SELECT json_extract(note, '$.cost_at_most_usd')::DOUBLE FROM judgments")

@@ -15,7 +15,7 @@ from scipy import stats
 from evalpipe.collector.assignment import POLL_S, CanaryShare, RequestHead, Share, SplitAssigner, choose
 from evalpipe.http1.headers import HttpError, read_lines
 from evalpipe.identity import bucket, in_treatment
-from evalpipe.models import Arm, CanaryStatus
+from evalpipe.models import Arm, CanaryStatus, copy_name
 from evalpipe.rollout import canary
 from evalpipe.rollout.canary import History
 
@@ -190,10 +190,20 @@ def test_workers_serve_nobody_where_the_history_is_gone_or_behind_its_copy(tmp_p
     history.apply(lambda state: canary.approve(state, now=2, stages=plan, why="", force=True), now=2, who="alice")
     assert share() == Share(20.0, 2)
     whole = history.path.read_bytes()
-    for left, expected in ((first, Share(0.0)), (whole, Share(20.0, 2)), (None, Share(0.0))):
+    nobody, everybody = Share(0.0), Share(20.0, 2)
+    for left, expected in ((first, nobody), (whole, everybody), (b"", nobody), (whole, everybody), (None, nobody)):
         if left is None:
             history.path.unlink()
         else:
             history.path.write_bytes(left)
         now += POLL_S
         assert share() == expected
+    copy = history.path.with_name(copy_name(history.path.name))
+    last = copy.read_bytes()
+    copy.unlink()
+    history.path.write_bytes(first)
+    now += POLL_S
+    assert share() == Share(5.0, 1)
+    copy.write_bytes(last)  # it was out of sight for a moment: the history has lost its end after all
+    now += POLL_S
+    assert share() == nobody

@@ -13,14 +13,14 @@ import msgspec
 import pytest
 from test_canary_controller import Rollout
 
-from evalpipe.errors import ConfigError
+from evalpipe.errors import ConfigError, EvalpipeError
 from evalpipe.models import Arm, CanaryState, CanaryStatus, GuardrailVerdict, Outcome
 from evalpipe.rollout import canary as rollout_canary
 from evalpipe.rollout.canary import History
 from evalpipe.rollout.controller import Controller, ControllerSettings
 from evalpipe.rollout.guardrails import build_guardrails
 from evalpipe.rollout.observations import Observation, SpoolReader, StageFeed, observe_without_reading
-from evalpipe.spool.format import RequestRecord, read_record, render_record
+from evalpipe.spool.format import Body, RequestRecord, read_record, render_record
 from evalpipe.workspace import canary
 from evalpipe.workspace.load import load
 
@@ -145,6 +145,43 @@ def test_a_change_is_synced_with_its_folder_before_its_copy_is_written(
     history.apply(lambda state: rollout_canary.rolled_back(2, "bad"), now=2, who="controller")
     assert seen[:2] == ["x.jsonl", "canary"]
     assert seen[-1] == "canary" and len(seen) == 4, "the copy and its name, after the line"
+
+
+def test_a_change_that_did_not_fit_on_the_disk_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    history = History(tmp_path, "x")
+    first = history.apply(lambda state: rollout_canary.rolled_back(1, "bad"), now=1, who="controller")
+    assert first is not None and first.state.entry == first.seq == 1
+    write = os.write
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", lambda file, data: write(file, data[: len(data) // 2]))
+        with pytest.raises(EvalpipeError, match="the disk is full; the canary stays as it was"):
+            history.apply(lambda state: rollout_canary.reset(now=2, why=""), now=2, who="alice")
+    assert (history.state().status, history.loss()) == (CanaryStatus.ROLLED_BACK, None)
+    history.apply(lambda state: rollout_canary.reset(now=3, why=""), now=3, who="alice")
+    assert [(event.seq, event.action) for event in history.events()] == [(1, "rollback"), (2, "reset")]
+
+
+def test_a_record_is_read_when_all_of_it_is_there(tmp_path: Path) -> None:
+    spool, path = SpoolReader(tmp_path, "rollout"), tmp_path / "served-1.000001.jsonl"
+    records = [
+        RequestRecord(
+            request_id=name,
+            experiment=experiment,
+            mode="canary",
+            arm="control",
+            endpoint="messages",
+            received_at=1.0,
+            body=Body(),
+        )
+        for name, experiment in (("a", "rollout"), ("b", "another"), ("c", "rollout"))
+    ]
+    data = b"".join(map(render_record, records))
+    found: list[Any] = []
+    for at in (10, len(data) - 10, len(data)):
+        path.write_bytes(data[:at])
+        found.append([record.request_id for record in spool.poll() if isinstance(record, RequestRecord)])
+    assert (found, spool.n_broken_lines) == ([[], ["a"], ["c"]], 0)
+    spool.close()
 
 
 def test_two_writers_take_turns(tmp_path: Path) -> None:

@@ -85,6 +85,12 @@ def test_too_little_is_neither_pass_nor_fail(looked: StageStatus, word: str) -> 
     assert canary.approve(change.state, now=0, stages=PLAN, why="go on").state.percentage == 10
 
 
+def test_a_stage_without_a_time_is_not_called_inconclusive_in_its_first_minute() -> None:
+    assert step(at(2), seen(59.9, 10)) is None
+    change = step(at(2), seen(60, 10))
+    assert change and change.state.status is CanaryStatus.INCONCLUSIVE
+
+
 def test_a_difference_without_data_does_not_hold_the_last_stage() -> None:
     looked = StageStatus(watched_s=1, n_treatment=100, verdicts=[verdict("holds"), verdict("no_data", "difference")])
     change = step(at(2), looked)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from evalpipe.errors import ConfigError
 from evalpipe.models import Arm, Outcome
 from evalpipe.rollout.guardrails import (
+    CostLimit,
     Margin,
     RateDifference,
     RateLimit,
@@ -134,6 +135,35 @@ def test_a_difference_needs_both_arms_and_its_margin() -> None:
         guardrail.add(seen(Arm.TREATMENT, f"x{i}", Outcome.HTTP_ERROR))
     assert guardrail.verdict(percentage=10, alpha=0.05).status == "breached"
     assert guardrail.verdict(percentage=100, alpha=0.05).status == "no_data", "nobody to compare with"
+
+
+@pytest.mark.parametrize("margin", [Margin(value=0.5, relative=True), Margin(value=0.25, relative=False)])
+def test_a_difference_within_its_margin_holds(margin: Margin) -> None:
+    """Half of control's users fail: half as many again are 0.25 more. At 10 %, 900 and 100 would be the same rate."""
+    guardrail = RateDifference("error_rate", RATES["error_rate"], margin)
+    for i in range(1800):
+        guardrail.add(seen(Arm.CONTROL, f"c{i}", Outcome.HTTP_ERROR if i < 900 else Outcome.OK))
+    for i in range(170):
+        guardrail.add(seen(Arm.TREATMENT, f"t{i}", Outcome.HTTP_ERROR))
+    assert guardrail.verdict(percentage=10, alpha=0.05).status == "holds"
+    for i in range(170, 230):
+        guardrail.add(seen(Arm.TREATMENT, f"t{i}", Outcome.HTTP_ERROR))
+    assert guardrail.verdict(percentage=10, alpha=0.05).status == "breached"
+
+
+def test_the_cost_of_a_request_is_the_treatments() -> None:
+    (guardrail,) = [g for g in build_guardrails({"cost_per_request_usd": 0.01}) if isinstance(g, CostLimit)]
+
+    def add(arm: Arm, first: int, n: int, usd: float) -> None:
+        for i in range(first, first + n):
+            guardrail.add(seen(arm, f"u{i}", cost_usd=usd * (0.9 + 0.2 * (i % 2))))
+
+    add(Arm.CONTROL, 0, 300, 0.05)
+    assert guardrail.verdict(percentage=10, alpha=0.05).status == "no_data"
+    add(Arm.TREATMENT, 300, 300, 0.005)
+    assert guardrail.verdict(percentage=10, alpha=0.05).status == "holds"
+    add(Arm.TREATMENT, 600, 2000, 0.02)
+    assert guardrail.verdict(percentage=10, alpha=0.05).status == "breached"
 
 
 def test_verdicts_of_a_judge_are_a_guardrail() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from spool_builders import T0, request, served, shadow, write_segment
+from spool_builders import T0, copy, request, served, shadow, write_segment
 
 from evalpipe.errors import DataError
 from evalpipe.files import write_synced
@@ -148,6 +148,62 @@ def test_what_has_to_survive_is_synced_before_its_rename_and_its_folder_after(
     assert seen[-3:] == ["sync state", "rename state", f"sync {tmp_path.name}"]
 
 
+def _noting(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is synced and what is deleted from here on, in order."""
+    seen: list[str] = []
+    fsync, unlink = os.fsync, os.unlink
+
+    def noting_fsync(handle: int) -> None:
+        fsync(handle)
+        seen.append(f"sync {Path(f'/proc/self/fd/{handle}').readlink().name}")
+
+    def noting_unlink(path: Any, **more: Any) -> None:
+        unlink(path, **more)
+        seen.append(f"delete {Path(path).name}")
+
+    monkeypatch.setattr(os, "fsync", noting_fsync)
+    monkeypatch.setattr(os, "unlink", noting_unlink)
+    return seen
+
+
+def test_decisions_go_when_the_deletion_of_their_requests_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request that a power loss brought back without the decision on it would be copied, and paid, a second time."""
+    workspace = Workspace(root=tmp_path, data=tmp_path / "data", config=None)
+    write_segment(workspace.spool, "served-1.000001", [request("r"), served("r")])
+    decisions = write_segment(workspace.spool, "shadow-1.000001", [shadow("r", "shed")])
+    kept = decisions.read_bytes()
+    seen = _noting(monkeypatch)
+    load(workspace)
+    spool = [one for one in seen if one.endswith((".jsonl", " spool"))]
+    assert spool.index("delete served-1.000001.jsonl") < spool.index("sync spool")
+    assert spool.index("sync spool") < spool.index("delete shadow-1.000001.jsonl")
+    assert spool[-2:] == ["delete shadow-1.000001.jsonl", "sync spool"]
+    # Of a load that was killed after it had deleted the requests, before it had synced that.
+    decisions.write_bytes(kept)
+    seen.clear()
+    load(workspace)
+    spool = [one for one in seen if one.endswith((".jsonl", " spool"))]
+    assert spool == ["sync spool", "delete shadow-1.000001.jsonl", "sync spool"]
+
+
+def test_a_log_that_goes_on_the_word_of_stored_files_goes_after_those_are_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A load that was killed after its rename may not have synced the folder of the file that is found by the next one."""
+    workspace = Workspace(root=tmp_path, data=tmp_path / "data", config=None)
+    records = [request("r", eligible=False), served("r")]
+    write_segment(workspace.spool, "served-1.000001", records)
+    load(workspace)
+    write_segment(workspace.spool, "served-1.000001", records)
+    seen = _noting(monkeypatch)
+    tally = load(workspace)
+    (day,) = (workspace.data / "exchanges/experiment=exp").glob("date=*")
+    assert (tally.n_exchanges, tally.n_known) == (0, 1)
+    assert seen.index(f"sync {day.name}") < seen.index("delete served-1.000001.jsonl")
+
+
 @pytest.mark.parametrize("failing_at", [1, 2])
 def test_a_log_goes_only_when_every_file_of_it_is_in_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing_at: int
@@ -179,3 +235,28 @@ def test_a_log_goes_only_when_every_file_of_it_is_in_place(
     assert not segment.exists()
     with open_store(workspace.data) as store:
         assert store.connection.execute("SELECT request_id FROM exchanges ORDER BY 1").fetchall() == [("r0",), ("r1",)]
+
+
+def test_a_copy_after_midnight_whose_file_failed_is_stored_by_the_next_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The user's answer lies in the file of one day, the copy's in the next one's."""
+    workspace = Workspace(root=tmp_path, data=tmp_path / "data", config=None)
+    before, after = T0 + 12_790, T0 + 12_805
+    write_segment(workspace.spool, "served-1.000001", [request("r", at=before), served("r", at=before)])
+    write_segment(workspace.spool, "shadow-1.000001", [shadow("r", at=before), copy("r", at=after)])
+    rename = os.rename
+
+    def failing(source: Any, target: Any, **more: Any) -> None:
+        if Path(target).parent.name == "date=2026-05-29":
+            raise OSError(5, "Input/output error")
+        rename(source, target, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "rename", failing)
+        with pytest.raises(OSError, match="Input/output"):
+            load(workspace)
+    load(workspace)
+    with open_store(workspace.data) as store:
+        found = store.connection.execute("SELECT arm, role FROM exchanges ORDER BY 1").fetchall()
+    assert found == [("control", "served"), ("treatment", "shadow")]

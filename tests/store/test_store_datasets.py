@@ -210,6 +210,17 @@ def test_damage_is_found_by_reading_back(tmp_path: Path) -> None:
         verify(path, EXCHANGES, 1)
 
 
+def test_a_file_of_other_rows_or_columns_is_not_what_was_written(tmp_path: Path) -> None:
+    file = ParquetFile(tmp_path, EXCHANGES)
+    file.append(to_table(EXCHANGES, [exchange("r1"), exchange("r2")]))
+    path = file.finish()
+    verify(path, EXCHANGES, 2)
+    with pytest.raises(DataError, match="holds 2 of the 3 rows written"):
+        verify(path, EXCHANGES, 3)
+    with pytest.raises(DataError, match="rows written"):
+        verify(path, BY_NAME["labels"].schema, 2)
+
+
 def test_unfinished_files_of_dead_processes_are_swept(tmp_path: Path) -> None:
     folder = tmp_path / "exchanges" / "experiment=exp" / "date=2026-07-01"
     folder.mkdir(parents=True)

@@ -212,11 +212,34 @@ def test_a_record_that_is_overdue_beyond_every_timeout_is_given_up(tmp_path: Pat
     )
     with living(path):
         assert load(tmp_path, now=T0 + 3599).n_waiting == 2
-        assert load(tmp_path, now=T0 + 3601).n_stopped == 2
+        tally = load(tmp_path, now=T0 + 3601)
+        assert (tally.n_stopped, tally.n_waiting) == (2, 0)
     got = rows(
         tmp_path, "SELECT request_id, outcome, error_type, shadow_status, shadow_reason FROM exchanges ORDER BY 1"
     )
     assert got == [("r1", "ok", None, "shed", "record_lost"), ("r2", "client_closed", "record_lost", None, None)]
+
+
+def test_a_request_is_overdue_by_its_first_record(tmp_path: Path) -> None:
+    path = write_segment(tmp_path / "spool", "served-1.000001", [request("r"), served("r"), shadow("r", at=T0 + 3000)])
+    with living(path):
+        assert load(tmp_path, now=T0 + 3599).n_waiting == 1
+        assert load(tmp_path, now=T0 + 3901).n_stopped == 1
+
+
+def test_of_two_records_of_one_kind_the_first_stays(tmp_path: Path) -> None:
+    write_segment(
+        tmp_path / "spool",
+        "served-1.000001",
+        [served("r", text="one"), served("r", text="two"), request("r")],
+    )
+    write_segment(
+        tmp_path / "spool",
+        "shadow-1.000001",
+        [copy("r", text="one"), copy("r", text="two"), shadow("r", at=T0 + 1)],
+    )
+    load(tmp_path)
+    assert rows(tmp_path, "SELECT role, text FROM exchanges ORDER BY 1") == [("served", "one"), ("shadow", "one")]
 
 
 def test_an_empty_segment_that_may_be_about_to_be_locked_stays(tmp_path: Path) -> None:
