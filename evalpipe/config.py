@@ -86,11 +86,23 @@ class ExperimentConfig(_Section):
     salt: str = ""
     unit: tuple[str, ...] = DEFAULT_SOURCES
     keep_days: Annotated[int, Field(ge=1)] | None = None
+    control_from: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] | None = None
+    """the experiment whose control this candidate is compared with"""
 
-    @field_validator("name")
+    @model_validator(mode="after")
+    def _from_another(self) -> ExperimentConfig:
+        if self.control_from is not None and self.control_from == self.name:
+            raise ValueError("control_from is the experiment itself: name another, or leave it out")
+        if self.control_from is not None and self.mode != "shadow":
+            raise ValueError(
+                f"control_from pairs requests with those of another experiment: it needs mode = 'shadow', not {self.mode!r}"
+            )
+        return self
+
+    @field_validator("name", "control_from")
     @classmethod
-    def _names_files(cls, name: str) -> str:
-        if name[0] in ".-":
+    def _names_files(cls, name: str | None) -> str | None:
+        if name is not None and name[0] in ".-":
             raise ValueError(f"must not begin with {name[0]!r}: files are named after it")
         return name
 
@@ -256,6 +268,16 @@ class MetricDecisionConfig(_Section):
     weight: NonNegative = 1.0
 
 
+class ReplayConfig(_Section):
+    """`evalpipe replay`: the limits of each arm, and the cap over all its runs."""
+
+    concurrency: Annotated[int, Field(ge=1, le=1000)] = 16
+    requests_per_minute: Positive = 1000
+    input_tokens_per_minute: Positive = 400_000
+    output_tokens_per_minute: Positive = 80_000
+    max_usd: NonNegative | None = None
+
+
 class DecisionConfig(_Section):
     confidence_level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     looks: Literal["anytime", "fixed"] | tuple[date, ...] = "anytime"
@@ -356,6 +378,7 @@ class Config(_Section):
     arms: ArmsConfig | None = None
     collector: CollectorConfig = CollectorConfig()
     judge: JudgeConfig = JudgeConfig()
+    replay: ReplayConfig = ReplayConfig()
     decision: DecisionConfig = DecisionConfig()
     canary: CanaryConfig = CanaryConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
@@ -411,6 +434,7 @@ MOST_MISTAKES = 8
 """mistakes of a file that are listed"""
 _PATTERNS = {
     "name": "letters, digits, '.', '_' and '-' are allowed, 1 to 64 of them",
+    "control_from": "the name of an experiment is expected: letters, digits, '.', '_' and '-', 1 to 64 of them",
     "base_url": "an address such as https://host/v1 is expected, a query such as ?api-version=… may follow",
 }
 """what the patterns of those keys ask for, in words"""

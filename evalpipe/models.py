@@ -224,6 +224,49 @@ class Judgment:
         return f"{self.key}:{self.attempt}"
 
 
+# The noun of replaying: one call of an arm with a logged request.
+
+
+class ReplayStatus(StrEnum):
+    """sent: nothing more was heard of it · answered · failed: that is the arm's answer · open: it is asked again."""
+
+    SENT = "sent"
+    ANSWERED = "answered"
+    FAILED = "failed"
+    OPEN = "open"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReplayCall:
+    """One call of a replay, as its account keeps it.
+
+    `exchange`: the row it becomes, once it is answered or has failed for good. `cost_usd`: what was paid for it, at a batch's
+    price where it was in one; an estimate where `at_most_usd` is the most it can have been.
+    """
+
+    request_id: str
+    arm: Arm
+    attempt: int
+    status: ReplayStatus
+    kind: str | None = None
+    """the failure in one snake_case word"""
+    message: str | None = None
+    model: str | None = None
+    cost_usd: float | None = None
+    at_most_usd: float | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    latency_ms: float | None = None
+    at: datetime
+    batch_id: str | None = None
+    simulated: bool = False
+    exchange: Exchange | None = None
+
+    @property
+    def call_id(self) -> str:
+        return f"{self.request_id}:{self.arm.value}:{self.attempt}"
+
+
 # The nouns of deciding: findings, checks, the recommendation.
 
 

@@ -61,6 +61,12 @@ BASE: dict[str, Any] = {"experiment": {"name": "x"}}
         ({"experiment": {"name": ".hidden"}}, "must not begin with '.'"),
         ({"experiment": {"name": "-dash"}}, "must not begin with '-'"),
         ({"experiment": {}}, "experiment.name is missing"),
+        (
+            {"experiment": {"name": "x", "control_from": "a b"}},
+            "experiment.control_from = 'a b': the name of an experiment",
+        ),
+        ({"experiment": {"name": "x", "control_from": "x"}}, "control_from is the experiment itself"),
+        ({"experiment": {"name": "x", "mode": "ab", "control_from": "y"}}, "needs mode = 'shadow', not 'ab'"),
         ({"experiment": {"name": "x", "mode": "blue"}}, "experiment.mode = 'blue'"),
         ({**BASE, "collector": {"port": 70000}}, "collector.port = 70000"),
         ({**BASE, "collector": {"redact": ["emial"]}}, "'emial' is none of email, phone, card, api_key"),

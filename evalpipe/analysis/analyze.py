@@ -483,6 +483,9 @@ def count_funnel(connection: Connection, *, experiment: str, prepared: Prepared,
         }
     else:
         requests, pairs, exclusions = _served(connection, prepared)
+    kinds = _kinds(connection, experiment) if prepared.paired else {}
+    if kinds and "treatment_missing" in exclusions:  # the sample is smaller than the log
+        exclusions = {"not_replayed" if why == "treatment_missing" else why: n for why, n in exclusions.items()}
     judgments = {
         row["status"]: row["n"]
         for row in rows(connection, "SELECT status, count(*) AS n FROM ev_calls GROUP BY ALL ORDER BY ALL")
@@ -503,7 +506,25 @@ def count_funnel(connection: Connection, *, experiment: str, prepared: Prepared,
         users=prepared.n_users,
         shadow=shadow,
         outcomes=outcomes,
+        kinds=kinds,
     )
+
+
+def _kinds(connection: Connection, experiment: str) -> dict[str, int]:
+    """Pairs by where their answers come from; empty where none was replayed."""
+    if not scalar(connection, "SELECT bool_or(replayed) FROM ev_sources"):
+        return {}
+    found = rows(
+        connection,
+        """
+        SELECT c.role || ' + ' || t.role AS kind, count(*) AS n
+        FROM (FROM exchanges WHERE experiment = ? AND arm = 'control' AND role <> 'replay') AS c
+        JOIN (FROM exchanges WHERE experiment = ? AND arm = 'treatment' AND role <> 'replay') AS t USING (request_id)
+        WHERE c.outcome NOT IN ('client_closed', 'shed') AND t.outcome NOT IN ('client_closed', 'shed')
+        GROUP BY kind ORDER BY n DESC, kind""",
+        [experiment, experiment],
+    )
+    return {row["kind"]: row["n"] for row in found}
 
 
 def _pairs(connection: Connection) -> tuple[int, int, dict[str, int]]:

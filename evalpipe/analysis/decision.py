@@ -466,7 +466,7 @@ def terms_of(item: Metric, settings: Settings, *, mode: str, sources: Mapping[st
             role = "primary"
         elif default == "primary":
             role = "diagnostic"
-    if role is not None and item.name in MEASURED_BY_US:
+    if role is not None and item.name in MEASURED_BY_US and sources.get("in_one_run", True):
         measurable = True  # asked for by the user: the log's own figures
     if role is None:
         absent = not measurable and item.name in BY_SOURCE | MEASURED_BY_US

@@ -168,7 +168,8 @@ def prepare_rows(
 def _read(connection: Connection, experiment: str, *, paired: bool, extra: Sequence[tuple[str, str]]) -> list[str]:
     """`ev_exchanges`: the columns of every exchange of the experiment; returns the kinds of requests by number, from 1."""
     # A later repetition is not what the request's users got; a split serves its treatment, it does not copy to it.
-    roles = "role <> 'replay'" if paired else "role NOT IN ('replay', 'shadow')"
+    # (`replayed`: one that is an arm's only answer, beside which control's of the log or of the same run stands.)
+    roles = "role <> 'replay'" if paired else "role NOT IN ('replay', 'replayed', 'shadow')"
     chosen = f"FROM exchanges WHERE experiment = ? AND {roles} AND NOT coalesce(forced, false)"
     imported = _read_sources(connection, chosen, experiment)
     kinds = [
@@ -200,17 +201,19 @@ def _read(connection: Connection, experiment: str, *, paired: bool, extra: Seque
 
 
 def _read_sources(connection: Connection, chosen: str, experiment: str) -> bool:
-    """`ev_sources` (treatment, imported, n, n_with_status, n_priced); returns whether anything was imported."""
+    """`ev_sources` (treatment, imported, replayed, n, n_with_status, n_priced, n_timed); returns whether any was imported."""
     by_arm = rows(connection, f"SELECT DISTINCT role {chosen}", [experiment])
     imported = any(row["role"] == "imported" for row in by_arm)
     details = (
         "count(*) FILTER (status IS NOT NULL OR outcome IN ('http_error', 'timeout')) AS n_with_status, "
         "count(cost_usd) AS n_priced"
-        if imported
+        if imported or any(row["role"] == "replayed" for row in by_arm)
         else "count(*) AS n_with_status, count(*) AS n_priced"
     )
+    details += ", count(CASE WHEN role = 'replayed' THEN latency_ms END) AS n_timed"
     connection.execute(
         "CREATE OR REPLACE TEMP TABLE ev_sources AS SELECT arm = 'treatment' AS treatment, role = 'imported' AS imported, "
+        "role = 'replayed' AS replayed, "
         f"count(*) AS n, {details} {chosen} GROUP BY ALL",
         [experiment],
     )
@@ -433,6 +436,9 @@ def _unpair(connection: Connection, flags: Sequence[str], columns: Sequence[str]
 
 FAILURES = ("error_rate", "timeout_rate")
 LATENCIES = ("p50_latency_ms", "p99_latency_ms")
+TIMES = (*LATENCIES, "p50_ttft_ms", "p99_ttft_ms", "tokens_per_second")
+IN_ONE_RUN = "in_one_run"
+"""key of `find_sources`, no metric: False where answers of a replay stand beside those of production"""
 COSTS = ("cost_per_request_usd", "cost_per_1000_requests_usd", "cost_per_ok_answer_usd")
 
 
@@ -451,7 +457,8 @@ def find_sources(
         False for: error and timeout rate where all of an arm's rows are imported and none shows a status, a failure or a timeout
         (beside served rows such rows are left out of both rates); latencies where any row is imported; costs where an arm was
         imported without costs, or its configured model has no price; the share of empty answers where the log has no texts; in
-        ab and canary mode, ratings and a pointwise judge's scores where there are none.
+        ab and canary mode, ratings and a pointwise judge's scores where there are none; with answers of a replay, what only
+        production shows (`_of_a_replay`).
     """
     arms: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
     for row in rows(connection, "SELECT * FROM ev_sources ORDER BY treatment, imported"):
@@ -467,7 +474,24 @@ def find_sources(
     found |= dict.fromkeys(COSTS, priced)
     if not paired:
         found |= _judged(connection)
+    if any(one["replayed"] for arm in arms.values() for one in arm):
+        found |= _of_a_replay(arms)
     return found
+
+
+def _of_a_replay(arms: Mapping[bool, Sequence[Mapping[str, Any]]]) -> dict[str, bool]:
+    """What answers of a replay can be compared in: failures and times only where control answered in the same run, and one by
+    one (a batch tells neither); ratings never, as no user got them."""
+    replayed = [[one for one in arms[treatment] if one["replayed"]] for treatment in (False, True)]
+    in_one_run = all(replayed) and not any(one["imported"] for one in arms[True])
+    failures = in_one_run and all(one["n_with_status"] for arm in replayed for one in arm)
+    timed = in_one_run and all(one["n_timed"] for arm in replayed for one in arm)
+    return {
+        **dict.fromkeys(FAILURES, failures),
+        **dict.fromkeys(TIMES, timed),
+        "user_rating": False,
+        IN_ONE_RUN: timed,
+    }
 
 
 def _has_costs(connection: Connection, name: str, arm: list[dict[str, Any]], priced: bool | None) -> bool:

@@ -318,6 +318,9 @@ class Funnel:
     """sampled, not_sampled, not_shadowable, shed; they add up to every eligible request"""
     outcomes: dict[str, dict[str, int]] = field(default_factory=dict)
     """arm → outcome → exchanges"""
+    kinds: dict[str, int] = field(default_factory=dict)
+    """"CONTROL + TREATMENT" by where their answers come from (served, shadow, imported, replayed) → pairs, where some were
+    replayed"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

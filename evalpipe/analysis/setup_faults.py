@@ -102,7 +102,8 @@ class _Source:
     def query(self, columns: str, more: str = "", parameters: Sequence[Any] = ()) -> tuple[str, list[Any]]:
         """SELECT `columns` of the rows that count, and the parameters in their order; `more`: what follows WHERE …"""
         return (
-            f"SELECT {columns} FROM {self._from} WHERE experiment = ? AND role <> 'replay' AND NOT coalesce(forced, false) "
+            f"SELECT {columns} FROM {self._from} WHERE experiment = ? AND role NOT IN ('replay', 'replayed') "
+            "AND NOT coalesce(forced, false) "
             f"AND outcome IN ({_ANSWERED}, {_FAILED}) {more}",
             [*self._times, self._experiment, *parameters],
         )

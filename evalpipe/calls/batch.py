@@ -12,20 +12,18 @@ from typing import Any, Protocol
 
 from evalpipe.calls.client import (
     CallOutcome,
-    JudgeResponse,
-    Messages,
+    ModelResponse,
     ModelSettings,
-    chat_params,
     failed_reply,
     http_failure,
     key_in_environment,
     masked,
-    message_params,
     open_sdk,
     read_reply,
     remember_keys,
 )
 from evalpipe.errors import ConfigError
+from evalpipe.providers.base import ENDPOINTS
 
 MARK = "evalpipe_batch"
 """OpenAI batches carry their intent's name under this key of their metadata."""
@@ -34,7 +32,7 @@ MARK = "evalpipe_batch"
 class BatchCallError(Exception):
     """A call of a batch API failed. Unless its fate says that nothing was done, a submission may have arrived."""
 
-    def __init__(self, reply: JudgeResponse) -> None:
+    def __init__(self, reply: ModelResponse) -> None:
         super().__init__(f"{reply.kind or reply.fate}: {reply.message}")
         self.reply = reply
 
@@ -56,37 +54,42 @@ class BatchStatus:
     state: str = ""
 
 
+RequestBody = Mapping[str, Any]
+"""one request of a batch, as its endpoint takes it"""
+
+
 class BatchClient(Protocol):
     """`results` gives (custom_id, reply); a request that was never answered has a reply with the reason as its kind."""
 
     max_requests: int
     max_bytes: int
 
-    def size_of(self, custom_id: str, turns: Messages) -> int:
+    def size_of(self, custom_id: str, body: RequestBody) -> int:
         """Bytes of one request of a submission, at most."""
         ...
 
-    async def submit(self, name: str, requests: Sequence[tuple[str, Messages]]) -> str: ...
+    async def submit(self, name: str, requests: Sequence[tuple[str, RequestBody]]) -> str: ...
 
     async def see(self, batch_id: str) -> BatchStatus: ...
 
     def newest_first(self) -> AsyncIterator[BatchStatus]: ...
 
-    def results(self, batch_id: str) -> AsyncIterator[tuple[str, JudgeResponse]]: ...
+    def results(self, batch_id: str) -> AsyncIterator[tuple[str, ModelResponse]]: ...
 
     async def cancel(self, batch_id: str) -> None: ...
 
     async def close(self) -> None: ...
 
 
-def open_batch_client(spec: ModelSettings) -> BatchClient:
-    """The batch client of a judge. Raises ConfigError where its provider has no batches."""
+def open_batch_client(spec: ModelSettings, endpoint: str | None = None) -> BatchClient:
+    """The batch client of a judge or an arm, for requests of one endpoint (default: the provider's first). Raises ConfigError
+    where its provider has no batches."""
     remember_keys(spec, key_in_environment(spec))
     if spec.provider == "anthropic":
         return _MessageBatches(spec)
     if spec.provider == "openai":
-        return _OpenAIBatches(spec)
-    raise ConfigError(f"judge {spec.name!r}: provider {spec.provider!r} has no batches; leave out --batch")
+        return _OpenAIBatches(spec, endpoint or "chat.completions")
+    raise ConfigError(f"{spec.who}: provider {spec.provider!r} has no batches; leave out --batch")
 
 
 async def _door(call: Callable[[], Awaitable[Any]]) -> Any:
@@ -96,9 +99,9 @@ async def _door(call: Callable[[], Awaitable[Any]]) -> Any:
         raise BatchCallError(failed_reply(error, None)) from error
 
 
-def never_answered(kind: str, message: str = "") -> JudgeResponse:
+def never_answered(kind: str, message: str = "") -> ModelResponse:
     """The reply of a request that its batch ended without."""
-    return JudgeResponse(fate=CallOutcome.REJECTED, kind=kind, message=masked(message))
+    return ModelResponse(fate=CallOutcome.REJECTED, kind=kind, message=masked(message))
 
 
 class _MessageBatches:
@@ -107,18 +110,14 @@ class _MessageBatches:
     max_requests, max_bytes = 100_000, 256_000_000
 
     def __init__(self, spec: ModelSettings) -> None:
-        self._spec = spec
         self._client = open_sdk(spec, 4)
         self._batches = self._client.messages.batches
 
-    def size_of(self, custom_id: str, turns: Messages) -> int:
-        return len(json.dumps(self._item(custom_id, turns))) + 1  # all ASCII: whatever the SDK writes is no longer
+    def size_of(self, custom_id: str, body: RequestBody) -> int:
+        return len(json.dumps(_item(custom_id, body))) + 1  # all ASCII: whatever the SDK writes is no longer
 
-    def _item(self, custom_id: str, turns: Messages) -> dict[str, Any]:
-        return {"custom_id": custom_id, "params": {**message_params(self._spec, turns), **self._spec.params}}
-
-    async def submit(self, name: str, requests: Sequence[tuple[str, Messages]]) -> str:
-        items = [self._item(custom_id, turns) for custom_id, turns in requests]
+    async def submit(self, name: str, requests: Sequence[tuple[str, RequestBody]]) -> str:
+        items = [_item(custom_id, body) for custom_id, body in requests]
         return str((await _door(lambda: self._batches.create(requests=items))).id)
 
     async def see(self, batch_id: str) -> BatchStatus:
@@ -133,7 +132,7 @@ class _MessageBatches:
                 return
             page = await _door(page.get_next_page)
 
-    async def results(self, batch_id: str) -> AsyncIterator[tuple[str, JudgeResponse]]:
+    async def results(self, batch_id: str) -> AsyncIterator[tuple[str, ModelResponse]]:
         lines = await _door(lambda: self._batches.results(batch_id))
         while True:
             try:
@@ -141,7 +140,7 @@ class _MessageBatches:
             except StopAsyncIteration:
                 return
             except ValueError as error:  # a line that is not JSON: cut off, or broken on its way
-                broken = JudgeResponse(
+                broken = ModelResponse(
                     fate=CallOutcome.BROKEN, kind="malformed", message="a line of the results is not JSON"
                 )
                 raise BatchCallError(broken) from error
@@ -167,26 +166,26 @@ class _OpenAIBatches:
 
     max_requests, max_bytes = 50_000, 200_000_000
 
-    def __init__(self, spec: ModelSettings) -> None:
-        self._spec = spec
+    def __init__(self, spec: ModelSettings, endpoint: str) -> None:
         self._client = open_sdk(spec, 4)
+        self._endpoint = endpoint
+        self._path = next(path for path, name in ENDPOINTS.items() if name == endpoint)
 
-    def size_of(self, custom_id: str, turns: Messages) -> int:
-        return len(self._line(custom_id, turns))
+    def size_of(self, custom_id: str, body: RequestBody) -> int:
+        return len(self._line(custom_id, body))
 
-    def _line(self, custom_id: str, turns: Messages) -> bytes:
-        body = {**chat_params(self._spec, turns), **self._spec.params}
-        item = {"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": body}
+    def _line(self, custom_id: str, body: RequestBody) -> bytes:
+        item = {"custom_id": custom_id, "method": "POST", "url": self._path, "body": dict(body)}
         return json.dumps(item).encode() + b"\n"
 
-    async def submit(self, name: str, requests: Sequence[tuple[str, Messages]]) -> str:
-        lines = b"".join(self._line(custom_id, turns) for custom_id, turns in requests)
+    async def submit(self, name: str, requests: Sequence[tuple[str, RequestBody]]) -> str:
+        lines = b"".join(self._line(custom_id, body) for custom_id, body in requests)
         upload = (f"{name}.jsonl", io.BytesIO(lines), "application/jsonl")
         file = await _door(lambda: self._client.files.create(file=upload, purpose="batch"))
         made = await _door(
             lambda: self._client.batches.create(
                 input_file_id=file.id,
-                endpoint="/v1/chat/completions",
+                endpoint=self._path,
                 completion_window="24h",
                 metadata={MARK: name},
             )
@@ -205,7 +204,7 @@ class _OpenAIBatches:
                 return
             page = await _door(page.get_next_page)
 
-    async def results(self, batch_id: str) -> AsyncIterator[tuple[str, JudgeResponse]]:
+    async def results(self, batch_id: str) -> AsyncIterator[tuple[str, ModelResponse]]:
         batch = await _door(lambda: self._client.batches.retrieve(batch_id))
         for file_id in (batch.output_file_id, batch.error_file_id):
             if not file_id:
@@ -213,7 +212,7 @@ class _OpenAIBatches:
             content = await _door(partial(self._client.files.content, file_id))
             for line in content.content.splitlines():
                 if line.strip():
-                    yield _openai_result(json.loads(line), content.response.headers)
+                    yield _openai_result(self._endpoint, json.loads(line), content.response.headers)
 
     async def cancel(self, batch_id: str) -> None:
         await _door(lambda: self._client.batches.cancel(batch_id))
@@ -247,11 +246,15 @@ def _seen_openai_batch(batch: Any) -> BatchStatus:
     )
 
 
-def _openai_result(line: dict[str, Any], headers: Mapping[str, str]) -> tuple[str, JudgeResponse]:
+def _item(custom_id: str, body: RequestBody) -> dict[str, Any]:
+    return {"custom_id": custom_id, "params": dict(body)}
+
+
+def _openai_result(endpoint: str, line: dict[str, Any], headers: Mapping[str, str]) -> tuple[str, ModelResponse]:
     custom_id = str(line.get("custom_id"))
     response, error = line.get("response"), line.get("error")
     if response and response.get("status_code") == 200:
-        return custom_id, read_reply("chat.completions", 200, headers, json.dumps(response.get("body")).encode())
+        return custom_id, read_reply(endpoint, 200, headers, json.dumps(response.get("body")).encode())
     if error:
         kind = str(error.get("code") or "errored")
         return custom_id, never_answered("expired" if "expired" in kind else kind, str(error.get("message") or ""))

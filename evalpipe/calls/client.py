@@ -33,7 +33,15 @@ class ModelSettings(Protocol):
     """What a call needs of whoever is asked: a judge, or an arm in a replay."""
 
     @property
-    def name(self) -> str: ...
+    def who(self) -> str:
+        """In messages: "judge 'pairwise'", "arms.treatment"."""
+        ...
+
+    @property
+    def key_setting(self) -> str:
+        """Where `api_key_env` would stand."""
+        ...
+
     @property
     def provider(self) -> str: ...
     @property
@@ -43,6 +51,15 @@ class ModelSettings(Protocol):
     @property
     def api_key_env(self) -> str | None: ...
     @property
+    def timeout_s(self) -> float: ...
+    @property
+    def params(self) -> Mapping[str, Any]: ...
+
+
+class JudgeSettings(ModelSettings, Protocol):
+    """What a question to a judge is made of besides."""
+
+    @property
     def system(self) -> str: ...
     @property
     def reply(self) -> str: ...
@@ -50,10 +67,6 @@ class ModelSettings(Protocol):
     def schema(self) -> dict[str, Any]: ...
     @property
     def max_tokens(self) -> int: ...
-    @property
-    def timeout_s(self) -> float: ...
-    @property
-    def params(self) -> Mapping[str, Any]: ...
 
 
 class CallOutcome(StrEnum):
@@ -91,9 +104,9 @@ FREE = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class JudgeResponse:
-    """What came back from one call. `text` is what the judge said (a forced tool's input as JSON text); `latency_ms` from
-    sending to the last byte; `retry_after_s` where the server named a time."""
+class ModelResponse:
+    """What came back from one call. `text` is what was said (a forced tool's input as JSON text); `latency_ms` from
+    sending to the last byte; `retry_after_s` where the server named a time; `body`: the answer's bytes as they were read."""
 
     fate: CallOutcome
     answer: Answer | None = None
@@ -107,6 +120,7 @@ class JudgeResponse:
     """what the server asked for, where that is more than is waited at once"""
     latency_ms: float | None = None
     simulated: bool = False
+    body: bytes = b""
 
     @property
     def is_whole(self) -> bool:
@@ -126,7 +140,7 @@ class JudgeResponse:
 class JudgeClient(Protocol):
     """Asks one judge. Never raises for anything a provider may do: failures are replies."""
 
-    async def ask(self, turns: Messages) -> JudgeResponse: ...
+    async def ask(self, turns: Messages) -> ModelResponse: ...
 
     async def close(self) -> None: ...
 
@@ -207,7 +221,7 @@ _NO_KEY = "not-needed"
 _LONGEST_MESSAGE = 300
 
 
-def open_client(spec: ModelSettings, *, concurrency: int) -> JudgeClient:
+def open_client(spec: JudgeSettings, *, concurrency: int) -> JudgeClient:
     """The client of a judge. Raises ConfigError where its key is missing from the environment, or its SDK from the
     installation."""
     remember_keys(spec, key_in_environment(spec))
@@ -228,8 +242,8 @@ def api_key(spec: ModelSettings) -> str:
     if is_local(spec.base_url):
         return _NO_KEY
     if spec.api_key_env:
-        raise ConfigError(f"judge {spec.name!r} needs a key: set {spec.api_key_env} in the environment")
-    raise ConfigError(f"judge {spec.name!r} names no key: add api_key_env to judges/{spec.name}.toml")
+        raise ConfigError(f"{spec.who} needs a key: set {spec.api_key_env} in the environment")
+    raise ConfigError(f"{spec.who} names no key: add api_key_env to {spec.key_setting}")
 
 
 def address_of(spec: ModelSettings) -> str:
@@ -255,7 +269,7 @@ def refusal(spec: ModelSettings, message: str) -> str:
         "http_403": f"; check what the key in {spec.api_key_env} may do" if spec.api_key_env else "",
         "http_404": f"; check base_url, and the model {spec.model!r}",
     }.get(status, "")
-    return f"judge {spec.name!r}: {spec.provider} at {address_of(spec)} refuses the work: {message}{setting}"
+    return f"{spec.who}: {spec.provider} at {address_of(spec)} refuses the work: {message}{setting}"
 
 
 def unreachable(spec: ModelSettings, message: str) -> str:
@@ -266,9 +280,7 @@ def unreachable(spec: ModelSettings, message: str) -> str:
         message: the words of the client library.
     """
     where = f"{spec.provider} at {address_of(spec)}"
-    return (
-        f"judge {spec.name!r}: {where} cannot be reached: {message}; check base_url and the network, then run it again"
-    )
+    return f"{spec.who}: {where} cannot be reached: {message}; check base_url and the network, then run it again"
 
 
 ENDS: Mapping[str, Callable[[ModelSettings, str], str]] = {"refused": refusal, "unreachable": unreachable}
@@ -331,12 +343,12 @@ def sdk_address(spec: ModelSettings) -> tuple[str | None, dict[str, str]]:
 class _SdkClient:
     """anthropic and openai: one shape, as both SDKs are made by one generator."""
 
-    def __init__(self, spec: ModelSettings, concurrency: int) -> None:
+    def __init__(self, spec: JudgeSettings, concurrency: int) -> None:
         self._client = open_sdk(spec, concurrency)
         self._extra = {"extra_body": dict(spec.params)} if spec.params else {}
         self._spec = spec
         self._create: Callable[..., Awaitable[Any]]
-        self._build: Callable[[ModelSettings, Messages], dict[str, Any]]
+        self._build: Callable[[JudgeSettings, Messages], dict[str, Any]]
         if spec.provider == "anthropic":
             self._endpoint = "messages"
             self._create = self._client.messages.with_raw_response.create
@@ -346,7 +358,7 @@ class _SdkClient:
             self._create = self._client.chat.completions.with_raw_response.create
             self._build = chat_params
 
-    async def ask(self, turns: Messages) -> JudgeResponse:
+    async def ask(self, turns: Messages) -> ModelResponse:
         started = time.monotonic()
         params = self._build(self._spec, turns)
         try:
@@ -364,12 +376,19 @@ class _SdkClient:
 
 
 def read_reply(
-    endpoint: str, status: int, headers: Mapping[str, str], body: bytes, *, latency_ms: float | None = None
-) -> JudgeResponse:
+    endpoint: str,
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    latency_ms: float | None = None,
+    content_type: str = "application/json",
+) -> ModelResponse:
     """The reply in an HTTP answer with status 200."""
+    received = body
     if _PARTS.search(body):
         body = _joined_parts(body)
-    answer = read_answer(endpoint, status, {"content-type": "application/json"}, body)
+    answer = read_answer(endpoint, status, {"content-type": content_type}, body)
     limits = read_limits(headers)
     simulated = SIMULATED_HEADER in headers
     told = _told_in_body(answer, body)
@@ -377,7 +396,7 @@ def read_reply(
         status, document, message = told
         return http_failure(status, headers, document, message, latency_ms)
     if answer.outcome in {Outcome.UNREADABLE, Outcome.HTTP_ERROR}:
-        return JudgeResponse(
+        return ModelResponse(
             fate=CallOutcome.BROKEN,
             answer=answer,
             kind=answer.error_type or "unreadable",
@@ -385,14 +404,16 @@ def read_reply(
             limits=limits,
             latency_ms=latency_ms,
             simulated=simulated,
+            body=received,
         )
-    return JudgeResponse(
+    return ModelResponse(
         fate=CallOutcome.ANSWERED,
         answer=answer,
         text=_said(answer),
         limits=limits,
         latency_ms=latency_ms,
         simulated=simulated,
+        body=received,
     )
 
 
@@ -454,13 +475,13 @@ def _status_of(kind: Any) -> int | None:
     return _STATUSES.get(word)
 
 
-def failed_reply(error: Exception, latency_ms: float | None) -> JudgeResponse:
+def failed_reply(error: Exception, latency_ms: float | None) -> ModelResponse:
     """An exception of an SDK → a reply. What is none of its kinds is a bug of ours and is raised again."""
     status = getattr(error, "status_code", None)
     response = getattr(error, "response", None)
     if isinstance(status, int):
         if 200 <= status < 300:  # the SDK refused the body of a good answer: it was generated, so it is billed
-            return JudgeResponse(
+            return ModelResponse(
                 fate=CallOutcome.BROKEN, kind="malformed", message=short(str(error)), latency_ms=latency_ms
             )
         headers = getattr(response, "headers", None) or {}
@@ -469,16 +490,16 @@ def failed_reply(error: Exception, latency_ms: float | None) -> JudgeResponse:
     if "APITimeoutError" in names or "TimeoutException" in names or "Timeout" in names:
         connecting = _caused_by(error, "ConnectTimeout", "PoolTimeout")
         fate = CallOutcome.NO_CONNECTION if connecting else CallOutcome.BROKEN
-        return JudgeResponse(fate=fate, kind="timeout", message="no answer in time", latency_ms=latency_ms)
+        return ModelResponse(fate=fate, kind="timeout", message="no answer in time", latency_ms=latency_ms)
     if "APIConnectionError" in names or "TransportError" in names:
         if _caused_by(error, "ConnectError", "ProxyError", "UnsupportedProtocol", "ClientConnectorError"):
             message = short(str(error.__cause__ or error))
-            return JudgeResponse(
+            return ModelResponse(
                 fate=CallOutcome.NO_CONNECTION, kind="no_connection", message=message, latency_ms=latency_ms
             )
-        return JudgeResponse(fate=CallOutcome.BROKEN, kind="cut", message="the answer broke off", latency_ms=latency_ms)
+        return ModelResponse(fate=CallOutcome.BROKEN, kind="cut", message="the answer broke off", latency_ms=latency_ms)
     if "APIError" in names or "DecodingError" in names:  # e.g. a body that cannot be decoded
-        return JudgeResponse(
+        return ModelResponse(
             fate=CallOutcome.BROKEN, kind="malformed", message=short(str(error)), latency_ms=latency_ms
         )
     raise error
@@ -486,7 +507,7 @@ def failed_reply(error: Exception, latency_ms: float | None) -> JudgeResponse:
 
 def http_failure(
     status: int, headers: Mapping[str, str], body: Any, message: str, latency_ms: float | None
-) -> JudgeResponse:
+) -> ModelResponse:
     """An HTTP error as a vendor sent it; `message` where its body says none."""
     failure = failure_in(body if isinstance(body, dict) and "error" in body else {"error": body}, failed=True)
     inner = body.get("error", body) if isinstance(body, dict) else None
@@ -497,7 +518,7 @@ def http_failure(
     fate = fate_of_status(status, kind, message)
     if 400 <= status < 500 and is_about_the_input(status, failure is not None and failure.refused, message):
         fate = CallOutcome.REFUSED
-    return JudgeResponse(
+    return ModelResponse(
         fate=fate,
         kind=f"http_{status}",
         message=short(message),
@@ -531,7 +552,7 @@ TOOL = "give_judgment"
 _TOOL_TEXT = "Give the judgment. Call it exactly once."
 
 
-def message_params(spec: ModelSettings, turns: Messages) -> dict[str, Any]:
+def message_params(spec: JudgeSettings, turns: Messages) -> dict[str, Any]:
     """Parameters of Anthropic's `messages.create`, and of one request of a message batch."""
     params: dict[str, Any] = {
         "model": spec.model,
@@ -547,7 +568,7 @@ def message_params(spec: ModelSettings, turns: Messages) -> dict[str, Any]:
     return params
 
 
-def chat_params(spec: ModelSettings, turns: Messages) -> dict[str, Any]:
+def chat_params(spec: JudgeSettings, turns: Messages) -> dict[str, Any]:
     """Parameters of OpenAI's `chat.completions.create`, which compatible servers and LiteLLM take too."""
     messages = [{"role": "system", "content": spec.system}]
     messages += [{"role": role, "content": text} for role, text in turns]
@@ -563,7 +584,7 @@ def chat_params(spec: ModelSettings, turns: Messages) -> dict[str, Any]:
     return params
 
 
-def shown_params(spec: ModelSettings, turns: Messages) -> dict[str, Any]:
+def shown_params(spec: JudgeSettings, turns: Messages) -> dict[str, Any]:
     """What is sent for these turns, params of the judge's own included."""
     build = message_params if spec.provider == "anthropic" else chat_params
     return {**build(spec, turns), **spec.params}
@@ -601,22 +622,20 @@ _NOT_READ = ("JSONDecodeError", "DecodingError", "UnicodeDecodeError")
 class LiteLLMClient:
     """One call in, one Reply out. Raises ConfigError where the library is not installed."""
 
-    def __init__(self, spec: ModelSettings) -> None:
+    def __init__(self, spec: JudgeSettings) -> None:
         # Nothing is downloaded at start: neither a price list nor a list of beta headers.
         os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
         os.environ.setdefault("LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS", "True")
         try:
             import litellm
         except ImportError:
-            raise ConfigError(
-                f"judge {spec.name!r} needs the litellm library: pip install 'evalpipe[litellm]'"
-            ) from None
+            raise ConfigError(f"{spec.who} needs the litellm library: pip install 'evalpipe[litellm]'") from None
         litellm.suppress_debug_info = True  # it prints to stdout, where `--json` has its one document
         self._litellm = litellm
         self._spec = spec
         self._key = api_key(spec) if spec.api_key_env or spec.base_url else None
 
-    async def ask(self, turns: Messages) -> JudgeResponse:
+    async def ask(self, turns: Messages) -> ModelResponse:
         started = time.monotonic()
         spec = self._spec
         try:
@@ -642,7 +661,7 @@ class LiteLLMClient:
         return None
 
 
-def litellm_failure(error: Exception, latency_ms: float | None) -> JudgeResponse:
+def litellm_failure(error: Exception, latency_ms: float | None) -> ModelResponse:
     """An exception of the library → a reply, by what caused it."""
     causes = list(_causes(error))
     response: Any = next(
@@ -652,19 +671,19 @@ def litellm_failure(error: Exception, latency_ms: float | None) -> JudgeResponse
         return http_failure(response.status_code, response.headers, _body(response), str(error), latency_ms)
     if getattr(error, "status_code", 500) in (408, 500):  # nobody answered: the status is the library's own
         if any(_is(one, *_NEVER_SENT) for one in causes):
-            return JudgeResponse(
+            return ModelResponse(
                 fate=CallOutcome.NO_CONNECTION, kind="no_connection", message=short(str(error)), latency_ms=latency_ms
             )
         if any(_is(one, *_NOT_READ) for one in causes):
-            return JudgeResponse(
+            return ModelResponse(
                 fate=CallOutcome.BROKEN, kind="malformed", message=short(str(error)), latency_ms=latency_ms
             )
         if _is(error, "Timeout"):
-            return JudgeResponse(
+            return ModelResponse(
                 fate=CallOutcome.BROKEN, kind="timeout", message="no answer in time", latency_ms=latency_ms
             )
         if len(causes) > 1:
-            return JudgeResponse(
+            return ModelResponse(
                 fate=CallOutcome.BROKEN, kind="cut", message="the answer broke off", latency_ms=latency_ms
             )
     return failed_reply(error, latency_ms)

@@ -1,7 +1,7 @@
-"""The journal: every judgment is one appended line before the next call is started in its place, so kill −9 loses nothing.
+"""The journal: every call's row is one appended line before the next call is started in its place, so kill −9 loses nothing.
 
 A call is first written as it would stand if nothing more were ever heard of it (an error whose cost is an estimate), and
-again under the same `judgment_id` when it ends: the last line of an id counts. Compaction hands the rows to the store,
+again under the same id when it ends: the last line of an id counts. Compaction hands the rows to the store,
 which adds no id twice, and then removes the journal; a crash between the two repeats the first and harms nothing.
 """
 
@@ -12,10 +12,11 @@ import fcntl
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -24,59 +25,70 @@ from evalpipe.files import make_folder, sync_folder, unlink_synced
 from evalpipe.models import Judgment
 from evalpipe.text import well_formed
 
-WriteJudgments = Callable[[Sequence[Judgment]], int]
+Row = TypeVar("Row")
 
 _ENCODER = msgspec.json.Encoder()
-_DECODER = msgspec.json.Decoder(Judgment)
 _ROWS_AT_ONCE = 20_000
 ANSWER_BYTES = 8_192
 """What is kept of an answer besides its texts: the scores, the note, the ids."""
 _AHEAD_BYTES = 1 << 18
 
 
-class Journal:
-    """The file of judgments one run of one experiment writes, a line at a time. Use under `judging_lock`.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowKind(Generic[Row]):
+    """What a journal holds. `id_of`: rows of one id are one row, the last one; `shortened`: a row without its texts, where the
+    disk has no room for them."""
+
+    type: type[Row]
+    id_of: Callable[[Row], str]
+    shortened: Callable[[Row], Row]
+
+
+class CallJournal(Generic[Row]):
+    """The file of rows one run of one experiment writes, a line at a time. Use under `running_lock`.
 
     Room for the answer of every call in flight is set aside on the disk before the call is sent, so that a full disk is found
     before an answer is paid for. Until it is closed the file ends in blank room, which readers leave out.
     """
 
-    def __init__(self, folder: Path, *, answer_bytes: int = ANSWER_BYTES) -> None:
+    def __init__(self, folder: Path, kind: RowKind[Row], *, answer_bytes: int = ANSWER_BYTES) -> None:
         """Args:
         folder: where the journals of the experiment are.
+        kind: what the rows are.
         answer_bytes: room for one answer; a longer one is kept without its texts where the disk is full.
         """
+        self._kind = kind
         self.folder = folder
         self.path = folder
         self.n_lines = 0
         self._answer_bytes = answer_bytes
-        self._in_flight: dict[str, Judgment] = {}
+        self._in_flight: dict[str, Row] = {}
         self._file = -1
         self._end = self._set_aside_to = 0
         with one_line_if_full(folder):
             make_folder(folder)
             self._open()
 
-    def begin(self, judgment: Judgment) -> None:
+    def begin(self, row: Row) -> None:
         """A call is about to be sent: how it stands if nothing is ever heard of it. Raises NoRoomError where its answer could
         not be kept: then it must not be sent."""
-        line = _encode(judgment)
+        line = _encode(row)
         with one_line_if_full(self.folder):
             self._set_aside(len(line), len(self._in_flight) + 1)
             self._write(line)
-        self._in_flight[judgment.judgment_id] = judgment
+        self._in_flight[self._kind.id_of(row)] = row
 
-    def append(self, judgment: Judgment) -> None:
+    def append(self, row: Row) -> None:
         """How a call ended. Raises NoRoomError where nothing of it can be kept."""
         try:
-            self._write(_encode(judgment))
+            self._write(_encode(row))
         except OSError as error:
             if not is_full(error):
                 raise
             # Its verdict and its cost are worth more than its texts.
             with one_line_if_full(self.folder):
-                self._write(_encode(replace(judgment, raw_reply=None, reasoning=None)))
-        self._in_flight.pop(judgment.judgment_id, None)
+                self._write(_encode(self._kind.shortened(row)))
+        self._in_flight.pop(self._kind.id_of(row), None)
 
     def sync(self) -> None:
         """Make what was appended survive a power loss; may be called from another thread."""
@@ -92,7 +104,7 @@ class Journal:
         try:
             with one_line_if_full(self.folder):
                 self._open()
-                lines = [_encode(judgment) for judgment in self._in_flight.values()]
+                lines = [_encode(row) for row in self._in_flight.values()]
                 self._set_aside(sum(map(len, lines)), len(lines))
                 for line in lines:
                     self._write(line)
@@ -145,28 +157,67 @@ class Journal:
         self.n_lines += 1
 
 
-def compact(
-    folder: Path, write: WriteJudgments, *, keep: Path | None = None, in_flight: frozenset[str] = frozenset()
+def compact_rows(
+    folder: Path,
+    kind: RowKind[Row],
+    write: Callable[[Sequence[Row]], int],
+    *,
+    keep: Path | None = None,
+    in_flight: frozenset[str] = frozenset(),
 ) -> int:
     """Every finished journal in `folder` into the store; the rows added. `keep`: the journal being written, which has
     what is `in_flight`."""
     paths = [path for path in sorted(folder.glob("journal-*.jsonl")) if path != keep]
-    rows = {judgment.judgment_id: judgment for path in paths for judgment in read_journal(path)}
-    found = [judgment for judgment_id, judgment in rows.items() if judgment_id not in in_flight]
+    rows = {kind.id_of(row): row for path in paths for row in read_rows(path, kind)}
+    found = [row for row_id, row in rows.items() if row_id not in in_flight]
     n_added = sum(write(found[start : start + _ROWS_AT_ONCE]) for start in range(0, len(found), _ROWS_AT_ONCE))
     if paths:
         unlink_synced(paths)  # what they hold may be removed from the store by then (`forget`): it must not come back
     return n_added
 
 
-def read_journal(path: Path) -> Iterator[Judgment]:
-    """The judgments of a journal, broken lines left out (a torn last line is all that a crash can leave)."""
+def read_rows(path: Path, kind: RowKind[Row]) -> Iterator[Row]:
+    """The rows of a journal, broken lines left out (a torn last line is all that a crash can leave)."""
+    decoder = msgspec.json.Decoder(kind.type)
     with path.open("rb") as file:
         for line in file:
             try:
-                yield _DECODER.decode(line.strip(b"\0"))
+                yield decoder.decode(line.strip(b"\0"))
             except (msgspec.DecodeError, ValueError):
                 continue
+
+
+# The journal of judgments.
+
+
+JUDGMENTS: RowKind[Judgment] = RowKind(
+    type=Judgment,
+    id_of=lambda judgment: judgment.judgment_id,
+    shortened=lambda judgment: replace(judgment, raw_reply=None, reasoning=None),
+)
+
+
+class Journal(CallJournal[Judgment]):
+    """The judgments of one run."""
+
+    def __init__(self, folder: Path, *, answer_bytes: int = ANSWER_BYTES) -> None:
+        super().__init__(folder, JUDGMENTS, answer_bytes=answer_bytes)
+
+
+def compact(
+    folder: Path,
+    write: Callable[[Sequence[Judgment]], int],
+    *,
+    keep: Path | None = None,
+    in_flight: frozenset[str] = frozenset(),
+) -> int:
+    """Every finished journal of judgments in `folder` into the store; the rows added."""
+    return compact_rows(folder, JUDGMENTS, write, keep=keep, in_flight=in_flight)
+
+
+def read_journal(path: Path) -> Iterator[Judgment]:
+    """The judgments of a journal."""
+    return read_rows(path, JUDGMENTS)
 
 
 def answer_bytes(max_tokens: int) -> int:
@@ -184,18 +235,24 @@ def _end_file(file: int, end: int) -> None:
 
 
 @contextmanager
-def judging_lock(folder: Path) -> Iterator[None]:
-    """Hold the experiment's judging: two runners would pay twice. Raises WorkspaceBusyError naming the one that runs."""
+def running_lock(folder: Path, *, command: str, doing: str, lock: str) -> Iterator[None]:
+    """Hold one command's work on an experiment: two runners would pay twice. Raises WorkspaceBusyError naming the one that runs.
+
+    Args:
+        folder: of the experiment.
+        command: in the message, e.g. "evalpipe judge".
+        doing: in the message, e.g. "is judging".
+        lock: the lock file's name.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / ".judging.lock"
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    handle = os.open(folder / lock, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             owner = os.pread(handle, 64, 0).decode("ascii", "replace").strip() or "unknown"
             raise WorkspaceBusyError(
-                f"another `evalpipe judge` (process {owner}) is judging {folder.name.removeprefix('experiment=')}: "
+                f"another `{command}` (process {owner}) {doing} {folder.name.removeprefix('experiment=')}: "
                 "wait for it, or stop it with Ctrl-C; nothing was sent"
             ) from None
         os.ftruncate(handle, 0)
@@ -205,15 +262,24 @@ def judging_lock(folder: Path) -> Iterator[None]:
         os.close(handle)  # lets go of the lock, as would our end
 
 
-def _encode(judgment: Judgment) -> bytes:
+def judging_lock(folder: Path) -> AbstractContextManager[None]:
+    """Hold the experiment's judging."""
+    return running_lock(folder, command="evalpipe judge", doing="is judging", lock=".judging.lock")
+
+
+def _encode(row: object) -> bytes:
     try:
-        return _ENCODER.encode(judgment) + b"\n"
+        return _ENCODER.encode(row) + b"\n"
     except UnicodeEncodeError:  # a lone surrogate in a reply
-        texts = {
-            name: getattr(judgment, name) for name in ("request_id", "reasoning", "raw_reply", "note", "judge_model")
-        }
-        safe = {name: well_formed(text) for name, text in texts.items() if isinstance(text, str)}
-        return _ENCODER.encode(replace(judgment, **safe)) + b"\n"  # type: ignore[arg-type]
+        return _ENCODER.encode(_well_formed(msgspec.to_builtins(row))) + b"\n"
+
+
+def _well_formed(value: Any) -> Any:
+    if isinstance(value, str):
+        return well_formed(value)
+    if isinstance(value, dict):
+        return {key: _well_formed(one) for key, one in value.items()}
+    return [_well_formed(one) for one in value] if isinstance(value, list) else value
 
 
 # A full disk: told apart from other errors, and one clear line.
@@ -235,7 +301,7 @@ def no_room(folder: Path) -> NoRoomError:
     """The line for a full disk."""
     return NoRoomError(
         f"the disk that holds {folder} is full: nothing more is asked, and every answer so far is kept; free some room, then run "
-        "`evalpipe judge` again"
+        "the same command again"
     )
 
 

@@ -26,6 +26,7 @@ COMMANDS = (
     ("collect", "collect", "Pipeline"),
     ("load", "load", "Pipeline"),
     ("unload", "unload", "Pipeline"),
+    ("replay", "replay", "Pipeline"),
     ("judge", "judge", "Pipeline"),
     ("report", "report", "Pipeline"),
     ("gate", "gate", "Decide"),

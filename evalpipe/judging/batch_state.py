@@ -1,25 +1,39 @@
-"""What is on disk of a batch before a provider hears of it: key → custom_id, then the batch's id, then that it is collected.
-
-Two files a batch in `batches/`: NAME.jsonl with its items, written and synced first, and NAME.json with its state, replaced
-as a whole. A run that was killed finds its batches here.
-"""
+"""What is on disk of a judge's batch: its items, so that a reply is read without the texts it is about."""
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
 
-import msgspec
-
-from evalpipe.files import write_synced
+from evalpipe.calls.batch_state import (
+    OPEN,
+    BatchItem,
+    BatchState,
+    State,
+    changed,
+    intents,
+    items_in,
+    new_name,
+    save_intent,
+    save_state,
+)
 from evalpipe.judging.plan import JudgeCall
 from evalpipe.models import Arm, ShownFirst
 
-State = Literal["intended", "submitted", "collected", "abandoned"]
-OPEN: tuple[State, ...] = ("intended", "submitted")
+__all__ = [
+    "OPEN",
+    "BatchState",
+    "Item",
+    "State",
+    "changed",
+    "custom_id",
+    "intents",
+    "items_of",
+    "new_name",
+    "pending",
+    "save_intent",
+    "save_state",
+]
 
 
 def custom_id(key: str, attempt: int) -> str:
@@ -27,20 +41,15 @@ def custom_id(key: str, attempt: int) -> str:
     return f"{key[:52]}-{attempt}"
 
 
-class Item(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One request of a batch: everything needed to read its answer without the texts. `at_most_usd`: what it can cost at most;
-    None = price unknown."""
+class Item(BatchItem, frozen=True, kw_only=True, omit_defaults=True):
+    """One call of a judge in a batch."""
 
-    custom_id: str
     key: str
-    attempt: int
-    request_id: str
     shown_first: ShownFirst
     repeat: int
     arm: Arm | None = None
     cut: Mapping[str, int] = {}
     tripwires: Mapping[str, Sequence[str]] = {}
-    at_most_usd: float | None = None
 
     def ask(self) -> JudgeCall:
         """The planned call, without its texts."""
@@ -55,52 +64,9 @@ class Item(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         )
 
 
-class BatchState(msgspec.Struct, frozen=True, kw_only=True):
-    """One batch. `at_most_usd`: what it can cost at most, at the batch price; None = price unknown."""
-
-    name: str
-    judge: str
-    fingerprint: str
-    provider: str
-    state: State
-    n_items: int
-    created_at: datetime
-    batch_id: str | None = None
-    at_most_usd: float | None = None
-
-
-def new_name() -> str:
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(6)}"
-
-
-def save_intent(folder: Path, intent: BatchState, items: Sequence[Item]) -> BatchState:
-    """Put a batch on disk, items first; it survives a power loss before this returns."""
-    encode = msgspec.json.Encoder().encode
-    write_synced(folder / f"{intent.name}.jsonl", b"".join(encode(item) + b"\n" for item in items))
-    save_state(folder, intent)
-    return intent
-
-
-def save_state(folder: Path, intent: BatchState) -> None:
-    write_synced(folder / f"{intent.name}.json", msgspec.json.encode(intent))
-    if intent.state not in OPEN:
-        (folder / f"{intent.name}.jsonl").unlink(missing_ok=True)
-
-
-def changed(intent: BatchState, **values: Any) -> BatchState:
-    return msgspec.structs.replace(intent, **values)
-
-
-def intents(folder: Path) -> list[BatchState]:
-    """Every batch ever intended, oldest first."""
-    return [msgspec.json.decode(path.read_bytes(), type=BatchState) for path in sorted(folder.glob("*.json"))]
-
-
 def items_of(folder: Path, intent: BatchState) -> Iterator[Item]:
-    decoder = msgspec.json.Decoder(Item)
-    with (folder / f"{intent.name}.jsonl").open("rb") as file:
-        for line in file:
-            yield decoder.decode(line)
+    """The calls of an open batch."""
+    return items_in(folder, intent, Item)
 
 
 def pending(folder: Path, fingerprint: str) -> list[tuple[str, str]]:

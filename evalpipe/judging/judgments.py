@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from evalpipe.analysis.sql import Connection
-from evalpipe.calls.client import CallOutcome, JudgeResponse
+from evalpipe.calls.client import CallOutcome, ModelResponse
+from evalpipe.calls.runner import RecordedCost
 from evalpipe.judging.plan import JudgeCall, calls_for
 from evalpipe.judging.prompt import Message, ShownAnswer, answer_message, pair_message
 from evalpipe.judging.spec import JudgeSpec
@@ -17,14 +18,6 @@ from evalpipe.judging.verdict import UnreadableReplyError, forges_verdict, read_
 from evalpipe.models import ASKED_MODEL, COST_AT_MOST, Judgment, JudgmentStatus, Outcome, ShownFirst, Winner
 from evalpipe.providers.model_names import same_model
 from evalpipe.text import well_formed
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RecordedCost:
-    """What a call is booked at. `at_most` only where `cost_usd` is an estimate."""
-
-    cost_usd: float | None
-    at_most: float | None = None
 
 
 def message_of(ask: JudgeCall, spec: JudgeSpec, nonce: str) -> Message:
@@ -84,7 +77,7 @@ def failure(
     ask: JudgeCall,
     attempt: int,
     spec: JudgeSpec,
-    reply: JudgeResponse,
+    reply: ModelResponse,
     *,
     booking: RecordedCost,
     at: datetime,
@@ -117,7 +110,7 @@ def answered(
     ask: JudgeCall,
     attempt: int,
     spec: JudgeSpec,
-    reply: JudgeResponse,
+    reply: ModelResponse,
     *,
     booking: RecordedCost,
     at: datetime,
@@ -166,7 +159,7 @@ def outdated(
     ask: JudgeCall,
     attempt: int,
     spec: JudgeSpec,
-    reply: JudgeResponse,
+    reply: ModelResponse,
     *,
     fingerprint: str,
     booking: RecordedCost,

@@ -84,6 +84,16 @@ class JudgeSpec:
     """What makes a judgment this judge's: rubric, model, parameters, layout. Not the address it is reached at, and not how
     often it is asked. Both are made once: every call needs them."""
 
+    @property
+    def who(self) -> str:
+        """In messages."""
+        return f"judge {self.name!r}"
+
+    @property
+    def key_setting(self) -> str:
+        """The file that names its key's environment variable."""
+        return f"judges/{self.name}.toml"
+
     def __post_init__(self) -> None:
         schema = reply_schema(self.mode, self.dimensions, reasoning=self.reasoning, scale=self.scale)
         object.__setattr__(self, "schema", schema)

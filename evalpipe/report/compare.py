@@ -15,7 +15,7 @@ from evalpipe.report.metrics import MetricRow
 from evalpipe.report.render import render_page
 from evalpipe.report.text import escape_markdown
 from evalpipe.report.view import ReportView, report_view
-from evalpipe.text import MISSING, format_count, format_instant
+from evalpipe.text import MISSING, format_count, format_instant, format_percent
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,7 +105,27 @@ def _facts(a: Analysis, b: Analysis, views: tuple[ReportView, ReportView]) -> li
         ("Judged pairs", judged(a), judged(b)),
         *[(name, x or MISSING, y or MISSING) for name, x, y in _surroundings(views) if x or y],
         *rows,
+        *([("Candidates on one control", note, note)] if (note := several_candidates(a, b)) else []),
     ]
+
+
+def several_candidates(a: Analysis, b: Analysis) -> str:
+    """What it means that both are candidates on one control; "" where they are not. The ones that are not shown count, too."""
+    controls = [one.provenance.get("control_of") or one.experiment for one in (a, b)]
+    if a.experiment == b.experiment or controls[0] != controls[1]:
+        return ""
+    names = {a.experiment, b.experiment}
+    for one in (a, b):
+        names.update(one.provenance.get("candidates") or ())
+    n = len(names)
+    level = max((row.confidence_level for one in (a, b) for row in one.metrics if row.confidence_level), default=0.95)
+    alpha = 1 - level
+    return (
+        f"{n} candidates ({', '.join(sorted(names))}) on the control of {controls[0]}. At {format_percent(level, 1)} confidence "
+        f"each, some candidate that is no better is taken for better in up to {format_percent(min(1.0, n * alpha), 1)}; at "
+        f"{format_percent(1 - alpha / n, 2)} each ([decision] confidence_level) it is {format_percent(alpha, 1)} over all of "
+        "them. They share control's answers, so their results are not independent"
+    )
 
 
 def _surroundings(views: tuple[ReportView, ReportView]) -> list[tuple[str, str, str]]:
@@ -176,6 +196,7 @@ def comparison_json(a: Analysis, b: Analysis) -> bytes:
         "schema_version": 1,
         "a": report(comparison.name_a, a),
         "b": report(comparison.name_b, b),
+        "candidates": several_candidates(a, b) or None,
         "metrics": metrics,
     }
     return msgspec.json.format(msgspec.json.encode(msgspec.to_builtins(document)), indent=2) + b"\n"

@@ -18,8 +18,11 @@ from evalpipe.report.judge import JudgeView, at_equal_length
 from evalpipe.report.labels import LOOKS, MODES, POLICIES, RECOMMENDATIONS, ROLE_ORDER, RULES, check_name
 from evalpipe.report.metrics import Fact, MetricRow, is_measured
 from evalpipe.text import (
+    MISSING,
+    format_count,
     format_counted,
     format_day,
+    format_percent,
     full_sentence,
     p_clause,
     readable_instants,
@@ -254,7 +257,29 @@ def _how_much(analysis: Analysis) -> str:
         text += f" by {format_counted(funnel.users, 'user')}"
     text += f"; {format_counted(funnel.judged_pairs, 'pair')} judged" if funnel.judged_pairs else "; none judged"
     first, last = analysis.provenance.get("first_at"), analysis.provenance.get("last_at")
-    return f"{text}{_period(first, last)}."
+    return f"{text}{_period(first, last)}.{_replayed(analysis)}"
+
+
+def _replayed(analysis: Analysis) -> str:
+    """Where answers come from, and how control's have changed when it was asked once more."""
+    kinds = analysis.funnel.kinds
+    if not kinds:
+        return ""
+    text = " Pairs by the origin of their answers (control + treatment): "
+    text += ", ".join(f"{kind} {format_count(n)}" for kind, n in kinds.items()) + "."
+    again = analysis.provenance.get("control_again")
+    if not again:
+        return text
+    same = format_percent(again["same_text"] / again["requests"])
+    text += f" Control gave {format_counted(again['requests'], 'request')} the same words once more in {same}"
+    if "pairs" not in again:
+        return f"{text}; `evalpipe judge -e {again['experiment']}` judges its new answers against its recorded ones."
+    lost = format_percent(again["loses"] / again["pairs"]) if again["pairs"] else MISSING
+    tied = format_percent(again["ties"] / again["pairs"]) if again["pairs"] else MISSING
+    return (
+        f"{text}; judged against itself in {format_counted(again['pairs'], 'pair')}, its recorded answer lost {lost} and "
+        f"tied {tied}."
+    )
 
 
 def _period(first: object, last: object) -> str:

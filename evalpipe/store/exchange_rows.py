@@ -65,6 +65,19 @@ def read_exchanges(entry: PendingRequest, rules: ReadingRules) -> list[Exchange]
     return rows
 
 
+def read_replayed(request: RequestRecord, response: ResponseRecord, rules: ReadingRules, **columns: Any) -> Exchange:
+    """The row of an answer to a logged request that was sent once more, later.
+
+    Args:
+        request: the logged request, as its client sent it.
+        response: what the arm answered.
+        rules: prices.
+        columns: what is known of the request by its own row, such as its user and its place in the conversation.
+    """
+    found = _answered(_Client(request, rules, None), response, Role.REPLAY)
+    return replace(found, **columns)
+
+
 class _Client:
     """The request as the client sent it, read once for all its exchanges. `served`: the answer the user got, if any."""
 

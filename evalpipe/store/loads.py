@@ -16,10 +16,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from evalpipe.files import sync_folder
+from evalpipe.models import FAILED, Role
 from evalpipe.store.parquet import ParquetFile, parquet_files, successor_stem, wait_for_readers, whole_and_damaged
 from evalpipe.store.query import writing
 from evalpipe.store.removal import remove_superseded
-from evalpipe.store.schema import DATASETS, Dataset
+from evalpipe.store.schema import BY_NAME, DATASETS, Dataset
 
 SCHEMA = pa.schema(
     [
@@ -141,7 +142,23 @@ def unload(data: Path, loads: Sequence[Load]) -> dict[str, int]:
     return {name: n for name, n in counted.items() if n}
 
 
-def _take_out(data: Path, dataset: Dataset, experiment: str, rows: pa.Table) -> int:
+def take_out_replays(data: Path, experiment: str) -> int:
+    """Take the failed answers of replays out, so that they can be asked for again; the rows taken out."""
+    exchanges = BY_NAME["exchanges"]
+    files, _ = whole_and_damaged(parquet_files(data, exchanges, experiment))
+    failed = []
+    for path in files:
+        with pq.ParquetFile(path) as file:
+            narrow = file.read(columns=["request_id", "arm", "role", "outcome"])
+        is_failed = pc.is_in(narrow["outcome"], value_set=pa.array(sorted(FAILED), pa.string()))
+        failed.append(narrow.filter(pc.and_(pc.equal(narrow["role"], Role.REPLAY.value), is_failed)))
+    rows = pa.concat_tables(failed) if failed else None
+    if rows is None or not rows.num_rows:
+        return 0
+    return _take_out(data, exchanges, experiment, rows, role=Role.REPLAY.value)
+
+
+def _take_out(data: Path, dataset: Dataset, experiment: str, rows: pa.Table, *, role: str = Role.IMPORTED.value) -> int:
     keys = _KEYS[dataset.name]
     wanted = _joined(rows, keys)
     n_taken = 0
@@ -153,8 +170,8 @@ def _take_out(data: Path, dataset: Dataset, experiment: str, rows: pa.Table) -> 
             with pq.ParquetFile(path) as file:
                 narrow = file.read(columns=list(keys) + (["role"] if dataset.name == "exchanges" else []))
             mask = pc.is_in(_joined(narrow, keys), value_set=wanted)
-            if dataset.name == "exchanges":  # a collected row of the same id is not the load's
-                mask = pc.and_(mask, pc.equal(narrow["role"], "imported"))
+            if dataset.name == "exchanges":  # rows of the same id that came another way stay
+                mask = pc.and_(mask, pc.equal(narrow["role"], role))
             n_found = pc.sum(mask).as_py() or 0
             if not n_found:
                 continue

@@ -23,6 +23,7 @@ import duckdb
 import pyarrow as pa
 
 from evalpipe.errors import ConfigError, DataError
+from evalpipe.files import write_synced
 from evalpipe.models import Feedback, Judgment, Label
 from evalpipe.store.parquet import DatasetWriter, Reader, parquet_files, private_file, schema_mark, whole_and_damaged
 from evalpipe.store.schema import BY_NAME, DATASETS, Dataset, to_table
@@ -84,12 +85,28 @@ class Store:
             return writer.add(self.experiment, to_table(dataset.schema, rows))
 
 
-def open_store(data: Path, experiment: str | None = None, *, selection: Selection | None = None) -> Store:
+def open_store(
+    data: Path, experiment: str | None = None, *, selection: Selection | None = None, compared: bool = False
+) -> Store:
     """Open the datasets under `data`. Empty datasets are empty views with the right columns.
 
-    `selection` narrows every view to the requests it selects. A damaged file is left out and named in `damaged`. Raises
-    DataError where a file cannot be read all the same, ConfigError where the selection is not valid.
+    An experiment that takes its control from another one (`note_control_from`) has that one's control rows, under its own name.
+    NAME~control is a pair of answers of one arm: control's, and its replayed ones as those of the treatment.
+
+    Args:
+        data: the folder.
+        experiment: one; None: all.
+        selection: narrows every view to the requests it selects.
+        compared: `exchanges` holds what is compared: a replayed answer that belongs to a pair is there with role `replayed`, in
+            place of what it stands for, and the others are not.
+
+    Raises:
+        DataError: where a file cannot be read. A damaged one is left out and named in `damaged`.
+        ConfigError: where the selection is not valid.
     """
+    mirrored = experiment is not None and experiment.endswith(AGAINST_ITSELF)
+    base = experiment.removesuffix(AGAINST_ITSELF) if experiment is not None else None
+    other = None if base is None else control_from(data, base)
     connection = duckdb.connect(":memory:", config={"temp_directory": _spill_folder()})
     connection.execute("SET TimeZone = 'UTC'")
     files: list[Path] = []
@@ -97,17 +114,23 @@ def open_store(data: Path, experiment: str | None = None, *, selection: Selectio
     reader = Reader(data)
     try:
         for dataset in DATASETS:
-            listed = parquet_files(data, dataset, experiment)
+            exchanges = dataset.name == "exchanges"
+            listed = parquet_files(data, dataset, base if exchanges else experiment)
+            if exchanges and other is not None:
+                listed = [*listed, *parquet_files(data, dataset, other)]
             found, broken = whole_and_damaged(path for path in listed if _may_hold(path, selection))
             damaged += broken
             _create_stored(connection, dataset, found)
             files += found
+        if base is not None and (other is not None or mirrored):
+            _join_experiments(connection, base, other, mirrored=mirrored)
         connection.execute("SET allowed_paths = $1", [[str(path) for path in files]])
         connection.execute("SET enable_external_access = false")
         narrowed = selection is not None and not selection.is_empty
         if selection is not None and narrowed:
             select_requests(connection, selection)
-        _create_views(connection, narrowed=narrowed)
+        replays = _place_replays(connection) if not mirrored else False
+        _create_views(connection, narrowed=narrowed, replays=replays, compared=compared)
         connection.execute("SET lock_configuration = true")
     except duckdb.Error as error:
         connection.close()
@@ -132,7 +155,9 @@ def readable(data: Path, experiment: str, selection: Selection) -> Selection:
 
     Only where some were removed is anything narrowed; a file from which texts were removed has a name of its own.
     """
-    removed = any("~" in path.name for path in parquet_files(data, BY_NAME["exchanges"], experiment))
+    base = experiment.removesuffix(AGAINST_ITSELF)
+    names = [base, *([other] if (other := control_from(data, base)) else [])]
+    removed = any("~" in path.name for name in names for path in parquet_files(data, BY_NAME["exchanges"], name))
     return replace(selection, readable=True) if removed else selection
 
 
@@ -192,11 +217,127 @@ def _selected(connection: duckdb.DuckDBPyConnection, dataset: Dataset, source: s
     return ", ".join(_name(name) if name in known else f"NULL::{kinds[name]} AS {_name(name)}" for name in columns)
 
 
-def _create_views(connection: duckdb.DuckDBPyConnection, *, narrowed: bool) -> None:
+def _create_views(
+    connection: duckdb.DuckDBPyConnection, *, narrowed: bool, replays: bool = False, compared: bool = False
+) -> None:
     chosen = " SEMI JOIN selected USING (experiment, request_id)" if narrowed else ""
     sources = {dataset.name: f"stored_{dataset.name}{chosen}" for dataset in DATASETS}
+    paired = "exchanges"
+    if replays:
+        connection.execute(_COMPARED.format(source=sources["exchanges"]))
+        paired = "compared_exchanges"
+        if compared:
+            sources["exchanges"] = paired
     template = resources.files("evalpipe.store").joinpath("views.sql").read_text(encoding="utf-8")
-    connection.execute(template.format(**sources))
+    connection.execute(template.format(paired=paired, **sources))
+
+
+# Replayed answers: which of them belong to a pair, and what they stand for.
+
+
+AGAINST_ITSELF = "~control"
+"""NAME~control: control's recorded answers against its replayed ones"""
+
+# The treatment's own answer (a shadow's, an import's) goes before a replayed one. Where control was replayed too, pairs are of
+# one run: a replayed answer whose partner is not there waits for it.
+_PLACES = """
+CREATE TABLE replay_places AS
+WITH replays AS (
+    SELECT DISTINCT experiment, request_id, arm FROM stored_exchanges WHERE role = 'replay'
+), logged AS (
+    SELECT experiment, request_id, bool_or(arm = 'treatment' AND outcome NOT IN ('client_closed', 'shed')) AS answered,
+        min(started_at) FILTER (arm = 'control') AS asked_at
+    FROM stored_exchanges SEMI JOIN replays USING (experiment, request_id) WHERE role <> 'replay' GROUP BY ALL
+), twice AS (
+    SELECT DISTINCT experiment FROM replays WHERE arm = 'control'
+), treatment AS (
+    SELECT r.experiment, r.request_id, logged.asked_at FROM replays AS r LEFT JOIN logged USING (experiment, request_id)
+    WHERE r.arm = 'treatment' AND NOT coalesce(logged.answered, false) AND (
+        r.experiment NOT IN (FROM twice)
+        OR EXISTS (FROM replays AS c WHERE c.experiment = r.experiment AND c.request_id = r.request_id AND c.arm = 'control'))
+)
+SELECT experiment, request_id, 'treatment' AS arm, asked_at FROM treatment
+UNION ALL
+SELECT experiment, request_id, 'control', asked_at FROM treatment WHERE experiment IN (FROM twice)
+"""
+
+# A replayed answer counts at the instant of the request it answers.
+_COMPARED = """
+CREATE VIEW compared_exchanges AS
+SELECT e.* REPLACE ('replayed' AS role, coalesce(p.asked_at, e.started_at) AS started_at)
+FROM (FROM {source}) AS e JOIN replay_places AS p USING (experiment, request_id, arm) WHERE e.role = 'replay'
+UNION ALL
+SELECT e.* FROM (FROM {source}) AS e ANTI JOIN replay_places AS p USING (experiment, request_id, arm) WHERE e.role <> 'replay'
+"""
+
+
+def _place_replays(connection: duckdb.DuckDBPyConnection) -> bool:
+    """Make the table `replay_places` where anything was replayed; whether it was."""
+    if not connection.execute("SELECT 1 FROM stored_exchanges WHERE role = 'replay' LIMIT 1").fetchall():
+        return False
+    connection.execute(_PLACES)
+    return True
+
+
+def _join_experiments(connection: duckdb.DuckDBPyConnection, name: str, other: str | None, *, mirrored: bool) -> None:
+    """`stored_exchanges` of an experiment with another one's control; or, mirrored, of control's answers in pairs."""
+    kind = (
+        "VIEW"
+        if connection.execute("SELECT 1 FROM duckdb_views() WHERE view_name = 'stored_exchanges'").fetchall()
+        else "TABLE"
+    )
+    connection.execute(f"ALTER {kind} stored_exchanges RENAME TO filed_exchanges")
+    own, named = _literal(name), _literal(name + AGAINST_ITSELF if mirrored else name)
+    rows = f"experiment = {own}"
+    if other is not None:
+        rows += f" OR (experiment = {_literal(other)} AND arm = 'control' AND role <> 'replay')"
+    changed = [f"{named} AS experiment"]
+    if other is not None or mirrored:  # what became of a copy to another arm is not this one's matter
+        kept = "NULL" if mirrored else f"CASE WHEN experiment = {own} THEN {{0}} END"
+        changed += [f"{kept.format(column)} AS {column}" for column in ("shadow_status", "shadow_reason")]
+    if mirrored:
+        rows = f"({rows}) AND arm = 'control'"
+        changed += [
+            "CASE WHEN role = 'replay' THEN 'treatment' ELSE arm END AS arm",
+            "CASE WHEN role = 'replay' THEN 'replayed' ELSE role END AS role",
+        ]
+    connection.execute(
+        f"CREATE VIEW stored_exchanges AS SELECT * REPLACE ({', '.join(changed)}) FROM filed_exchanges WHERE {rows}"
+    )
+
+
+# Several candidates on one log: a candidate's experiment takes control's rows from another one.
+
+
+def control_from_path(data: Path, experiment: str) -> Path:
+    """Where it is kept whose control an experiment takes."""
+    return data / "experiments" / f".{experiment}.control-from"
+
+
+def control_from(data: Path, experiment: str) -> str | None:
+    """The experiment whose control rows this one has; None: its own."""
+    try:
+        return control_from_path(data, experiment).read_text("utf-8").strip() or None
+    except FileNotFoundError:
+        return None
+
+
+def candidates_on(data: Path, control: str) -> list[str]:
+    """The experiments that take their control from this one, by name."""
+    paths = sorted((data / "experiments").glob(".*.control-from"))
+    names = [path.name.removeprefix(".").removesuffix(".control-from") for path in paths]
+    return [name for name in names if control_from(data, name) == control]
+
+
+def note_control_from(data: Path, experiment: str, other: str | None) -> None:
+    """Keep whose control an experiment takes, so that every command reads the same pairs."""
+    path = control_from_path(data, experiment)
+    if control_from(data, experiment) == other:
+        return
+    if other is None:
+        path.unlink(missing_ok=True)
+    else:
+        write_synced(path, f"{other}\n".encode())
 
 
 def _name(identifier: str) -> str:

@@ -23,9 +23,9 @@ from evalpipe.identity import fingerprint
 from evalpipe.judging.costs import settled_calls, settlements_folder
 from evalpipe.providers.base import Usage
 from evalpipe.providers.pricing import cost_of, library_version
-from evalpipe.store.query import Store, open_store, read_selection
+from evalpipe.store.query import AGAINST_ITSELF, Store, candidates_on, control_from, open_store, read_selection
 from evalpipe.workspace.load import passes_through
-from evalpipe.workspace.paths import Workspace, experiment_name, price_book
+from evalpipe.workspace.paths import Workspace, experiment_name, has_record, price_book
 from evalpipe.workspace.query import REMEDY, sentence, with_damage
 from evalpipe.workspace.record import excluding, load_record, recording, save_record
 from evalpipe.workspace.secrets import shown_config
@@ -53,6 +53,8 @@ def analyze_workspace(
     name = experiment_name(workspace, experiment)
     mode, settings = mode_of(workspace.config), settings_of(workspace, judge=judge)
     settings = replace(settings, looks="fixed") if pilot else settings
+    if name.endswith(AGAINST_ITSELF):
+        settings = _of_control_alone(settings)
     at = now or datetime.now(UTC)
     options = {"judge": judge, "since": since, "until": until, "where": where}
     plan = planned_record(workspace, name, mode, settings, at)
@@ -60,7 +62,7 @@ def analyze_workspace(
     settings = replace(settings, exclusions=tuple(plan.exclusions), uncollected=tuple(uncollected))
 
     def look(but: Sequence[Exclusion] = ()) -> Analysis:
-        with open_store(workspace.data, name, selection=excluding(selection, plan, but=but)) as store:
+        with open_store(workspace.data, name, selection=excluding(selection, plan, but=but), compared=True) as store:
             if store.damaged and not store.files:
                 raise DataError(f"{sentence(store.damaged, workspace.data)}; {REMEDY}")
             facts = provenance(workspace, store, name, options)
@@ -76,6 +78,8 @@ def analyze_workspace(
                 record=plan,
             )
             found = with_damage(found, store.damaged, workspace.data)
+        if details and not but:
+            found = _with_drift(workspace, found, settings)
         return with_judging_stop(found, plan)
 
     def both() -> Analysis:
@@ -94,6 +98,50 @@ def analyze_workspace(
         if writable and after != load_record(workspace.data, name):
             save_record(workspace.data, after)
         return analysis
+
+
+def _of_control_alone(settings: Settings) -> Settings:
+    """The settings where both answers of a pair are control's."""
+    arms, priced = dict(settings.arms), dict(settings.priced)
+    if "control" in arms:
+        arms["treatment"] = arms["control"]
+    if "control" in priced:
+        priced["treatment"] = priced["control"]
+    return replace(settings, arms=arms, priced=priced)
+
+
+def _with_drift(workspace: Workspace, found: Analysis, settings: Settings) -> Analysis:
+    """The analysis with what control's replayed answers are beside its recorded ones, where it was asked once more."""
+    if found.experiment.endswith(AGAINST_ITSELF):
+        return found
+    name = f"{found.experiment}{AGAINST_ITSELF}"
+    with open_store(workspace.data, name) as store:
+        n, n_same = store.connection.execute(
+            "SELECT count(*), count(*) FILTER (c.text IS NOT DISTINCT FROM t.text "
+            "AND c.tool_calls IS NOT DISTINCT FROM t.tool_calls) "
+            "FROM exchanges AS c JOIN exchanges AS t USING (request_id) WHERE c.arm = 'control' AND t.arm = 'treatment' "
+            "AND c.outcome IN ('ok', 'refused', 'truncated') AND t.outcome IN ('ok', 'refused', 'truncated')"
+        ).fetchall()[0]
+        if not n:
+            return found
+        plain = replace(_of_control_alone(settings), looks="fixed", exclusions=())
+        itself = analyze(
+            store.connection, experiment=name, mode="shadow", settings=plain, now=datetime.now(UTC), details=False
+        )
+    judge = next((one for one in itself.judges if one.feeds_decision), None)
+    drift: dict[str, Any] = {"requests": n, "same_text": n_same, "experiment": name}
+    if judge is not None and judge.win_rate is not None:
+        drift |= {
+            "judge": judge.name,
+            "pairs": judge.n_pairs,
+            "loses": judge.wins,
+            "ties": judge.ties,
+            "wins": judge.losses,
+            "win_rate": judge.win_rate,
+            "ci_low": judge.ci_low,
+            "ci_high": judge.ci_high,
+        }
+    return replace(found, provenance={**found.provenance, "control_again": drift})
 
 
 def _note_settled(store: Store) -> None:
@@ -202,9 +250,19 @@ def provenance(workspace: Workspace, store: Store, name: str, options: Mapping[s
         "config_fingerprint": None if config is None else fingerprint(config.model_dump(mode="json")),
         "data": _data(store),
         "prices": {"library": library_version(), "own": sorted(config.prices) if config else []},
+        **_candidates(workspace, name),
         "selection": chosen,
         "reproduce": _reproduce(name, chosen),
     }
+
+
+def _candidates(workspace: Workspace, name: str) -> dict[str, Any]:
+    """The experiments that are compared with one control, where there are several: each of them can win by chance."""
+    control = control_from(workspace.data, name) or name
+    found = set(candidates_on(workspace.data, control)) | {name}
+    if has_record(workspace.data, control):
+        found.add(control)
+    return {"control_of": control, "candidates": sorted(found)} if len(found) > 1 else {}
 
 
 def _data(store: Store) -> dict[str, Any]:

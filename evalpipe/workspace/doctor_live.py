@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from evalpipe.calls.client import CallOutcome, JudgeResponse, address_of, open_client
+from evalpipe.calls.client import CallOutcome, ModelResponse, address_of, open_client
 from evalpipe.collector.assignment import RequestHead
 from evalpipe.collector.forward_headers import render_request_head
 from evalpipe.collector.settings import IN_PROCESS, ArmSettings, Secret
@@ -352,7 +352,7 @@ def _live_judges(workspace: Workspace) -> Iterator[Diagnosis]:
         yield _result(title, address_of(spec), spec.model, heard, usd=usd, latency_ms=latency_ms, remedy=remedy)
 
 
-def _heard_of(spec: JudgeSpec, reply: JudgeResponse) -> _Heard:
+def _heard_of(spec: JudgeSpec, reply: ModelResponse) -> _Heard:
     if reply.fate is CallOutcome.ANSWERED:
         return _Heard(answer=reply.answer, status=200, simulated=reply.simulated)
     word, _, number = reply.kind.partition("_")
@@ -364,11 +364,11 @@ def _heard_of(spec: JudgeSpec, reply: JudgeResponse) -> _Heard:
     return _Heard(status=status, words=words.replace(key, "[key]") if key else words, simulated=reply.simulated)
 
 
-async def _ask_judge(spec: JudgeSpec) -> JudgeResponse:
+async def _ask_judge(spec: JudgeSpec) -> ModelResponse:
     """By the judge's own client, rubric and schema, with the smallest token limit the provider takes."""
     params = {name: value for name, value in spec.params.items() if name not in _LIMITS}
     timeout_s = min(spec.timeout_s, _TIMEOUT_S)
-    reply = JudgeResponse(fate=CallOutcome.REJECTED)
+    reply = ModelResponse(fate=CallOutcome.REJECTED)
     for limit in _SMALLEST:
         limited = replace(spec, max_tokens=limit + _thinking_budget(params), params=params, timeout_s=timeout_s)
         client = open_client(limited, concurrency=1)

@@ -16,14 +16,24 @@ from evalpipe.analysis.analyze import Conclusion, Measurements, conclude, measur
 from evalpipe.analysis.record import ExperimentRecord, JudgedUntil, take_look
 from evalpipe.calls.batch import open_batch_client
 from evalpipe.calls.client import ENDS, address_of, api_key, open_client, shown_params
-from evalpipe.calls.journal import Journal, NoRoomError, answer_bytes, compact, judging_lock, no_room, one_line_if_full
+from evalpipe.calls.journal import (
+    CallJournal,
+    Journal,
+    NoRoomError,
+    answer_bytes,
+    compact,
+    judging_lock,
+    no_room,
+    one_line_if_full,
+)
+from evalpipe.calls.progress import Progress
 from evalpipe.errors import BudgetError, ConfigError, DataError, UpstreamError
-from evalpipe.judging.batch_state import OPEN, intents
+from evalpipe.judging.batch_state import OPEN, Item, intents
 from evalpipe.judging.batches import BatchRun
 from evalpipe.judging.costs import CostEstimate, estimate
 from evalpipe.judging.judgments import message_of
 from evalpipe.judging.plan import calls_for, pages
-from evalpipe.judging.run_summary import Progress, RunSummary
+from evalpipe.judging.run_summary import RunSummary
 from evalpipe.judging.runner import Runner, SystemClock
 from evalpipe.judging.spec import JudgeSpec, judge_names
 from evalpipe.judging.stopping import EarlyStopper, LookResult, planned_pairs
@@ -87,7 +97,7 @@ def judge_online(workspace: Workspace, store: Store, spec: JudgeSpec, options: J
     folder = journal_folder(workspace, store.experiment or "")
     limiter = limiter_of(config, clock)
     journal = Journal(folder, answer_bytes=answer_bytes(spec.max_tokens))
-    progress = Progress(tally, limiter, budget, shown=options.show_progress)
+    progress = Progress(tally, [limiter], budget, shown=options.show_progress)
 
     runner: Runner
 
@@ -161,7 +171,9 @@ def judge(workspace: Workspace, options: JudgeOptions, *, by: JudgeBy = judge_on
         refuse_damaged(workspace.data, name, "judgments")
         recover(workspace, name)
         for spec in specs:
-            with open_store(workspace.data, name, selection=readable(workspace.data, name, options.selection)) as store:
+            with open_store(
+                workspace.data, name, selection=readable(workspace.data, name, options.selection), compared=True
+            ) as store:
                 tallies.append(by(workspace, store, spec, options))
                 compact(journal_folder(workspace, name), store.write_judgments)
             with open_store(workspace.data, name) as store:
@@ -193,7 +205,9 @@ def estimate_judging(workspace: Workspace, options: JudgeOptions) -> list[CostEs
     found = []
     name = loaded_experiment(workspace, options.experiment)
     for spec in load_specs(workspace, options.judges):
-        with open_store(workspace.data, name, selection=readable(workspace.data, name, options.selection)) as store:
+        with open_store(
+            workspace.data, name, selection=readable(workspace.data, name, options.selection), compared=True
+        ) as store:
             plan = build_plan(workspace, store, spec, limit=options.limit)
             asks = pages(store.connection, spec, plan)
             prices = price_of(workspace, spec), price_of(workspace, spec, batch=True)
@@ -230,7 +244,7 @@ def list_judges(workspace: Workspace) -> list[dict[str, Any]]:
 def show_prompts(workspace: Workspace, request_id: str, options: JudgeOptions) -> list[dict[str, Any]]:
     """Exactly what would be sent for one request, but for the nonce, which is drawn anew for every call."""
     shown = []
-    with open_store(workspace.data, loaded_experiment(workspace, options.experiment)) as store:
+    with open_store(workspace.data, loaded_experiment(workspace, options.experiment), compared=True) as store:
         for spec in load_specs(workspace, options.judges):
             asks = [ask for ask in calls_for(store.connection, spec, [request_id]) if not ask.repeat]
             if not asks:
@@ -250,24 +264,26 @@ ROTATE_AFTER_LINES = 10_000
 _SYNC_EVERY_S = 1.0
 
 
-async def keep_synced(journal: Journal) -> None:
+async def keep_synced(journal: CallJournal[Any]) -> None:
     while True:
         await asyncio.sleep(_SYNC_EVERY_S)
         await asyncio.to_thread(journal.sync)
 
 
 class graceful_interrupt:  # noqa: N801  reads as a statement
-    """The first Ctrl-C lets what is in flight finish, and says so (`doing`); the second does not."""
+    """The first Ctrl-C (or SIGTERM) lets what is in flight finish, and says so (`doing`); the second does not."""
 
     def __init__(self, first: Callable[[str, str], None], second: Callable[[], object], doing: str) -> None:
         self._first, self._second, self._doing = first, second, doing
         self._n = 0
 
     def __enter__(self) -> None:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, self._interrupted)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, self._interrupted)
 
     def __exit__(self, *_: object) -> None:
-        asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().remove_signal_handler(number)
 
     def _interrupted(self) -> None:
         self._n += 1
@@ -367,7 +383,7 @@ def _decides(workspace: Workspace, spec: JudgeSpec) -> bool:
 def _measured(workspace: Workspace, name: str, spec: JudgeSpec, record: ExperimentRecord) -> Measurements:
     settings = settings_of(workspace, judge=None if _decides(workspace, spec) else spec.name)
     settings = replace(settings, n_star=record.n_star, exclusions=tuple(record.exclusions))
-    with open_store(workspace.data, name, selection=excluding(Selection(), record)) as store:
+    with open_store(workspace.data, name, selection=excluding(Selection(), record), compared=True) as store:
         return measure(
             store.connection,
             experiment=name,
@@ -426,7 +442,7 @@ def judge_by_batches(workspace: Workspace, store: Store, spec: JudgeSpec, option
     experiment = store.experiment or ""
     for n_round in range(MAX_ROUNDS):
         selection = readable(workspace.data, experiment, options.selection)
-        with open_store(workspace.data, experiment, selection=selection) as fresh:
+        with open_store(workspace.data, experiment, selection=selection, compared=True) as fresh:
             waiting = [one for one in intents(batches_folder(workspace, experiment)) if one.state in OPEN]
             plan = build_plan(workspace, fresh, spec, limit=options.limit)
             tally.n_known = plan.n_done if n_round == 0 else tally.n_known
@@ -516,11 +532,14 @@ def _with_run(
     budget.held = held_by_batches(workspace, experiment, spec)
     limiter = limiter_of(config, clock)
     journal = Journal(journal_folder(workspace, experiment))
-    progress = Progress(tally, limiter, budget, shown=options.show_progress)
+    progress = Progress(tally, [limiter], budget, shown=options.show_progress)
 
     async def run() -> _Result:
         batches = BatchRun(
+            owner=spec.name,
             spec=spec,
+            fingerprint=spec.fingerprint,
+            item_kind=Item,
             client=open_batch_client(spec),
             folder=batches_folder(workspace, experiment),
             journal=journal,

@@ -69,7 +69,7 @@ def audit_judges(workspace: Workspace, options: JudgeOptions) -> list[Audit]:
     name = loaded_experiment(workspace, options.experiment)
     for judge in options.judges:
         check_judge(workspace, name, judge)
-    with open_store(workspace.data, name, selection=options.selection) as store:
+    with open_store(workspace.data, name, selection=options.selection, compared=True) as store:
         result = analyze(
             store.connection,
             experiment=name,
@@ -94,7 +94,7 @@ def reparse(workspace: Workspace, options: JudgeOptions) -> dict[str, dict[str, 
         recover(workspace, name)
         for spec in load_specs(workspace, options.judges):
             counts = changes.setdefault(spec.name, {})
-            with open_store(workspace.data, name) as store:
+            with open_store(workspace.data, name, compared=True) as store:
                 rows = reparsed(store.connection, spec, at=datetime.now(UTC))
                 while batch := list(islice(rows, _ROWS_AT_ONCE)):
                     store.write_judgments(batch)

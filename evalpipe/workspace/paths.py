@@ -15,7 +15,7 @@ from evalpipe.config import CONFIG_FILE, Config, load_config, read_config
 from evalpipe.errors import ConfigError, DataError
 from evalpipe.providers.pricing import Price
 from evalpipe.spool.segments import holds_log
-from evalpipe.store.query import open_store
+from evalpipe.store.query import AGAINST_ITSELF, note_control_from, open_store
 
 
 def shipped(folder: str) -> Path:
@@ -62,7 +62,7 @@ class Workspace:
         if name is not None:
             from evalpipe.config import read_config
 
-            read_config({"experiment": {"name": name}}, name="--experiment")
+            read_config({"experiment": {"name": name.removesuffix(AGAINST_ITSELF)}}, name="--experiment")
             return name
         if self.config is not None:
             return self.config.experiment.name
@@ -129,13 +129,22 @@ def experiment_name(workspace: Workspace, asked: str | None) -> str:
     """The experiment asked for, else the workspace's, else the only one the data folder holds. Raises ConfigError for an
     impossible name or where nothing was loaded, DataError where there are several."""
     if asked is not None or workspace.config is not None:
-        return workspace.experiment(asked)
+        name = workspace.experiment(asked)
+        _follow_control(workspace, name)
+        return name
     known = workspace.loaded_experiments()
     if len(known) == 1:
         return known[0]
     if not known:
         raise ConfigError(no_workspace(workspace))
     raise DataError(f"{workspace.data} holds {len(known)} experiments ({', '.join(known)}): name one with --experiment")
+
+
+def _follow_control(workspace: Workspace, name: str) -> None:
+    """Keep beside the data whose control the workspace's experiment takes: other commands may not have its configuration."""
+    config = workspace.config
+    if config is not None and name == config.experiment.name and workspace.data.is_dir():
+        note_control_from(workspace.data, name, config.experiment.control_from)
 
 
 # `evalpipe init`: a commented workspace.
@@ -193,7 +202,8 @@ def loaded_experiment(workspace: Workspace, asked: str | None) -> str:
             )
         raise ConfigError(no_workspace(workspace))
     name = workspace.experiment(asked)
-    if name in loaded:
+    _follow_control(workspace, name)
+    if name.removesuffix(AGAINST_ITSELF) in loaded:
         return name
     if workspace.config is None or name != workspace.config.experiment.name:
         raise ConfigError(f"--experiment: there is no {name!r} in {workspace.data}{_known(name, loaded)}")

@@ -23,8 +23,9 @@ from evalpipe.identity import hash_unit
 from evalpipe.spool.format import RequestRecord, read_record
 from evalpipe.spool.segments import holds_log, list_segments, read_lines
 from evalpipe.store.parquet import private_file
-from evalpipe.store.query import open_store, writing
+from evalpipe.store.query import AGAINST_ITSELF, open_store, writing
 from evalpipe.store.removal import Scrubber, of_requests, of_units, scrub
+from evalpipe.store.replays import folder_of
 from evalpipe.workspace.load import check_writable, load, only_load
 from evalpipe.workspace.paths import Workspace, loaded_experiment
 from evalpipe.workspace.query import FOLDER as DAMAGED
@@ -148,18 +149,30 @@ def _remove(
     if requests and not dry_run:
         _note(data, removal, "begun")
     with ExitStack() as stack:
-        if not dry_run and (data / "judgments" / f"experiment={name}").is_dir():
-            from evalpipe.calls.journal import judging_lock
-            from evalpipe.workspace.judge_setup import (
-                journal_folder,
-                recover,  # half a second, only where it is judged
-            )
+        if not dry_run and folder_of(data, name).is_dir():
+            from evalpipe.workspace.replay import (
+                recover as recover_replays,
+            )  # half a second, only where it was replayed
+            from evalpipe.workspace.replay import replaying
 
-            stack.enter_context(judging_lock(journal_folder(workspace, name)))
-            recover(workspace, name)
+            stack.enter_context(replaying(data, name))
+            recover_replays(data, name)
+        judged = (name, f"{name}{AGAINST_ITSELF}")
+        for one in judged:
+            if not dry_run and (data / "judgments" / f"experiment={one}").is_dir():
+                from evalpipe.calls.journal import judging_lock
+                from evalpipe.workspace.judge_setup import (
+                    journal_folder,
+                    recover,  # half a second, only where it is judged
+                )
+
+                stack.enter_context(judging_lock(journal_folder(workspace, one)))
+                recover(workspace, one)
         for dataset in ("judgments", "labels", "feedback"):
             with _held(data, dataset, dry_run):
-                n_rows = scrub(data, dataset, name, of_requests(requests), scrubber, dry_run=dry_run)
+                n_rows = sum(
+                    scrub(data, dataset, one, of_requests(requests), scrubber, dry_run=dry_run) for one in judged
+                )
             setattr(removal, dataset, n_rows)
         if requests and any(workspace.reports.glob("*.html")):
             from evalpipe.workspace.report import scrub_reports  # SciPy, Jinja: only where there is a page

@@ -31,7 +31,7 @@ from evalpipe.workspace.paths import Workspace, open_workspace
 
 @pytest.fixture(autouse=True)
 def quick_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evalpipe.judging.runner.BACKOFF_S", 0.001)
+    monkeypatch.setattr("evalpipe.calls.runner.BACKOFF_S", 0.001)
 
 
 def judgment(key: str, status: JudgmentStatus = JudgmentStatus.ERROR, **fields: Any) -> Judgment:

@@ -26,8 +26,8 @@ STATED = JudgeBehaviour(behaviour="stated", accuracy=0.9)
 
 @pytest.fixture(autouse=True)
 def quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evalpipe.judging.batches.FIRST_POLL_S", 0.05)
-    monkeypatch.setattr("evalpipe.judging.batches.SETTLING_S", 0.2)
+    monkeypatch.setattr("evalpipe.calls.batches.FIRST_POLL_S", 0.05)
+    monkeypatch.setattr("evalpipe.calls.batches.SETTLING_S", 0.2)
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_open_batches_are_seen_cancelled_and_not_asked_online_meanwhile(tmp_path
         found = workspace(tmp_path, sim.base_url)
         import threading
 
-        from evalpipe.judging import batches as judging_batches
+        from evalpipe.calls import batches as judging_batches
 
         submitted = threading.Event()
         original = judging_batches.save_state

@@ -12,15 +12,14 @@ from typing import Any
 import pytest
 from test_judging_batches import STATED, each_once, forget, run, vendor_workspace, workspace
 
-from evalpipe.calls import batch
+from evalpipe.calls import batch, batch_state, batches
 from evalpipe.calls.batch import BatchCallError
-from evalpipe.calls.client import CallOutcome, JudgeResponse
+from evalpipe.calls.client import CallOutcome, ModelResponse
 from evalpipe.calls.journal import Journal
-from evalpipe.judging import batch_state, batches
+from evalpipe.calls.runner import RecordedCost, SystemClock
 from evalpipe.judging.batch_state import items_of
-from evalpipe.judging.judgments import RecordedCost, sent
+from evalpipe.judging.judgments import sent
 from evalpipe.judging.plan import calls_for
-from evalpipe.judging.runner import SystemClock
 from evalpipe.models import ASKED_MODEL
 from evalpipe.providers.base import Usage
 from evalpipe.sim.app import start_sim
@@ -34,8 +33,8 @@ from evalpipe.workspace.paths import Workspace, open_workspace
 
 @pytest.fixture(autouse=True)
 def quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evalpipe.judging.batches.FIRST_POLL_S", 0.05)
-    monkeypatch.setattr("evalpipe.judging.batches.SETTLING_S", 0.2)
+    monkeypatch.setattr("evalpipe.calls.batches.FIRST_POLL_S", 0.05)
+    monkeypatch.setattr("evalpipe.calls.batches.SETTLING_S", 0.2)
 
 
 @pytest.fixture
@@ -192,7 +191,7 @@ def test_an_answer_of_a_batch_without_a_usage_is_held_at_its_worst(
 ) -> None:
     results = batch._MessageBatches.results
 
-    async def silent(self: Any, batch_id: str) -> AsyncIterator[tuple[str, JudgeResponse]]:
+    async def silent(self: Any, batch_id: str) -> AsyncIterator[tuple[str, ModelResponse]]:
         async for name, reply in results(self, batch_id):
             assert reply.answer is not None
             yield name, replace(reply, answer=replace(reply.answer, usage=Usage()))
@@ -240,7 +239,7 @@ def test_a_batch_of_an_earlier_version_is_held_at_equal_shares(
     items.write_text("".join(json.dumps(item) + "\n" for item in older))
     results = batch._MessageBatches.results
 
-    async def silent(self: Any, batch_id: str) -> AsyncIterator[tuple[str, JudgeResponse]]:
+    async def silent(self: Any, batch_id: str) -> AsyncIterator[tuple[str, ModelResponse]]:
         async for name, reply in results(self, batch_id):
             assert reply.answer is not None
             yield name, replace(reply, answer=replace(reply.answer, usage=Usage()))
@@ -254,11 +253,11 @@ def test_a_batch_of_an_earlier_version_is_held_at_equal_shares(
 def test_results_that_break_off_are_booked_once(tmp_path: Path, sim: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     results, n_read = batch._MessageBatches.results, []
 
-    async def torn(self: Any, batch_id: str) -> AsyncIterator[tuple[str, JudgeResponse]]:
+    async def torn(self: Any, batch_id: str) -> AsyncIterator[tuple[str, ModelResponse]]:
         n_read.append(0)
         async for found in results(self, batch_id):
             if len(n_read) == 1 and n_read[0] == 6:
-                raise BatchCallError(JudgeResponse(fate=CallOutcome.BROKEN, kind="cut"))
+                raise BatchCallError(ModelResponse(fate=CallOutcome.BROKEN, kind="cut"))
             n_read[-1] += 1
             yield found
 

@@ -10,7 +10,7 @@ import pytest
 from fake_provider import Call, FakeProvider, Response, longer_wins
 from test_judging_run import FAST, pairs, rows, run, workspace
 
-from evalpipe.calls.client import CallOutcome, JudgeResponse, _SdkClient
+from evalpipe.calls.client import CallOutcome, ModelResponse, _SdkClient
 from evalpipe.cli.app import main
 from evalpipe.cli.judge_text import tally_lines
 from evalpipe.errors import UpstreamError
@@ -21,7 +21,7 @@ from evalpipe.workspace.judge_setup import JudgeOptions
 
 @pytest.fixture(autouse=True)
 def quick_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evalpipe.judging.runner.BACKOFF_S", 0.001)
+    monkeypatch.setattr("evalpipe.calls.runner.BACKOFF_S", 0.001)
 
 
 def command(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> int:
@@ -58,14 +58,14 @@ def test_fewer_calls_than_end_a_run_are_a_failed_run(
 
 def test_an_address_that_has_answered_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The server is gone after its third answer, for longer than a dead address is given, and comes back.
-    monkeypatch.setattr("evalpipe.judging.runner.MAX_UNREACHED_CALLS", 1)
+    monkeypatch.setattr("evalpipe.calls.runner.MAX_UNREACHED_CALLS", 1)
     n_answers = n_refusals = 0
 
-    async def ask(client: Any, turns: Any) -> JudgeResponse:
+    async def ask(client: Any, turns: Any) -> ModelResponse:
         nonlocal n_answers, n_refusals
         if n_answers == 3 and n_refusals < 6:
             n_refusals += 1
-            return JudgeResponse(fate=CallOutcome.NO_CONNECTION, kind="no_connection", message="connection refused")
+            return ModelResponse(fate=CallOutcome.NO_CONNECTION, kind="no_connection", message="connection refused")
         n_answers += 1
         return await whole(client, turns)
 

@@ -33,8 +33,8 @@ CASES = "review/cases/logs/judge_replies.json"
 
 @pytest.fixture(autouse=True)
 def quick_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evalpipe.judging.runner.BACKOFF_S", 0.001)
-    monkeypatch.setattr("evalpipe.judging.runner.DEFAULT_PAUSE_S", 0.01)
+    monkeypatch.setattr("evalpipe.calls.runner.BACKOFF_S", 0.001)
+    monkeypatch.setattr("evalpipe.calls.runner.DEFAULT_PAUSE_S", 0.01)
 
 
 def reviewed(shared: Path) -> dict[str, dict[str, Any]]:
@@ -351,7 +351,7 @@ def test_troubles_of_the_provider_are_no_attempts(tmp_path: Path) -> None:
 
 
 def test_a_batch_reads_and_gives_up_by_the_same_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evalpipe.judging.batches.FIRST_POLL_S", 0.05)
+    monkeypatch.setattr("evalpipe.calls.batches.FIRST_POLL_S", 0.05)
     replies = {"q0": UNREAD["quoted in a fence"], "q1": READ["thinking, fenced draft"][0]}
     from evalpipe.calls import batch
 

@@ -35,8 +35,8 @@ FAST = "requests_per_minute = 60000\ninput_tokens_per_minute = 100000000\noutput
 
 @pytest.fixture(autouse=True)
 def quick_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evalpipe.judging.runner.BACKOFF_S", 0.001)
-    monkeypatch.setattr("evalpipe.judging.runner.DEFAULT_PAUSE_S", 0.01)
+    monkeypatch.setattr("evalpipe.calls.runner.BACKOFF_S", 0.001)
+    monkeypatch.setattr("evalpipe.calls.runner.DEFAULT_PAUSE_S", 0.01)
 
 
 def pairs(n: int, **changes: Any) -> list[dict[str, Any]]:

@@ -1,0 +1,316 @@
+"""Work in a provider's batches: half the price, hours instead of minutes, and no batch ever submitted twice.
+
+Order of things: items and state on disk, submit, id on disk, poll, results into the journal, "collected" on disk. Wherever
+a run is killed, the next one knows from the disk what to do; only between "submitted" and "id on disk" must it ask the
+provider, whose newer batches it matches by custom_id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import msgspec
+
+from evalpipe.calls.batch import BatchCallError, BatchClient, BatchStatus, RequestBody
+from evalpipe.calls.batch_state import (
+    OPEN,
+    AnyItem,
+    BatchState,
+    changed,
+    intents,
+    items_in,
+    new_name,
+    save_intent,
+    save_state,
+)
+from evalpipe.calls.budget import Budget, CostOf, dearest, most_input_tokens
+from evalpipe.calls.client import CallOutcome, ModelResponse, ModelSettings, refusal
+from evalpipe.calls.journal import CallJournal
+from evalpipe.calls.runner import Clock, RecordedCost, Tally
+from evalpipe.errors import UpstreamError
+from evalpipe.providers.base import Usage
+
+_Result = TypeVar("_Result")
+Planned = TypeVar("Planned")
+Row = TypeVar("Row")
+
+FIRST_POLL_S, LONGEST_POLL_S, POLL_GROWTH = 1.0, 120.0, 1.4
+SETTLING_S = 15.0
+"""A submission that was cut off may still be arriving: it is given up only when the intent is older than this."""
+CLOCK_SLACK = timedelta(minutes=10)
+"""How far the provider's clock may lag behind ours."""
+MAX_TRIES = 8
+_AROUND_BYTES = 100
+"""What stands around the requests of a submission."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchRequest(Generic[AnyItem]):
+    """One request of a submission. `n_bytes` bounds its input tokens, `max_tokens` its answer."""
+
+    item: AnyItem
+    body: RequestBody
+    n_bytes: int
+    max_tokens: int
+
+
+@dataclass(kw_only=True)
+class Batches(ABC, Generic[Planned, AnyItem, Row]):
+    """The batches of one judge or arm in one experiment, under the lock of its command.
+
+    Attributes:
+        owner: the judge's or the arm's name, by which its batches are found again.
+        spec: whom they are sent to.
+        fingerprint: of what decides the answers.
+        item_kind: the type of what is kept of a request.
+        endpoint: of the requests, where it is not the provider's first.
+    """
+
+    owner: str
+    spec: ModelSettings
+    fingerprint: str
+    item_kind: type[AnyItem]
+    client: BatchClient
+    folder: Path
+    journal: CallJournal[Row]
+    clock: Clock
+    tally: Tally[Row]
+    budget: Budget
+    cost_of: CostOf
+    other_models: set[str] = field(default_factory=set)
+    show: Callable[[], None] = lambda: None
+    interrupted: asyncio.Event = field(default_factory=asyncio.Event)
+    endpoint: str | None = None
+
+    @abstractmethod
+    def request_of(self, planned: Planned) -> BatchRequest[AnyItem] | None:
+        """The request of a planned call; None where it needs none, and was brought to its end."""
+
+    @abstractmethod
+    def record(self, intent: BatchState, item: AnyItem, reply: ModelResponse, batch_id: str) -> None:
+        """Write down how one request of a batch ended."""
+
+    def before_collecting(self, items: Collection[AnyItem]) -> None:
+        """Called with all requests of a batch whose results are about to be recorded."""
+
+    def open_intents(self) -> list[BatchState]:
+        """The owner's batches that are not collected, whatever they were made with."""
+        return [
+            one
+            for one in intents(self.folder)
+            if one.state in OPEN and one.judge == self.owner and one.endpoint == self.endpoint
+        ]
+
+    async def collect_open(self) -> None:
+        """Finish what earlier runs began: find the id of what was being submitted, wait, and collect."""
+        for intent in self.open_intents():
+            known = intent if intent.state == "submitted" else await self._find(intent)
+            if known is not None and not self.interrupted.is_set():
+                await self._finish(known)
+
+    async def submit(self, pages: Iterator[list[Planned]]) -> int:
+        """Submit everything planned, in as many batches as the provider's bounds and the budget ask for. The number of
+        calls submitted."""
+        n_submitted = 0
+        async for requests, items, worst in self._chunks(pages):
+            intent = BatchState(
+                name=new_name(),
+                judge=self.owner,
+                fingerprint=self.fingerprint,
+                provider=self.spec.provider,
+                state="intended",
+                n_items=len(items),
+                created_at=self.clock.utc(),
+                at_most_usd=worst,
+                endpoint=self.endpoint,
+            )
+            await self._submit(save_intent(self.folder, intent, items), requests)
+            n_submitted += len(items)
+            if self.interrupted.is_set():
+                break
+        return n_submitted
+
+    async def cancel_open(self) -> list[BatchState]:
+        """Ask the provider to stop; what is done by then is collected by the next run."""
+        found = []
+        for intent in self.open_intents():
+            known = intent if intent.state == "submitted" else await self._find(intent)
+            if known is not None and known.batch_id is not None:
+                await self._patiently(partial(self.client.cancel, known.batch_id))
+                found.append(known)
+        return found
+
+    async def see_open(self) -> list[tuple[BatchState, BatchStatus | None]]:
+        """Every open batch, and what its provider says of it (None: not known to have arrived)."""
+        seen = []
+        for intent in self.open_intents():
+            batch_id = intent.batch_id
+            seen.append((intent, await self._patiently(partial(self.client.see, batch_id)) if batch_id else None))
+        return seen
+
+    async def _submit(self, intent: BatchState, requests: list[tuple[str, RequestBody]]) -> None:
+        try:
+            batch_id = await self.client.submit(intent.name, requests)
+        except BatchCallError as error:
+            if error.is_final:
+                save_state(self.folder, changed(intent, state="abandoned"))
+                self.budget.held -= intent.at_most_usd or 0.0
+                raise UpstreamError(refusal(self.spec, str(error))) from error
+            # It may have arrived all the same: look, rather than submit a second one.
+            found = await self._find(intent)
+            if found is None and self.interrupted.is_set():
+                return
+            if found is None:
+                raise UpstreamError(f"{self.spec.who}: the batch did not arrive: {error}; run it again") from error
+            return
+        save_state(self.folder, changed(intent, state="submitted", batch_id=batch_id))
+
+    async def _find(self, intent: BatchState) -> BatchState | None:
+        """The intent with its batch's id; None where it never arrived (then it is given up) or the user will not wait."""
+        wait = FIRST_POLL_S
+        while not self.interrupted.is_set():
+            batch_id, unsure = await self._match(intent)
+            if batch_id is not None:
+                found = changed(intent, state="submitted", batch_id=batch_id)
+                save_state(self.folder, found)
+                return found
+            age = (self.clock.utc() - intent.created_at).total_seconds()
+            if not unsure and age >= SETTLING_S:
+                save_state(self.folder, changed(intent, state="abandoned"))
+                self.budget.held = max(0.0, self.budget.held - (intent.at_most_usd or 0.0))
+                return None
+            await self._wait(wait)
+            wait = min(wait * POLL_GROWTH, LONGEST_POLL_S)
+        return None
+
+    async def _match(self, intent: BatchState) -> tuple[str | None, bool]:
+        """(the batch's id, whether a candidate still runs and cannot be told yet)."""
+        taken = {one.batch_id for one in intents(self.folder) if one.batch_id}
+        ids = {item.custom_id for item in items_in(self.folder, intent, self.item_kind)}
+        unsure = False
+        for seen in await self._patiently(lambda: self._newer(intent.created_at - CLOCK_SLACK)):
+            if seen.mark is not None:
+                if seen.mark == intent.name:
+                    return seen.batch_id, False
+                continue
+            if seen.batch_id in taken or seen.n_requests != len(ids):
+                continue
+            if not seen.ended:
+                unsure = True
+            elif await self._patiently(partial(self._holds, seen.batch_id, ids)):
+                return seen.batch_id, False
+        return None, unsure
+
+    async def _newer(self, since: datetime) -> list[BatchStatus]:
+        found = []
+        async for seen in self.client.newest_first():
+            if seen.created_at < since:
+                break
+            found.append(seen)
+        return found
+
+    async def _holds(self, batch_id: str, ids: set[str]) -> bool:
+        """Whether the batch's first result is of one of these requests."""
+        async for name, _ in self.client.results(batch_id):
+            return name in ids
+        return False
+
+    async def _finish(self, intent: BatchState) -> None:
+        batch_id = intent.batch_id
+        assert batch_id is not None
+        wait = FIRST_POLL_S
+        while not (await self._patiently(lambda: self.client.see(batch_id))).ended:
+            await self._wait(wait)
+            wait = min(wait * POLL_GROWTH, LONGEST_POLL_S)
+            if self.interrupted.is_set():
+                return
+        waiting = {item.custom_id: item for item in items_in(self.folder, intent, self.item_kind)}
+        self.before_collecting(waiting.values())
+        await self._patiently(lambda: self._collect(intent, batch_id, waiting))
+        self.journal.sync()
+        save_state(self.folder, changed(intent, state="collected"))
+        self.budget.held = max(0.0, self.budget.held - (intent.at_most_usd or 0.0))
+
+    async def _collect(self, intent: BatchState, batch_id: str, waiting: dict[str, AnyItem]) -> None:
+        """The results, streamed into the journal. Repeated after a crash it writes the same rows, which count once.
+
+        Args:
+            waiting: the requests without a result, by id; emptied. A stream that breaks off is read from its beginning, and
+                what was booked before is not booked again.
+        """
+        async for name, reply in self.client.results(batch_id):
+            item = waiting.pop(name, None)
+            if item is not None:
+                self.record(intent, item, reply, batch_id)
+        for item in waiting.values():
+            self.record(intent, item, ModelResponse(fate=CallOutcome.REJECTED, kind="no_result"), batch_id)
+
+    def booking(self, intent: BatchState, item: AnyItem, reply: ModelResponse) -> RecordedCost:
+        """What a result cost. An answer whose usage nobody reports, or whose model nobody prices, is booked at its worst."""
+        if reply.fate is not CallOutcome.ANSWERED:
+            return RecordedCost(cost_usd=0.0)
+        cost = self.cost_of(reply.usage, reply.model)
+        if cost is not None:
+            return RecordedCost(cost_usd=cost)
+        worst = item.at_most_usd  # a batch of an earlier version: an equal share of the whole
+        if worst is None and intent.at_most_usd is not None:
+            worst = intent.at_most_usd / intent.n_items
+        return RecordedCost(cost_usd=worst, at_most=worst)
+
+    async def _chunks(
+        self, pages: Iterator[list[Planned]]
+    ) -> AsyncIterator[tuple[list[tuple[str, RequestBody]], list[AnyItem], float | None]]:
+        requests: list[tuple[str, RequestBody]] = []
+        items: list[AnyItem] = []
+        n_bytes, worst = _AROUND_BYTES, 0.0
+        while (page := await asyncio.to_thread(next, pages, None)) is not None:
+            for planned in page:
+                made = self.request_of(planned)
+                if made is None:
+                    continue
+                size = self.client.size_of(made.item.custom_id, made.body)
+                most = Usage(input_tokens=most_input_tokens(made.n_bytes), output_tokens=made.max_tokens)
+                price = dearest(self.cost_of, most, self.other_models)
+                if items and (len(items) >= self.client.max_requests or n_bytes + size > self.client.max_bytes):
+                    yield requests, items, worst
+                    requests, items, n_bytes, worst = [], [], _AROUND_BYTES, 0.0
+                if not self.budget.reserve(price or 0.0):
+                    self.tally.stopped = "budget"
+                    self.tally.message = (
+                        f"the next call can cost ${price or 0:.4f}, and ${self.budget.left or 0:.4f} are left"
+                    )
+                    if items:
+                        yield requests, items, worst
+                    return
+                requests.append((made.item.custom_id, made.body))
+                items.append(msgspec.structs.replace(made.item, at_most_usd=price))
+                n_bytes += size
+                worst += price or 0.0
+        if items:
+            yield requests, items, worst
+
+    async def _patiently(self, call: Callable[[], Awaitable[_Result]]) -> _Result:
+        """A call that changes nothing twice, tried again while the provider has troubles that pass."""
+        for n_tries in range(1, MAX_TRIES + 1):
+            try:
+                return await call()
+            except BatchCallError as error:
+                if error.is_final:
+                    raise UpstreamError(refusal(self.spec, str(error))) from error
+                if n_tries == MAX_TRIES:
+                    raise UpstreamError(f"{self.spec.who}: batches: {error}") from error
+                await self._wait(max(error.reply.retry_after_s or 0.0, 0.5 * 2**n_tries * self.clock.jitter()))
+        raise AssertionError("unreachable")
+
+    async def _wait(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self.interrupted.wait(), seconds)
+        except TimeoutError:
+            return

@@ -1,0 +1,1 @@
+"""Replay: logged requests sent to an arm that did not answer them, or once more to control."""

@@ -1,0 +1,632 @@
+"""`evalpipe replay`: logged requests to an arm, call by call or in batches, its answers into the store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from evalpipe.analysis.turns import goal_turns, mark_first_turns
+from evalpipe.calls.batch import open_batch_client
+from evalpipe.calls.batch_state import OPEN, BatchState, intents
+from evalpipe.calls.budget import Budget, CostOf, TokenEstimator
+from evalpipe.calls.client import ENDS, is_local, remember_keys
+from evalpipe.calls.http import HttpSender
+from evalpipe.calls.journal import (
+    CallJournal,
+    NoRoomError,
+    RowKind,
+    compact_rows,
+    no_room,
+    one_line_if_full,
+    running_lock,
+)
+from evalpipe.calls.limiter import Limiter
+from evalpipe.calls.progress import Progress
+from evalpipe.calls.runner import Route, SystemClock
+from evalpipe.collector.settings import IN_PROCESS, ArmSettings
+from evalpipe.config import ArmConfig, Config, ReplayConfig
+from evalpipe.errors import BudgetError, ConfigError, DataError, EvalpipeError, UpstreamError
+from evalpipe.models import Arm, ReplayCall
+from evalpipe.providers.base import ENDPOINTS, Usage
+from evalpipe.providers.model_names import same_model
+from evalpipe.providers.pricing import cost_of
+from evalpipe.providers.registry import PROVIDERS
+from evalpipe.replay.batches import ReplayBatches, ReplayItem, of_one, pending
+from evalpipe.replay.plan import ReplayPlan, logged_requests, make_plan, pages
+from evalpipe.replay.requests import LoggedRequest, ReplayArm
+from evalpipe.replay.runner import Asked, ReplayRunner
+from evalpipe.replay.summary import ReplayEstimate, ReplaySummary, estimate
+from evalpipe.store.exchange_rows import ReadingRules
+from evalpipe.store.loads import take_out_replays
+from evalpipe.store.query import Selection, Store, note_control_from, open_store, readable
+from evalpipe.store.replays import ReplayAccount, account_of, folder_of, write_calls
+from evalpipe.workspace.collect import arm_fingerprint, arm_settings
+from evalpipe.workspace.judge import ROTATE_AFTER_LINES, graceful_interrupt, keep_synced
+from evalpipe.workspace.load import check_writable
+from evalpipe.workspace.paths import Workspace, has_record, loaded_experiment, price_book
+from evalpipe.workspace.record import excluding, load_record
+
+Say = Callable[[str], object]
+Ask = Callable[[str], bool]
+
+MAX_ROUNDS = 3
+"""What a batch ends without is submitted again, at most so often in one run."""
+ANSWER_BYTES = 1 << 17
+"""Room on the disk for one answer and its request; what is longer is kept without its raw text where the disk is full."""
+
+
+def _shortened(row: ReplayCall) -> ReplayCall:
+    exchange = row.exchange
+    return replace(
+        row, exchange=None if exchange is None else replace(exchange, response=None, request=None, meta=None)
+    )
+
+
+CALLS: RowKind[ReplayCall] = RowKind(type=ReplayCall, id_of=lambda row: row.call_id, shortened=_shortened)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReplayOptions:
+    """What the command line says; None where the configuration decides."""
+
+    users: int | None = None
+    pairs_per_unit: int | None = None
+    turns: str = "first"
+    with_control: bool = False
+    max_usd: float | None = None
+    batch: bool = False
+    retry_failed: bool = False
+    selection: Selection = field(default_factory=Selection)
+    experiment: str | None = None
+    show_progress: bool | None = None
+
+
+def replay(workspace: Workspace, options: ReplayOptions, *, yes: bool, say: Say, ask: Ask | None) -> ReplaySummary:
+    """Send what is not answered yet. Raises EvalpipeError; a run that was stopped early says so in its summary.
+
+    Args:
+        workspace: with the arms configured.
+        options: what the command line says.
+        yes: spend without asking.
+        say: takes the lines of the estimate.
+        ask: asked before money is spent; None: nobody can be asked.
+    """
+    name, arms = prepare(workspace, options)
+    check_writable(workspace.data)
+    with one_line_if_full(workspace.data), replaying(workspace.data, name):
+        recover(workspace.data, name)
+        if options.retry_failed:
+            n = take_out_replays(workspace.data, name)
+            say(f"{name}: {n:,} failed answers are asked for again")
+        _check_fingerprints(workspace, name, arms)
+        found = _estimate(workspace, name, arms, options)
+        waiting = _open_batches(workspace.data, name)
+        if not found.calls and not (options.batch and waiting):
+            return _nothing(found, workspace.data, waiting)
+        for line in estimate_lines(found, batch=options.batch):
+            say(line)
+        _check_cap(workspace, options, arms)
+        if found.calls and not yes:
+            _agree(found, options, ask)
+        by = _by_batches if options.batch else _online
+        summary = by(workspace, name, arms, options, found)
+        recover(workspace.data, name)
+        summary.account = account_of(workspace.data, name)
+    if summary.stopped == "budget" and not summary.n_calls and not summary.account.cap_usd:
+        raise BudgetError(f"replay: nothing was sent: {summary.message}; raise --max-usd ([replay] max_usd)")
+    return summary
+
+
+def estimate_replay(workspace: Workspace, options: ReplayOptions) -> ReplayEstimate:
+    """What a replay would use, without a call."""
+    name, arms = prepare(workspace, options)
+    if folder_of(workspace.data, name).is_dir():
+        with replaying(workspace.data, name):
+            recover(workspace.data, name)
+    return _estimate(workspace, name, arms, options)
+
+
+def prepare(workspace: Workspace, options: ReplayOptions) -> tuple[str, dict[Arm, ReplayArm]]:
+    """The experiment and the arms that are asked. Raises ConfigError where there are none, or no log."""
+    config = workspace.require_config()
+    own = config.experiment.name
+    name = workspace.experiment(options.experiment)
+    if name == own:
+        note_control_from(workspace.data, own, config.experiment.control_from)
+    source = config.experiment.control_from if name == own else None
+    if source is not None and source not in workspace.loaded_experiments():
+        known = ", ".join(workspace.loaded_experiments()) or "none"
+        raise ConfigError(
+            f"experiment.control_from = {source!r}: no data of that experiment in {workspace.data}; loaded are {known}"
+        )
+    if source is None:
+        name = loaded_experiment(workspace, options.experiment)
+    if config.experiment.mode != "shadow":
+        raise ConfigError(
+            f"replay compares request by request: it needs mode = 'shadow', not {config.experiment.mode!r}; give the replay an "
+            f'experiment of its own, with control_from = "{name}"'
+        )
+    configured = config.require_arms()
+    if configured.treatment is None:
+        raise ConfigError("replay needs [arms.treatment]: the arm whose answers are missing")
+    arms = {Arm.TREATMENT: _arm(workspace, config, Arm.TREATMENT, configured.treatment)}
+    if options.with_control:
+        arms[Arm.CONTROL] = _arm(workspace, config, Arm.CONTROL, configured.control)
+    for arm in arms.values():
+        remember_keys(arm, next(iter(arm.key.values()), "").removeprefix("Bearer ") or None)
+    return name, arms
+
+
+def _arm(workspace: Workspace, config: Config, arm: Arm, configured: ArmConfig) -> ReplayArm:
+    settings = arm_settings(workspace, arm.value, configured)
+    if settings.base_url == IN_PROCESS:
+        raise ConfigError(
+            f"arms.{arm.value}: replay asks a server; run the LiteLLM proxy, and set base_url to its address"
+        )
+    if not configured.model:
+        raise ConfigError(f"arms.{arm.value}.model is missing: replay needs to know which model it asks, and its price")
+    if settings.api_key is None and not is_local(settings.base_url):
+        raise ConfigError(
+            f"arms.{arm.value} has no key: set api_key_env in evalpipe.toml (a replay has no client whose key could pass through)"
+        )
+    origin = settings.origin
+    scheme = "https" if origin.tls else "http"
+    return ReplayArm(
+        arm=arm,
+        provider=settings.provider,
+        base_url=settings.base_url,
+        urls={
+            endpoint: f"{scheme}://{origin.authority}{str(origin.endpoint_target(endpoint), 'latin-1')}"
+            for endpoint in ENDPOINTS.values()
+        },
+        key=_key_header(settings),
+        model=configured.model,
+        api_key_env=configured.api_key_env,
+        timeout_s=config.collector.shadow_timeout_s,
+        params=settings.params,
+        drop=settings.drop,
+        system_prompt=settings.system_prompt,
+        rewrite=arm is Arm.TREATMENT or settings.rewrite,
+        fingerprint=arm_fingerprint(settings, configured.api_key_env),
+        infrastructure_usd=settings.infrastructure_usd,
+    )
+
+
+def _key_header(settings: ArmSettings) -> dict[str, str]:
+    name, _, value = str(settings.key_line, "latin-1").partition(": ")
+    return {name: value} if value else {}
+
+
+def replaying(data: Path, experiment: str) -> AbstractContextManager[None]:
+    """Hold the experiment's replay."""
+    return running_lock(
+        folder_of(data, experiment), command="evalpipe replay", doing="is replaying", lock=".replaying.lock"
+    )
+
+
+def recover(data: Path, experiment: str) -> int:
+    """Put what journals of ended runs hold into the store; the rows added."""
+    folder = folder_of(data, experiment)
+    if not any(folder.glob("journal-*.jsonl")):
+        return 0
+    return compact_rows(folder, CALLS, lambda rows: write_calls(data, experiment, rows))
+
+
+def _batches_folder(data: Path, experiment: str) -> Path:
+    return folder_of(data, experiment) / "batches"
+
+
+def _open_batches(data: Path, experiment: str) -> list[BatchState]:
+    return [one for one in intents(_batches_folder(data, experiment)) if one.state in OPEN]
+
+
+def _check_fingerprints(workspace: Workspace, name: str, arms: Mapping[Arm, ReplayArm]) -> None:
+    """Two configurations of one arm in one experiment would be compared as one. Raises ConfigError."""
+    if name not in workspace.loaded_experiments():
+        return
+    with open_store(workspace.data, name) as store:
+        rows = store.connection.execute(
+            "SELECT arm, config_fingerprint, any_value(model_requested), count(*) FROM exchanges "
+            "WHERE role = 'replay' AND experiment = $1 GROUP BY arm, config_fingerprint",
+            [name],
+        ).fetchall()
+    for arm, fingerprint, model, n in rows:
+        settings = arms.get(Arm(arm))
+        if settings is not None and settings.fingerprint != fingerprint:
+            raise ConfigError(
+                f"experiment {name!r} holds {n:,} replayed answers of another configuration of {arm} (model {model}): give "
+                f'this one an experiment of its own, [experiment] name = "…" and control_from = "{name}"'
+            )
+
+
+def _plan(workspace: Workspace, store: Store, options: ReplayOptions) -> ReplayPlan:
+    config = workspace.require_config()
+    experiment = store.experiment or ""
+    only_first = options.turns == "first"
+    if only_first:
+        record = load_record(workspace.data, experiment) if has_record(workspace.data, experiment) else None
+        found = mark_first_turns(
+            store.connection, experiment=experiment, head=record.head if record else None, source="stored_exchanges"
+        )
+        only_first = goal_turns("first", record.turns if record else None, found) == "first"
+    per_user = options.pairs_per_unit if options.pairs_per_unit is not None else config.judge.pairs_per_unit
+    return make_plan(
+        store.connection,
+        seed=config.experiment.effective_salt,
+        users=options.users,
+        per_user=per_user,
+        only_first_turns=only_first,
+        with_control=options.with_control,
+        pending=pending(_batches_folder(workspace.data, experiment)),
+    )
+
+
+def _opened(workspace: Workspace, name: str, options: ReplayOptions) -> Store:
+    record = load_record(workspace.data, name) if has_record(workspace.data, name) else None
+    chosen = excluding(readable(workspace.data, name, options.selection), record)
+    return open_store(workspace.data, name, selection=chosen)
+
+
+def _estimate(workspace: Workspace, name: str, arms: Mapping[Arm, ReplayArm], options: ReplayOptions) -> ReplayEstimate:
+    with _opened(workspace, name, options) as store:
+        plan = _plan(workspace, store, options)
+        if not plan.n_requests:
+            why = ", ".join(f"{reason} {n:,}" for reason, n in plan.left_out.items()) or "no requests of control"
+            raise DataError(f"{name}: nothing to replay: {why}")
+        (mean,) = store.connection.execute(
+            "SELECT avg(output_tokens) FROM exchanges WHERE arm = 'control' AND outcome = 'ok'"
+        ).fetchall()[0]
+        prices = {arm: (price_of(workspace, one), price_of(workspace, one, batch=True)) for arm, one in arms.items()}
+        found = pages(store.connection, arms, {}, batch=options.batch)
+        return estimate(name, plan, found, arms, prices, mean_output=mean)
+
+
+def price_of(workspace: Workspace, arm: ReplayArm, *, batch: bool = False) -> CostOf:
+    """Usage → USD for this arm: at the price of the model that answered, else of the one asked."""
+    prices = price_book(workspace.config)
+
+    def price(usage: Usage, answered: str | None = None) -> float | None:
+        cost = cost_of(
+            usage,
+            model=answered or arm.model,
+            requested=arm.model,
+            provider=arm.provider,
+            at=datetime.now(UTC),
+            prices=prices,
+            batch=batch,
+        )
+        return None if cost is None else cost.usd
+
+    return price
+
+
+def _cap(workspace: Workspace, options: ReplayOptions) -> float | None:
+    return options.max_usd if options.max_usd is not None else _settings(workspace).max_usd
+
+
+def _settings(workspace: Workspace) -> ReplayConfig:
+    return workspace.config.replay if workspace.config else ReplayConfig()
+
+
+def _check_cap(workspace: Workspace, options: ReplayOptions, arms: Mapping[Arm, ReplayArm]) -> None:
+    """Raises BudgetError where a cap is set and a price is not known."""
+    cap = _cap(workspace, options)
+    for arm in arms.values() if cap is not None else ():
+        if price_of(workspace, arm)(Usage(input_tokens=1, output_tokens=1)) is None:
+            raise BudgetError(
+                f"the price of {arm.model!r} is not known, so ${cap:g} cannot be kept: add "
+                f'[prices."{arm.model}"] input = …, output = … (USD per million tokens) to evalpipe.toml'
+            )
+
+
+def _agree(found: ReplayEstimate, options: ReplayOptions, ask: Ask | None) -> None:
+    usd = found.batch_usd if options.batch else found.usd
+    money = f"about ${usd:,.4f}" if usd is not None else "at a price that is not known"
+    if ask is None:
+        raise ConfigError(
+            f"a replay costs money ({found.calls:,} calls, {money}): add --yes (and --max-usd USD as a cap); nothing was sent"
+        )
+    if not ask("Send them?"):
+        raise EvalpipeError("nothing was sent: run the same command again to go on")
+
+
+def estimate_lines(found: ReplayEstimate, *, batch: bool = False) -> list[str]:
+    """An estimate in words."""
+    lines = [f"{found.experiment}: {found.requests:,} requests of {found.users:,} users"]
+    for one in found.arms:
+        usd = one.batch_usd if batch else one.usd
+        money = f"about ${usd:,.4f}" if usd is not None else "at a price that is not known"
+        other = "" if one.batch_usd is None or batch else f" (${one.batch_usd:,.4f} in batches)"
+        known = f", {one.known:,} answered already" if one.known else ""
+        lines.append(
+            f"  {one.arm}: {one.calls:,} calls of {one.model} at {one.address}{known}; "
+            f"{one.input_tokens:,} + {one.output_tokens:,} tokens, {money}{other}"
+        )
+    if found.left_out:
+        lines.append("  left out: " + _counted(found.left_out))
+    if found.refused:
+        lines.append("  cannot be said to an arm faithfully: " + _counted(found.refused))
+    return lines
+
+
+def _counted(reasons: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} {n:,}" for reason, n in sorted(reasons.items()))
+
+
+def _summary_of(found: ReplayEstimate) -> ReplaySummary:
+    return ReplaySummary(
+        left_out=Counter(found.left_out),
+        experiment=found.experiment,
+        arms={one.arm: one.model for one in found.arms},
+        n_requests=found.requests,
+        n_users=found.users,
+        n_planned=found.calls,
+        n_known=sum(one.known for one in found.arms),
+    )
+
+
+def _nothing(found: ReplayEstimate, data: Path, waiting: list[BatchState]) -> ReplaySummary:
+    summary = _summary_of(found)
+    summary.left_out.update(found.refused)
+    summary.account = account_of(data, found.experiment)
+    if waiting:
+        n = sum(one.n_items for one in waiting)
+        summary.message = f"{n:,} requests wait in batches: run it with --batch to collect them"
+    return summary
+
+
+def _route(workspace: Workspace, arm: ReplayArm, account: ReplayAccount, clock: SystemClock, price: CostOf) -> Route:
+    settings = _settings(workspace)
+    others = {model for model in account.other_models.get(arm.name, ()) if not same_model(model, arm.model)}
+    return Route(
+        who=arm.who,
+        model=arm.model,
+        limiter=Limiter(
+            requests_per_minute=settings.requests_per_minute,
+            input_tokens_per_minute=settings.input_tokens_per_minute,
+            output_tokens_per_minute=settings.output_tokens_per_minute,
+            now=clock.monotonic(),
+        ),
+        cost_of=price,
+        estimator=TokenEstimator(max_tokens=4096),
+        other_models=others,
+    )
+
+
+def _budget(workspace: Workspace, name: str, options: ReplayOptions, account: ReplayAccount) -> Budget:
+    budget = Budget(cap=_cap(workspace, options), spent=account.cap_usd)
+    budget.held = sum(one.at_most_usd or 0.0 for one in _open_batches(workspace.data, name))
+    return budget
+
+
+def _online(
+    workspace: Workspace,
+    name: str,
+    arms: Mapping[Arm, ReplayArm],
+    options: ReplayOptions,
+    found: ReplayEstimate,
+) -> ReplaySummary:
+    """Ask call by call."""
+    summary = _summary_of(found)
+    settings, clock = _settings(workspace), SystemClock()
+    account = account_of(workspace.data, name)
+    folder = folder_of(workspace.data, name)
+    budget = _budget(workspace, name, options, account)
+    routes = {arm: _route(workspace, one, account, clock, price_of(workspace, one)) for arm, one in arms.items()}
+    journal = CallJournal(folder, CALLS, answer_bytes=ANSWER_BYTES)
+    progress = Progress(summary, [route.limiter for route in routes.values()], budget, shown=options.show_progress)
+
+    async def run(store: Store) -> None:
+        senders = {
+            arm: HttpSender(one.base_url or "", concurrency=settings.concurrency, timeout_s=one.timeout_s)
+            for arm, one in arms.items()
+        }
+        runner = ReplayRunner(
+            experiment=name,
+            arms={arm: Asked(settings=one, sender=senders[arm], route=routes[arm]) for arm, one in arms.items()},
+            rules=ReadingRules(prices=price_book(workspace.config)),
+            budget=budget,
+            journal=journal,
+            clock=clock,
+            tally=summary,
+            concurrency=settings.concurrency,
+            show=progress,
+            announce=progress.write,
+            retries_errors=not options.with_control,
+        )
+
+        async def rotate() -> None:
+            if journal.n_lines < ROTATE_AFTER_LINES or summary.stopped is not None:
+                return
+            try:
+                in_flight = journal.rotate()
+                with one_line_if_full(workspace.data):
+                    await asyncio.to_thread(
+                        compact_rows,
+                        folder,
+                        CALLS,
+                        lambda rows: write_calls(workspace.data, name, rows),
+                        keep=journal.path,
+                        in_flight=in_flight,
+                    )
+            except NoRoomError as error:
+                runner.stop("disk", str(error))
+
+        runner.rotate = rotate
+        syncing = asyncio.create_task(keep_synced(journal))
+        try:
+            with graceful_interrupt(runner.stop, runner.stop_now, "finishing the calls in flight"):
+                await runner.run(pages(store.connection, arms, account.attempts))
+        finally:
+            syncing.cancel()
+            for sender in senders.values():
+                await sender.close()
+
+    try:
+        with _opened(workspace, name, options) as store:
+            _plan(workspace, store, options)
+            asyncio.run(run(store))
+    finally:
+        journal.close()
+        progress.close()
+    if summary.stopped == "disk":
+        raise NoRoomError(summary.message or str(no_room(workspace.data)))
+    if summary.stopped is not None and summary.stopped in ENDS:
+        recover(workspace.data, name)
+        raise UpstreamError(ENDS[summary.stopped](_blamed(summary, arms), summary.message or ""))
+    return summary
+
+
+def _blamed(summary: ReplaySummary, arms: Mapping[Arm, ReplayArm]) -> ReplayArm:
+    """The arm whose provider ended the run: the one of which nothing was answered."""
+    silent = [one for arm, one in arms.items() if not summary.ended.get(arm.value, Counter())["answered"]]
+    return (silent or list(arms.values()))[0]
+
+
+def _by_batches(
+    workspace: Workspace,
+    name: str,
+    arms: Mapping[Arm, ReplayArm],
+    options: ReplayOptions,
+    found: ReplayEstimate,
+) -> ReplaySummary:
+    """Collect what is open, then submit what is unanswered and wait for it. Ctrl-C leaves batches running: the next run
+    collects them."""
+    summary = _summary_of(found)
+    for arm in arms.values():
+        open_batch_client(arm)  # a provider without batches is named before anything is sent
+    summary.left_out.update(found.refused)
+    summary.n_planned += sum(one.n_items for one in _open_batches(workspace.data, name))
+    for _ in range(MAX_ROUNDS):
+        account = account_of(workspace.data, name)
+        with _opened(workspace, name, options) as store:
+            plan = _plan(workspace, store, options)
+            waiting = _open_batches(workspace.data, name)
+            if not plan.total and not waiting:
+                break
+            n_before = summary.n_calls
+
+            async def work(batches: ReplayBatches, store: Store = store, account: ReplayAccount = account) -> None:
+                await batches.collect_open()
+                if batches.interrupted.is_set():
+                    return
+                planned = pages(store.connection, arms, account.attempts, batch=True)
+                if await batches.submit(of_one(planned, batches.spec.arm, batches.endpoint or "")):
+                    await batches.collect_open()
+
+            for arm in arms.values():
+                for endpoint in _endpoints(arm):
+                    if summary.stopped is None:
+                        _with_batches(workspace, store, name, arm, endpoint, options, summary, account, work)
+        recover(workspace.data, name)
+        if summary.stopped is not None or summary.n_calls == n_before:
+            break
+    return summary
+
+
+def _endpoints(arm: ReplayArm) -> tuple[str, ...]:
+    """The dialects an arm's batches are in."""
+    return tuple(PROVIDERS[arm.provider])
+
+
+def _with_batches(
+    workspace: Workspace,
+    store: Store,
+    name: str,
+    arm: ReplayArm,
+    endpoint: str,
+    options: ReplayOptions,
+    summary: ReplaySummary,
+    account: ReplayAccount,
+    work: Callable[[ReplayBatches], Awaitable[None]],
+) -> None:
+    """Work with the batches of one arm and endpoint."""
+    clock = SystemClock()
+    price = price_of(workspace, arm, batch=True)
+    route = _route(workspace, arm, account, clock, price)
+    budget = _budget(workspace, name, options, account_of(workspace.data, name))
+    journal = CallJournal(folder_of(workspace.data, name), CALLS, answer_bytes=ANSWER_BYTES)
+    progress = Progress(summary, [route.limiter], budget, shown=options.show_progress)
+
+    def find(request_ids: Collection[str]) -> dict[str, LoggedRequest]:
+        return logged_requests(store.connection, request_ids)
+
+    async def run() -> None:
+        batches = ReplayBatches(
+            owner=arm.name,
+            spec=arm,
+            fingerprint=arm.fingerprint,
+            item_kind=ReplayItem,
+            endpoint=endpoint,
+            client=open_batch_client(arm, endpoint),
+            folder=_batches_folder(workspace.data, name),
+            journal=journal,
+            clock=clock,
+            tally=summary,
+            budget=budget,
+            cost_of=price,
+            other_models=route.other_models,
+            show=progress,
+            experiment=name,
+            rules=ReadingRules(prices=price_book(workspace.config)),
+            find=find,
+        )
+
+        def interrupt(reason: str, _message: str) -> None:
+            summary.stopped, summary.message = reason, "open batches go on; run it again to collect them"
+            batches.interrupted.set()
+
+        syncing = asyncio.create_task(keep_synced(journal))
+        task = asyncio.current_task()
+        assert task is not None
+        try:
+            with graceful_interrupt(interrupt, task.cancel, "leaving the open batches to go on without us"):
+                await work(batches)
+        finally:
+            syncing.cancel()
+            await batches.client.close()
+
+    try:
+        asyncio.run(run())
+    finally:
+        journal.close()
+        progress.close()
+    recover(workspace.data, name)
+
+
+def result_lines(summary: ReplaySummary) -> list[str]:
+    """What a run did, in words."""
+    lines = []
+    if not summary.n_planned:
+        lines.append(f"{summary.experiment}: nothing to send: {summary.n_known:,} answers of the sample are there")
+    else:
+        spent = "" if summary.spent_usd is None else f", ${summary.spent_usd:,.4f}"
+        lines.append(
+            f"{summary.experiment}: {summary.n_answered:,} of {summary.n_planned:,} calls answered "
+            f"({', '.join(f'{arm}: {model}' for arm, model in summary.arms.items())}){spent}"
+        )
+    for kind, n in summary.failures.most_common():
+        words = f": {summary.words[kind]}" if summary.words.get(kind) else ""
+        lines.append(f"  failed: {n:,} × {kind}{words}")
+    if summary.n_open:
+        lines.append(f"  {summary.n_open:,} of them are asked again by the next run")
+    if summary.left_out:
+        lines.append("  left out: " + _counted(summary.left_out))
+    if summary.stopped is not None:
+        lines.append(f"  stopped ({summary.stopped}): {summary.message or ''}".rstrip(": "))
+    elif summary.message:
+        lines.append(f"  {summary.message}")
+    account = summary.account
+    if account is not None and account.n_unsettled:
+        lines.append(
+            f"  {account.n_unsettled:,} calls of all runs broke off, and nobody reported what they cost: they are held against "
+            f"the cap at ${account.at_most_usd:,.4f}"
+        )
+    if summary.n_answered:
+        lines.append("  next: `evalpipe judge`, then `evalpipe report`")
+    return lines

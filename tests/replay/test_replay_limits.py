@@ -1,0 +1,118 @@
+"""The cap, failures and refusals of a replay."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from replay_harness import logged, query, run, workspace
+from typer.testing import CliRunner
+
+from evalpipe.cli.app import build_app
+from evalpipe.errors import BudgetError, ConfigError, DataError, UpstreamError
+from evalpipe.sim.app import Simulator, start_sim
+from evalpipe.sim.settings import SimSettings
+
+
+@pytest.fixture(scope="module")
+def sim() -> Iterator[Simulator]:
+    with start_sim(SimSettings(ttft_ms=1, tokens_per_second=100_000)) as found:
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def plain(sim: Simulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    sim.reset()
+    monkeypatch.setattr("evalpipe.calls.runner.BACKOFF_S", 0.001)
+    yield
+    sim.configure(faults={})
+
+
+def test_the_cap_is_never_passed_and_a_higher_one_goes_on(tmp_path: Path, sim: Simulator) -> None:
+    found = workspace(tmp_path, sim.base_url, [logged(number) for number in range(30)])
+    with pytest.raises(BudgetError, match="nothing was sent"):
+        run(found, max_usd=0.001)
+    assert sim.ledger()["calls"] == 0
+    summary = run(found, max_usd=0.016)
+    assert summary.stopped == "budget" and 0 < summary.n_answered < 30
+    assert sim.ledger()["billed"]["usd"] <= 0.016
+    rest = run(found, max_usd=10.0)
+    assert (rest.n_answered, sim.ledger()["calls"]) == (30 - summary.n_answered, 30)
+    with pytest.raises(BudgetError, match="is not known"):
+        run(workspace(tmp_path / "b", sim.base_url, [logged(1)], models=("gpt-4.1-mini", "nobody-knows")), max_usd=1.0)
+
+
+def test_errors_are_retried_but_where_they_are_measured(tmp_path: Path, sim: Simulator) -> None:
+    sim.configure(faults={"500": 0.3})
+    rows = [logged(number) for number in range(30)]
+    retried = run(workspace(tmp_path / "a", sim.base_url, rows))
+    assert (retried.n_answered, retried.retried["http_500"] > 0) == (30, True)
+    measured = workspace(tmp_path / "b", sim.base_url, rows)
+    summary = run(measured, with_control=True)
+    assert summary.failures["http_500"] > 0 and not summary.retried
+    failed = query(
+        measured, "SELECT count(*) FROM exchanges WHERE role = 'replay' AND outcome = 'http_error' AND status = 500"
+    )
+    assert failed == [(summary.failures["http_500"],)]
+    assert run(measured, with_control=True).n_planned == 0  # that is the arms' answer
+    sim.configure(faults={})
+    again = run(measured, with_control=True, retry_failed=True)
+    assert again.n_answered == summary.failures["http_500"]
+    assert query(measured, "SELECT count(*) FROM exchanges WHERE role = 'replay' AND outcome = 'ok'") == [(60,)]
+
+
+def test_a_refused_key_or_a_wrong_address_ends_the_run_in_one_line(tmp_path: Path, sim: Simulator) -> None:
+    found = workspace(tmp_path, "http://127.0.0.1:9", [logged(number) for number in range(5)])
+    with pytest.raises(UpstreamError, match=r"arms.treatment: .* cannot be reached") as unreached:
+        run(found)
+    assert "\n" not in str(unreached.value)
+    assert query(found, "SELECT count(*) FROM exchanges WHERE role = 'replay'") == [(0,)]
+
+
+def test_another_configuration_needs_an_experiment_of_its_own(tmp_path: Path, sim: Simulator) -> None:
+    rows = [logged(number) for number in range(3)]
+    run(workspace(tmp_path, sim.base_url, rows))
+    with pytest.raises(ConfigError, match="control_from"):
+        run(workspace(tmp_path, sim.base_url, treatment="params = { temperature = 0.5 }"))
+    second = workspace(
+        tmp_path, sim.base_url, experiment="second", control_from="exp", treatment="params = { temperature = 0.5 }"
+    )
+    assert run(second).n_answered == 3
+    assert query(second, "SELECT count(*) FROM pairs", "second") == [(3,)]
+
+
+def test_what_cannot_be_replayed_is_said(tmp_path: Path, sim: Simulator) -> None:
+    with pytest.raises(ConfigError, match="mode = 'shadow'"):
+        run(workspace(tmp_path / "a", sim.base_url, [logged(1)], mode="ab"))
+    with pytest.raises(DataError, match="control_failed 1"):
+        run(workspace(tmp_path / "b", sim.base_url, [logged(1, outcome="http_error")]))
+
+
+def test_a_sample_is_by_user_and_a_larger_one_holds_it(tmp_path: Path, sim: Simulator) -> None:
+    rows = [logged(5 * user + n, user=f"u{user}") for user in range(10) for n in range(5)]
+    rows += [logged(100, user="u1", turn=2, conversation_id="c5")]
+    found = workspace(tmp_path, sim.base_url, rows)
+    assert run(found, users=4, pairs_per_unit=2).n_answered == 8
+    first = query(found, "SELECT DISTINCT unit_id FROM exchanges WHERE role = 'replay'")
+    assert len(first) == 4
+    assert run(found, users=6, pairs_per_unit=2).n_answered == 4
+    more = query(found, "SELECT DISTINCT unit_id FROM exchanges WHERE role = 'replay'")
+    assert len(more) == 6 and set(first) < set(more)
+    per_user = query(found, "SELECT DISTINCT count(*) FROM exchanges WHERE role = 'replay' GROUP BY unit_id")
+    assert per_user == [(2,)]
+
+
+def test_it_asks_before_it_spends(tmp_path: Path, sim: Simulator) -> None:
+    workspace(tmp_path, sim.base_url, [logged(number) for number in range(3)])
+    arguments = ["replay", "--config", str(tmp_path / "evalpipe.toml")]
+    with pytest.raises(ConfigError, match="add --yes"):
+        CliRunner().invoke(build_app(), arguments, catch_exceptions=False)
+    shown = CliRunner().invoke(build_app(), [*arguments, "--estimate", "--json"], catch_exceptions=False)
+    estimate = json.loads(shown.stdout)["estimate"]
+    assert (estimate["calls"], estimate["users"], estimate["usd"] > 0) == (3, 3, True)
+    assert estimate["batch_usd"] == pytest.approx(estimate["usd"] / 2)
+    assert sim.ledger()["calls"] == 0
+    done = CliRunner().invoke(build_app(), [*arguments, "--yes", "--json"], catch_exceptions=False)
+    assert json.loads(done.stdout)["replay"]["answered"] == 3
