@@ -297,7 +297,7 @@ def test_the_shell_completes_commands(tmp_path: Path) -> None:
     done = run(
         cwd=tmp_path, env={"_EVALPIPE_COMPLETE": "complete_bash", "COMP_WORDS": "evalpipe re", "COMP_CWORD": "1"}
     )
-    assert done.stdout.split() == ["report"]
+    assert done.stdout.split() == ["replay", "report"]
 
 
 def test_a_data_folder_that_is_not_there_is_named(workspace: Path) -> None:

@@ -245,15 +245,21 @@ def test_pairs_hold_both_arms_failures_included(tmp_path: Path) -> None:
             exchange("both", text="c", prompt="What?"),
             exchange("both", Arm.TREATMENT, outcome="http_error", started_at=NOON + timedelta(hours=13)),
             exchange("alone"),
-            exchange("repeated"),
-            exchange("repeated", Arm.TREATMENT, role=Role.REPLAY),
+            exchange("replayed"),
+            exchange("replayed", Arm.TREATMENT, role=Role.REPLAY, text="t"),
+            exchange("both", Arm.TREATMENT, role=Role.REPLAY, text="once more", started_at=NOON + timedelta(days=1)),
         ],
     )
     with open_store(tmp_path) as store:
         rows = store.connection.sql(
-            "SELECT request_id, experiment, prompt, control_text, treatment_outcome, started_at FROM pairs"
+            "SELECT request_id, experiment, prompt, control_text, treatment_outcome, treatment_text, started_at "
+            "FROM pairs ORDER BY request_id"
         ).fetchall()
-    assert rows == [("both", "exp", "What?", "c", "http_error", NOON)]
+    # The treatment's own answer goes before a replayed one, also where it failed.
+    assert rows == [
+        ("both", "exp", "What?", "c", "http_error", None, NOON),
+        ("replayed", "exp", None, None, "ok", "t", NOON),
+    ]
 
 
 def test_a_narrow_question_about_pairs_reads_no_text(tmp_path: Path) -> None:
