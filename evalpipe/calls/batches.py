@@ -97,6 +97,12 @@ class Batches(ABC, Generic[Planned, AnyItem, Row]):
     def record(self, intent: BatchState, item: AnyItem, reply: ModelResponse, batch_id: str) -> None:
         """Write down how one request of a batch ended."""
 
+    def write(self, row: Row, cost_usd: float | None) -> None:
+        """Put the end of a request on the disk, and count what it cost."""
+        self.journal.append(row)
+        self.budget.spent += cost_usd or 0.0
+        self.tally.book(row)
+
     def before_collecting(self, items: Collection[AnyItem]) -> None:
         """Called with all requests of a batch whose results are about to be recorded."""
 

@@ -57,22 +57,14 @@ class BatchRun(Batches[JudgeCall, Item, Judgment]):
                     at=at,
                     batch_id=batch_id,
                 )
-                self.journal.append(judgment)
-                self.budget.spent += judgment.cost_usd or 0.0
-                self.tally.book(judgment)
+                self.write(judgment, judgment.cost_usd)
             return
-        if reply.fate is CallOutcome.ANSWERED:
-            judgment = answered(
-                ask, item.attempt, spec, reply, booking=booking, at=at, message=message, batch_id=batch_id
-            )
-        else:
-            judgment = failure(
-                ask, item.attempt, spec, reply, booking=booking, at=at, message=message, batch_id=batch_id
-            )
-        self.journal.append(judgment)
-        self.budget.spent += judgment.cost_usd or 0.0
+        judgment_of = answered if reply.fate is CallOutcome.ANSWERED else failure
+        judgment = judgment_of(
+            ask, item.attempt, spec, reply, booking=booking, at=at, message=message, batch_id=batch_id
+        )
+        self.write(judgment, judgment.cost_usd)
         self.tally.n_calls += 1
-        self.tally.book(judgment)
         self.tally.end(judgment)
         self.show()
 

@@ -137,9 +137,7 @@ class ReplayBatches(Batches[PlannedCall, ReplayItem, ReplayCall]):
             exchange=exchange,
             batch_id=batch_id,
         )
-        self.journal.append(row)
-        self.budget.spent += row.cost_usd or 0.0
-        self.tally.book(row)
+        self.write(row, row.cost_usd)
         self.tally.end(row)
         self.show()
 

@@ -34,9 +34,10 @@ from evalpipe.providers.model_names import takes_max_completion_tokens
 from evalpipe.providers.pricing import cost_of
 from evalpipe.providers.registry import PROVIDERS, read_answer
 from evalpipe.text import printable
+from evalpipe.workspace.call_runs import price_of
 from evalpipe.workspace.collect import arm_settings
 from evalpipe.workspace.doctor import Diagnosis
-from evalpipe.workspace.judge_setup import load_specs, price_of
+from evalpipe.workspace.judge_setup import load_specs
 from evalpipe.workspace.paths import Workspace, price_book
 
 _TIMEOUT_S = 60.0

@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from tqdm import tqdm
-
 from evalpipe.analysis.analyze import Conclusion, Measurements, conclude, measure, summarized, with_preferences
 from evalpipe.analysis.record import ExperimentRecord, JudgedUntil, take_look
 from evalpipe.calls.batch import open_batch_client
-from evalpipe.calls.client import ENDS, address_of, api_key, open_client, shown_params
+from evalpipe.calls.client import address_of, api_key, open_client, shown_params
 from evalpipe.calls.journal import (
-    CallJournal,
     Journal,
-    NoRoomError,
     answer_bytes,
     compact,
     judging_lock,
-    no_room,
     one_line_if_full,
 )
 from evalpipe.calls.progress import Progress
-from evalpipe.errors import BudgetError, ConfigError, DataError, UpstreamError
+from evalpipe.errors import BudgetError, ConfigError, DataError
 from evalpipe.judging.batch_state import OPEN, Item, intents
 from evalpipe.judging.batches import BatchRun
 from evalpipe.judging.costs import CostEstimate, estimate
@@ -41,6 +34,7 @@ from evalpipe.stats.betting import SIGMA2_BOTH_ORDERS, SIGMA2_ONE_ORDER
 from evalpipe.store.query import Selection, Store, open_store, readable
 from evalpipe.text import within_sentence
 from evalpipe.workspace.analyze import mode_of, planned_record, settings_of
+from evalpipe.workspace.call_runs import MAX_ROUNDS, make_calls, price_of, raise_if_ended, rotation, run_batches
 from evalpipe.workspace.judge_setup import (
     JudgeOptions,
     account_of,
@@ -55,7 +49,6 @@ from evalpipe.workspace.judge_setup import (
     load_specs,
     note_limit,
     other_models,
-    price_of,
     recover,
     tally_of,
 )
@@ -85,8 +78,6 @@ def judge_online(workspace: Workspace, store: Store, spec: JudgeSpec, options: J
         return tally
     decider, rules, decided = None, None, None
     if options.until_decided:
-        # SciPy is a second that other runs need not wait.
-
         decider, rules = decider_of(workspace, store, spec)
         decided = decider.start()
         if decided:
@@ -99,21 +90,7 @@ def judge_online(workspace: Workspace, store: Store, spec: JudgeSpec, options: J
     journal = Journal(folder, answer_bytes=answer_bytes(spec.max_tokens))
     progress = Progress(tally, [limiter], budget, shown=options.show_progress)
 
-    runner: Runner
-
-    async def rotate() -> None:
-        if journal.n_lines >= ROTATE_AFTER_LINES and tally.stopped is None:
-            try:
-                in_flight = journal.rotate()
-                with one_line_if_full(workspace.data):
-                    await asyncio.to_thread(
-                        compact, folder, store.write_judgments, keep=journal.path, in_flight=in_flight
-                    )
-            except NoRoomError as error:  # what is in flight has its room: it is waited for
-                runner.stop("disk", str(error))
-
     async def run() -> None:
-        nonlocal runner
         runner = Runner(
             spec=spec,
             client=open_client(spec, concurrency=config.concurrency),
@@ -125,18 +102,20 @@ def judge_online(workspace: Workspace, store: Store, spec: JudgeSpec, options: J
             tally=tally,
             concurrency=config.concurrency,
             show=progress,
-            rotate=rotate,
             max_attempts=config.max_attempts,
             other_models=other_models(store, spec),
             announce=progress.write,
             watch=decider.watch if decider else lambda ask, judgment: None,
         )
-        syncing = asyncio.create_task(keep_synced(journal))
+        runner.rotate = rotation(
+            workspace.data,
+            journal,
+            runner,
+            lambda path, in_flight: compact(folder, store.write_judgments, keep=path, in_flight=in_flight),
+        )
         try:
-            with graceful_interrupt(runner.stop, runner.stop_now, "finishing the calls in flight"):
-                await runner.run(pages(store.connection, spec, plan))
+            await make_calls(runner, pages(store.connection, spec, plan), journal)
         finally:
-            syncing.cancel()
             await runner.client.close()
 
     try:
@@ -150,11 +129,7 @@ def judge_online(workspace: Workspace, store: Store, spec: JudgeSpec, options: J
                 spent = "" if tally.spent_usd is None else f" and ${tally.spent_usd:,.4f}"
                 tally.message = f"{tally.message}; {tally.n_calls:,} calls{spent} in this run"
             note_looks(workspace, store.experiment or "", spec, decider, rules, decided)
-    if tally.stopped == "disk":
-        raise NoRoomError(tally.message or str(no_room(workspace.data)))
-    if tally.stopped is not None and tally.stopped in ENDS:
-        recover(workspace, store.experiment or "")
-        raise UpstreamError(ENDS[tally.stopped](spec, tally.message or ""))
+    raise_if_ended(workspace.data, tally, spec, lambda: recover(workspace, store.experiment or ""))
     return tally
 
 
@@ -257,41 +232,6 @@ def show_prompts(workspace: Workspace, request_id: str, options: JudgeOptions) -
                 seen = {"judge": spec.name, "shown_first": ask.shown_first.value, "arm": ask.arm and ask.arm.value}
                 shown.append({**seen, "sent": shown_params(spec, [("user", message.text)])})
     return shown
-
-
-ROTATE_AFTER_LINES = 10_000
-"""The journal goes into the store every so many lines, so that reports see a long run and a restart is quick."""
-_SYNC_EVERY_S = 1.0
-
-
-async def keep_synced(journal: CallJournal[Any]) -> None:
-    while True:
-        await asyncio.sleep(_SYNC_EVERY_S)
-        await asyncio.to_thread(journal.sync)
-
-
-class graceful_interrupt:  # noqa: N801  reads as a statement
-    """The first Ctrl-C (or SIGTERM) lets what is in flight finish, and says so (`doing`); the second does not."""
-
-    def __init__(self, first: Callable[[str, str], None], second: Callable[[], object], doing: str) -> None:
-        self._first, self._second, self._doing = first, second, doing
-        self._n = 0
-
-    def __enter__(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, self._interrupted)
-
-    def __exit__(self, *_: object) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().remove_signal_handler(number)
-
-    def _interrupted(self) -> None:
-        self._n += 1
-        if self._n == 1:
-            self._first("interrupted", "finished what was in flight")
-            tqdm.write(f"evalpipe: {self._doing}; Ctrl-C again to stop at once", file=sys.stderr)
-        else:
-            self._second()
 
 
 # `evalpipe judge --until-decided`: the decision's rules at each look, and what the experiment's record keeps of a run.
@@ -429,9 +369,6 @@ def _now() -> str:
 # `evalpipe judge --batch`: submit, wait, collect; show and cancel what is open.
 
 
-MAX_ROUNDS = 3
-"""What a batch ends without, or cannot be read, is submitted again, at most so often in one run."""
-
 _Result = TypeVar("_Result")
 
 
@@ -534,8 +471,8 @@ def _with_run(
     journal = Journal(journal_folder(workspace, experiment))
     progress = Progress(tally, [limiter], budget, shown=options.show_progress)
 
-    async def run() -> _Result:
-        batches = BatchRun(
+    def make() -> BatchRun:
+        return BatchRun(
             owner=spec.name,
             spec=spec,
             fingerprint=spec.fingerprint,
@@ -551,22 +488,4 @@ def _with_run(
             show=progress,
         )
 
-        def interrupt(reason: str, _message: str) -> None:
-            tally.stopped, tally.message = reason, "open batches go on; run it again to collect them"
-            batches.interrupted.set()
-
-        syncing = asyncio.create_task(keep_synced(journal))
-        task = asyncio.current_task()
-        assert task is not None
-        try:
-            with graceful_interrupt(interrupt, task.cancel, "leaving the open batches to go on without us"):
-                return await work(batches)
-        finally:
-            syncing.cancel()
-            await batches.client.close()
-
-    try:
-        return asyncio.run(run())
-    finally:
-        journal.close()
-        progress.close()
+    return run_batches(make, work, journal=journal, progress=progress, tally=tally)

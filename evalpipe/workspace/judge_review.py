@@ -35,6 +35,7 @@ from evalpipe.judging.spec import JudgeSpec
 from evalpipe.models import Judgment
 from evalpipe.store.query import open_store
 from evalpipe.workspace import analyze as workspace_analyze
+from evalpipe.workspace.call_runs import price_of
 from evalpipe.workspace.judge_setup import (
     JudgeOptions,
     account_of,
@@ -43,7 +44,6 @@ from evalpipe.workspace.judge_setup import (
     judge_settings,
     limiter_of,
     load_specs,
-    price_of,
     recover,
 )
 from evalpipe.workspace.load import check_writable

@@ -14,7 +14,7 @@ from evalpipe.calls.client import address_of
 from evalpipe.calls.journal import compact
 from evalpipe.calls.limiter import Limiter
 from evalpipe.config import JudgeConfig
-from evalpipe.errors import BudgetError, DataError, EvalpipeError
+from evalpipe.errors import DataError, EvalpipeError
 from evalpipe.judging.batch_state import OPEN, intents, pending
 from evalpipe.judging.costs import TOKENS_PER_CHAR, CostHistory, settled_calls, settlements_folder, spent_so_far
 from evalpipe.judging.plan import PairRules, Plan, make_plan
@@ -23,10 +23,10 @@ from evalpipe.judging.runner import SystemClock
 from evalpipe.judging.spec import JudgeSpec, load_judge
 from evalpipe.models import ANSWERED, ASKED_MODEL, JudgeMode
 from evalpipe.providers.base import Usage
-from evalpipe.providers.pricing import cost_of
 from evalpipe.providers.setup_faults import provider_words, shown_failure
 from evalpipe.store.query import Selection, Store, open_store
-from evalpipe.workspace.paths import Workspace, has_record, price_book
+from evalpipe.workspace.call_runs import check_cap, price_of
+from evalpipe.workspace.paths import Workspace, has_record
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,25 +164,6 @@ def note_limit(tally: RunSummary, workspace: Workspace, store: Store, spec: Judg
         tally.limit, tally.n_beyond_limit = limit, build_plan(workspace, store, spec, limit=None).n_units
 
 
-def price_of(workspace: Workspace, spec: JudgeSpec, *, batch: bool = False) -> CostOf:
-    """Usage → USD for this judge: at the price of the model that answered, else of the one asked."""
-    prices = price_book(workspace.config)
-
-    def price(usage: Usage, answered: str | None = None) -> float | None:
-        cost = cost_of(
-            usage,
-            model=answered or spec.model,
-            requested=spec.model,
-            provider=spec.provider,
-            at=datetime.now(UTC),
-            prices=prices,
-            batch=batch,
-        )
-        return None if cost is None else cost.usd
-
-    return price
-
-
 def other_models(store: Store, spec: JudgeSpec) -> set[str]:
     """Models that have answered this judge's calls in place of the one asked, in any run."""
     found = store.connection.execute(
@@ -215,11 +196,7 @@ def budget_of(
     Raises:
         BudgetError: where a cap is set and the price is not known.
     """
-    if cap is not None and price(Usage(input_tokens=1, output_tokens=1)) is None:
-        raise BudgetError(
-            f"the price of {spec.model!r} is not known, so ${cap:g} cannot be kept: add "
-            f'[prices."{spec.model}"] input = …, output = … (USD per million tokens) to evalpipe.toml'
-        )
+    check_cap(spec, cap, price)
     return Budget(cap=cap, spent=account_of(store, spec, account_price or price).cap_usd)
 
 

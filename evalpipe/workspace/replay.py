@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 from evalpipe.analysis.turns import goal_turns, mark_first_turns
 from evalpipe.calls.batch import open_batch_client
 from evalpipe.calls.batch_state import OPEN, BatchState, intents
 from evalpipe.calls.budget import Budget, CostOf, TokenEstimator
-from evalpipe.calls.client import ENDS, is_local, remember_keys
+from evalpipe.calls.client import is_local, remember_keys
 from evalpipe.calls.http import HttpSender
 from evalpipe.calls.journal import (
     CallJournal,
-    NoRoomError,
     RowKind,
     compact_rows,
-    no_room,
     one_line_if_full,
     running_lock,
 )
@@ -30,11 +27,10 @@ from evalpipe.calls.progress import Progress
 from evalpipe.calls.runner import Route, SystemClock
 from evalpipe.collector.settings import IN_PROCESS, ArmSettings
 from evalpipe.config import ArmConfig, Config, ReplayConfig
-from evalpipe.errors import BudgetError, ConfigError, DataError, EvalpipeError, UpstreamError
+from evalpipe.errors import BudgetError, ConfigError, DataError, EvalpipeError
 from evalpipe.models import Arm, ReplayCall
-from evalpipe.providers.base import ENDPOINTS, Usage
+from evalpipe.providers.base import ENDPOINTS
 from evalpipe.providers.model_names import same_model
-from evalpipe.providers.pricing import cost_of
 from evalpipe.providers.registry import PROVIDERS
 from evalpipe.replay.batches import ReplayBatches, ReplayItem, of_one, pending
 from evalpipe.replay.plan import ReplayPlan, logged_requests, make_plan, pages
@@ -45,8 +41,16 @@ from evalpipe.store.exchange_rows import ReadingRules
 from evalpipe.store.loads import take_out_replays
 from evalpipe.store.query import Selection, Store, note_control_from, open_store, readable
 from evalpipe.store.replays import ReplayAccount, account_of, folder_of, write_calls
+from evalpipe.workspace.call_runs import (
+    MAX_ROUNDS,
+    check_cap,
+    make_calls,
+    price_of,
+    raise_if_ended,
+    rotation,
+    run_batches,
+)
 from evalpipe.workspace.collect import arm_fingerprint, arm_settings
-from evalpipe.workspace.judge import ROTATE_AFTER_LINES, graceful_interrupt, keep_synced
 from evalpipe.workspace.load import check_writable
 from evalpipe.workspace.paths import Workspace, has_record, loaded_experiment, price_book
 from evalpipe.workspace.record import excluding, load_record
@@ -54,8 +58,6 @@ from evalpipe.workspace.record import excluding, load_record
 Say = Callable[[str], object]
 Ask = Callable[[str], bool]
 
-MAX_ROUNDS = 3
-"""What a batch ends without is submitted again, at most so often in one run."""
 ANSWER_BYTES = 1 << 17
 """Room on the disk for one answer and its request; what is longer is kept without its raw text where the disk is full."""
 
@@ -110,7 +112,8 @@ def replay(workspace: Workspace, options: ReplayOptions, *, yes: bool, say: Say,
             return _nothing(found, workspace.data, waiting)
         for line in estimate_lines(found, batch=options.batch):
             say(line)
-        _check_cap(workspace, options, arms)
+        for arm in arms.values():
+            check_cap(arm, _cap(workspace, options), price_of(workspace, arm))
         if found.calls and not yes:
             _agree(found, options, ask)
         by = _by_batches if options.batch else _online
@@ -286,42 +289,12 @@ def _estimate(workspace: Workspace, name: str, arms: Mapping[Arm, ReplayArm], op
         return estimate(name, plan, found, arms, prices, mean_output=mean)
 
 
-def price_of(workspace: Workspace, arm: ReplayArm, *, batch: bool = False) -> CostOf:
-    """Usage → USD for this arm: at the price of the model that answered, else of the one asked."""
-    prices = price_book(workspace.config)
-
-    def price(usage: Usage, answered: str | None = None) -> float | None:
-        cost = cost_of(
-            usage,
-            model=answered or arm.model,
-            requested=arm.model,
-            provider=arm.provider,
-            at=datetime.now(UTC),
-            prices=prices,
-            batch=batch,
-        )
-        return None if cost is None else cost.usd
-
-    return price
-
-
 def _cap(workspace: Workspace, options: ReplayOptions) -> float | None:
     return options.max_usd if options.max_usd is not None else _settings(workspace).max_usd
 
 
 def _settings(workspace: Workspace) -> ReplayConfig:
     return workspace.config.replay if workspace.config else ReplayConfig()
-
-
-def _check_cap(workspace: Workspace, options: ReplayOptions, arms: Mapping[Arm, ReplayArm]) -> None:
-    """Raises BudgetError where a cap is set and a price is not known."""
-    cap = _cap(workspace, options)
-    for arm in arms.values() if cap is not None else ():
-        if price_of(workspace, arm)(Usage(input_tokens=1, output_tokens=1)) is None:
-            raise BudgetError(
-                f"the price of {arm.model!r} is not known, so ${cap:g} cannot be kept: add "
-                f'[prices."{arm.model}"] input = …, output = … (USD per million tokens) to evalpipe.toml'
-            )
 
 
 def _agree(found: ReplayEstimate, options: ReplayOptions, ask: Ask | None) -> None:
@@ -421,6 +394,9 @@ def _online(
     journal = CallJournal(folder, CALLS, answer_bytes=ANSWER_BYTES)
     progress = Progress(summary, [route.limiter for route in routes.values()], budget, shown=options.show_progress)
 
+    def write(rows: Sequence[ReplayCall]) -> int:
+        return write_calls(workspace.data, name, rows)
+
     async def run(store: Store) -> None:
         senders = {
             arm: HttpSender(one.base_url or "", concurrency=settings.concurrency, timeout_s=one.timeout_s)
@@ -440,30 +416,15 @@ def _online(
             retries_errors=not options.with_control,
         )
 
-        async def rotate() -> None:
-            if journal.n_lines < ROTATE_AFTER_LINES or summary.stopped is not None:
-                return
-            try:
-                in_flight = journal.rotate()
-                with one_line_if_full(workspace.data):
-                    await asyncio.to_thread(
-                        compact_rows,
-                        folder,
-                        CALLS,
-                        lambda rows: write_calls(workspace.data, name, rows),
-                        keep=journal.path,
-                        in_flight=in_flight,
-                    )
-            except NoRoomError as error:
-                runner.stop("disk", str(error))
-
-        runner.rotate = rotate
-        syncing = asyncio.create_task(keep_synced(journal))
+        runner.rotate = rotation(
+            workspace.data,
+            journal,
+            runner,
+            lambda path, in_flight: compact_rows(folder, CALLS, write, keep=path, in_flight=in_flight),
+        )
         try:
-            with graceful_interrupt(runner.stop, runner.stop_now, "finishing the calls in flight"):
-                await runner.run(pages(store.connection, arms, account.attempts))
+            await make_calls(runner, pages(store.connection, arms, account.attempts), journal)
         finally:
-            syncing.cancel()
             for sender in senders.values():
                 await sender.close()
 
@@ -474,11 +435,7 @@ def _online(
     finally:
         journal.close()
         progress.close()
-    if summary.stopped == "disk":
-        raise NoRoomError(summary.message or str(no_room(workspace.data)))
-    if summary.stopped is not None and summary.stopped in ENDS:
-        recover(workspace.data, name)
-        raise UpstreamError(ENDS[summary.stopped](_blamed(summary, arms), summary.message or ""))
+    raise_if_ended(workspace.data, summary, _blamed(summary, arms), lambda: recover(workspace.data, name))
     return summary
 
 
@@ -556,8 +513,8 @@ def _with_batches(
     def find(request_ids: Collection[str]) -> dict[str, LoggedRequest]:
         return logged_requests(store.connection, request_ids)
 
-    async def run() -> None:
-        batches = ReplayBatches(
+    def make() -> ReplayBatches:
+        return ReplayBatches(
             owner=arm.name,
             spec=arm,
             fingerprint=arm.fingerprint,
@@ -577,25 +534,7 @@ def _with_batches(
             find=find,
         )
 
-        def interrupt(reason: str, _message: str) -> None:
-            summary.stopped, summary.message = reason, "open batches go on; run it again to collect them"
-            batches.interrupted.set()
-
-        syncing = asyncio.create_task(keep_synced(journal))
-        task = asyncio.current_task()
-        assert task is not None
-        try:
-            with graceful_interrupt(interrupt, task.cancel, "leaving the open batches to go on without us"):
-                await work(batches)
-        finally:
-            syncing.cancel()
-            await batches.client.close()
-
-    try:
-        asyncio.run(run())
-    finally:
-        journal.close()
-        progress.close()
+    run_batches(make, work, journal=journal, progress=progress, tally=summary)
     recover(workspace.data, name)
 
 

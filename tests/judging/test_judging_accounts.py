@@ -21,7 +21,7 @@ from evalpipe.judging.plan import calls_for
 from evalpipe.judging.runner import SystemClock
 from evalpipe.models import Judgment, JudgmentStatus, ShownFirst
 from evalpipe.store.query import open_store, read_selection
-from evalpipe.workspace import judge_setup
+from evalpipe.workspace import call_runs, judge_setup
 from evalpipe.workspace.judge import judge, judge_by_batches
 from evalpipe.workspace.judge_review import self_test, settle
 from evalpipe.workspace.judge_setup import JudgeOptions
@@ -209,7 +209,7 @@ def test_a_settlement_is_of_its_own_experiment(tmp_path: Path) -> None:
         call = sent(ask, 1, spec, booking=RecordedCost(cost_usd=0.01, at_most=0.04), at=SystemClock().utc())
         store.write_judgments([call])
     with open_store(found.data, "u") as store:
-        assert judge_setup.budget_of(store, spec, 1.0, judge_setup.price_of(found, spec)).spent == pytest.approx(0.04)
+        assert judge_setup.budget_of(store, spec, 1.0, call_runs.price_of(found, spec)).spent == pytest.approx(0.04)
     assert held(found) == 0
 
 
@@ -336,7 +336,7 @@ def test_answers_are_synced_while_a_run_goes_on_and_at_its_end(tmp_path: Path, m
             synced.append(sum(one.status is JudgmentStatus.OK for one in read_journal(path)))
 
     monkeypatch.setattr(os, "fsync", noting)
-    monkeypatch.setattr("evalpipe.workspace.judge._SYNC_EVERY_S", 0.02)
+    monkeypatch.setattr("evalpipe.workspace.call_runs._SYNC_EVERY_S", 0.02)
     with FakeProvider(lambda call: replace(longer_wins(call), delay=0.1)) as provider:
         found = workspace(tmp_path, provider.url, pairs(2), settings=FAST + "concurrency = 1\n")
         run(found)

@@ -25,7 +25,7 @@ from evalpipe.providers.base import Usage
 from evalpipe.sim.app import start_sim
 from evalpipe.sim.settings import SimSettings
 from evalpipe.store.query import open_store
-from evalpipe.workspace import judge_setup
+from evalpipe.workspace import call_runs, judge_setup
 from evalpipe.workspace.judge_setup import batches_folder
 from evalpipe.workspace.load import load
 from evalpipe.workspace.paths import Workspace, open_workspace
@@ -73,7 +73,7 @@ def spent(found: Workspace) -> float:
     """What counts against a cap, stored calls alone."""
     (spec,) = judge_setup.load_specs(found)
     with open_store(found.data, "t") as store:
-        return judge_setup.budget_of(store, spec, None, judge_setup.price_of(found, spec)).spent
+        return judge_setup.budget_of(store, spec, None, call_runs.price_of(found, spec)).spent
 
 
 def more_pairs(found: Workspace, n: int) -> None:
@@ -286,6 +286,6 @@ def test_the_answers_are_synced_before_the_batch_counts_as_collected(
 
     monkeypatch.setattr(os, "fsync", noting)
     monkeypatch.setattr(batches, "save_state", saving)
-    monkeypatch.setattr("evalpipe.workspace.judge._SYNC_EVERY_S", 1e6)
+    monkeypatch.setattr("evalpipe.workspace.call_runs._SYNC_EVERY_S", 1e6)
     run(workspace(tmp_path, sim.base_url))
     assert seen[:3] == ["submitted", "sync", "collected"]

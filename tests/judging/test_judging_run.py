@@ -21,7 +21,7 @@ from evalpipe.judging.plan import calls_for
 from evalpipe.judging.run_summary import RunSummary
 from evalpipe.judging.runner import SystemClock
 from evalpipe.store.query import open_store, read_selection
-from evalpipe.workspace import judge_setup
+from evalpipe.workspace import call_runs, judge_setup
 from evalpipe.workspace.analyze import analyze_workspace
 from evalpipe.workspace.judge import estimate_judging, judge, show_prompts
 from evalpipe.workspace.judge_review import reparse, self_test
@@ -300,7 +300,7 @@ def test_what_a_killed_run_had_in_flight_is_a_visible_row_and_counts_against_the
     assert rows(found, "SELECT status, cost_usd FROM judgments WHERE attempt = 7") == [("error", 0.01)]
     assert not list(folder.glob("journal-*"))
     with open_store(found.data, "t") as store:
-        budget = judge_setup.budget_of(store, spec, None, judge_setup.price_of(found, spec))
+        budget = judge_setup.budget_of(store, spec, None, call_runs.price_of(found, spec))
     # Two answers at $1 and $5 a million tokens; the lost call's question was answered with 100 input tokens, so it cannot have
     # cost more than those (and 200 for other codes in the tags) and the longest answer of 1,024 tokens.
     assert budget.spent == pytest.approx(2 * (100e-6 + 50 * 5e-6) + (100 + 200) * 1e-6 + 1024 * 5e-6)

@@ -17,7 +17,7 @@ from evalpipe.judging.judgments import RecordedCost, sent
 from evalpipe.judging.plan import calls_for
 from evalpipe.judging.runner import SystemClock
 from evalpipe.store.query import open_store
-from evalpipe.workspace import judge_setup
+from evalpipe.workspace import call_runs, judge_setup
 from evalpipe.workspace.analyze import analyze_workspace
 from evalpipe.workspace.judge_review import settle
 from evalpipe.workspace.judge_setup import JudgeOptions
@@ -46,7 +46,7 @@ def held(found: Workspace) -> float:
     """What counts against a cap."""
     (spec,) = judge_setup.load_specs(found)
     with open_store(found.data, "t") as store:
-        return judge_setup.budget_of(store, spec, 1.0, judge_setup.price_of(found, spec)).spent
+        return judge_setup.budget_of(store, spec, 1.0, call_runs.price_of(found, spec)).spent
 
 
 @pytest.mark.parametrize(
