@@ -18,6 +18,7 @@ from urllib.parse import unquote
 
 import msgspec
 
+from evalpipe.collector.settings import HISTORY_POLL_S
 from evalpipe.http1.headers import HttpError, Line
 from evalpipe.identity import ATTEMPT_HEADER, CONVERSATION_HEADERS, conversation_of, in_treatment, read_sources, unit_of
 from evalpipe.models import Arm, copy_name, last_event, read_evaluation
@@ -158,7 +159,6 @@ ARM_HEADER = "x-evalpipe-arm"
 """asked by a tester (with the token); on every answer in ab and canary mode"""
 PIN_H = 7 * 24
 """hours without a request after which a conversation that control had to serve is drawn anew"""
-POLL_S = 0.2
 _TAIL_BYTES = 1 << 16
 _SHORTEST_ID: Final = 8
 """characters of an id that is looked up in a path"""
@@ -181,7 +181,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CanaryShare:
-    """The share in a canary's history file, looked at again after `POLL_S` and read only when it changed.
+    """The share in a canary's history file, looked at again after `HISTORY_POLL_S` and read only when it changed.
 
     No file yet, nothing readable in it, or less than its copy of the last line holds: 0 %. A file that cannot be read for a
     moment leaves the share as it was.
@@ -190,13 +190,13 @@ class CanaryShare:
     def __init__(self, path: Path, *, clock: Callable[[], float] = monotonic) -> None:
         self._path, self._clock = path, clock
         self._copy_path = path.with_name(copy_name(path.name))
-        self._looked_at = -POLL_S
+        self._looked_at = -HISTORY_POLL_S
         self._version: tuple[tuple[int, int, int] | None, tuple[int, int, int]] | None = None
         self._share = Share(0.0)
 
     def __call__(self) -> Share:
         now = self._clock()
-        if now - self._looked_at >= POLL_S:
+        if now - self._looked_at >= HISTORY_POLL_S:
             self._looked_at = now
             self._look()
         return self._share

@@ -14,6 +14,8 @@ from evalpipe.providers.paths import endpoint_path, is_azure, merged_query, serv
 
 IN_PROCESS = "litellm://library"
 """base_url of an arm that is the litellm library itself; the supervisor puts the address of its bridge here"""
+HISTORY_POLL_S = 0.2
+"""every process looks this often whether a canary's history has changed"""
 
 
 class Secret(msgspec.Struct, frozen=True):

@@ -20,9 +20,8 @@ from typing import Any
 
 import msgspec
 
-from evalpipe.collector.assignment import POLL_S
 from evalpipe.collector.logs import PipedLines, log_event
-from evalpipe.collector.settings import IN_PROCESS, CollectorSettings
+from evalpipe.collector.settings import HISTORY_POLL_S, IN_PROCESS, CollectorSettings
 from evalpipe.collector.status import StatusLine, start_line
 from evalpipe.errors import ConfigError, EvalpipeError, WorkspaceBusyError
 from evalpipe.files import is_locked
@@ -285,7 +284,7 @@ class _Supervisor:
         lock, history = folder / controller_lock_name(settings.experiment), folder / f"{settings.experiment}.jsonl"
         for _ in range(int(_BESIDE_S / _LOOK_S)):
             if (is_locked(lock) and history.exists()) or self._controller_ended or stop.is_set():
-                await asyncio.sleep(POLL_S)  # every worker has looked at the history by then
+                await asyncio.sleep(HISTORY_POLL_S)  # every worker has looked at the history by then
                 return
             await asyncio.sleep(_LOOK_S)
         logger.error("the canary's controller has not begun within %g s: nobody watches the guardrails", _BESIDE_S)

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from evalpipe.collector.assignment import POLL_S, CanaryShare, RequestHead, Share, SplitAssigner, choose
+from evalpipe.collector.assignment import CanaryShare, RequestHead, Share, SplitAssigner, choose
+from evalpipe.collector.settings import HISTORY_POLL_S
 from evalpipe.http1.headers import HttpError, read_lines
 from evalpipe.identity import bucket, in_treatment
 from evalpipe.models import Arm, CanaryStatus, copy_name
@@ -86,18 +87,18 @@ def test_workers_see_a_change_at_their_next_look(tmp_path: Path) -> None:
         lambda state: canary.evaluate(state, nothing, now=1, stages=plan, min_requests=1), now=1, who="controller"
     )
     assert share() == Share(0.0), "not looked at again yet"
-    now += POLL_S
+    now += HISTORY_POLL_S
     assert share() == Share(5.0, 1)
     history.apply(lambda state: canary.rollback(state, now=2, why="bad"), now=2, who="alice")
-    now += POLL_S
+    now += HISTORY_POLL_S
     assert share() == Share(0.0, 2)
     with history.path.open("ab") as file:  # a line that a power loss cut short is no change
         file.write(b'{"seq":3,"at":3.0,"who":"x","action":"start","why":"","state":{"status":"running","perce')
-    now += POLL_S
+    now += HISTORY_POLL_S
     assert share() == Share(0.0, 2)
     assert history.state().status is CanaryStatus.ROLLED_BACK
     history.apply(lambda _: canary.reset(now=4, why="fixed"), now=4, who="bob")
-    now += POLL_S
+    now += HISTORY_POLL_S
     assert share() == Share(0.0, 3)
     assert [event.action for event in history.events()] == ["start", "rollback", "reset"]
 
@@ -196,14 +197,14 @@ def test_workers_serve_nobody_where_the_history_is_gone_or_behind_its_copy(tmp_p
             history.path.unlink()
         else:
             history.path.write_bytes(left)
-        now += POLL_S
+        now += HISTORY_POLL_S
         assert share() == expected
     copy = history.path.with_name(copy_name(history.path.name))
     last = copy.read_bytes()
     copy.unlink()
     history.path.write_bytes(first)
-    now += POLL_S
+    now += HISTORY_POLL_S
     assert share() == Share(5.0, 1)
     copy.write_bytes(last)  # it was out of sight for a moment: the history has lost its end after all
-    now += POLL_S
+    now += HISTORY_POLL_S
     assert share() == nobody
