@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import traceback
 from abc import abstractmethod
-from dataclasses import replace
 from time import perf_counter, time
 from typing import TYPE_CHECKING, Final
 
@@ -221,7 +220,7 @@ class OutgoingExchange(ExchangeState):
             asked = self._with_usage_asked(outgoing.endpoint, outgoing.body)
             if asked is not None:
                 self._unasked = outgoing.body
-                outgoing, self._stripper = replace(outgoing, body=asked), UsageStripper()
+                outgoing, self._stripper = msgspec.structs.replace(outgoing, body=asked), UsageStripper()
         elif outgoing.asks_usage:
             self._unasked = without_stream_options(outgoing.body)
         if outgoing.body != body:
@@ -257,7 +256,7 @@ class OutgoingExchange(ExchangeState):
         if self._outgoing is None:
             data = self._render_written_head(len(body), decoded=body != self.kept_request.data) + body
         else:
-            outgoing = replace(self._outgoing, body=body)
+            outgoing = msgspec.structs.replace(self._outgoing, body=body)
             data = render_outgoing_head(outgoing, self._request_head, self.pool.origin, self.arm.key_line) + body
         upstream = self.pool.get(perf_counter())
         if upstream is None:

@@ -167,6 +167,7 @@ class WriteBatch:
         self._loop, self._writer = loop, writer
         self._requests: list[ExchangeState] = []
         self._lines: list[bytes] = []
+        self._n_records = 0
         self._answers: list[ExchangeState] = []
         self._is_due = False
 
@@ -176,7 +177,8 @@ class WriteBatch:
         self._end_soon()
 
     def lines(self) -> list[bytes]:
-        """What will be appended to the spool, in pieces: whole records are added to its end, at once."""
+        """What will be appended to the spool, in pieces. Whoever asks for it adds one whole record to its end, at once."""
+        self._n_records += 1
         self._end_soon()
         return self._lines
 
@@ -206,7 +208,8 @@ class WriteBatch:
                     flight.fault()
         if self._lines:
             lines, self._lines = self._lines, []
-            self._writer.append_all(lines)
+            n_records, self._n_records = self._n_records, 0
+            self._writer.append_all(lines, n_records)
         if self._answers:
             answers, self._answers = self._answers, []
             for flight in answers:

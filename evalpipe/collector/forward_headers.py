@@ -115,6 +115,8 @@ def render_response_head(
 _MAX_KNOWN: Final = 2048
 _MAX_KNOWN_LENGTH: Final = 4096
 _REFUSED_METHODS = frozenset((b"CONNECT", b"TRACE"))
+_CR: Final = 13
+_LF: Final = 10
 _LENGTH_SPELLINGS: Final = (b"\r\nContent-Length: ", b"\r\ncontent-length: ")
 _LENGTH_MARK: Final = Line(b"content-length", b"", b"\0", LENGTH)
 """stands where the length's line stood; no header line holds NUL"""
@@ -243,14 +245,14 @@ def _split_length(head: bytes) -> tuple[bytes, int, bytes]:
         at = head.find(_LENGTH_SPELLINGS[1])
         if at < 0:
             return head, 0, b""
-    start = at + len(_LENGTH_SPELLINGS[0])
-    end = head.find(b"\r\n", start)
-    if not start < end < start + 16:
-        return head, 0, b""
+    start = end = at + len(_LENGTH_SPELLINGS[0])
     length = 0
-    for position in range(start, end):
-        digit = head[position] - 48
+    while end < start + 15:  # the blank line ends the head: it has no end within a number
+        digit = head[end] - 48
         if not 0 <= digit <= 9:
-            return head, 0, b""
+            break
         length = 10 * length + digit
+        end += 1
+    if end == start or head[end] != _CR or head[end + 1] != _LF:
+        return head, 0, b""
     return head[:at] + head[end:], length, head[at:end]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from time import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -14,7 +14,7 @@ from evalpipe.collector.known_keys import KnownKeys, client_keys, held_keys
 from evalpipe.collector.metrics import Exchanges, Metrics
 from evalpipe.collector.settings import CollectorSettings
 from evalpipe.collector.setup_watch import SetupWatch
-from evalpipe.http1.headers import LOGGED_REQUEST, logged
+from evalpipe.http1.headers import ENCODING, LOGGED_REQUEST, logged
 from evalpipe.identity import hash_unit
 from evalpipe.spool.format import Body, FeedbackRecord, RequestRecord, ResponseRecord, ShadowRecord, render_record
 from evalpipe.spool.writer import RequestTemplate, ResponseTemplate, SpoolWriter
@@ -255,22 +255,27 @@ class Recorder:
 _EMPTY = Body()
 _MAX_KNOWN = 2048
 _MAX_REDACTORS = 256
+_BRACE: Final = ord("{")
 
 
 def may_hold(keys: KnownKeys, kept: ResponseCapture) -> bool:
     """Whether an answer, its body decoded, may hold one of the keys."""
+    if not keys.values:
+        return False
     data = kept.kept.data
-    headers = kept.headers_json
     status = kept.head.status
-    if b'"content-encoding"' in headers:
+    if kept.head.roles & ENCODING:
         from evalpipe.providers.decoding import EncodingError, decode
 
         try:
             data = decode(kept.headers, data).data
         except EncodingError:
             return not 200 <= status < 300  # what cannot be read is not written of a failure: it may repeat a key
-    streamed = kept.streamed or data.startswith((b"data:", b"event:", b":"))
-    return keys.may_be_in_answer(data, streamed=streamed, failed=not 200 <= status < 300) or keys.may_be_in(headers)
+    # What does not begin like a JSON object may be a stream under another type.
+    streamed = kept.streamed or (len(data) > 0 and data[0] != _BRACE)
+    return keys.may_be_in_answer(data, streamed=streamed, failed=not 200 <= status < 300) or keys.may_be_in(
+        kept.headers_json
+    )
 
 
 def _without_secrets(target: bytes) -> bytes:

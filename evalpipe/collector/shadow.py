@@ -12,8 +12,9 @@ import asyncio
 import re
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from time import perf_counter, time
+
+import msgspec
 
 from evalpipe.calls.limiter import retry_delay_s
 from evalpipe.collector.exchange_base import ResponseCapture, http_outcome
@@ -77,6 +78,7 @@ class ShadowQueue:
         self._flying: set[ShadowRequest] = set()
         self._answered: list[bytes] = []
         """records of answers, in pieces, to be written at the end of the turn"""
+        self._n_answered = 0
         self._in_turn = False
         self._head, self._head_path = b"", ""
         self._head_headers: Mapping[str, str] | None = None
@@ -230,7 +232,8 @@ class ShadowQueue:
     def _write_answers(self) -> None:
         if self._answered:
             answered, self._answered = self._answered, []
-            self._writer.append_all(answered)
+            n_answered, self._n_answered = self._n_answered, 0
+            self._writer.append_all(answered, n_answered)
 
     def _send(self, due: list[ShadowRequest]) -> None:
         self._metrics.shadow("sampled", len(due))
@@ -318,6 +321,7 @@ class ShadowQueue:
 
     def _record(self, copy: ShadowRequest) -> None:
         """A copy's answer; what it cost is booked."""
+        self._n_answered += 1
         answer = copy.answer
         endpoint: str = copy.outgoing.endpoint
         redacts = self._redacts or (answer is not None and may_hold(self._keys, answer))
@@ -475,7 +479,7 @@ class ShadowRequest(ResponseHandler):
     def change(self, body: bytes) -> None:
         """What is sent at the next `start`, after an answer that refused what evalpipe had added."""
         self.is_changed = True
-        self.outgoing = replace(self.outgoing, body=body, asks_usage=False)
+        self.outgoing = msgspec.structs.replace(self.outgoing, body=body, asks_usage=False)
         self.request_body, self.answer, self.first_byte_ms = body, None, None
         self.ended, self.message, self._over = "", "", False
 

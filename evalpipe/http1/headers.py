@@ -61,6 +61,8 @@ EVENTS: Final = 2048
 """the answer is an event stream"""
 SECRET: Final = 4096
 """holds a credential or cookies, by its name"""
+ENCODING: Final = 8192
+"""says how the body is encoded"""
 
 
 class Line:
@@ -88,6 +90,7 @@ _ROLES = {
     b"content-length": LENGTH,
     b"transfer-encoding": CODING,
     b"expect": EXPECT,
+    b"content-encoding": ENCODING,
 }
 _KNOWN: Final[dict[bytes, Line]] = {}
 """Lines repeat from message to message: what they mean is remembered. In memory only; bounded."""

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Protocol
 
+import msgspec
+
 from evalpipe.models import Outcome
 
 ENDPOINTS: Mapping[str, str] = {
@@ -154,8 +156,7 @@ class RequestView:
     """assistant messages or tool calls since the last of them"""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OutgoingRequest:
+class OutgoingRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A request ready to be sent to an arm: path without the base_url's own path ("/v1/messages"), headers without
     credentials, body."""
 

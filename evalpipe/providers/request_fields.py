@@ -5,6 +5,7 @@ credit that can be used once), and a copy that uses that up fails the user's own
 and the key is named in its row.
 """
 
+# mypyc: compiled into wheels (hatch_build.py)
 from __future__ import annotations
 
 import re

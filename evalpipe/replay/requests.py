@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from evalpipe.models import Arm
 from evalpipe.providers.base import NotShadowableError, OutgoingRequest
@@ -136,7 +138,7 @@ def _unstreamed(made: OutgoingRequest) -> OutgoingRequest:
     if not document.pop("stream", False):
         return made
     document.pop("stream_options", None)
-    return replace(made, body=json.dumps(document).encode(), asks_usage=False)
+    return msgspec.structs.replace(made, body=json.dumps(document).encode(), asks_usage=False)
 
 
 def longest_answer(body: bytes) -> int:

@@ -81,27 +81,27 @@ class SpoolWriter:
 
     def append_line(self, line: bytes) -> bool:
         """One whole line, newline included. False: it was lost (and counted)."""
-        if self._write(line):
+        if self._write(line, 1):
             return True
         self.n_lost += 1
         self._on_lost(self.last_error or "closed")
         return False
 
-    def append_all(self, pieces: list[bytes]) -> None:
-        """Whole lines, in any pieces, with one write. Where they do not fit together each is tried alone."""
+    def append_all(self, pieces: list[bytes], n_lines: int) -> None:
+        """`n_lines` whole lines, in any pieces, with one write. Where they do not fit together each is tried alone."""
         data = b"".join(pieces)
-        if not self._write(data):
+        if not self._write(data, n_lines):
             for line in data.split(b"\n")[:-1]:
                 self.append_line(line + b"\n")
 
     def append_lines(self, lines: list[bytes]) -> list[bool]:
         """Several lines with one write; which of them were written. Where they do not fit together each is tried alone."""
-        if len(lines) > 1 and self._write(b"".join(lines)):
+        if len(lines) > 1 and self._write(b"".join(lines), len(lines)):
             return [True] * len(lines)
         return [self.append_line(line) for line in lines]
 
-    def _write(self, data: bytes) -> bool:
-        """Whole lines; False: none of them was written."""
+    def _write(self, data: bytes, n_lines: int) -> bool:
+        """`n_lines` whole lines; False: none of them was written."""
         fd = self._fd
         if fd is None:
             fd = self._reopened()
@@ -115,7 +115,7 @@ class SpoolWriter:
             self._failed(fd, error)
             return False
         self._size += n_written
-        self._n_lines += data.count(b"\n")
+        self._n_lines += n_lines
         self._unsynced = self._wrote = True
         self.last_error = None
         if self._size >= self._segment_bytes:

@@ -154,7 +154,9 @@ def _ask_arm(arm: ArmSettings, endpoint: str, model: str) -> tuple[str, _Heard]:
     def ask(name: str, limit: int) -> _Heard:
         data = _limited(body, name, limit)
         if outgoing is not None:
-            rendered = render_outgoing_head(replace(outgoing, body=data), head, arm.origin, arm.key_line)
+            rendered = render_outgoing_head(
+                msgspec.structs.replace(outgoing, body=data), head, arm.origin, arm.key_line
+            )
         else:
             rendered = render_request_head(
                 b"POST", head.target, lines, arm.origin, arm.key_line, chunked=False, whole_length=len(data)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import random
+import string
 import time
 from collections.abc import Callable
 from urllib.request import Request, urlopen
@@ -100,6 +102,19 @@ def test_answers_without_a_key_are_not_even_looked_into() -> None:
     for text in ("hello " * 300, "Paris is the capital of France. " * 60):
         assert not known.may_be_in_answer(chat_answer(text), streamed=False, failed=False)
         assert not known.may_be_in_answer(b"".join(chat_stream(text.split())), streamed=True, failed=False)
+    # OpenAI pads each event with random letters and digits: every character of a key stands in a long stream.
+    draw, alphabet = random.Random(3), string.ascii_letters + string.digits + "-_"
+    keys = ["sk-" + "".join(draw.choices(alphabet, k=length)) for length in (20, 48, 160)]
+    known = KnownKeys(keys[:2], keys[2:])
+    event = '{"id":"chatcmpl-CfXQ8zJk21","choices":[{"delta":{"content":" word"}}],"obfuscation":"%s"}'
+    padded = ["data: " + event % "".join(draw.choices(alphabet, k=8)) + "\n\n" for _ in range(400)]
+    assert not known.may_be_in_answer("".join(padded).encode(), streamed=True, failed=False)
+    for n in (1, 2, 5, 30):  # and the same stream with a key in it, cut into pieces of n characters
+        for key in keys:
+            pieces = [key[at : at + n] for at in range(0, len(key), n)]
+            said = ["data: " + event.replace(" word", piece) % "XxYy0189" + "\n\n" for piece in pieces]
+            stream = "".join([*padded[:200], *said, *padded[200:]]).encode()
+            assert known.may_be_in_answer(stream, streamed=True, failed=False), (n, key)
     began = time.process_time()
     for _ in range(1000):
         known.may_be_in_answer(chat_answer("hello " * 300), streamed=False, failed=False)

@@ -115,7 +115,7 @@ def test_what_was_synced_survives_a_power_loss_at_any_moment(tmp_path: Path, rec
     written: list[str] = []
     promises: list[tuple[int, list[str]]] = []
     for n in range(60):
-        writer.append_all([line(2 * n), line(2 * n + 1)])
+        writer.append_all([line(2 * n), line(2 * n + 1)], 2)
         written += [f"r{2 * n}", f"r{2 * n + 1}"]
         if random_order.random() < 0.3:
             writer.sync()

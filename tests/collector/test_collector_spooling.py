@@ -42,7 +42,7 @@ def test_what_does_not_fit_together_is_tried_line_by_line(tmp_path: Path) -> Non
     lost: list[str] = []
     spool = writer(tmp_path, lost)
     with files_of_at_most(100):  # three lines of 30 bytes fit, and a part of the fourth
-        spool.append_all([b"".join(LINES[:2]), LINES[2][:7], LINES[2][7:], *LINES[3:]])
+        spool.append_all([b"".join(LINES[:2]), LINES[2][:7], LINES[2][7:], *LINES[3:]], len(LINES))
     assert content(tmp_path) == b"".join(LINES[:3])
     assert (spool.n_lost, len(lost)) == (2, 2)
     assert spool.last_error is not None
@@ -66,7 +66,7 @@ def test_batches_are_the_lines_one_after_the_other(batches: list[list[bytes]]) -
     with tempfile.TemporaryDirectory() as folder:
         spool = writer(Path(folder), [])
         for batch in batches:
-            spool.append_all(batch)
+            spool.append_all(batch, len(batch))
         assert content(Path(folder)) == b"".join(b"".join(batch) for batch in batches)
         spool.close()
 
@@ -100,7 +100,7 @@ def test_what_was_written_to_a_segment_that_is_gone_is_counted(
         clock=lambda: now,
     )
     spool.open()
-    spool.append_all(LINES[:3])
+    spool.append_all(LINES[:3], 3)
     (path,) = tmp_path.glob("*.jsonl")
     spool.tick()
     harm(path)
