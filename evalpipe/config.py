@@ -235,6 +235,8 @@ class JudgeConfig(_Section):
     input_tokens_per_minute: Positive = 400_000
     output_tokens_per_minute: Positive = 80_000
     max_usd: NonNegative | None = None
+    max_usd_per_day: NonNegative | None = None
+    """of each judge, from midnight to midnight UTC"""
     pairs_per_unit: Annotated[int, Field(ge=0)] = 3
     """at most so many pairs of a user are judged and counted; 0 = all"""
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
@@ -323,6 +325,37 @@ class TelemetryConfig(_Section):
     names: Literal["evalpipe", "otel"] = "evalpipe"
 
 
+class AlertsConfig(_Section):
+    """Messages of `evalpipe run` to a webhook."""
+
+    webhook: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
+    webhook_env: VariableName | None = None
+    """the environment variable that holds the address, where it is a secret (Slack's are); it goes before `webhook`"""
+    form: Literal["json", "slack"] = "json"
+    on: tuple[
+        Literal[
+            "decision_changed",
+            "setup_fault",
+            "copies_failing",
+            "budget_used_up",
+            "guardrail_breached",
+            "nothing_collected",
+            "run_failed",
+        ],
+        ...,
+    ] = (
+        "decision_changed",
+        "setup_fault",
+        "copies_failing",
+        "budget_used_up",
+        "guardrail_breached",
+        "nothing_collected",
+        "run_failed",
+    )
+    nothing_for_minutes: Positive = 180.0
+    """so long without a new request is an alert (`nothing_collected`)"""
+
+
 class CustomMetricConfig(_Section):
     sql: str | None = None
     function: str | None = None
@@ -382,6 +415,7 @@ class Config(_Section):
     decision: DecisionConfig = DecisionConfig()
     canary: CanaryConfig = CanaryConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
+    alerts: AlertsConfig = AlertsConfig()
     metrics: dict[str, CustomMetricConfig] = {}
     segments: dict[str, str] = {}
     """name → read-only SQL expression over `exchanges` (control rows)"""
@@ -435,6 +469,7 @@ MOST_MISTAKES = 8
 _PATTERNS = {
     "name": "letters, digits, '.', '_' and '-' are allowed, 1 to 64 of them",
     "control_from": "the name of an experiment is expected: letters, digits, '.', '_' and '-', 1 to 64 of them",
+    "webhook": "an http or https address is expected",
     "base_url": "an address such as https://host/v1 is expected, a query such as ?api-version=… may follow",
 }
 """what the patterns of those keys ask for, in words"""

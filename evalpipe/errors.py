@@ -29,6 +29,10 @@ class NoDataError(DataError):
     """Nothing was logged yet: for a gate that is "collect more", elsewhere an error like the others."""
 
 
+class NothingToJudgeError(DataError):
+    """The log holds nothing a judge can be asked about."""
+
+
 class WorkspaceBusyError(EvalpipeError):
     """Another evalpipe process holds what this one needs; the message names it."""
 

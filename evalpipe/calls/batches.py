@@ -289,9 +289,7 @@ class Batches(ABC, Generic[Planned, AnyItem, Row]):
                     requests, items, n_bytes, worst = [], [], _AROUND_BYTES, 0.0
                 if not self.budget.reserve(price or 0.0):
                     self.tally.stopped = "budget"
-                    self.tally.message = (
-                        f"the next call can cost ${price or 0:.4f}, and ${self.budget.left or 0:.4f} are left"
-                    )
+                    self.tally.message = self.budget.refusal(price or 0.0)
                     if items:
                         yield requests, items, worst
                     return

@@ -99,11 +99,13 @@ def most_input_tokens(n_bytes: int) -> int:
 @dataclass(slots=True)
 class Budget:
     """A hard cap in USD. `spent` is what is known; `held` is the worst case of calls in flight and of calls whose bill
-    will never be known for certain. spent + held never passes the cap. `cap` None: no cap, only the account."""
+    will never be known for certain. spent + held never passes the cap. `cap` None: no cap, only the account.
+    `is_of_a_day`: what is left under the cap is what is left for today."""
 
     cap: float | None
     spent: float = 0.0
     held: float = 0.0
+    is_of_a_day: bool = False
 
     def reserve(self, worst: float) -> bool:
         """Hold `worst` USD for a call; False where it does not fit."""
@@ -121,3 +123,8 @@ class Budget:
     @property
     def left(self) -> float | None:
         return None if self.cap is None else max(self.cap - self.spent - self.held, 0.0)
+
+    def refusal(self, worst: float) -> str:
+        """Why a call that can cost `worst` USD is not made."""
+        today = " for today" if self.is_of_a_day else ""
+        return f"the next call can cost ${worst:.4f}, and ${self.left or 0:.4f} are left{today}"

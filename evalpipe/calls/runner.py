@@ -360,9 +360,7 @@ class CallRunner(ABC, Generic[Planned, Row]):
             while not self._stopping:
                 if not self.budget.reserve(worst):
                     if self.n_in_flight == 0:
-                        self.stop(
-                            "budget", f"the next call can cost ${worst:.4f}, and ${self.budget.left or 0:.4f} are left"
-                        )
+                        self.stop("budget", self.budget.refusal(worst))
                         return False
                     self._changed.clear()
                     await self._changed.wait()

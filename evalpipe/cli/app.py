@@ -29,6 +29,7 @@ COMMANDS = (
     ("replay", "replay", "Pipeline"),
     ("judge", "judge", "Pipeline"),
     ("report", "report", "Pipeline"),
+    ("run", "run", "Pipeline"),
     ("gate", "gate", "Decide"),
     ("plan", "plan", "Decide"),
     ("exclude", "exclude", "Decide"),

@@ -160,13 +160,24 @@ def spent_so_far(
     )
 
 
-def _priced_since(connection: Connection, spec: JudgeSpec, cost_of: CostOf) -> float:
+def spent_since(connection: Connection, spec: JudgeSpec, since: datetime, cost_of: CostOf) -> float:
+    """USD of this judge's calls that ended at `since` or later, those whose cost nobody reported at their worst."""
+    (spent,) = connection.execute(
+        f"SELECT coalesce(sum(coalesce(json_extract(CASE WHEN json_valid(note) THEN note END, '$.{COST_AT_MOST}')::DOUBLE, "
+        "cost_usd, 0)), 0) FROM stored_judgments WHERE judge = $1 AND judged_at >= $2::TIMESTAMPTZ",
+        [spec.name, since],
+    ).fetchall()[0]
+    return float(spent) + _priced_since(connection, spec, cost_of, since)
+
+
+def _priced_since(connection: Connection, spec: JudgeSpec, cost_of: CostOf, since: datetime | None = None) -> float:
     """USD of answers whose model had no price when they came and has one now."""
     found = connection.execute(
         "SELECT judge_model, input_tokens, output_tokens, cached_input_tokens FROM stored_judgments "
         "WHERE judge = $1 AND cost_usd IS NULL AND input_tokens IS NOT NULL AND output_tokens IS NOT NULL "
-        f"AND json_extract(CASE WHEN json_valid(note) THEN note END, '$.{COST_AT_MOST}') IS NULL",
-        [spec.name],
+        f"AND json_extract(CASE WHEN json_valid(note) THEN note END, '$.{COST_AT_MOST}') IS NULL "
+        "AND ($2::TIMESTAMPTZ IS NULL OR judged_at >= $2::TIMESTAMPTZ)",
+        [spec.name, since],
     ).fetchall()
     usages = [
         (Usage(input_tokens=input_tokens, output_tokens=output_tokens, cached_input_tokens=cached), model)

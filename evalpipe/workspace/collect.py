@@ -235,9 +235,9 @@ def is_loopback(host: str) -> bool:
     return is_loopback_name(name) and not name.endswith(".localhost")  # what those resolve to here is not known
 
 
-def read_duration(text: str) -> float:
-    """ "10m", "30s", "1h" → seconds."""
+def read_duration(text: str, option: str = "--load-every") -> float:
+    """ "10m", "30s", "1h" → seconds. Raises ConfigError, which names the option."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(s|m|h)", text.strip())
     if match is None or float(match.group(1)) == 0:
-        raise ConfigError(f"--load-every {text!r}: give a duration such as 30s, 10m or 1h")
+        raise ConfigError(f"{option} {text!r}: give a duration such as 30s, 10m or 1h")
     return float(match.group(1)) * _UNITS[match.group(2)]

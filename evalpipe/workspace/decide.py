@@ -54,17 +54,40 @@ def verdict(
         )
         decision = analysis.decision
     except NoDataError as error:  # nothing is selected, or nothing is there yet
-        decision = Decision(
-            recommendation=Recommendation.COLLECT_MORE.value,
-            rule="collect_more",
-            reasons=[f"There is nothing to decide on yet: {error}."],
-            headline="Collect more data: there is none yet.",
-        )
-    document = {**_document(name, decision, analysis), "rollout": rollout_step(decision)}
-    if since is None and until is None and where is None and judge is None and own in {None, name}:
+        decision = nothing_yet(error)
+    is_whole = since is None and until is None and where is None and judge is None and own in {None, name}
+    return write_verdict(workspace, name, decision, analysis, keep=is_whole)
+
+
+def write_verdict(
+    workspace: Workspace, experiment: str, decision: Decision, analysis: Analysis | None, *, keep: bool = True
+) -> dict[str, Any]:
+    """The document of a decision, in data/verdict.json with `keep`. `analysis`: where it is from; None before there are data."""
+    document = gate_document(experiment, decision, analysis, computed_at=_now())
+    document["rollout"] = rollout_step(decision)
+    if keep:
         text = json.dumps(document, ensure_ascii=False, indent=2).encode() + b"\n"
         write_atomically(workspace.data / VERDICT, text, optional=True)
     return document
+
+
+def read_verdict(workspace: Workspace) -> dict[str, Any] | None:
+    """The last verdict of the workspace; None where there is none that can be read."""
+    try:
+        document = json.loads((workspace.data / VERDICT).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def nothing_yet(error: NoDataError) -> Decision:
+    """The decision before there are data."""
+    return Decision(
+        recommendation=Recommendation.COLLECT_MORE.value,
+        rule="collect_more",
+        reasons=[f"There is nothing to decide on yet: {error}."],
+        headline="Collect more data: there is none yet.",
+    )
 
 
 def watch(
@@ -121,10 +144,6 @@ def rollout_step(decision: Decision) -> str:
     if decision.recommendation == Recommendation.COLLECT_MORE or (decision.setup_arms and not decision.rollback):
         return "wait"
     return "roll_back"
-
-
-def _document(name: str, decision: Decision, analysis: Analysis | None) -> dict[str, Any]:
-    return gate_document(name, decision, analysis, computed_at=_now())
 
 
 def _now() -> str:

@@ -69,7 +69,7 @@ def judge_online(workspace: Workspace, store: Store, spec: JudgeSpec, options: J
     """Ask the provider call by call."""
     config = judge_settings(workspace)
     price = price_of(workspace, spec)
-    budget = budget_of(store, spec, budget_limit(workspace, options), price)
+    budget = budget_of(store, spec, budget_limit(workspace, options), price, per_day=config.max_usd_per_day)
     budget.held = held_by_batches(workspace, store.experiment or "", spec)
     plan = build_plan(workspace, store, spec, limit=options.limit, keep_order=options.until_decided)
     tally = tally_of(spec, plan)
@@ -465,7 +465,7 @@ def _with_run(
     price = price_of(workspace, spec, batch=True)
     # A call that was lost was made at the full price: at the batch price half of what it can have cost would be free.
     limit, full_price = budget_limit(workspace, options), price_of(workspace, spec)
-    budget = budget_of(store, spec, limit, price, account_price=full_price)
+    budget = budget_of(store, spec, limit, price, account_price=full_price, per_day=config.max_usd_per_day)
     budget.held = held_by_batches(workspace, experiment, spec)
     limiter = limiter_of(config, clock)
     journal = Journal(journal_folder(workspace, experiment))

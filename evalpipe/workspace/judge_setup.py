@@ -14,9 +14,16 @@ from evalpipe.calls.client import address_of
 from evalpipe.calls.journal import compact
 from evalpipe.calls.limiter import Limiter
 from evalpipe.config import JudgeConfig
-from evalpipe.errors import DataError, EvalpipeError
+from evalpipe.errors import EvalpipeError, NothingToJudgeError
 from evalpipe.judging.batch_state import OPEN, intents, pending
-from evalpipe.judging.costs import TOKENS_PER_CHAR, CostHistory, settled_calls, settlements_folder, spent_so_far
+from evalpipe.judging.costs import (
+    TOKENS_PER_CHAR,
+    CostHistory,
+    settled_calls,
+    settlements_folder,
+    spent_since,
+    spent_so_far,
+)
 from evalpipe.judging.plan import PairRules, Plan, make_plan
 from evalpipe.judging.run_summary import RunSummary
 from evalpipe.judging.runner import SystemClock
@@ -80,7 +87,7 @@ def build_plan(
         keep_order: leave the table that `deciding.planned_pairs` reads.
 
     Raises:
-        DataError: where there is nothing the judge could be asked about at all.
+        NothingToJudgeError: where there is nothing the judge could be asked about at all.
     """
     config = judge_settings(workspace)
     experiment = store.experiment or ""
@@ -97,11 +104,11 @@ def build_plan(
     )
     if not plan.n_eligible and plan.unjudgeable:
         kinds = ", ".join(f"{kind} {n:,}" for kind, n in plan.unjudgeable.items())
-        raise DataError(
+        raise NothingToJudgeError(
             f"{experiment}: nothing to judge: every answered pair has an answer that holds no text to judge ({kinds})"
         )
     if not plan.n_eligible:
-        raise DataError(nothing_to_judge(store, spec.mode))
+        raise NothingToJudgeError(nothing_to_judge(store, spec.mode))
     return plan
 
 
@@ -185,19 +192,33 @@ def budget_limit(workspace: Workspace, options: JudgeOptions) -> float | None:
 
 
 def budget_of(
-    store: Store, spec: JudgeSpec, cap: float | None, price: CostOf, *, account_price: CostOf | None = None
+    store: Store,
+    spec: JudgeSpec,
+    cap: float | None,
+    price: CostOf,
+    *,
+    account_price: CostOf | None = None,
+    per_day: float | None = None,
 ) -> Budget:
     """The cap, and what was spent under it by this judge in this experiment before.
 
     Args:
         price: of the calls that are made now.
         account_price: of calls made before whose cost nobody reported; None: `price`.
+        per_day: the most this judge may cost since midnight UTC (USD); None: no such limit.
 
     Raises:
         BudgetError: where a cap is set and the price is not known.
     """
+    spent = account_of(store, spec, account_price or price).cap_usd
+    of_today = None
+    if per_day is not None:
+        midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+        of_today = max(0.0, spent - spent_since(store.connection, spec, midnight, account_price or price) + per_day)
+    is_of_a_day = of_today is not None and (cap is None or of_today < cap)
+    cap = of_today if is_of_a_day else cap
     check_cap(spec, cap, price)
-    return Budget(cap=cap, spent=account_of(store, spec, account_price or price).cap_usd)
+    return Budget(cap=cap, spent=spent, is_of_a_day=is_of_a_day)
 
 
 def account_of(store: Store, spec: JudgeSpec, price: CostOf) -> CostHistory:

@@ -151,13 +151,17 @@ def _follow_control(workspace: Workspace, name: str) -> None:
 
 
 FOLDERS = ("data", "judges", "prompts", "reports")
-GITIGNORE = "data/\nreports/\n.evalpipe-unit-key\n"
+GITIGNORE = "data/\nreports/\nservice/keys.env\n.evalpipe-unit-key\n"
 
 
 def config_template(*, name: str, mode: str) -> str:
     """The commented evalpipe.toml: every key of the configuration, with its default."""
     text = resources.files("evalpipe.workspace").joinpath("evalpipe.toml.template").read_text("utf-8")
     return string.Template(text).substitute(name=name, mode=mode)
+
+
+def is_workspace(folder: Path) -> bool:
+    return (folder / CONFIG_FILE).is_file()
 
 
 def init_workspace(folder: Path, *, name: str | None = None, mode: str = "shadow") -> list[Path]:
@@ -180,6 +184,42 @@ def init_workspace(folder: Path, *, name: str | None = None, mode: str = "shadow
     except OSError as error:
         raise ConfigError(f"cannot write {error.filename or folder}: {error.strerror}") from error
     return written
+
+
+SERVICE_FILES = ("collect.service", "run.service", "run.timer", "crontab", "compose.yaml")
+
+
+def write_services(workspace: Workspace, program: str) -> list[Path]:
+    """Write systemd units, a crontab and a compose file of the workspace into its service/; what it wrote.
+
+    Args:
+        program: the path of the evalpipe command.
+
+    Raises:
+        ConfigError: where there is no workspace, a path cannot stand in such a file, or one of them cannot be written. Files
+            that are there are left as they are.
+    """
+    name, folder = workspace.require_config().experiment.name, workspace.root.resolve()
+    for place in (str(folder), program):
+        if any(character in place for character in "'\"%$\\\n"):
+            raise ConfigError(f"{place}: a path with quotes, %, $ or backslashes cannot be written into service files")
+    written = []
+    for file in SERVICE_FILES:
+        path = folder / "service" / (f"evalpipe-{name}{_UNIT_NAMES[file]}" if file in _UNIT_NAMES else file)
+        text = resources.files("evalpipe.workspace").joinpath("services", file).read_text("utf-8")
+        try:
+            path.parent.mkdir(exist_ok=True)
+            with path.open("x", encoding="utf-8") as out:
+                out.write(string.Template(text).substitute(name=name, folder=str(folder), program=program))
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise ConfigError(f"cannot write {path}: {error.strerror}") from error
+        written.append(path)
+    return written
+
+
+_UNIT_NAMES = {"collect.service": ".service", "run.service": "-run.service", "run.timer": "-run.timer"}
 
 
 # Names that a command was given: an experiment and a judge that are there, or one line with those that are (exit code
