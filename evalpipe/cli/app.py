@@ -31,6 +31,7 @@ COMMANDS = (
     ("report", "report", "Pipeline"),
     ("run", "run", "Pipeline"),
     ("gate", "gate", "Decide"),
+    ("status", "status", "Decide"),
     ("plan", "plan", "Decide"),
     ("exclude", "exclude", "Decide"),
     ("sql", "sql", "Decide"),

@@ -253,3 +253,34 @@ def test_service_files_name_this_workspace_and_nothing_is_overwritten(tmp_path: 
         again.returncode == 0 and again.stdout.splitlines()[0] == f"wrote {tmp_path.resolve() / 'service/compose.yaml'}"
     )
     assert (folder / "crontab").read_text() == "mine\n"
+
+
+def test_status_of_several_folders_counts_what_is_there(tmp_path: Path) -> None:
+    one, other, empty = tmp_path / "one", tmp_path / "other", tmp_path / "empty"
+    for folder in (one, other, empty):
+        folder.mkdir()
+    with FakeProvider(longer_wins) as provider:
+        workspace(one, provider.url, [*pairs(4), *pairs(1, pair_id="x", response_b=None)])
+        evalpipe(one, "run", "--quiet")
+    (other / "evalpipe.toml").write_text('[experiment]\nname = "b"\nmode = "canary"\n')
+    open_workspace(root=other).spool.mkdir(parents=True)
+    segment = write_segment(open_workspace(root=other).spool, "served-1.000001", [request("r1"), served("r1")])
+    with segment.open("rb") as writer:  # as a collector that is at work
+        fcntl.flock(writer, fcntl.LOCK_EX)
+        done = evalpipe(tmp_path, "status", "one", "other", "empty", "--json")
+    assert done.returncode == 1  # for the empty one
+    first, second, third = json.loads(done.stdout)["experiments"]
+    assert [first[key] for key in ("experiment", "mode", "n_requests", "n_pairs", "n_judged")] == [
+        "t",
+        "shadow",
+        5,
+        4,
+        4,
+    ]
+    assert first["judge_usd"] == pytest.approx(8 * CALL_USD)
+    assert first["recommendation"] == "collect_more" and first["n_looks"] == 1 and not first["is_collecting"]
+    assert (second["experiment"], second["mode"], second["is_collecting"]) == ("b", "canary", True)
+    assert second["waiting_bytes"] == segment.stat().st_size and second["recommendation"] is None
+    assert third["problem"] == "no evalpipe.toml and no data here"
+    table = evalpipe(one, "status").stdout.splitlines()
+    assert table[1].split()[:3] == ["t", "shadow", "no"] and table[2].startswith("t: ")
