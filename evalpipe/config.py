@@ -84,6 +84,8 @@ class ExperimentConfig(_Section):
     mode: Literal["shadow", "ab", "canary"] = "shadow"
     treatment_percent: Percent = 10.0
     salt: str = ""
+    assignment: Literal["sha256", "md5-100"] = "sha256"
+    """md5-100: MD5 of "{name}:{unit}" modulo 100, for users whom code of your own has assigned so"""
     unit: tuple[str, ...] = DEFAULT_SOURCES
     keep_days: Annotated[int, Field(ge=1)] | None = None
     control_from: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] | None = None
@@ -96,6 +98,16 @@ class ExperimentConfig(_Section):
         if self.control_from is not None and self.mode != "shadow":
             raise ValueError(
                 f"control_from pairs requests with those of another experiment: it needs mode = 'shadow', not {self.mode!r}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _recipe_has_no_salt(self) -> ExperimentConfig:
+        if self.assignment == "md5-100" and self.salt:
+            raise ValueError("assignment = 'md5-100' draws by the experiment's name: leave salt out")
+        if self.assignment == "md5-100" and self.treatment_percent % 1:
+            raise ValueError(
+                f"assignment = 'md5-100' knows whole percentages only: treatment_percent = {self.treatment_percent:g}"
             )
         return self
 
@@ -426,6 +438,16 @@ class Config(_Section):
     def _treatment_where_served(self) -> Config:
         if self.experiment.mode != "shadow" and self.arms is not None and self.arms.treatment is None:
             raise ValueError(f"mode = '{self.experiment.mode}' needs [arms.treatment]")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_stages(self) -> Config:
+        if self.experiment.assignment == "md5-100" and self.experiment.mode == "canary":
+            for stage in self.canary.stages:
+                if stage.percentage % 1:
+                    raise ValueError(
+                        f"assignment = 'md5-100' knows whole percentages only: a stage of {stage.percentage:g} %"
+                    )
         return self
 
     def require_arms(self) -> ArmsConfig:

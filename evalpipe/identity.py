@@ -42,6 +42,13 @@ def in_treatment(salt: str, unit_id: str, percent: float) -> bool:
     return bucket(salt, unit_id) < round(100 * percent, 6)
 
 
+def in_treatment_md5(experiment: str, unit_id: str, percent: float) -> bool:
+    """The recipe that many teams use already: MD5 of "{experiment}:{unit}" in hex, as an integer, modulo 100, treatment below the
+    percentage (`[experiment] assignment = "md5-100"`). Users that such code has assigned keep their arm."""
+    digest = hashlib.md5(f"{experiment}:{unit_id}".encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()
+    return int(digest, 16) % 100 < percent
+
+
 def conversation_id(system_text: str, first_user_message: Any) -> str:
     """A conversation's id: 16 hex digits over its canonical system text and first user message.
 

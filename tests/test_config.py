@@ -139,3 +139,25 @@ def test_a_line_that_is_no_toml_never_shows_its_value(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="line 2, api_key_env") as caught:
         load_config(path)
     assert "0123456789" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ('mode = "ab"\nassignment = "md5-100"\nsalt = "s"\n', "draws by the experiment's name: leave salt out"),
+        (
+            'mode = "ab"\nassignment = "md5-100"\ntreatment_percent = 12.5\n',
+            "whole percentages only: treatment_percent = 12.5",
+        ),
+        (
+            'mode = "canary"\nassignment = "md5-100"\n[canary]\nstages = [{percentage = 0.5}, {percentage = 100}]\n',
+            "whole percentages only: a stage of 0.5 %",
+        ),
+    ],
+)
+def test_the_common_recipe_takes_no_salt_and_whole_percentages(tmp_path: Path, text: str, wanted: str) -> None:
+    path = tmp_path / "evalpipe.toml"
+    path.write_text(f'[experiment]\nname = "x"\n{text}')
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert wanted in str(caught.value)

@@ -18,6 +18,14 @@ def istio(
     percentage: Annotated[
         float | None, typer.Option("--percentage", "-p", help="Share of treatment.  [default: the one in force]")
     ] = None,
+    match_header: Annotated[
+        str | None,
+        typer.Option(
+            "--match-header",
+            metavar="NAME=VALUE",
+            help="istio: requests with this header go to the treatment; the others as --percentage says.  [default of that: 0]",
+        ),
+    ] = None,
     stage: Annotated[int | None, typer.Option("--stage", help="The share of this stage, from 1.")] = None,
     host: Annotated[str, typer.Option("--host", help="The name clients call.")] = "llm.example.internal",
     service: Annotated[str, typer.Option("--service", help="The collectors' Kubernetes service.")] = "evalpipe",
@@ -40,6 +48,7 @@ def istio(
 
     ```
     evalpipe istio --percentage 10 | kubectl apply -f -
+    evalpipe istio --match-header x-experiment=claude-v1
     evalpipe istio --watch --apply          # the mesh follows the canary
     evalpipe istio --kind kustomize -o deploy
     ```
@@ -67,6 +76,9 @@ def istio(
 
     if kind not in manifests.KINDS:
         raise ConfigError(f"--kind {kind}: one of {', '.join(manifests.KINDS)}")
+    if match_header is not None and (kind != "istio" or watch):
+        raise ConfigError("--match-header is for --kind istio, without --watch")
+    header = None if match_header is None else manifests.read_match_header(match_header)
     if watch and kind != "istio":
         raise ConfigError(f"--watch follows the canary's share, which --kind {kind} does not hold")
     if kind == "kustomize":
@@ -111,4 +123,7 @@ def istio(
             workspace, lambda now: manifests.render_istio(workspace, mesh, split, now), deliver, wait=manifests.sleep
         )
         return
-    deliver(manifests.render_istio(workspace, mesh, split, manifests.share(workspace, percentage, stage)))
+    if header is not None and percentage is None and stage is None:
+        percentage = 0.0
+    now = manifests.share(workspace, percentage, stage)
+    deliver(manifests.render_istio(workspace, mesh, split, now, match_header=header))

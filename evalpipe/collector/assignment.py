@@ -20,7 +20,15 @@ import msgspec
 
 from evalpipe.collector.settings import HISTORY_POLL_S
 from evalpipe.http1.headers import HttpError, Line
-from evalpipe.identity import ATTEMPT_HEADER, CONVERSATION_HEADERS, conversation_of, in_treatment, read_sources, unit_of
+from evalpipe.identity import (
+    ATTEMPT_HEADER,
+    CONVERSATION_HEADERS,
+    conversation_of,
+    in_treatment,
+    in_treatment_md5,
+    read_sources,
+    unit_of,
+)
 from evalpipe.models import Arm, copy_name, last_event, read_evaluation
 from evalpipe.providers.decoding import EncodingError, decode
 from evalpipe.providers.json_values import as_dict, as_list, as_text
@@ -230,8 +238,20 @@ def _version(path: Path) -> tuple[int, int, int]:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def choose(salt: str, unit_id: str, share: Share, *, forced: str | None = None, may_force: bool = False) -> Choice:
-    """The arm of `unit_id` (its raw value) at `share`. `forced`: the tester's header; needs `may_force` (a valid token).
+def choose(
+    salt: str,
+    unit_id: str,
+    share: Share,
+    *,
+    forced: str | None = None,
+    may_force: bool = False,
+    recipe: str = "sha256",
+) -> Choice:
+    """The arm of `unit_id` (its raw value) at `share`.
+
+    Args:
+        forced: the tester's header; needs `may_force` (a valid token).
+        recipe: `[experiment] assignment`; with "md5-100" the salt is the experiment's name.
 
     Raises HeadError for a header without the right to it, or for an arm that does not exist: a tester must not believe to
     have tested the treatment when control answered.
@@ -244,7 +264,8 @@ def choose(salt: str, unit_id: str, share: Share, *, forced: str | None = None, 
         except ValueError:
             raise HttpError(400, f"{ARM_HEADER} must be control or treatment") from None
         return Choice(arm=arm, percentage=share.percentage, stage=share.stage, forced=True)
-    arm = Arm.TREATMENT if in_treatment(salt, unit_id, share.percentage) else Arm.CONTROL
+    draws = in_treatment_md5 if recipe == "md5-100" else in_treatment
+    arm = Arm.TREATMENT if draws(salt, unit_id, share.percentage) else Arm.CONTROL
     return Choice(arm=arm, percentage=share.percentage, stage=share.stage)
 
 
@@ -295,7 +316,9 @@ class SplitAssigner:
         shares_account: bool = False,
         untranslated: Container[str] | None = None,
         may_continue: bool = True,
+        recipe: str = "sha256",
     ) -> None:
+        self._recipe = recipe
         self._salt, self._share, self._token, self._shadow_percent = salt, share, token, shadow_percent
         self._sources = read_sources(("header:x-evalpipe-unit", *unit_sources))
         self._book = ChainBook(None, n_sets=1 << 10) if book is None else book
@@ -318,7 +341,7 @@ class SplitAssigner:
         may_force = bool(self._token and token and hmac.compare_digest(token.encode(), self._token.encode()))
         self.tick()
         forced = head.header(ARM_HEADER.encode())
-        choice = choose(self._salt, unit_id, self._now, forced=forced, may_force=may_force)
+        choice = choose(self._salt, unit_id, self._now, forced=forced, may_force=may_force, recipe=self._recipe)
         arm, is_forced, reason = choice.arm.value, choice.forced, None
         if not is_forced:
             if known is not None and not self._translates(head.endpoint):

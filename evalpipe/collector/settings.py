@@ -126,6 +126,8 @@ class CollectorSettings(msgspec.Struct, frozen=True, kw_only=True):
     treatment: ArmSettings | None = None
     treatment_percent: float = 10.0
     salt: str = ""
+    assignment: str = "sha256"
+    """sha256 | md5-100: how a unit is drawn"""
     unit_sources: tuple[str, ...] = ()
     config_fingerprint: str | None = None
     sample_percent: float = 100.0

@@ -240,6 +240,7 @@ def _assigner(settings: CollectorSettings) -> Assigner:
         shares_account=settings.shares_account,
         untranslated=untranslated,
         may_continue=settings.responses_may_continue,
+        recipe=settings.assignment,
     )
 
 

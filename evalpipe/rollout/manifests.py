@@ -41,10 +41,16 @@ def weights(percentage: float) -> tuple[int, int]:
     return 100 - int(percentage), int(percentage)
 
 
-def render_mesh_split(settings: MeshSettings, percentage: float) -> list[Manifest]:
+def render_mesh_split(
+    settings: MeshSettings, percentage: float, *, match_header: tuple[str, str] | None = None
+) -> list[Manifest]:
     """The mesh splits: a VirtualService whose first rules serve a forced arm, then the weights; and the two subsets.
 
     Weights draw every request anew: a user may see both arms. Where users must stick, let evalpipe split.
+
+    Args:
+        percentage: the treatment's weight.
+        match_header: (name, value) of a header; requests with it go to the treatment before any weight is looked at.
     """
     control, treatment = weights(percentage)
     forced = [
@@ -55,6 +61,15 @@ def render_mesh_split(settings: MeshSettings, percentage: float) -> list[Manifes
         }
         for arm in ("treatment", "control")
     ]
+    if match_header is not None:
+        name, value = match_header
+        forced.append(
+            {
+                "name": "matched",
+                "match": [{"headers": {name: {"exact": value}}}],
+                "route": [_destination(settings, "treatment", 100)],
+            }
+        )
     split = {
         "name": "split",
         "route": [_destination(settings, "control", control), _destination(settings, "treatment", treatment)],

@@ -123,6 +123,7 @@ def collector_settings(workspace: Workspace) -> CollectorSettings:
         mode=experiment.mode,
         treatment_percent=experiment.treatment_percent,
         salt=experiment.salt,
+        assignment=experiment.assignment,
         unit_sources=experiment.unit,
         config_fingerprint=config_fingerprint(config, control, treatment),
         sample_percent=options.sample_percent,

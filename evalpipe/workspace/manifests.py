@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import time
@@ -47,15 +48,40 @@ def share(workspace: Workspace, percentage: float | None, stage: int | None) -> 
     return open_history(workspace).state().percentage
 
 
-def render_istio(workspace: Workspace, mesh: MeshSettings, split: str, percentage: float) -> str:
+_HEADER = re.compile(r"([A-Za-z0-9!#$%&'*+.^_`|~-]+)=(\S.*)")
+
+
+def read_match_header(text: str) -> tuple[str, str]:
+    """ "x-experiment=claude-v1" → (name in lower case, as Istio requires, value). Raises ConfigError."""
+    match = _HEADER.fullmatch(text.strip())
+    if match is None:
+        raise ConfigError(f"--match-header {text!r}: give NAME=VALUE, e.g. x-experiment=claude-v1")
+    return match.group(1).lower(), match.group(2)
+
+
+def render_istio(
+    workspace: Workspace,
+    mesh: MeshSettings,
+    split: str,
+    percentage: float,
+    *,
+    match_header: tuple[str, str] | None = None,
+) -> str:
     experiment = workspace.experiment(None)
     if split == "evalpipe":
+        if match_header is not None:
+            raise ConfigError(
+                "--match-header is a rule of the mesh; with --split evalpipe the collectors split: leave one out"
+            )
         return render_yaml(
             render_evalpipe_split(mesh), comment=f"{experiment}: evalpipe splits, the mesh only brings traffic"
         )
     if split != "mesh":
         raise ConfigError(f"--split {split}: mesh or evalpipe")
-    return render_yaml(render_mesh_split(mesh, percentage), comment=f"{experiment}: {percentage:g} % to treatment")
+    comment = f"{experiment}: {percentage:g} % to treatment"
+    if match_header is not None:
+        comment = f"{experiment}: {': '.join(match_header)} and {percentage:g} % of the rest to treatment"
+    return render_yaml(render_mesh_split(mesh, percentage, match_header=match_header), comment=comment)
 
 
 def render_argo(workspace: Workspace, settings: AnalysisSettings) -> str:

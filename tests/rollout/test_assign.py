@@ -33,6 +33,18 @@ def test_published_vectors(vector: dict[str, object]) -> None:
         assert in_treatment(str(vector["salt"]), str(vector["unit_id"]), float(percent)) is expected
 
 
+@pytest.mark.parametrize(
+    ("unit", "bucket"), [("user-1", 64), ("user-2", 34), ("alice", 59), ("42", 50), ("ünïcode", 93)]
+)
+def test_the_common_recipe_keeps_users_in_the_arm_they_have(unit: str, bucket: int) -> None:
+    """Buckets by md5sum and bc: MD5 of "claude-migration:UNIT" in hex, as an integer, modulo 100."""
+    drawn = {
+        share: choose("claude-migration", unit, Share(float(share)), recipe="md5-100").arm is Arm.TREATMENT
+        for share in range(101)
+    }
+    assert drawn == {share: bucket < share for share in range(101)}
+
+
 def test_the_share_is_exact_to_the_hundredth_of_a_percent() -> None:
     """0.07 % is seven buckets of 10,000, though 100 * 0.07 > 7 in floating point."""
     units = {bucket("s", str(i)): str(i) for i in range(200_000)}

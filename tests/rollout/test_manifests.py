@@ -79,6 +79,20 @@ def _strict(schema: Any) -> Any:
     return [_strict(item) for item in schema] if isinstance(schema, list) else schema
 
 
+def test_a_header_goes_to_the_treatment_and_the_others_as_the_share_says(
+    workspace: Workspace, schemas: dict[str, Any]
+) -> None:
+    for words, left in ((["--match-header", "X-Experiment=claude-v1"], 0), (["--percentage", "20"], 20)):
+        header = ["--match-header", "X-Experiment=claude-v1"]
+        service, _ = yaml.safe_load_all(run(workspace, *header, *([] if words == header else words)))
+        jsonschema.validate(service, schemas[f"{service['kind']}.v1"])
+        routes = {route["name"]: route for route in service["spec"]["http"]}
+        assert list(routes) == ["forced-treatment", "forced-control", "matched", "split"]
+        assert routes["matched"]["match"] == [{"headers": {"x-experiment": {"exact": "claude-v1"}}}]
+        assert [one["destination"]["subset"] for one in routes["matched"]["route"]] == ["treatment"]
+        assert [one["weight"] for one in routes["split"]["route"]] == [100 - left, left]
+
+
 @pytest.mark.shared
 @pytest.mark.parametrize("percentage", [0, 1, 10, 50, 100])
 @pytest.mark.parametrize("split", ["mesh", "evalpipe"])
@@ -194,6 +208,9 @@ def test_kustomize_builds_and_holds_the_configuration(workspace: Workspace, tmp_
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
+        (["--match-header", "claude-v1"], "give NAME=VALUE"),
+        (["--match-header", "a=b", "--kind", "argo"], "for --kind istio"),
+        (["--match-header", "a=b", "--split", "evalpipe"], "the collectors split"),
         (["--kind", "helm"], "one of istio, argo, flagger, kustomize"),
         (["--kind", "kustomize"], "give a folder"),
         (["-p", "10", "--stage", "2"], "give one of them"),
