@@ -26,8 +26,8 @@ from evalpipe.providers.pricing import NOT_REPORTED, Cost, Price, Unpriced, pric
 from evalpipe.providers.registry import read_answer, read_request
 from evalpipe.spool.format import Body, Ended, RequestRecord, ResponseRecord, ShadowRecord, read_record
 from evalpipe.spool.join import LOST, STOPPED, PendingRequest, put
-from evalpipe.store.documents import parse
 from evalpipe.store.importers.base import prompt_text
+from evalpipe.store.json_documents import parse_document
 from evalpipe.store.schema import EXCHANGES, to_table
 from evalpipe.text import well_formed
 
@@ -368,7 +368,7 @@ def _storable(body: bytes) -> str:
 
 def _object(body: bytes) -> dict[str, Any]:
     try:
-        document = parse(body)
+        document = parse_document(body)
     except ValueError:
         return {}
     return document if isinstance(document, dict) else {}

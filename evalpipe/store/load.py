@@ -33,7 +33,6 @@ from evalpipe.spool.segments import (
     remove,
     treatment_state,
 )
-from evalpipe.store.documents import parse, put_aside_form
 from evalpipe.store.exchange_rows import Parser, ReadingRules, instant
 from evalpipe.store.importers import IMPORTERS
 from evalpipe.store.importers.base import BrokenLineError, Imported, Importer
@@ -42,6 +41,7 @@ from evalpipe.store.importers.containers import open_unpacked, raw_of, sign_of
 from evalpipe.store.importers.detection import Examined
 from evalpipe.store.importers.documents import Document, Text
 from evalpipe.store.importers.mapping import Arms
+from evalpipe.store.json_documents import parse_document, rejected_form
 from evalpipe.store.loads import Ledger
 from evalpipe.store.parquet import DatasetWriter, existing_keys
 from evalpipe.store.query import writing
@@ -486,7 +486,7 @@ def is_spool(path: Path) -> bool:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     for line in itertools.islice(lines, 40):
         try:
-            document = parse(line)
+            document = parse_document(line)
         except ValueError:
             continue
         return isinstance(document, dict) and {"record", "request_id", "experiment"} <= document.keys()
@@ -499,7 +499,7 @@ def spool_request_ids(path: Path) -> set[str]:
     with path.open("rb") as file:
         for line in Text(open_unpacked(file).stream).lines():
             try:
-                document = parse(line)
+                document = parse_document(line)
             except ValueError:
                 continue
             if isinstance(document, dict) and isinstance(document.get("request_id"), str):
@@ -709,7 +709,7 @@ class RejectedLines:
         return len(self._lines)
 
     def add(self, line: int, data: bytes, reason: str) -> None:
-        entry = {"file": str(self._source), "line": line, "reason": reason, **put_aside_form(data)}
+        entry = {"file": str(self._source), "line": line, "reason": reason, **rejected_form(data)}
         self._lines.append(json.dumps(entry).encode() + b"\n")
 
     def write(self) -> None:

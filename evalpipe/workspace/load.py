@@ -32,8 +32,7 @@ from evalpipe.spool.segments import holds_log, segment_files
 from evalpipe.store.exchange_rows import ReadingRules
 from evalpipe.store.importers.containers import UnknownKindError, sources_of
 from evalpipe.store.importers.detection import Examined, describe, examine
-from evalpipe.store.importers.guess import guess_mapping
-from evalpipe.store.importers.mapping import Arms, Mapped, read_map
+from evalpipe.store.importers.mapping import Arms, Mapped, guess_mapping, read_map
 from evalpipe.store.importers.values import find
 from evalpipe.store.load import (
     OPEN_LIMIT_S,

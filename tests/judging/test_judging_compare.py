@@ -12,9 +12,8 @@ import pytest
 from evalpipe.errors import ConfigError, DataError
 from evalpipe.sim.app import start_sim
 from evalpipe.sim.settings import JudgeBehaviour, SimSettings
-from evalpipe.store.importers.pairing import normal_prompt
 from evalpipe.store.query import open_store
-from evalpipe.workspace.compare import Compared, CompareOptions, compare
+from evalpipe.workspace.compare import Compared, CompareOptions, compare, normal_prompt
 from evalpipe.workspace.paths import open_workspace
 
 WORDS = ("river", "stone", "cloud", "maple", "ember", "harbour", "lantern", "meadow", "thunder", "willow")

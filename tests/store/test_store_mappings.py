@@ -12,7 +12,7 @@ import pytest
 
 from evalpipe.config import Config
 from evalpipe.errors import ConfigError
-from evalpipe.store.importers.guess import guess_mapping
+from evalpipe.store.importers.mapping import guess_mapping
 from evalpipe.store.load import LoadSummary
 from evalpipe.store.query import open_store
 from evalpipe.workspace.load import LoadOptions, load, unload

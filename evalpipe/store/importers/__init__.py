@@ -4,41 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from evalpipe.store.importers import (
-    anthropic_batches,
-    evaluations,
-    gateways,
-    inspect_log,
-    langfuse,
-    langsmith,
-    litellm,
-    openai_logs,
-    opentelemetry,
-    pairs,
-    promptfoo,
-    recorded_http,
-    tensorzero,
-    trackers,
-    two_answers,
-)
+from evalpipe.store.importers import evaluations, gateways, observability, opentelemetry, pairs, provider_files
 from evalpipe.store.importers.base import Importer
 
 IMPORTERS: tuple[Importer, ...] = (
-    pairs.IMPORTER,
-    litellm.IMPORTER,
-    langfuse.IMPORTER,
-    *trackers.IMPORTERS,
+    pairs.PAIRS_IMPORTER,
+    gateways.LITELLM_IMPORTER,
+    observability.LANGFUSE_IMPORTER,
+    *observability.TRACKER_IMPORTERS,
     opentelemetry.IMPORTER,
-    tensorzero.IMPORTER,
-    inspect_log.IMPORTER,
-    langsmith.IMPORTER,
-    promptfoo.IMPORTER,
-    *gateways.IMPORTERS,
-    recorded_http.IMPORTER,
-    anthropic_batches.IMPORTER,
-    *two_answers.IMPORTERS,
-    *evaluations.IMPORTERS,
-    *openai_logs.IMPORTERS,
+    gateways.TENSORZERO_IMPORTER,
+    evaluations.INSPECT_IMPORTER,
+    observability.LANGSMITH_IMPORTER,
+    evaluations.PROMPTFOO_IMPORTER,
+    *gateways.GATEWAY_IMPORTERS,
+    provider_files.HTTP_IMPORTER,
+    provider_files.ANTHROPIC_IMPORTER,
+    *pairs.TWO_ANSWER_IMPORTERS,
+    *evaluations.EVALUATION_IMPORTERS,
+    *provider_files.OPENAI_IMPORTERS,
 )
 """In the order they are tried when no format is named: what is known by more keys of its own first."""
 

@@ -20,7 +20,6 @@ import pyarrow as pa
 import zstandard
 
 from evalpipe.errors import ConfigError, DataError
-from evalpipe.store.documents import MAX_WHOLE_BYTES, parse
 from evalpipe.store.importers.documents import (
     Document,
     Text,
@@ -32,6 +31,7 @@ from evalpipe.store.importers.documents import (
     looks_like_json,
     parquet_documents,
 )
+from evalpipe.store.json_documents import MAX_WHOLE_BYTES, parse_document
 
 _ZSTD_METHOD = 93
 """zip's number for zstd, which Python's own module learns only in later versions; Inspect's newer logs use it"""
@@ -235,7 +235,7 @@ def _inspect(source: Source, path: Path) -> Iterator[Document]:
         with _opened_member(
             archive, archive.getinfo("header.json" if "header.json" in names else "_journal/start.json")
         ) as file:
-            header = parse(file.read())
+            header = parse_document(file.read())
         if "header.json" not in names:
             source.faults.append("the evaluation did not finish: its samples so far are loaded")
         head = {key: header.get(key) for key in ("version", "eval", "plan")} if isinstance(header, dict) else {}
@@ -244,7 +244,7 @@ def _inspect(source: Source, path: Path) -> Iterator[Document]:
             with _opened_member(archive, info) as file:
                 data = file.read()
             try:
-                yield Document(number, {**head, "samples": [parse(data)]})
+                yield Document(number, {**head, "samples": [parse_document(data)]})
             except ValueError as error:
                 yield Document(number, None, data[:100_000], f"{info.filename} is not JSON: {error}")
 

@@ -12,8 +12,7 @@ from evalpipe.errors import ConfigError, DataError
 from evalpipe.store.importers import IMPORTERS, detect, format_names
 from evalpipe.store.importers.base import Importer
 from evalpipe.store.importers.containers import Source
-from evalpipe.store.importers.guess import columns_of
-from evalpipe.store.importers.mapping import Mapped, check_paths
+from evalpipe.store.importers.mapping import Mapped, check_paths, columns_of
 from evalpipe.store.importers.values import normal, opened
 
 LOOK = 200

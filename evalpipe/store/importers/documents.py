@@ -18,7 +18,7 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 
 from evalpipe.errors import DataError
-from evalpipe.store.documents import MAX_WHOLE_BYTES, parse
+from evalpipe.store.json_documents import MAX_WHOLE_BYTES, parse_document
 
 _LOOK_BYTES = 1 << 20
 _LOOK_LINES = 40
@@ -110,7 +110,7 @@ def json_documents(text: Text, faults: list[str]) -> Iterator[Document]:
         )
         return
     try:
-        value = parse(data)
+        value = parse_document(data)
     except ValueError:
         pass
     else:
@@ -138,7 +138,7 @@ def _is_object(line: bytes) -> bool:
     if not line.startswith(b"{"):
         return False
     try:
-        return isinstance(parse(line.rstrip(b", \t\r")), dict)
+        return isinstance(parse_document(line.rstrip(b", \t\r")), dict)
     except ValueError:
         return False
 
@@ -161,7 +161,7 @@ def _line_by_line(text: Text, faults: list[str]) -> Iterator[Document]:
         if not stripped or (stripped in {b"[", b"]", b","} and (is_list or stripped != b"[")):
             continue
         try:
-            yield Document(number, parse(stripped.rstrip(b",")), line)
+            yield Document(number, parse_document(stripped.rstrip(b",")), line)
         except ValueError as error:
             problem = Document(number, None, line, f"not JSON: {error}")
     if problem is not None:

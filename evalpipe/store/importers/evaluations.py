@@ -1,13 +1,27 @@
-"""Results of evaluation tools: AlpacaEval's outputs, DeepEval, RAGAS, lm-evaluation-harness, MT-Bench's answers. Answers to one
-question in two files have one id, so that two files are two arms."""
+"""Results of evaluation tools: AlpacaEval, DeepEval, RAGAS, lm-evaluation-harness, MT-Bench, promptfoo, Inspect AI."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from typing import Any
 
 from evalpipe.identity import fingerprint
-from evalpipe.store.importers.base import BrokenLineError
+from evalpipe.models import Exchange
+from evalpipe.store.importers.base import (
+    BrokenLineError,
+    Fields,
+    Imported,
+    Importer,
+    as_mapping,
+    as_messages,
+    json_text,
+    logged_exchange,
+    unknown_time,
+)
+from evalpipe.store.importers.messages import read_content, read_messages
+from evalpipe.store.importers.responses import read_said
 from evalpipe.store.importers.table import Format
 from evalpipe.store.importers.values import find, first, has, name, number, opened
 
@@ -188,10 +202,188 @@ MT_BENCH = Format(
         "conversation": ("question_id",),
     },
 )
-IMPORTERS = (
+EVALUATION_IMPORTERS = (
     ALPACA.importer(),
     DEEPEVAL.importer(),
     MT_BENCH.importer(),
     LM_EVAL.importer(),
     RAGAS.importer(),
+)
+
+
+# promptfoo: the results of an evaluation (JSON, or JSONL with one result a line). Two providers, or two prompts, are
+# two arms.
+
+
+def _is_promptfoo_result(value: Any) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and has(value, "provider")
+        and has(value, "response")
+        and has(value, "prompt")
+        and any(has(value, key) for key in ("vars", "testIdx", "testCase", "gradingResult", "promptIdx"))
+    )
+
+
+def _promptfoo_results(document: Any) -> list[Any]:
+    inner = document.get("results") if isinstance(document, Mapping) else None
+    if isinstance(inner, Mapping):
+        inner = inner.get("results")
+    return inner if isinstance(inner, list) else []
+
+
+def _promptfoo_matches(document: Any) -> bool:
+    return _is_promptfoo_result(document) or any(map(_is_promptfoo_result, _promptfoo_results(document)[:5]))
+
+
+def _promptfoo_calls(document: Any) -> Iterator[Any]:
+    results = [document] if _is_promptfoo_result(document) else _promptfoo_results(document)
+    providers = {_promptfoo_provider(one) for one in results if isinstance(one, Mapping)}
+    n_seen: Counter[str] = Counter()
+    for one in results:
+        if not isinstance(one, Mapping):
+            continue
+        by_provider = len(providers) > 1 or len(results) == 1
+        arm = (
+            _promptfoo_provider(one)
+            if by_provider
+            else str(find(one, "prompt.label") or find(one, "prompt.raw") or find(one, "promptIdx"))
+        )
+        asked = f"-{fingerprint(find(one, 'prompt.raw') or '', length=8)}" if by_provider else ""
+        test = find(one, "testIdx")
+        key = f"test-{test if test is not None else fingerprint(json_text(find(one, 'vars')) or '', length=12)}{asked}"
+        n_seen[f"{arm}\0{key}"] += 1
+        repeat = n_seen[f"{arm}\0{key}"]
+        yield {**one, "_id": key if repeat == 1 else f"{key}-{repeat}", "_arm": arm}
+
+
+def _promptfoo_provider(result: Mapping[str, Any]) -> str:
+    provider = result.get("provider")
+    if isinstance(provider, Mapping):
+        return str(provider.get("label") or provider.get("id"))
+    return str(provider)
+
+
+def _promptfoo_amend(call: Mapping[str, Any], row: dict[str, Any]) -> None:
+    provider = find(call, "provider.id") or call.get("provider")
+    row["model_requested"] = row["model"] = str(provider).split(":")[-1] if provider else None
+    output = opened(find(call, "response.output"))
+    row["said"] = read_said(call.get("response") if output is None else output)
+    if isinstance(output, Mapping | list) and row["said"].is_empty:
+        row["text"] = json_text(output)
+    reason = number(find(call, "failureReason"))
+    error = find(call, "response.error") or (find(call, "error") if reason == 2 or row["said"].is_empty else None)
+    row["error"] = error  # a failed assertion stands in `error` too, and is no failure of the call
+    row["meta"] = {
+        key: call.get(key) for key in ("vars", "success", "score", "namedScores", "gradingResult") if key in call
+    }
+    row["unit"] = name(find(call, "vars.user_id") or find(call, "metadata.user_id"))
+
+
+PROMPTFOO = Format(
+    name="promptfoo",
+    help="promptfoo results (JSON, JSONL); two providers or two prompts are two arms",
+    matches=_promptfoo_matches,
+    calls=_promptfoo_calls,
+    amend=_promptfoo_amend,
+    guesses_users=False,
+    fields={
+        "id": ("_id",),
+        "variant": ("_arm",),
+        "prompt": ("prompt.raw", "prompt"),
+        "usage": ("response.tokenUsage", "tokenUsage"),
+        "cost": ("cost", "response.cost"),
+        "latency_ms": ("latencyMs", "response.latencyMs"),
+        "finish_reason": ("response.finishReason",),
+        "text": (),
+    },
+)
+PROMPTFOO_IMPORTER = PROMPTFOO.importer()
+
+
+# Inspect AI: an evaluation log in JSON; each sample and epoch is one exchange.
+#
+# Two logs of the same task pair by themselves: load one as it is and the other with `--arm treatment`.
+
+
+def _inspect_matches(document: Any) -> bool:
+    return isinstance(document, Mapping) and {"eval", "samples", "plan"} <= document.keys()
+
+
+def _inspect_read(document: Any, line: int) -> Imported:
+    samples = document.get("samples")
+    if not isinstance(samples, list) or not all(isinstance(sample, Mapping) for sample in samples):
+        raise BrokenLineError("samples is not a list of objects (a log without its samples holds no answers)")
+    run = Fields(as_mapping(document.get("eval")), "eval")
+    created, task, model = run.time("created"), run.text("task") or "task", run.text("model")
+    return Imported(
+        exchanges=[
+            _inspect_exchange(sample, task, model, created or unknown_time(number))
+            for number, sample in enumerate(samples, 1)
+        ]
+    )
+
+
+def _inspect_exchange(sample: Mapping[str, Any], task: str, model: str | None, started_at: datetime) -> Exchange:
+    sample = _inspect_with_attachments(sample)
+    fields, output = Fields(sample, "sample"), as_mapping(sample.get("output"))
+    told = Fields(output, "output")
+    usage = Fields(as_mapping(output.get("usage")), "usage")
+    choices = output.get("choices")
+    choice = as_mapping(choices[0]) if isinstance(choices, list) and choices else {}
+    message = as_mapping(choice.get("message"))
+    content = read_content(message.get("content"))
+    reason = Fields(choice).text("stop_reason")
+    sample_id = fields.text("id", required=True)
+    seconds = told.number("time", low=0)
+    failed = as_mapping(sample.get("error")).get("message") or output.get("error")
+    return logged_exchange(
+        f"{task}:{sample_id}:{fields.count('epoch') or 1}",
+        started_at,
+        messages=_inspect_asked(sample),
+        text=content.text,
+        error=None if failed is None else str(failed),
+        finish_reason=reason,
+        tool_calls=message.get("tool_calls"),
+        response=output or None,
+        meta={name: sample.get(name) for name in ("target", "scores", "metadata")},
+        # Epochs of a sample are repetitions of one question: one unit.
+        unit_id=f"{task}:{sample_id}",
+        model_requested=model,
+        model=told.text("model") or model,
+        latency_ms=None if seconds is None else 1000 * seconds,
+        input_tokens=usage.count("input_tokens"),
+        cached_input_tokens=usage.count("input_tokens_cache_read"),
+        cache_write_tokens=usage.count("input_tokens_cache_write"),
+        output_tokens=usage.count("output_tokens"),
+        reasoning_tokens=usage.count("reasoning_tokens"),
+    )
+
+
+def _inspect_with_attachments(sample: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The sample with its long texts, which newer logs keep apart, put back in their places."""
+    kept = sample.get("attachments")
+    if not isinstance(kept, Mapping) or not kept:
+        return sample
+
+    def filled(value: Any) -> Any:
+        if isinstance(value, str) and value.startswith("attachment://"):
+            return kept.get(value.removeprefix("attachment://"), value)
+        if isinstance(value, Mapping):
+            return {key: filled(inner) for key, inner in value.items()}
+        return [filled(inner) for inner in value] if isinstance(value, list) else value
+
+    return {key: filled(value) if key in {"input", "messages", "output"} else value for key, value in sample.items()}
+
+
+def _inspect_asked(sample: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The conversation before the last answer; without messages, the sample's input."""
+    messages = read_messages(as_messages(sample.get("messages")))
+    while messages and messages[-1]["role"] == "assistant":
+        messages.pop()
+    return list(messages) or as_messages(sample.get("input"))
+
+
+INSPECT_IMPORTER = Importer(
+    name="inspect", help="Inspect AI evaluation logs (.json)", matches=_inspect_matches, read=_inspect_read
 )

@@ -13,7 +13,7 @@ from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from evalpipe.store.documents import parse
+from evalpipe.store.json_documents import parse_document
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EXCEL_EPOCH = datetime(1899, 12, 30, tzinfo=UTC)
@@ -251,7 +251,7 @@ def opened(value: Any) -> Any:
     if start not in {"{", "["}:
         return value
     try:
-        return parse(value.encode("utf-8", "surrogatepass"))
+        return parse_document(value.encode("utf-8", "surrogatepass"))
     except ValueError:
         return _printed(value)
 

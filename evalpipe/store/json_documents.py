@@ -1,4 +1,4 @@
-"""One JSON document out of its bytes, and a broken one in a form that can be put aside."""
+"""One JSON document from its bytes, and the form in which a rejected one is stored."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MAX_WHOLE_BYTES = 512 * 1024 * 1024
 """A file above this is read line by line in any case: one JSON document of that size does not fit in memory."""
 
 
-def parse(data: bytes) -> Any:
+def parse_document(data: bytes) -> Any:
     """The JSON value of `data`. Lone surrogates are taken as they are. Raises ValueError with the reason."""
     try:
         return msgspec.json.decode(data)
@@ -26,7 +26,7 @@ def parse(data: bytes) -> Any:
         raise ValueError("nested too deep") from None
 
 
-def put_aside_form(data: bytes) -> dict[str, str]:
+def rejected_form(data: bytes) -> dict[str, str]:
     """A broken line as JSON can hold it: text where it is UTF-8, else base64."""
     try:
         return {"text": data.decode("utf-8")}

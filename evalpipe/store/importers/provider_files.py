@@ -1,18 +1,32 @@
-"""OpenAI and whoever speaks like it: batches, stored completions, requests with their responses, whole
-conversations."""
+"""Files of the model providers themselves: OpenAI's and Anthropic's batches, stored completions, logged requests with their
+responses, conversations, and recorded HTTP exchanges."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
+from evalpipe.identity import fingerprint
+from evalpipe.models import Arm, Exchange, Role
 from evalpipe.providers.paths import endpoint_of
-from evalpipe.store.importers.base import BrokenLineError
+from evalpipe.providers.registry import read_answer, read_request
+from evalpipe.store.importers.base import (
+    BrokenLineError,
+    Fields,
+    Imported,
+    Importer,
+    as_mapping,
+    json_text,
+    prompt_text,
+    unknown_time,
+)
 from evalpipe.store.importers.messages import is_message
 from evalpipe.store.importers.responses import is_answer
 from evalpipe.store.importers.table import Format
-from evalpipe.store.importers.values import find, opened
+from evalpipe.store.importers.values import find, first, name, opened
 
 NO_REQUESTS = "answers of a batch without their prompts: load the batch's input file together with this one"
 _TIMES = (
@@ -39,26 +53,26 @@ _MEASURES = {
 }
 
 
-def is_batch_input(document: Any) -> bool:
+def _is_openai_batch_input(document: Any) -> bool:
     return isinstance(document, Mapping) and {"custom_id", "body"} <= document.keys() and "response" not in document
 
 
-def batch_companion(document: Any) -> tuple[str, Any] | None:
-    return (str(document["custom_id"]), document["body"]) if is_batch_input(document) else None
+def _openai_batch_companion(document: Any) -> tuple[str, Any] | None:
+    return (str(document["custom_id"]), document["body"]) if _is_openai_batch_input(document) else None
 
 
-def batch_joined(document: Any, memory: Mapping[str, Any]) -> Any:
+def _openai_batch_joined(document: Any, memory: Mapping[str, Any]) -> Any:
     found = memory.get(str(document.get("custom_id"))) if isinstance(document, Mapping) else None
-    return document if found is None or is_batch_input(document) else {**document, "_request": found[-1]}
+    return document if found is None or _is_openai_batch_input(document) else {**document, "_request": found[-1]}
 
 
-def batch_left_out(call: Any) -> str | None:
-    if is_batch_input(call):
+def _openai_batch_left_out(call: Any) -> str | None:
+    if _is_openai_batch_input(call):
         return "requests of a batch, whose answers are in its output file: load both together"
     return None
 
 
-def batch_amend(call: Mapping[str, Any], row: dict[str, Any]) -> None:
+def _openai_batch_amend(call: Mapping[str, Any], row: dict[str, Any]) -> None:
     error = opened(find(call, "error")) or find(call, "response.body.error")
     row["error"] = error or None
     row["note"] = NO_REQUESTS if row["prompt"] is None else None
@@ -73,10 +87,10 @@ BATCH = Format(
         ("custom_id", "url", "body"),
         ("custom_id", "response", "error"),
     ),
-    left_out=batch_left_out,
-    amend=batch_amend,
-    companion=batch_companion,
-    joined=batch_joined,
+    left_out=_openai_batch_left_out,
+    amend=_openai_batch_amend,
+    companion=_openai_batch_companion,
+    joined=_openai_batch_joined,
     fields={
         "id": ("custom_id", "id"),
         "prompt": ("_request",),
@@ -228,4 +242,130 @@ CONVERSATIONS = Format(
     },
 )
 
-IMPORTERS = tuple(table.importer() for table in (BATCH, REQUESTS, STORED, CONVERSATIONS))
+OPENAI_IMPORTERS = tuple(table.importer() for table in (BATCH, REQUESTS, STORED, CONVERSATIONS))
+
+
+# Anthropic's message batches: the requests, and the results that answer them.
+
+
+def _anthropic_is_request(document: Any) -> bool:
+    return isinstance(document, Mapping) and {"custom_id", "params"} <= document.keys()
+
+
+def _anthropic_matches(document: Any) -> bool:
+    if _anthropic_is_request(document):
+        return True
+    result = opened(document.get("result")) if isinstance(document, Mapping) else None
+    return isinstance(result, Mapping) and "custom_id" in document and "type" in result
+
+
+def _anthropic_left_out(call: Any) -> str | None:
+    if _anthropic_is_request(call):
+        return "requests of a batch, whose answers are in its results file: load both together"
+    kind = find(call, "result.type")
+    return f"requests of a batch that were {kind}" if kind in {"canceled", "expired"} else None
+
+
+def _anthropic_companion(document: Any) -> tuple[str, Any] | None:
+    return (str(document["custom_id"]), document["params"]) if _anthropic_is_request(document) else None
+
+
+def _anthropic_joined(document: Any, memory: Mapping[str, Any]) -> Any:
+    found = memory.get(str(document.get("custom_id"))) if isinstance(document, Mapping) else None
+    return document if found is None or _anthropic_is_request(document) else {**document, "_request": found[-1]}
+
+
+def _anthropic_amend(call: Mapping[str, Any], row: dict[str, Any]) -> None:
+    if find(call, "result.type") == "errored":
+        error = opened(find(call, "result.error"))
+        inner = error.get("error") if isinstance(error, Mapping) and isinstance(error.get("error"), Mapping) else error
+        row["error"] = inner or "errored"
+
+
+ANTHROPIC = Format(
+    name="anthropic",
+    help="Anthropic message batches (requests and results)",
+    matches=_anthropic_matches,
+    left_out=_anthropic_left_out,
+    amend=_anthropic_amend,
+    companion=_anthropic_companion,
+    joined=_anthropic_joined,
+    fields={"id": ("custom_id",), "prompt": ("_request",), "answer": ("result.message",), "error": (), "provider": ()},
+)
+ANTHROPIC_IMPORTER = ANTHROPIC.importer()
+
+
+# Recorded HTTP exchanges with OpenAI or Anthropic (cassettes): the request's and the response's body as JSON.
+
+
+def _http_matches(document: Any) -> bool:
+    if not isinstance(document, Mapping):
+        return False
+    request, response = as_mapping(document.get("request")), as_mapping(document.get("response"))
+    return "body" in request and "body" in response and _http_endpoint(request) is not None
+
+
+def _http_read(document: Any, line: int) -> Imported:
+    if not _http_matches(document):
+        raise BrokenLineError("no request and response with bodies at an endpoint that is known")
+    request, response = document["request"], document["response"]
+    endpoint = _http_endpoint(request) or ""
+    body, answered = _http_text(request["body"]), _http_text(response["body"])
+    status = Fields(response, "response").count("status")
+    headers = {str(name).lower(): str(value) for name, value in as_mapping(response.get("headers")).items()}
+    headers = {name: value for name, value in headers.items() if name != "content-encoding"}  # the text is decoded
+    view, answer = read_request(endpoint, body), read_answer(endpoint, status or 200, headers, answered.encode())
+    told = as_mapping(response["body"])
+    exchange = Exchange(
+        request_id=Fields(told).text("id") or fingerprint([body, answered], length=32),
+        arm=Arm.CONTROL,
+        role=Role.IMPORTED,
+        unit_id=name(first(as_mapping(opened(body)), ("user", "metadata.user_id", "safety_identifier"))),
+        conversation_id=None,
+        started_at=Fields(told).time("created") or unknown_time(line),
+        provider="anthropic" if endpoint == "messages" else "openai",
+        endpoint=endpoint,
+        model_requested=view.model,
+        model=answer.model,
+        request=body,
+        response=answer.assembled,
+        text=answer.text,
+        tool_calls=json_text(answer.tool_calls or None),
+        finish_reason=answer.finish_reason,
+        outcome=answer.outcome,
+        status=status,
+        error_type=answer.error_type,
+        error_message=answer.error_message,
+        streamed=answer.streamed,
+        input_tokens=answer.usage.input_tokens,
+        cached_input_tokens=answer.usage.cached_input_tokens,
+        cache_write_tokens=answer.usage.cache_write_tokens,
+        output_tokens=answer.usage.output_tokens,
+        reasoning_tokens=answer.usage.reasoning_tokens,
+        prompt=prompt_text(view.messages),
+        turn=view.turn,
+        step=view.step,
+    )
+    return Imported(exchanges=[replace(exchange, latency_ms=_http_latency_ms(headers))])
+
+
+def _http_endpoint(request: Mapping[str, Any]) -> str | None:
+    return endpoint_of(urlsplit(str(request.get("uri") or request.get("url") or "")).path)
+
+
+def _http_text(body: Any) -> str:
+    return body if isinstance(body, str) else json.dumps(body)
+
+
+def _http_latency_ms(headers: Mapping[str, str]) -> float | None:
+    """What the provider says it took; a cassette keeps no other time."""
+    told = headers.get("openai-processing-ms", "")
+    return float(told) if told.isdigit() else None
+
+
+HTTP_IMPORTER = Importer(
+    name="http",
+    help="recorded HTTP exchanges (cassettes) with OpenAI or Anthropic",
+    matches=_http_matches,
+    read=_http_read,
+)
