@@ -1,41 +1,102 @@
 """Work in a provider's batches: half the price, hours instead of minutes, and no batch ever submitted twice.
 
-Order of things: items and state on disk, submit, id on disk, poll, results into the journal, "collected" on disk. Wherever
-a run is killed, the next one knows from the disk what to do; only between "submitted" and "id on disk" must it ask the
-provider, whose newer batches it matches by custom_id.
+On disk a batch is two files in `batches/`: NAME.jsonl with its requests, written and synced first, and NAME.json with its
+state, replaced as a whole. The order is: requests and state ("intended") on disk, submit, the provider's id ("submitted") on
+disk, poll, results into the journal, "collected" on disk. After a kill at any point the next run reads from the disk what
+is left to do; only between the submission and the id on disk must it ask the provider, whose newer batches it matches by
+custom_id.
 """
 
 from __future__ import annotations
 
 import asyncio
+import secrets
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
-from evalpipe.calls.batch import BatchCallError, BatchClient, BatchStatus, RequestBody
-from evalpipe.calls.batch_state import (
-    OPEN,
-    AnyItem,
-    BatchState,
-    changed,
-    intents,
-    items_in,
-    new_name,
-    save_intent,
-    save_state,
-)
+from evalpipe.calls.batch_client import BatchCallError, BatchClient, BatchStatus, RequestBody
 from evalpipe.calls.budget import Budget, CostOf, dearest, most_input_tokens
 from evalpipe.calls.client import CallOutcome, ModelResponse, ModelSettings, refusal
 from evalpipe.calls.journal import CallJournal
 from evalpipe.calls.runner import Clock, RecordedCost, Tally
 from evalpipe.errors import UpstreamError
+from evalpipe.files import write_synced
 from evalpipe.providers.base import Usage
+
+State = Literal["intended", "submitted", "collected", "abandoned"]
+OPEN: tuple[State, ...] = ("intended", "submitted")
+
+
+class BatchItem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One request of a batch: what is needed to read its answer without the texts. `at_most_usd`: what it can cost at most;
+    None = price unknown."""
+
+    custom_id: str
+    attempt: int
+    request_id: str
+    at_most_usd: float | None = None
+
+
+AnyItem = TypeVar("AnyItem", bound=BatchItem)
+
+
+class BatchState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One batch. `judge`: whose it is, the name of a judge or of an arm; `endpoint`: of its requests, where it is not its
+    provider's first; `at_most_usd`: what it can cost at most, at the batch price; None = price unknown."""
+
+    name: str
+    judge: str
+    fingerprint: str
+    provider: str
+    state: State
+    n_items: int
+    created_at: datetime
+    batch_id: str | None = None
+    at_most_usd: float | None = None
+    endpoint: str | None = None
+
+
+def new_name() -> str:
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(6)}"
+
+
+def save_intent(folder: Path, intent: BatchState, items: Sequence[BatchItem]) -> BatchState:
+    """Put a batch on disk, items first; it survives a power loss before this returns."""
+    encode = msgspec.json.Encoder().encode
+    write_synced(folder / f"{intent.name}.jsonl", b"".join(encode(item) + b"\n" for item in items))
+    save_state(folder, intent)
+    return intent
+
+
+def save_state(folder: Path, intent: BatchState) -> None:
+    write_synced(folder / f"{intent.name}.json", msgspec.json.encode(intent))
+    if intent.state not in OPEN:
+        (folder / f"{intent.name}.jsonl").unlink(missing_ok=True)
+
+
+def changed(intent: BatchState, **values: Any) -> BatchState:
+    return msgspec.structs.replace(intent, **values)
+
+
+def intents(folder: Path) -> list[BatchState]:
+    """Every batch ever intended, oldest first."""
+    return [msgspec.json.decode(path.read_bytes(), type=BatchState) for path in sorted(folder.glob("*.json"))]
+
+
+def items_in(folder: Path, intent: BatchState, kind: type[AnyItem]) -> Iterator[AnyItem]:
+    """The requests of an open batch."""
+    decoder = msgspec.json.Decoder(kind)
+    with (folder / f"{intent.name}.jsonl").open("rb") as file:
+        for line in file:
+            yield decoder.decode(line)
+
 
 _Result = TypeVar("_Result")
 Planned = TypeVar("Planned")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from evalpipe.calls.batch_state import (
+from evalpipe.calls.batches import (
     OPEN,
     BatchItem,
     BatchState,

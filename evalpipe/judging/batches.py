@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from evalpipe.calls.batch_state import BatchState
-from evalpipe.calls.batches import Batches, BatchRequest
+from evalpipe.calls.batches import Batches, BatchRequest, BatchState
 from evalpipe.calls.client import CallOutcome, ModelResponse, shown_params
 from evalpipe.judging.batch_state import Item, custom_id
 from evalpipe.judging.judgments import answered, failure, identical, message_of, outdated

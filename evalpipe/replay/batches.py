@@ -7,8 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from evalpipe.calls.batch_state import OPEN, BatchItem, BatchState, intents, items_in
-from evalpipe.calls.batches import Batches, BatchRequest
+from evalpipe.calls.batches import OPEN, Batches, BatchItem, BatchRequest, BatchState, intents, items_in
 from evalpipe.calls.client import CallOutcome, ModelResponse
 from evalpipe.calls.http import HttpAnswer
 from evalpipe.identity import fingerprint

@@ -17,8 +17,7 @@ from evalpipe.calls.batches import Batches
 from evalpipe.calls.budget import CostOf
 from evalpipe.calls.client import ENDS, ModelSettings
 from evalpipe.calls.journal import CallJournal, NoRoomError, no_room, one_line_if_full
-from evalpipe.calls.progress import Progress
-from evalpipe.calls.runner import CallRunner
+from evalpipe.calls.runner import CallRunner, Progress
 from evalpipe.errors import BudgetError, UpstreamError
 from evalpipe.providers.base import Usage
 from evalpipe.providers.pricing import cost_of

@@ -10,24 +10,19 @@ from typing import Any, TypeVar
 
 from evalpipe.analysis.analyze import Conclusion, Measurements, conclude, measure, summarized, with_preferences
 from evalpipe.analysis.record import ExperimentRecord, JudgedUntil, take_look
-from evalpipe.calls.batch import open_batch_client
+from evalpipe.calls.batch_client import open_batch_client
+from evalpipe.calls.batches import OPEN, intents
 from evalpipe.calls.client import address_of, api_key, open_client, shown_params
-from evalpipe.calls.journal import (
-    Journal,
-    answer_bytes,
-    compact,
-    judging_lock,
-    one_line_if_full,
-)
-from evalpipe.calls.progress import Progress
+from evalpipe.calls.journal import Journal, answer_bytes, compact, judging_lock, one_line_if_full
+from evalpipe.calls.runner import Progress, SystemClock
 from evalpipe.errors import BudgetError, ConfigError, DataError
-from evalpipe.judging.batch_state import OPEN, Item, intents
+from evalpipe.judging.batch_state import Item
 from evalpipe.judging.batches import BatchRun
 from evalpipe.judging.costs import CostEstimate, estimate
 from evalpipe.judging.judgments import message_of
 from evalpipe.judging.plan import calls_for, pages
 from evalpipe.judging.run_summary import RunSummary
-from evalpipe.judging.runner import Runner, SystemClock
+from evalpipe.judging.runner import Runner
 from evalpipe.judging.spec import JudgeSpec, judge_names
 from evalpipe.judging.stopping import EarlyStopper, LookResult, planned_pairs
 from evalpipe.stats.betting import SIGMA2_BOTH_ORDERS, SIGMA2_ONE_ORDER

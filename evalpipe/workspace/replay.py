@@ -10,21 +10,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from evalpipe.analysis.turns import goal_turns, mark_first_turns
-from evalpipe.calls.batch import open_batch_client
-from evalpipe.calls.batch_state import OPEN, BatchState, intents
+from evalpipe.calls.batch_client import open_batch_client
+from evalpipe.calls.batches import OPEN, BatchState, intents
 from evalpipe.calls.budget import Budget, CostOf, TokenEstimator
 from evalpipe.calls.client import is_local, remember_keys
 from evalpipe.calls.http import HttpSender
-from evalpipe.calls.journal import (
-    CallJournal,
-    RowKind,
-    compact_rows,
-    one_line_if_full,
-    running_lock,
-)
+from evalpipe.calls.journal import CallJournal, RowKind, compact_rows, one_line_if_full, running_lock
 from evalpipe.calls.limiter import Limiter
-from evalpipe.calls.progress import Progress
-from evalpipe.calls.runner import Route, SystemClock
+from evalpipe.calls.runner import Progress, Route, SystemClock
 from evalpipe.collector.settings import IN_PROCESS, ArmSettings
 from evalpipe.config import ArmConfig, Config, ReplayConfig
 from evalpipe.errors import BudgetError, ConfigError, DataError, EvalpipeError

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from evalpipe.calls import batch
-from evalpipe.judging.batch_state import intents
+from evalpipe.calls import batch_client
+from evalpipe.calls.batches import intents
 from evalpipe.judging.run_summary import RunSummary
 from evalpipe.sim.app import start_sim
 from evalpipe.sim.settings import JudgeBehaviour, SimSettings
@@ -141,10 +141,10 @@ def test_open_batches_are_seen_cancelled_and_not_asked_online_meanwhile(tmp_path
         found = workspace(tmp_path, sim.base_url)
         import threading
 
-        from evalpipe.calls import batches as judging_batches
+        from evalpipe.calls import batches as calls_batches
 
         submitted = threading.Event()
-        original = judging_batches.save_state
+        original = calls_batches.save_state
 
         class Killed(BaseException):
             pass
@@ -156,7 +156,7 @@ def test_open_batches_are_seen_cancelled_and_not_asked_online_meanwhile(tmp_path
                 raise Killed
 
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(judging_batches, "save_state", killed_after_acknowledgement)
+            patch.setattr(calls_batches, "save_state", killed_after_acknowledgement)
             run(found)
         assert submitted.is_set()
         (seen,) = see_batches(found, JudgeOptions())
@@ -199,7 +199,7 @@ def test_what_does_not_fit_one_batch_goes_into_several(
 ) -> None:
     """The provider refuses a batch above its bounds, which stand here at a few requests, or a few of the long ones."""
     most_requests, most_bytes = (3, 10**9) if bound == "requests" else (10**6, 20_000)
-    client = batch._MessageBatches if vendor == "anthropic" else batch._OpenAIBatches
+    client = batch_client._MessageBatches if vendor == "anthropic" else batch_client._OpenAIBatches
     monkeypatch.setattr(client, "max_requests", most_requests)
     monkeypatch.setattr(client, "max_bytes", most_bytes)
     monkeypatch.setattr(f"evalpipe.sim.batches.{vendor.upper()}_MAX_REQUESTS", most_requests)
@@ -218,8 +218,8 @@ def test_what_does_not_fit_one_batch_goes_into_several(
 
 def test_the_vendors_bounds() -> None:
     """https://docs.anthropic.com/en/docs/build-with-claude/batch-processing and https://platform.openai.com/docs/guides/batch"""
-    assert (batch._MessageBatches.max_requests, batch._MessageBatches.max_bytes) == (100_000, 256_000_000)
-    assert (batch._OpenAIBatches.max_requests, batch._OpenAIBatches.max_bytes) == (50_000, 200_000_000)
+    assert (batch_client._MessageBatches.max_requests, batch_client._MessageBatches.max_bytes) == (100_000, 256_000_000)
+    assert (batch_client._OpenAIBatches.max_requests, batch_client._OpenAIBatches.max_bytes) == (50_000, 200_000_000)
 
 
 def test_openai_batches(tmp_path: Path, sim: Any) -> None:

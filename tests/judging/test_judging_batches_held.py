@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from test_judging_batches import STATED, each_once, forget, run, vendor_workspace, workspace
 
-from evalpipe.calls import batch, batch_state, batches
-from evalpipe.calls.batch import BatchCallError
+from evalpipe.calls import batch_client, batches
+from evalpipe.calls.batch_client import BatchCallError
 from evalpipe.calls.client import CallOutcome, ModelResponse
 from evalpipe.calls.journal import Journal
 from evalpipe.calls.runner import RecordedCost, SystemClock
@@ -60,7 +60,7 @@ def submit_and_die(found: Workspace) -> None:
     """The batch's id is on the disk; nothing more."""
 
     def until_submitted(folder: Path, intent: Any) -> None:
-        batch_state.save_state(folder, intent)
+        batches.save_state(folder, intent)
         if intent.state == "submitted":
             raise Killed
 
@@ -86,7 +86,7 @@ def test_a_batch_is_held_at_one_token_a_byte_and_the_longest_answers(tmp_path: P
     """claude-haiku-4-5 in a batch: 0.5 and 2.5 USD a million tokens; 1,024 tokens of answer."""
     found = workspace(tmp_path, sim.base_url)
     submit_and_die(found)
-    (intent,) = batch_state.intents(batches_folder(found, "t"))
+    (intent,) = batches.intents(batches_folder(found, "t"))
     (spec,) = judge_setup.load_specs(found)
     least = len(spec.system.encode()) + 1000
     assert intent.at_most_usd is not None
@@ -99,12 +99,12 @@ def test_a_batch_is_held_at_one_token_a_byte_and_the_longest_answers(tmp_path: P
 def test_what_a_collected_batch_did_cost_is_no_longer_free_and_what_it_could_is(tmp_path: Path, sim: Any) -> None:
     found = workspace(tmp_path, sim.base_url)
     submit_and_die(found)
-    (first,) = batch_state.intents(batches_folder(found, "t"))
+    (first,) = batches.intents(batches_folder(found, "t"))
     assert first.at_most_usd is not None
     more_pairs(found, 40)
     cap = 3 * first.at_most_usd
     run(found, max_usd=cap)
-    others = [one for one in batch_state.intents(batches_folder(found, "t")) if one.name != first.name]
+    others = [one for one in batches.intents(batches_folder(found, "t")) if one.name != first.name]
     second = max(others, key=lambda one: one.at_most_usd or 0)  # names of one second have no order
     with open_store(found.data, "t") as store:
         (cost,) = store.connection.execute(
@@ -129,7 +129,7 @@ def test_killed_while_it_collects_nothing_is_asked_again(tmp_path: Path, sim: An
 def test_killed_before_its_state_is_on_the_disk_a_batch_never_was(tmp_path: Path, sim: Any) -> None:
     found = workspace(tmp_path, sim.base_url)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(batch_state, "write_synced", killed(batch_state.write_synced))
+        patch.setattr(batches, "write_synced", killed(batches.write_synced))
         run(found)
     assert sim.ledger()["calls"] == 0
     run(found)
@@ -140,14 +140,14 @@ def test_a_batch_that_may_be_ours_is_waited_for(tmp_path: Path) -> None:
     """Killed between submitting and reading the id, of a vendor whose batches show their requests only at their end."""
     with start_sim(SimSettings(judge=STATED, batch_seconds=1.0)) as slow:
         found = workspace(tmp_path, slow.base_url)
-        submit = batch._MessageBatches.submit
+        submit = batch_client._MessageBatches.submit
 
         async def unheard(self: Any, name: str, requests: Any) -> str:
             await submit(self, name, requests)
             raise Killed
 
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(batch._MessageBatches, "submit", unheard)
+            patch.setattr(batch_client._MessageBatches, "submit", unheard)
             run(found)
         run(found)
         assert (each_once(found), slow.ledger()["calls"]) == (True, 10)
@@ -189,17 +189,17 @@ def test_answers_to_another_rubric_give_no_verdict_and_are_paid(tmp_path: Path, 
 def test_an_answer_of_a_batch_without_a_usage_is_held_at_its_worst(
     tmp_path: Path, sim: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    results = batch._MessageBatches.results
+    results = batch_client._MessageBatches.results
 
     async def silent(self: Any, batch_id: str) -> AsyncIterator[tuple[str, ModelResponse]]:
         async for name, reply in results(self, batch_id):
             assert reply.answer is not None
             yield name, replace(reply, answer=replace(reply.answer, usage=Usage()))
 
-    monkeypatch.setattr(batch._MessageBatches, "results", silent)
+    monkeypatch.setattr(batch_client._MessageBatches, "results", silent)
     found = workspace(tmp_path, sim.base_url)
     run(found)
-    (intent,) = batch_state.intents(batches_folder(found, "t"))
+    (intent,) = batches.intents(batches_folder(found, "t"))
     assert each_once(found)
     assert spent(found) == pytest.approx(intent.at_most_usd)
 
@@ -208,7 +208,7 @@ def test_a_batch_is_held_by_the_bytes_of_its_texts(tmp_path: Path, sim: Any) -> 
     """Two answers of 9,000 bytes and 3,000 characters each, in both orders."""
     found = workspace(tmp_path, sim.base_url, texts=["判" * 3_000])
     submit_and_die(found)
-    (intent,) = batch_state.intents(batches_folder(found, "t"))
+    (intent,) = batches.intents(batches_folder(found, "t"))
     assert intent.at_most_usd is not None
     assert intent.at_most_usd > 2 * ((18_000 + 1_000) * 0.5e-6 + 1024 * 2.5e-6)
 
@@ -223,7 +223,7 @@ def test_a_batch_is_held_at_the_price_of_a_dearer_model_that_answered_before(tmp
         note = json.dumps({ASKED_MODEL: spec.model})
         store.write_judgments([replace(before, judge_model="claude-opus-4-5-20251101", note=note)])
     submit_and_die(found)
-    (intent,) = batch_state.intents(batches_folder(found, "t"))
+    (intent,) = batches.intents(batches_folder(found, "t"))
     assert intent.at_most_usd is not None and intent.at_most_usd > 2 * 1024 * 12.5e-6
 
 
@@ -233,25 +233,25 @@ def test_a_batch_of_an_earlier_version_is_held_at_equal_shares(
     found = workspace(tmp_path, sim.base_url)
     submit_and_die(found)
     folder = batches_folder(found, "t")
-    (intent,) = batch_state.intents(folder)
+    (intent,) = batches.intents(folder)
     items = folder / f"{intent.name}.jsonl"
     older = [{**json.loads(line), "at_most_usd": None} for line in items.read_text().splitlines()]
     items.write_text("".join(json.dumps(item) + "\n" for item in older))
-    results = batch._MessageBatches.results
+    results = batch_client._MessageBatches.results
 
     async def silent(self: Any, batch_id: str) -> AsyncIterator[tuple[str, ModelResponse]]:
         async for name, reply in results(self, batch_id):
             assert reply.answer is not None
             yield name, replace(reply, answer=replace(reply.answer, usage=Usage()))
 
-    monkeypatch.setattr(batch._MessageBatches, "results", silent)
+    monkeypatch.setattr(batch_client._MessageBatches, "results", silent)
     run(found)
     assert each_once(found)
     assert spent(found) == pytest.approx(intent.at_most_usd)
 
 
 def test_results_that_break_off_are_booked_once(tmp_path: Path, sim: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    results, n_read = batch._MessageBatches.results, []
+    results, n_read = batch_client._MessageBatches.results, []
 
     async def torn(self: Any, batch_id: str) -> AsyncIterator[tuple[str, ModelResponse]]:
         n_read.append(0)
@@ -261,7 +261,7 @@ def test_results_that_break_off_are_booked_once(tmp_path: Path, sim: Any, monkey
             n_read[-1] += 1
             yield found
 
-    monkeypatch.setattr(batch._MessageBatches, "results", torn)
+    monkeypatch.setattr(batch_client._MessageBatches, "results", torn)
     found = workspace(tmp_path, sim.base_url)
     tally = run(found)
     assert n_read == [6, 10]
@@ -282,7 +282,7 @@ def test_the_answers_are_synced_before_the_batch_counts_as_collected(
 
     def saving(folder: Path, intent: Any) -> None:
         seen.append(intent.state)
-        batch_state.save_state(folder, intent)
+        batches.save_state(folder, intent)
 
     monkeypatch.setattr(os, "fsync", noting)
     monkeypatch.setattr(batches, "save_state", saving)

@@ -353,9 +353,9 @@ def test_troubles_of_the_provider_are_no_attempts(tmp_path: Path) -> None:
 def test_a_batch_reads_and_gives_up_by_the_same_rules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("evalpipe.calls.batches.FIRST_POLL_S", 0.05)
     replies = {"q0": UNREAD["quoted in a fence"], "q1": READ["thinking, fenced draft"][0]}
-    from evalpipe.calls import batch
+    from evalpipe.calls import batch_client
 
-    whole = batch.read_reply
+    whole = batch_client.read_reply
     n_read = 0
 
     def replaced(endpoint: str, status: int, headers: Any, body: bytes, **more: Any) -> Any:
@@ -365,7 +365,7 @@ def test_a_batch_reads_and_gives_up_by_the_same_rules(tmp_path: Path, monkeypatc
         document["content"] = [{"type": "text", "text": replies[question]}]
         return whole(endpoint, status, headers, json.dumps(document).encode(), **more)
 
-    monkeypatch.setattr(batch, "read_reply", replaced)
+    monkeypatch.setattr(batch_client, "read_reply", replaced)
     with start_sim(SimSettings(judge=JudgeBehaviour(behaviour="stated", accuracy=0.9), batch_seconds=0.05)) as sim:
         question = "q1"
         found = batch_workspace(tmp_path, sim.base_url, n=1)
@@ -538,7 +538,7 @@ def test_a_long_wait_is_announced_with_its_end_and_its_reason(
         slept.append(seconds)
         self.skipped = getattr(self, "skipped", 0.0) + 700
 
-    from evalpipe.judging.runner import SystemClock
+    from evalpipe.calls.runner import SystemClock
 
     real = SystemClock.monotonic
     monkeypatch.setattr(SystemClock, "sleep", sleep)
