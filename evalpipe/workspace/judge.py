@@ -16,8 +16,7 @@ from evalpipe.calls.client import address_of, api_key, open_client, shown_params
 from evalpipe.calls.journal import Journal, answer_bytes, compact, judging_lock, one_line_if_full
 from evalpipe.calls.runner import Progress, SystemClock
 from evalpipe.errors import BudgetError, ConfigError, DataError
-from evalpipe.judging.batch_state import Item
-from evalpipe.judging.batches import BatchRun
+from evalpipe.judging.batches import BatchRun, Item
 from evalpipe.judging.costs import CostEstimate, estimate
 from evalpipe.judging.judgments import message_of
 from evalpipe.judging.plan import calls_for, pages

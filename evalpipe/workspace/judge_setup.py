@@ -9,13 +9,15 @@ from pathlib import Path
 
 from evalpipe.analysis.sql import rows
 from evalpipe.analysis.turns import goal_turns, mark_first_turns
+from evalpipe.calls.batches import OPEN, intents
 from evalpipe.calls.budget import Budget, CostOf
 from evalpipe.calls.client import address_of
 from evalpipe.calls.journal import compact
 from evalpipe.calls.limiter import Limiter
+from evalpipe.calls.runner import SystemClock
 from evalpipe.config import JudgeConfig
 from evalpipe.errors import EvalpipeError, NothingToJudgeError
-from evalpipe.judging.batch_state import OPEN, intents, pending
+from evalpipe.judging.batches import pending
 from evalpipe.judging.costs import (
     TOKENS_PER_CHAR,
     CostHistory,
@@ -26,7 +28,6 @@ from evalpipe.judging.costs import (
 )
 from evalpipe.judging.plan import PairRules, Plan, make_plan
 from evalpipe.judging.run_summary import RunSummary
-from evalpipe.judging.runner import SystemClock
 from evalpipe.judging.spec import JudgeSpec, load_judge
 from evalpipe.models import ANSWERED, ASKED_MODEL, JudgeMode
 from evalpipe.providers.base import Usage

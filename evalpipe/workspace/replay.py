@@ -25,10 +25,9 @@ from evalpipe.models import Arm, ReplayCall
 from evalpipe.providers.base import ENDPOINTS
 from evalpipe.providers.model_names import same_model
 from evalpipe.providers.registry import PROVIDERS
-from evalpipe.replay.batches import ReplayBatches, ReplayItem, of_one, pending
 from evalpipe.replay.plan import ReplayPlan, logged_requests, make_plan, pages
 from evalpipe.replay.requests import LoggedRequest, ReplayArm
-from evalpipe.replay.runner import Asked, ReplayRunner
+from evalpipe.replay.runner import Asked, ReplayBatches, ReplayItem, ReplayRunner, of_one, pending
 from evalpipe.replay.summary import ReplayEstimate, ReplaySummary, estimate
 from evalpipe.store.exchange_rows import ReadingRules
 from evalpipe.store.loads import take_out_replays

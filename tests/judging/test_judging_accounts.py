@@ -13,12 +13,12 @@ from fake_provider import Call, FakeProvider, Response, longer_wins, render
 from test_judging_run import FAST, pairs, rows, run, workspace
 from test_judging_settle import ANSWERED, OPTIONS, crashed, held
 
+from evalpipe.calls.batches import BatchState, save_intent
 from evalpipe.calls.journal import Journal, compact, judging_lock, read_journal
+from evalpipe.calls.runner import RecordedCost, SystemClock
 from evalpipe.errors import BudgetError, WorkspaceBusyError
-from evalpipe.judging.batch_state import BatchState, save_intent
-from evalpipe.judging.judgments import RecordedCost, sent
+from evalpipe.judging.judgments import sent
 from evalpipe.judging.plan import calls_for
-from evalpipe.judging.runner import SystemClock
 from evalpipe.models import Judgment, JudgmentStatus, ShownFirst
 from evalpipe.store.query import open_store, read_selection
 from evalpipe.workspace import call_runs, judge_setup

@@ -17,7 +17,7 @@ from evalpipe.calls.batch_client import BatchCallError
 from evalpipe.calls.client import CallOutcome, ModelResponse
 from evalpipe.calls.journal import Journal
 from evalpipe.calls.runner import RecordedCost, SystemClock
-from evalpipe.judging.batch_state import items_of
+from evalpipe.judging.batches import items_of
 from evalpipe.judging.judgments import sent
 from evalpipe.judging.plan import calls_for
 from evalpipe.models import ASKED_MODEL

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fake_provider import FakeProvider, Response, longer_wins
 
-from evalpipe.judging.batch_state import intents
+from evalpipe.calls.batches import intents
 from evalpipe.sim.app import start_sim
 from evalpipe.sim.settings import JudgeBehaviour, SimSettings
 from evalpipe.store.query import open_store

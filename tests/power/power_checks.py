@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from power_runs import SECRET
 
-from evalpipe.judging.batch_state import OPEN, intents, items_of
+from evalpipe.calls.batches import OPEN, intents
+from evalpipe.judging.batches import items_of
 from evalpipe.judging.costs import settled_calls, settlements_folder
 from evalpipe.spool.checkpoint import OWN_PREFIX, load_state
 from evalpipe.spool.format import RequestRecord, ShadowRecord, read_record

@@ -206,8 +206,9 @@ def journal(folder: str) -> None:
 
 def batches(folder: str) -> None:
     """A batch on its way: intended, submitted, collected; another that never arrived."""
+    from evalpipe.calls.batches import BatchState, changed, save_intent, save_state
     from evalpipe.calls.journal import Journal, compact
-    from evalpipe.judging.batch_state import BatchState, Item, changed, save_intent, save_state
+    from evalpipe.judging.batches import Item
     from evalpipe.store.query import open_store
     from evalpipe.workspace.judge_setup import batches_folder, journal_folder
     from evalpipe.workspace.paths import open_workspace
