@@ -19,7 +19,7 @@ from evalpipe.analysis.populations import Missing, note_of
 from evalpipe.analysis.result import ArmValue
 from evalpipe.analysis.settings import SIGMA2_PAIRED_BINARY, LookPlan
 from evalpipe.analysis.sql import Connection, rows
-from evalpipe.stats import betting, estimates, rare_events
+from evalpipe.stats import betting, estimates, event_rates
 from evalpipe.stats.clusters import ArmAggregate, Array, PairedAggregate, Spread, paired_aggregate
 from evalpipe.stats.estimates import Estimate
 from evalpipe.stats.event_rates import paired_events, unpaired_events
@@ -269,9 +269,9 @@ def _conditional(
     """
     rate_c, rate_t = found.control.ratio or 0.0, found.treatment.ratio or 0.0
     effect = _design_effect(found, times)
-    ratio = rare_events.rate_ratio(
+    ratio = event_rates.rate_ratio(
         [
-            rare_events.Stage(
+            event_rates.Stage(
                 treatment_events=one.treatment_users / effect,
                 control_events=one.control_users / effect,
                 share=one.share,

@@ -29,7 +29,7 @@ def unload(
     evalpipe unload answers.csv
     ```
     """
-    from evalpipe.store.loads import loads_in
+    from evalpipe.store.load_history import loads_in
     from evalpipe.workspace.load import unload as run
     from evalpipe.workspace.paths import open_workspace
 

@@ -16,9 +16,9 @@ from evalpipe.errors import ConfigError
 from evalpipe.models import ANSWERED, FAILED, Arm, GuardrailVerdict
 from evalpipe.providers.setup_faults import FaultDetector
 from evalpipe.rollout.observations import RATES, Event, Observation, UserSums, cost_of, latency_of, ttft_of
-from evalpipe.stats import estimates, rare_events
+from evalpipe.stats import estimates, event_rates
 from evalpipe.stats.betting import log_wealth, tuned_bets
-from evalpipe.stats.rare_events import effective_events, log_e_above, lower_bound
+from evalpipe.stats.event_rates import effective_events, log_e_above, lower_bound
 from evalpipe.stats.sequential import DEFAULT_N_STAR_USERS, one_sided_critical_value, optimal_r
 
 _QUANTILE = re.compile(r"p(\d\d|99\d)_(latency|ttft)_ms")
@@ -124,7 +124,7 @@ class RateDifference:
         # An absolute margin becomes a rate ratio by control's own rate, taken low by one event's worth at most.
         ratio = 1 + (self.margin.value if self.margin.relative else self.margin.value * control.n / (control.total + 1))
         allowed = share * ratio / (share * ratio + 1 - share)
-        log_e = rare_events.log_alarm([rare_events.Stage(treatment_events=x, control_events=y, share=allowed)])
+        log_e = event_rates.log_alarm([event_rates.Stage(treatment_events=x, control_events=y, share=allowed)])
         difference = treatment.total / treatment.n - control.total / control.n
         return GuardrailVerdict(
             guardrail=self.name,

@@ -21,8 +21,7 @@ from evalpipe.providers.decoding import EncodingError, decode_request
 from evalpipe.providers.json_values import MalformedJSONError, as_dict, dump, parse
 from evalpipe.providers.paths import endpoint_of
 from evalpipe.sim.batches import BatchStore, MessageBatches, OpenAIBatches
-from evalpipe.sim.completions import Completions, Ledger
-from evalpipe.sim.engine import Engine
+from evalpipe.sim.completions import Completions, Engine, Ledger
 from evalpipe.sim.http import MAX_BODY_BYTES, HttpRequest, HttpServer, Responder
 from evalpipe.sim.judges import SimulatedJudge
 from evalpipe.sim.limits import MARK, common_headers, error_answer

@@ -17,8 +17,7 @@ from urllib.parse import parse_qs
 from evalpipe.errors import ConfigError
 from evalpipe.providers.base import ENDPOINTS
 from evalpipe.providers.json_values import MalformedJSONError, as_dict, as_list, as_text, dump, parse
-from evalpipe.sim.completions import Call, Ledger, plain_body
-from evalpipe.sim.engine import Engine, Planned
+from evalpipe.sim.completions import Call, Engine, Ledger, Planned, plain_body
 from evalpipe.sim.http import HttpRequest, Responder
 from evalpipe.sim.limits import common_headers, error_answer
 from evalpipe.sim.requests import BadRequestError, SimRequest, read_sim_request

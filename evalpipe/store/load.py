@@ -42,7 +42,7 @@ from evalpipe.store.importers.detection import Examined
 from evalpipe.store.importers.documents import Document, Text
 from evalpipe.store.importers.mapping import Arms
 from evalpipe.store.json_documents import parse_document, rejected_form
-from evalpipe.store.loads import Ledger
+from evalpipe.store.load_history import Ledger
 from evalpipe.store.parquet import DatasetWriter, existing_keys
 from evalpipe.store.query import writing
 from evalpipe.store.schema import BY_NAME, holds_failures, to_table

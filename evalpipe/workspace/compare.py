@@ -20,7 +20,7 @@ from evalpipe.models import Arm, Exchange, Label
 from evalpipe.providers.model_names import family, same_family
 from evalpipe.store.importers.base import Imported
 from evalpipe.store.load import Entry, Reading, read_source, store_rows
-from evalpipe.store.loads import loads_in
+from evalpipe.store.load_history import loads_in
 from evalpipe.text import printable
 from evalpipe.workspace.load import (
     LoadOptions,

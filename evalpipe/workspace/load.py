@@ -46,8 +46,8 @@ from evalpipe.store.load import (
     source_request_ids,
     spool_request_ids,
 )
-from evalpipe.store.loads import Load, loads_in
-from evalpipe.store.loads import unload as take_out
+from evalpipe.store.load_history import Load, loads_in
+from evalpipe.store.load_history import unload as take_out
 from evalpipe.store.parquet import private_file, sweep_stale
 from evalpipe.store.query import open_store
 from evalpipe.store.schema import DATASETS

@@ -30,7 +30,7 @@ from evalpipe.replay.requests import LoggedRequest, ReplayArm
 from evalpipe.replay.runner import Asked, ReplayBatches, ReplayItem, ReplayRunner, of_one, pending
 from evalpipe.replay.summary import ReplayEstimate, ReplaySummary, estimate
 from evalpipe.store.exchange_rows import ReadingRules
-from evalpipe.store.loads import take_out_replays
+from evalpipe.store.load_history import take_out_replays
 from evalpipe.store.query import Selection, Store, note_control_from, open_store, readable
 from evalpipe.store.replays import ReplayAccount, account_of, folder_of, write_calls
 from evalpipe.workspace.call_runs import (

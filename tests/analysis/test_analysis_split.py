@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from experiment_builders import NOW, START, check, failing, frame, metric, run
 
-from evalpipe.stats.rare_events import Stage, rate_ratio
+from evalpipe.stats.event_rates import Stage, rate_ratio
 
 
 def _stage(

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from chunks import Chunk, Sums
 from lines import Line, type_one_bound
 
-from evalpipe.stats import betting, estimates, rare_events, sequential
+from evalpipe.stats import betting, estimates, event_rates, sequential
 from evalpipe.stats.clusters import paired_aggregate
 from evalpipe.stats.event_rates import paired_events
 from evalpipe.stats.means import paired_difference
@@ -215,9 +215,9 @@ def _canary_tables() -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     one_sided = np.zeros((top + 1, events + 1), bool)
     for m in range(1, events + 1):
         for x in range(max(0, m // 10 - 70), min(m, top, m // 10 + 70) + 1):
-            counts = rare_events.Stage(treatment_events=x, control_events=m - x, share=share)
-            two_sided[x, m] = rare_events.log_e([counts]) >= stop
-            one_sided[x, m] = rare_events.log_alarm([counts]) >= stop
+            counts = event_rates.Stage(treatment_events=x, control_events=m - x, share=share)
+            two_sided[x, m] = event_rates.log_e([counts]) >= stop
+            one_sided[x, m] = event_rates.log_alarm([counts]) >= stop
     return two_sided, one_sided
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from oracle_cases import Case, oracle
 
-from evalpipe.stats import betting, multiplicity, planning, rare_events, sequential, srm
+from evalpipe.stats import betting, event_rates, multiplicity, planning, sequential, srm
 from evalpipe.stats.clusters import arm_aggregate
 from evalpipe.stats.group_sequential import alpha_spent, critical_values
 from evalpipe.stats.means import arm_interval, unpaired_difference
@@ -52,10 +52,10 @@ def test_oracle_bernoulli_eprocess(case: Case) -> None:
     i = case.input
     a, b, p0 = i["prior_a"], i["prior_b"], i["p0"]
     share = a / (a + b)
-    stage = rare_events.Stage(treatment_events=i["t_events"], control_events=i["c_events"], share=share)
+    stage = event_rates.Stage(treatment_events=i["t_events"], control_events=i["c_events"], share=share)
     ratio = p0 / (1 - p0) * b / a
-    case.equal("log_e", rare_events.log_e([stage], rate_ratio=ratio, prior_weight=a + b))
-    estimate = rare_events.rate_ratio([stage], alpha=i["alpha"], prior_weight=a + b)
+    case.equal("log_e", event_rates.log_e([stage], rate_ratio=ratio, prior_weight=a + b))
+    estimate = event_rates.rate_ratio([stage], alpha=i["alpha"], prior_weight=a + b)
 
     def probability(limit: float | None, unbounded: float) -> float:
         return unbounded if limit is None else (1 + limit) * share / ((1 + limit) * share + 1 - share)

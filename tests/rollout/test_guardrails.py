@@ -22,7 +22,7 @@ from evalpipe.rollout.guardrails import (
     evaluate_guardrails,
 )
 from evalpipe.rollout.observations import RATES, Observation, UserSums
-from evalpipe.stats.rare_events import ALARM_ODDS, effective_events, log_e_above, lower_bound
+from evalpipe.stats.event_rates import ALARM_ODDS, effective_events, log_e_above, lower_bound
 
 
 def seen(arm: Arm, unit: str, outcome: Outcome = Outcome.OK, **more: float) -> Observation:

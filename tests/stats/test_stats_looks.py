@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from evalpipe.analysis.checks.traffic import sample_ratio
-from evalpipe.stats import betting, rare_events, sequential, srm
+from evalpipe.stats import betting, event_rates, sequential, srm
 from evalpipe.stats.group_sequential import Scheduled, critical_values
 from evalpipe.stats.sequential import Anytime, Fixed
 
@@ -105,7 +105,7 @@ def test_nothing_seen_says_nothing() -> None:
     assert betting.limits([], [], bets) == (0.0, 1.0)
     assert betting.log_wealth([], [], 0.5, bets) == (0.0, 0.0)
     assert betting.bounded_mean([], [], bets).status == "no_data"
-    assert rare_events.rate_ratio([]).status == "too_few_events"
+    assert event_rates.rate_ratio([]).status == "too_few_events"
     assert srm.chi_square([0, 0], [1, 1]) is None
     assert srm.log_e([0, 0], [1, 9]) == 0
 
@@ -113,10 +113,10 @@ def test_nothing_seen_says_nothing() -> None:
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.5])
 def test_conditional_e_values_are_martingales(share: float) -> None:
     for x, y in itertools.product((0, 1, 5, 30), repeat=2):
-        for log_e in (rare_events.log_e, rare_events.log_alarm):
+        for log_e in (event_rates.log_e, event_rates.log_alarm):
 
             def e(t: int, c: int, log_e=log_e) -> float:
-                return math.exp(log_e([rare_events.Stage(treatment_events=t, control_events=c, share=share)]))
+                return math.exp(log_e([event_rates.Stage(treatment_events=t, control_events=c, share=share)]))
 
             assert share * e(x + 1, y) + (1 - share) * e(x, y + 1) == pytest.approx(e(x, y))
 
@@ -124,26 +124,26 @@ def test_conditional_e_values_are_martingales(share: float) -> None:
 @settings(max_examples=60)
 @given(st.lists(st.tuples(count, count, st.sampled_from([0.01, 0.1, 0.5])), min_size=1, max_size=3))
 def test_rate_ratio_mirrors_and_agrees_with_its_e_value(rows: list[tuple[int, int, float]]) -> None:
-    stages = [rare_events.Stage(treatment_events=x, control_events=y, share=s) for x, y, s in rows]
-    mirrored = [rare_events.Stage(treatment_events=y, control_events=x, share=1 - s) for x, y, s in rows]
-    estimate, inverse = rare_events.rate_ratio(stages), rare_events.rate_ratio(mirrored)
+    stages = [event_rates.Stage(treatment_events=x, control_events=y, share=s) for x, y, s in rows]
+    mirrored = [event_rates.Stage(treatment_events=y, control_events=x, share=1 - s) for x, y, s in rows]
+    estimate, inverse = event_rates.rate_ratio(stages), event_rates.rate_ratio(mirrored)
     if estimate.status != "ok":
         assert sum(x + y for x, y, _ in rows) == 0 or (estimate.ci_low is None and len(rows) > 1)
         return
-    assert rare_events.log_e(stages) == pytest.approx(rare_events.log_e(mirrored), abs=1e-9)
+    assert event_rates.log_e(stages) == pytest.approx(event_rates.log_e(mirrored), abs=1e-9)
     if estimate.ci_high is not None and inverse.ci_low is not None and inverse.ci_low > -1:
         assert (1 + estimate.ci_high) * (1 + inverse.ci_low) == pytest.approx(1, rel=1e-6)
     excluded = (estimate.ci_low or -1) > 0 or (estimate.ci_high is not None and estimate.ci_high < 0)
     assert (
-        excluded == (rare_events.log_e(stages) > math.log(20)) or abs(rare_events.log_e(stages) - math.log(20)) < 1e-6
+        excluded == (event_rates.log_e(stages) > math.log(20)) or abs(event_rates.log_e(stages) - math.log(20)) < 1e-6
     )
     if estimate.point is not None and estimate.ci_low is not None:
         assert estimate.ci_low <= estimate.point <= (estimate.ci_high or math.inf)
 
 
 def test_one_stage_ratio_is_the_ratio_of_the_rates() -> None:
-    stage = rare_events.Stage(treatment_events=20, control_events=60, share=0.25)
-    assert rare_events.rate_ratio([stage]).point == pytest.approx((20 / 0.25) / (60 / 0.75) - 1)
+    stage = event_rates.Stage(treatment_events=20, control_events=60, share=0.25)
+    assert event_rates.rate_ratio([stage]).point == pytest.approx((20 / 0.25) / (60 / 0.75) - 1)
 
 
 @given(st.integers(1, 400), st.floats(0.001, 0.5), st.sampled_from([0.1, 0.5, 0.9]))

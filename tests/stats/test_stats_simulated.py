@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from evalpipe.stats import betting, quantiles, rare_events
+from evalpipe.stats import betting, event_rates, quantiles
 from evalpipe.stats.clusters import arm_aggregate
 from evalpipe.stats.means import unpaired_difference
 
@@ -54,15 +54,15 @@ def test_betting_interval_holds_at_every_look() -> None:
 @pytest.mark.parametrize("limit", [0.01, 0.2])
 def test_threshold_e_value_is_a_martingale_at_its_limit(limit: float) -> None:
     for events, n in ((0, 0), (0, 40), (3, 40), (12, 50)):
-        now = math.exp(rare_events.log_e_above(events, n, limit))
-        hit = math.exp(rare_events.log_e_above(events + 1, n + 1, limit))
-        miss = math.exp(rare_events.log_e_above(events, n + 1, limit))
+        now = math.exp(event_rates.log_e_above(events, n, limit))
+        hit = math.exp(event_rates.log_e_above(events + 1, n + 1, limit))
+        miss = math.exp(event_rates.log_e_above(events, n + 1, limit))
         assert limit * hit + (1 - limit) * miss == pytest.approx(now)
-    assert rare_events.lower_bound(0, 100, 0.05) == 0
+    assert event_rates.lower_bound(0, 100, 0.05) == 0
 
 
 def test_effective_events_are_at_most_the_events_seen() -> None:
     """rate·(1 − rate)/variance rows' worth, but never more than the rows: users more alike than chance add nothing."""
-    assert rare_events.effective_events(10, 100, 50, 0.1 * 0.9 / 40) == pytest.approx((4, 40))
-    assert rare_events.effective_events(10, 100, 50, 0.1 * 0.9 / 4000) == pytest.approx((10, 100))
-    assert rare_events.effective_events(10, 100, 4, 0.1 * 0.9 / 4000) == pytest.approx((0.4, 4))  # 4 users: one each
+    assert event_rates.effective_events(10, 100, 50, 0.1 * 0.9 / 40) == pytest.approx((4, 40))
+    assert event_rates.effective_events(10, 100, 50, 0.1 * 0.9 / 4000) == pytest.approx((10, 100))
+    assert event_rates.effective_events(10, 100, 4, 0.1 * 0.9 / 4000) == pytest.approx((0.4, 4))  # 4 users: one each
