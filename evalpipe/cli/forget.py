@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from evalpipe.cli import options
+
+if TYPE_CHECKING:
+    from evalpipe.workspace.retention import Removal
 
 
 def forget(
@@ -28,7 +32,7 @@ def forget(
 
     Example: `evalpipe forget --user u-4711 --dry-run`
     """
-    from evalpipe.cli.options import interrupt_on_sigterm, lines
+    from evalpipe.cli.options import interrupt_on_sigterm
     from evalpipe.text import printable
     from evalpipe.workspace import retention
     from evalpipe.workspace.paths import open_workspace
@@ -39,9 +43,32 @@ def forget(
         typer.echo(json.dumps([asdict(one) for one in found], indent=2))
     else:
         for removal in found:
-            for line in lines(removal):
+            for line in removal_lines(removal):
                 typer.echo(printable(line))
         if not found:
             typer.echo("no experiment is loaded: nothing is stored")
     if not dry_run and any(one.waiting or one.damaged for one in found):
         raise typer.Exit(1)
+
+
+_COUNTED = {
+    "exchanges": "answer",
+    "judgments": "judgment",
+    "feedback": "comment",
+    "labels": "label",
+    "rejected": "rejected line",
+    "reports": "report page",
+}
+
+
+def removal_lines(removal: Removal) -> Iterator[str]:
+    """The counts in one line, then what is left, and why."""
+    counts = [f"{n:,} {word}{'s' * (n != 1)}" for name, word in _COUNTED.items() if (n := getattr(removal, name))]
+    done = "would take" if removal.dry_run else "took"
+    whose = f" before {removal.before}" if removal.before else ""
+    if counts:
+        yield f"{removal.experiment}: {done} the texts out of {', '.join(counts)}{whose}"
+    else:
+        hint = "" if removal.before else "; is it the plain id, as the app sends it?"
+        yield f"{removal.experiment}: nothing to remove{whose}{hint}"
+    yield from (f"  {note}" for note in removal.notes)

@@ -73,9 +73,7 @@ def judge(
         int | None,
         typer.Option("--limit", "-n", min=1, help="Judge only the first N pairs, in the order of the run."),
     ] = None,
-    max_usd: Annotated[
-        float | None, typer.Option("--max-usd", min=0.0, help="Hard cap over all runs of this experiment and judge.")
-    ] = None,
+    max_usd: options.MaxUsd = None,
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Print pairs, what is left out, calls, tokens and dollars; send nothing.")
     ] = False,
@@ -176,10 +174,6 @@ def _check_flags(*, estimate: bool, batch: bool, status: bool, cancel: bool, unt
         raise ConfigError(f"{' and '.join(given)} exclude each other: leave one out")
 
 
-Judges = Annotated[
-    list[str] | None,
-    typer.Option("--judge", "-j", help="Judge by name; several at once.  [default: [judge] name]"),
-]
 Paths = Annotated[
     list[Path] | None,
     typer.Argument(help="Log files: load them, and read their requests only.  [default: what is loaded]"),
@@ -188,10 +182,8 @@ Paths = Annotated[
 
 @commands.command("self-test")
 def self_test(
-    judges: Judges = None,
-    max_usd: Annotated[
-        float | None, typer.Option("--max-usd", min=0.0, help="Hard cap over all runs of this experiment and judge.")
-    ] = None,
+    judges: options.Judges = None,
+    max_usd: options.MaxUsd = None,
     experiment: options.Experiment = None,
     config: options.Config = None,
     data: options.Data = None,
@@ -215,7 +207,7 @@ def self_test(
 @commands.command()
 def audit(
     paths: Paths = None,
-    judges: Judges = None,
+    judges: options.Judges = None,
     since: options.Since = None,
     until: options.Until = None,
     where: options.Where = None,
@@ -266,7 +258,7 @@ def list_judges(
 def show_prompt(
     request_id: Annotated[str, typer.Argument(metavar="REQUEST_ID", help="The pair's request id.")],
     paths: Paths = None,
-    judges: Judges = None,
+    judges: options.Judges = None,
     experiment: options.Experiment = None,
     config: options.Config = None,
     data: options.Data = None,
@@ -290,7 +282,7 @@ def show_prompt(
 @commands.command()
 def reparse(
     paths: Paths = None,
-    judges: Judges = None,
+    judges: options.Judges = None,
     since: options.Since = None,
     until: options.Until = None,
     where: options.Where = None,
@@ -318,9 +310,7 @@ def reparse(
 
 @commands.command()
 def settle(
-    judges: Annotated[
-        list[str] | None, typer.Option("--judge", "-j", help="Judge by name.  [default: [judge] name]")
-    ] = None,
+    judges: options.Judges = None,
     bill: Annotated[
         float | None,
         typer.Option(

@@ -1,19 +1,14 @@
-"""Options that several commands share, SIGTERM, and the lines of `prune` and `forget`."""
+"""Options that several commands share, and SIGTERM for commands that clean up."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
-
-if TYPE_CHECKING:
-    from evalpipe.workspace.retention import Removal
-
 
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="Configuration file.  [default: ./evalpipe.toml]")]
 Data = Annotated[Path | None, typer.Option("--data", envvar="EVALPIPE_DATA", help="Data folder.  [default: ./data]")]
@@ -51,9 +46,6 @@ LogLevel = Annotated[LogLevels, typer.Option("--log-level", help="The least leve
 Where = Annotated[str | None, typer.Option("--where", help="Only requests whose served row meets this SQL expression.")]
 
 
-# SIGTERM for commands that clean up behind themselves.
-
-
 def interrupt_on_sigterm() -> None:
     """Let SIGTERM end this command as Ctrl-C does: unfinished files are removed, helper processes are stopped, exit code 130."""
     signal.signal(signal.SIGTERM, _interrupt)
@@ -64,27 +56,10 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-# What `prune` and `forget` did, as lines.
-
-
-_COUNTED = {
-    "exchanges": "answer",
-    "judgments": "judgment",
-    "feedback": "comment",
-    "labels": "label",
-    "rejected": "rejected line",
-    "reports": "report page",
-}
-
-
-def lines(removal: Removal) -> Iterator[str]:
-    """The counts in one line, then what is left, and why."""
-    counts = [f"{n:,} {word}{'s' * (n != 1)}" for name, word in _COUNTED.items() if (n := getattr(removal, name))]
-    done = "would take" if removal.dry_run else "took"
-    whose = f" before {removal.before}" if removal.before else ""
-    if counts:
-        yield f"{removal.experiment}: {done} the texts out of {', '.join(counts)}{whose}"
-    else:
-        hint = "" if removal.before else "; is it the plain id, as the app sends it?"
-        yield f"{removal.experiment}: nothing to remove{whose}{hint}"
-    yield from (f"  {note}" for note in removal.notes)
+MaxUsd = Annotated[
+    float | None, typer.Option("--max-usd", min=0.0, help="Hard cap over all runs of this experiment and judge.")
+]
+Judges = Annotated[
+    list[str] | None,
+    typer.Option("--judge", "-j", help="Judge by name; several at once.  [default: [judge] name]"),
+]

@@ -34,7 +34,8 @@ def prune(
 
     - `evalpipe prune --older-than 90d`
     """
-    from evalpipe.cli.options import interrupt_on_sigterm, lines
+    from evalpipe.cli.forget import removal_lines
+    from evalpipe.cli.options import interrupt_on_sigterm
     from evalpipe.text import printable
     from evalpipe.workspace import retention
     from evalpipe.workspace.paths import open_workspace
@@ -46,5 +47,5 @@ def prune(
     if as_json:
         typer.echo(json.dumps(asdict(removal), indent=2))
         return
-    for line in lines(removal):
+    for line in removal_lines(removal):
         typer.echo(printable(line))

@@ -1,5 +1,14 @@
-"""Rates of events (error, timeout, empty response): the difference of two rates at any count of events, the conditional test for
-rare events, and one rate against a fixed limit under repeated looks."""
+"""Event rates (error, timeout, empty response): the difference of two at any count of events (docs/statistics.md#events), and
+rare events under repeated looks (docs/statistics.md#conditional-events).
+
+Events cluster twice: in users (one user's prompts are alike) and in time (a provider's incident fails every user of an hour).
+The variance is therefore the largest of the jackknife variances over users, clock hours, blocks of hours and days. Where the
+estimate is near enough to normal (`gates`) the interval is point ± c·se. Elsewhere it is a score interval on the counts divided
+by a design effect: Tango's where both arms answered the same requests, Newcombe's square-and-add of Wilson limits where the arms
+have different users. Score intervals have a width at zero events too, so an interval exists at every count.
+
+Every function takes aggregates (`stats.clusters`) and counts, never rows.
+"""
 
 from __future__ import annotations
 

@@ -20,12 +20,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evalpipe.cli.sim import read_faults, read_judge, read_limits
 from evalpipe.errors import ConfigError, EvalpipeError
 from evalpipe.providers.pricing import Price
 from evalpipe.providers.registry import read_answer
 from evalpipe.sim.app import Simulator, start_sim
 from evalpipe.sim.settings import Limits, SimSettings
-from evalpipe.workspace.sim import read_faults, read_judge, read_limits
 
 
 @pytest.fixture(scope="module")
