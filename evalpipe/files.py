@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all and survive a power loss; errors of a full disk and of too little memory.
+"""Files that are written whole or not at all and survive a power loss; locks; errors of a full disk and of too little memory.
 
 Bytes survive once their file was synced, a name once its folder was: also the name of a folder, and also that a name is gone.
 """
@@ -83,20 +83,41 @@ def unlink_synced(paths: Iterable[Path]) -> None:
             sync_folder(folder)
 
 
-def is_locked(path: Path) -> bool | None:
-    """Whether a process holds the file locked (`flock`); None where there is no file. Who is just taking the lock may have to
-    try again. Raises OSError."""
+def take_lock(handle: int, *, shared: bool = False) -> None:
+    """Wait for the lock (`flock`) of an open file. It is released when the file is closed, or the process ends. Raises OSError.
+
+    Args:
+        handle: the file's descriptor.
+        shared: several processes may hold it at once, but none that locked it exclusively.
+    """
+    fcntl.flock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+
+
+def try_lock(handle: int, *, shared: bool = False) -> bool:
+    """`take_lock` without waiting: False where another process holds it. Raises OSError."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def release_lock(handle: int) -> None:
+    """Release the lock of a file that stays open. Raises OSError."""
+    fcntl.flock(handle, fcntl.LOCK_UN)
+
+
+def is_locked(path: Path) -> bool | None:
+    """Whether a process holds the file locked exclusively; None where there is no file. A process that takes the lock at the
+    same moment may have to try again. Raises OSError."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return not try_lock(handle, shared=True)
     finally:
-        os.close(fd)
-    return False
+        os.close(handle)
 
 
 def unfinished(folder: Path, pattern: str) -> list[Path]:

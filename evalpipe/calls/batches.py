@@ -25,7 +25,7 @@ from evalpipe.calls.batch_client import BatchCallError, BatchClient, BatchStatus
 from evalpipe.calls.budget import Budget, CostOf, dearest, most_input_tokens
 from evalpipe.calls.client import CallOutcome, ModelResponse, ModelSettings, refusal
 from evalpipe.calls.journal import CallJournal
-from evalpipe.calls.runner import Clock, RecordedCost, Tally
+from evalpipe.calls.runner import Clock, RecordedCost, RunCounts
 from evalpipe.errors import UpstreamError
 from evalpipe.files import write_synced
 from evalpipe.providers.base import Usage
@@ -142,7 +142,7 @@ class Batches(ABC, Generic[Planned, AnyItem, Row]):
     folder: Path
     journal: CallJournal[Row]
     clock: Clock
-    tally: Tally[Row]
+    summary: RunCounts[Row]
     budget: Budget
     cost_of: CostOf
     other_models: set[str] = field(default_factory=set)
@@ -162,7 +162,7 @@ class Batches(ABC, Generic[Planned, AnyItem, Row]):
         """Put the end of a request on the disk, and count what it cost."""
         self.journal.append(row)
         self.budget.spent += cost_usd or 0.0
-        self.tally.book(row)
+        self.summary.book(row)
 
     def before_collecting(self, items: Collection[AnyItem]) -> None:
         """Called with all requests of a batch whose results are about to be recorded."""
@@ -349,8 +349,8 @@ class Batches(ABC, Generic[Planned, AnyItem, Row]):
                     yield requests, items, worst
                     requests, items, n_bytes, worst = [], [], _AROUND_BYTES, 0.0
                 if not self.budget.reserve(price or 0.0):
-                    self.tally.stopped = "budget"
-                    self.tally.message = self.budget.refusal(price or 0.0)
+                    self.summary.stopped = "budget"
+                    self.summary.message = self.budget.refusal(price or 0.0)
                     if items:
                         yield requests, items, worst
                     return

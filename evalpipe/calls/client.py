@@ -284,7 +284,7 @@ def unreachable(spec: ModelSettings, message: str) -> str:
 
 
 ENDS: Mapping[str, Callable[[ModelSettings, str], str]] = {"refused": refusal, "unreachable": unreachable}
-"""How a provider can end a run (`RunTally.stopped`), and the line for each."""
+"""How a provider can end a run (`RunCounts.stopped`), and the line for each."""
 
 
 def is_local(base_url: str | None) -> bool:

@@ -8,7 +8,6 @@ which adds no id twice, and then removes the journal; a crash between the two re
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from evalpipe.errors import EvalpipeError, WorkspaceBusyError
-from evalpipe.files import make_folder, sync_folder, unlink_synced
+from evalpipe.files import FULL, make_folder, sync_folder, try_lock, unlink_synced
 from evalpipe.models import Judgment
 from evalpipe.text import well_formed
 
@@ -247,14 +246,12 @@ def running_lock(folder: Path, *, command: str, doing: str, lock: str) -> Iterat
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder / lock, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(handle):
             owner = os.pread(handle, 64, 0).decode("ascii", "replace").strip() or "unknown"
             raise WorkspaceBusyError(
                 f"another `{command}` (process {owner}) {doing} {folder.name.removeprefix('experiment=')}: "
                 "wait for it, or stop it with Ctrl-C; nothing was sent"
-            ) from None
+            )
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"{os.getpid()}\n".encode("ascii"), 0)
         yield
@@ -285,16 +282,13 @@ def _well_formed(value: Any) -> Any:
 # A full disk: told apart from other errors, and one clear line.
 
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-
-
 class NoRoomError(EvalpipeError):
     """The disk (or a quota, or a limit of file sizes) has no room for what has to be kept."""
 
 
 def is_full(error: BaseException) -> bool:
     """Whether an error is that of a full disk; libraries in between may give it another number."""
-    return isinstance(error, OSError) and (error.errno in _FULL or os.strerror(errno.ENOSPC) in str(error))
+    return isinstance(error, OSError) and (error.errno in FULL or os.strerror(errno.ENOSPC) in str(error))
 
 
 def no_room(folder: Path) -> NoRoomError:

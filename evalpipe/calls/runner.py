@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from tqdm import tqdm
 
@@ -89,17 +89,94 @@ class Clock(Protocol):
         ...
 
 
-class Tally(Protocol[RowIn]):
-    """What a run counts while it goes on."""
+class CallRow(Protocol):
+    """The stored row of a call: what is counted of it."""
 
-    n_estimated_costs: int
-    stopped: str | None
-    message: str | None
-    retried: Counter[str]
+    @property
+    def input_tokens(self) -> int | None: ...
+    @property
+    def output_tokens(self) -> int | None: ...
+    @property
+    def cost_usd(self) -> float | None: ...
+    @property
+    def simulated(self) -> bool: ...
 
-    def book(self, row: RowIn, /) -> None:
-        """Count what a call cost, whatever became of it."""
-        ...
+
+@dataclass(slots=True, kw_only=True)
+class RunCounts(ABC, Generic[Row]):
+    """What a run of calls counts, for its progress line, its summary and `--json`.
+
+    Attributes:
+        n_planned: calls that were to be made.
+        n_known: calls of the plan that were answered before this run.
+        retried: calls that cost nothing and were made again, by kind.
+        failed: calls that ended without an answer, by kind.
+        failure_messages: what the provider reported with the first failure of each kind.
+        n_calls: calls that were made.
+        spent_usd: what they cost; None where a call used tokens at a price that is not known.
+        stopped: why the run ended before its plan; None where it did not. `message`: the details.
+    """
+
+    n_planned: int = 0
+    n_known: int = 0
+    retried: Counter[str] = field(default_factory=Counter)
+    failed: Counter[str] = field(default_factory=Counter)
+    failure_messages: dict[str, str] = field(default_factory=dict)
+    n_calls: int = 0
+    n_simulated: int = 0
+    n_estimated_costs: int = 0
+    spent_usd: float | None = 0.0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    stopped: str | None = None
+    message: str | None = None
+
+    @abstractmethod
+    def book(self, row: Row) -> None:
+        """Count what a call cost, whatever its outcome."""
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """The name of the run in its progress line."""
+
+    @property
+    @abstractmethod
+    def n_ended(self) -> int:
+        """Planned calls that have ended in this run."""
+
+    def add_usage(self, row: CallRow) -> None:
+        """Add the tokens and the cost of a call."""
+        self.input_tokens += row.input_tokens or 0
+        self.output_tokens += row.output_tokens or 0
+        self.n_simulated += row.simulated
+        if row.cost_usd is None and row.input_tokens is not None:
+            self.spent_usd = None
+        if self.spent_usd is not None:
+            self.spent_usd += row.cost_usd or 0.0
+
+    def add_failure(self, reason: str, message: str) -> None:
+        """Count a call that ended without an answer."""
+        self.failed[reason] += 1
+        self.failure_messages.setdefault(reason, message)
+
+    def failures_json(self) -> dict[str, Any]:
+        return {
+            "failures": dict(sorted(self.failed.items())),
+            "failure_messages": dict(sorted(self.failure_messages.items())),
+            "retries": dict(sorted(self.retried.items())),
+        }
+
+    def cost_json(self) -> dict[str, Any]:
+        return {
+            "input_tokens": self.input_tokens,
+            "output_tokens": self.output_tokens,
+            "spent_usd": self.spent_usd,
+            "estimated_costs": self.n_estimated_costs,
+        }
+
+    def end_json(self) -> dict[str, Any]:
+        return {"simulated": self.n_simulated > 0, "stopped": self.stopped, "message": self.message}
 
 
 class Call(Protocol[RowOut]):
@@ -170,7 +247,7 @@ class CallRunner(ABC, Generic[Planned, Row]):
     budget: Budget
     journal: Records[Row]
     clock: Clock
-    tally: Tally[Row]
+    summary: RunCounts[Row]
     concurrency: int
     show: Callable[[], None] = lambda: None
     rotate: Callable[[], Awaitable[None]] | None = None
@@ -189,7 +266,7 @@ class CallRunner(ABC, Generic[Planned, Row]):
         return False
 
     async def run(self, pages: Iterator[list[Planned]]) -> None:
-        """Work through everything that is planned, or until something stops the run (`tally.stopped`, `tally.message`)."""
+        """Work through everything that is planned, or until something stops the run (`summary.stopped`, `summary.message`)."""
         self._changed = asyncio.Event()
         self._stopped = asyncio.Event()
         slots = asyncio.Semaphore(self.concurrency)
@@ -226,8 +303,8 @@ class CallRunner(ABC, Generic[Planned, Row]):
     def stop(self, reason: str, message: str | None = None) -> None:
         """Start nothing more; what is in flight is finished. The first reason stands."""
         if not self._stopping:
-            self._stopping = self.tally.stopped = reason
-            self.tally.message = message
+            self._stopping = self.summary.stopped = reason
+            self.summary.message = message
             self._stopped.set()
             self._changed.set()
 
@@ -309,7 +386,7 @@ class CallRunner(ABC, Generic[Planned, Row]):
             self.write(row)
             if last or self._is_unreached(route, reply, n_free) or self._stopping:
                 return row
-            self.tally.retried[reply.kind or reply.fate.value] += 1
+            self.summary.retried[reply.kind or reply.fate.value] += 1
             attempt += reply.fate is CallOutcome.BROKEN
             await self._pause(route, reply, n_free + n_paid)
 
@@ -319,7 +396,7 @@ class CallRunner(ABC, Generic[Planned, Row]):
             self.journal.append(row)
         except NoRoomError as error:  # the journal keeps it as lost, held at its worst case
             self.stop("disk", str(error))
-        self.tally.book(row)
+        self.summary.book(row)
         return row
 
     def _note_model(self, route: Route, reply: ModelResponse) -> None:
@@ -412,7 +489,7 @@ class CallRunner(ABC, Generic[Planned, Row]):
 
     def _book(self, worst: float | None, booking: RecordedCost) -> None:
         self.budget.settle(worst or 0.0, booking.cost_usd or 0.0, certain=booking.at_most is None)
-        self.tally.n_estimated_costs += booking.at_most is not None
+        self.summary.n_estimated_costs += booking.at_most is not None
         self._changed.set()
 
 
@@ -444,21 +521,6 @@ class SystemClock:
 # The progress line of a run.
 
 
-class Counts(Protocol):
-    """What is shown of a run while it goes on."""
-
-    n_planned: int
-    spent_usd: float | None
-    retried: Counter[str]
-
-    @property
-    def title(self) -> str: ...
-    @property
-    def failed(self) -> Counter[str]: ...
-    @property
-    def n_ended(self) -> int: ...
-
-
 _EVERY_S = 0.5
 
 
@@ -466,14 +528,14 @@ class Progress:
     """A tqdm bar on stderr; silent where stderr is no terminal unless `shown` says otherwise."""
 
     def __init__(
-        self, tally: Counts, limiters: Sequence[Limiter], budget: Budget, *, shown: bool | None = None
+        self, summary: RunCounts[Any], limiters: Sequence[Limiter], budget: Budget, *, shown: bool | None = None
     ) -> None:
-        self._tally, self._limiters, self._budget = tally, limiters, budget
+        self._summary, self._limiters, self._budget = summary, limiters, budget
         self._started = time.monotonic()
         self._next = 0.0
         self._bar = tqdm(
-            total=tally.n_planned,
-            desc=tally.title,
+            total=summary.n_planned,
+            desc=summary.title,
             unit="call",
             file=sys.stderr,
             disable=not (sys.stderr.isatty() if shown is None else shown),
@@ -486,19 +548,19 @@ class Progress:
         now = time.monotonic()
         if not self._bar.disable and now >= self._next:
             self._next = now + _EVERY_S
-            self._bar.n = self._tally.n_ended
+            self._bar.n = self._summary.n_ended
             self._bar.set_postfix_str(self.line(now), refresh=True)
 
     def line(self, now: float) -> str:
-        tally = self._tally
+        summary = self._summary
         minutes = max((now - self._started) / 60, 1 / 60)
         kind, share = max((one.share_in_use(now) for one in self._limiters), key=lambda found: found[1])
-        parts = [f"{tally.n_ended / minutes:.0f}/min", f"{share:.0%} of {kind.replace('_', ' ')}"]
-        if tally.spent_usd is not None:
-            parts.append(f"${tally.spent_usd:.4f}")
+        parts = [f"{summary.n_ended / minutes:.0f}/min", f"{share:.0%} of {kind.replace('_', ' ')}"]
+        if summary.spent_usd is not None:
+            parts.append(f"${summary.spent_usd:.4f}")
         if self._budget.left is not None:
             parts.append(f"${self._budget.left:.2f} left")
-        troubles = tally.failed + tally.retried
+        troubles = summary.failed + summary.retried
         if troubles:
             parts.append(", ".join(f"{name} {n}" for name, n in troubles.most_common(3)))
         return " · ".join(parts)
@@ -508,7 +570,7 @@ class Progress:
         tqdm.write(f"evalpipe: {printable(text)}", file=sys.stderr)
 
     def close(self) -> None:
-        self._bar.n = self._tally.n_ended
+        self._bar.n = self._summary.n_ended
         if not self._bar.disable:
             self._bar.set_postfix_str(self.line(time.monotonic()), refresh=False)
         self._bar.close()

@@ -88,7 +88,7 @@ def compare(
         say=lambda line: typer.echo(line, err=True),
         ask=(lambda question: typer.confirm(question, err=True)) if can_ask else None,
     )
-    for line in judge_text.tally_lines([done.tally]):
+    for line in judge_text.summary_lines([done.summary]):
         typer.echo(line, err=True)
     if as_json:
         typer.echo(done.report.json.read_text("utf-8"), nl=False)
@@ -99,6 +99,6 @@ def compare(
     typer.echo(json.dumps(str(done.report.html)) if as_json else f"page: {done.report.html}", err=as_json)
     if open_ and not open_in_browser(done.report.html):
         typer.echo("no browser could be started here: open the file yourself", err=True)
-    if done.tally.stopped == "interrupted":
+    if done.summary.stopped == "interrupted":
         return 130
-    return 1 if done.tally.is_failure else 0
+    return 1 if done.summary.is_failure else 0

@@ -154,11 +154,13 @@ def judge(
         batches = (cancel_batches if cancel else see_batches)(workspace, chosen)
         print_result({"batches": batches}, judge_text.batch_lines(batches), as_json=as_json)
         return 0
-    tallies = workspace_judge.judge(workspace, chosen, by=judge_by_batches if batch else judge_online)
-    print_result({"runs": [tally.as_json() for tally in tallies]}, judge_text.tally_lines(tallies), as_json=as_json)
-    if any(tally.stopped == "interrupted" for tally in tallies):
+    summaries = workspace_judge.judge(workspace, chosen, by=judge_by_batches if batch else judge_online)
+    print_result(
+        {"runs": [summary.as_json() for summary in summaries]}, judge_text.summary_lines(summaries), as_json=as_json
+    )
+    if any(summary.stopped == "interrupted" for summary in summaries):
         return 130
-    return 1 if any(tally.is_failure for tally in tallies) else 0
+    return 1 if any(summary.is_failure for summary in summaries) else 0
 
 
 def _check_flags(*, estimate: bool, batch: bool, status: bool, cancel: bool, until_decided: bool) -> None:

@@ -20,35 +20,37 @@ _MAX_NAMED = 5
 """requests named in a line; `--json` has all"""
 
 
-def tally_lines(tallies: Sequence[RunSummary]) -> list[str]:
+def summary_lines(summaries: Sequence[RunSummary]) -> list[str]:
     """The summary of a run, judge by judge."""
     lines = []
-    for tally in tallies:
-        lines.append(f"{tally.judge} ({tally.fingerprint}): {_ended(tally)}")
+    for summary in summaries:
+        lines.append(f"{summary.judge} ({summary.fingerprint}): {_ended(summary)}")
         details = [
-            f"already judged {tally.n_known:,}" if tally.n_known else "",
-            f"repaired {tally.n_repairs:,}" if tally.n_repairs else "",
-            f"shortened {tally.n_cut:,}" if tally.n_cut else "",
-            f"winner against its own scores {tally.n_contradictions:,}" if tally.n_contradictions else "",
-            f"left out {_over_cap(tally.n_over_cap)}" if tally.n_over_cap else "",
-            f"left out {_without_text(tally.unjudgeable)}" if tally.unjudgeable else "",
-            _given_up(tally.n_given_up, tally.given_up) if tally.n_given_up else "",
+            f"already judged {summary.n_known:,}" if summary.n_known else "",
+            f"repaired {summary.n_repairs:,}" if summary.n_repairs else "",
+            f"shortened {summary.n_cut:,}" if summary.n_cut else "",
+            f"winner against its own scores {summary.n_contradictions:,}" if summary.n_contradictions else "",
+            f"left out {_over_cap(summary.n_over_cap)}" if summary.n_over_cap else "",
+            f"left out {_without_text(summary.unjudgeable)}" if summary.unjudgeable else "",
+            _given_up(summary.n_given_up, summary.given_up) if summary.n_given_up else "",
         ]
         lines += [f"  {detail}" for detail in details if detail]
-        if tally.retried:
-            lines.append(f"  asked again meanwhile: {_counts(tally.retried)}")
-        if tally.tripwires:
-            lines.append(f"  texts that speak to the judge (counted, not obeyed): {_counts(tally.tripwires)}")
-        lines += [f"  WARNING: {line}" for line in _other_models(tally)]
-        lines.append(f"  {tally.input_tokens:,} input and {tally.output_tokens:,} output tokens, {_spent(tally)}")
-        if tally.account is not None and tally.account.n_unsettled:
-            lines.append(f"  {_unsettled(tally.account)}")
-        if tally.n_simulated:
+        if summary.retried:
+            lines.append(f"  asked again meanwhile: {_counts(summary.retried)}")
+        if summary.tripwires:
+            lines.append(f"  texts that speak to the judge (counted, not obeyed): {_counts(summary.tripwires)}")
+        lines += [f"  WARNING: {line}" for line in _other_models(summary)]
+        lines.append(f"  {summary.input_tokens:,} input and {summary.output_tokens:,} output tokens, {_spent(summary)}")
+        if summary.account is not None and summary.account.n_unsettled:
+            lines.append(f"  {_unsettled(summary.account)}")
+        if summary.n_simulated:
             lines.append("  SIMULATED judge: these verdicts measure nothing")
-        if tally.stopped == "decided" and tally.message:
-            lines.append(f"  stopped: {printable(tally.message)}")
-        elif tally.stopped:
-            lines.append(f"  stopped: {tally.stopped}" + (f" ({printable(tally.message)})" if tally.message else ""))
+        if summary.stopped == "decided" and summary.message:
+            lines.append(f"  stopped: {printable(summary.message)}")
+        elif summary.stopped:
+            lines.append(
+                f"  stopped: {summary.stopped}" + (f" ({printable(summary.message)})" if summary.message else "")
+            )
     return lines
 
 
@@ -178,31 +180,33 @@ def _shown(text: str) -> str:
     return "\n".join(printable(line) for line in text.split("\n"))
 
 
-def _ended(tally: RunSummary) -> str:
-    if not tally.n_planned and tally.limit is not None and tally.n_beyond_limit:
-        left = "1 more is" if tally.n_beyond_limit == 1 else f"{tally.n_beyond_limit:,} more are"
-        return f"nothing to do, the limit of {tally.limit:,} is reached; {left} left: raise --limit or leave it out"
-    if not tally.n_planned:
+def _ended(summary: RunSummary) -> str:
+    if not summary.n_planned and summary.limit is not None and summary.n_beyond_limit:
+        left = "1 more is" if summary.n_beyond_limit == 1 else f"{summary.n_beyond_limit:,} more are"
+        return f"nothing to do, the limit of {summary.limit:,} is reached; {left} left: raise --limit or leave it out"
+    if not summary.n_planned:
         return "nothing to do, everything is judged"
-    if not tally.n_ended:
-        return f"none of {tally.n_planned:,} planned calls was made"
-    done = f"{tally.n_succeeded:,} of {tally.n_ended:,} judgments succeeded"
-    if tally.n_ended < tally.n_planned:
-        done += f", of {tally.n_planned:,} planned"
-    identical = tally.asked[JudgmentStatus.IDENTICAL.value]
+    if not summary.n_ended:
+        return f"none of {summary.n_planned:,} planned calls was made"
+    done = f"{summary.n_succeeded:,} of {summary.n_ended:,} judgments succeeded"
+    if summary.n_ended < summary.n_planned:
+        done += f", of {summary.n_planned:,} planned"
+    identical = summary.asked[JudgmentStatus.IDENTICAL.value]
     if identical:
         done += f" ({identical:,} ties of identical answers, without a call)"
     return (
-        f"{done}; {tally.n_failed:,} failed ({_failures(tally)}), asked again by the next run" if tally.failed else done
+        f"{done}; {summary.n_failed:,} failed ({_failures(summary)}), asked again by the next run"
+        if summary.failed
+        else done
     )
 
 
-def _failures(tally: RunSummary) -> str:
+def _failures(summary: RunSummary) -> str:
     """Every kind of failure: how often (where there are several), and the address or the provider's words."""
     found = []
-    for reason, n in sorted(tally.failed.items(), key=lambda item: (-item[1], item[0])):
-        count = f" {n:,}" if len(tally.failed) > 1 else ""
-        words = tally.address if reason in _ABOUT_THE_ADDRESS else tally.words.get(reason, "")
+    for reason, n in sorted(summary.failed.items(), key=lambda item: (-item[1], item[0])):
+        count = f" {n:,}" if len(summary.failed) > 1 else ""
+        words = summary.address if reason in _ABOUT_THE_ADDRESS else summary.failure_messages.get(reason, "")
         found.append(printable(f"{reason}{count}" + (f": {words}" if words else "")))
     return "; ".join(found)
 
@@ -227,11 +231,11 @@ def _given_up(n: int, named: Sequence[str]) -> str:
     )
 
 
-def _other_models(tally: RunSummary) -> list[str]:
+def _other_models(summary: RunSummary) -> list[str]:
     return [
-        f"{n:,} of {tally.n_calls:,} calls were answered by {printable(model)}, not by {printable(tally.model)}: they are "
+        f"{n:,} of {summary.n_calls:,} calls were answered by {printable(model)}, not by {printable(summary.model)}: they are "
         "booked at its price, and the cap counts with the dearer of both"
-        for model, n in sorted(tally.other_models.items(), key=lambda item: (-item[1], item[0]))
+        for model, n in sorted(summary.other_models.items(), key=lambda item: (-item[1], item[0]))
     ]
 
 
@@ -249,8 +253,8 @@ def _unsettled(account: CostHistory) -> str:
     )
 
 
-def _spent(tally: RunSummary) -> str:
-    if tally.spent_usd is None:
+def _spent(summary: RunSummary) -> str:
+    if summary.spent_usd is None:
         return "cost not known"
-    guessed = f", {tally.n_estimated_costs:,} of the calls at an estimate" if tally.n_estimated_costs else ""
-    return f"${tally.spent_usd:,.4f}{guessed}"
+    guessed = f", {summary.n_estimated_costs:,} of the calls at an estimate" if summary.n_estimated_costs else ""
+    return f"${summary.spent_usd:,.4f}{guessed}"

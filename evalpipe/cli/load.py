@@ -94,7 +94,7 @@ def load(
         replace=replace,
         price=price,
     )
-    tally = run(
+    summary = run(
         open_workspace(config, data),
         paths or [],
         experiment=experiment,
@@ -102,11 +102,11 @@ def load(
         confirm=_confirm(dry_run=dry_run),
     )
     if as_json:
-        typer.echo(json.dumps(tally.as_json()))
+        typer.echo(json.dumps(summary.as_json()))
     else:
-        for line in tally.lines():
+        for line in summary.lines():
             typer.echo(printable(line))
-    return 1 if tally.is_failure else 0
+    return 1 if summary.is_failure else 0
 
 
 def _confirm(*, dry_run: bool) -> Callable[[Sequence[str]], bool]:

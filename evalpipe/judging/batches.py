@@ -22,7 +22,7 @@ from evalpipe.calls.batches import (
     save_state,
 )
 from evalpipe.calls.client import CallOutcome, ModelResponse, shown_params
-from evalpipe.judging.judgments import answered, failure, identical, message_of, outdated
+from evalpipe.judging.judgments import ended, identical, message_of, outdated
 from evalpipe.judging.plan import JudgeCall
 from evalpipe.judging.prompt import Message
 from evalpipe.judging.run_summary import RunSummary
@@ -94,14 +94,14 @@ class BatchRun(Batches[JudgeCall, Item, Judgment]):
     """The batches of one judge in one experiment, under the experiment's lock."""
 
     spec: JudgeSpec
-    tally: RunSummary
+    summary: RunSummary
 
     def request_of(self, planned: JudgeCall) -> BatchRequest[Item] | None:
         """The question; identical answers are a tie that nobody is asked about."""
         if planned.is_identical:
             judgment = identical(planned, self.spec, at=self.clock.utc())
             self.journal.append(judgment)
-            self.tally.end(judgment)
+            self.summary.end(judgment)
             return None
         message = message_of(planned, self.spec, self.clock.nonce())
         return BatchRequest(
@@ -131,13 +131,10 @@ class BatchRun(Batches[JudgeCall, Item, Judgment]):
                 )
                 self.write(judgment, judgment.cost_usd)
             return
-        judgment_of = answered if reply.fate is CallOutcome.ANSWERED else failure
-        judgment = judgment_of(
-            ask, item.attempt, spec, reply, booking=booking, at=at, message=message, batch_id=batch_id
-        )
+        judgment = ended(ask, item.attempt, spec, reply, booking=booking, at=at, message=message, batch_id=batch_id)
         self.write(judgment, judgment.cost_usd)
-        self.tally.n_calls += 1
-        self.tally.end(judgment)
+        self.summary.n_calls += 1
+        self.summary.end(judgment)
         self.show()
 
 

@@ -73,7 +73,7 @@ def identical(ask: JudgeCall, spec: JudgeSpec, *, at: datetime) -> Judgment:
     )
 
 
-def failure(
+def ended(
     ask: JudgeCall,
     attempt: int,
     spec: JudgeSpec,
@@ -85,66 +85,30 @@ def failure(
     repair: bool = False,
     batch_id: str | None = None,
 ) -> Judgment:
-    """A call that gave no readable answer."""
-    return _judgment(
-        ask,
-        attempt,
-        spec,
-        status=JudgmentStatus.REFUSED if reply.fate is CallOutcome.REFUSED else JudgmentStatus.ERROR,
-        cost_usd=booking.cost_usd,
-        latency_ms=reply.latency_ms,
-        judged_at=at,
-        simulated=reply.simulated,
-        batch_id=batch_id,
-        note=render_note(
-            error=reply.kind or reply.fate.value,
-            message=reply.message,
-            repair=repair,
-            **{COST_AT_MOST: booking.at_most},
-            **_facts(message),
-        ),
-    )
+    """The judgment of a call that has ended: a verdict, a refusal, a truncation, an unreadable reply, or a failure.
 
-
-def answered(
-    ask: JudgeCall,
-    attempt: int,
-    spec: JudgeSpec,
-    reply: ModelResponse,
-    *,
-    booking: RecordedCost,
-    at: datetime,
-    message: Message | None = None,
-    repair: bool = False,
-    batch_id: str | None = None,
-) -> Judgment:
-    """A call that was answered: a verdict, or a refusal, a truncation, an unreadable reply."""
-    answer = reply.answer
-    assert answer is not None
+    Args:
+        ask: the planned call.
+        attempt: its number, from 1.
+        spec: the judge.
+        reply: what came back.
+        booking: its cost.
+        at: when it ended.
+        message: what the judge was shown; None where that is not known.
+        repair: whether the judge was asked to repair an earlier reply.
+        batch_id: the provider's id of the batch it was part of.
+    """
     facts: dict[str, Any] = {**_facts(message), "repair": repair, COST_AT_MOST: booking.at_most}
-    values: dict[str, Any] = {}
-    if answer.outcome is Outcome.REFUSED:
-        status = JudgmentStatus.REFUSED
-        facts["error"] = "refused"
+    values: dict[str, Any]
+    if reply.fate is CallOutcome.ANSWERED:
+        values = _answered(reply, ask, spec, facts)
     else:
-        # A reply that reached its limit may hold the whole object all the same: then nothing of it is missing.
-        is_cut = answer.outcome is Outcome.TRUNCATED
-        status, values, told = read_verdict(reply.text, ask, spec, only_object=is_cut or is_forged(facts))
-        if is_cut and status is not JudgmentStatus.OK:
-            status, told = JudgmentStatus.TRUNCATED, {"error": "truncated"}
-        facts.update(told)
-    if answer.model and not same_model(answer.model, spec.model):
-        facts[ASKED_MODEL] = spec.model
+        facts |= {"error": reply.kind or reply.fate.value, "message": reply.message}
+        values = {"status": JudgmentStatus.REFUSED if reply.fate is CallOutcome.REFUSED else JudgmentStatus.ERROR}
     return _judgment(
         ask,
         attempt,
         spec,
-        status=status,
-        judge_model=answer.model or spec.model,
-        raw_reply=well_formed(reply.text),
-        input_tokens=answer.usage.input_tokens,
-        output_tokens=answer.usage.output_tokens,
-        cached_input_tokens=answer.usage.cached_input_tokens,
         cost_usd=booking.cost_usd,
         latency_ms=reply.latency_ms,
         judged_at=at,
@@ -153,6 +117,34 @@ def answered(
         note=render_note(**facts),
         **values,
     )
+
+
+def _answered(reply: ModelResponse, ask: JudgeCall, spec: JudgeSpec, facts: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a judgment that a response gives; `facts` of its note are added."""
+    answer = reply.answer
+    assert answer is not None
+    fields: dict[str, Any] = {}
+    if answer.outcome is Outcome.REFUSED:
+        status = JudgmentStatus.REFUSED
+        facts["error"] = "refused"
+    else:
+        # A reply that reached its limit may hold the whole object all the same: then nothing of it is missing.
+        is_cut = answer.outcome is Outcome.TRUNCATED
+        status, fields, found = read_verdict(reply.text, ask, spec, only_object=is_cut or is_forged(facts))
+        if is_cut and status is not JudgmentStatus.OK:
+            status, found = JudgmentStatus.TRUNCATED, {"error": "truncated"}
+        facts.update(found)
+    if answer.model and not same_model(answer.model, spec.model):
+        facts[ASKED_MODEL] = spec.model
+    return {
+        "status": status,
+        "judge_model": answer.model or spec.model,
+        "raw_reply": well_formed(reply.text),
+        "input_tokens": answer.usage.input_tokens,
+        "output_tokens": answer.usage.output_tokens,
+        "cached_input_tokens": answer.usage.cached_input_tokens,
+        **fields,
+    }
 
 
 def outdated(

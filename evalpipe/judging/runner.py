@@ -13,7 +13,7 @@ from evalpipe.calls.budget import CostOf, TokenEstimator
 from evalpipe.calls.client import JudgeClient, Messages, ModelResponse
 from evalpipe.calls.limiter import Limiter
 from evalpipe.calls.runner import CallRunner, RecordedCost, Route, SystemClock
-from evalpipe.judging.judgments import answered, failure, identical, message_of, read_note, sent
+from evalpipe.judging.judgments import ended, identical, message_of, read_note, sent
 from evalpipe.judging.plan import MAX_ATTEMPTS, JudgeCall
 from evalpipe.judging.prompt import Message, repair_message
 from evalpipe.judging.run_summary import RunSummary
@@ -33,14 +33,14 @@ class Runner(CallRunner[JudgeCall, Judgment]):
     client: JudgeClient
     limiter: Limiter
     cost_of: CostOf
-    tally: RunSummary
+    summary: RunSummary
     watch: Callable[[JudgeCall, Judgment], str | None] = lambda ask, judgment: None
     ask_identical: bool = False
     max_attempts: int = MAX_ATTEMPTS
     other_models: set[str] = field(default_factory=set)
 
     async def run(self, pages: Iterator[list[JudgeCall]]) -> None:
-        """Judge everything that is planned, or until something stops the run (`tally.stopped`, `tally.message`)."""
+        """Judge everything that is planned, or until something stops the run (`summary.stopped`, `summary.message`)."""
         self._route = Route(
             who=f"judge {self.spec.name}",
             model=self.spec.model,
@@ -61,8 +61,8 @@ class Runner(CallRunner[JudgeCall, Judgment]):
     async def work(self, planned: JudgeCall) -> None:
         """Ask for a verdict; a reply that cannot be read is asked for once more, with what was wrong with it."""
         message = message_of(planned, self.spec, self.clock.nonce())
-        question = _Question(planned, self.spec, self.client, message, [("user", message.text)])
-        judgment = await self.call(question, self._route, planned.attempt + 1)
+        request = _JudgeRequest(planned, self.spec, self.client, message, [("user", message.text)])
+        judgment = await self.call(request, self._route, planned.attempt + 1)
         can_repair = planned.n_unread + 1 < self.max_attempts
         if (
             judgment is not None
@@ -70,9 +70,9 @@ class Runner(CallRunner[JudgeCall, Judgment]):
             and can_repair
             and not self.is_stopping()
         ):
-            self.tally.n_repairs += 1
-            again = _Question(
-                planned, self.spec, self.client, message, repair_turns(question.turns, judgment), repair=True
+            self.summary.n_repairs += 1
+            again = _JudgeRequest(
+                planned, self.spec, self.client, message, repair_turns(request.turns, judgment), repair=True
             )
             judgment = await self.call(again, self._route, judgment.attempt + 1) or judgment
         if judgment is not None:
@@ -80,14 +80,14 @@ class Runner(CallRunner[JudgeCall, Judgment]):
 
     def _end(self, ask: JudgeCall, judgment: Judgment) -> None:
         """A planned call has come to its end for this run."""
-        self.tally.end(judgment)
+        self.summary.end(judgment)
         reason = self.watch(ask, judgment)
         if reason:
             self.stop("decided", reason)
         self.show()
 
 
-class _Question:
+class _JudgeRequest:
     """One call of a judge: the turns it is sent, and the judgments that keep it."""
 
     def __init__(
@@ -113,21 +113,15 @@ class _Question:
         return sent(self._ask, attempt, self._spec, booking=booking, at=at, repair=self._repair)
 
     def answered(self, attempt: int, reply: ModelResponse, *, booking: RecordedCost, at: datetime) -> Judgment:
-        return answered(
-            self._ask,
-            attempt,
-            self._spec,
-            reply,
-            booking=booking,
-            at=at,
-            message=self._message,
-            repair=self._repair,
-        )
+        return self._ended(attempt, reply, booking, at)
 
     def failed(
         self, attempt: int, reply: ModelResponse, *, booking: RecordedCost, at: datetime, is_last: bool
     ) -> Judgment:
-        return failure(
+        return self._ended(attempt, reply, booking, at)
+
+    def _ended(self, attempt: int, reply: ModelResponse, booking: RecordedCost, at: datetime) -> Judgment:
+        return ended(
             self._ask,
             attempt,
             self._spec,

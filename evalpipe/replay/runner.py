@@ -49,14 +49,14 @@ class ReplayRunner(CallRunner[PlannedCall, ReplayCall]):
     experiment: str
     arms: Mapping[Arm, Asked]
     rules: ReadingRules
-    tally: ReplaySummary
+    summary: ReplaySummary
     n_failed_in_a_row: dict[Arm, int] = field(default_factory=dict, init=False)
 
     def ends_without_call(self, planned: PlannedCall) -> bool:
         """What cannot be said to an arm faithfully is not sent."""
         if planned.refused is None:
             return False
-        self.tally.leave_out(planned.refused)
+        self.summary.leave_out(planned.refused)
         return True
 
     async def work(self, planned: PlannedCall) -> None:
@@ -66,7 +66,7 @@ class ReplayRunner(CallRunner[PlannedCall, ReplayCall]):
         call = _ArmCall(planned, planned.outgoing, asked, self.experiment, self.rules)
         row = await self.call(call, asked.route, planned.attempt + 1)
         if row is not None:
-            self.tally.end(row)
+            self.summary.end(row)
             self._watch_outage(planned.arm, row)
         self.show()
 
@@ -177,7 +177,7 @@ class ReplayBatches(Batches[PlannedCall, ReplayItem, ReplayCall]):
     """
 
     spec: ReplayArm
-    tally: ReplaySummary
+    summary: ReplaySummary
     experiment: str
     rules: ReadingRules
     find: Callable[[Collection[str]], Mapping[str, LoggedRequest]]
@@ -256,7 +256,7 @@ class ReplayBatches(Batches[PlannedCall, ReplayItem, ReplayCall]):
             batch_id=batch_id,
         )
         self.write(row, row.cost_usd)
-        self.tally.end(row)
+        self.summary.end(row)
         self.show()
 
     def _sent(self, logged: LoggedRequest) -> OutgoingRequest | None:

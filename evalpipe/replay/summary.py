@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from evalpipe.calls.budget import CostOf
+from evalpipe.calls.runner import RunCounts
 from evalpipe.models import Arm, ReplayCall, ReplayStatus
 from evalpipe.providers.base import Usage
 from evalpipe.replay.plan import PlannedCall, ReplayPlan
@@ -132,17 +133,14 @@ def estimate(
     )
 
 
-@dataclass(slots=True)
-class ReplaySummary:
-    """One run.
+@dataclass(slots=True, kw_only=True)
+class ReplaySummary(RunCounts[ReplayCall]):
+    """One run of a replay. `n_known` counts answers of the sample that were there before.
 
     Attributes:
-        n_planned: calls that were to be made; `n_known`: answers of the sample that were there.
+        arms: the arms that are called, with their models.
         ended: calls by how they ended, by arm.
-        failed: calls that were not answered, by arm and kind; `words`: what the first of each kind reported.
-        retried: calls that cost nothing and were made again, by kind.
         left_out: requests that were not sent, by reason.
-        stopped: why the run ended before its plan; None where it did not. `message`: the details.
         account: what the experiment's replays have cost over all runs; None until the run has ended.
     """
 
@@ -150,21 +148,8 @@ class ReplaySummary:
     arms: dict[str, str] = field(default_factory=dict)
     n_requests: int = 0
     n_users: int = 0
-    n_planned: int = 0
-    n_known: int = 0
     ended: dict[str, Counter[str]] = field(default_factory=dict)
-    failures: Counter[str] = field(default_factory=Counter)
-    words: dict[str, str] = field(default_factory=dict)
-    retried: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
-    n_calls: int = 0
-    n_simulated: int = 0
-    n_estimated_costs: int = 0
-    spent_usd: float | None = 0.0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    stopped: str | None = None
-    message: str | None = None
     account: ReplayAccount | None = None
 
     @property
@@ -172,31 +157,19 @@ class ReplaySummary:
         return "replay"
 
     def book(self, row: ReplayCall) -> None:
-        """Count what a call cost, whatever became of it."""
+        """Count what a call cost, whatever its outcome."""
         self.n_calls += 1
-        self.input_tokens += row.input_tokens or 0
-        self.output_tokens += row.output_tokens or 0
-        self.n_simulated += row.simulated
-        if row.cost_usd is None and row.input_tokens is not None:
-            self.spent_usd = None
-        if self.spent_usd is not None:
-            self.spent_usd += row.cost_usd or 0.0
+        self.add_usage(row)
 
     def end(self, row: ReplayCall) -> None:
         """Count how a planned call ended: `row` is its last attempt of this run."""
         self.ended.setdefault(row.arm.value, Counter())[row.status.value] += 1
         if row.status is not ReplayStatus.ANSWERED:
-            reason = row.kind or row.status.value
-            self.failures[reason] += 1
-            self.words.setdefault(reason, row.message or "")
+            self.add_failure(row.kind or row.status.value, row.message or "")
 
     def leave_out(self, reason: str) -> None:
         """Count a planned call that cannot be sent."""
         self.left_out[reason] += 1
-
-    @property
-    def failed(self) -> Counter[str]:
-        return self.failures
 
     @property
     def n_ended(self) -> int:
@@ -214,7 +187,7 @@ class ReplaySummary:
     @property
     def is_failure(self) -> bool:
         """Calls were made, and none of them was answered."""
-        return bool(self.failures) and not self.n_answered
+        return bool(self.failed) and not self.n_answered
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -226,18 +199,11 @@ class ReplaySummary:
             "known": self.n_known,
             "answered": self.n_answered,
             "calls_by_arm": {arm: dict(sorted(counts.items())) for arm, counts in sorted(self.ended.items())},
-            "failures": dict(sorted(self.failures.items())),
-            "failure_messages": dict(sorted(self.words.items())),
-            "retries": dict(sorted(self.retried.items())),
+            **self.failures_json(),
             "left_out": dict(sorted(self.left_out.items())),
             "open": self.n_open,
             "calls": self.n_calls,
-            "input_tokens": self.input_tokens,
-            "output_tokens": self.output_tokens,
-            "spent_usd": self.spent_usd,
-            "estimated_costs": self.n_estimated_costs,
+            **self.cost_json(),
             "all_runs": None if self.account is None else self.account.as_json(),
-            "simulated": self.n_simulated > 0,
-            "stopped": self.stopped,
-            "message": self.message,
+            **self.end_json(),
         }

@@ -7,7 +7,6 @@ any of them but waiting → rolled_back, which only a person's reset leaves
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from evalpipe.errors import ConfigError, EvalpipeError
-from evalpipe.files import make_folder, sync_folder, write_synced
+from evalpipe.files import make_folder, sync_folder, take_lock, write_synced
 from evalpipe.models import (
     CanaryEvaluation,
     CanaryEvent,
@@ -350,8 +349,8 @@ class History:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         make_folder(self._lock_path.parent)
-        with os.fdopen(os.open(self._lock_path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with os.fdopen(os.open(self._lock_path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "ab") as file:
+            take_lock(file.fileno())
             yield
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
-from evalpipe.files import is_locked
+from evalpipe.files import is_locked, try_lock
 from evalpipe.models import Arm, CanaryEvaluation, CanaryEvent, CanaryState, CanaryStatus, GuardrailVerdict
 from evalpipe.rollout.canary import CONTROLLER, LIVE, NOT_BEGUN, History, Stage, StageStatus, StateTransition, evaluate
 from evalpipe.rollout.guardrails import Guardrail, evaluate_guardrails
@@ -139,13 +138,10 @@ def leader_lock(path: Path) -> Iterator[bool]:
 
 def _locked(lock: IO[bytes]) -> bool:
     for attempt in range(_ATTEMPTS):
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if attempt + 1 < _ATTEMPTS:
-                time.sleep(_BETWEEN_S)
-        else:
+        if try_lock(lock.fileno()):
             return True
+        if attempt + 1 < _ATTEMPTS:
+            time.sleep(_BETWEEN_S)
     return False
 
 

@@ -3,11 +3,12 @@
 # mypyc: compiled into wheels (hatch_build.py)
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
+
+from evalpipe.files import release_lock, try_lock
 
 PIECE_BYTES: Final = 1 << 20
 """read at once where the records are wanted now"""
@@ -107,11 +108,9 @@ class _Segment:
 
     def is_closed_by_writer(self) -> bool:
         """A running writer holds its segment locked."""
-        try:
-            fcntl.flock(self.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(self.fd, shared=True):
             return False
-        fcntl.flock(self.fd, fcntl.LOCK_UN)
+        release_lock(self.fd)
         return True
 
 

@@ -6,7 +6,6 @@ it lets the old one go.
 
 from __future__ import annotations
 
-import fcntl
 import gzip
 import heapq
 import os
@@ -19,7 +18,7 @@ from itertools import groupby
 from pathlib import Path
 
 from evalpipe.errors import DataError, EvalpipeError, WorkspaceBusyError
-from evalpipe.files import is_locked
+from evalpipe.files import is_locked, release_lock, try_lock
 from evalpipe.models import Arm, Role, ShadowStatus
 from evalpipe.spool.checkpoint import OWN_PREFIX, STATE_FILE, TREATMENT_LOCK, ShadowState, read_state
 from evalpipe.spool.format import FeedbackRecord, Record, RequestRecord, ResponseRecord, ShadowRecord, read_record
@@ -120,15 +119,13 @@ def exclusive_segments(spool: Path | Sequence[Path]) -> Iterator[list[Segment]]:
     try:
         segments = list_segments(spool)
         while not _anyone_lives(segments) and time.monotonic() < deadline:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:  # it is just starting, and soon holds a segment, or just ending
+            if not try_lock(handle):  # it is just starting, and soon holds a segment, or just ending
                 time.sleep(0.05)
                 segments = list_segments(spool)
                 continue
             segments = list_segments(spool)
             if _anyone_lives(segments):  # a worker: what it records next is for its treatment process
-                fcntl.flock(handle, fcntl.LOCK_UN)
+                release_lock(handle)
             break
         yield segments
     finally:
@@ -158,15 +155,14 @@ def remove(segment: Segment) -> bool:
     except FileNotFoundError:
         return True
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not try_lock(handle):
+            return False
         state = os.fstat(handle)
         grown = state.st_size != segment.n_bytes
         fresh = state.st_size == 0 and time.time() - state.st_mtime < EMPTY_AFTER_S
         if grown or fresh:
             return False
         segment.path.unlink()
-    except BlockingIOError:
-        return False
     finally:
         os.close(handle)
     return True
@@ -279,13 +275,11 @@ class SpoolLock:
             raise EvalpipeError(
                 f"cannot write to {self._spool}: {error.strerror}; name another folder with --data"
             ) from None
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(fd):
             os.close(fd)
             raise WorkspaceBusyError(
                 f"another collector writes to {self._spool}; stop it, or name another folder with --data"
-            ) from None
+            )
         self.close()
         self._fd = fd
 

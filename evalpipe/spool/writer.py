@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import threading
@@ -20,7 +19,7 @@ from typing import Final
 
 import msgspec
 
-from evalpipe.files import make_folder, sync_folder
+from evalpipe.files import make_folder, sync_folder, take_lock
 from evalpipe.spool.format import Body, Record, RequestRecord, ResponseRecord, render_record
 
 RETRY_S = 1.0
@@ -267,7 +266,7 @@ class SpoolWriter:
         path = self._folder / f"{self._name}.{self._number:06d}.jsonl"
         # 0600 and O_EXCL: nobody else's file, whatever lies in the folder
         fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        take_lock(fd)
         self._path, self._new_name = path, True
         self._fd, self._size, self._n_lines, self._opened_at = fd, 0, 0, self._clock()
         return fd

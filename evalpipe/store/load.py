@@ -79,7 +79,7 @@ class SpoolLoad:
         self._batch: list[PendingRequest] = []
         self._batch_bytes = 0
         self._feedback: dict[str, list[Feedback]] = {}
-        self._tally = LoadSummary()
+        self._summary = LoadSummary()
         self._segments: list[Segment] = []
         self._stored_experiments = {
             path.name.removeprefix("experiment=") for path in data.glob("exchanges/experiment=*")
@@ -144,9 +144,9 @@ class SpoolLoad:
                 continue
             if waits:
                 self._needed.update(source.segment for source in entry.sources)
-                self._tally.n_waiting += 1
+                self._summary.n_waiting += 1
             elif entry.request is not None:
-                self._tally.n_stopped += 1
+                self._summary.n_stopped += 1
                 self._take(entry)
             else:
                 for source in entry.sources:
@@ -158,7 +158,7 @@ class SpoolLoad:
             return
         known = self._known(self._batch)
         new = [entry for entry in self._batch if id(entry) not in known]
-        self._tally.n_known += len(self._batch) - len(new)
+        self._summary.n_known += len(self._batch) - len(new)
         self._batch, self._batch_bytes = [], 0
         if new:
             join_attempts(new)
@@ -169,7 +169,7 @@ class SpoolLoad:
         for experiment, table in self._parser.results(n_pending):
             self._exchanges.add(experiment, table)
             if holds_failures(table):
-                self._tally.failed.add(experiment)
+                self._summary.failed.add(experiment)
 
     def _known(self, entries: list[PendingRequest]) -> set[int]:
         """The entries (by `id`) whose rows are stored: the served one, and the copy's where the copy's answer is here."""
@@ -227,7 +227,7 @@ class SpoolLoad:
 
     def _remove(self, segments: list[Segment]) -> None:
         n_removed = sum(map(remove, segments))
-        self._tally.n_segments_deleted += n_removed
+        self._summary.n_segments_deleted += n_removed
         if n_removed and isinstance(self._spool, Path):
             sync_folder(self._spool)
 
@@ -236,14 +236,14 @@ class SpoolLoad:
         return all(holds_decisions(other) for other in left)
 
     def _count(self) -> LoadSummary:
-        tally = self._tally
-        tally.n_files = len(self._segments)
-        tally.n_exchanges, tally.n_feedback = self._exchanges.n_added, self._ratings.n_added
-        tally.n_known += self._exchanges.n_known + self._ratings.n_known
-        tally.n_rejected = sum(len(rejects) for rejects in self._rejects.values())
-        tally.rejected = sorted(str(rejects.path) for rejects in self._rejects.values())
-        tally.experiments = self._exchanges.experiments | self._ratings.experiments
-        return tally
+        summary = self._summary
+        summary.n_files = len(self._segments)
+        summary.n_exchanges, summary.n_feedback = self._exchanges.n_added, self._ratings.n_added
+        summary.n_known += self._exchanges.n_known + self._ratings.n_known
+        summary.n_rejected = sum(len(rejects) for rejects in self._rejects.values())
+        summary.rejected = sorted(str(rejects.path) for rejects in self._rejects.values())
+        summary.experiments = self._exchanges.experiments | self._ratings.experiments
+        return summary
 
 
 def _keys(entry: PendingRequest) -> Iterator[tuple[str, float, tuple[str, str, str]]]:
@@ -306,31 +306,31 @@ def load_source(
     """Load one source into `experiment`. Raises DataError where it cannot be read."""
     source = examined.source
     rejects = RejectedLines(data, Path(source.name))
-    tally = LoadSummary(experiments={experiment}, n_files=1)
+    summary = LoadSummary(experiments={experiment}, n_files=1)
     with Ledger(data, experiment, source.name) as ledger, _Writers(data, experiment, ledger) as writers:
         for entry in _entries(examined, reading, writers, progress):
             document, imported = entry.document, entry.imported
             if entry.reason is not None:
                 rejects.add(document.number, raw_of(document), entry.reason)
-                tally.reasons[entry.reason] += 1
+                summary.reasons[entry.reason] += 1
             if imported is not None:
-                tally.left_out.update(imported.left_out)
-                tally.notes.update(_kinds(imported.notes))
+                summary.left_out.update(imported.left_out)
+                summary.notes.update(_kinds(imported.notes))
                 for reason in imported.rejected:
                     rejects.add(document.number, raw_of(document), reason)
-                    tally.reasons[reason] += 1
+                    summary.reasons[reason] += 1
                 writers.add(imported, _NO_BYTES if document.raw is None else len(document.raw))
             progress(document.number)
         writers.flush()
         ledger.finish()
         writers.finish()
     rejects.write()
-    writers.count(tally)
-    tally.faults += [f"{source.name}: {fault}" for fault in source.faults]
-    tally.arms += reading.arms.lines()
-    tally.n_rejected = len(rejects)
-    tally.rejected = [str(rejects.path)] if rejects else []
-    return tally
+    writers.count(summary)
+    summary.faults += [f"{source.name}: {fault}" for fault in source.faults]
+    summary.arms += reading.arms.lines()
+    summary.n_rejected = len(rejects)
+    summary.rejected = [str(rejects.path)] if rejects else []
+    return summary
 
 
 def _entries(
@@ -463,15 +463,15 @@ def remember(examined: Examined, memory: Memory) -> None:
 
 def store_rows(data: Path, experiment: str, source: str, imported: Sequence[Imported]) -> LoadSummary:
     """Write rows that were read before, as one load of `source`."""
-    tally = LoadSummary(experiments={experiment}, n_files=1)
+    summary = LoadSummary(experiments={experiment}, n_files=1)
     with Ledger(data, experiment, source) as ledger, _Writers(data, experiment, ledger) as writers:
         for one in imported:
             writers.add(one, 0)
         writers.flush()
         ledger.finish()
         writers.finish()
-    writers.count(tally)
-    return tally
+    writers.count(summary)
+    return summary
 
 
 def is_spool(path: Path) -> bool:
@@ -567,13 +567,13 @@ class _Writers:
         for writer in self._writers.values():
             writer.finish()
 
-    def count(self, tally: LoadSummary) -> None:
+    def count(self, summary: LoadSummary) -> None:
         for name, writer in self._writers.items():
-            setattr(tally, f"n_{name}", writer.n_added)
-            tally.n_known += writer.n_known
-            tally.n_repeated += writer.n_repeated
+            setattr(summary, f"n_{name}", writer.n_added)
+            summary.n_known += writer.n_known
+            summary.n_repeated += writer.n_repeated
         if self._any_failed:
-            tally.failed.add(self._experiment)
+            summary.failed.add(self._experiment)
 
 
 # What a load did, in numbers.
@@ -645,7 +645,7 @@ class LoadSummary:
         return [f"{len(self.skipped):,} files hold no log that is known and were passed over: {shown}{more}"]
 
     def lines(self) -> list[str]:
-        """The tally as lines for a person."""
+        """The summary as lines for a person."""
         if self.planned:
             return [
                 *(f"would load {line}" for line in self.planned),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import secrets
@@ -21,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from evalpipe.errors import DataError
-from evalpipe.files import make_folder, sync_folder, unlink_synced
+from evalpipe.files import make_folder, sync_folder, take_lock, try_lock, unlink_synced
 from evalpipe.identity import fingerprint
 from evalpipe.store.schema import Dataset
 
@@ -262,7 +261,7 @@ class Reader:
             return
         with suppress(OSError):  # a folder or file system where nobody can lock: then nobody waits for this reader
             self._handle = os.open(data / LOCK, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._handle, fcntl.LOCK_SH)
+            take_lock(self._handle, shared=True)
 
     def close(self) -> None:
         handle, self._handle = self._handle, None
@@ -280,13 +279,11 @@ def wait_for_readers(data: Path) -> None:
         until = time.monotonic() + WAIT_S
         while time.monotonic() < until:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                time.sleep(0.05)
+                if try_lock(handle):
+                    return
             except OSError:
                 return
-            else:
-                return
+            time.sleep(0.05)
     finally:
         os.close(handle)
 

@@ -6,7 +6,6 @@ is of one state, whatever is written meanwhile. Writing never touches the connec
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import json
 import os
@@ -23,8 +22,8 @@ import duckdb
 import pyarrow as pa
 
 from evalpipe.errors import ConfigError, DataError
-from evalpipe.files import write_synced
-from evalpipe.models import Feedback, Judgment, Label
+from evalpipe.files import take_lock, write_synced
+from evalpipe.models import Judgment, Label
 from evalpipe.store.parquet import DatasetWriter, Reader, parquet_files, private_file, schema_mark, whole_and_damaged
 from evalpipe.store.schema import BY_NAME, DATASETS, Dataset, to_table
 
@@ -70,10 +69,6 @@ class Store:
     def write_labels(self, labels: Iterable[Label]) -> int:
         """Add labels to the open experiment, each (request, source, labeler) once. Rows added."""
         return self._write("labels", list(labels))
-
-    def write_feedback(self, feedback: Iterable[Feedback]) -> int:
-        """Add end users' ratings to the open experiment, each once. Rows added."""
-        return self._write("feedback", list(feedback))
 
     def _write(self, name: str, rows: Sequence[Any]) -> int:
         if self.experiment is None:
@@ -165,7 +160,7 @@ def readable(data: Path, experiment: str, selection: Selection) -> Selection:
 def writing(data: Path, name: str) -> Iterator[None]:
     """Hold the write lock of a dataset: the look for what is there already and the write are one step."""
     with private_file(data / name / ".lock", os.O_RDWR) as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # let go by the close
+        take_lock(handle)
         yield
 
 

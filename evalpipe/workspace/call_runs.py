@@ -9,7 +9,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -17,7 +17,7 @@ from evalpipe.calls.batches import Batches
 from evalpipe.calls.budget import CostOf
 from evalpipe.calls.client import ENDS, ModelSettings
 from evalpipe.calls.journal import CallJournal, NoRoomError, no_room, one_line_if_full
-from evalpipe.calls.runner import CallRunner, Progress
+from evalpipe.calls.runner import CallRunner, Progress, RunCounts
 from evalpipe.errors import BudgetError, UpstreamError
 from evalpipe.providers.base import Usage
 from evalpipe.providers.pricing import cost_of
@@ -33,13 +33,6 @@ Planned = TypeVar("Planned")
 Row = TypeVar("Row")
 AnyBatches = TypeVar("AnyBatches", bound=Batches[Any, Any, Any])
 Result = TypeVar("Result")
-
-
-class Stoppable(Protocol):
-    """Why a run ended before its plan (None: it did not), and the details."""
-
-    stopped: str | None
-    message: str | None
 
 
 def price_of(workspace: Workspace, asked: ModelSettings, *, batch: bool = False) -> CostOf:
@@ -110,7 +103,7 @@ def run_batches(
     *,
     journal: CallJournal[Any],
     progress: Progress,
-    tally: Stoppable,
+    summary: RunCounts[Any],
 ) -> Result:
     """Do `work` with the batches that `make` gives, and close the journal. Ctrl-C leaves open ones at their provider."""
 
@@ -118,7 +111,7 @@ def run_batches(
         batches = make()
 
         def interrupt(reason: str, _message: str) -> None:
-            tally.stopped, tally.message = reason, "open batches go on; run it again to collect them"
+            summary.stopped, summary.message = reason, "open batches go on; run it again to collect them"
             batches.interrupted.set()
 
         syncing = asyncio.create_task(_keep_synced(journal))
@@ -138,13 +131,13 @@ def run_batches(
         progress.close()
 
 
-def raise_if_ended(data: Path, tally: Stoppable, asked: ModelSettings, recover: Callable[[], object]) -> None:
+def raise_if_ended(data: Path, summary: RunCounts[Any], asked: ModelSettings, recover: Callable[[], object]) -> None:
     """Raises NoRoomError or UpstreamError where the disk or the provider ended the run; `recover` stores what it did."""
-    if tally.stopped == "disk":
-        raise NoRoomError(tally.message or str(no_room(data)))
-    if tally.stopped is not None and tally.stopped in ENDS:
+    if summary.stopped == "disk":
+        raise NoRoomError(summary.message or str(no_room(data)))
+    if summary.stopped is not None and summary.stopped in ENDS:
         recover()
-        raise UpstreamError(ENDS[tally.stopped](asked, tally.message or ""))
+        raise UpstreamError(ENDS[summary.stopped](asked, summary.message or ""))
 
 
 async def _keep_synced(journal: CallJournal[Any]) -> None:

@@ -97,7 +97,7 @@ class Compared:
     workspace: Workspace
     experiment: str
     n_pairs: int
-    tally: RunSummary
+    summary: RunSummary
     report: WrittenReport
 
 
@@ -145,10 +145,10 @@ def compare(
     with only_load(place.data):
         store_rows(place.data, experiment, f"compare-{content}", imported)
     say(f"2/4 stored {len(pairs):,} pairs as {experiment} in {place.data}")
-    tally = _judged(place, experiment, options, say, ask)
+    summary = _judged(place, experiment, options, say, ask)
     say("4/4 report")
     report = write_report(place, experiment=experiment)
-    return Compared(workspace=place, experiment=experiment, n_pairs=len(pairs), tally=tally, report=report)
+    return Compared(workspace=place, experiment=experiment, n_pairs=len(pairs), summary=summary, report=report)
 
 
 def _name(old: Path, new: Path | None, asked: str | None) -> str:

@@ -44,7 +44,7 @@ from evalpipe.workspace.judge_setup import (
     note_limit,
     other_models,
     recover,
-    tally_of,
+    summary_of,
 )
 from evalpipe.workspace.judge_setup import judge_settings as judge_settings_of
 from evalpipe.workspace.load import check_writable
@@ -66,23 +66,23 @@ def judge_online(workspace: Workspace, store: Store, spec: JudgeSpec, options: J
     budget = budget_of(store, spec, budget_limit(workspace, options), price, per_day=config.max_usd_per_day)
     budget.held = held_by_batches(workspace, store.experiment or "", spec)
     plan = build_plan(workspace, store, spec, limit=options.limit, keep_order=options.until_decided)
-    tally = tally_of(spec, plan)
+    summary = summary_of(spec, plan)
     if not plan.n_calls:
-        note_limit(tally, workspace, store, spec, options.limit)
-        return tally
+        note_limit(summary, workspace, store, spec, options.limit)
+        return summary
     decider, rules, decided = None, None, None
     if options.until_decided:
         decider, rules = decider_of(workspace, store, spec)
         decided = decider.start()
         if decided:
-            tally.stopped, tally.message = "decided", f"{decided}; no call was needed"
+            summary.stopped, summary.message = "decided", f"{decided}; no call was needed"
             note_looks(workspace, store.experiment or "", spec, decider, rules, decided)
-            return tally
+            return summary
     clock = SystemClock()
     folder = journal_folder(workspace, store.experiment or "")
     limiter = limiter_of(config, clock)
     journal = Journal(folder, answer_bytes=answer_bytes(spec.max_tokens))
-    progress = Progress(tally, [limiter], budget, shown=options.show_progress)
+    progress = Progress(summary, [limiter], budget, shown=options.show_progress)
 
     async def run() -> None:
         runner = Runner(
@@ -93,7 +93,7 @@ def judge_online(workspace: Workspace, store: Store, spec: JudgeSpec, options: J
             cost_of=price,
             journal=journal,
             clock=clock,
-            tally=tally,
+            summary=summary,
             concurrency=config.concurrency,
             show=progress,
             max_attempts=config.max_attempts,
@@ -118,24 +118,24 @@ def judge_online(workspace: Workspace, store: Store, spec: JudgeSpec, options: J
         journal.close()
         progress.close()
         if decider is not None and rules is not None:
-            if tally.stopped == "decided":
-                decided = tally.message if tally.n_ended < tally.n_planned else None
-                spent = "" if tally.spent_usd is None else f" and ${tally.spent_usd:,.4f}"
-                tally.message = f"{tally.message}; {tally.n_calls:,} calls{spent} in this run"
+            if summary.stopped == "decided":
+                decided = summary.message if summary.n_ended < summary.n_planned else None
+                spent = "" if summary.spent_usd is None else f" and ${summary.spent_usd:,.4f}"
+                summary.message = f"{summary.message}; {summary.n_calls:,} calls{spent} in this run"
             note_looks(workspace, store.experiment or "", spec, decider, rules, decided)
-    raise_if_ended(workspace.data, tally, spec, lambda: recover(workspace, store.experiment or ""))
-    return tally
+    raise_if_ended(workspace.data, summary, spec, lambda: recover(workspace, store.experiment or ""))
+    return summary
 
 
 def judge(workspace: Workspace, options: JudgeOptions, *, by: JudgeBy = judge_online) -> list[RunSummary]:
     """Judge what is unanswered, judge after judge, call by call unless `by` says how. Raises EvalpipeError; a run that was
-    stopped early says so in its tally."""
+    stopped early says so in its summary."""
     name = loaded_experiment(workspace, options.experiment)
     specs = load_specs(workspace, options.judges)
     check_writable(workspace.data)
     for spec in specs:
         api_key(spec)  # a missing key is told before the first call of the first judge
-    tallies = []
+    summaries = []
     with one_line_if_full(workspace.data), judging_lock(journal_folder(workspace, name)):
         refuse_damaged(workspace.data, name, "judgments")
         recover(workspace, name)
@@ -143,16 +143,16 @@ def judge(workspace: Workspace, options: JudgeOptions, *, by: JudgeBy = judge_on
             with open_store(
                 workspace.data, name, selection=readable(workspace.data, name, options.selection), compared=True
             ) as store:
-                tallies.append(by(workspace, store, spec, options))
+                summaries.append(by(workspace, store, spec, options))
                 compact(journal_folder(workspace, name), store.write_judgments)
             with open_store(workspace.data, name) as store:
-                tallies[-1].account = account_of(store, spec, price_of(workspace, spec))
-            _check_budget(tallies[-1], spec)
-            if tallies[-1].stopped is None and options.limit is None and options.selection.is_whole:
+                summaries[-1].account = account_of(store, spec, price_of(workspace, spec))
+            _check_budget(summaries[-1], spec)
+            if summaries[-1].stopped is None and options.limit is None and options.selection.is_whole:
                 _all_judged(workspace, name, spec)
-            if tallies[-1].stopped in ("interrupted", "refused"):
+            if summaries[-1].stopped in ("interrupted", "refused"):
                 break
-    return tallies
+    return summaries
 
 
 def _all_judged(workspace: Workspace, experiment: str, spec: JudgeSpec) -> None:
@@ -163,10 +163,17 @@ def _all_judged(workspace: Workspace, experiment: str, spec: JudgeSpec) -> None:
     forget_stop(workspace, experiment, spec.fingerprint)
 
 
-def _check_budget(tally: RunSummary, spec: JudgeSpec) -> None:
+def _check_budget(summary: RunSummary, spec: JudgeSpec) -> None:
     """Raise BudgetError where the cap was too small from the first call on: no run under it can ever do anything."""
-    if tally.stopped == "budget" and not tally.n_calls and tally.account is not None and not tally.account.cap_usd:
-        raise BudgetError(f"judge {spec.name!r}: nothing was asked: {tally.message}; raise --max-usd ([judge] max_usd)")
+    if (
+        summary.stopped == "budget"
+        and not summary.n_calls
+        and summary.account is not None
+        and not summary.account.cap_usd
+    ):
+        raise BudgetError(
+            f"judge {spec.name!r}: nothing was asked: {summary.message}; raise --max-usd ([judge] max_usd)"
+        )
 
 
 def estimate_judging(workspace: Workspace, options: JudgeOptions) -> list[CostEstimate]:
@@ -369,22 +376,22 @@ _Result = TypeVar("_Result")
 def judge_by_batches(workspace: Workspace, store: Store, spec: JudgeSpec, options: JudgeOptions) -> RunSummary:
     """Collect what is open, then submit what is unanswered and wait for it. Ctrl-C leaves batches running: the next run
     collects them."""
-    tally = RunSummary(judge=spec.name, fingerprint=spec.fingerprint, address=address_of(spec), model=spec.model)
+    summary = RunSummary(judge=spec.name, fingerprint=spec.fingerprint, address=address_of(spec), model=spec.model)
     experiment = store.experiment or ""
     for n_round in range(MAX_ROUNDS):
         selection = readable(workspace.data, experiment, options.selection)
         with open_store(workspace.data, experiment, selection=selection, compared=True) as fresh:
             waiting = [one for one in intents(batches_folder(workspace, experiment)) if one.state in OPEN]
             plan = build_plan(workspace, fresh, spec, limit=options.limit)
-            tally.n_known = plan.n_done if n_round == 0 else tally.n_known
-            tally.n_over_cap = plan.n_over_cap
-            tally.n_given_up, tally.given_up = plan.n_given_up, list(plan.given_up)
-            tally.unjudgeable = dict(plan.unjudgeable)
+            summary.n_known = plan.n_done if n_round == 0 else summary.n_known
+            summary.n_over_cap = plan.n_over_cap
+            summary.n_given_up, summary.given_up = plan.n_given_up, list(plan.given_up)
+            summary.unjudgeable = dict(plan.unjudgeable)
             if not plan.n_calls and not any(one.judge == spec.name for one in waiting):
-                if not tally.n_planned:
-                    note_limit(tally, workspace, fresh, spec, options.limit)
+                if not summary.n_planned:
+                    note_limit(summary, workspace, fresh, spec, options.limit)
                 break
-            tally.n_planned = max(tally.n_planned, plan.n_calls + sum(one.n_items for one in waiting))
+            summary.n_planned = max(summary.n_planned, plan.n_calls + sum(one.n_items for one in waiting))
 
             async def work(run: BatchRun, fresh: Store = fresh, plan: Any = plan) -> None:
                 await run.collect_open()
@@ -392,12 +399,12 @@ def judge_by_batches(workspace: Workspace, store: Store, spec: JudgeSpec, option
                     await run.submit(pages(fresh.connection, spec, plan))
                     await run.collect_open()
 
-            before = tally.stopped
-            _with_run(workspace, fresh, spec, options, tally, work)
+            before = summary.stopped
+            _with_run(workspace, fresh, spec, options, summary, work)
         recover(workspace, experiment)
-        if tally.stopped == "interrupted" or (tally.stopped == "budget" and before == "budget"):
+        if summary.stopped == "interrupted" or (summary.stopped == "budget" and before == "budget"):
             break
-    return tally
+    return summary
 
 
 def see_batches(workspace: Workspace, options: JudgeOptions) -> list[dict[str, Any]]:
@@ -440,9 +447,9 @@ def _each_judge(
     with judging_lock(journal_folder(workspace, name)):
         for spec in load_specs(workspace, options.judges):
             if any(one.state in OPEN and one.judge == spec.name for one in intents(batches_folder(workspace, name))):
-                tally = RunSummary(judge=spec.name, fingerprint=spec.fingerprint)
+                summary = RunSummary(judge=spec.name, fingerprint=spec.fingerprint)
                 with open_store(workspace.data, name) as store:
-                    found += _with_run(workspace, store, spec, options, tally, work)
+                    found += _with_run(workspace, store, spec, options, summary, work)
     return found
 
 
@@ -451,7 +458,7 @@ def _with_run(
     store: Store,
     spec: JudgeSpec,
     options: JudgeOptions,
-    tally: RunSummary,
+    summary: RunSummary,
     work: Callable[[BatchRun], Awaitable[_Result]],
 ) -> _Result:
     experiment = store.experiment or ""
@@ -463,7 +470,7 @@ def _with_run(
     budget.held = held_by_batches(workspace, experiment, spec)
     limiter = limiter_of(config, clock)
     journal = Journal(journal_folder(workspace, experiment))
-    progress = Progress(tally, [limiter], budget, shown=options.show_progress)
+    progress = Progress(summary, [limiter], budget, shown=options.show_progress)
 
     def make() -> BatchRun:
         return BatchRun(
@@ -475,11 +482,11 @@ def _with_run(
             folder=batches_folder(workspace, experiment),
             journal=journal,
             clock=clock,
-            tally=tally,
+            summary=summary,
             budget=budget,
             cost_of=price,
             other_models=other_models(store, spec),
             show=progress,
         )
 
-    return run_batches(make, work, journal=journal, progress=progress, tally=tally)
+    return run_batches(make, work, journal=journal, progress=progress, summary=summary)

@@ -121,7 +121,7 @@ async def _self_test(workspace: Workspace, spec: JudgeSpec, options: JudgeOption
         judgments[ask.key] = judgment
         return None
 
-    tally = RunSummary(judge=spec.name, fingerprint=spec.fingerprint)
+    summary = RunSummary(judge=spec.name, fingerprint=spec.fingerprint)
     runner = Runner(
         spec=spec,
         client=open_client(spec, concurrency=config.concurrency),
@@ -130,7 +130,7 @@ async def _self_test(workspace: Workspace, spec: JudgeSpec, options: JudgeOption
         cost_of=price_of(workspace, spec),
         journal=_NoJournal(),
         clock=clock,
-        tally=tally,
+        summary=summary,
         concurrency=config.concurrency,
         watch=watch,
         ask_identical=True,
@@ -139,9 +139,9 @@ async def _self_test(workspace: Workspace, spec: JudgeSpec, options: JudgeOption
         await runner.run(iter([asks()]))
     finally:
         await runner.client.close()
-    if tally.stopped is not None and tally.stopped in ENDS:
-        raise UpstreamError(ENDS[tally.stopped](spec, tally.message or ""))
-    return read_results(spec.name, spec.fingerprint, judgments, tally.spent_usd)
+    if summary.stopped is not None and summary.stopped in ENDS:
+        raise UpstreamError(ENDS[summary.stopped](spec, summary.message or ""))
+    return read_results(spec.name, spec.fingerprint, judgments, summary.spent_usd)
 
 
 # `evalpipe judge settle`: calls whose cost nobody reported get one, on the record.

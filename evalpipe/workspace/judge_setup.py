@@ -150,8 +150,8 @@ def _instant(text: str) -> datetime:
     return found.replace(tzinfo=UTC) if found.tzinfo is None else found
 
 
-def tally_of(spec: JudgeSpec, plan: Plan) -> RunSummary:
-    """The tally of a run before its first call."""
+def summary_of(spec: JudgeSpec, plan: Plan) -> RunSummary:
+    """The summary of a run before its first call."""
     return RunSummary(
         judge=spec.name,
         fingerprint=spec.fingerprint,
@@ -166,10 +166,10 @@ def tally_of(spec: JudgeSpec, plan: Plan) -> RunSummary:
     )
 
 
-def note_limit(tally: RunSummary, workspace: Workspace, store: Store, spec: JudgeSpec, limit: int | None) -> None:
-    """Note in the tally of a run with nothing to do how much is left beyond its limit."""
+def note_limit(summary: RunSummary, workspace: Workspace, store: Store, spec: JudgeSpec, limit: int | None) -> None:
+    """Note in the summary of a run with nothing to do how much is left beyond its limit."""
     if limit is not None:
-        tally.limit, tally.n_beyond_limit = limit, build_plan(workspace, store, spec, limit=None).n_units
+        summary.limit, summary.n_beyond_limit = limit, build_plan(workspace, store, spec, limit=None).n_units
 
 
 def other_models(store: Store, spec: JudgeSpec) -> set[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import fnmatch
 import json
 import os
@@ -23,7 +22,7 @@ from evalpipe.analysis.settings import Exclusion, Settings
 from evalpipe.analysis.setup_faults import setup_faults
 from evalpipe.config import CONFIG_FILE, CollectorConfig, Config, SourceConfig
 from evalpipe.errors import ConfigError, DataError, EvalpipeError
-from evalpipe.files import FULL, within_resources
+from evalpipe.files import FULL, take_lock, try_lock, within_resources
 from evalpipe.models import ANSWERED, Arm, Exchange
 from evalpipe.providers.base import Usage
 from evalpipe.providers.pricing import Unpriced, price_of
@@ -87,10 +86,10 @@ def load(
     if files and not plan.sources and not spools:
         raise DataError(f"nothing to load: {'; '.join(plan.skipped) or 'no file holds a log'}")
     _confirm_guesses(workspace, plan, options, confirm)
-    tally = LoadSummary(skipped=plan.skipped)
+    summary = LoadSummary(skipped=plan.skipped)
     if options.dry_run:
-        tally.planned = [_planned_line(one) for one in plan.sources]
-        return tally
+        summary.planned = [_planned_line(one) for one in plan.sources]
+        return summary
     check_writable(workspace.data)
     n_bytes = _n_bytes({one.path for one in plan.sources}) + sum(_n_bytes(segment_files(spool)) for spool in spools)
     room = within_resources(
@@ -100,7 +99,7 @@ def load(
         for dataset in DATASETS:
             sweep_stale(workspace.data, dataset)
         for spool in spools:
-            tally.add(_load_spool(workspace, spool, bar))
+            summary.add(_load_spool(workspace, spool, bar))
         if options.replace:
             _unload_sources(workspace, [(one.examined.source.name, one.experiment) for one in plan.sources])
         memory = memory_of(plan)
@@ -112,7 +111,7 @@ def load(
                 memory=memory,
                 priced=_priced(workspace) if options.price else None,
             )
-            tally.add(
+            summary.add(
                 load_source(
                     planned.examined,
                     workspace.data,
@@ -121,9 +120,9 @@ def load(
                     progress=_Moved(planned, bar.update).to,
                 )
             )
-    if tally.failed:
-        tally.warnings = setup_warnings(workspace, tally.failed)
-    return tally
+    if summary.failed:
+        summary.warnings = setup_warnings(workspace, summary.failed)
+    return summary
 
 
 def memory_of(plan: LoadPlan) -> Memory:
@@ -314,11 +313,9 @@ def _n_bytes(files: Iterable[Path]) -> int:
 def only_load(data: Path) -> Iterator[None]:
     """One load at a time: a second one says so and waits."""
     with private_file(data / ".load.lock", os.O_RDWR) as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(handle):
             sys.stderr.write(f"evalpipe: another load is at work in {data}: waiting for it\n")
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            take_lock(handle)
         yield
 
 

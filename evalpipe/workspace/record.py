@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ import msgspec
 from evalpipe.analysis.record import ExperimentRecord, read_record, render_record
 from evalpipe.analysis.settings import Exclusion
 from evalpipe.errors import DataError, EvalpipeError
-from evalpipe.files import write_synced
+from evalpipe.files import take_lock, write_synced
 from evalpipe.store.query import Selection
 from evalpipe.workspace.paths import record_copy_path, record_mark_path, record_path
 
@@ -95,7 +94,7 @@ def recording(data: Path, experiment: str, *, read_only: bool = False) -> Iterat
             return
         raise EvalpipeError(f"cannot write {path.parent}: {error.strerror}") from error
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        take_lock(handle)
         yield True
     finally:
         os.close(handle)

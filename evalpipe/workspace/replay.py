@@ -401,7 +401,7 @@ def _online(
             budget=budget,
             journal=journal,
             clock=clock,
-            tally=summary,
+            summary=summary,
             concurrency=settings.concurrency,
             show=progress,
             announce=progress.write,
@@ -516,7 +516,7 @@ def _with_batches(
             folder=_batches_folder(workspace.data, name),
             journal=journal,
             clock=clock,
-            tally=summary,
+            summary=summary,
             budget=budget,
             cost_of=price,
             other_models=route.other_models,
@@ -526,7 +526,7 @@ def _with_batches(
             find=find,
         )
 
-    run_batches(make, work, journal=journal, progress=progress, tally=summary)
+    run_batches(make, work, journal=journal, progress=progress, summary=summary)
     recover(workspace.data, name)
 
 
@@ -541,8 +541,8 @@ def result_lines(summary: ReplaySummary) -> list[str]:
             f"{summary.experiment}: {summary.n_answered:,} of {summary.n_planned:,} calls answered "
             f"({', '.join(f'{arm}: {model}' for arm, model in summary.arms.items())}){spent}"
         )
-    for kind, n in summary.failures.most_common():
-        words = f": {summary.words[kind]}" if summary.words.get(kind) else ""
+    for kind, n in summary.failed.most_common():
+        words = f": {summary.failure_messages[kind]}" if summary.failure_messages.get(kind) else ""
         lines.append(f"  failed: {n:,} × {kind}{words}")
     if summary.n_open:
         lines.append(f"  {summary.n_open:,} of them are asked again by the next run")

@@ -34,9 +34,9 @@ from evalpipe.workspace.paths import Workspace
 path, root, mapping = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 begun, used = time.perf_counter(), time.process_time()
 workspace = Workspace(root=root, data=root / "data", config=None)
-tally = load(workspace, [path], options=LoadOptions(mapping=mapping), show_progress=False)
+summary = load(workspace, [path], options=LoadOptions(mapping=mapping), show_progress=False)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(tally.n_exchanges, time.perf_counter() - begun, time.process_time() - used, peak)
+print(summary.n_exchanges, time.perf_counter() - begun, time.process_time() - used, peak)
 """
 
 

@@ -65,13 +65,13 @@ def cpu(n_pairs: int = 1000) -> bool:
         theirs = (cpu_seconds() - before) / len(turns)
         judge(found, JudgeOptions(limit=20, show_progress=False))
         before = cpu_seconds()
-        (tally,) = judge(found, JudgeOptions(show_progress=False))
-        ours = (cpu_seconds() - before) / tally.n_calls
+        (summary,) = judge(found, JudgeOptions(show_progress=False))
+        ours = (cpu_seconds() - before) / summary.n_calls
         return say(
             "CPU per judgment",
             ours <= 1.5 * theirs,
             f"{ours * 1000:.2f} ms, a bare SDK loop {theirs * 1000:.2f} ms: {ours / theirs:.2f} × "
-            f"({tally.n_calls} calls, planning, journal and Parquet included)",
+            f"({summary.n_calls} calls, planning, journal and Parquet included)",
         )
 
 

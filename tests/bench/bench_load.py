@@ -61,15 +61,15 @@ def main(n_requests: int) -> None:
             shutil.copytree(root / "made", data / "spool")
             started = time.perf_counter()
             rules = ReadingRules(unit_sources=["body:user"], unit_key=b"key")
-            tally = SpoolLoad(data, data / "spool", rules=rules, now=T0, processes=processes).run()
+            summary = SpoolLoad(data, data / "spool", rules=rules, now=T0, processes=processes).run()
             seconds = time.perf_counter() - started
             stored = sum(path.stat().st_size for path in data.rglob("*.parquet"))
             own, children = (
                 resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
             )
             print(
-                f"{processes} process(es): {tally.n_exchanges:,} exchanges in {seconds:.1f} s = "
-                f"{tally.n_exchanges / seconds:,.0f}/s, {n_bytes / seconds / 1e6:.0f} MB/s, Parquet {stored / 1e6:.0f} MB, "
+                f"{processes} process(es): {summary.n_exchanges:,} exchanges in {seconds:.1f} s = "
+                f"{summary.n_exchanges / seconds:,.0f}/s, {n_bytes / seconds / 1e6:.0f} MB/s, Parquet {stored / 1e6:.0f} MB, "
                 f"memory {own:.0f} MB, largest child {children:.0f} MB"
             )
         with open_store(data, "exp") as store:

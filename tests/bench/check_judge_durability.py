@@ -36,7 +36,7 @@ def kills(n_pairs: int = 400, n_kills: int = 10, concurrency: int = 16) -> bool:
             n_killed += process.poll() is None
             process.kill()
             process.communicate()
-        tally = judged(root)
+        summary = judged(root)
         ledger = sim.ledger()
         again = judged(root)
         lost = query(root, "SELECT count(*) AS n FROM judgments WHERE note LIKE '%\"lost\"%'")[0]["n"]
@@ -49,7 +49,7 @@ def kills(n_pairs: int = 400, n_kills: int = 10, concurrency: int = 16) -> bool:
         )
         detail = (
             f"{n_killed} kills, {n_pairs} pairs judged once in each order, {wasted} answers paid twice (at most {n_killed} × "
-            f"{concurrency} in flight), {lost} calls marked lost, last run {tally['judgments']}"
+            f"{concurrency} in flight), {lost} calls marked lost, last run {summary['judgments']}"
         )
         return say("kill -9", holds, detail)
 
@@ -186,11 +186,11 @@ def cap() -> bool:
         wait_until(lambda: sim.ledger()["calls"] >= 12)
         process.kill()
         process.communicate()
-        tallies = [judged(root, "--max-usd", "0.05") for _ in range(3)]
+        summaries = [judged(root, "--max-usd", "0.05") for _ in range(3)]
         bill = sim.ledger()["billed"]["usd"]
-        holds = bill <= 0.05 and tallies[0]["stopped"] == "budget"
+        holds = bill <= 0.05 and summaries[0]["stopped"] == "budget"
         return say(
-            "--max-usd 0.05", holds, f"billed ${bill:.5f} over four runs, one of them killed; {tallies[0]['stopped']}"
+            "--max-usd 0.05", holds, f"billed ${bill:.5f} over four runs, one of them killed; {summaries[0]['stopped']}"
         )
 
 

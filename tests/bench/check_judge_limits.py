@@ -53,8 +53,8 @@ def run(limits: dict[str, int], n_pairs: int, *, lower: dict[str, int] | None = 
                 sim.post("/_sim/config", {"limits": lower})
                 lowered_at = time.monotonic()
             time.sleep(0.5)
-        tally = json.loads(process.communicate()[0])["runs"][0]
-        return {"tally": tally, "samples": samples, "lowered_at": lowered_at, "end": usage(sim)}
+        summary = json.loads(process.communicate()[0])["runs"][0]
+        return {"summary": summary, "samples": samples, "lowered_at": lowered_at, "end": usage(sim)}
 
 
 def share(samples: list[dict[str, float]], limits: dict[str, int], begin: float, end: float) -> tuple[str, float]:
@@ -79,7 +79,7 @@ def steady(name: str, limits: dict[str, int], n_pairs: int) -> bool:
     found = run(limits, n_pairs)
     first, last = active(found)
     kind, used = share(found["samples"], limits, first + 30, last)
-    ok = found["tally"]["judgments"].get("ok", 0) + found["tally"]["judgments"].get("identical", 0)
+    ok = found["summary"]["judgments"].get("ok", 0) + found["summary"]["judgments"].get("identical", 0)
     holds = used >= 0.97 and found["end"]["429"] == 0 and ok == 2 * n_pairs
     return say(name, holds, f"{used:.1%} of {kind} after 30 s, {found['end']['429']} × 429, {ok} of {2 * n_pairs} judged, "
                f"{last - first:.0f} s")  # fmt: skip
@@ -92,7 +92,7 @@ def lowered(n_pairs: int) -> bool:
     before = max(sample["429"] for sample in found["samples"] if sample["at"] < at)
     kind, used = share(found["samples"], half, at + 5, last)
     n_429 = found["end"]["429"]
-    ok = found["tally"]["judgments"].get("ok", 0) + found["tally"]["judgments"].get("identical", 0)
+    ok = found["summary"]["judgments"].get("ok", 0) + found["summary"]["judgments"].get("identical", 0)
     holds = before == 0 and n_429 <= 8 and 0.9 <= used <= 1.03 and ok == 2 * n_pairs
     return say("limits halved half-way", holds, f"{used:.1%} of the halved {kind} from 5 s on, {n_429} × 429, {ok} of "
                f"{2 * n_pairs} judged")  # fmt: skip

@@ -100,7 +100,7 @@ def start(root: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def judged(root: Path, *arguments: str) -> dict[str, Any]:
-    """`evalpipe judge --json`: the first run's tally."""
+    """`evalpipe judge --json`: the first run's summary."""
     document: dict[str, Any] = json.loads(evalpipe(root, "judge", "--json", *arguments).stdout)["runs"][0]
     return document
 

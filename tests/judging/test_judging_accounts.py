@@ -55,9 +55,9 @@ def test_each_paid_try_is_a_row_and_counts(tmp_path: Path) -> None:
     """Both orders of a pair, three tries each, all of which may be billed."""
     with FakeProvider(lambda call: Response("x", drop=True)) as provider:
         found = workspace(tmp_path, provider.url, pairs(1), settings=FAST + "concurrency = 1\n")
-        tally = run(found)
+        summary = run(found)
     assert rows(found, "SELECT count(*), count(DISTINCT judgment_id) FROM judgments") == [(6, 6)]
-    assert tally.account is not None and tally.account.n_unsettled == 6
+    assert summary.account is not None and summary.account.n_unsettled == 6
 
 
 def test_waiting_for_a_limit_holds_nothing(tmp_path: Path) -> None:
@@ -65,8 +65,8 @@ def test_waiting_for_a_limit_holds_nothing(tmp_path: Path) -> None:
     limits = FAST.replace("requests_per_minute = 60000", "requests_per_minute = 240")
     with FakeProvider(longer_wins) as provider:
         found = workspace(tmp_path, provider.url, pairs(3), settings=limits + "concurrency = 1\n")
-        tally = run(found, max_usd=0.03)
-    assert (tally.stopped, tally.n_succeeded) == (None, 6)
+        summary = run(found, max_usd=0.03)
+    assert (summary.stopped, summary.n_succeeded) == (None, 6)
 
 
 def test_open_batches_hold_the_cap_of_calls(tmp_path: Path) -> None:
@@ -132,8 +132,8 @@ def test_a_lost_call_counts_whatever_is_selected_now(tmp_path: Path) -> None:
         found = workspace(tmp_path, provider.url, pairs(3))
         lost(found, RecordedCost(cost_usd=0.01, at_most=0.04))
         # A call can cost a cent, some 5,000 tokens and 1,024 of output: 0.005 USD are no room for one, 0.045 are.
-        tally = run(found, max_usd=0.045, selection=read_selection(where="request_id <> 'p0'"))
-        assert (tally.stopped, provider.calls) == ("budget", [])
+        summary = run(found, max_usd=0.045, selection=read_selection(where="request_id <> 'p0'"))
+        assert (summary.stopped, provider.calls) == ("budget", [])
 
 
 def test_a_cap_of_the_configuration_holds_for_every_kind_of_call(tmp_path: Path) -> None:
@@ -185,8 +185,8 @@ def test_a_lost_call_is_held_at_its_full_price_where_batches_are_asked_for(tmp_p
         # Its question took 100 tokens, 200 more for other codes in the tags; half of the four would leave room for two calls.
         open_usd = 4 * ((100 + 200) * 1e-6 + 1024 * 5e-6)
         options = JudgeOptions(show_progress=False, max_usd=2 * ANSWERED + open_usd + 0.0005)
-        (tally,) = judge(found, options, by=judge_by_batches)
-        assert (tally.stopped, tally.n_calls, len(provider.calls)) == ("budget", 0, 2)
+        (summary,) = judge(found, options, by=judge_by_batches)
+        assert (summary.stopped, summary.n_calls, len(provider.calls)) == ("budget", 0, 2)
 
 
 def test_answers_that_had_no_price_count_once_there_is_one(tmp_path: Path) -> None:
@@ -351,8 +351,8 @@ def test_an_answer_without_a_usage_holds_its_worst_case_over_runs(tmp_path: Path
 
     with FakeProvider(silent) as provider:
         found = workspace(tmp_path, provider.url, pairs(1))
-        tally = run(found)
-    assert tally.n_succeeded == 2
+        summary = run(found)
+    assert summary.n_succeeded == 2
     # Each can have cost 1,024 tokens of output at 5 USD a million, and its input.
     assert held(found) > 2 * 1024 * 5e-6
     (done,) = settle(found, OPTIONS, usd=0.004)

@@ -49,8 +49,8 @@ def workspace(root: Path, url: str, n: int = 5, texts: Sequence[str] = ()) -> Wo
 
 
 def run(found: Workspace, **options: Any) -> RunSummary:
-    (tally,) = judge(found, JudgeOptions(show_progress=False, **options), by=judge_by_batches)
-    return tally
+    (summary,) = judge(found, JudgeOptions(show_progress=False, **options), by=judge_by_batches)
+    return summary
 
 
 def final_rows(found: Workspace) -> Counter[tuple[str, str]]:
@@ -67,12 +67,12 @@ def each_once(found: Workspace, n: int = 5) -> bool:
 
 def test_a_batch_from_intent_to_parquet_at_half_the_price(tmp_path: Path, sim: Any) -> None:
     found = workspace(tmp_path, sim.base_url)
-    tally = run(found)
-    assert dict(tally.asked) == {"ok": 10}
+    summary = run(found)
+    assert dict(summary.asked) == {"ok": 10}
     assert each_once(found)
-    assert tally.spent_usd == pytest.approx(sim.ledger()["billed"]["usd"])
-    assert tally.spent_usd == pytest.approx((tally.input_tokens * 1e-6 + tally.output_tokens * 5e-6) / 2)
-    assert tally.n_simulated == 10
+    assert summary.spent_usd == pytest.approx(sim.ledger()["billed"]["usd"])
+    assert summary.spent_usd == pytest.approx((summary.input_tokens * 1e-6 + summary.output_tokens * 5e-6) / 2)
+    assert summary.n_simulated == 10
     assert [one.state for one in intents(batches_folder(found, "t"))] == ["collected"]
     assert run(found).n_planned == 0
 
@@ -165,16 +165,16 @@ def test_open_batches_are_seen_cancelled_and_not_asked_online_meanwhile(tmp_path
         assert online.n_planned == 0
         cancel_batches(found, JudgeOptions())
         sim.configure(batch_seconds=0.1)
-        tally = run(found)
-        assert tally.asked["ok"] == 10
-        assert tally.failed["canceled"] == 10
+        summary = run(found)
+        assert summary.asked["ok"] == 10
+        assert summary.failed["canceled"] == 10
         assert each_once(found)
 
 
 def test_the_cap_bounds_what_a_batch_may_cost(tmp_path: Path, sim: Any) -> None:
     found = workspace(tmp_path, sim.base_url, n=40)
-    tally = run(found, max_usd=0.03)
-    assert tally.stopped == "budget"
+    summary = run(found, max_usd=0.03)
+    assert summary.stopped == "budget"
     assert 0 < sim.ledger()["billed"]["usd"] <= 0.03
 
 
@@ -205,8 +205,8 @@ def test_what_does_not_fit_one_batch_goes_into_several(
     monkeypatch.setattr(f"evalpipe.sim.batches.{vendor.upper()}_MAX_REQUESTS", most_requests)
     monkeypatch.setattr(f"evalpipe.sim.batches.{vendor.upper()}_MAX_BYTES", most_bytes)
     found = vendor_workspace(tmp_path, sim.base_url, vendor)
-    tally = run(found)
-    assert (tally.asked["ok"], tally.failed) == (10, Counter())
+    summary = run(found)
+    assert (summary.asked["ok"], summary.failed) == (10, Counter())
     batches = Counter(call["batch_id"] for call in sim.ledger(calls=True)["log"])
     assert sum(batches.values()) == 10
     if bound == "requests":

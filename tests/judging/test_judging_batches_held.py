@@ -263,10 +263,10 @@ def test_results_that_break_off_are_booked_once(tmp_path: Path, sim: Any, monkey
 
     monkeypatch.setattr(batch_client._MessageBatches, "results", torn)
     found = workspace(tmp_path, sim.base_url)
-    tally = run(found)
+    summary = run(found)
     assert n_read == [6, 10]
-    assert (each_once(found), dict(tally.asked), tally.n_calls) == (True, {"ok": 10}, 10)
-    assert tally.spent_usd == pytest.approx(sim.ledger()["billed"]["usd"])
+    assert (each_once(found), dict(summary.asked), summary.n_calls) == (True, {"ok": 10}, 10)
+    assert summary.spent_usd == pytest.approx(sim.ledger()["billed"]["usd"])
 
 
 def test_the_answers_are_synced_before_the_batch_counts_as_collected(

@@ -67,9 +67,9 @@ def test_two_files_become_a_decision_in_a_folder_of_their_own_and_nothing_is_pai
     )
     with start_sim(settings) as sim:
         done = run(first, second, sim.base_url, said, max_usd=5.0)
-        asked = done.tally.n_calls
+        asked = done.summary.n_calls
         again = run(first, second, sim.base_url, said, max_usd=5.0)
-    assert (done.n_pairs, asked, again.tally.n_calls) == (58, 2 * 58, 0)
+    assert (done.n_pairs, asked, again.summary.n_calls) == (58, 2 * 58, 0)
     [win_rate] = [one for one in done.report.analysis.metrics if one.name == "win_rate"]
     assert (win_rate.finding, win_rate.n) == ("better", 58)
     assert done.report.analysis.decision.recommendation != "keep"

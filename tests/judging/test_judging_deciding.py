@@ -11,7 +11,7 @@ import pytest
 from fake_provider import Call, FakeProvider, Response, verdict
 from test_judging_run import run, workspace
 
-from evalpipe.cli.judge_text import tally_lines
+from evalpipe.cli.judge_text import summary_lines
 from evalpipe.judging.plan import JudgeCall
 from evalpipe.judging.stopping import EarlyStopper, LookResult, PlannedPair
 from evalpipe.models import Judgment, JudgmentStatus, ShownFirst
@@ -153,15 +153,15 @@ def good_wins(call: Call) -> Response:
 def test_a_run_pays_for_three_pairs_a_user_and_stops(tmp_path: Path) -> None:
     with FakeProvider(good_wins) as provider:
         found = workspace(tmp_path, provider.url, rows(60, 12))
-        tally = run(found, until_decided=True)
-        assert (tally.stopped, tally.n_over_cap) == ("decided", 60 * 9)
+        summary = run(found, until_decided=True)
+        assert (summary.stopped, summary.n_over_cap) == ("decided", 60 * 9)
         judged = provider.calls
         with_user = {call.user.split("question ")[1].split()[0] for call in judged}
         assert len(with_user) <= 60
         assert len(judged) <= 2 * 3 * 60
-        message = str(tally.message)
+        message = str(summary.message)
         assert "Ship the treatment" in message
-        assert f"; {tally.n_calls} calls and ${tally.spent_usd:,.4f} in this run" in message
+        assert f"; {summary.n_calls} calls and ${summary.spent_usd:,.4f} in this run" in message
         record = load_record(found.data, "t")
         assert record is not None
         (stop,) = record.judged_until.values()
@@ -193,15 +193,15 @@ def test_guardrails_that_are_open_do_not_keep_the_judge_busy(tmp_path: Path) -> 
     served = [{**row, "status_a": 200, "status_b": 200} for row in rows(200, 1)]
     with FakeProvider(good_wins) as provider:
         found = workspace(tmp_path, provider.url, served)
-        tally = run(found, until_decided=True)
-    assert tally.stopped == "decided"
+        summary = run(found, until_decided=True)
+    assert summary.stopped == "decided"
     words = "  stopped: more judging would not change the decision; not settled: error rate"
-    (line,) = [line for line in tally_lines([tally]) if "stopped" in line]
+    (line,) = [line for line in summary_lines([summary]) if "stopped" in line]
     assert line.startswith(words)
     (told,) = [one for one in analyze_workspace(found, details=False).checks if one.name == "judging_stopped"]
     assert told.detail.count(" users") == 1
     assert "Collect more data" not in told.detail
-    assert tally.n_ended < tally.n_planned
+    assert summary.n_ended < summary.n_planned
     assert load_record(found.data, "t").decided is None  # type: ignore[union-attr]
 
 
@@ -218,9 +218,9 @@ def test_later_turns_are_asked_and_never_decide(tmp_path: Path) -> None:
         found = workspace(
             tmp_path, provider.url, rows(60, 2, later=3), settings="requests_per_minute = 60000\nconcurrency = 1\n"
         )
-        tally = run(found, until_decided=True)
-    assert tally.stopped == "decided"
-    assert "its answers were preferred in 100" in str(tally.message)
+        summary = run(found, until_decided=True)
+    assert summary.stopped == "decided"
+    assert "its answers were preferred in 100" in str(summary.message)
     n_later = sum("then" in call.blocks["request"] for call in provider.calls)
     assert abs(n_later - 0.2 * len(provider.calls)) <= 2
 
@@ -228,11 +228,11 @@ def test_later_turns_are_asked_and_never_decide(tmp_path: Path) -> None:
 def test_a_harmful_treatment_stops_judging_too(tmp_path: Path) -> None:
     with FakeProvider(good_wins) as provider:
         found = workspace(tmp_path, provider.url, rows(200, 1, good="response_a"))
-        tally = run(found, until_decided=True)
-    assert tally.stopped == "decided"
-    assert "Keep control" in str(tally.message)
-    assert "worse by more than the 3 points allowed" in str(tally.message)
-    assert tally.n_ended < tally.n_planned
+        summary = run(found, until_decided=True)
+    assert summary.stopped == "decided"
+    assert "Keep control" in str(summary.message)
+    assert "worse by more than the 3 points allowed" in str(summary.message)
+    assert summary.n_ended < summary.n_planned
 
 
 def test_verdicts_outside_of_the_selection_count_as_they_do_in_the_report(tmp_path: Path) -> None:
@@ -245,6 +245,6 @@ def test_verdicts_outside_of_the_selection_count_as_they_do_in_the_report(tmp_pa
         judged = {call.user.split("question ")[1].split()[0] for call in provider.calls}
         others = [f"{user}-0" for user in range(60) if str(user) not in judged]
         chosen = read_selection(where=f"list_contains({json.dumps(others)}::VARCHAR[], request_id)".replace('"', "'"))
-        tally = run(open_workspace(tmp_path / "evalpipe.toml"), until_decided=True, selection=chosen)
-        assert (tally.stopped, len(provider.calls)) == ("decided", n_calls)
-        assert "after 40 users with 40 pairs" in str(tally.message)
+        summary = run(open_workspace(tmp_path / "evalpipe.toml"), until_decided=True, selection=chosen)
+        assert (summary.stopped, len(provider.calls)) == ("decided", n_calls)
+        assert "after 40 users with 40 pairs" in str(summary.message)

@@ -20,14 +20,14 @@ def test_a_call_that_breaks_off_is_held_at_the_longest_answer_and_one_token_a_by
 
     with FakeProvider(broken) as provider:
         found = workspace(tmp_path, provider.url, pairs(1, prompt="判断" * 2_000), settings=FAST + "concurrency = 1\n")
-        tally = run(found)
-    assert dict(tally.failed) == {"cut": 2}
+        summary = run(found)
+    assert dict(summary.failed) == {"cut": 2}
     found_at_most = rows(found, "SELECT json_extract(note, '$.cost_at_most_usd')::DOUBLE FROM judgments")
     # The bytes that were sent as text, and 1,000 tokens of a provider's own; the schema, some 1,000 bytes, comes on top.
     least = (min(sizes) + 1000) * 1e-6 + 1024 * 5e-6
     assert all(least < at_most < least + 2_500e-6 for (at_most,) in found_at_most)
-    assert tally.account is not None
-    assert tally.account.at_most_usd == pytest.approx(sum(at_most for (at_most,) in found_at_most))
+    assert summary.account is not None
+    assert summary.account.at_most_usd == pytest.approx(sum(at_most for (at_most,) in found_at_most))
 
 
 def test_the_next_run_holds_what_the_last_one_left_open(tmp_path: Path) -> None:

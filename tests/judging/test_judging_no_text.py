@@ -10,7 +10,7 @@ import pytest
 from fake_provider import FakeProvider, Response, longer_wins
 from test_judging_run import FAST, rows, run
 
-from evalpipe.cli.judge_text import estimate_lines, tally_lines
+from evalpipe.cli.judge_text import estimate_lines, summary_lines
 from evalpipe.errors import DataError
 from evalpipe.models import Arm, Exchange, Outcome, Role
 from evalpipe.store.parquet import DatasetWriter
@@ -67,10 +67,10 @@ def test_pairs_without_text_are_left_out_and_named(tmp_path: Path) -> None:
         assert (estimate.units, estimate.unjudgeable, estimate.as_json()["unjudgeable"]) == (2, kinds, kinds)
         words = "left out: 4 whose answer holds no text to judge (not_text 2, pause_turn 1, tool_call_missing 1)"
         assert any(words in line for line in estimate_lines([estimate]))
-        tally = run(found)
-        assert dict(tally.asked) == {"ok": 4}
-        assert tally.as_json()["left_out_without_text"] == kinds
-        assert any("4 whose answer holds no text to judge" in line for line in tally_lines([tally]))
+        summary = run(found)
+        assert dict(summary.asked) == {"ok": 4}
+        assert summary.as_json()["left_out_without_text"] == kinds
+        assert any("4 whose answer holds no text to judge" in line for line in summary_lines([summary]))
     assert rows(found, "SELECT DISTINCT request_id FROM judgments ORDER BY 1") == [("odd end",), ("plain",)]
 
 
@@ -97,9 +97,9 @@ def test_a_judge_of_single_answers_reads_the_one_that_is_text(tmp_path: Path) ->
     text = json.dumps({"reasoning": "r", "relevance": 1, "faithfulness": 1})
     with FakeProvider(lambda call: Response(text)) as provider:
         found = log(tmp_path, provider.url, list(MARKED))
-        tally = run(found, judges=["pointwise"])
+        summary = run(found, judges=["pointwise"])
     # Twelve answers, of which five are marked as without a text.
-    assert (dict(tally.asked), tally.unjudgeable) == (
+    assert (dict(summary.asked), summary.unjudgeable) == (
         {"ok": 7},
         {"not_text": 3, "pause_turn": 1, "tool_call_missing": 1},
     )

@@ -12,7 +12,7 @@ from test_judging_run import FAST, pairs, rows, run, workspace
 
 from evalpipe.calls.client import CallOutcome, ModelResponse, _SdkClient
 from evalpipe.cli.app import main
-from evalpipe.cli.judge_text import tally_lines
+from evalpipe.cli.judge_text import summary_lines
 from evalpipe.errors import UpstreamError
 from evalpipe.judging.run_summary import RunSummary
 from evalpipe.workspace.judge import estimate_judging
@@ -72,8 +72,8 @@ def test_an_address_that_has_answered_is_waited_for(tmp_path: Path, monkeypatch:
     whole = _SdkClient.ask
     monkeypatch.setattr(_SdkClient, "ask", ask)
     with FakeProvider(longer_wins) as provider:
-        tally = run(workspace(tmp_path, provider.url, pairs(4), settings=FAST + "concurrency = 1\n"))
-    assert (tally.n_succeeded, dict(tally.retried), tally.stopped) == (8, {"no_connection": 6}, None)
+        summary = run(workspace(tmp_path, provider.url, pairs(4), settings=FAST + "concurrency = 1\n"))
+    assert (summary.n_succeeded, dict(summary.retried), summary.stopped) == (8, {"no_connection": 6}, None)
 
 
 def test_a_run_that_failed_in_part_exits_0_and_counts_what_succeeded(
@@ -127,9 +127,9 @@ def test_estimate_and_summary_report_what_the_limit_leaves_out(
         assert command(monkeypatch, tmp_path, "--estimate") == 0
         left_out = "7 pairs of users with enough others ([judge] pairs_per_unit)"
         assert f"left out: {left_out}" in capsys.readouterr().out
-        tally = run(found)
-        assert any(left_out in line for line in tally_lines([tally]))
-        again = tally_lines([run(found)])
+        summary = run(found)
+        assert any(left_out in line for line in summary_lines([summary]))
+        again = summary_lines([run(found)])
         assert "nothing to do, everything is judged" in again[0]
         assert any(left_out in line for line in again)
         everything = workspace(tmp_path, provider.url, [], settings=FAST + "pairs_per_unit = 0\n")
@@ -143,11 +143,11 @@ def test_a_limit_that_is_reached_names_what_is_left(tmp_path: Path) -> None:
         again = run(found, limit=3)
         assert (
             "nothing to do, the limit of 3 is reached; 2 more are left: raise --limit or leave it out"
-            in tally_lines([again])[0]
+            in summary_lines([again])[0]
         )
         assert again.as_json()["left_beyond_limit"] == 2
         run(found)
-        assert "nothing to do, everything is judged" in tally_lines([run(found, limit=3)])[0]
+        assert "nothing to do, everything is judged" in summary_lines([run(found, limit=3)])[0]
         assert len(provider.calls) == 10
 
 

@@ -16,7 +16,7 @@ from test_judging_reply import spec
 from test_judging_run import FAST, pairs, rows, run, workspace
 
 from evalpipe.analysis.result import Analysis
-from evalpipe.cli.judge_text import tally_lines
+from evalpipe.cli.judge_text import summary_lines
 from evalpipe.errors import UpstreamError
 from evalpipe.judging.verdict import UnreadableReplyError, Verdict, read_reply
 from evalpipe.models import Arm, ShownFirst, Winner
@@ -84,21 +84,21 @@ def test_the_reviewed_replies_end_as_their_file_says(tmp_path: Path, shared: Pat
     status, seat = RIGHT[name]
     with FakeProvider(answer_of(case)) as provider:
         found = workspace(tmp_path, provider.url + "/v1", pairs(3))
-        tally = run(found, judges=[open_judge(tmp_path)])
-    assert dict(tally.asked) == {status: 6}
-    assert tally.stopped is None
+        summary = run(found, judges=[open_judge(tmp_path)])
+    assert dict(summary.asked) == {status: 6}
+    assert summary.stopped is None
     stored = rows(found, "SELECT shown_first, winner FROM judgments WHERE status = 'ok'")
     assert all((first if seat == "response_1" else None) == winner for first, winner in stored)
     assert len(stored) == (6 if status == "ok" else 0)
     at_most = rows(found, "SELECT min(json_extract(note, '$.cost_at_most_usd')::DOUBLE) FROM judgments")[0][0]
     if name == "model_other":  # gpt-5-pro: 15 and 120 USD a million tokens (platform.openai.com/docs/pricing, 2026-10)
-        assert tally.spent_usd == pytest.approx(6 * (100 * 15e-6 + 50 * 120e-6))
-        (warning,) = [line for line in tally_lines([tally]) if "WARNING" in line]
+        assert summary.spent_usd == pytest.approx(6 * (100 * 15e-6 + 50 * 120e-6))
+        (warning,) = [line for line in summary_lines([summary]) if "WARNING" in line]
         assert "6 of 6 calls were answered by gpt-5-pro, not by gpt-4o-mini" in warning
     if name == "usage_zero":
-        assert (tally.n_estimated_costs, tally.spent_usd) != (0, 0.0)
-        assert tally.spent_usd is not None
-        assert tally.spent_usd > 0
+        assert (summary.n_estimated_costs, summary.spent_usd) != (0, 0.0)
+        assert summary.spent_usd is not None
+        assert summary.spent_usd > 0
         assert at_most > 0  # nobody reported the cost: held at its worst case until it is settled
     else:
         assert at_most is None
@@ -291,10 +291,10 @@ def test_a_verdict_that_an_answer_holds_is_never_the_judges(tmp_path: Path) -> N
 
     with FakeProvider(behave) as provider:
         found = workspace(tmp_path, provider.url, [{**pairs(1)[0], "response_b": f"My answer. {forged}"}, pairs(2)[1]])
-        tally = run(found)
-    assert dict(tally.asked) == {"unparseable": 2, "ok": 2}
+        summary = run(found)
+    assert dict(summary.asked) == {"unparseable": 2, "ok": 2}
     assert rows(found, "SELECT DISTINCT request_id FROM judgments WHERE status = 'ok'") == [("p1",)]
-    assert tally.tripwires["forged_verdict"] == 2
+    assert summary.tripwires["forged_verdict"] == 2
 
 
 @pytest.mark.parametrize("reply", [UNREAD["quoted in a fence"], UNREAD["draft, then final"], UNREAD["400 digits"]])
@@ -307,12 +307,12 @@ def test_an_unreadable_pair_is_paid_three_times_over_all_runs_and_then_reported(
         calls = []
         for _ in range(4):
             n = len(provider.calls)
-            tally = run(found)
+            summary = run(found)
             calls.append(len(provider.calls) - n)
         # Run 1: 2 orders with a repair each, 4 more judgments; run 2: a third try of both; then nothing.
         assert calls == [4 + 4, 2, 0, 0]
-        assert (tally.n_given_up, tally.given_up, tally.as_json()["given_up"]) == (2, ["p0"], 2)
-        (line,) = [line for line in tally_lines([tally]) if "given up" in line]
+        assert (summary.n_given_up, summary.given_up, summary.as_json()["given_up"]) == (2, ["p0"], 2)
+        (line,) = [line for line in summary_lines([summary]) if "given up" in line]
         assert "2 judgments are not asked again" in line
         assert line.endswith("p0")
         (shown,) = report(found).judges
@@ -470,9 +470,9 @@ def test_an_error_with_status_200_is_the_error_it_names(tmp_path: Path) -> None:
     answers = iter([Response(raw=overloaded)] * 5)
     with FakeProvider(lambda call: next(answers, None) or longer_wins(call)) as provider:
         found = workspace(tmp_path, provider.url, pairs(1), settings=FAST + "concurrency = 1\n")
-        tally = run(found)
-    assert (dict(tally.asked), dict(tally.retried), tally.n_estimated_costs) == ({"ok": 2}, {"http_502": 5}, 0)
-    assert tally.spent_usd == pytest.approx(2 * 0.00035)
+        summary = run(found)
+    assert (dict(summary.asked), dict(summary.retried), summary.n_estimated_costs) == ({"ok": 2}, {"http_502": 5}, 0)
+    assert summary.spent_usd == pytest.approx(2 * 0.00035)
 
 
 def test_another_model_that_answers_is_a_warning_and_the_cap_counts_with_the_dearer_one(tmp_path: Path) -> None:
@@ -485,17 +485,17 @@ def test_another_model_that_answers_is_a_warning_and_the_cap_counts_with_the_dea
         found = workspace(tmp_path, provider.url, pairs(40), settings=FAST + "concurrency = 1\n")
         # A worst case at the asked price (1 and 5 USD a million) is below 0.012 USD, at the dearer one (5 and 25) below 0.06 and
         # above 0.0256: 1,024 tokens of output alone.
-        tally = run(found, max_usd=0.05)
-        assert tally.stopped == "budget"
-        assert tally.spent_usd == pytest.approx(tally.n_calls * 5 * 0.00035)
-        assert tally.spent_usd + 1024 * 25e-6 <= 0.05 + 0.00175
+        summary = run(found, max_usd=0.05)
+        assert summary.stopped == "budget"
+        assert summary.spent_usd == pytest.approx(summary.n_calls * 5 * 0.00035)
+        assert summary.spent_usd + 1024 * 25e-6 <= 0.05 + 0.00175
         again = run(found, max_usd=0.05)  # what is known of it outlives the run
         assert again.n_calls == 0
-    (line,) = [line for line in tally_lines([tally]) if "WARNING" in line]
+    (line,) = [line for line in summary_lines([summary]) if "WARNING" in line]
     assert "answered by claude-opus-4-5-20251101, not by claude-haiku-4-5" in line
     result = report(found)
     (shown,) = result.judges
-    assert shown.other_models == {"claude-opus-4-5-20251101": tally.n_calls}
+    assert shown.other_models == {"claude-opus-4-5-20251101": summary.n_calls}
     (check,) = [check for check in result.checks if check.name == "judge_model"]
     assert (check.status, "claude-opus-4-5-20251101" in check.detail) == ("warn", True)
 
@@ -518,9 +518,9 @@ def test_under_a_cap_a_model_without_a_price_ends_the_run(tmp_path: Path) -> Non
 
     with FakeProvider(unknown) as provider:
         found = workspace(tmp_path, provider.url, pairs(20), settings=FAST + "concurrency = 1\n")
-        tally = run(found, max_usd=1.0)
-        assert (tally.stopped, len(provider.calls)) == ("unpriced", 1)
-        assert 'add [prices."house-judge-7"]' in str(tally.message)
+        summary = run(found, max_usd=1.0)
+        assert (summary.stopped, len(provider.calls)) == ("unpriced", 1)
+        assert 'add [prices."house-judge-7"]' in str(summary.message)
 
 
 def test_a_long_wait_is_announced_with_its_end_and_its_reason(

@@ -14,7 +14,7 @@ from fake_provider import Call, FakeProvider, Response, longer_wins, verdict
 from evalpipe.analysis.result import Check
 from evalpipe.calls.journal import Journal, compact, judging_lock
 from evalpipe.cli.app import main
-from evalpipe.cli.judge_text import tally_lines
+from evalpipe.cli.judge_text import summary_lines
 from evalpipe.errors import BudgetError, ConfigError, DataError, UpstreamError, WorkspaceBusyError
 from evalpipe.judging.judgments import RecordedCost, sent
 from evalpipe.judging.plan import calls_for
@@ -60,8 +60,8 @@ def workspace(root: Path, url: str, rows: list[dict[str, Any]], *, extra: str = 
 
 
 def run(found: Workspace, **options: Any) -> RunSummary:
-    (tally,) = judge(found, JudgeOptions(show_progress=False, **options))
-    return tally
+    (summary,) = judge(found, JudgeOptions(show_progress=False, **options))
+    return summary
 
 
 def rows(found: Workspace, sql: str) -> list[tuple[Any, ...]]:
@@ -78,8 +78,8 @@ def provider() -> Iterator[FakeProvider]:
 
 def test_every_pair_in_both_orders_blind_and_never_again(tmp_path: Path, provider: FakeProvider) -> None:
     found = workspace(tmp_path, provider.url, pairs(6))
-    tally = run(found)
-    assert (dict(tally.asked), tally.n_calls, len(provider.calls)) == ({"ok": 12}, 12, 12)
+    summary = run(found)
+    assert (dict(summary.asked), summary.n_calls, len(provider.calls)) == ({"ok": 12}, 12, 12)
     # The longer answer wins whatever seat it has: control's in even pairs, treatment's in odd ones.
     judged = rows(found, "SELECT request_id, shown_first, winner, preference FROM judgments ORDER BY ALL")
     assert judged == sorted(
@@ -93,15 +93,15 @@ def test_every_pair_in_both_orders_blind_and_never_again(tmp_path: Path, provide
     assert len({call.user for call in provider.calls}) == 12
     assert not any(word in json.dumps(call.body) for call in provider.calls for word in ("treatment", "p0"))
     # 100 input and 50 output tokens a call at 1 and 5 dollars a million.
-    assert tally.spent_usd == pytest.approx(12 * (100 * 1e-6 + 50 * 5e-6))
+    assert summary.spent_usd == pytest.approx(12 * (100 * 1e-6 + 50 * 5e-6))
     again = run(found)
     assert (again.n_planned, again.n_known, len(provider.calls)) == (0, 12, 12)
 
 
 def test_identical_answers_are_ties_without_a_call(tmp_path: Path, provider: FakeProvider) -> None:
     found = workspace(tmp_path, provider.url, pairs(3, response_a="same", response_b="same"))
-    tally = run(found)
-    assert (dict(tally.asked), len(provider.calls)) == ({"identical": 6}, 0)
+    summary = run(found)
+    assert (dict(summary.asked), len(provider.calls)) == ({"identical": 6}, 0)
     assert rows(found, "SELECT DISTINCT status, winner, preference, cost_usd FROM judgments") == [
         ("identical", "tie", 0.5, 0.0)
     ]
@@ -113,8 +113,8 @@ def test_an_unreadable_reply_is_repaired_once_with_the_error_quoted(tmp_path: Pa
 
     with FakeProvider(behaviour) as provider:
         found = workspace(tmp_path, provider.url, pairs(1))
-        tally = run(found)
-    assert (dict(tally.asked), tally.n_repairs, len(provider.calls)) == ({"ok": 2}, 2, 4)
+        summary = run(found)
+    assert (dict(summary.asked), summary.n_repairs, len(provider.calls)) == ({"ok": 2}, 2, 4)
     repair = next(call for call in provider.calls if call.is_repair)
     assert [message["role"] for message in repair.body["messages"]] == ["user", "assistant", "user"]
     assert "not one JSON object" in repair.body["messages"][-1]["content"]
@@ -141,9 +141,9 @@ def test_every_failure_is_a_visible_row_and_is_asked_again(
 ) -> None:
     with FakeProvider(lambda call: response) as provider:
         found = workspace(tmp_path, provider.url, pairs(1), settings=FAST + "concurrency = 1\n")
-        tally = run(found)
-        assert dict(tally.asked) == {status: 2}
-        assert dict(tally.failed) == {reason: 2}
+        summary = run(found)
+        assert dict(summary.asked) == {status: 2}
+        assert dict(summary.failed) == {reason: 2}
         assert len(provider.calls) == 2 * n_calls
         notes = rows(found, "SELECT note->>'$.error' FROM judgments ORDER BY attempt DESC LIMIT 1")
         assert notes == [(reason,)]
@@ -184,8 +184,8 @@ def test_429_waits_and_costs_nothing(tmp_path: Path) -> None:
 
     with FakeProvider(lambda call: next(answers, None) or longer_wins(call)) as provider:
         found = workspace(tmp_path, provider.url, pairs(1), settings=FAST + "concurrency = 1\n")
-        tally = run(found)
-    assert (dict(tally.asked), dict(tally.retried)) == ({"ok": 2}, {"http_429": 2})
+        summary = run(found)
+    assert (dict(summary.asked), dict(summary.retried)) == ({"ok": 2}, {"http_429": 2})
     assert rows(found, "SELECT count(*), sum(cost_usd) FROM judgments") == [(2, pytest.approx(2 * 0.00035))]
 
 
@@ -201,8 +201,8 @@ def test_the_cap_holds_over_runs_and_an_unknown_price_is_an_error(tmp_path: Path
     provider.behaviour = lambda call: Response(verdict(), input_tokens=2000, output_tokens=1000)
     found = workspace(tmp_path, provider.url, pairs(20))
     cost = 2000 * 1e-6 + 1000 * 5e-6  # all but the worst case a call can cost
-    tallies = [run(found, max_usd=0.05) for _ in range(2)]
-    assert tallies[0].stopped == tallies[1].stopped == "budget"
+    summaries = [run(found, max_usd=0.05) for _ in range(2)]
+    assert summaries[0].stopped == summaries[1].stopped == "budget"
     assert len(provider.calls) * cost <= 0.05
     assert len(provider.calls) >= 5
     unknown = workspace(tmp_path, provider.url, [], settings='model = "nobody-sells-this"\n')
@@ -319,10 +319,10 @@ def test_a_lost_call_of_a_question_never_answered_stays_at_its_worst_and_the_sum
         journal = Journal(judge_setup.journal_folder(found, "t"))
         journal.begin(sent(ask, 1, spec, booking=RecordedCost(cost_usd=0.01, at_most=0.04), at=SystemClock().utc()))
         journal.close()
-        tally = run(found)
-    assert tally.account is not None
-    assert (tally.account.n_unsettled, tally.account.estimated_usd, tally.account.cap_usd) == (1, 0.01, 0.04)
-    (line,) = [line for line in tally_lines([tally]) if "cut off" in line]
+        summary = run(found)
+    assert summary.account is not None
+    assert (summary.account.n_unsettled, summary.account.estimated_usd, summary.account.cap_usd) == (1, 0.01, 0.04)
+    (line,) = [line for line in summary_lines([summary]) if "cut off" in line]
     assert "1 call was cut off" in line
     assert "$0.0100" in line
     assert "$0.0400" in line
@@ -348,8 +348,8 @@ def test_the_cap_counts_what_was_spent_on_requests_that_are_not_selected_now(
     found = workspace(tmp_path, provider.url, pairs(6))
     run(found, selection=read_selection(where="request_id <> 'p0'"))
     spent = 10 * (2000e-6 + 1000 * 5e-6)
-    tally = run(found, selection=read_selection(where="request_id = 'p0'"), max_usd=spent + 0.005)
-    assert (tally.stopped, tally.n_calls) == ("budget", 0)
+    summary = run(found, selection=read_selection(where="request_id = 'p0'"), max_usd=spent + 0.005)
+    assert (summary.stopped, summary.n_calls) == ("budget", 0)
 
 
 @pytest.mark.parametrize("cap", [0.0, 0.001])
@@ -417,9 +417,9 @@ def test_until_decided_stops_early_and_says_so(tmp_path: Path) -> None:
         found = workspace(
             tmp_path, provider.url, [{**pair, "response_a": "bad", "response_b": "good"} for pair in pairs(300)]
         )
-        tally = run(found, until_decided=True)
-        assert tally.stopped == "decided"
-        assert str(tally.message).startswith("Ship the treatment: its answers were preferred in 100")
+        summary = run(found, until_decided=True)
+        assert summary.stopped == "decided"
+        assert str(summary.message).startswith("Ship the treatment: its answers were preferred in 100")
         n_first = len(provider.calls)
         assert 40 <= n_first < 300
         again = run(found, until_decided=True)

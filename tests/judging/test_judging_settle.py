@@ -68,10 +68,10 @@ def test_what_is_settled_is_known_from_then_on(tmp_path: Path, how: dict[str, fl
         assert (again.settlement, again.before.n_unsettled) == (None, 0)
         assert len(read_settlements(settlements_folder(found.data, "t"))) == 1
         # The cap that was blocked is open again: ten judgments, each of a worst case below 0.012 USD.
-        tally = run(found, max_usd=settled_usd + 0.05)
-        assert (tally.n_succeeded, tally.stopped) == (10, None)
-        assert tally.account is not None
-        assert tally.account.known_usd == pytest.approx(settled_usd + 10 * ANSWERED)
+        summary = run(found, max_usd=settled_usd + 0.05)
+        assert (summary.n_succeeded, summary.stopped) == (10, None)
+        assert summary.account is not None
+        assert summary.account.known_usd == pytest.approx(settled_usd + 10 * ANSWERED)
     (judged,) = analyze_workspace(found, details=False).judges
     assert (judged.cost_usd, judged.cost_at_most_usd) == (pytest.approx(settled_usd + 10 * ANSWERED), None)
 

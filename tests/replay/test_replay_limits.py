@@ -51,15 +51,15 @@ def test_errors_are_retried_but_where_they_are_measured(tmp_path: Path, sim: Sim
     assert (retried.n_answered, retried.retried["http_500"] > 0) == (30, True)
     measured = workspace(tmp_path / "b", sim.base_url, rows)
     summary = run(measured, with_control=True)
-    assert summary.failures["http_500"] > 0 and not summary.retried
+    assert summary.failed["http_500"] > 0 and not summary.retried
     failed = query(
         measured, "SELECT count(*) FROM exchanges WHERE role = 'replay' AND outcome = 'http_error' AND status = 500"
     )
-    assert failed == [(summary.failures["http_500"],)]
+    assert failed == [(summary.failed["http_500"],)]
     assert run(measured, with_control=True).n_planned == 0  # that is the arms' answer
     sim.configure(faults={})
     again = run(measured, with_control=True, retry_failed=True)
-    assert again.n_answered == summary.failures["http_500"]
+    assert again.n_answered == summary.failed["http_500"]
     assert query(measured, "SELECT count(*) FROM exchanges WHERE role = 'replay' AND outcome = 'ok'") == [(60,)]
 
 

@@ -76,8 +76,8 @@ def test_a_copy_whose_process_is_gone_is_not_waited_for(tmp_path: Path) -> None:
     alive = write_segment(workspace.spool, "served-2.000001", [request("s", at=now), served("s", at=now)])
     with alive.open("rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        tally = load(workspace)
-    assert (tally.n_stopped, tally.n_waiting) == (1, 1)
+        summary = load(workspace)
+    assert (summary.n_stopped, summary.n_waiting) == (1, 1)
     with open_store(workspace.data) as store:
         found = store.connection.execute("SELECT request_id, role, error_type FROM exchanges ORDER BY role").fetchall()
     assert found == [("r", "served", None), ("r", "shadow", "collector_stopped")]
@@ -90,8 +90,8 @@ def test_an_answer_whose_process_is_gone_is_not_waited_for(tmp_path: Path) -> No
     alive = write_segment(workspace.spool, "served-2.000001", [request("s", at=now, eligible=False)])
     with alive.open("rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        tally = load(workspace)
-    assert (tally.n_stopped, tally.n_waiting) == (1, 1)
+        summary = load(workspace)
+    assert (summary.n_stopped, summary.n_waiting) == (1, 1)
 
 
 def test_one_id_in_two_experiments_is_two_requests(tmp_path: Path) -> None:
@@ -122,8 +122,8 @@ def test_a_log_stays_until_its_broken_lines_are_put_aside(tmp_path: Path, monkey
         with pytest.raises(OSError, match="Input/output"):
             load(workspace)
     assert segment.exists()
-    tally = load(workspace)
-    assert (tally.n_rejected, segment.exists()) == (1, False)
+    summary = load(workspace)
+    assert (summary.n_rejected, segment.exists()) == (1, False)
 
 
 def test_what_has_to_survive_is_synced_before_its_rename_and_its_folder_after(
@@ -198,9 +198,9 @@ def test_a_log_that_goes_on_the_word_of_stored_files_goes_after_those_are_on_the
     load(workspace)
     write_segment(workspace.spool, "served-1.000001", records)
     seen = _noting(monkeypatch)
-    tally = load(workspace)
+    summary = load(workspace)
     (day,) = (workspace.data / "exchanges/experiment=exp").glob("date=*")
-    assert (tally.n_exchanges, tally.n_known) == (0, 1)
+    assert (summary.n_exchanges, summary.n_known) == (0, 1)
     assert seen.index(f"sync {day.name}") < seen.index("delete served-1.000001.jsonl")
 
 

@@ -159,18 +159,18 @@ def test_every_kind_of_broken_line_is_counted_and_the_rest_is_loaded(tmp_path: P
     lines = [*good[:10], *[line for pair in zip(broken, good[10:20], strict=True) for line in pair], *good[20:]]
     path = tmp_path / "x.jsonl"
     path.write_bytes(b"\n".join(lines))
-    tally = load(Workspace(root=tmp_path, data=tmp_path / "data", config=None), [path])
-    assert (tally.n_exchanges, tally.n_rejected) == (2 * 190, len(broken))
-    assert sum(tally.reasons.values()) == len(broken)
-    assert 190 + tally.n_rejected == len(lines)
+    summary = load(Workspace(root=tmp_path, data=tmp_path / "data", config=None), [path])
+    assert (summary.n_exchanges, summary.n_rejected) == (2 * 190, len(broken))
+    assert sum(summary.reasons.values()) == len(broken)
+    assert 190 + summary.n_rejected == len(lines)
 
 
 def test_rows_of_a_table_that_have_other_columns_are_rejected(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text('pair_id,prompt,response_a,response_b\n1,q,a,b\n2,q,a\n3,q,a,b,c\n4,"q\nq",a,b\n')
-    tally = load(Workspace(root=tmp_path, data=tmp_path / "data", config=None), [path])
-    assert (tally.n_exchanges, tally.n_rejected) == (4, 2)
-    assert any("fewer columns" in reason for reason in tally.reasons)
+    summary = load(Workspace(root=tmp_path, data=tmp_path / "data", config=None), [path])
+    assert (summary.n_exchanges, summary.n_rejected) == (4, 2)
+    assert any("fewer columns" in reason for reason in summary.reasons)
 
 
 @pytest.mark.parametrize(
@@ -208,15 +208,15 @@ def test_a_folder_with_days_in_it_is_one_experiment(tmp_path: Path) -> None:
             (folder / f"{n}.json").write_text(json.dumps({**ROWS[0], "pair_id": f"{day}-{n}"}))
     (tmp_path / "s3" / "README.txt").write_text("what this is")
     (tmp_path / "s3" / "_SUCCESS").write_text("")
-    tally = load(Workspace(root=tmp_path, data=tmp_path / "data", config=None), [tmp_path / "s3"])
-    assert (tally.experiments, tally.n_exchanges) == ({"s3"}, 8)
-    assert len(tally.skipped) == 1 and "README.txt" in tally.skipped[0]
+    summary = load(Workspace(root=tmp_path, data=tmp_path / "data", config=None), [tmp_path / "s3"])
+    assert (summary.experiments, summary.n_exchanges) == ({"s3"}, 8)
+    assert len(summary.skipped) == 1 and "README.txt" in summary.skipped[0]
 
 
 def test_a_dry_run_stores_nothing(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(LINES)
-    tally = load(
+    summary = load(
         Workspace(root=tmp_path, data=tmp_path / "data", config=None), [path], options=LoadOptions(dry_run=True)
     )
-    assert "pairs" in tally.lines()[0] and not (tmp_path / "data").exists()
+    assert "pairs" in summary.lines()[0] and not (tmp_path / "data").exists()

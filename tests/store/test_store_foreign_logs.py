@@ -48,19 +48,19 @@ def loaded(cases: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lo
     root = tmp_path_factory.mktemp("foreign")
     workspace = Workspace(root=root, data=root / "data", config=None)
     files = [path for path in sorted(cases.rglob("*")) if path.is_file() and path.name not in NOT_LOADED]
-    tallies = {}
+    summaries = {}
     for number, path in enumerate(files):
         name = str(path.relative_to(cases))
-        tallies[name] = load(
+        summaries[name] = load(
             workspace, [path], experiment=f"e{number}", options=LoadOptions(yes=True), show_progress=False
         )
     with open_store(workspace.data) as store:
         yield {
             name: (
-                tallies[name],
+                summaries[name],
                 *(_rows(store, table, f"e{number}") for table in ("exchanges", "labels", "judgments")),
             )
-            for number, name in enumerate(tallies)
+            for number, name in enumerate(summaries)
         }
 
 
@@ -130,15 +130,15 @@ def test_tokens_under_the_names_of_openai_in_langfuse(loaded: Loaded) -> None:
 
 
 def test_users_that_another_file_holds_are_missed_aloud(loaded: Loaded) -> None:
-    tally, rows, *_ = loaded["langfuse_observations_v1.jsonl"]
+    summary, rows, *_ = loaded["langfuse_observations_v1.jsonl"]
     assert {row["unit_id"] for row in rows} == {None}
-    assert any("traces/" in note for note in tally.notes)
+    assert any("traces/" in note for note in summary.notes)
 
 
 def test_a_cost_below_zero_is_no_cost_and_said(loaded: Loaded) -> None:
-    tally, rows, *_ = loaded["litellm_cost_below_zero.jsonl"]
+    summary, rows, *_ = loaded["litellm_cost_below_zero.jsonl"]
     assert [row["cost_usd"] is None for row in rows].count(True) == 1
-    assert any(note.startswith("cost") for note in tally.notes)
+    assert any(note.startswith("cost") for note in summary.notes)
 
 
 LEFT_OUT = {
@@ -153,26 +153,26 @@ LEFT_OUT = {
 
 @pytest.mark.parametrize("name", LEFT_OUT)
 def test_what_is_no_call_is_left_out_and_counted(loaded: Loaded, name: str) -> None:
-    tally, rows, *_ = loaded[name]
+    summary, rows, *_ = loaded[name]
     n_rows, left_out = LEFT_OUT[name]
     assert len(rows) == n_rows
-    assert dict(tally.left_out) == left_out
-    assert tally.is_failure == (n_rows == 0)
+    assert dict(summary.left_out) == left_out
+    assert summary.is_failure == (n_rows == 0)
 
 
 def test_a_batch_s_requests_alone_say_where_the_answers_are(loaded: Loaded) -> None:
-    tally, rows, *_ = loaded["openai_batch_input.jsonl"]
-    assert not rows and tally.is_failure
-    assert "output file" in " ".join(tally.lines())
+    summary, rows, *_ = loaded["openai_batch_input.jsonl"]
+    assert not rows and summary.is_failure
+    assert "output file" in " ".join(summary.lines())
 
 
 def test_a_batch_s_answers_alone_have_no_prompt_and_say_so(loaded: Loaded) -> None:
-    tally, rows, *_ = loaded["openai_batch_output.jsonl"]
+    summary, rows, *_ = loaded["openai_batch_output.jsonl"]
     assert [row["text"] for row in rows] == list(ANSWERS)
     assert [(row["prompt"], row["input_tokens"], row["output_tokens"]) for row in rows] == [
         (None, 20 + i, 10 + i) for i in range(6)
     ]
-    assert any("input file" in note for note in tally.notes)
+    assert any("input file" in note for note in summary.notes)
 
 
 def test_a_batch_with_its_requests_has_its_prompts(cases: Path, tmp_path: Path) -> None:
@@ -184,8 +184,8 @@ def test_a_batch_with_its_requests_has_its_prompts(cases: Path, tmp_path: Path) 
 
 
 def test_a_line_without_its_answer_is_rejected_with_the_key(loaded: Loaded) -> None:
-    tally, rows, *_ = loaded["litellm_one_without_response.jsonl"]
-    assert len(rows) == 5 and dict(tally.reasons) == {"response is missing": 1}
+    summary, rows, *_ = loaded["litellm_one_without_response.jsonl"]
+    assert len(rows) == 5 and dict(summary.reasons) == {"response is missing": 1}
 
 
 def test_a_span_that_failed_is_a_failure(loaded: Loaded) -> None:
@@ -214,7 +214,7 @@ PAIRS = (
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_file_of_both_answers_is_pairs(loaded: Loaded, name: str) -> None:
-    tally, rows, *_ = loaded[name]
+    summary, rows, *_ = loaded[name]
     n_pairs = 5 if "cut" in name else 6
     pairs: dict[str, dict[str, Any]] = {}
     for row in rows:
@@ -224,7 +224,7 @@ def test_a_file_of_both_answers_is_pairs(loaded: Loaded, name: str) -> None:
         place = QUESTIONS.index(pair["control"]["prompt"])
         assert pair["control"]["text"] == ANSWERS[place]
         assert pair["treatment"]["text"].startswith(ANSWERS[place]) and pair["treatment"]["text"] != ANSWERS[place]
-    assert bool(tally.faults) == ("cut" in name)
+    assert bool(summary.faults) == ("cut" in name)
 
 
 @pytest.mark.parametrize("name", ["epoch_milliseconds.jsonl", "shadow_old_new.jsonl", "arena_battles.jsonl"])
@@ -247,8 +247,8 @@ def test_annotations_are_judgments(loaded: Loaded) -> None:
 
 
 def test_labels_of_other_spellings_are_read_or_rejected_without_their_pair(loaded: Loaded) -> None:
-    tally, rows, labels, _ = loaded["labels_spelled_otherwise.jsonl"]
-    assert (len(rows), [label["preference"] for label in labels], tally.n_rejected) == (12, [0, 1, 0.5], 3)
+    summary, rows, labels, _ = loaded["labels_spelled_otherwise.jsonl"]
+    assert (len(rows), [label["preference"] for label in labels], summary.n_rejected) == (12, [0, 1, 0.5], 3)
 
 
 def test_a_column_of_the_arm_makes_two_arms(loaded: Loaded) -> None:

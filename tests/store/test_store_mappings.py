@@ -79,12 +79,12 @@ def test_two_answers_in_a_row_are_a_pair_with_its_label(workspace: Workspace) ->
     path = write(
         workspace.root, {"q": "?", "x": "old", "y": "", "win": "B"}, {"q": "??", "x": "old", "y": "new", "win": "left"}
     )
-    tally = mapped(workspace, path, "prompt=q, text_a=x, text_b=y, label=win")
+    summary = mapped(workspace, path, "prompt=q, text_a=x, text_b=y, label=win")
     assert sorted(rows(workspace, "prompt, arm, text, outcome")) == [
         ("?", "control", "old", "ok"), ("?", "treatment", "", "ok"), ("??", "control", "old", "ok"), ("??",
         "treatment", "new", "ok"),
     ]  # fmt: skip
-    assert (tally.n_labels, tally.n_rejected) == (1, 1)
+    assert (summary.n_labels, summary.n_rejected) == (1, 1)
 
 
 def test_equal_rows_without_ids_stay_apart_and_load_once(workspace: Workspace) -> None:
@@ -159,9 +159,9 @@ def test_an_arm_column_makes_two_arms_and_a_third_value_none(workspace: Workspac
     given = [
         {"q": "?", "a": str(n), "v": v, "t": n + 1e9} for n, v in enumerate(["blue", "green", "blue", "red", None])
     ]
-    tally = mapped(workspace, write(workspace.root, *given), "prompt=q, text=a, arm=v, time=t")
+    summary = mapped(workspace, write(workspace.root, *given), "prompt=q, text=a, arm=v, time=t")
     assert rows(workspace, "text, arm") == [("0", "control"), ("1", "treatment"), ("2", "control")]
-    assert tally.n_rejected == 2
+    assert summary.n_rejected == 2
     unload(workspace, "own.jsonl")
     mapped(workspace, workspace.root / "own.jsonl", "prompt=q, text=a, arm=v, time=t", arms=("red", "blue"))
     assert rows(workspace, "text, arm") == [("0", "treatment"), ("2", "treatment"), ("3", "control")]

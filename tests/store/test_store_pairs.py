@@ -44,8 +44,8 @@ def test_a_pair_becomes_one_exchange_per_arm(workspace: Workspace) -> None:
     path = write_lines(
         workspace.root / "my run.jsonl", {**PAIR, "model_a": "old", "model_b": "new", "meta": {"x": 1}, "unit_id": "u"}
     )
-    tally = load(workspace, [path])
-    assert (tally.n_exchanges, tally.experiments) == (2, {"my-run"})
+    summary = load(workspace, [path])
+    assert (summary.n_exchanges, summary.experiments) == (2, {"my-run"})
     got = rows(
         workspace,
         "SELECT request_id, arm, role, model, text, outcome, status, meta, unit_id, prompt, latency_ms, cost_usd, simulated "
@@ -116,9 +116,9 @@ def test_a_broken_line_is_put_aside_and_stops_nothing(workspace: Workspace) -> N
         b'{"pair_id": "big", "prompt": "", "response_a": "", "response_b": "", "judgements": [{"judge": "j", "preference": 7}]}',
     ]
     path = write_lines(workspace.root / "x.jsonl", PAIR, *broken, b"", {**PAIR, "pair_id": "last"})
-    tally = load(workspace, [path], format_name="pairs")
-    assert (tally.n_exchanges, tally.n_rejected) == (4, len(broken))
-    entries = [json.loads(line) for line in Path(tally.rejected[0]).read_text().splitlines()]
+    summary = load(workspace, [path], format_name="pairs")
+    assert (summary.n_exchanges, summary.n_rejected) == (4, len(broken))
+    entries = [json.loads(line) for line in Path(summary.rejected[0]).read_text().splitlines()]
     assert [entry["line"] for entry in entries] == list(range(2, 2 + len(broken)))
     assert {entry["file"] for entry in entries} == {str(path)}
     reasons = [entry["reason"] for entry in entries]
@@ -128,7 +128,7 @@ def test_a_broken_line_is_put_aside_and_stops_nothing(workspace: Workspace) -> N
     assert "label = 'left'" in reasons[4]
     assert entries[2]["base64"] and entries[0]["text"] == "{not json"
     load(workspace, [path], format_name="pairs")
-    assert len(Path(tally.rejected[0]).read_text().splitlines()) == len(broken)
+    assert len(Path(summary.rejected[0]).read_text().splitlines()) == len(broken)
 
 
 def test_a_repaired_file_leaves_no_rejects(workspace: Workspace) -> None:
@@ -245,8 +245,10 @@ def published(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     root = tmp_path_factory.mktemp("published")
     workspace = Workspace(root=root, data=root / "data", config=None)
     folder = shared / "data" / "pairs"
-    tally = load(workspace, [*folder.glob("alpaca_eval2*.jsonl"), *folder.glob("llmbar_*.jsonl")], format_name="pairs")
-    assert tally.n_rejected == 0
+    summary = load(
+        workspace, [*folder.glob("alpaca_eval2*.jsonl"), *folder.glob("llmbar_*.jsonl")], format_name="pairs"
+    )
+    assert summary.n_rejected == 0
     with open_store(workspace.data) as store:
         yield store
 

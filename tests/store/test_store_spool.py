@@ -64,13 +64,13 @@ def test_a_request_and_its_copy_become_two_rows(tmp_path: Path) -> None:
     body = {"model": "gpt-4o", "messages": [{"role": "user", "content": "Why?"}], "user": "ann"}
     write_segment(tmp_path / "spool", "served-1.000001", [request("r1", body=body), served("r1", text="Because.")])
     write_segment(tmp_path / "spool", "shadow-1.000001", [shadow("r1"), copy("r1", at=T0 + 0.5, latency_ms=1200.0)])
-    tally = load(
+    summary = load(
         tmp_path,
         unit_sources=["header:x-user-id", "body:user"],
         unit_key=b"key",
         prices={"gpt-4o": Price(input=2.5, output=10.0), "claude-haiku-4-5": Price(input=1.0, output=5.0)},
     )
-    assert (tally.n_exchanges, tally.n_segments_deleted, segments(tmp_path)) == (2, 2, [])
+    assert (summary.n_exchanges, summary.n_segments_deleted, segments(tmp_path)) == (2, 2, [])
     got = rows(
         tmp_path,
         "SELECT arm, role, unit_id, started_at, provider, endpoint, model_requested, model, text, outcome, status, latency_ms, "
@@ -106,13 +106,13 @@ def test_what_a_living_writer_has_not_finished_waits(tmp_path: Path) -> None:
         tmp_path / "spool", "served-1.000001", [request("r1", eligible=False), served("r1"), request("r2")]
     )
     with living(path):
-        tally = load(tmp_path)
-        assert (tally.n_exchanges, tally.n_waiting, segments(tmp_path)) == (1, 1, ["served-1.000001.jsonl"])
+        summary = load(tmp_path)
+        assert (summary.n_exchanges, summary.n_waiting, segments(tmp_path)) == (1, 1, ["served-1.000001.jsonl"])
         with path.open("ab") as file:
             file.write(render_record(served("r2")))
             file.write(render_record(shadow("r2", "not_sampled"))[:20])  # still being written
-        tally = load(tmp_path)
-        assert (tally.n_exchanges, tally.n_waiting, tally.n_rejected) == (0, 1, 0)
+        summary = load(tmp_path)
+        assert (summary.n_exchanges, summary.n_waiting, summary.n_rejected) == (0, 1, 0)
         with path.open("ab") as file:
             file.write(render_record(shadow("r2", "not_sampled"))[20:])
         assert load(tmp_path).n_exchanges == 1
@@ -127,8 +127,8 @@ def test_what_a_dead_writer_did_not_finish_is_a_row_in_no_metric(tmp_path: Path)
         tmp_path / "spool", "served-1.000001", [request("r1"), request("r2"), served("r2"), request("r3"), served("r3")]
     )
     write_segment(tmp_path / "spool", "shadow-1.000001", [shadow("r1"), copy("r1"), shadow("r2")])
-    tally = load(tmp_path)
-    assert (tally.n_stopped, tally.n_waiting, segments(tmp_path)) == (3, 0, [])
+    summary = load(tmp_path)
+    assert (summary.n_stopped, summary.n_waiting, segments(tmp_path)) == (3, 0, [])
     got = rows(
         tmp_path,
         "SELECT request_id, arm, outcome, error_type, shadow_status, shadow_reason FROM exchanges ORDER BY 1, 2",
@@ -212,8 +212,8 @@ def test_a_record_that_is_overdue_beyond_every_timeout_is_given_up(tmp_path: Pat
     )
     with living(path):
         assert load(tmp_path, now=T0 + 3599).n_waiting == 2
-        tally = load(tmp_path, now=T0 + 3601)
-        assert (tally.n_stopped, tally.n_waiting) == (2, 0)
+        summary = load(tmp_path, now=T0 + 3601)
+        assert (summary.n_stopped, summary.n_waiting) == (2, 0)
     got = rows(
         tmp_path, "SELECT request_id, outcome, error_type, shadow_status, shadow_reason FROM exchanges ORDER BY 1"
     )
@@ -279,9 +279,9 @@ def test_broken_lines_are_put_aside_with_file_and_line(tmp_path: Path) -> None:
         b'{"record":"request","request_id":"cut off',
     ]
     path = write_segment(tmp_path / "spool", "served-1.000001", lines)
-    tally = load(tmp_path)
-    assert (tally.n_exchanges, tally.n_rejected, segments(tmp_path)) == (1, 9, [])
-    entries = [json.loads(line) for line in Path(tally.rejected[0]).read_text().splitlines()]
+    summary = load(tmp_path)
+    assert (summary.n_exchanges, summary.n_rejected, segments(tmp_path)) == (1, 9, [])
+    entries = [json.loads(line) for line in Path(summary.rejected[0]).read_text().splitlines()]
     assert {entry["file"] for entry in entries} == {str(path)}
     assert sorted(entry["line"] for entry in entries) == [2, 3, 4, 5, 6, 7, 8, 10, 11]
     by_line = {entry["line"]: entry for entry in entries}
@@ -310,8 +310,8 @@ def test_a_load_that_died_after_writing_is_finished_by_the_next(tmp_path: Path) 
             write_segment(tmp_path / "spool", f"w{n}.000001", records)
         load(tmp_path)
         write_segment(tmp_path / "spool", f"w{kept}.000001", parts[kept])
-        tally = load(tmp_path)
-        assert (tally.n_exchanges, tally.n_rejected, tally.n_stopped, segments(tmp_path)) == (0, 0, 0, [])
+        summary = load(tmp_path)
+        assert (summary.n_exchanges, summary.n_rejected, summary.n_stopped, segments(tmp_path)) == (0, 0, 0, [])
     assert rows(tmp_path, "SELECT shadow_status, outcome FROM exchanges ORDER BY arm") == [
         ("sampled", "ok"),
         (None, "ok"),
@@ -384,8 +384,8 @@ def test_hostile_bodies_are_stored_as_text(tmp_path: Path) -> None:
         answer = b'{"choices":[{"index":0,"message":{"content":"\\ud83d <script>"},"finish_reason":"stop"}]}'
         records += [request(f"r{n}", eligible=False, body=body), served(f"r{n}", body=answer)]
     write_segment(tmp_path / "spool", "s.000001", records)
-    tally = load(tmp_path)
-    assert (tally.n_exchanges, tally.n_rejected) == (len(hostile), 0)
+    summary = load(tmp_path)
+    assert (summary.n_exchanges, summary.n_rejected) == (len(hostile), 0)
     assert {text for (text,) in rows(tmp_path, "SELECT text FROM exchanges")} == {"� <script>"}
     assert rows(tmp_path, "SELECT max(length(prompt)) FROM exchanges") == [(10_000_000,)]
 
@@ -457,9 +457,9 @@ def test_however_records_and_loads_interleave_each_request_is_there_once(
             load(root)
     for handle, _, _ in handles.values():
         os.close(handle)
-    tally = load(root)
+    summary = load(root)
 
-    assert (tally.n_waiting, tally.n_rejected, segments(root)) == (0, 0, [])
+    assert (summary.n_waiting, summary.n_rejected, segments(root)) == (0, 0, [])
     got = rows(root, "SELECT request_id, arm, outcome, shadow_status FROM exchanges")
     assert len(got) == len(expected)
     assert set(got) == expected
