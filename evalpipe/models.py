@@ -10,14 +10,6 @@ from enum import StrEnum
 import msgspec
 
 
-class Mode(StrEnum):
-    """How the arms get their traffic: a copy of every request, a split by unit, or a split that grows in stages."""
-
-    SHADOW = "shadow"
-    AB = "ab"
-    CANARY = "canary"
-
-
 class Arm(StrEnum):
     CONTROL = "control"
     TREATMENT = "treatment"
@@ -278,22 +270,6 @@ class MetricRole(StrEnum):
     BENEFIT = "benefit"
     GUARDRAIL = "guardrail"
     DIAGNOSTIC = "diagnostic"
-
-
-class FindingOutcome(StrEnum):
-    """What an interval says of a metric (docs/statistics.md#findings)."""
-
-    BETTER = "better"
-    EQUIVALENT = "equivalent"
-    WORSE = "worse"
-    INCONCLUSIVE = "inconclusive"
-    UNDEFINED = "undefined"
-
-
-class CheckStatus(StrEnum):
-    PASS = "pass"
-    WARN = "warn"
-    FAIL = "fail"
 
 
 class Recommendation(StrEnum):

@@ -18,7 +18,7 @@ over all looks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from evalpipe.analysis.measure import Measured
@@ -433,11 +433,6 @@ def result_of(placed: DecisionMetric, *, alpha: float, ruling: DecisionOutcome |
         kinds_left_out=[] if missing is None else list(missing.kinds_left_out),
         share_left_out=0.0 if missing is None else missing.share_left_out,
     )
-
-
-def with_status(result: MetricResult, status: str, note: str) -> MetricResult:
-    """The same numbers under a status that forbids a conclusion."""
-    return replace(result, status=status, finding="undefined", non_inferior=False, note=note)
 
 
 def _negative(value: float | None) -> float | None:

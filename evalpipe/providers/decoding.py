@@ -33,17 +33,9 @@ class TooLargeError(EncodingError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decoded:
-    """`data`: the decoded body. `offsets`: (encoded, decoded) bytes after each piece, where the two differ."""
+    """A body without its content encoding."""
 
     data: bytes
-    offsets: tuple[tuple[int, int], ...] = ()
-
-    def encoded_offset(self, decoded_offset: int) -> int:
-        """How many body bytes had to arrive before `decoded_offset` bytes could be read."""
-        for encoded, decoded in self.offsets:
-            if decoded >= decoded_offset:
-                return encoded
-        return decoded_offset if not self.offsets else self.offsets[-1][0]
 
 
 class _Decompressor(Protocol):
@@ -72,16 +64,8 @@ def decode(headers: Mapping[str, str], body: bytes) -> Decoded:
     decoder = StreamDecoder(headers)
     if decoder.is_identity:
         return Decoded(data=body)
-    parts: list[bytes] = []
-    offsets: list[tuple[int, int]] = []
-    total = 0
-    for start in range(0, len(body), PIECE_BYTES):
-        piece = body[start : start + PIECE_BYTES]
-        part = decoder.feed(piece)
-        total += len(part)
-        parts.append(part)
-        offsets.append((start + len(piece), total))
-    return Decoded(data=b"".join(parts), offsets=tuple(offsets))
+    pieces = (body[start : start + PIECE_BYTES] for start in range(0, len(body), PIECE_BYTES))
+    return Decoded(data=b"".join(map(decoder.feed, pieces)))
 
 
 class StreamDecoder:

@@ -100,15 +100,6 @@ def orient(estimate: Estimate, *, higher_is_better: bool) -> tuple[float | None,
     )
 
 
-def label_estimate(estimate: Estimate, *, margin: float, higher_is_better: bool) -> IntervalConclusion:
-    """The verdict of an estimate of treatment − control, or of treatment/control − 1 with the margin as a share.
-
-    A relative margin m allows a ratio up to 1 + m where lower is better and down to 1 − m where higher is better.
-    """
-    low, high = orient(estimate, higher_is_better=higher_is_better)
-    return label(low, high, margin=margin, status=estimate.status)
-
-
 # When an asymptotic interval may not be believed yet: burn-in gates and the least number of users
 # (docs/statistics.md#gates).
 #

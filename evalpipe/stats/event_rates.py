@@ -34,33 +34,13 @@ HEAVINESS_SHARE = 0.05
 MAX_TIME_DESIGN = 1.5
 """design effect of time above which one request per user no longer makes requests independent"""
 FEW_EFFECTIVE_USERS = 100
-"""fewer effective users than this: the intervals are about these users' traffic, which a note states"""
+"""fewer effective users, (ΣW)²/ΣW² (Kish 1965), than this: a few users dominate the mean, and the interval is about their
+traffic, which a note states"""
 DEFAULT_SIGMA2 = 0.02 / 4
 """planned variance of (1 + d)/2 where 2 % of the pairs are discordant"""
 ESTIMAND = "treatment - control"
 NOISE = 1e-26
 """a variance below this share of the squared rates is rounding"""
-
-
-def effective_users(sum_w: float, sum_w2: float) -> float:
-    """How many equally active users would carry a mean over requests as broadly: (ΣW)²/ΣW² (Kish 1965).
-
-    Below `FEW_EFFECTIVE_USERS` a few users dominate the mean. The interval then still holds for these users' traffic, but says
-    little about new users (a note in the report).
-
-    Args:
-        sum_w: ΣW over users, W being a user's number of requests.
-        sum_w2: ΣW² over users.
-
-    Returns:
-        Between 1 and the number of users; 0 without a request.
-
-    >>> effective_users(sum_w=100 * 3, sum_w2=100 * 3**2)  # 100 users of three requests each
-    100.0
-    >>> round(effective_users(sum_w=100 + 900, sum_w2=100 * 1 + 900**2), 2)  # a hundred of one request, and one of 900
-    1.23
-    """
-    return sum_w**2 / sum_w2 if sum_w2 > 0 else 0.0
 
 
 def paired_events(

@@ -66,37 +66,9 @@ def mcnemar_n(discordant_share: float, effect: float, *, power: float = 0.8, alp
     return ((z_a * math.sqrt(discordant_share) + z_b * math.sqrt(discordant_share - effect**2)) / effect) ** 2
 
 
-def noninferiority_n(
-    sd: float, margin: float, *, true_effect: float = 0.0, power: float = 0.8, alpha: float = 0.05
-) -> float:
-    """Pairs to show a loss of less than `margin` when the true effect (above 0 = treatment better) is `true_effect`."""
-    return paired_n(sd, true_effect + margin, power=power, alpha=alpha)
-
-
 def equivalence_n(sd: float, margin: float, *, power: float = 0.8, alpha: float = 0.05) -> float:
     """Pairs to show a difference inside ±`margin` when there is none: (z_{1−alpha/2} + z_{1−beta/2})² sd²/margin²."""
     return ((_z(1 - alpha / 2) + _z(1 - (1 - power) / 2)) * sd / _positive(margin)) ** 2
-
-
-def minimum_detectable_effect(standard_error: float, *, power: float = 0.8, alpha: float = 0.05) -> float:
-    """The effect that an estimate with this standard error finds with the given power."""
-    return _a(alpha, power) * standard_error
-
-
-def quantile_half_width(pilot_half_width: float, pilot_n: float, n: float) -> float:
-    """The half-width to expect at `n` units from a pilot's: it falls with the square root."""
-    return pilot_half_width * math.sqrt(pilot_n / _positive(n))
-
-
-def power_at(effect: float, standard_error: float, *, alpha: float = 0.05) -> float:
-    """Chance that a fixed two-sided look finds `effect` when the estimate will have `standard_error`."""
-    shift, z = effect / _positive(standard_error), _z(1 - alpha / 2)
-    return float(special.ndtr(shift - z) + special.ndtr(-shift - z))
-
-
-def guardrail_power(power: float, n_guardrails: int) -> float:
-    """Plan each of G guardrails at 1 − beta/(G+1) so that all pass together (Schultzberg, Ankargren & Frånberg 2024)."""
-    return 1 - (1 - power) / (n_guardrails + 1)
 
 
 def anytime_n_star(fixed_n: float) -> float:

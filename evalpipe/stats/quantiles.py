@@ -131,22 +131,6 @@ def arm_limits(values: npt.ArrayLike, users: npt.ArrayLike, p: float, c: float) 
     )
 
 
-def arm_estimate(limits: QuantileLimits, *, alpha: float = 0.05) -> Estimate:
-    """One arm's quantile as an estimate."""
-    return Estimate(
-        point=limits.quantile,
-        ci_low=limits.low,
-        ci_high=limits.high,
-        confidence_level=1 - alpha,
-        n=limits.n,
-        n_clusters=limits.n_clusters,
-        method="woodruff logit",
-        estimand="quantile",
-        status=limits.status,
-        note=limits.note,
-    )
-
-
 def quantile_difference(
     control: QuantileLimits,
     treatment: QuantileLimits,

@@ -112,12 +112,6 @@ class OrderTable:
             1.0: c[2][2],
         }
 
-    @property
-    def by_first_seat(self) -> dict[float, int]:
-        """pairs by first-seat score f = (s1 + 1 − s2)/2"""
-        mirrored = OrderTable(counts=tuple(tuple(reversed(row)) for row in self.counts))  # type: ignore[arg-type]
-        return mirrored.by_value
-
 
 def order_table(treatment_first: npt.ArrayLike, control_first: npt.ArrayLike) -> OrderTable:
     """The table of verdicts 0, ½, 1 (1 = treatment wins), one entry per pair in both lists."""
@@ -160,42 +154,3 @@ def first_seat_rate(pairs: ArmAggregate, *, alpha: float = 0.05) -> Estimate:
 def order_kappa(table: OrderTable, *, alpha: float = 0.05) -> Estimate:
     """Cohen's kappa between the verdicts of the two orders."""
     return agreement.kappa(table.counts, alpha=alpha)
-
-
-def order_means(treatment_first: ArmAggregate, control_first: ArmAggregate, *, alpha: float = 0.05) -> Estimate:
-    """A sensitivity for one coin-flipped order per pair: the mean of the two orders' means, v = (v_TC + v_CT)/4."""
-    first, second = treatment_first.ratio, control_first.ratio
-    n, clusters = treatment_first.n + control_first.n, treatment_first.n_clusters + control_first.n_clusters
-    point = None if first is None or second is None else (first + second) / 2
-    shared = {"confidence_level": 1 - alpha, "n": n, "n_clusters": clusters, "estimand": "win rate, mean of orders"}
-    if point is None:
-        return Estimate(point=None, status="missing_arm" if n else "no_data", **shared)  # type: ignore[arg-type]
-    spreads = [a.spread.variance("jackknife") if a.spread else None for a in (treatment_first, control_first)]
-    if any(v is None for v in spreads):
-        return Estimate(point=point, status="one_cluster", **shared)  # type: ignore[arg-type]
-    se = math.sqrt(sum(v or 0.0 for v in spreads) / 4)
-    status, note = estimates.cluster_status(min(treatment_first.n_clusters, control_first.n_clusters))
-    if se <= 1e-13:
-        return Estimate(point=point, status="zero_variance", **shared)  # type: ignore[arg-type]
-    c = Fixed().critical(alpha)
-    return Estimate(
-        point=point,
-        ci_low=point - c * se,
-        ci_high=point + c * se,
-        standard_error=se,
-        p_value=Fixed().p_value((point - NULL) / se),
-        method="mean of order means",
-        status=status,
-        note=note,
-        **shared,  # type: ignore[arg-type]
-    )
-
-
-def order_adjusted(mean_treatment_first: float, mean_control_first: float) -> float | None:
-    """A sensitivity: sigmoid of the intercept of a logit on order (+1 / −1), which undoes the shrinking of θ towards ½ by a
-    seat bias. The fit is saturated, so it is the mean of the two logits; None where an order's mean is 0 or 1."""
-    means = (mean_treatment_first, mean_control_first)
-    if not all(0 < mean < 1 for mean in means):
-        return None
-    intercept = sum(math.log(mean / (1 - mean)) for mean in means) / 2
-    return 1 / (1 + math.exp(-intercept))

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from evalpipe.errors import ConfigError, DataError
+from evalpipe.errors import ConfigError
 from evalpipe.store.importers import IMPORTERS, detect, format_names
 from evalpipe.store.importers.base import Importer
 from evalpipe.store.importers.containers import Source
@@ -155,10 +155,6 @@ def _insides(document: Any, depth: int = 0, keys: tuple[str, ...] = ()) -> Itera
             deeper.append((str(key), value))
     for key, value in deeper:
         yield from _insides(value, depth + 1, (*keys, key))
-
-
-def nothing_in(source: Source) -> DataError:
-    return DataError(f"{source.name} is empty: nothing to load")
 
 
 # What to say of a file in no known format: what it is, the keys that were seen, the nearest format, a line to begin

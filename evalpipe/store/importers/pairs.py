@@ -503,10 +503,3 @@ TWO_ANSWER_IMPORTERS = tuple(
         ),
     )
 )
-
-
-def label_of(value: Any) -> str | None:
-    """The label of a pair as people write it in a column: a, b or tie; None for anything else."""
-    if isinstance(value, str):
-        return _ARENA_WINNERS.get(value.strip().lower()) if value.strip().lower() in {"a", "b", "tie"} else None
-    return None
