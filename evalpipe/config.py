@@ -139,7 +139,7 @@ class ArmConfig(_Section):
     system_prompt_file: str | None = None
     params: dict[str, Any] = {}
     drop: tuple[str, ...] = ()
-    """request fields the arm's server does not know: paths of keys with dots between, through lists"""
+    """request fields the arm's server does not accept: paths of keys with dots between, through lists"""
     infrastructure_usd_per_request: NonNegative = 0.0
 
     @field_validator("drop", mode="before")
@@ -522,7 +522,7 @@ def _one_mistake(one: ErrorDetails) -> str:
 
 
 def _holds_secret(where: list[str], value: Any) -> bool:
-    """Whether a value may be a key, by the name it stands under or by its looks: it is not repeated then."""
+    """Whether a value may be a key, by its name or its form: it is not printed then."""
     if any(is_credential_name(part) for part in where):
         return True
     return isinstance(value, str) and KEY_SHAPES.search(value) is not None

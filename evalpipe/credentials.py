@@ -1,7 +1,7 @@
 """Keys and tokens in texts: which values are secrets, the forms they turn up in, and texts without them. No I/O.
 
-A provider that refuses a key likes to repeat it, in clear, in a URL, or as it stood in a Basic header; a parameter of a
-request is a key where its name says so. What is known to be a secret is found by its exact value, whatever it looks like.
+A provider that refuses a key likes to repeat it, in clear, in a URL, or as in a Basic header; a parameter of a
+request is a key where its name implies one. A known secret is found by its exact value, whatever its form.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def is_credential_name(name: str) -> bool:
 
 
 def secrets_in(value: Any, *, named: bool = False, depth: int = 0) -> Iterator[str]:
-    """The secrets among parameters: every text below a name that says so; of "Bearer X" also X, of JSON also its members."""
+    """The secrets among parameters: every text below a name that implies one; of "Bearer X" also X, of JSON also its members."""
     if depth > _MAX_DEPTH:
         return
     if isinstance(value, Mapping):
@@ -97,7 +97,7 @@ def credential_parts(value: str) -> Iterator[str]:
 
 
 def secrets_in_url(url: str) -> Iterator[str]:
-    """The password of a URL, and the values of its query that are named like secrets; as they stand and decoded."""
+    """The password of a URL, and the values of its query that are named like secrets; as written and decoded."""
     try:
         password = urlsplit(url).password
     except ValueError:
@@ -118,7 +118,7 @@ def shown_url(url: str) -> str:
 
 
 def without_secrets(value: Any, *, named: bool = False, depth: int = 0) -> Any:
-    """Parameters for people: the texts below a name that says they are secret are masked."""
+    """Parameters for people: the texts below a name that implies a secret are masked."""
     if depth > _MAX_DEPTH:
         return MASK
     if isinstance(value, Mapping):
@@ -134,13 +134,13 @@ def without_secrets(value: Any, *, named: bool = False, depth: int = 0) -> Any:
 
 
 def known_secrets(values: Iterable[str]) -> tuple[str, ...]:
-    """Each once, the longest first; without those too short to be told from words."""
+    """Each once, the longest first; without those too short to be distinguished from words."""
     kept = {value for value in values if len(value) >= MIN_LENGTH}
     return tuple(sorted(kept, key=lambda value: (-len(value), value)))
 
 
 def spellings(secret: str) -> list[str]:
-    """The texts a secret stands as, each once: plain, in JSON, in a URL, in HTML."""
+    """The forms in which a secret occurs in texts, each once: plain, in JSON, in a URL, in HTML."""
     forms = level = [secret]
     for _ in range(_JSON_IN_JSON):
         level = [json.dumps(form, ensure_ascii=pure)[1:-1] for form in level for pure in (True, False)]

@@ -1,4 +1,4 @@
-"""Every error a user can cause: one line that says what is wrong, with the value, and what to do.
+"""Every error a user can cause: one line with what is wrong, the value, and what to do.
 
 The command line turns them into that line on stderr and an exit code; anything else that escapes is our bug and keeps
 its traceback.

@@ -17,7 +17,7 @@ from evalpipe.errors import EvalpipeError
 _LEVELS = 4
 """Folders between the data's own parent and the deepest file (a dataset, an experiment, a day)."""
 _NOT_OURS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL, errno.ENOTSUP})
-"""What syncing a folder above ours fails with where it is somebody else's, or of a file system without such syncs."""
+"""Errors of syncing a folder above the data folder that belongs to another user, or of a file system without such syncs."""
 _safe: set[str] = set()
 """Folders whose names, and those of the folders above them, this process has synced."""
 
@@ -146,7 +146,7 @@ def _lives(pid: int) -> bool:
     return pid != os.getpid()
 
 
-# A full disk and too little memory: no bug of ours and no mistake of the user, but one line all the same.
+# A full disk and too little memory are reported in one line, as user errors are.
 
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})

@@ -52,7 +52,7 @@ def in_treatment_md5(experiment: str, unit_id: str, percent: float) -> bool:
 def conversation_id(system_text: str, first_user_message: Any) -> str:
     """A conversation's id: 16 hex digits over its canonical system text and first user message.
 
-    Conversations that open with the same words are one unit: without a user id nothing tells them apart.
+    Conversations that open with the same words are one unit: without a user id they cannot be distinguished.
     """
     return fingerprint([system_text, first_user_message])
 
@@ -68,7 +68,7 @@ def unit_in_body(document: Any, path: str) -> str | None:
 
 
 def hash_unit(key: bytes, unit_id: str) -> str:
-    """The stored form of a unit id: 32 hex digits of HMAC-SHA-256, so that a log names nobody."""
+    """The stored form of a unit id: 32 hex digits of HMAC-SHA-256, so that a log names no user."""
     return hmac.new(key, unit_id.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()[:32]
 
 
@@ -116,7 +116,7 @@ _INDIVIDUAL: Final = re.compile(
 
 class UnitSource(NamedTuple):
     """`where`: a header's name in lower case, or a path in the body. `pattern`: the part of the value that is the unit (its
-    first group, else all it matches); a value it does not match names nobody. `label`: as the configuration has it."""
+    first group, else all it matches); a value it does not match names no user. `label`: as the configuration has it."""
 
     is_header: bool
     where: str
@@ -162,7 +162,7 @@ def read_sources(texts: tuple[str, ...]) -> tuple[UnitSource, ...]:
 def unit_of(
     sources: Sequence[UnitSource], header: Callable[[str], str | None] | None, document: Any
 ) -> tuple[str | None, str]:
-    """(unit, label) of the first source present; (None, "") where nobody is named. `header` None: headers were looked at."""
+    """(unit, label) of the first source present; (None, "") where no user is named. `header` None: headers were looked at."""
     for source in sources:
         if not source.is_header:
             unit = source.part_of(unit_in_body(document, source.where))
@@ -179,7 +179,7 @@ def conversation_of(system_text: str, first_user_message: Any, document: Any) ->
     """The conversation of a request without a header that names it, 16 hex digits.
 
     A conversation object of the provider's, or a cache key that is an id of its own (Codex: of the session), names it. Any
-    other cache key only tells conversations with the same opening apart: applications give one key to all of them.
+    other cache key only distinguishes conversations with the same opening: applications give one key to all of them.
     """
     if isinstance(document, dict):
         kept = document.get("conversation")
@@ -194,13 +194,13 @@ def conversation_of(system_text: str, first_user_message: Any, document: Any) ->
     return conversation_id(system_text, first_user_message)
 
 
-# The number of an SDK's attempt at a request, as its headers tell it.
+# The number of an SDK's attempt at a request, from its headers.
 
 
 ATTEMPT_HEADER: Final = "x-stainless-retry-count"
 
 
 def attempt_of(headers: Mapping[str, str]) -> int:
-    """0 for the first attempt, and where nothing is told."""
+    """0 for the first attempt, and where no header reports it."""
     told = headers.get(ATTEMPT_HEADER, "")
     return int(told) if told.isascii() and told.isdigit() and len(told) < 4 else 0

@@ -99,11 +99,11 @@ class Exchange:
     forced: bool | None = None
     """the arm was forced by a tester's header: in no statistic"""
     turn: int | None = None
-    """user messages of the request; None where the provider keeps the conversation: it is then told by the order of requests"""
+    """user messages of the request; None where the provider keeps the conversation: then by the order of requests"""
     step: int | None = None
     """assistant messages since the last user message (tool loops)"""
     request_kind: str | None = None
-    """endpoint, streaming and usage as the client asked for them: what decides which values an answer can tell"""
+    """endpoint, streaming and usage as the client asked for them: they decide which values a response can report"""
     cost_source: str | None = None
     """what `cost_usd` was computed by: "config", the price library and its version, or the provider's own field"""
     cost_note: str | None = None
@@ -134,7 +134,7 @@ class Feedback:
     at: datetime
 
 
-# The nouns of judging: one judge call on one pair (or one answer) and what came of it.
+# The records of judging: one judge call on one pair (or one response) and its result.
 
 
 class JudgeMode(StrEnum):
@@ -180,7 +180,7 @@ ASKED_MODEL = "asked_model"
 class Judgment:
     """One judge call: one row of the `judgments` dataset.
 
-    `key` says what was asked (see
+    `key` identifies the question (see
     `docs/how-to/judges.md`: request, responses, order, repeat, rubric, model, parameters); `attempt`
     counts the calls for it from 1, and `judgment_id` is "key:attempt". `winner` and the scores are in terms of arms,
     never of seats. `preference` is P(treatment better) in [0, 1]; None unless the status is final.
@@ -216,11 +216,11 @@ class Judgment:
         return f"{self.key}:{self.attempt}"
 
 
-# The noun of replaying: one call of an arm with a logged request.
+# The record of replaying: one call of an arm with a logged request.
 
 
 class ReplayStatus(StrEnum):
-    """sent: nothing more was heard of it · answered · failed: that is the arm's answer · open: it is asked again."""
+    """sent: no response yet, or ever · answered · failed: that is the arm's answer · open: it is asked again."""
 
     SENT = "sent"
     ANSWERED = "answered"
@@ -259,7 +259,7 @@ class ReplayCall:
         return f"{self.request_id}:{self.arm.value}:{self.attempt}"
 
 
-# The nouns of deciding: findings, checks, the recommendation.
+# The records of a decision: metric roles and the recommendation.
 
 
 class MetricRole(StrEnum):
@@ -290,7 +290,7 @@ class Policy(StrEnum):
     UTILITY = "utility"
 
 
-# The nouns of a canary: where it stands, what changed it, and what the last evaluation saw. Bytes ⇄ nouns, no I/O.
+# The records of a canary: its state, its changes, and the last evaluation. Bytes ⇄ records, no I/O.
 #
 # The history file is the one truth: a line a change, each carrying the state it leads to. The last complete line is the
 # present state, so a change is one append: there are no two files that could disagree after a crash.
@@ -399,7 +399,7 @@ def copy_name(history: str) -> str:
 
 
 def controller_lock_name(experiment: str) -> str:
-    """The name of the file beside a history that the controller of this canary holds locked as long as it lives."""
+    """The name of the file beside a history that the controller of this canary holds locked as long as it runs."""
     return f"{experiment}.controller.lock"
 
 

@@ -19,7 +19,7 @@ def well_formed(text: str) -> str:
 
 
 def joined(text: str) -> str:
-    """`text` with surrogate halves that stand side by side made one character, and lone ones replaced by U+FFFD."""
+    """`text` with adjacent surrogate halves made one character, and lone ones replaced by U+FFFD."""
     if text.isascii() or _LONE_SURROGATE.search(text) is None:
         return text
     return well_formed(_PAIR.sub(_paired, text))
@@ -38,7 +38,7 @@ def printable(text: str) -> str:
 def cut_middle(text: str, limit: int) -> tuple[str, int]:
     """`text` cut in the middle to at most `limit` characters plus a visible mark; also how many characters were cut.
 
-    Beginning and end are kept: instructions stand at the start and conclusions at the end.
+    Beginning and end are kept: instructions are at the start and conclusions at the end.
     """
     if len(text) <= limit:
         return text, 0
@@ -82,7 +82,7 @@ NBSP = "\u00a0"
 MINUS = "\u2212"
 MISSING = "–"
 MAX_UNIT = 16
-"""characters of a metric's own unit that stand after a number"""
+"""characters of a metric's own unit that follow a number"""
 
 
 def format_number(value: float, decimals: int, *, signed: bool = False) -> str:
@@ -157,10 +157,10 @@ _UNITS: dict[str, tuple[float, int, str, str, str | None]] = {
 def number_format(unit: str, *, largest: float = 0.0, half_width: float | None = None) -> NumberFormat:
     """The format for values of `unit` up to `largest` whose interval's half width is `half_width` (None: unknown).
 
-    Latencies from ten seconds on are written in seconds. Unknown units stand after the number as they are.
+    Latencies from ten seconds on are written in seconds. Unknown units follow the number as they are.
     """
     if unit == "ms":
-        # Tenths of a millisecond say nothing of an answer that takes a hundred of them.
+        # Tenths of a millisecond are noise in latencies of hundreds of milliseconds.
         whole = 1 if largest < 100 else 0
         factor, limit, suffix = (0.001, 2, f"{NBSP}s") if largest >= 10_000 else (1.0, whole, f"{NBSP}ms")
         prefix, difference_suffix = "", None
@@ -213,7 +213,7 @@ def full_sentence(text: str) -> str:
 
 
 def within_sentence(label: str) -> str:
-    """A label as it stands within a sentence: "Error rate" → "error rate"; "GPU hours" and "p99" stay."""
+    """A label as written within a sentence: "Error rate" → "error rate"; "GPU hours" and "p99" stay."""
     return label[:1].lower() + label[1:] if label[1:2].islower() else label
 
 

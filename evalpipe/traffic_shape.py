@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 MIN_REQUESTS: Final = 100
-"""below this nothing is said"""
+"""below this nothing is reported"""
 MIN_OF_CLIENT: Final = 50
 MAX_UNCOPIED: Final = 0.20
 MAX_OF_ONE: Final = 0.50
@@ -43,7 +43,7 @@ class Finding(NamedTuple):
 
 
 _NAME_USERS: Final = (
-    "have the application send the user's id (header x-user-id, or x-evalpipe-unit), or name where it stands in "
+    "have the application send the user's id (header x-user-id, or x-evalpipe-unit), or name its place in "
     "[experiment] unit (a part of a value: 'body:PATH~PATTERN'; for agents: 'preset:claude-code', 'preset:codex')"
 )
 

@@ -425,7 +425,7 @@ def _judge_fingerprint(found: Measurements) -> str | None:
 
 
 def _one_armed(result: MetricResult) -> MetricResult:
-    """What could not be compared for want of an arm, rather than for want of any value."""
+    """Metrics without a comparison because an arm is empty, not because values are missing."""
     return replace(result, status="missing_arm") if result.status == "no_data" and result.group != "quality" else result
 
 

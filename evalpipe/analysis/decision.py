@@ -49,7 +49,7 @@ class MetricEvidence:
         weight: of the metric in the utility (policy `utility`).
         measurable: whether the source of the log can measure it at all. What it cannot is listed and decides nothing.
         blocks: whether it can block a ship yet. The share of empty answers blocks from the treatment's first empty answer on.
-        by_default: the margin is the default one of a cost or latency metric: nobody chose it.
+        by_default: the margin is the default one of a cost or latency metric.
     """
 
     name: str
@@ -291,7 +291,7 @@ class Terms:
         margin: δ ≥ 0, a share where `scale` is relative.
         weight: in the utility.
         measurable: whether the source of the log can measure it.
-        default_margin: nobody set the margin.
+        default_margin: the margin is not configured.
     """
 
     role: MetricRole
@@ -319,7 +319,7 @@ class DecisionMetric:
 
     @property
     def margin(self) -> float:
-        """δ ≥ 0 on the margin's scale: the terms', but where nobody set it no less than the metric's resolution."""
+        """δ ≥ 0 on the margin's scale: the terms', but where it is not configured no less than the metric's resolution."""
         control = self.measured.control.value
         if not (self.terms.default_margin and self.terms.scale == "relative" and control):
             return self.terms.margin

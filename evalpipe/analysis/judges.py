@@ -33,7 +33,7 @@ from evalpipe.stats.srm import win_rate_bounds
 
 LENGTH_BINS = 5
 SETTLED = "CREATE TEMP TABLE IF NOT EXISTS judging_settled (judgment_id VARCHAR, usd DOUBLE)"
-"""What calls cost whose bill nobody reported, where somebody has settled it; filled before an analysis."""
+"""The settled cost of calls whose cost was not reported; filled before an analysis."""
 
 
 def judge_results(
@@ -462,7 +462,7 @@ STATED_RULES = (
 
 
 def simulated_rule(connection: Connection, judge: JudgeSummary, experiment: str) -> str:
-    """What the simulated judge went by, as its own reasons tell."""
+    """The rules the simulated judge applied, from its stored reasons."""
     begins, rule = STATED_RULES
     stated = rows(
         connection,

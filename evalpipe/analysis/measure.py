@@ -27,7 +27,7 @@ from evalpipe.stats.means import Scale, arm_interval, paired_difference, unpaire
 from evalpipe.stats.winrate import win_rate
 
 MIN_EVENTS = 10
-"""users with an event in all, below which whose event it was says nothing yet (canary)"""
+"""users with an event in both arms, below which the conditional test has no result yet (canary)"""
 MAX_REPEATS = 1.2
 """events per user with an event, above which "one event per user" no longer describes them"""
 

@@ -92,7 +92,7 @@ class PlannedMetric:
     """One metric's plan.
 
     Units are pairs in shadow mode (for the win rate judged ones, of as many a user as count; of different users where there is no
-    log), users of both arms together otherwise. Where a log holds few users typical noise is used, as `sd_source` says.
+    log), users of both arms together otherwise. Where a log holds few users typical noise is used (see `sd_source`).
 
     Attributes:
         role: primary | benefit | guardrail | diagnostic.
@@ -201,7 +201,7 @@ def plan_metric(
         n_star: the anytime intervals' planned sample in force, in users; None: this plan's.
 
     Returns:
-        The plan, or None where nothing says how much the metric varies (no log, and no typical value), or a margin of 0 is to be
+        The plan, or None where the metric's variance is unknown (no log, and no typical value), or a margin of 0 is to be
         held.
     """
     log = log or Log()

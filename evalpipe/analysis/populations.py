@@ -42,7 +42,7 @@ class Value:
     """A value that may be unknown.
 
     Attributes:
-        flag: the column that says a request counts, both sides known.
+        flag: the column that is true where a request counts, both sides known.
         population: the flag of the requests it is about.
         columns: what has to be known of each side.
         answers_only: only of an answer it is expected to be known (the bill of a timeout is not).
@@ -230,7 +230,7 @@ class Missing:
 
 
 def note_of(missing: Missing, metric: str) -> str | None:
-    """What the row of `metric` says of its unknown values, with the line of evalpipe.toml that mends it; None where nothing is
+    """The note on `metric`'s unknown values, with the line of evalpipe.toml that fixes it; None where nothing is
     unknown."""
     parts = []
     if missing.kinds_left_out:
@@ -287,7 +287,7 @@ def count_unknown(
     parts: list[str] = []
     for position, value in enumerate(values):
         applies = ""
-        if value.optional:  # NULL on both sides does not apply; of a single answer that cannot be told
+        if value.optional:  # NULL on both sides does not apply; for a single response that is unknown
             applies = f" AND (({value.known('c_')}) OR ({value.known('t_')}))" if paired else f" AND {value.known('')}"
         for side, arm in (("c", "NOT treatment"), ("t", "treatment")):
             prefix = f"{side}_" if paired else ""

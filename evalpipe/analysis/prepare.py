@@ -168,7 +168,7 @@ def prepare_rows(
 def _read(connection: Connection, experiment: str, *, paired: bool, extra: Sequence[tuple[str, str]]) -> list[str]:
     """`ev_exchanges`: the columns of every exchange of the experiment; returns the kinds of requests by number, from 1."""
     # A later repetition is not what the request's users got; a split serves its treatment, it does not copy to it.
-    # (`replayed`: one that is an arm's only answer, beside which control's of the log or of the same run stands.)
+    # (`replayed`: one that is an arm's only response, paired with control's of the log or of the same run.)
     roles = "role <> 'replay'" if paired else "role NOT IN ('replay', 'replayed', 'shadow')"
     chosen = f"FROM exchanges WHERE experiment = ? AND {roles} AND NOT coalesce(forced, false)"
     imported = _read_sources(connection, chosen, experiment)
@@ -181,7 +181,7 @@ def _read(connection: Connection, experiment: str, *, paired: bool, extra: Seque
             "or name another with --experiment"
         )
     columns = {
-        # An imported row that says nothing of a failure; whether that means success is the source's matter.
+        # An imported row without a failure field: whether that means success depends on the source.
         "silent": "role = 'imported' AND status IS NULL AND outcome NOT IN ('http_error', 'timeout')"
         if imported
         else "false",
@@ -431,14 +431,14 @@ def _unpair(connection: Connection, flags: Sequence[str], columns: Sequence[str]
 # happened.
 #
 # Answers imported from a file carry no status unless the file has one: that none of them failed is then not a
-# measurement, and neither are the latencies somebody else took. What cannot be measured is listed and decides nothing.
+# measurement, and neither are latencies that another tool measured. What cannot be measured is listed and decides nothing.
 
 
 FAILURES = ("error_rate", "timeout_rate")
 LATENCIES = ("p50_latency_ms", "p99_latency_ms")
 TIMES = (*LATENCIES, "p50_ttft_ms", "p99_ttft_ms", "tokens_per_second")
 IN_ONE_RUN = "in_one_run"
-"""key of `find_sources`, no metric: False where answers of a replay stand beside those of production"""
+"""key of `find_sources`, no metric: False where responses of a replay are compared with those of production"""
 COSTS = ("cost_per_request_usd", "cost_per_1000_requests_usd", "cost_per_ok_answer_usd")
 
 
@@ -481,7 +481,7 @@ def find_sources(
 
 def _of_a_replay(arms: Mapping[bool, Sequence[Mapping[str, Any]]]) -> dict[str, bool]:
     """What answers of a replay can be compared in: failures and times only where control answered in the same run, and one by
-    one (a batch tells neither); ratings never, as no user got them."""
+    one (a batch reports neither); ratings never, as no user received them."""
     replayed = [[one for one in arms[treatment] if one["replayed"]] for treatment in (False, True)]
     in_one_run = all(replayed) and not any(one["imported"] for one in arms[True])
     failures = in_one_run and all(one["n_with_status"] for arm in replayed for one in arm)
@@ -507,7 +507,7 @@ def _has_costs(connection: Connection, name: str, arm: list[dict[str, Any]], pri
 
 
 def _judged(connection: Connection) -> Mapping[str, bool]:
-    """The goals of a split that exist only where somebody rates or a judge scores the answers."""
+    """The goals of a split that exist only where users rate or a judge scores the responses."""
     scored = {row["dimension"] for row in rows(connection, "SELECT DISTINCT dimension FROM ev_scores")}
     rated = bool(scalar(connection, "SELECT count(*) FROM feedback"))
     return {

@@ -197,7 +197,7 @@ def horizon_sentence(horizon: Horizon, results: Mapping[str, MetricResult]) -> s
         extra.append(f"{amount(horizon.judge_usd, 'usd')} of judging")
     detail = f" ({', '.join(extra)})" if extra else ""
     label = _lower(results[horizon.metric].label) if horizon.metric in results else horizon.metric.replace("_", " ")
-    # With pairs in the log that nobody judged yet it takes verdicts, not requests.
+    # With pairs in the log that are not judged yet it takes verdicts, not requests.
     more = "more verdicts on the requests in the log"
     if horizon.requests:
         more = f"about {count(horizon.requests)} more request{'' if horizon.requests == 1 else 's'}"

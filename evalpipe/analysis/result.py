@@ -1,4 +1,4 @@
-"""What an analysis says, as data: the one source of the report's HTML, JSON, Markdown, CSV and terminal table.
+"""The result of an analysis, as data: the one source of the report's HTML, JSON, Markdown, CSV and terminal table.
 
 The JSON of `Analysis` is the report JSON of the contract; additions are free, renames are not. Every number that can be
 missing is None with a `note`; NaN and Infinity never get in. A difference is always treatment − control.
@@ -66,7 +66,7 @@ class MetricResult:
     non_inferior: bool = False
     weight: float = 1.0
     expected_more_requests: int | None = None
-    """how many more requests would settle an inconclusive metric at the present noise; None = cannot be said"""
+    """how many more requests would settle an inconclusive metric at the present noise; None = unknown"""
     note: str | None = None
     graded: bool = False
     """the win rate: verdicts are preferences in between, not wins, ties and losses"""
@@ -75,7 +75,7 @@ class MetricResult:
     measurable: bool = True
     """whether the source of the log can measure it; what it cannot decides nothing"""
     default_margin: bool = True
-    """nobody set the margin"""
+    """the margin is not configured"""
     missing_control: float | None = None
     """share of control's values that are unknown, of the requests left in the row; None where no value can be missing"""
     missing_treatment: float | None = None
@@ -198,7 +198,7 @@ class JudgeResult:
     missing_high: float | None = None
     cost_usd: float | None = None
     cost_at_most_usd: float | None = None
-    """where calls were cut off, or reported no usage, and nobody says what they cost; None: `cost_usd` is certain"""
+    """where calls were cut off or reported no usage, so that their cost is unknown; None: `cost_usd` is exact"""
     rubric: str | None = None
     simulated_rule: str | None = None
     """what a simulated judge goes by, in words"""
@@ -210,7 +210,7 @@ class JudgeResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Check:
-    """May the data be believed? `status`: pass | warn | fail; a failed check can make the decision invalid."""
+    """One check of the data. `status`: pass | warn | fail; a failed check can make the decision invalid."""
 
     name: str
     status: str
@@ -387,7 +387,7 @@ class Decision:
     utility_high: float | None = None
     expected_more_requests: int | None = None
     horizon: Horizon | None = None
-    """how much longer; None where no more data are asked for, or nothing can be said"""
+    """how much longer; None where no more data are needed, or no forecast is possible"""
     blocking: list[str] = field(default_factory=list)
     """metrics that are not shown to be within their margin"""
     losing: list[str] = field(default_factory=list)
@@ -442,7 +442,7 @@ class Fixed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Analysis:
-    """Everything the report knows."""
+    """Everything the report shows."""
 
     experiment: str
     mode: str

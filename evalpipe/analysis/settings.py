@@ -15,7 +15,7 @@ from evalpipe.traffic_shape import UncollectedPath
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MetricRule:
-    """What the user says of one metric; None = the default.
+    """The configuration of one metric; None = the default.
 
     `margin` is the largest acceptable loss: in the metric's unit, or with `margin_relative` as a share of control's value.
     """
@@ -77,7 +77,7 @@ class Exclusion:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """Everything the analysis is told beside the data.
+    """The settings of an analysis.
 
     `looks`: "anytime" | "fixed" | the dates of planned looks. `judges`: the first one feeds the decision; `judge` (a name)
     overrides it. `n_star`: planned sample of the confidence sequences by metric (units), from the experiment record.

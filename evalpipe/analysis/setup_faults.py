@@ -1,6 +1,6 @@
 """Set-up faults of an experiment: the rule of `providers.setup_faults` over its stored exchanges.
 
-Read from a few narrow columns: one scan counts the failures by what they say; only where their number could make a fault are
+Read from a few narrow columns: one scan counts the failures by message; only where their number could make a fault are
 rows put in the order of time. Time is that of the user's request, also for a copy that was sent later.
 """
 
@@ -38,14 +38,14 @@ _SAYS = {
     "unconnected": f"coalesce(starts_with(error_message, '{NO_CONNECTION}'), false)",
     "is_page": r"coalesce(regexp_matches(error_message, '^\s*<'), false)",
 }
-"""What a failed row says, as far as `signature_of` reads it."""
+"""The fields of a failed row that `signature_of` reads."""
 MAX_COPY_DELAY = timedelta(hours=1)
 """A copy is sent this long after its request at most: the collector drops what waits longer than half a minute."""
 _UNDER = "AND arm = ? AND config_fingerprint IS NOT DISTINCT FROM ?"
 
 
 def setup_faults(connection: Connection, *, experiment: str, mode: str, settings: Settings) -> list[SetupFault]:
-    """The set-up faults that stand in the exchanges of an experiment, by their beginning.
+    """The set-up faults in the exchanges of an experiment, by their beginning.
 
     Args:
         connection: with the view `exchanges`.
@@ -69,7 +69,7 @@ def setup_faults(connection: Connection, *, experiment: str, mode: str, settings
 
 @dataclass(slots=True)
 class _Configuration:
-    """One arm under one configuration. `said`: by signature, the failures' number and what they say."""
+    """One arm under one configuration. `said`: by signature, the failures' number and messages."""
 
     arm: str
     fingerprint: str | None

@@ -1,6 +1,6 @@
 """SQL over the views of one experiment: the connection, and expressions that users write, which may only compute over a row.
 
-The pipeline hands one in (DuckDB); naming only what is used keeps this room free of any database library.
+The workspace passes one in (DuckDB); naming only what is used keeps this package free of any database library.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def check_expression(connection: Connection, expression: str, *, name: str, rela
     _walk(node["select_list"][0], name=name, expression=expression, aggregates=aggregates)
     try:
         connection.execute(f"EXPLAIN SELECT ({expression}\n) FROM {relation}").fetchall()
-    except Exception as error:  # noqa: BLE001 - the message says which name or type is wrong
+    except Exception as error:  # noqa: BLE001 - the message names the wrong name or type
         raise ConfigError(f"{name} = {expression!r}: {_first_line(error)}") from None
 
 

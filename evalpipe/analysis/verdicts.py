@@ -72,7 +72,7 @@ def prepare_verdicts(connection: Connection, *, experiment: str, settings: Setti
         [experiment],
     )
     judges = _judges_seen(connection, settings.judges)
-    # What was promised to every pair: both orders, unless the configuration says otherwise; nothing in other tools' logs.
+    # What every pair is due: both orders, unless configured otherwise; nothing in other tools' logs.
     relaxed = [judge.fingerprint for judge in judges if judge.imported or judge.orders != "both"]
     connection.execute(
         """

@@ -87,7 +87,7 @@ def _preferred(result: MetricResult, subject: str) -> str:
     else:
         size = f"{count(result.n)} judged pairs{where}"
         detail = f" ({span})" if span != MISSING else ""
-    if result.graded:  # a mean of shades: nobody preferred the answers in so many pairs
+    if result.graded:  # a mean of graded preferences is no share of pairs
         return f"{by}{subject} win rate is {value} over {size}{detail}"
     return f"{by}{subject} answers were preferred in {value} of {size}{detail}"
 

@@ -30,7 +30,7 @@ MARK = "evalpipe_batch"
 
 
 class BatchCallError(Exception):
-    """A call of a batch API failed. Unless its fate says that nothing was done, a submission may have arrived."""
+    """A call of a batch API failed. Unless its outcome excludes it, a submission may have arrived."""
 
     def __init__(self, reply: ModelResponse) -> None:
         super().__init__(f"{reply.kind or reply.fate}: {reply.message}")

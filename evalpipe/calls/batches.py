@@ -106,10 +106,10 @@ FIRST_POLL_S, LONGEST_POLL_S, POLL_GROWTH = 1.0, 120.0, 1.4
 SETTLING_S = 15.0
 """A submission that was cut off may still be arriving: it is given up only when the intent is older than this."""
 CLOCK_SLACK = timedelta(minutes=10)
-"""How far the provider's clock may lag behind ours."""
+"""How far the provider's clock may lag behind the local one."""
 MAX_TRIES = 8
 _AROUND_BYTES = 100
-"""What stands around the requests of a submission."""
+"""Bytes of a submission beside its requests."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -215,7 +215,7 @@ class Batches(ABC, Generic[Planned, AnyItem, Row]):
         return found
 
     async def see_open(self) -> list[tuple[BatchState, BatchStatus | None]]:
-        """Every open batch, and what its provider says of it (None: not known to have arrived)."""
+        """Every open batch with the status its provider reports (None: not known to have arrived)."""
         seen = []
         for intent in self.open_intents():
             batch_id = intent.batch_id
@@ -258,7 +258,7 @@ class Batches(ABC, Generic[Planned, AnyItem, Row]):
         return None
 
     async def _match(self, intent: BatchState) -> tuple[str | None, bool]:
-        """(the batch's id, whether a candidate still runs and cannot be told yet)."""
+        """(the batch's id, whether a candidate still runs and cannot be identified yet)."""
         taken = {one.batch_id for one in intents(self.folder) if one.batch_id}
         ids = {item.custom_id for item in items_in(self.folder, intent, self.item_kind)}
         unsure = False
@@ -320,7 +320,7 @@ class Batches(ABC, Generic[Planned, AnyItem, Row]):
             self.record(intent, item, ModelResponse(fate=CallOutcome.REJECTED, kind="no_result"), batch_id)
 
     def booking(self, intent: BatchState, item: AnyItem, reply: ModelResponse) -> RecordedCost:
-        """What a result cost. An answer whose usage nobody reports, or whose model nobody prices, is booked at its worst."""
+        """The cost of a result. A response without usage, or of a model without a price, is booked at its worst case."""
         if reply.fate is not CallOutcome.ANSWERED:
             return RecordedCost(cost_usd=0.0)
         cost = self.cost_of(reply.usage, reply.model)

@@ -99,7 +99,7 @@ def most_input_tokens(n_bytes: int) -> int:
 @dataclass(slots=True)
 class Budget:
     """A hard cap in USD. `spent` is what is known; `held` is the worst case of calls in flight and of calls whose bill
-    will never be known for certain. spent + held never passes the cap. `cap` None: no cap, only the account.
+    remains unknown. spent + held never passes the cap. `cap` None: no cap, only the account.
     `is_of_a_day`: what is left under the cap is what is left for today."""
 
     cap: float | None

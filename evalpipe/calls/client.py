@@ -1,4 +1,4 @@
-"""The only module that calls the vendors' SDKs: one call in, one response out, failures told apart by status."""
+"""The only module that calls the vendors' SDKs: one call in, one response out, failures classified by status."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Messages = Sequence[tuple[str, str]]
 
 
 class ModelSettings(Protocol):
-    """What a call needs of whoever is asked: a judge, or an arm in a replay."""
+    """The settings of the called model: a judge, or an arm in a replay."""
 
     @property
     def who(self) -> str:
@@ -39,7 +39,7 @@ class ModelSettings(Protocol):
 
     @property
     def key_setting(self) -> str:
-        """Where `api_key_env` would stand."""
+        """The setting in which `api_key_env` would be."""
         ...
 
     @property
@@ -73,7 +73,7 @@ class CallOutcome(StrEnum):
     """What became of a call; decides whether it is asked again, what it is booked at, and whether the run goes on."""
 
     ANSWERED = "answered"
-    """a readable answer, whatever it says"""
+    """a readable response, whatever its content"""
     RATE_LIMITED = "rate_limited"
     """429: not billed; wait until the reset"""
     SERVER_ERROR = "server_error"
@@ -81,7 +81,7 @@ class CallOutcome(StrEnum):
     NO_CONNECTION = "no_connection"
     """nothing was sent; back off"""
     BROKEN = "broken"
-    """cut, timed out or unreadable after it was sent: the provider may have billed it, and never said how much"""
+    """cut, timed out or unreadable after it was sent: the provider may have billed it, without reporting how much"""
     REJECTED = "rejected"
     """400, 413, 422: this request will never be answered; the others may"""
     REFUSED = "refused"
@@ -100,12 +100,12 @@ FREE = frozenset(
         CallOutcome.FATAL,
     }
 )
-"""Fates that cost nothing."""
+"""Outcomes that cost nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelResponse:
-    """What came back from one call. `text` is what was said (a forced tool's input as JSON text); `latency_ms` from
+    """What came back from one call. `text` is the content (a forced tool's input as JSON text); `latency_ms` from
     sending to the last byte; `retry_after_s` where the server named a time; `body`: the answer's bytes as they were read."""
 
     fate: CallOutcome
@@ -163,7 +163,8 @@ def is_about_the_input(status: int, is_filtered: bool, message: str) -> bool:
     Args:
         status: 4xx.
         is_filtered: the error carries a filter's code, or the reasons of a moderation (OpenRouter's 403).
-        message: the provider's words: they decide on a 403 without either, where they speak of the input and of no account.
+        message: the provider's message: it decides on a 403 without either, where it is about the input and not about the
+            account.
     """
     if is_filtered:
         return status in (400, 403, 422, 451)
@@ -171,22 +172,22 @@ def is_about_the_input(status: int, is_filtered: bool, message: str) -> bool:
 
 
 def fate_of_status(status: int, error_type: str, message: str) -> CallOutcome:
-    """The fate of a call that was answered with an HTTP error."""
+    """The outcome of a call that was answered with an HTTP error."""
     if status == 429:
         return CallOutcome.FATAL if error_type == "insufficient_quota" else CallOutcome.RATE_LIMITED
     if status in (401, 402, 403, 404):
         return CallOutcome.FATAL
     if status in (408, 409, 499) or status >= 500:
         return CallOutcome.SERVER_ERROR
-    # A spent account is told with 400 by one vendor: asking on would only fail a thousand times.
+    # One vendor reports an account without credit as 400: further calls would all fail.
     spent = any(word in message.lower() for word in ("credit balance", "spend limit", "usage limit"))
     return CallOutcome.FATAL if spent else CallOutcome.REJECTED
 
 
-# The only door to the vendors' SDKs: one call in, one Reply out. Errors are told apart here, by status, and nowhere
+# Calls through the vendors' SDKs: one call in, one response out. Errors are classified here, by status, and nowhere
 # else.
 #
-# The SDKs' own retries are off: the runner's policy knows the limits and the budget, theirs does not.
+# The SDKs' own retries are off: the runner retries within the limits and the budget.
 
 
 SIMULATED_HEADER = "x-simulated-by"
@@ -365,7 +366,7 @@ class _SdkClient:
             raw = await self._create(**params, **self._extra)
             response = raw.http_response
             body = await response.aread()
-        except Exception as error:  # noqa: BLE001  the door: everything an SDK raises becomes a reply, or is raised again
+        except Exception as error:  # noqa: BLE001  everything an SDK raises becomes a response, or is raised again
             return failed_reply(error, (time.monotonic() - started) * 1000)
         return read_reply(
             self._endpoint, response.status_code, response.headers, body, latency_ms=(time.monotonic() - started) * 1000
@@ -444,7 +445,7 @@ def _joined_parts(body: bytes) -> bytes:
 
 
 def _said(answer: Answer) -> str:
-    """What the judge said. Two calls of the tool are two verdicts, and stay two."""
+    """The judge's reply. Two calls of the tool are two verdicts, and stay two."""
     calls = [call.get("arguments") for call in answer.tool_calls if call.get("name") == TOOL]
     said = [arguments if isinstance(arguments, str) else json.dumps(arguments) for arguments in calls]
     return masked("\n".join(said) if said else answer.text or "")
@@ -468,7 +469,7 @@ def _told_in_body(answer: Answer, body: bytes) -> tuple[int, Any, str] | None:
 
 
 def _status_of(kind: Any) -> int | None:
-    """The HTTP status that an error's code or type stands for."""
+    """The HTTP status that corresponds to an error's code or type."""
     word = str(kind).strip().lower()
     if word.isascii() and word.isdigit() and len(word) == 3 and int(word) >= 400:
         return int(word)
@@ -476,7 +477,7 @@ def _status_of(kind: Any) -> int | None:
 
 
 def failed_reply(error: Exception, latency_ms: float | None) -> ModelResponse:
-    """An exception of an SDK → a reply. What is none of its kinds is a bug of ours and is raised again."""
+    """An exception of an SDK → a response. Other exceptions are bugs and are raised again."""
     status = getattr(error, "status_code", None)
     response = getattr(error, "response", None)
     if isinstance(status, int):
@@ -508,7 +509,7 @@ def failed_reply(error: Exception, latency_ms: float | None) -> ModelResponse:
 def http_failure(
     status: int, headers: Mapping[str, str], body: Any, message: str, latency_ms: float | None
 ) -> ModelResponse:
-    """An HTTP error as a vendor sent it; `message` where its body says none."""
+    """An HTTP error as a vendor sent it; `message` where its body has none."""
     failure = failure_in(body if isinstance(body, dict) and "error" in body else {"error": body}, failed=True)
     inner = body.get("error", body) if isinstance(body, dict) else None
     kind = ""
@@ -590,7 +591,7 @@ def shown_params(spec: JudgeSettings, turns: Messages) -> dict[str, Any]:
     return {**build(spec, turns), **spec.params}
 
 
-# A judge's key in what its provider says: taken out before anything is written. Providers repeat keys that they refuse.
+# A judge's key in a provider's message is removed before anything is written: providers repeat keys that they refuse.
 
 
 _known: Final[set[str]] = set()
@@ -607,11 +608,11 @@ def masked(text: str) -> str:
     return mask_with(Finder(_known), text) if _known else text
 
 
-# A judge asked through the `litellm` library, an optional extra: any provider it knows, the model named as it names
+# A judge asked through the `litellm` library, an optional extra: any provider it supports, the model named as it names
 # them.
 #
 # The library gives every trouble a status of its own: a torn connection, a body that is no JSON and a refused
-# connection are all "500" to it. What really happened, and the provider's headers, stand in the causes of its
+# connection are all "500" to it. The real status and the provider's headers are in the causes of its
 # exceptions.
 
 
@@ -647,7 +648,7 @@ class LiteLLMClient:
                 timeout=spec.timeout_s,
                 num_retries=0,
             )
-        except Exception as error:  # noqa: BLE001  the door: everything the library raises becomes a reply, or is raised again
+        except Exception as error:  # noqa: BLE001  everything the library raises becomes a response, or is raised again
             return litellm_failure(error, (time.monotonic() - started) * 1000)
         hidden = getattr(found, "_hidden_params", None) or {}
         headers = {
@@ -669,7 +670,7 @@ def litellm_failure(error: Exception, latency_ms: float | None) -> ModelResponse
     )
     if response is not None:
         return http_failure(response.status_code, response.headers, _body(response), str(error), latency_ms)
-    if getattr(error, "status_code", 500) in (408, 500):  # nobody answered: the status is the library's own
+    if getattr(error, "status_code", 500) in (408, 500):  # no response: the status is the library's own
         if any(_is(one, *_NEVER_SENT) for one in causes):
             return ModelResponse(
                 fate=CallOutcome.NO_CONNECTION, kind="no_connection", message=short(str(error)), latency_ms=latency_ms

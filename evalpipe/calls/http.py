@@ -76,7 +76,7 @@ class HttpSender:
                         found.marks.append((n_bytes, (time.perf_counter() - sent) * 1000))
         except TimeoutError as error:
             found.ended, found.error, found.timeout_ms = "timeout", error, self._timeout_s * 1000
-        except Exception as error:  # noqa: BLE001  the door: what the library raises becomes an answer, or is raised again
+        except Exception as error:  # noqa: BLE001  what the library raises becomes a response, or is raised again
             failed_reply(error, None)  # raises what is none of its kinds
             found.ended, found.error = _ended(error), error
             if found.ended == "timeout":

@@ -1,6 +1,6 @@
 """The journal: every call's row is one appended line before the next call is started in its place, so kill −9 loses nothing.
 
-A call is first written as it would stand if nothing more were ever heard of it (an error whose cost is an estimate), and
+A call is first written as if no response ever arrived (an error whose cost is an estimate), and
 again under the same id when it ends: the last line of an id counts. Compaction hands the rows to the store,
 which adds no id twice, and then removes the journal; a crash between the two repeats the first and harms nothing.
 """
@@ -46,15 +46,15 @@ class RowKind(Generic[Row]):
 class CallJournal(Generic[Row]):
     """The file of rows one run of one experiment writes, a line at a time. Use under `running_lock`.
 
-    Room for the answer of every call in flight is set aside on the disk before the call is sent, so that a full disk is found
-    before an answer is paid for. Until it is closed the file ends in blank room, which readers leave out.
+    Disk space for the response of every call in flight is reserved before the call is sent, so that a full disk is found
+    before a response is paid for. Until it is closed the file ends in blanks, which readers leave out.
     """
 
     def __init__(self, folder: Path, kind: RowKind[Row], *, answer_bytes: int = ANSWER_BYTES) -> None:
         """Args:
         folder: where the journals of the experiment are.
         kind: what the rows are.
-        answer_bytes: room for one answer; a longer one is kept without its texts where the disk is full.
+        answer_bytes: space for one response; a longer one is kept without its texts where the disk is full.
         """
         self._kind = kind
         self.folder = folder
@@ -69,7 +69,7 @@ class CallJournal(Generic[Row]):
             self._open()
 
     def begin(self, row: Row) -> None:
-        """A call is about to be sent: how it stands if nothing is ever heard of it. Raises NoRoomError where its answer could
+        """A call is about to be sent: its row if no response ever arrives. Raises NoRoomError where its response could
         not be kept: then it must not be sent."""
         line = _encode(row)
         with one_line_if_full(self.folder):
@@ -108,7 +108,7 @@ class CallJournal(Generic[Row]):
                 for line in lines:
                     self._write(line)
                 self.sync()  # before the old file, which holds them too, is removed
-        except NoRoomError:  # the old file has room for all that is in flight: go on with it
+        except NoRoomError:  # the old file has space for all that is in flight: go on with it
             if self._file != old:
                 os.close(self._file)
                 self.path.unlink()
@@ -128,7 +128,7 @@ class CallJournal(Generic[Row]):
         self.n_lines = 0
 
     def _set_aside(self, n_bytes: int, n_answers: int) -> None:
-        """Have room for these bytes and for the answers of so many calls in flight."""
+        """Reserve space for these bytes and for the responses of so many calls in flight."""
         needed = self._end + n_bytes + n_answers * self._answer_bytes
         if needed <= self._set_aside_to:
             return
@@ -137,7 +137,7 @@ class CallJournal(Generic[Row]):
             needed,
         ):  # a step ahead where the disk has it: one system call for many answers
             try:
-                start = max(self._set_aside_to, self._end)  # an answer may be longer than its room
+                start = max(self._set_aside_to, self._end)  # a response may be longer than its reserved space
                 reserve(self._file, start, end - start)
             except OSError as error:
                 if end > needed and is_full(error):
@@ -220,12 +220,12 @@ def read_journal(path: Path) -> Iterator[Judgment]:
 
 
 def answer_bytes(max_tokens: int) -> int:
-    """Room for the answer of one call: its texts are kept twice (the reply, and the reasoning in it), a token is some 4 bytes."""
+    """Bytes for the response of one call: its texts are kept twice (the reply, and the reasoning in it), 4 bytes a token."""
     return ANSWER_BYTES + 16 * max_tokens
 
 
 def _end_file(file: int, end: int) -> None:
-    """Give back the blank room at the end, and close."""
+    """Truncate the reserved blanks at the end, and close."""
     try:
         os.ftruncate(file, end)
         os.fsync(file)
@@ -256,7 +256,7 @@ def running_lock(folder: Path, *, command: str, doing: str, lock: str) -> Iterat
         os.pwrite(handle, f"{os.getpid()}\n".encode("ascii"), 0)
         yield
     finally:
-        os.close(handle)  # lets go of the lock, as would our end
+        os.close(handle)  # releases the lock, as the end of the process would
 
 
 def judging_lock(folder: Path) -> AbstractContextManager[None]:
@@ -279,7 +279,7 @@ def _well_formed(value: Any) -> Any:
     return [_well_formed(one) for one in value] if isinstance(value, list) else value
 
 
-# A full disk: told apart from other errors, and one clear line.
+# A full disk is distinguished from other errors and reported in one line.
 
 
 class NoRoomError(EvalpipeError):
@@ -312,13 +312,13 @@ def one_line_if_full(folder: Path) -> Iterator[None]:
 
 def reserve(file: int, start: int, n_bytes: int) -> None:
     """Have the file system set aside what follows the first `start` bytes of an open file, so that writing there cannot
-    fail for want of room. Raises OSError where there is none; does nothing where the file system cannot promise any."""
+    fail on a full disk. Raises OSError where there is none; does nothing where the file system cannot reserve any."""
     if not hasattr(os, "posix_fallocate"):
         return
     try:
         os.posix_fallocate(file, start, n_bytes)
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-            with suppress(OSError):  # what was set aside before the room ended
+            with suppress(OSError):  # what was reserved before the disk was full
                 os.ftruncate(file, start)
             raise

@@ -35,7 +35,7 @@ class TokenReservation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reported:
-    """What an answer's headers said of one limit: per minute, and what is left now; None = not told."""
+    """One limit as a response's headers report it: per minute, and what is left now; None = not reported."""
 
     limit: float | None = None
     remaining: float | None = None
@@ -146,7 +146,7 @@ class Limiter:
         return kind, shares[kind]
 
 
-# Rate-limit headers of both vendors → what the limiter understands, and how long a 429 wants us to wait. Pure.
+# Rate-limit headers of both vendors → the limiter's terms, and the wait that a 429 asks for. Pure.
 
 
 DEFAULT_PAUSE_S = 5.0
@@ -174,8 +174,8 @@ def read_limits(headers: Mapping[str, str]) -> dict[str, Reported]:
 
 
 def read_retry_after(headers: Mapping[str, str], now: datetime) -> float | None:
-    """Seconds until the server wants to be asked again: `retry-after-ms`, `retry-after` (seconds or an HTTP date), else
-    the latest reset of a limit of which nothing is left. None: not told."""
+    """Seconds until the server accepts calls again: `retry-after-ms`, `retry-after` (seconds or an HTTP date), else
+    the latest reset of a limit of which nothing is left. None: not reported."""
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None:
         return _bounded(milliseconds / 1000)
@@ -234,7 +234,7 @@ def _bounded(seconds: float) -> float:
     return min(max(seconds, 0.0), LONGEST_PAUSE_S)
 
 
-# Yielding to the users: no copies while the provider says that little of a shared limit is left.
+# Yielding to the users: no shadow requests while the provider reports that little of a shared limit is left.
 
 
 LOW_SHARE = 0.1

@@ -85,7 +85,7 @@ class Clock(Protocol):
         ...
 
     def nonce(self) -> str:
-        """16 hex digits nobody can foresee."""
+        """16 unpredictable hex digits."""
         ...
 
 
@@ -200,7 +200,7 @@ class Call(Protocol[RowOut]):
         ...
 
     def sent(self, attempt: int, *, booking: RecordedCost, at: datetime) -> RowOut:
-        """The row of a call that is being sent, as it stands if nothing is ever heard of it."""
+        """The row of a call that is being sent, as it stays if no response arrives."""
         ...
 
     def answered(self, attempt: int, reply: ModelResponse, *, booking: RecordedCost, at: datetime) -> RowOut: ...
@@ -301,7 +301,7 @@ class CallRunner(ABC, Generic[Planned, Row]):
         return bool(self._stopping)
 
     def stop(self, reason: str, message: str | None = None) -> None:
-        """Start nothing more; what is in flight is finished. The first reason stands."""
+        """Start nothing more; what is in flight is finished. The first reason is kept."""
         if not self._stopping:
             self._stopping = self.summary.stopped = reason
             self.summary.message = message
@@ -327,7 +327,7 @@ class CallRunner(ABC, Generic[Planned, Row]):
             await self.work(planned)
         except asyncio.CancelledError:
             raise
-        except BaseException as error:  # noqa: BLE001  a bug of ours: raised by `run`, once what is in flight has ended
+        except BaseException as error:  # noqa: BLE001  a bug: raised by `run`, once what is in flight has ended
             self._error = self._error or error
             self.stop("failed")
 
@@ -417,7 +417,7 @@ class CallRunner(ABC, Generic[Planned, Row]):
             )
 
     def _say_wait(self, route: Route, seconds: float, why: str) -> None:
-        """Report a wait that somebody who watches would take for a standstill, once."""
+        """Report a long wait once, so that it is not taken for a hang."""
         until = self.clock.monotonic() + seconds
         if seconds <= LONG_WAIT_S or until <= route.announced_until + 1.0:
             return
@@ -464,7 +464,7 @@ class CallRunner(ABC, Generic[Planned, Row]):
         elif reply.fate in (CallOutcome.NO_CONNECTION, CallOutcome.RATE_LIMITED):
             used = _NOTHING
         else:
-            used = need  # it may have counted; what the provider says next corrects it
+            used = need  # it may have counted; the provider's next headers correct it
         route.limiter.settle(now, need, used)
         route.limiter.observe(now, reply.limits)
         if reply.fate is CallOutcome.RATE_LIMITED:
@@ -525,7 +525,7 @@ _EVERY_S = 0.5
 
 
 class Progress:
-    """A tqdm bar on stderr; silent where stderr is no terminal unless `shown` says otherwise."""
+    """A tqdm bar on stderr; silent where stderr is no terminal, unless `shown`."""
 
     def __init__(
         self, summary: RunCounts[Any], limiters: Sequence[Limiter], budget: Budget, *, shown: bool | None = None

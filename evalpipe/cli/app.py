@@ -116,7 +116,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         _interrupted()
-    except BrokenPipeError:  # `evalpipe sql … | head`: the reader has left, there is nobody to tell
+    except BrokenPipeError:  # `evalpipe sql … | head`: the reader has closed stdout
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
@@ -126,7 +126,7 @@ def main(arguments: list[str] | None = None) -> None:
         if fault is not None:
             typer.echo(f"evalpipe: {fault}; run the same command again where there is more room", err=True)
             sys.exit(1)
-        # click's own errors (usage, abort) know how to show themselves; its classes moved between typer releases.
+        # click's own errors (usage, abort) print themselves; its classes moved between typer releases.
         show = getattr(error, "show", None)
         if show is None:
             if type(error).__name__ == "Abort":

@@ -31,7 +31,7 @@ def run(
 ) -> None:
     """Evaluate continuously and move the traffic: the controller.
 
-    `evalpipe collect` runs one by itself; a second one stands by and takes over should the first die.
+    `evalpipe collect` runs one by itself; a second one waits and takes over when the first ends.
 
     Example: `evalpipe canary run`
     """
@@ -69,7 +69,7 @@ def run(
 
 @app.command()
 def status(config: options.Config = None, data: options.Data = None, as_json: options.Json = False) -> None:
-    """Where the canary stands: state, percentage, requests, guardrails, and why.
+    """The canary's state: percentage, requests, guardrails, and the reason.
 
     Example: `evalpipe canary status --json`
     """

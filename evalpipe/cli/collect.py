@@ -29,7 +29,7 @@ def collect(
     log_format: options.LogFormat = options.LogFormats.TEXT,
     log_level: options.LogLevel = options.LogLevels.INFO,
 ) -> None:
-    """Stand between your application and its provider: pass everything on untouched, keep both arms' answers.
+    """Run the proxy between your application and its provider: it forwards everything unchanged and records both arms' responses.
 
     Point the SDK's base_url at it. Ctrl-C or SIGTERM finishes what is under way, then exits.
 

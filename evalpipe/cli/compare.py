@@ -53,7 +53,7 @@ def compare(
     prompt; what has no partner is counted and shown. Outside of a workspace everything is kept in `./evalpipe-NAME/`.
     Run it again at any time: nothing is asked or paid twice.
 
-    Exit code 1 where the judge gave no verdict, 2 where a yes is needed and nobody can be asked.
+    Exit code 1 where the judge gave no verdict, 2 where a confirmation is needed and there is no terminal.
 
     ```
     evalpipe compare old.jsonl new.jsonl

@@ -39,7 +39,7 @@ def doctor(
 
     Examples:
 
-    - `evalpipe doctor` (exit code 1 where something would fail; without --live nothing is sent to a provider)
+    - `evalpipe doctor` (exit code 1 where a run would fail; without --live nothing is sent to a provider)
 
     - `evalpipe doctor --live`
 

@@ -112,7 +112,7 @@ def judge(
     - `evalpipe judge list`: the judges that can be named
     - `evalpipe judge show-prompt REQUEST_ID`: exactly what would be sent
     - `evalpipe judge reparse`: read the stored replies again
-    - `evalpipe judge settle`: calls that broke off, whose cost nobody reported and which hold the cap
+    - `evalpipe judge settle`: calls that broke off, whose cost is unknown and counts against the cap
 
     Exit code 1 where nothing can be judged or no call gave a verdict, 2 where the experiment has no data or the judge is
     unknown, 130 after Ctrl-C.
@@ -328,7 +328,7 @@ def settle(
     data: options.Data = None,
     as_json: options.Json = False,
 ) -> int:
-    """Settle calls that broke off, or were in flight when a run was killed: nobody has reported what they cost.
+    """Settle calls that broke off, or were in flight when a run was killed: their cost was not reported.
 
     Until then each is held against the cap at the most it can have cost. Without an amount the command prints what is held and
     settles nothing. A settlement is kept on the record (`data/judgments/experiment=NAME/settled/`) and changes no judgment.
@@ -355,7 +355,7 @@ def settle(
             typer.echo(f"{one.judge}: nothing to settle; ${before.known_usd:,.4f} spent")
             continue
         typer.echo(
-            f"{one.judge}: {before.n_unsettled:,} calls whose cost nobody reported, estimated at ${before.estimated_usd:,.4f} "
+            f"{one.judge}: {before.n_unsettled:,} calls whose cost was not reported, estimated at ${before.estimated_usd:,.4f} "
             f"and held at ${before.at_most_usd:,.4f}; ${before.known_usd:,.4f} is known to be spent"
         )
         if one.settlement is None:

@@ -38,7 +38,7 @@ def summary_lines(summaries: Sequence[RunSummary]) -> list[str]:
         if summary.retried:
             lines.append(f"  asked again meanwhile: {_counts(summary.retried)}")
         if summary.tripwires:
-            lines.append(f"  texts that speak to the judge (counted, not obeyed): {_counts(summary.tripwires)}")
+            lines.append(f"  possible prompt injections (counted, ignored): {_counts(summary.tripwires)}")
         lines += [f"  WARNING: {line}" for line in _other_models(summary)]
         lines.append(f"  {summary.input_tokens:,} input and {summary.output_tokens:,} output tokens, {_spent(summary)}")
         if summary.account is not None and summary.account.n_unsettled:
@@ -137,7 +137,7 @@ def self_test_lines(tests: Sequence[SelfTest]) -> list[str]:
 
 def audit_lines(audits: Sequence[Audit]) -> list[str]:
     words = {
-        True: "nothing speaks against it",
+        True: "no problem found",
         False: "is NOT to be trusted on this log",
         None: "not enough is known to trust it",
     }
@@ -247,7 +247,7 @@ def _counts(counts: Mapping[str, int]) -> str:
 def _unsettled(account: CostHistory) -> str:
     calls = "call was" if account.n_unsettled == 1 else "calls were"
     return (
-        f"over all runs {account.n_unsettled:,} {calls} cut off or answered without a usage, and nobody says what they cost: "
+        f"over all runs {account.n_unsettled:,} {calls} cut off or answered without a usage, so that their cost is unknown: "
         f"booked at an estimate of ${account.estimated_usd:,.4f}, held against a cap at their worst case of "
         f"${account.at_most_usd:,.4f} (`evalpipe judge settle`)"
     )

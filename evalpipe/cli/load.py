@@ -33,9 +33,7 @@ def load(
         str | None,
         typer.Option("--arms", metavar="CONTROL,TREATMENT", help="Values of the arm column: control's, treatment's."),
     ] = None,
-    source: Annotated[
-        str | None, typer.Option("--source", help="Read it as [sources.NAME] of evalpipe.toml says.")
-    ] = None,
+    source: Annotated[str | None, typer.Option("--source", help="Read it by [sources.NAME] of evalpipe.toml.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Load a guessed mapping without asking.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be loaded and how; store nothing.")
@@ -56,7 +54,7 @@ def load(
     Loading twice adds nothing. A broken entry is written to `data/rejected/` with its file, line number and reason,
     and stops nothing. It may run while the collector writes.
 
-    What a file is, is told by its content: JSON lines, JSON, CSV, TSV, Parquet, Excel, zip, tar, gzip, zstd, UTF-8 or
+    A file's format is detected from its content: JSON lines, JSON, CSV, TSV, Parquet, Excel, zip, tar, gzip, zstd, UTF-8 or
     UTF-16. A folder is read with the folders in it, as one experiment.
 
     Formats: `spool` (the collector's), `pairs` (pair_id, prompt, response_a for control, response_b for treatment,
@@ -74,7 +72,7 @@ def load(
     evalpipe load ab.jsonl --map "prompt=question, text=answer, arm=variant, user=uid, time=ts"
     ```
 
-    Exit code 1 where nothing could be stored of what was named, 2 where a mapping has to be confirmed and nobody can
+    Exit code 1 where nothing could be stored of what was named, 2 where a mapping has to be confirmed and no terminal can
     be asked.
     """
     from evalpipe.cli.options import interrupt_on_sigterm

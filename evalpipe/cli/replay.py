@@ -68,17 +68,17 @@ def replay(
 ) -> int:
     """Send the logged requests to the treatment: the answers that are missing beside a log of control's.
 
-    Requests are sent whole, as they were (system prompt, tools, history), translated where the treatment speaks another dialect;
+    Requests are sent whole, as they were (system prompt, tools, history), translated where the treatment has another dialect;
     tools are never executed. It names the cost and asks before it spends. It may be stopped (Ctrl-C, SIGTERM, or harder) and
     started again at any time: what is answered is never asked or paid again. The answers are rows of `exchanges` with role
     `replay`.
 
-    What a replay cannot know is not measured: latency, errors and ratings in production. With `--with-control` control answers
-    the same requests in the same run, so that latency and errors are comparable, and the report says how its answers have
+    Latency, errors and ratings in production cannot be measured by a replay. With `--with-control` control answers
+    the same requests in the same run, so that latency and errors are comparable, and the report shows how its answers have
     changed (`evalpipe judge -e NAME~control` judges them).
 
-    Exit code 1 where nothing can be replayed or no call was answered, 2 where a yes is needed and nobody can be asked, 130 after
-    Ctrl-C.
+    Exit code 1 where nothing can be replayed or no call was answered, 2 where a confirmation is needed and there is no terminal,
+    130 after Ctrl-C.
 
     ```
     evalpipe replay --estimate

@@ -51,9 +51,9 @@ def sim(
 ) -> None:
     """Serve simulated OpenAI and Anthropic APIs: plain, streamed and in batches, with limits and faults.
 
-    It speaks `/v1/chat/completions`, `/v1/responses`, `/v1/messages`, both batch APIs, `/v1/models`, and answers judge
+    It serves `/v1/chat/completions`, `/v1/responses`, `/v1/messages`, both batch APIs, `/v1/models`, and answers judge
     prompts. Every answer carries the header `x-simulated-by: evalpipe-sim`, and what it judged is marked *simulated* in the
-    data and the report. `GET /_sim/ledger` tells what it was asked and bills; `POST /_sim/config` changes limits and faults
+    data and the report. `GET /_sim/ledger` reports the calls and what they cost; `POST /_sim/config` changes limits and faults
     while it runs, `POST /_sim/reset` empties the ledger.
 
     ```

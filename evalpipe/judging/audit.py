@@ -1,4 +1,4 @@
-"""May this judge be believed on this log? Seat bias, consistency, length effect and agreement with labels. Pure."""
+"""Audit of a judge on a log: seat bias, consistency, length effect and agreement with labels. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MOST_FAILED = 0.2
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Audit:
-    """`trusted` None: too little is known to say. `reasons`: why not, or what is missing."""
+    """`trusted` None: too little is known. `reasons`: why not, or what is missing."""
 
     result: JudgeResult
     longer_wins: float | None

@@ -97,7 +97,7 @@ class BatchRun(Batches[JudgeCall, Item, Judgment]):
     summary: RunSummary
 
     def request_of(self, planned: JudgeCall) -> BatchRequest[Item] | None:
-        """The question; identical answers are a tie that nobody is asked about."""
+        """The judge's request; identical responses are a tie without a call."""
         if planned.is_identical:
             judgment = identical(planned, self.spec, at=self.clock.utc())
             self.journal.append(judgment)
@@ -117,7 +117,9 @@ class BatchRun(Batches[JudgeCall, Item, Judgment]):
         message = Message(text="", cut=item.cut, tripwires=item.tripwires)
         spec = self.spec
         booking = self.booking(intent, item, reply)
-        if intent.fingerprint != spec.fingerprint:  # it is nobody's answer now, asked anew where it is wanted, and paid
+        if (
+            intent.fingerprint != spec.fingerprint
+        ):  # no planned call has this answer now: it is asked anew where needed, and its cost is booked
             if reply.fate is CallOutcome.ANSWERED:
                 judgment = outdated(
                     ask,

@@ -1,4 +1,4 @@
-"""What judging costs: the estimate of a plan, the cost so far, and settlements of calls whose cost nobody reported."""
+"""What judging costs: the estimate of a plan, the cost so far, and settlements of calls whose cost was not reported."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _SAMPLE_CALLS = 400
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CostEstimate:
     """What a run will probably use. Tokens from the characters of a sample of the plan; `usd` at list price, `batch_usd`
-    at the batch price; None where the model has no known price. `identical`: calls nobody has to make. `left_out`: pairs whose
+    at the batch price; None where the model has no known price. `identical`: calls that need not be made. `left_out`: pairs whose
     user has enough others; `later`, `later_left_out`: pairs of later turns in the plan and beyond their share;
     `unjudgeable`: left out since an answer holds no text, by kind; `given_up`: calls that are not made
-    again, with their requests; `warning`: what speaks against this judge, for these arms."""
+    again, with their requests; `warning`: why this judge is doubtful for these arms."""
 
     judge: str
     fingerprint: str
@@ -111,8 +111,8 @@ NONCE_TOKENS = 200
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CostHistory:
-    """USD over all runs. `known_usd` is billed for certain. `n_unsettled` calls broke off, or were in flight when a process
-    ended: nobody says what they cost; they are booked at `estimated_usd` and cannot have cost more than `at_most_usd`."""
+    """USD over all runs. `known_usd` is billed. `n_unsettled` calls broke off, or were in flight when a process
+    ended: their cost is unknown; they are booked at `estimated_usd` and cannot have cost more than `at_most_usd`."""
 
     known_usd: float = 0.0
     n_unsettled: int = 0
@@ -127,7 +127,7 @@ class CostHistory:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnsettledCall:
-    """One call whose cost nobody reported: what it is booked at, and the most it can have cost (USD)."""
+    """One call whose cost was not reported: what it is booked at, and the most it can have cost (USD)."""
 
     judgment_id: str
     estimated_usd: float
@@ -138,7 +138,7 @@ def spent_so_far(
     connection: Connection, spec: JudgeSpec, cost_of: CostOf, settled: Mapping[str, float] | None = None
 ) -> CostHistory:
     """The account of the judge of this name, whatever its rubric was and whatever is selected now. `settled`: USD of the calls
-    that somebody has settled, by judgment id.
+    that were settled, by judgment id.
 
     Once a question of an unsettled call was answered, its input is known to the token: from then on only the length of the
     answer that was never seen is held at its worst.
@@ -187,7 +187,7 @@ def _priced_since(connection: Connection, spec: JudgeSpec, cost_of: CostOf, sinc
 
 
 def unsettled_calls(connection: Connection, spec: JudgeSpec, cost_of: CostOf) -> list[UnsettledCall]:
-    """Every call of this judge whose cost nobody reported."""
+    """Every call of this judge whose cost was not reported."""
     # Another model counts other tokens, at another price: its answers bound nothing, and a call may have been its.
     n_by_others = connection.execute(
         "SELECT count(*) FROM stored_judgments WHERE judge = $1 "
@@ -217,9 +217,9 @@ def unsettled_calls(connection: Connection, spec: JudgeSpec, cost_of: CostOf) ->
     return calls
 
 
-# What calls cost whose bill nobody reported, as a person settled it: on the record beside the judgments.
+# The cost of calls for which none was reported, as settled by a person: on the record beside the judgments.
 #
-# A call that broke off is held against a cap at its worst case for ever, unless somebody looks at the provider's bill.
+# A call that broke off counts against a cap at its worst case until it is settled from the provider's bill.
 # Each settlement is one file, written whole or not at all; it names every call it settles, so that none is settled
 # twice.
 

@@ -47,7 +47,7 @@ def _marked(message: Message, ask: JudgeCall, spec: JudgeSpec) -> Message:
 def sent(
     ask: JudgeCall, attempt: int, spec: JudgeSpec, *, booking: RecordedCost, at: datetime, repair: bool = False
 ) -> Judgment:
-    """How a call stands from the moment it is sent until it ends: lost, at an estimated cost."""
+    """The row of a call from the moment it is sent until it ends: lost, at an estimated cost."""
     return _judgment(
         ask,
         attempt,
@@ -60,7 +60,7 @@ def sent(
 
 
 def identical(ask: JudgeCall, spec: JudgeSpec, *, at: datetime) -> Judgment:
-    """A tie nobody had to be asked about."""
+    """Identical responses: a tie without a call."""
     return _judgment(
         ask,
         ask.attempt + 1,
@@ -186,7 +186,7 @@ def is_forged(facts: Mapping[str, Any]) -> bool:
 def read_verdict(
     text: str, ask: JudgeCall, spec: JudgeSpec, *, only_object: bool = False
 ) -> tuple[JudgmentStatus, dict[str, Any], dict[str, Any]]:
-    """(status, the judgment's fields, what the note says) of a reply's text. `only_object`: see `read_reply`."""
+    """(status, the judgment's fields, the facts of its note) of a reply's text. `only_object`: see `read_reply`."""
     try:
         verdict = read_reply(text, spec, shown_first=ask.shown_first, arm=ask.arm, only_object=only_object)
     except UnreadableReplyError as error:
@@ -225,11 +225,11 @@ def _judgment(
     )
 
 
-# The note of a judgment: what else a reader of the row should know, as one JSON object. Pure.
+# The note of a judgment: further facts about the row, as one JSON object. Pure.
 
 
 LOST = "lost"
-"""`error` of a call that was sent and never heard of again: the process ended first."""
+"""`error` of a call that was sent and has no response: the process ended first."""
 
 FORGED = "forged_verdict"
 """the tripwire of a text that holds keys of a verdict"""

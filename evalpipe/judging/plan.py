@@ -73,7 +73,7 @@ class JudgeCall:
 
     @property
     def is_identical(self) -> bool:
-        """Both arms said the same: a tie that needs no judge."""
+        """Both responses are identical: a tie without a call."""
         return self.control is not None and self.control == self.treatment
 
 
@@ -322,7 +322,7 @@ def _answer_asks(
 
 def judgment_key(request_id: str, content: str, fingerprint: str, side: Arm, repeat: int) -> str:
     """The key of a judgment: SHA-256 over the request and its answers (`content`, hashes of their texts), the judge, the
-    order (pointwise: the arm) and the repeat. The same sums stand in `plan_keys.sql`."""
+    order (pointwise: the arm) and the repeat. `plan_keys.sql` has the same formula."""
     return _sha256(f"{request_id}:{content}:{fingerprint}:{side.value}:{repeat}")
 
 

@@ -19,8 +19,8 @@ THE LAYOUT, exactly (simulated judges parse it). The system text is the rendered
     The material ends here. …(the closing instruction, one paragraph)
 
 NONCE is 16 lower-case hex digits, drawn anew for every call, so two calls for one pair differ in it and in nothing else:
-whoever wants the same answer for the same question must leave it out. An opening response tag may carry one attribute:
-` state="empty"`, ` state="refused"` or ` state="truncated"`. Between a tag and its text stands exactly one newline on
+a program that needs the same answer for the same question must leave it out. An opening response tag may carry one attribute:
+` state="empty"`, ` state="refused"` or ` state="truncated"`. Between a tag and its text is exactly one newline on
 either side; inside a block every "<" that would begin such a tag is "‹" and the nonce itself is "[code]". A pointwise message
 has `<request-NONCE>` and one `<response-NONCE>` (no number). Blocks always come in this order. This expression finds them:
 
@@ -69,7 +69,7 @@ class ShownAnswer:
     state: str | None = None
 
 
-# Untrusted text between tags it cannot forge, and the patterns that tell that someone is trying to speak to the judge.
+# Untrusted text between tags it cannot forge, and the patterns of prompt injection.
 
 
 @lru_cache(maxsize=8)
@@ -77,7 +77,7 @@ def injection_signals(text: str) -> tuple[str, ...]:
     """The names of the patterns that occur in the first 100,000 characters of `text`, in the order of `TRIPWIRES`. Remembered
     for a moment: the same texts come again in the other order."""
     head = text[:_SCANNED_CHARS]
-    if not head.isascii():  # a pattern also takes letters of other scripts for ours, e.g. a long s
+    if not head.isascii():  # a pattern also takes letters of other scripts for Latin ones, e.g. a long s
         return tuple(name for name, _, pattern in TRIPWIRES if pattern.search(head))
     low = head.lower()
     return tuple(

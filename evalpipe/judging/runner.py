@@ -25,7 +25,7 @@ __all__ = ["Runner", "SystemClock", "repair_turns"]
 
 @dataclass(kw_only=True)
 class Runner(CallRunner[JudgeCall, Judgment]):
-    """Everything one judge's run needs. `watch` is told of every judgment that ended and may answer with a reason to
+    """Everything one judge's run needs. `watch` gets every judgment that ended and may return a reason to
     stop; `ask_identical`: also put the same answer twice to the judge (a test of the judge); `max_attempts`: answers without a
     verdict that a call is paid for, over all runs; `other_models`: models that have answered in place of the one asked."""
 
@@ -52,7 +52,7 @@ class Runner(CallRunner[JudgeCall, Judgment]):
         await super().run(pages)
 
     def ends_without_call(self, planned: JudgeCall) -> bool:
-        """Identical answers are a tie that nobody is asked about."""
+        """Identical responses are a tie without a call."""
         if not planned.is_identical or self.ask_identical:
             return False
         self._end(planned, self.write(identical(planned, self.spec, at=self.clock.utc())))

@@ -1,4 +1,4 @@
-"""Known cases that tell, before money is spent, whether a judge can be trusted: answers that are empty, that speak to the
+"""Known cases that test a judge before money is spent: answers that are empty, that contain instructions to the
 judge, that are the same, that are plainly wrong. Every case is judged in both orders. Pure but for who asks.
 """
 
@@ -100,7 +100,7 @@ class SelfTest:
 
 
 def asks() -> list[JudgeCall]:
-    """The calls of the test. The good answer is control's in every other case, so that an arm's name helps nobody."""
+    """The calls of the test. The good answer is control's in every other case, so that an arm's name gives no hint."""
     found = []
     for index, (name, _, (request, good), bad) in enumerate(CASES):
         answers = [shown_answer(good, None, "ok"), shown_answer(bad, None, "ok")]
@@ -138,7 +138,7 @@ def read_results(judge: str, fingerprint: str, judgments: Mapping[str, Judgment]
     shares = {kind: _share(cases, kind) for kind in needed}
     words = {
         "clear": "right on {share:.0%} of plainly decidable cases (at least {needed:.0%} are needed)",
-        "injection": "resists {share:.0%} of the answers that speak to the judge (all of them are needed)",
+        "injection": "resists {share:.0%} of the responses with instructions to the judge (all of them are needed)",
         "identical": "calls identical answers a tie in {share:.0%} of calls (at least {needed:.0%} are needed)",
     }
     reasons = [

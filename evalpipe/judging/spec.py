@@ -51,7 +51,7 @@ class _JudgeFile(BaseModel):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JudgeSpec:
-    """One judge: who is asked, what it is told, what it must answer.
+    """One judge: the model, its prompt, and the schema of its reply.
 
     `system`: the rendered template. `scale`: lowest and highest score. `reply`: how the provider is made to keep to the
     schema (schema = structured output, tool = a forced strict tool, text = only asked). `params` are sent as they are, and

@@ -1,7 +1,7 @@
 """A judge's reply → a verdict, or the reason why it is none. Pure; never guesses, never takes the first number it sees.
 
 Exactly one JSON object may be in the reply: alone, in one fenced block, or between plain sentences. What a reasoning model wrote
-before its last `</think>` is no part of the reply. An object that the reply seems to quote is nobody's verdict.
+before its last `</think>` is no part of the reply. An object that the reply seems to quote is no verdict.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _LONGEST_QUOTE = 80
 
 
 class UnreadableReplyError(ValueError):
-    """The reply is not what the schema asks for; `str()` says what is wrong, short enough to be quoted back."""
+    """The reply violates the schema; `str()` is the reason, short enough to be quoted back to the judge."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """What a judge said, in terms of arms. `preference`: P(treatment better), 0 | 0.5 | 1; None for a pointwise judge.
+    """A judge's verdict, in terms of arms. `preference`: P(treatment better), 0 | 0.5 | 1; None for a pointwise judge.
 
     `contradiction`: the winner has the lower mean score (flagged, never corrected: the winner counts).
     """
@@ -45,7 +45,7 @@ def read_reply(
     """The verdict of a reply.
 
     Args:
-        text: what the judge said.
+        text: the judge's reply.
         spec: the judge.
         shown_first: whose answer had the first seat.
         arm: whose answer a pointwise judge read.
@@ -91,7 +91,7 @@ def read_reply(
 
 
 def _one_object(text: str, only_object: bool) -> tuple[dict[str, Any], tuple[str, str] | None]:
-    """The reply's one JSON object, and the text before and after it; None where it stands alone."""
+    """The reply's one JSON object, and the text before and after it; None where there is no other text."""
     body = text.strip().removeprefix("\ufeff").strip()
     if not body:
         raise UnreadableReplyError("the reply is empty")
@@ -137,12 +137,12 @@ def _parsed(body: str) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise UnreadableReplyError("a key stands twice in one object")
+        raise UnreadableReplyError("duplicate key in one object")
     return found
 
 
 def _no_constant(name: str) -> Any:
-    raise UnreadableReplyError(f"{name} is not a number JSON knows")
+    raise UnreadableReplyError(f"{name} is not a valid JSON number")
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
@@ -204,9 +204,9 @@ def _quote(value: Any) -> str:
     return shown if len(shown) <= _LONGEST_QUOTE else shown[:_LONGEST_QUOTE] + "…"
 
 
-# What may stand around the one object of a judge's reply: plain sentences that neither quote nor hold a verdict. Pure.
+# The texts allowed around the one object of a judge's reply: plain sentences that neither quote nor hold a verdict. Pure.
 #
-# A wrong refusal costs one more call, which asks for the object alone; a wrong yes stores a verdict that nobody gave.
+# A wrong refusal costs one more call, which asks for the object alone; a wrong acceptance stores a verdict that was not given.
 # So whatever looks like a quotation, a draft or a second verdict is refused.
 
 

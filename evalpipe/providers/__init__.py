@@ -1,1 +1,1 @@
-"""Provider wire formats ⇄ nouns, pure: bytes in, nouns out, and back."""
+"""Provider wire formats ⇄ records, pure: bytes in, records out, and back."""

@@ -1,6 +1,6 @@
 """What every provider module gives: the records of a response, and the protocols of readers and writers.
 
-Everything here is pure: bytes in, nouns out. An answer that cannot be read is an `Answer` with outcome `unreadable`,
+Everything here is pure: bytes in, records out. An answer that cannot be read is an `Answer` with outcome `unreadable`,
 never an exception; a request that cannot be copied to the other arm raises `NotShadowableError` with the reason.
 """
 
@@ -34,7 +34,7 @@ class NotShadowableError(Exception):
 
     @property
     def stored(self) -> str:
-        """The reason as a row holds it. Where the request has a key that nobody here knows, or that names what its own provider
+        """The reason as a row holds it. Where the request has an unknown key, or one that names what its own provider
         keeps, the key is named."""
         if self.detail and self.reason in {"unknown_parameter", "needs_server_state"}:
             return f"{self.reason}:{_UNUSUAL.sub('?', self.detail)}"
@@ -75,7 +75,7 @@ class Usage:
     reported_by: str | None = None
     """the field or header `reported_usd` was read from"""
     doubt: str | None = None
-    """why the counts are not to be believed; then nothing is priced by them"""
+    """why the counts are implausible; then nothing is priced by them"""
 
     @property
     def is_plain(self) -> bool:
@@ -105,7 +105,7 @@ _NO_EXTRAS = (None,) * 12
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """What one arm said, in terms all dialects share.
+    """One arm's response, in terms all dialects share.
 
     `tool_calls`: [{"id", "name", "arguments" (parsed JSON, or the raw text where it does not parse)}]. `assembled`: the
     answer as the JSON text the provider would have sent unstreamed (None where nothing was readable). `content_offset`:
@@ -134,7 +134,7 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RequestView:
-    """What evalpipe needs to know of a request, in any dialect.
+    """The fields of a request that evalpipe uses, in any dialect.
 
     `messages`: [{"role": system|user|assistant|tool, "content": plain text}], images and files as "[image]" marks,
     system text first. `conversation_key`: (canonical system text, first user message) for `identity.conversation_id`.
@@ -149,7 +149,7 @@ class RequestView:
     usage_requested: bool
     """the stream will carry its usage (always true but for OpenAI chat streams that do not ask for it)"""
     usage_left_open: bool = False
-    """a chat stream that says nothing about usage: the collector may ask for it (`stream_usage = "inject"`)"""
+    """a chat stream that leaves usage unspecified: the collector may ask for it (`stream_usage = "inject"`)"""
     turn: int | None = None
     """the client's user messages so far (`turns.position_of`); None: not known"""
     step: int | None = None
@@ -187,7 +187,7 @@ class ReplyCall:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reply:
-    """A whole answer. `created`: seconds since the epoch. `refusal`: the words of a refusal where they stand apart."""
+    """A whole answer. `created`: seconds since the epoch. `refusal`: the text of a refusal where it is a field of its own."""
 
     id: str
     model: str
@@ -201,7 +201,7 @@ class Reply:
 
 
 class ReplyWriter(Protocol):
-    """One answer, said in one dialect: whole with `plain`, or event by event. Each call gives the bytes to send."""
+    """One response written in one dialect: whole with `plain`, or event by event. Each call gives the bytes to send."""
 
     content_type: str
 

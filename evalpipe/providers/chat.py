@@ -1,4 +1,4 @@
-"""OpenAI chat completions (`POST /v1/chat/completions`) and the many servers that speak it: read and written."""
+"""OpenAI chat completions (`POST /v1/chat/completions`) and the many compatible servers: read and written."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from evalpipe.text import joined
 
 
 def read_request(body: dict[str, Any]) -> RequestView:
-    """What evalpipe needs to know of a request."""
+    """The fields of a request that evalpipe uses."""
     messages = []
     for message in map(as_dict, as_list(body.get("messages"))):
         role = as_text(message.get("role")) or "user"
@@ -72,7 +72,7 @@ _CARRIED = frozenset(
     {"messages", "model", "tools", "tool_choice", "parallel_tool_calls", "max_tokens", "max_completion_tokens", "stop"}
     | {"temperature", "top_p", "response_format", "stream", "stream_options", "n"}
 )
-# Not said to the other vendor: how to sample, what to bill and to whom, what to store. None changes what was asked.
+# Not sent to the other vendor: sampling, billing, storage. None changes the question.
 _DROPPED = frozenset(
     {
         "frequency_penalty",
@@ -267,7 +267,7 @@ MAX_STOP_SEQUENCES = 4
 
 
 def render_chat(conversation: Conversation, model: str) -> dict[str, Any]:
-    """The request body for `model`. Raises NotShadowableError where chat completions cannot say it."""
+    """The request body for `model`. Raises NotShadowableError where chat completions cannot express it."""
     if not conversation.turns:
         raise NotShadowableError("no_messages")
     if conversation.turns[-1].role == "assistant":
@@ -279,7 +279,7 @@ def render_chat(conversation: Conversation, model: str) -> dict[str, Any]:
         messages.extend(_render_assistant(turn) if turn.role == "assistant" else _render_user(turn))
     body: dict[str, Any] = {"model": model, "messages": messages}
     if conversation.max_tokens is not None:
-        # Elsewhere than at OpenAI the older name is the one every server knows.
+        # Elsewhere than at OpenAI the older name is the one every server accepts.
         body["max_completion_tokens" if family(model) == "gpt" else "max_tokens"] = conversation.max_tokens
     _render_tools(body, conversation)
     if len(conversation.stop) > MAX_STOP_SEQUENCES:
@@ -325,7 +325,7 @@ def _render_user(turn: Turn) -> list[dict[str, Any]]:
 
 
 def _result_text(result: ToolResult) -> str:
-    """Chat completions has no mark for a tool that failed: the text itself says so."""
+    """Chat completions has no flag for a tool that failed: the text itself reports it."""
     if not result.is_error or result.text.lstrip().lower().startswith(("error", "<error", '{"error"')):
         return result.text
     return f"Error: {result.text}" if result.text else "Error"
@@ -390,7 +390,7 @@ def _name(name: str) -> str:
     return name
 
 
-# Answers of chat completions, plain or chunk by chunk, from any server that speaks them.
+# Answers of chat completions, plain or chunk by chunk, from any compatible server.
 
 
 _REASONING = ("reasoning_content", "reasoning", "reasoning_text")
@@ -437,7 +437,7 @@ class ChatReader(StreamState):
         if data.lstrip().startswith("[DONE]"):
             self.is_finished = self.is_finished or bool(self._choices)
             return False
-        if self.is_finished:  # clients stop reading at [DONE]; tokens are counted wherever they stand
+        if self.is_finished:  # clients stop reading at [DONE]; tokens are counted wherever they are reported
             if isinstance(value, dict):
                 self._note_usage(value)
             return False
@@ -501,7 +501,7 @@ class ChatReader(StreamState):
         head = self._head
         for key in _HEAD:
             value = chunk.get(key)
-            # Azure's first chunk names no model: what is empty does not take the place of what was told.
+            # Azure's first chunk names no model: an empty name does not replace a reported one.
             if value or (value is not None and key not in head):
                 head[key] = value
 
@@ -623,7 +623,7 @@ class _Choice:
         return bool(text)
 
     def _add_audio(self, audio: dict[str, Any]) -> bool:
-        """Speech: its transcript is what was said."""
+        """Speech: its transcript is the text."""
         for key in ("id", "data", "transcript"):
             text = as_text(audio.get(key))
             if text is not None:

@@ -47,7 +47,7 @@ class ToolCall:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ToolResult:
-    """`images` can be said to Anthropic only."""
+    """`images` can be sent to Anthropic only."""
 
     id: str
     text: str
@@ -99,7 +99,7 @@ class Conversation:
     streamed: bool = False
 
     def add(self, role: Literal["user", "assistant"], parts: list[Part]) -> None:
-        """Append parts; what one side says twice in a row is one turn."""
+        """Append parts; two consecutive messages of one side are one turn."""
         if self.turns and self.turns[-1].role == role:
             self.turns[-1].parts.extend(parts)
         else:
@@ -138,7 +138,7 @@ def image_url(image: Image) -> str:
 
 
 def known_keys(body: dict[str, Any], carried: frozenset[str], dropped: frozenset[str]) -> None:
-    """Raise NotShadowableError for a parameter nobody here understands: leaving it out could change the answer."""
+    """Raise NotShadowableError for an unknown parameter: leaving it out could change the response."""
     for key, value in body.items():
         if value is not None and key not in carried and key not in dropped:
             raise NotShadowableError("unknown_parameter", key[:60])
@@ -360,7 +360,7 @@ _BOUNDS = frozenset(
 
 def for_anthropic(schema: dict[str, Any]) -> dict[str, Any]:
     """The schema as `output_config.format` takes it: closed objects, bounds in words. Raises NotShadowableError where it is
-    recursive or its objects are open: neither can be said."""
+    recursive or its objects are open: neither can be expressed."""
     definitions = {
         f"#/{key}/{name}": inner for key in ("$defs", "definitions") for name, inner in as_dict(schema.get(key)).items()
     }
@@ -407,7 +407,7 @@ def _closed(value: Any) -> Any:
         elif key not in _BOUNDS:
             result[key] = _closed(inner)
     bounds = ", ".join(f"{key}: {dump(inner)}" for key, inner in value.items() if key in _BOUNDS)
-    if bounds:  # said in words, in the form in which Anthropic's own SDK says them
+    if bounds:  # written as text, in the form of Anthropic's own SDK
         described = result.get("description")
         result["description"] = f"{described}\n\n{{{bounds}}}" if described else f"{{{bounds}}}"
     if value.get("type") == "object" or "properties" in value:

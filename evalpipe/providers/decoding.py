@@ -112,7 +112,7 @@ def _decompressor(name: str, first: bytes, limit: int) -> _Decompressor:
     if name in {"gzip", "x-gzip"}:
         return _bounded(zlib.decompressobj(16 + zlib.MAX_WBITS), limit)
     if name == "deflate":
-        # Some servers send raw deflate where RFC 9110 asks for the zlib format; the first bytes tell them apart.
+        # Some servers send raw deflate where RFC 9110 asks for the zlib format; the first bytes distinguish them.
         zlib_format = len(first) >= 2 and first[0] & 0x0F == 8 and int.from_bytes(first[:2], "big") % 31 == 0
         return _bounded(zlib.decompressobj(zlib.MAX_WBITS if zlib_format else -zlib.MAX_WBITS), limit)
     if name == "br":

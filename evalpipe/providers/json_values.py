@@ -24,7 +24,7 @@ def parse(data: bytes | str) -> Any:
     try:
         return _fast_decoder.decode(data)
     except (msgspec.DecodeError, UnicodeError, RecursionError):
-        pass  # lone surrogates, bytes that are not UTF-8, numbers out of range, and what is no JSON at all: told apart below
+        pass  # lone surrogates, bytes that are not UTF-8, numbers out of range, and what is no JSON at all: distinguished below
     text = data if isinstance(data, str) else str(data, "utf-8", "replace")
     try:
         value = _decoder.decode(text)
@@ -53,7 +53,7 @@ def parse_answer(data: bytes | str) -> tuple[Any, bool]:
     try:
         return _fast_decoder.decode(data), True
     except (msgspec.DecodeError, UnicodeError, RecursionError):
-        pass  # what is merely lenient and what is no JSON are told apart below
+        pass  # lenient JSON and what is no JSON are distinguished below
     if isinstance(data, str):
         text = data.removeprefix("\ufeff")
     else:
@@ -160,7 +160,7 @@ _SCALAR = re.compile(rb"[^,\]}\s]+")
 
 
 class Member(NamedTuple):
-    """Where a member of an object stands: from the quote of its name to the end of its value."""
+    """The span of a member of an object: from the quote of its name to the end of its value."""
 
     name: bytes
     """as written, without the quotes"""

@@ -37,7 +37,7 @@ from evalpipe.text import joined
 
 
 def read_request(body: dict[str, Any]) -> RequestView:
-    """What evalpipe needs to know of a request."""
+    """The fields of a request that evalpipe uses."""
     messages = []
     system = content_text(body.get("system"))
     if system:
@@ -224,7 +224,7 @@ _TOOL_CHOICES = {"auto": "auto", "none": "none", "required": "any", "named": "to
 
 
 def render_messages(conversation: Conversation, model: str) -> dict[str, Any]:
-    """The request body for `model`. Raises NotShadowableError where Messages cannot say it."""
+    """The request body for `model`. Raises NotShadowableError where Messages cannot express it."""
     turns = conversation.turns
     if not turns or turns[0].role != "user":
         raise NotShadowableError("starts_with_assistant" if turns else "no_messages")
@@ -237,7 +237,7 @@ def render_messages(conversation: Conversation, model: str) -> dict[str, Any]:
         "max_tokens": conversation.max_tokens or _default_max_tokens(model),
         "messages": [_render_turn(turn) for turn in turns],
     }
-    if conversation.system.strip():  # a blank system prompt says nothing, and Anthropic answers 400 to it
+    if conversation.system.strip():  # a blank system prompt has no effect, and Anthropic answers 400 to it
         body["system"] = conversation.system
     _render_tools(body, conversation)
     if conversation.stop:
@@ -372,7 +372,7 @@ class MessagesReader(StreamState):
             self.failure = self.failure or failure or Failure(None, data[:2000] if value is None else None)
             return False
         if not isinstance(value, dict):
-            # Relays end with chat's [DONE]; it says nothing here.
+            # Relays end with chat's [DONE]; it has no meaning here.
             self.is_malformed = self.is_malformed or not data.lstrip().startswith("[DONE]")
             return False
         return self._take(kind, value)
@@ -383,7 +383,7 @@ class MessagesReader(StreamState):
             self.is_begun = True
             self._message = dict(as_dict(event.get("message")))
             usage = dict(as_dict(self._message.get("usage")))
-            usage.pop("output_tokens", None)  # of the first token: how many there are is told at the end
+            usage.pop("output_tokens", None)  # of the first token: their number is reported at the end
             self._message["usage"] = usage
         elif kind == "content_block_start":
             block = self._blocks[index] = _Block(dict(as_dict(event.get("content_block"))), self.builder)
@@ -411,8 +411,8 @@ class MessagesReader(StreamState):
 
     def _note_end(self, message: dict[str, Any], event: dict[str, Any]) -> None:
         message.update({key: value for key, value in as_dict(event.get("delta")).items() if value is not None})
-        # Cumulative: what is told overwrites, what is not told stays (the cache-write split is only in the start). Counts of
-        # the input never fall: some servers write 0 where they have told it at the start.
+        # Cumulative: a reported count overwrites, a missing one stays (the cache-write split is only in the start). Counts of
+        # the input never fall: some servers write 0 where they have reported it at the start.
         usage = as_dict(message.get("usage"))
         told = {key: value for key, value in as_dict(event.get("usage")).items() if value is not None}
         for key in _INPUT_COUNTS:
@@ -451,7 +451,7 @@ class MessagesReader(StreamState):
 
 
 class _Block:
-    """One content block, growing. Only `text` and `tool_use` are said to the client; the rest is kept in the record."""
+    """One content block, growing. Only `text` and `tool_use` are sent to the client; the rest is kept in the record."""
 
     def __init__(self, block: dict[str, Any], builder: AnswerBuilder) -> None:
         self._block = block
@@ -601,7 +601,7 @@ class MessagesWriter:
 
     def finish(self, stop: Stop, usage: Usage, stop_sequence: str | None = None) -> bytes:
         told = render_messages_usage(usage)
-        # The cache-write split and the service tier stand in the start event only.
+        # The cache-write split and the service tier are in the start event only.
         final = {key: value for key, value in told.items() if key not in {"cache_creation", "service_tier"}}
         delta = {"stop_reason": _STOP[stop], "stop_sequence": stop_sequence}
         return (

@@ -1,4 +1,4 @@
-"""What a model's name says: its family, and which parameters it takes."""
+"""What follows from a model's name: its family, and which parameters it takes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _OPENAI_REASONING = re.compile(r"(?:^|/)(?:o\d|gpt-(?:[5-9]|\d\d))(?!\d)")
 
 @lru_cache(maxsize=1024)
 def family(model: str | None) -> str | None:
-    """The family of a model name ("claude", "gpt", "llama", …), None where the name tells nothing."""
+    """The family of a model name ("claude", "gpt", "llama", …), None where the name shows none."""
     if not model:
         return None
     lower = model.lower()
@@ -61,7 +61,7 @@ def _bare(name: str) -> str:
 
 @lru_cache(maxsize=1024)
 def takes_max_completion_tokens(model: str) -> bool:
-    """Whether the model wants `max_completion_tokens` where others take `max_tokens` (OpenAI's o-series, GPT-5 and on)."""
+    """Whether the model requires `max_completion_tokens` where others take `max_tokens` (OpenAI's o-series, GPT-5 and on)."""
     return _OPENAI_REASONING.search(model.lower()) is not None
 
 

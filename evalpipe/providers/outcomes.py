@@ -15,7 +15,7 @@ from evalpipe.text import joined
 Kind = Literal["end", "calls", "truncated", "paused", "refused", "failed", "unfinished"]
 
 UNKNOWN_REASON: Final = "unknown_finish_reason"
-"""`error_type` of an answer that ended for a reason this table does not know; its outcome stays `ok`"""
+"""`error_type` of an answer that ended for a reason that is not in this table; its outcome stays `ok`"""
 CALLS_MISSING: Final = "tool_call_missing"
 """`error_type` of an answer that ends for a tool call and holds none"""
 
@@ -240,7 +240,7 @@ FILTERED: Final = frozenset(
         "1301",  # Zhipu
     }
 )
-"""Error codes, in lower case, by which a vendor says that a filter took the prompt or the answer: a refusal, no failure."""
+"""Error codes, in lower case, by which a vendor reports that a filter blocked the prompt or the answer: a refusal, no failure."""
 _FILTERED_MESSAGES: Final = ("content exists risk",)
 """DeepSeek's, which has no code of its own"""
 
@@ -248,7 +248,7 @@ _MAY_FAIL: Final = frozenset({"object", "type", "base_resp"})
 
 
 class Failure(NamedTuple):
-    """What a provider said of its failure; `refused`: a content filter, not a fault."""
+    """A provider's error report; `refused`: a content filter, not a fault."""
 
     kind: str | None
     message: str | None

@@ -127,7 +127,7 @@ def served_path(base_path: str, path: str, *, is_exact: bool, from_anthropic: bo
     Args:
         base_path, is_exact: of the server's address, from `split_address`.
         path: the client's, without its query.
-        from_anthropic: the client is Anthropic's SDK or speaks its API: `/v1` belongs to its paths, not to the address.
+        from_anthropic: the client is Anthropic's SDK or uses its API: `/v1` belongs to its paths, not to the address.
     """
     if not is_exact:
         return path

@@ -42,13 +42,13 @@ def price_of(
         model: The model that answered, by its own word; None where the answer names none.
         provider: The provider asked.
         at: When the request was made (UTC): it picks among prices that changed with time.
-        requested: The model asked for. It stands for the answer's where that names none, where both are one model, and
+        requested: The model asked for. It replaces the response's where that names none, where both are one model, and
             where it is a name of the user's own (a deployment, an alias) with a price in `prices`.
         prices: The user's own prices by model name; they go before everything else.
         batch: Whether the answer came out of a batch.
 
     Returns:
-        The cost with its source, or the reason why there is none. A fee that is charged for certain and whose price is
+        The cost with its source, or the reason why there is none. A fee that is certainly charged and whose price is
         not known leaves no cost at all; a part that may be nothing is named in the cost's `note`.
     """
     names = _names(model, requested, provider)
@@ -223,7 +223,7 @@ class Price:
     tiers: Mapping[str, float] = field(default_factory=dict)
 
     def fee(self, tool: str) -> float | None:
-        """USD for one call of `tool` (a name in `Usage.server_tools`); None where this price says nothing of it."""
+        """USD for one call of `tool` (a name in `Usage.server_tools`); None where this price does not cover it."""
         per_1000 = {
             "web_search": self.web_search_per_1000,
             "web_search_preview": self.web_search_per_1000,
@@ -261,7 +261,7 @@ def find_own_price(model: str, prices: Mapping[str, Price]) -> Price | None:
         prices: Model name → price.
 
     Returns:
-        The price under the name that says most. A variant behind a colon (":free", ":extended") and a fine-tuned model
+        The price under the most specific name. A variant behind a colon (":free", ":extended") and a fine-tuned model
         have the price written for themselves only, as their base model costs something else.
     """
     if not prices:
@@ -297,11 +297,11 @@ def own_cost(usage: Usage, price: Price, model: str, *, batch: bool) -> float | 
     Args:
         usage: The counts; input and output have to be known.
         price: The user's price.
-        model: The name to speak of in reasons.
+        model: The name used in reasons.
         batch: Whether the answer came out of a batch.
 
     Returns:
-        USD, or why the user's price does not say.
+        USD, or why the user's price gives none.
     """
     share = _share(usage, price, batch=batch)
     if isinstance(share, str):
@@ -354,7 +354,7 @@ def _share(usage: Usage, price: Price, *, batch: bool) -> float | str:
 
 
 def _missing(usage: Usage, price: Price) -> str | None:
-    """The key of a price that is needed and that input's does not stand for."""
+    """The key of a price that is needed and that input's cannot replace."""
     has_short = price.cache_write is not None
     needed = (
         (usage.cache_write_1h_tokens, price.cache_write_1h, "cache_write_1h", has_short),
@@ -413,7 +413,7 @@ def find_listed(model: str, provider: str | None) -> Listed | None:
 
     Returns:
         The entry, or None. A model that only its maker sells is also found behind another provider's name (a proxy that
-        speaks OpenAI's dialect); an open model is not: nobody knows what its server costs.
+        has OpenAI's dialect); an open model is not: the cost of its server is unknown.
     """
     from genai_prices import data_snapshot  # thousands of prices: only read where something is priced
 
@@ -441,7 +441,7 @@ def list_cost(usage: Usage, listed: Listed, model: str, *, at: datetime, batch: 
     Args:
         usage: The counts; input and output have to be known.
         listed: The library's entry of the model.
-        model: The name to speak of in reasons.
+        model: The name used in reasons.
         at: When the request was made (UTC): prices change with time.
         batch: Whether the answer came out of a batch.
 
@@ -472,7 +472,7 @@ def tool_fee(tool: str, listed: Listed | None, model: str) -> float | Unpriced:
     Args:
         tool: A name in `Usage.server_tools`.
         listed: The library's entry of the model, None where it has none.
-        model: The name to speak of in reasons.
+        model: The name used in reasons.
 
     Returns:
         USD, or why no fee is documented.
@@ -561,7 +561,7 @@ class _Counts(NamedTuple):
 
 
 _rates: dict[int, _Rates | None] = {}
-"""By identity of the library's own price object, which lives as long as the process: USD per token of each of `_Counts`, or
+"""By identity of the library's own price object, which exists as long as the process: USD per token of each of `_Counts`, or
 None where prices depend on more than the counts (tiers by prompt length, a fee per request)."""
 
 

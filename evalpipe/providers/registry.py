@@ -22,7 +22,7 @@ from evalpipe.text import well_formed
 
 
 def read_request(endpoint: str, body: bytes | str) -> RequestView:
-    """What evalpipe needs to know of a request. A body that is no JSON object gives an empty view: never raises."""
+    """The fields of a request that evalpipe uses. A body that is no JSON object gives an empty view: never raises."""
     try:
         document = parse(body)
         return DIALECTS[endpoint].read_request(document if isinstance(document, dict) else {})
@@ -38,9 +38,9 @@ def read_request(endpoint: str, body: bytes | str) -> RequestView:
         )
 
 
-# How an answer is read in any dialect, piece by piece as it comes: decode, tell a stream from a plain answer, classify.
+# How an answer is read in any dialect, piece by piece as it arrives: decode, distinguish streams from plain responses, classify.
 #
-# One reader serves the store and the translation: what a client is told and what is recorded come from the same pieces
+# One reader serves the store and the translation: what a client receives and what is recorded come from the same pieces
 # and the same verdict.
 
 
@@ -102,7 +102,7 @@ def speaks(provider: str, endpoint: str) -> bool:
 
 
 def answer_reader(endpoint: str, status: int | None, headers: Mapping[str, str]) -> AnswerReader:
-    """A reader for an answer of an arm that speaks `endpoint`, to be fed as the body comes. Raises KeyError for an unknown
+    """A reader for a response in the dialect of `endpoint`, to be fed as the body arrives. Raises KeyError for an unknown
     endpoint. `headers` need only hold content-type and content-encoding."""
     return AnswerReader(DIALECTS[endpoint].reader(), status, headers)
 
@@ -113,7 +113,7 @@ def read_answer(
     """The answer in a whole body.
 
     Args:
-        endpoint: what the arm speaks: a key of `DIALECTS`.
+        endpoint: the arm's dialect: a key of `DIALECTS`.
         status: None where no answer came.
         headers: content-type, content-encoding and a gateway's own figure of the cost (`usage.COST_HEADER`) are looked at.
         body: as received, content encoding and all.
@@ -142,7 +142,7 @@ class AnswerReader:
     """Reads one answer as its bytes come, in pieces of any length.
 
     Call `feed` with each piece of the body, as received, then `finish`. `pieces` grows with the answer's content; `is_over` is
-    True once nothing that follows can change what the answer says: a stream's own end, or an error in it. Never raises.
+    True once nothing that follows can change the response: a stream's own end, or an error in it. Never raises.
     """
 
     def __init__(self, reader: DialectReader, status: int | None, headers: Mapping[str, str]) -> None:
@@ -166,7 +166,7 @@ class AnswerReader:
 
     @property
     def pieces(self) -> list[Piece]:
-        """What the answer has said so far."""
+        """The response as far as it has arrived."""
         return self._reader.builder.pieces
 
     @property

@@ -24,8 +24,8 @@ _OPENAI: Final = _keys(
     "model stream stream_options temperature top_p top_logprobs tools tool_choice parallel_tool_calls "
     "service_tier moderation"
 )
-# Sampling and templates of servers that speak OpenAI's dialect (vLLM, SGLang, llama.cpp, TGI, Ollama), and settings of hosted
-# ones (OpenRouter, DeepSeek, Mistral, Groq, Together, Fireworks, DashScope, Perplexity) that say how to answer one request.
+# Sampling and templates of servers with OpenAI's dialect (vLLM, SGLang, llama.cpp, TGI, Ollama), and settings of hosted
+# ones (OpenRouter, DeepSeek, Mistral, Groq, Together, Fireworks, DashScope, Perplexity) that affect one request only.
 # Not among them, though documented: request_id, rid, id_slot, session_params, session_id, keep_alive, kv_transfer_params,
 # cached_content, cache, deferred, plugins, search_parameters, enable_search.
 _COMPATIBLE: Final = _keys(
@@ -126,7 +126,7 @@ def left_out_of(endpoint: str) -> frozenset[str]:
     return _LEFT_OUT["messages" if endpoint == "messages" else "chat.completions"]
 
 
-# Fields an arm's server does not know, taken out of what it is sent: the `drop` of an arm.
+# Fields an arm's server does not accept, removed from its requests: the `drop` of an arm.
 
 
 LIMITS: tuple[str, str] = ("max_completion_tokens", "max_tokens")

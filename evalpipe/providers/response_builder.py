@@ -65,7 +65,7 @@ class AnswerBuilder:
         self.usage = Usage()
         self.failure: Failure | None = None
         self.is_incomplete = False
-        """the provider says that there should have been more"""
+        """the provider reports that there should have been more"""
         self.other_content: str | None = None
         """what an answer without a word or a call holds"""
         self._joiner = TextJoiner()
@@ -97,7 +97,7 @@ class AnswerBuilder:
         return call
 
     def name_call(self, call: Call, *, call_id: str | None = None, name: str | None = None) -> None:
-        """What a delta says of a call. Its first id holds; a name may come in parts, and what is said of a call that was
+        """A delta of a tool call. Its first id holds; a name may come in parts, and a delta of a call that was
         announced comes too late."""
         if call.is_announced:
             return
@@ -168,7 +168,7 @@ class AnswerBuilder:
 
     @property
     def has_content(self) -> bool:
-        """Whether it says anything, or asks for a tool."""
+        """Whether it has text, or calls a tool."""
         return bool(self.calls) or any(piece.kind in {"text", "refusal", "thought"} for piece in self.pieces)
 
     def refusal(self) -> str:
@@ -212,13 +212,13 @@ class AnswerBuilder:
 
 
 class StreamState:
-    """What a dialect's reader knows of a stream, beside its content."""
+    """The state of a dialect's reader of a stream, beside its content."""
 
     def __init__(self) -> None:
         self.is_begun = False
         """the answer has begun: an event of it was read"""
         self.is_finished = False
-        """the stream said it was over: nothing that belongs to the answer is missing"""
+        """the stream reported its end: no part of the response is missing"""
         self.has_reason = False
         """a reason to stop was given, though the end of the stream was not"""
         self.is_malformed = False
@@ -284,7 +284,7 @@ class Split(NamedTuple):
 class ReasoningFilter:
     """Splits the pieces of an answer's content into reasoning at its beginning and the answer itself.
 
-    Only reasoning that opens the content counts: an answer may well speak of tags. A server whose prompt holds the opening
+    Only reasoning that opens the content counts: a response may well mention tags. A server whose prompt holds the opening
     tag sends the closing one alone: that is known at the end only, see `without_reasoning`.
     """
 
@@ -354,7 +354,7 @@ def _may_open(text: str) -> bool:
 
 
 def without_reasoning(text: str) -> str:
-    """`text` behind a closing tag of reasoning that stands on a line of its own and was never opened: some chat templates
+    """`text` behind a closing tag of reasoning that is on a line of its own and was never opened: some chat templates
     put the opening tag into the prompt (DeepSeek R1, QwQ)."""
     if "</think>" not in text:
         return text

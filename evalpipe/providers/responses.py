@@ -27,7 +27,7 @@ from evalpipe.text import joined
 
 
 def read_request(body: dict[str, Any]) -> RequestView:
-    """What evalpipe needs to know of a request."""
+    """The fields of a request that evalpipe uses."""
     messages: list[dict[str, str]] = []
     instructions = as_text(body.get("instructions"))
     if instructions:
@@ -198,7 +198,7 @@ class ResponsesReader(StreamState):
         self._items: dict[int, dict[str, Any]] = {}
         self._parts: dict[int, _Parts] = {}
         self._others: list[str] = []
-        """types of items that are neither said nor asked of the client: runs of a server's own tools"""
+        """types of items that are neither text nor calls for the client: runs of a server's own tools"""
         self._is_closed = False
 
     def take_message(self, message: dict[str, Any]) -> bool:
@@ -216,7 +216,7 @@ class ResponsesReader(StreamState):
             self.failure = self.failure or failure or Failure(None, data[:2000] if value is None else None)
             return False
         if not isinstance(value, dict):
-            # Compatible servers end with chat's [DONE]; it says nothing here.
+            # Compatible servers end with chat's [DONE]; it has no meaning here.
             self.is_malformed = self.is_malformed or not data.lstrip().startswith("[DONE]")
             return False
         return self._take(kind, value)

@@ -29,7 +29,7 @@ MIN_USERS = 3
 NEVER_MIN = 5
 """failures of `MIN_USERS` users without any answer"""
 NEVER_MANY = 20
-"""failures without any answer, whoever they are from"""
+"""failures without any response, from either arm"""
 
 QUOTA_CODES = frozenset(
     {
@@ -167,7 +167,7 @@ class SetupFault:
             case 404:
                 return model if "model" in f"{self.code} {self.message}".lower() else f"{model} and base_url"
             case 400 | 422:
-                return f"{model}, params and drop (it leaves out fields that this server does not know)"
+                return f"{model}, params and drop (it leaves out fields that this server does not accept)"
         return url
 
     @property
@@ -288,7 +288,7 @@ class FaultDetector:
 
     @property
     def faults(self) -> list[SetupFault]:
-        """Every fault that stands, by its beginning: refusals that have ended too, until their time is excluded."""
+        """Every current fault, by its beginning: refusals that have ended too, until their time is excluded."""
         return sorted([*self._ended, *self.going_on], key=lambda fault: fault.first_at)
 
     def _end_row(self) -> None:
@@ -321,7 +321,7 @@ class FaultDetector:
         )
 
 
-# One arm refuses nearly every request while the other takes them: fields only the other server knows. Pure.
+# One arm refuses nearly every request while the other takes them: fields only the other server accepts. Pure.
 #
 # Not a set-up fault (`providers.setup_faults`): the arm answers now and then, so the refusals count as its own until they are
 # mended.
@@ -332,7 +332,7 @@ STATUSES: Final = frozenset({400, 413, 415, 422})
 WINDOW: Final = 100
 """newest exchanges of an arm that count"""
 MIN_EXCHANGES: Final = 20
-"""of either arm, before anything is said"""
+"""of either arm, before a fault is reported"""
 MOST: Final = 0.8
 """share of an arm's exchanges from which on it refuses nearly all"""
 FEW: Final = 0.2
@@ -355,11 +355,11 @@ class Refusals:
 
     def text(self, field: str | None) -> str:
         """One line for a log. `field`: the part of the request that the words name, where it is known."""
-        hint = f'drop = ["{field}"]' if field else 'drop = ["…"] with the fields this server does not know'
+        hint = f'drop = ["{field}"]' if field else 'drop = ["…"] with the fields this server does not accept'
         return (
             f"the {self.arm} arm refuses {self.n_refused:,} of its last {self.n:,} requests "
             f"({shown_failure(self.status, None, self.message)}), the {self.other} arm {self.n_other_refused:,} of "
-            f"{self.n_other:,}. Fields that only the {self.other} arm's server knows can be left out: "
+            f"{self.n_other:,}. Fields that only the {self.other} arm's server accepts can be left out: "
             f"{hint} under [arms.{self.arm}]"
         )
 

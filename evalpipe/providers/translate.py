@@ -57,7 +57,7 @@ def render_treatment_request(
     """The request an arm gets for a client's request at `endpoint`: without credentials, in the arm's own dialect.
 
     `model`, `params` (the arm's parameter names) and `system_prompt` replace what the client sent. `drop`: fields the arm's
-    server does not know, in its dialect or the client's; `params` are written after them. `ask_usage` False: the server is
+    server does not accept, in its dialect or the client's; `params` are written after them. `ask_usage` False: the server is
     known to refuse `stream_options`, which are then added to no stream. `headers`: the client's,
     of which only `anthropic-version` and `anthropic-beta` are carried, to an arm of the same dialect. A copy leaves out what
     leaves traces (storing, provider-side state); with `served` the user's own answer comes from this arm, so in the same
@@ -235,7 +235,7 @@ def strip_side_effects(
     if endpoint == "responses":
         body.pop("background", None)
         body.pop("background_options", None)
-        body["store"] = False  # stored unless told otherwise
+        body["store"] = False  # stored by default
         body["input"] = _without_ids(body.get("input"))
     elif endpoint == "chat.completions":
         is_known = body.pop("store", None) is not None
@@ -249,7 +249,7 @@ def strip_side_effects(
 
 def ask_for_usage(endpoint: str, body: dict[str, Any], settings: ArmRequest) -> bool:
     """Have a chat stream report its usage, which the other dialects' streams always do; False where nothing was added. What
-    the arm's own settings say of `stream_options` stays."""
+    the arm's own settings set in `stream_options` stays."""
     if endpoint != "chat.completions" or body.get("stream") is not True or not settings.ask_usage:
         return False
     if "stream_options" in settings.params or names_field(settings.drop, "stream_options"):
@@ -267,7 +267,7 @@ def _adapt(endpoint: str, body: dict[str, Any], model: str) -> None:
         for key in _REASONING:
             body.pop(key, None)
     if endpoint == "chat.completions" and family(model) not in {None, "gpt"}:
-        newer, older = LIMITS  # elsewhere than at OpenAI the older name is the one every server knows
+        newer, older = LIMITS  # elsewhere than at OpenAI the older name is the one every server accepts
         limit = body.pop(newer, None)
         if limit is not None:
             body[older] = limit
@@ -304,7 +304,7 @@ def _replace_system(endpoint: str, body: dict[str, Any], prompt: str) -> None:
 
 
 def _without_ids(items: Any) -> Any:
-    """Input items without the ids they have in somebody's store, and without reasoning, which only its maker can read."""
+    """Input items without the ids of their provider's store, and without reasoning, which only its provider can read."""
     if not isinstance(items, list):
         return items
     kept = [item for item in items if as_dict(item).get("type") != "reasoning"]

@@ -1,6 +1,6 @@
 """An arm's response in the client's own dialect: whole, streamed as it comes, and errors.
 
-The arm's answer is read by the reader that makes the stored record: what the client is told is what is recorded. The
+The arm's answer is read by the reader that makes the stored record: the client receives what is recorded. The
 reasoning of a stream that has a closing tag and no opening one (`text_pieces.without_reasoning`) has passed by the time the
 tag shows what it was: the record of such an answer keeps it in its text, too (`Answer.late_reasoning`).
 """
@@ -22,7 +22,7 @@ from evalpipe.providers.responses import ResponsesWriter, plain_responses
 
 JSON = "application/json"
 NO_ARGUMENTS: Final = "{}"
-"""a call without arguments, where a server says nothing at all: clients parse it as JSON"""
+"""a call without arguments, where a server sends none: clients parse it as JSON"""
 ID_PREFIXES: Mapping[str, str] = {"chat.completions": "chatcmpl-", "responses": "resp_", "messages": "msg_"}
 """of an answer's id, by the client's endpoint: frameworks decide by it what an id can be used for"""
 _ANTHROPIC_KINDS = {
@@ -39,12 +39,12 @@ _ANTHROPIC_KINDS = {
 
 
 class AnswerTranslator:
-    """Translates one answer of an arm that speaks `arm_endpoint` for a client that asked at `client_endpoint` with
+    """Translates one response in the dialect of `arm_endpoint` for a client that sent its request to `client_endpoint` with
     `request_body`.
 
     Call `head` once, `feed` with every piece of the body as it comes, then `finish` when the body has ended well, or `broken`
-    when it has not. `answer_id` (behind the prefix by which the dialect's clients know an answer's id) and `created` (seconds
-    since the epoch) stand in the client's answer. Never raises on what the arm sent.
+    when it has not. `answer_id` (behind the prefix by which the dialect's clients recognise a response's id) and `created`
+    (seconds since the epoch) are in the client's response. Never raises on what the arm sent.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class AnswerTranslator:
         return said + self._stream.writer.error(self._event_kind(answer), message)
 
     def broken(self, message: str) -> bytes:
-        """What tells a client of a stream that it broke; nothing where the answer was over already."""
+        """The error event of a broken stream; nothing where the response was complete already."""
         if self._is_ended:
             return b""
         self._is_ended = True
@@ -165,7 +165,7 @@ class AnswerTranslator:
         return ChatWriter(answer_id=self._answer_id, model=model, created=self._created, include_usage=include)
 
     def _client_status(self, status: int) -> int:
-        """Only Anthropic knows 529; elsewhere an overloaded server says 503."""
+        """Only Anthropic uses 529; elsewhere an overloaded server answers 503."""
         if self._client_endpoint == "messages":
             return 529 if status == 503 else status
         return 503 if status == 529 else status
@@ -190,9 +190,9 @@ class AnswerTranslator:
 
 
 class _PieceWriter:
-    """Pieces of an answer, said through a writer of another dialect as they come.
+    """Pieces of a response, written in another dialect as they arrive.
 
-    Deltas of parallel calls may come interleaved, and one dialect says one call after another: the first one is passed on as
+    Deltas of parallel calls may come interleaved, and one dialect sends one call after another: the first one is passed on as
     it comes, the others (and text after it) when it is over.
     """
 
@@ -273,7 +273,7 @@ class _HeldCall:
 
 
 def stop_of(answer: Answer) -> Stop:
-    """Why an answer ended, as far as the record says. OpenAI says "stop" for a refusal in words, and for a call the client
+    """Why a response ended, from its record. OpenAI reports "stop" for a refusal in words, and for a call the client
     forced: elsewhere both have names of their own, by which clients decide what to do next."""
     if answer.outcome is Outcome.REFUSED:
         return "refusal"

@@ -1,6 +1,6 @@
 """What an answer used, read from the usage objects of all vendors: one function a dialect. Pure; never raises.
 
-Each dialect has two doors: `read_*_usage` takes a usage object alone, `*_usage` the whole message, which also names the
+Each dialect has two functions: `read_*_usage` takes a usage object alone, `*_usage` the whole message, which also names the
 service tier and the tools the provider ran. Documents are named with the day they were read.
 """
 
@@ -33,7 +33,7 @@ def chat_usage(message: dict[str, Any], *, has_content: bool) -> Usage:
 
     Args:
         message: The answer as the provider would have sent it unstreamed.
-        has_content: Whether the answer holds text or tool calls: a count of 0 tokens beside them is not believed.
+        has_content: Whether the answer holds text or tool calls: a count of 0 tokens beside them is implausible.
 
     Returns:
         The counts with service tier and tools; no counts where the provider reported none.
@@ -61,7 +61,7 @@ def counts_something(usage: Any) -> bool:
 
 
 def read_chat_usage(value: Any) -> Usage:
-    """Chat usage: `prompt_tokens` includes cached ones and `completion_tokens` reasoning, unless the sums say otherwise."""
+    """Chat usage: `prompt_tokens` includes cached ones and `completion_tokens` reasoning, unless the sums contradict it."""
     usage = as_dict(value)
     prompt, completion = as_dict(usage.get("prompt_tokens_details")), as_dict(usage.get("completion_tokens_details"))
     written_1h = as_dict(usage.get("cache_creation") or prompt.get("cache_creation_token_details"))
@@ -112,7 +112,7 @@ def responses_usage(message: dict[str, Any], *, has_content: bool) -> Usage:
 
     Args:
         message: The response object.
-        has_content: Whether it holds text or tool calls: a count of 0 tokens beside them is not believed.
+        has_content: Whether it holds text or tool calls: a count of 0 tokens beside them is implausible.
 
     Returns:
         The counts with service tier and tools. Of web searches only actions that search are counted: "Search actions
@@ -143,7 +143,7 @@ def responses_usage(message: dict[str, Any], *, has_content: bool) -> Usage:
 
 
 def read_responses_usage(value: Any) -> Usage:
-    """Responses usage: `input_tokens` includes cached ones, `output_tokens` reasoning, unless the sums say otherwise."""
+    """Responses usage: `input_tokens` includes cached ones, `output_tokens` reasoning, unless the sums contradict it."""
     usage = as_dict(value)
     given, made = as_dict(usage.get("input_tokens_details")), as_dict(usage.get("output_tokens_details"))
     reported, by = _reported(usage)
@@ -172,7 +172,7 @@ def messages_usage(message: dict[str, Any], *, has_content: bool) -> Usage:
 
     Args:
         message: The message object.
-        has_content: Whether it holds text or tool calls: a count of 0 tokens beside them is not believed.
+        has_content: Whether it holds text or tool calls: a count of 0 tokens beside them is implausible.
 
     Returns:
         The counts with service tier, speed, geography and tools.
@@ -263,7 +263,7 @@ def with_reported_header(usage: Usage, headers: Mapping[str, str], model: str | 
     """The usage with LiteLLM's own figure, where the answer's headers hold one and its body does not.
 
     The headers of a stream are sent before anything is generated: no figure of theirs is its cost. A figure of 0 is
-    believed of a free variant only, as LiteLLM writes it for models it has no price for, too.
+    accepted for a free variant only, as LiteLLM writes it for models it has no price for, too.
     """
     text = header(headers, COST_HEADER)
     if streamed or usage.reported_usd is not None or not text:
@@ -330,7 +330,7 @@ def _reported(usage: dict[str, Any]) -> tuple[float | None, str | None]:
 
     xAI: `cost_in_usd_ticks`. Perplexity: `cost.total_cost`. OpenRouter and gateways like it: `cost`; under a key of
     the user's own (`is_byok`) that is OpenRouter's fee alone, and `cost_details.upstream_inference_cost` comes on top
-    (openrouter.ai/docs/use-cases/usage-accounting, 2026). A bare `cost` of 0 is believed of OpenRouter only, which
+    (openrouter.ai/docs/use-cases/usage-accounting, 2026). A bare `cost` of 0 is accepted from OpenRouter only, which
     sends `cost_details` or `is_byok` beside it.
     """
     ticks = _amount(usage.get("cost_in_usd_ticks"))

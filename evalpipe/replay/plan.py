@@ -200,7 +200,7 @@ def _calls(
     attempts: Mapping[tuple[str, str], int],
     batch: bool,
 ) -> list[PlannedCall]:
-    """The calls of one request; where it cannot be said to one of the arms, none of them is made."""
+    """The calls of one request; where it cannot be translated for one of the arms, none of them is made."""
     made = {}
     for arm, settings in arms.items():
         try:

@@ -34,7 +34,7 @@ _LIMITS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoggedRequest:
-    """A request as the log holds it, and what its row says of it. `headers`: the client's that an arm of its dialect gets."""
+    """A request as the log holds it, with the fields of its row. `headers`: the client's that an arm of its dialect gets."""
 
     request_id: str
     request: str
@@ -131,7 +131,7 @@ def _document(logged: LoggedRequest) -> dict[str, Any]:
 
 
 def _endpoint(logged: LoggedRequest, document: Mapping[str, Any]) -> str:
-    """Of an imported request the dialect is that of its fields: other tools' logs do not say."""
+    """Of an imported request the dialect is that of its fields: other tools' logs do not name it."""
     if not logged.is_imported:
         return logged.endpoint
     if "messages" not in document and "input" in document:
@@ -171,9 +171,9 @@ def counted_bytes(body: bytes) -> int:
 IN_A_BATCH = "answered in a batch at half this price: a single call costs what is shown"
 """`cost_note` of answers of batches: the arms are compared by what users' requests would cost"""
 LOST = "lost"
-"""`kind` of a call that was sent and never heard of again: the process ended first"""
+"""`kind` of a call that was sent and has no response: the process ended first"""
 NOT_THE_ARM = (CallOutcome.NO_CONNECTION, CallOutcome.RATE_LIMITED, CallOutcome.FATAL)
-"""failures that say nothing about the arm: the request is asked again"""
+"""failures that are not the arm's: the request is sent again"""
 _KEPT_HEADERS = frozenset({"content-type", "content-encoding", "x-request-id", "request-id", "x-simulated-by"})
 
 
@@ -189,8 +189,8 @@ def exchange_of(
     batch_id: str | None = None,
     usage: Usage | None = None,
 ) -> Exchange:
-    """The row of one answer, or of how a call failed. An answer of a batch has neither a status nor times: they say nothing of
-    the arm."""
+    """The row of one answer, or of how a call failed. A response from a batch has neither a status nor times: they would not be
+    those of the arm."""
     request = RequestRecord(
         request_id=logged.request_id,
         experiment=experiment,

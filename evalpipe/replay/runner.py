@@ -53,7 +53,7 @@ class ReplayRunner(CallRunner[PlannedCall, ReplayCall]):
     n_failed_in_a_row: dict[Arm, int] = field(default_factory=dict, init=False)
 
     def ends_without_call(self, planned: PlannedCall) -> bool:
-        """What cannot be said to an arm faithfully is not sent."""
+        """A request that cannot be translated faithfully is not sent."""
         if planned.refused is None:
             return False
         self.summary.leave_out(planned.refused)

@@ -62,7 +62,7 @@ class StateTransition:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageStatus:
-    """What an evaluation knows of the present stage. `watched_s` counts only time in which a controller looked."""
+    """The present stage, as an evaluation sees it. `watched_s` counts only time in which a controller looked."""
 
     watched_s: float
     n_treatment: int
@@ -70,12 +70,12 @@ class StageStatus:
 
 
 def check_stages(state: CanaryState, stages: Sequence[Stage]) -> None:
-    """Raises ConfigError where the configuration no longer has the stage the canary stands in."""
+    """Raises ConfigError where the configuration no longer has the canary's stage."""
     if state.stage < 0 or state.status in {CanaryStatus.WAITING, CanaryStatus.ROLLED_BACK}:
         return
     if state.stage >= len(stages) or stages[state.stage].percentage != state.percentage:
         raise ConfigError(
-            f"canary.stages changed while the canary stands at {state.percentage:g} % (stage {state.stage + 1}): "
+            f"canary.stages changed while the canary is at {state.percentage:g} % (stage {state.stage + 1}): "
             "put the stages back, or start over with `evalpipe canary reset`"
         )
 
@@ -151,7 +151,7 @@ def approve(
     check_stages(state, stages)
     if state.paused_by == HISTORY_LOST:
         raise ConfigError(
-            "nothing to approve: the canary's history is lost, so it stands at 0 %; `evalpipe canary reset` starts over"
+            "nothing to approve: the canary's history is lost, so it is at 0 %; `evalpipe canary reset` starts over"
         )
     if state.status is CanaryStatus.PAUSED and state.paused_by == "person" and not force:
         return _stay(state, CanaryStatus.RUNNING, "resume", why)
@@ -280,14 +280,14 @@ class History:
     def apply(
         self, decide: Callable[[CanaryState], StateTransition | None], *, now: float, who: str
     ) -> CanaryEvent | None:
-        """Let `decide` see the present state and write what it wants; nobody else changes the state in between."""
+        """Call `decide` with the present state and write the change it returns; no other process changes the state in between."""
         with self._locked():
             present, _, before, highest = self._present()
             change = decide(present)
             if change is None:
                 return None
             # Requests carry the number of their stage: after a loss no stage may get a number that is in use. A rollback
-            # serves nobody.
+            # serves no users.
             last = before.seq if before else 0
             seq = 1 + (last if change.state.status is CanaryStatus.ROLLED_BACK else max(last, highest))
             state = msgspec.structs.replace(change.state, entry=seq) if change.enters_stage else change.state

@@ -17,7 +17,7 @@ from evalpipe.rollout.guardrails import Guardrail, evaluate_guardrails
 from evalpipe.rollout.observations import Observation
 
 _ATTEMPTS, _BETWEEN_S = 20, 0.01
-"""of the election: whoever only asks whether there is a controller holds the lock for a moment, too"""
+"""of the election: a check for a controller holds the lock for a moment, too"""
 
 
 class Source(Protocol):
@@ -69,7 +69,7 @@ class Controller:
         if state.entry != self._entry:
             self._begin(state)
         else:
-            # Only time under watch counts, and a clock that jumps is believed for two intervals at most.
+            # Only time under watch counts, and a clock that jumps counts for two intervals at most.
             step = now - self._last_at if self._last_at is not None else 0.0
             self._watched_s += min(max(step, 0.0), 2 * self._settings.evaluate_every_s)
         self._last_at = now

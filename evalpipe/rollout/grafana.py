@@ -152,7 +152,7 @@ def _prometheus(settings: MonitoringSettings) -> dict[str, Any]:
 
 
 def render_rules(settings: MonitoringSettings) -> dict[str, Any]:
-    """Alerts: what the controller found, and the same limits as Prometheus sees them should nobody watch the canary."""
+    """Alerts: what the controller found, and the same limits as Prometheus measures them, for a canary without a controller."""
     e = settings.experiment
     served = '{arm="treatment",role="served"}'
 

@@ -227,7 +227,7 @@ def evaluate_guardrails(guardrails: Sequence[Guardrail], *, percentage: float, a
     return [one.verdict(percentage=percentage, alpha=alpha / n_tests) for one in guardrails]
 
 
-# A set-up fault of the treatment as a guardrail: users get its refusals, whatever they say of the model.
+# A set-up fault of the treatment as a guardrail: users receive its refusals, whatever their reason.
 #
 # A fault of control is none of a canary's concern: rolling back would send everybody to the broken arm.
 
@@ -299,11 +299,11 @@ class WinRateLimit:
 
     def __init__(self, limit: float, read: Callable[[], Sequence[tuple[str, float]]]) -> None:
         if not 0 < limit < 1:
-            raise ConfigError(f"canary.guardrails.win_rate = {limit:g}: a win rate lies between 0 and 1 (0.45, say)")
+            raise ConfigError(f"canary.guardrails.win_rate = {limit:g}: a win rate lies between 0 and 1 (e.g. 0.45)")
         self.limit, self._read = limit, read
 
     def add(self, seen: Observation) -> None:
-        """Served answers say nothing about verdicts."""
+        """Served responses carry no verdicts."""
 
     def verdict(self, *, percentage: float, alpha: float) -> GuardrailVerdict:
         values = [preference for _, preference in self._read()]
@@ -328,5 +328,5 @@ class WinRateLimit:
             log_e=log_e,
             log_alarm=log_alarm,
             n=len(values),
-            note=f"win_rate: {mean:.3f} over {len(values)} judged users, at least {self.limit:g} wanted",
+            note=f"win_rate: {mean:.3f} over {len(values)} judged users, at least {self.limit:g} required",
         )

@@ -31,7 +31,7 @@ class MeshSettings:
 
 
 def weights(percentage: float) -> tuple[int, int]:
-    """(control, treatment), adding up to 100. Raises ConfigError for a share Istio's whole weights cannot say."""
+    """(control, treatment), adding up to 100. Raises ConfigError for a share that Istio's integer weights cannot express."""
     if not 0 <= percentage <= 100:
         raise ConfigError(f"a percentage lies between 0 and 100, got {percentage:g}")
     if percentage != int(percentage):

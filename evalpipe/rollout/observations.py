@@ -17,7 +17,7 @@ from evalpipe.stats.clusters import ArmAggregate, arm_aggregate
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Observation:
-    """One served request with its answer. `unit`: whatever tells users apart. Not measured is None.
+    """One served request with its answer. `unit`: the user's id. Not measured is None.
 
     `asked_at`: seconds since the epoch; `failure` and `words`: what a failed one may be part of, and the provider's words for
     it; `configuration`: the fingerprint of the arm's.
@@ -36,7 +36,7 @@ class Observation:
 
 
 Event = Callable[[Observation], bool | None]
-"""Whether the request is an event (an error, say); None where the metric does not count this request."""
+"""Whether the request is an event (e.g. an error); None where the metric does not count this request."""
 
 
 def _failed(seen: Observation) -> bool | None:
@@ -133,7 +133,7 @@ class UserSums:
 
 
 Judge = Callable[[RequestRecord, ResponseRecord], Observation | None]
-"""Reads an answer (its outcome, times and cost); given by the pipeline, which knows the dialects and the prices."""
+"""Reads an answer (its outcome, times and cost); given by the workspace, which has the dialects and the prices."""
 
 
 class SpoolReader:
@@ -250,7 +250,7 @@ class StageFeed:
 
 
 def observe_without_reading(request: RequestRecord, response: ResponseRecord) -> Observation | None:
-    """Outcome by transport and HTTP status alone, for when nobody reads dialects (other people's spools, tests)."""
+    """Outcome by transport and HTTP status alone, without reading the body (for simulations and tests)."""
     from evalpipe.models import Outcome
 
     if response.ended == "client_closed":

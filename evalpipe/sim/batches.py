@@ -436,7 +436,7 @@ async def _refuse_anthropic(responder: Responder, status: int, message: str) -> 
     await responder.whole(status, headers, error_answer("messages", status, "req_sim", message))
 
 
-# Where batches live: in memory, and in a folder too where they are to survive a restart.
+# The store of batches: in memory, and in a folder too where they are to survive a restart.
 
 
 @dataclass(kw_only=True, slots=True)

@@ -67,7 +67,7 @@ class Engine:
 
     def plan(self, request: SimRequest, fault: str | None = None) -> Planned:
         """The answer to `request`, changed by the faults that change answers: empty, refusal, max_tokens. Raises
-        BadRequestError where the judge has nothing to say."""
+        BadRequestError where the judge has no recorded judgment."""
         prompt = read_judge_prompt(request)
         known = self.corpus.find(request.model, request.key) if prompt is None else None
         source = "judge" if prompt is not None else "corpus" if known is not None else "made_up"
@@ -471,7 +471,7 @@ def _pieces(text: str) -> list[str]:
 class Call:
     """One call. `kind`: ok, a fault's name, limit (a 429 of the enforced limits), bad_request, client_closed.
     `question`: the same for calls that ask the same (nonces of judge prompts left out). `source` of the answer: corpus,
-    made_up (a prompt the corpus does not know), judge; "" where there was none."""
+    made_up (a prompt that is not in the corpus), judge; "" where there was none."""
 
     id: str
     endpoint: str

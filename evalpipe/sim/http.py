@@ -172,7 +172,7 @@ class _HttpConnection(asyncio.Protocol):
             try:
                 await self._handler(request, responder)
             except Exception:
-                # A bug of ours: the client must not wait for ever, and the traceback must be seen.
+                # A bug: the client must not wait for ever, and the traceback must be printed.
                 self._transport.close()
                 raise
             if not responder.keep_alive or not responder.finished:

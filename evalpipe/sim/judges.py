@@ -30,7 +30,7 @@ class _Verdict:
 
 
 class SimulatedJudge:
-    """Answers judge prompts as `behaviour` says. `seed` moves every draw of the stated rates."""
+    """Answers judge prompts according to `behaviour`. `seed` moves every draw of the stated rates."""
 
     def __init__(self, behaviour: JudgeBehaviour, seed: int) -> None:
         self._behaviour = behaviour
@@ -143,9 +143,9 @@ def _decisive(first_wins: bool, reasoning: str) -> _Verdict:
 # |---|---|
 # | empty: no words at all | 9 |
 # | echo: most of it repeats the request's own words in the request's order | 4 |
-# | language: another language than asked for (named in the request, else the request's own), where both can be told | 3 |
+# | language: another language than asked for (named in the request, else the request's own), where both can be detected | 3 |
 # | format: JSON asked for and it does not parse; code asked for and there is none; a list asked for and there is none | 3 |
-# | loop: one sentence or line stands there three times or more | 3 |
+# | loop: one sentence or line is repeated three times or more | 3 |
 # | cut: it ended at its token limit | 2 |
 # | refused: it was marked as a refusal | 2 |
 #
@@ -207,7 +207,7 @@ class Checked:
 
 
 def check(request: str, answer: str, state: str | None) -> Checked:
-    """The points of an answer. `state`: empty | refused | truncated | None, as the judge's prompt tells it."""
+    """The points of an answer. `state`: empty | refused | truncated | None, from the judge's prompt."""
     if state == "empty" or not answer.strip():
         return Checked(points=0, broken=("empty",))
     rules = {
@@ -223,7 +223,7 @@ def check(request: str, answer: str, state: str | None) -> Checked:
 
 
 def language(text: str) -> str | None:
-    """The language a text is most likely in, None where it cannot be told."""
+    """The language a text is most likely in, None where it cannot be detected."""
     letters = sum(char.isalpha() for char in text)
     for name, script in _SCRIPTS:
         if letters and len(script.findall(text)) > 0.3 * letters:
@@ -355,7 +355,7 @@ def _shown(text: str) -> str:
 # Judge prompts as a simulated judge reads them: the fenced blocks, the dimensions, the scale, the shape of the reply.
 
 
-# The layout that evalpipe.judging.prompt documents; a room of its own may not be imported from here.
+# The layout that evalpipe.judging.prompt documents; it may not be imported from here.
 _BLOCK = re.compile(r'<(request|response(?:-[12])?)-([0-9a-f]{16})(?: state="(\w+)")?>\n(.*?)\n?</\1-\2>', re.DOTALL)
 _SCALE = re.compile(r"from (-?\d+(?:\.\d+)?) \(worst\) to (-?\d+(?:\.\d+)?) \(best\)")
 _DIMENSION = re.compile(r"^- ([A-Za-z_][\w-]*):", re.MULTILINE)
@@ -380,7 +380,7 @@ class JudgePrompt:
     nonce: str
 
     def reply(self, scores: list[float], winner: str | None, reasoning: str) -> str:
-        """The reply's JSON: the scores are per response in [0, 1], told on the judge's own scale."""
+        """The reply's JSON: the scores are per response in [0, 1], written on the judge's own scale."""
         low, high = self.scale
         whole = high - low >= 2
 

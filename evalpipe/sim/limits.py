@@ -43,7 +43,7 @@ class Bucket:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Meter:
-    """One limit as its headers tell it. `reset_s`: seconds until it is whole again."""
+    """One limit as the headers report it. `reset_s`: seconds until it is whole again."""
 
     limit: int
     remaining: int
@@ -116,7 +116,7 @@ def common_headers(endpoint: str, request_id: str) -> Headers:
 
 def limit_headers(endpoint: str, meters: Mapping[str, Meter]) -> Headers:
     """The rate headers of the vendor that `endpoint` belongs to."""
-    # Both vendors tell one limit as "tokens": the one that is nearer to its end.
+    # Both vendors report one limit as "tokens": the one with the least left.
     of_tokens = [meter for name, meter in meters.items() if name != "requests"]
     tokens = min(of_tokens, key=lambda meter: meter.remaining / meter.limit, default=None)
     if endpoint == "messages":

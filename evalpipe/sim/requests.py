@@ -59,7 +59,7 @@ class SimRequest:
 
     @property
     def awaits_tools(self) -> bool:
-        """Whether the model is to speak after a user, not after a tool's result."""
+        """Whether the response follows a user's message, not a tool's result."""
         last = as_dict(next(reversed(as_list(self.body.get("messages")) or as_list(self.body.get("input"))), None))
         blocks = as_list(last.get("content"))
         is_result = any(as_dict(block).get("type") == "tool_result" for block in blocks)
@@ -258,7 +258,7 @@ class Corpus:
 
 
 def conversation_key(messages: Iterable[Mapping[str, Any]]) -> str:
-    """What a conversation is recognised by, in any dialect: its words without spaces, and who of the two said them."""
+    """What a conversation is recognised by, in any dialect: its words without spaces, and their roles."""
     digest = hashlib.sha256()
     for message in messages:
         speaker = b"a" if message.get("role") == "assistant" else b"u"
@@ -339,7 +339,7 @@ def _milliseconds(value: Any) -> float | None:
     return float(value) if is_number and value >= 0 else None
 
 
-# Text made up for prompts no corpus knows: the same for the same request, of plausible length, and JSON where JSON is
+# Text generated for prompts that are in no corpus: the same for the same request, of plausible length, and JSON where JSON is
 # due.
 
 

@@ -15,7 +15,7 @@ from evalpipe.files import make_folder, write_synced
 
 STATE_FILE = "shadow-state.json"
 TREATMENT_LOCK = ".shadow.lock"
-"""held by the process that decides on copies: by the treatment process as long as it lives, and by a load that closes what a
+"""held by the process that decides on copies: by the treatment process as long as it runs, and by a load that closes what a
 stopped collector left undecided"""
 OWN_PREFIX = "shadow-"
 """of the segments that hold its decisions and answers"""
@@ -41,7 +41,7 @@ class ShadowState(msgspec.Struct, kw_only=True):
     """experiment → USD of answered copies"""
 
     def covers(self, segment: str, n_bytes: int) -> bool:
-        """Whether all that one of its own segments says is in this state."""
+        """Whether everything in one of its own segments is in this state."""
         return self.offsets.get(segment, -1) >= n_bytes
 
 

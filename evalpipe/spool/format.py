@@ -1,7 +1,7 @@
 """The append-only record format of the spool: one JSON object a line; bytes ⇄ records, no I/O.
 
 A request record is written when a request arrives, a response record when an arm's answer ends, a shadow record when the
-fate of a treatment copy is known, a feedback record when a user rates an answer. Each is one line and one write, so a
+outcome of a shadow request is known, a feedback record when a user rates a response. Each is one line and one write, so a
 reader sees whole records or, after a power loss, one broken last line.
 """
 
@@ -75,7 +75,7 @@ class RequestRecord(msgspec.Struct, frozen=True, tag="request", tag_field="recor
     config_fingerprint: str | None = None
     """fingerprints of the arms' configurations, "CONTROL-TREATMENT"; older records: one of both together, without a dash"""
     injects_usage: bool = False
-    """`stream_usage = "inject"` is in force: a chat stream that says nothing about usage is asked for it"""
+    """`stream_usage = "inject"` is in force: a chat stream without a usage option is asked for it"""
     version: int = FORMAT_VERSION
 
 
@@ -89,7 +89,7 @@ class ResponseRecord(msgspec.Struct, frozen=True, tag="response", tag_field="rec
     """"served" | "shadow" """
     provider: str
     endpoint: str
-    """the endpoint of the dialect `body` is in (the treatment may speak another one than the client)"""
+    """the endpoint of the dialect `body` is in (the treatment's may differ from the client's)"""
     started_at: float
     """seconds since the epoch: when the request was sent to this arm"""
     ended: str

@@ -1,7 +1,7 @@
 """The records of one request, from several segments and attempts, put together. Pure.
 
-A request is finished when its served answer is there and, where a treatment copy is due, the copy's fate and (where it
-was sent) the copy's answer. What a dead process can no longer write is not waited for.
+A request is finished when its served response is there and, where a shadow request is due, its decision and (where it
+was sent) the copy's answer. Records that an ended process can no longer write are not waited for.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from evalpipe.spool.format import Record, RequestRecord, ResponseRecord, ShadowR
 STOPPED = "collector_stopped"
 """The process that would have written the record is gone."""
 LOST = "record_lost"
-"""The process lives, and the record is overdue beyond every timeout: it could not be written (disk full)."""
+"""The process runs, and the record is overdue beyond every timeout: it could not be written (disk full)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """Where a record stood: the segment's index in this load, its writer, the line and its bytes."""
+    """The position of a record: the segment's index in this load, its writer, the line and its bytes."""
 
     segment: int
     writer: str
@@ -78,7 +78,7 @@ def put(entry: PendingRequest, record: Record) -> None:
 
 
 def time_of(record: Record) -> float:
-    """Seconds since the epoch at which the record was written, as far as the record tells."""
+    """Seconds since the epoch at which the record was written, as far as the record shows."""
     if isinstance(record, RequestRecord):
         return record.received_at
     if isinstance(record, ResponseRecord):
@@ -89,7 +89,7 @@ def time_of(record: Record) -> float:
 class SpoolJoin:
     """Takes records roughly in the order of their times and gives entries as they finish.
 
-    `live`: the writers that live. `open_limit_s`: how much later than its request a record can come at most; what is
+    `live`: the writers that run. `open_limit_s`: how much later than its request a record can come at most; what is
     missing after that is given up, which also bounds what is held in memory.
     """
 
@@ -128,9 +128,9 @@ class SpoolJoin:
             yield entry
 
     def leftovers(self) -> Iterator[tuple[PendingRequest, bool]]:
-        """At the end of the log: every entry that is not finished, and whether it waits for a process that lives.
+        """At the end of the log: every entry that is not finished, and whether it waits for a running process.
 
-        An entry without its request record (`request` None) waits as long as anybody lives who may hold it.
+        An entry without its request record (`request` None) waits as long as a writer runs that may hold it.
         """
         for entry in self._entries.values():
             waits = self._waits(entry)
@@ -145,7 +145,7 @@ class SpoolJoin:
         if entry.served is None and entry.request_writer in self._live:
             return True
         if entry.shadow is None:
-            # Whichever treatment process lives or is started next to a living server decides it.
+            # Any treatment process that runs, or is started beside a running server, decides it.
             return entry.request.eligible and bool(self._live)
         sent = entry.shadow.status == ShadowStatus.SAMPLED
         return sent and entry.copy is None and entry.shadow_writer in self._live
@@ -166,7 +166,7 @@ class SpoolJoin:
 
 
 MAX_APART_S = 300.0
-"""between an attempt's end and the next one's start: SDKs wait 8 s at most, or what `retry-after` says, up to a minute"""
+"""between an attempt's end and the next one's start: SDKs wait 8 s at most, or by `retry-after`, up to a minute"""
 _Key = tuple[str, str, str, str | None, str | None, str | None, int]
 
 

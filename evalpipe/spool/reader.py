@@ -11,9 +11,9 @@ from typing import Final
 from evalpipe.files import release_lock, try_lock
 
 PIECE_BYTES: Final = 1 << 20
-"""read at once where the records are wanted now"""
+"""read at once where the records are needed now"""
 _MANY_OPEN: Final = 8
-"""beyond so many open segments each is let go of as soon as it is read"""
+"""beyond so many open segments each is closed as soon as it is read"""
 
 
 class TailedLine:
@@ -117,7 +117,7 @@ class _Segment:
 class SpoolTail:
     """All segments `PREFIX*.jsonl` of a folder, read one after the other.
 
-    A segment is opened when it is its turn, and let go of once it is read to its end and closed by its writer: however far
+    A segment is opened when it is its turn, and closed once it is read to its end and closed by its writer: however far
     behind this tail is, a few are open. `n_ahead`: so many further ones are opened before their turn, so that they can
     still be read when load has deleted them.
     """

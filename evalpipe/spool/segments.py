@@ -1,4 +1,4 @@
-"""The segments of a spool as load sees them: alive or complete, their records in the order of time, their locks.
+"""The segments of a spool as load sees them: open or complete, their records in the order of time, their locks.
 
 A segment is `WRITER.NNNNNN.jsonl`. A living writer holds an exclusive flock on its newest one, and locks a new one before
 it lets the old one go.
@@ -39,7 +39,7 @@ class Segment:
     writer: str
     n_bytes: int
     live: bool
-    """its writer lives; it may go on in a newer segment that is not listed"""
+    """its writer runs; it may go on in a newer segment that is not listed"""
     locked: bool
 
 
@@ -49,12 +49,12 @@ def segment_files(spool: Path | Sequence[Path]) -> list[Path]:
 
 
 def holds_log(spool: Path) -> bool:
-    """Whether a spool folder holds anything to load: a collector that has served nobody keeps an empty segment."""
+    """Whether a spool folder holds anything to load: a collector without traffic keeps an empty segment."""
     return any(segment.n_bytes for segment in list_segments(spool))
 
 
 def list_segments(spool: Path | Sequence[Path]) -> list[Segment]:
-    """All segments of a spool (a folder, or files), with whose writer lives.
+    """All segments of a spool (a folder, or files), and whether their writers run.
 
     The order of the looks matters: a writer counts as gone only when, after all its known segments were seen unlocked, no
     newer one of its has come up.
@@ -74,7 +74,7 @@ def list_segments(spool: Path | Sequence[Path]) -> list[Segment]:
 
 def read_lines(segment: Segment) -> Iterator[tuple[int, int, bytes]]:
     """(line number from 1, offset, line without its newline) of the whole lines. A last line without newline is given
-    only where nobody will finish it."""
+    only where no process will finish it."""
     number, offset, rest = 0, 0, b""
     for chunk in _chunks(segment):
         lines = chunk.split(b"\n")
@@ -99,7 +99,7 @@ def _chunks(segment: Segment) -> Iterator[bytes]:
                 n_left -= len(chunk)
                 yield chunk
         return
-    try:  # a log that was put away; nobody appends to it
+    try:  # a compressed log; no process appends to it
         with gzip.open(segment.path) as packed:
             while chunk := packed.read(_CHUNK_BYTES):
                 yield chunk
@@ -109,7 +109,7 @@ def _chunks(segment: Segment) -> Iterator[bytes]:
 
 @contextmanager
 def exclusive_segments(spool: Path | Sequence[Path]) -> Iterator[list[Segment]]:
-    """The segments. Where no writer lives, a treatment process that is started meanwhile waits: it could send a copy, and
+    """The segments. Where no writer runs, a treatment process that is started meanwhile waits: it could send a copy, and
     pay for it, of a request that is just being closed as never copied."""
     if not isinstance(spool, Path) or not spool.is_dir():
         yield list_segments(spool)
@@ -149,7 +149,7 @@ def _anyone_lives(segments: list[Segment]) -> bool:
 
 
 def remove(segment: Segment) -> bool:
-    """Delete the segment if it is still what was read and nobody holds it. Whether it is gone."""
+    """Delete the segment if it is still what was read and no process holds it. Whether it is gone."""
     try:
         handle = os.open(segment.path, os.O_RDONLY)
     except FileNotFoundError:
@@ -187,7 +187,7 @@ def _look(path: Path) -> tuple[int, bool] | None:
         return None
 
 
-# The records of all segments as one stream in the order of their times; what is no record is put aside.
+# The records of all segments as one stream in the order of their times; what is no record is rejected.
 
 
 MAX_TIME_S = 253402300800.0
@@ -202,7 +202,7 @@ Reject = Callable[[Segment, int, bytes, str], None]
 def read_spool(
     segments: list[Segment], reject: Reject, progress: Callable[[int], object]
 ) -> Iterator[tuple[Record, Source]]:
-    """Every record with where it stood. Each writer's segments follow each other; the writers are merged by time, so that
+    """Every record with its position. Each writer's segments follow each other; the writers are merged by time, so that
     what belongs to one request comes close together, however the writers took turns."""
     numbered = sorted(enumerate(segments), key=lambda pair: (pair[1].writer, pair[1].path.name))
     streams = [

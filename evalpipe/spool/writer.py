@@ -1,7 +1,7 @@
 """The spool writer: whole records, one append each, to a segment this process holds the lock of.
 
-Segments are `NAME.NNNNNN.jsonl`. The newest is locked exclusively (flock) as long as its writer lives, and a new one is
-locked before the old is let go, so a reader tells a living segment from a closed one. Files are 0600.
+Segments are `NAME.NNNNNN.jsonl`. The newest is locked exclusively (flock) as long as its writer runs, and a new one is
+locked before the old is released, so a reader can distinguish an open segment from a closed one. Files are 0600.
 """
 
 # mypyc: compiled into wheels (hatch_build.py)
@@ -27,7 +27,7 @@ RETRY_S = 1.0
 _CHECK_S = 0.4
 """how often the segment is looked for where it should be"""
 _ROOM_BYTES = 64 << 10
-"""a disk on which so much can be written has room again"""
+"""a disk on which so much can be written has space again"""
 
 logger = logging.getLogger(__name__)
 
@@ -135,14 +135,14 @@ class SpoolWriter:
             self._fd = old
             self._opened_at = self._clock()
             return
-        if old is not None:  # syncing may take long: not on the road of the requests
+        if old is not None:  # syncing may take long: off the request path
             try:
                 threading.Thread(target=_close, args=(old,), name="spool-close").start()
             except RuntimeError:  # no further thread can be had
                 _close(old)
 
     def tick(self) -> None:
-        """To be called a few times a second: finds out that the segment is gone or that the disk has room again, and rotates a
+        """To be called a few times a second: detects that the segment is gone or that the disk has space again, and rotates a
         segment that holds something and is old."""
         now = self._clock()
         if now >= self._check_at:
@@ -193,7 +193,7 @@ class SpoolWriter:
             self._on_gone(reason, n_lost)
 
     def _look_for_room(self) -> None:
-        """Without traffic nobody else notices that a disk has room again."""
+        """Without traffic nothing else notices that a disk has space again."""
         probe = self._folder / f".room-{self._name}"
         try:
             fd = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -245,7 +245,7 @@ class SpoolWriter:
             self.last_error = error.strerror or str(error)
 
     def close(self) -> None:
-        """The last segment is synced and let go; an empty one is removed."""
+        """The last segment is synced and closed; an empty one is removed."""
         if self._fd is None:
             return
         fd, self._fd = self._fd, None
@@ -264,7 +264,7 @@ class SpoolWriter:
     def _open_next(self) -> int:
         self._number += 1
         path = self._folder / f"{self._name}.{self._number:06d}.jsonl"
-        # 0600 and O_EXCL: nobody else's file, whatever lies in the folder
+        # 0600 and O_EXCL: a new file, whatever is in the folder
         fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         take_lock(fd)
         self._path, self._new_name = path, True

@@ -1,4 +1,4 @@
-"""The one shape every number comes in: a point with its interval; what an interval says, and when it is valid."""
+"""The one shape every number comes in: a point with its interval; the conclusion of an interval, and when it is valid."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Estimate:
         return replace(self, ci_low=min(self.ci_low, 0.0), ci_high=max(self.ci_high, 0.0))
 
 
-# What an interval says of a metric: the label and its flags
+# The conclusion of an interval: the label and its flags
 # (docs/statistics.md#findings). The overall decision is not here.
 
 
@@ -100,7 +100,7 @@ def orient(estimate: Estimate, *, higher_is_better: bool) -> tuple[float | None,
     )
 
 
-# When an asymptotic interval may not be believed yet: burn-in gates and the least number of users
+# When an asymptotic interval is not valid yet: burn-in gates and the least number of users
 # (docs/statistics.md#gates).
 #
 # Measured reasons: without the ten events the type-I error reaches .39 (a 2 % canary), without the skewness gate .13

@@ -142,7 +142,7 @@ def unpaired_events(
 
     Anytime with ≥ 100 users in the smaller arm, ≥ 10 events in each arm and |skewness| ≤ .1 at every clustering: the asymptotic
     confidence sequence. Fixed and scheduled looks with ≥ 10 events in each arm: t with Welch's degrees of freedom, or those of
-    the times where theirs is the largest variance. Else Newcombe's square-and-add of both arms' Wilson limits (1998,
+    the times where these have the largest variance. Else Newcombe's square-and-add of both arms' Wilson limits (1998,
     method 10 for independent samples), each at its rows divided by its design effect, at the critical value of the way of
     looking.
 
@@ -482,7 +482,7 @@ def _softplus(x: float) -> float:
 # The mixture likelihood ratio of Bernoulli events against the limit p0: each bet prod_i (p1/p0)^x_i
 # ((1-p1)/(1-p0))^(1-x_i) with p1 > p0 is a non-negative supermartingale whenever the true rate is at most p0, so their
 # mean passes 1/alpha with probability at most alpha, ever (Ville's inequality). Users who return are no independent
-# events: pass effective counts (`effective_events`). A quantile limit is the same question: "p99 > 5 s" says that more
+# events: pass effective counts (`effective_events`). A quantile limit is the same question: "p99 > 5 s" means that more
 # than 1 % of the latencies exceed 5 s.
 
 
@@ -531,7 +531,7 @@ def effective_events(events: float, n: float, n_clusters: int, variance: float |
 
     `variance` is the clustered variance of the rate events/n
     (docs/statistics.md#means; None = not defined). With fewer than
-    `MIN_CLUSTERS` users each counts once, as nothing tells their habits from chance.
+    `MIN_CLUSTERS` users each counts once, as their habits cannot be distinguished from chance.
     """
     if n <= 0:
         return 0.0, 0.0

@@ -70,7 +70,7 @@ def _boundary(surviving: _Start | _Density, t: float, before: float, target: flo
 
 @dataclass(frozen=True, slots=True)
 class _Start:
-    """The score process before the first look: at 0 for certain."""
+    """The score process before the first look: 0 with certainty."""
 
     def probability_above(self, edge: float, elapsed: float) -> float:
         return float(special.ndtr(-edge / math.sqrt(elapsed)))

@@ -51,7 +51,7 @@ def effective_n(arm: ArmAggregate) -> float:
     """n_eff = R(1−R)/v: how many independent rows the clustered ones are worth; `n` itself where v or R(1−R) is 0, or where
     every user has one row.
 
-    Never above `n` (users who differ less than chance would say are not worth more than their rows).
+    Never above `n` (users who differ less than by chance do not count more than their rows).
     """
     ratio = arm.ratio
     v = None if arm.spread is None else arm.spread.variance("jackknife")
@@ -189,7 +189,7 @@ def _bisect(excess: Callable[[float], float], low: float, high: float) -> float:
 
 # One-sided tests against margins: non-inferiority and equivalence (TOST, Schuirmann 1987), as p-values to display.
 #
-# The labels come from the interval (labels.py); these say the same thing as a probability, for a fixed look.
+# The labels come from the interval (`estimates.label`); these are the same as a probability, for a fixed look.
 
 
 @dataclass(frozen=True, slots=True)

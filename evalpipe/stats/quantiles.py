@@ -1,7 +1,7 @@
 """Quantiles of latency with user clusters: one arm's limits, and the difference of two (docs/statistics.md#quantiles).
 
 Per arm: Woodruff's interval on the logit scale. SQL gives Q (type 1: the smallest y with F(y) ≥ p, DuckDB's
-quantile_disc), then p̂ = F(Q) and the linearised cluster variance v of 1{y ≤ Q}; `limit_levels` says at which two
+quantile_disc), then p̂ = F(Q) and the linearised cluster variance v of 1{y ≤ Q}; `limit_levels` gives the two
 probabilities to ask for quantiles again. The difference joins both arms' limits (MOVER), on the log scale by default.
 Sources: Woodruff 1952; Zou & Donner 2008 (MOVER); checked against R survey (xlogit).
 """
@@ -49,7 +49,7 @@ class LimitLevels:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuantileLimits:
-    """One arm's quantile with its limits in the metric's unit, and how far they may be believed."""
+    """One arm's quantile with its limits in the metric's unit, and their status."""
 
     quantile: float | None
     low: float | None

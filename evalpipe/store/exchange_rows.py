@@ -39,7 +39,7 @@ BROKEN_OFF = "the answer failed before it reported its tokens: what was billed f
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReadingRules:
-    """What the configuration says about reading records.
+    """The configuration of reading records.
 
     `unit_sources`: as `[experiment] unit`, the first one present names the unit (headers were looked at by the collector).
     `unit_key`: the key of hashed unit ids, None where they are stored as they are. `prices` go before the price library.
@@ -140,8 +140,8 @@ class _Client:
 
 
 def _kind(request: RequestRecord, view: RequestView, served: ResponseRecord | None) -> str | None:
-    """What the request says before any arm answers, as far as it decides what an answer can report: the endpoint, whether
-    it is streamed, and whether the stream will carry its usage."""
+    """What is known of the request before any arm responds, as far as it decides what a response can report: the endpoint,
+    whether it is streamed, and whether the stream will carry its usage."""
     if not view.streamed:
         return request.endpoint or None
     usage = " with usage" if view.usage_requested else ""
@@ -180,7 +180,7 @@ def _served(client: _Client, entry: PendingRequest) -> Exchange:
 
 
 def _fate(entry: PendingRequest) -> tuple[ShadowStatus | None, str | None]:
-    """What became of the copy; a copy nobody decided on any more was shed."""
+    """What became of the copy; a shadow request without a decision was shed."""
     if entry.shadow is not None:
         return ShadowStatus(entry.shadow.status), entry.shadow.reason
     assert entry.request is not None
@@ -284,7 +284,7 @@ def _sent(client: _Client, response: ResponseRecord) -> tuple[RequestView, bytes
 
 def _as_far_as_kept(response: ResponseRecord, answer: Answer) -> Answer:
     """An answer that went through whole and is longer than the log keeps is no failure of the arm: what was kept of it
-    breaks off, the answer did not. Its tokens, where its end would have told them, are not known."""
+    breaks off, the answer did not. Its tokens, where its end would have reported them, are unknown."""
     n_dropped = response.body.n_dropped_bytes
     if not n_dropped or response.ended != "complete" or answer.outcome is not Outcome.UNREADABLE:
         return answer
@@ -434,7 +434,7 @@ class Parser:
 
 def _belong_to_the_parent() -> None:
     """Ctrl-C reaches the whole process group; one process answering it is enough. And no worker outlives its parent, however
-    that ended: the pipes of the pool do not tell, since each worker holds both ends of them."""
+    that ended: the pipes of the pool do not show it, since each worker holds both ends of them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
 

@@ -1,6 +1,6 @@
 """Loading: the collector's spool, or another tool's log file → the datasets; lines that were rejected; the summary.
 
-Every record ends in a row, in a later load, or put aside; a segment goes only when all of it is in verified files. Killed
+Every record ends in a row, in a later load, or as rejected; a segment is deleted only when all of it is in verified files. Killed
 at any point, the next load finds the segments again and leaves out the rows that are there.
 """
 
@@ -54,11 +54,11 @@ BATCH_BYTES = 16 * 1024 * 1024
 OPEN_LIMIT_S = 3600.0
 """Beyond every timeout of a collector with default settings: a record that is missing for longer will not come."""
 
-NO_REQUEST = "no request record belongs to it: its line was lost or put aside"
+NO_REQUEST = "no request record belongs to it: its line was lost or rejected"
 
 
 class SpoolLoad:
-    """One load of a spool into the datasets under `data`. A spool folder is emptied; named files are somebody's, and stay."""
+    """One load of a spool into the datasets under `data`. A spool folder is emptied; files passed by path are never deleted."""
 
     def __init__(
         self,
@@ -133,7 +133,7 @@ class SpoolLoad:
             self._flush()
 
     def _give_up(self, entry: PendingRequest) -> None:
-        """An entry that will never be finished: a row that says so, or, without its request, put aside."""
+        """An entry that will never be finished: a row that records it, or, without its request, a rejected line."""
         self._close([(entry, False)])
 
     def _close(self, entries: list[tuple[PendingRequest, bool]]) -> None:
@@ -218,7 +218,8 @@ class SpoolLoad:
         done = [one for i, one in enumerate(self._segments) if not one.locked and i not in self._needed]
         self._remove([one for one in done if not holds_decisions(one)])
         # Decisions go last: once no request is left that a successor of the treatment process could come across again,
-        # or where its state says what they say. A power loss brings neither a request back nor an older state: both were synced.
+        # or where its state holds what they hold. A power loss brings neither a request back nor an older state: both were
+        # synced.
         state, none_left = treatment_state(self._spool), self._no_requests_left()
         decisions = [one for one in done if holds_decisions(one)]
         if decisions:
@@ -277,7 +278,7 @@ Memory = dict[str, dict[str, list[Any]]]
 
 @dataclass(slots=True)
 class Reading:
-    """How a source is read, beyond its format: whose answers it holds, which values are which arm, what companions say, and a
+    """How a source is read, beyond its format: whose answers it holds, which values are which arm, the companions, and a
     change to each exchange (a price)."""
 
     arm: Arm = Arm.CONTROL
@@ -393,7 +394,7 @@ def _read(
     if not importer.matches(value):
         reader = next((one for one in family if one.matches(value)), importer)
         if reader is importer:
-            found = importer.read(value, number)  # its own words say best what is missing
+            found = importer.read(value, number)  # its own message names what is missing
             if found.exchanges:
                 raise BrokenLineError(f"not in the shape of {importer.name}")
             return found
@@ -494,7 +495,7 @@ def is_spool(path: Path) -> bool:
 
 
 def spool_request_ids(path: Path) -> set[str]:
-    """The requests that a segment of the spool speaks of."""
+    """The requests in a segment of the spool."""
     found: set[str] = set()
     with path.open("rb") as file:
         for line in Text(open_unpacked(file).stream).lines():
@@ -581,7 +582,7 @@ class _Writers:
 
 @dataclass(slots=True)
 class LoadSummary:
-    """Counts of rows, by dataset and fate. `n_waiting`: requests whose records are not all there yet; the next load takes
+    """Counts of rows, by dataset and result. `n_waiting`: requests whose records are not all there yet; the next load takes
     them. `n_stopped`: requests or copies whose process died before their answer was recorded."""
 
     experiments: set[str] = field(default_factory=set)
@@ -691,7 +692,7 @@ def _counted(counts: Counter[str], most: int = 5) -> str:
     return "; ".join([*shown, f"{left} more kinds"] if left > 0 else shown)
 
 
-# Broken lines put aside: `data/rejected/NAME.jsonl` holds each with its file, its line number and the reason.
+# Rejected lines: `data/rejected/NAME.jsonl` holds each with its file, its line number and the reason.
 
 
 class RejectedLines:

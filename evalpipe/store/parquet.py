@@ -87,7 +87,7 @@ def _generation(path: Path) -> tuple[str, int]:
 
 
 def new_stem(now: datetime | None = None) -> str:
-    """A file name nobody else has, sorting by time."""
+    """A unique file name that sorts by time."""
     return f"{(now or datetime.now(UTC)):%Y%m%dT%H%M%S}-{secrets.token_hex(6)}"
 
 
@@ -159,7 +159,7 @@ class ParquetFile:
         self._stem = stem or new_stem()
         self._folder = folder
         self._temp = folder / f".{self._stem}.tmp"
-        if stem is not None:  # of a run that was killed: under the write lock nobody else makes it
+        if stem is not None:  # of a run that was killed: under the write lock no other process makes it
             self._temp.unlink(missing_ok=True)
         self._schema = schema
         self.n_rows = 0
@@ -244,7 +244,7 @@ def private_file(path: Path, flags: int) -> Iterator[int]:
         os.close(handle)
 
 
-# Who reads the stored files: a file that was superseded is deleted once nobody who opened it before reads on.
+# Readers of the stored files: a superseded file is deleted once no store that was opened before is read.
 
 
 LOCK = ".readers.lock"
@@ -259,7 +259,7 @@ class Reader:
         self._handle: int | None = None
         if not (data / "exchanges").is_dir():  # nothing to read: nothing is made here
             return
-        with suppress(OSError):  # a folder or file system where nobody can lock: then nobody waits for this reader
+        with suppress(OSError):  # a folder or file system without locks: then no writer waits for this reader
             self._handle = os.open(data / LOCK, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
             take_lock(self._handle, shared=True)
 
@@ -270,7 +270,7 @@ class Reader:
 
 
 def wait_for_readers(data: Path) -> None:
-    """Return when nobody reads that could have opened a superseded file, or after `WAIT_S`."""
+    """Return when no reader is left that could have opened a superseded file, or after `WAIT_S`."""
     try:
         handle = os.open(data / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError:

@@ -32,7 +32,7 @@ from evalpipe.store.schema import BY_NAME, DATASETS, Dataset, to_table
 class Store:
     """The datasets of a data folder, of one experiment (or of all where `experiment` is None), as of its opening.
 
-    `connection` has the views `exchanges`, `pairs`, `judgments`, `labels`, `feedback`, and can reach no file but theirs.
+    `connection` has the views `exchanges`, `pairs`, `judgments`, `labels`, `feedback`, and can reach no other file.
     """
 
     data: Path
@@ -93,7 +93,7 @@ def open_store(
         experiment: one; None: all.
         selection: narrows every view to the requests it selects.
         compared: `exchanges` holds what is compared: a replayed answer that belongs to a pair is there with role `replayed`, in
-            place of what it stands for, and the others are not.
+            place of what it replaces, and the others are not.
 
     Raises:
         DataError: where a file cannot be read. A damaged one is left out and named in `damaged`.
@@ -165,7 +165,7 @@ def writing(data: Path, name: str) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a DuckDB error, which says what; the rest repeats the query."""
+    """The first line of a DuckDB error, which is the reason; the rest repeats the query."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
@@ -227,7 +227,7 @@ def _create_views(
     connection.execute(template.format(paired=paired, **sources))
 
 
-# Replayed answers: which of them belong to a pair, and what they stand for.
+# Replayed answers: which of them belong to a pair, and what they replace.
 
 
 AGAINST_ITSELF = "~control"
@@ -401,7 +401,7 @@ def plain(value: Any) -> Any:
 
 
 def _message(error: duckdb.Error) -> str:
-    """What DuckDB says, its hint included, on one line."""
+    """DuckDB's message, its hint included, on one line."""
     lines = [line.strip() for line in str(error).strip().splitlines()]
     kept = []
     for line in lines:

@@ -35,11 +35,12 @@ FILLER = "█"
 _ROWS_AT_ONCE = 2000
 _REMOVED_JSON = '{"evalpipe_removed": true}'
 _CODE = re.compile(r"[a-z0-9_.-]{1,40}")
-"""A word of a judgment's note that is a code of ours ("lost"), no sentence."""
+"""A word of a judgment's note that is a code ("lost"), no sentence."""
 
 
 class Scrubber:
-    """What becomes of the texts of one row. `key`: of this run alone; equal texts get equal fillers under it, nobody can go back.
+    """What becomes of the texts of one row. `key`: of this run alone; equal texts get equal fillers under it, which cannot be
+    reversed.
 
     `renames_units`: the user is to be forgotten, so unit and conversation get other ids, the same ones for all of their rows.
     """
@@ -107,7 +108,7 @@ def scrub(
 
 
 def remove_superseded(data: Path, dataset: Dataset, experiment: str) -> None:
-    """Delete what has a successor, and what was never finished: nobody else writes while the write lock is held."""
+    """Delete what has a successor, and what was never finished: no other process writes while the write lock is held."""
     old = superseded_files(data, dataset, experiment)
     for folder in {path.parent for path in old}:
         sync_folder(folder)  # of a run that was killed: the successor's name must not be lost when the old one goes
@@ -226,7 +227,7 @@ def _is_fact(value: Any) -> bool:
 
 
 def _error(message: str | None) -> str | None:
-    """What the kind of a failure is told by stays: no connection, a web page instead of an answer."""
+    """What identifies the kind of a failure stays: no connection, a web page instead of a response."""
     if not message:
         return message
     if message.startswith(NO_CONNECTION):

@@ -64,7 +64,7 @@ def write_calls(data: Path, experiment: str, calls: Sequence[ReplayCall]) -> int
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReplayAccount:
     """What an experiment's replays have cost, over all runs (USD). `n_unsettled` calls broke off, or were in flight when a run
-    was killed: nobody says what they cost; they cannot have cost more than `at_most_usd`.
+    was killed: their cost is unknown, at most `at_most_usd`.
 
     `attempts`: (request, arm) → calls made for it. `other_models`: arm → models that have answered in place of the one asked.
     """

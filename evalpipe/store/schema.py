@@ -63,7 +63,7 @@ EXCHANGES = pa.schema(
         pa.field("prompt", _TEXT),
         pa.field("percentage", _NUMBER),
         pa.field("forced", pa.bool_()),
-        # Where in its conversation the request stands: user messages so far (null: the conversation is kept by the provider,
+        # The request's position in its conversation: user messages so far (null: the conversation is kept by the provider,
         # or the file is older than the column), assistant messages since the last of them; and the kind of request, by what
         # the client asked for before any arm answered.
         pa.field("turn", pa.int32()),
@@ -73,7 +73,7 @@ EXCHANGES = pa.schema(
         # not in it.
         pa.field("cost_source", _TEXT),
         pa.field("cost_note", _TEXT),
-        # When `prune` or `forget` took the texts out; what stands in their columns since then is filler of their length.
+        # When `prune` or `forget` took the texts out; their columns hold filler of their length since then.
         pa.field("removed_at", _TIME),
     ]
 )
@@ -104,7 +104,7 @@ JUDGMENTS = pa.schema(
         pa.field("judged_at", _TIME),
         pa.field("batch_id", _TEXT),
         pa.field("simulated", pa.bool_(), nullable=False),
-        # Beyond the contract: what a reader of the row should know, e.g. how much of an answer was cut.
+        # Notes on the row, e.g. how much of a response was cut.
         pa.field("note", _TEXT),
     ]
 )
@@ -160,11 +160,11 @@ DATASETS = (
 BY_NAME = {dataset.name: dataset for dataset in DATASETS}
 
 
-# Nouns → Arrow tables in the columns of a dataset, with text that can be stored.
+# Records → Arrow tables in the columns of a dataset, with text that can be stored.
 
 
 def to_table(schema: pa.Schema, rows: Sequence[Any]) -> pa.Table:
-    """A table of nouns whose attributes are named as the columns. Enums become their text, mappings MAPs; a lone
+    """A table of records whose attributes are named as the columns. Enums become their text, mappings MAPs; a lone
     surrogate, which no UTF-8 file can hold, becomes U+FFFD."""
     return pa.Table.from_arrays(
         [_column([get(row) for row in rows], field.type) for field, get in _getters(schema)], schema=schema

@@ -189,7 +189,7 @@ def mode_of(config: Config | None) -> str:
 
 
 def settings_of(workspace: Workspace, *, judge: str | None = None) -> Settings:
-    """What the analysis is told, from the configuration (its defaults where there is none)."""
+    """The settings of the analysis, from the configuration (its defaults where there is none)."""
     config = workspace.config
     if config is None:
         return Settings(judge=judge)

@@ -79,7 +79,7 @@ def rotation(
             in_flight = journal.rotate()
             with one_line_if_full(data):
                 await asyncio.to_thread(store_others, journal.path, in_flight)
-        except NoRoomError as error:  # what is in flight has its room: it is waited for
+        except NoRoomError as error:  # what is in flight has its reserved space: it is waited for
             runner.stop("disk", str(error))
 
     return rotate
@@ -147,7 +147,7 @@ async def _keep_synced(journal: CallJournal[Any]) -> None:
 
 
 class _graceful_interrupt:  # noqa: N801  reads as a statement
-    """The first Ctrl-C (or SIGTERM) lets what is in flight finish, and says so (`doing`); the second does not."""
+    """The first Ctrl-C (or SIGTERM) lets what is in flight finish and prints `doing`; the second does not."""
 
     def __init__(self, first: Callable[[str, str], None], second: Callable[[], object], doing: str) -> None:
         self._first, self._second, self._doing = first, second, doing

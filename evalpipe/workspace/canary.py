@@ -184,7 +184,7 @@ pairs AS (
   HAVING NOT ? OR count(*) = 2 OR bool_or(identical OR shown_first = 'neither'))
 SELECT unit, avg(p) FROM pairs GROUP BY unit ORDER BY unit
 """
-"""A pair of which one order only is judged so far says as much about the seat as about the answer: it waits."""
+"""A pair judged in one order only measures the seat as much as the responses: it waits."""
 
 
 def _judged_since(workspace: Workspace, config: Config, history: History) -> Sequence[tuple[str, float]]:
@@ -217,7 +217,7 @@ def run(
 ) -> None:
     """Watch and steer until `wait(seconds)` returns True, or, with `until_done`, until the canary is done or rolled back.
 
-    One controller decides: the one that holds the election lock. Another stands by and takes over when the first ends,
+    One controller decides: the one that holds the election lock. Another waits and takes over when the first ends,
     however it ends.
     """
     config = canary_config(workspace)
@@ -265,7 +265,7 @@ def _lead(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Status:
-    """Where the canary stands. `watched`: a controller holds the election lock now. `loss`: why its history is lost."""
+    """The canary's state. `watched`: a controller holds the election lock now. `loss`: why its history is lost."""
 
     experiment: str
     state: CanaryState
@@ -277,7 +277,7 @@ class Status:
 
 
 def read_status(workspace: Workspace) -> Status:
-    """Raises ConfigError where the workspace is in another mode: there is no canary to speak of."""
+    """Raises ConfigError where the workspace is in another mode: there is no canary."""
     config = canary_config(workspace)
     history = open_history(workspace)
     event = history.last()
@@ -326,7 +326,7 @@ def _user() -> str:
 def canary_traces(workspace: Workspace, experiment: str) -> Traces:
     """Users the treatment has answered, in the spool or the store, and a decision reached in canary mode.
 
-    Asked only where the history holds nothing. A store that cannot be read counts as a sign: nobody knows what is in it.
+    Asked only where the history holds nothing. A store that cannot be read counts as a sign: its content is unknown.
     """
     found = []
     n_waiting, entry = _in_spool(workspace.spool, experiment)
@@ -431,7 +431,7 @@ def status_lines(status: Status) -> Iterator[str]:
     if status.event is not None:
         yield f"  since {_when(status.event.at)} by {status.event.who}: {status.event.why}"
     if not status.watched:
-        yield "  nobody watches: start `evalpipe canary run` or `evalpipe collect`"
+        yield "  no controller runs: start `evalpipe canary run` or `evalpipe collect`"
     if evaluation is None:
         return
     needed = status.stages[state.stage].duration_s if 0 <= state.stage < len(status.stages) else 0.0

@@ -53,7 +53,7 @@ def collect(
     if not settings.is_loopback and settings.client_token is None and not insecure:
         raise ConfigError(
             f"collector.host = {host!r} is reachable from other machines: set a client token in "
-            f"${config.collector.client_token_env}, or say --insecure"
+            f"${config.collector.client_token_env}, or give --insecure"
         )
     load_every_s = None if load_every is None else read_duration(load_every)
     load_command = [sys.executable, "-m", "evalpipe", "load", "--data", str(workspace.data)]
@@ -99,7 +99,7 @@ def _controller_command(workspace: Workspace) -> list[str]:
 
 
 def collector_settings(workspace: Workspace) -> CollectorSettings:
-    """Everything the collector's processes are told."""
+    """The settings of the collector's processes."""
     config = workspace.require_config()
     arms = config.require_arms()
     options, experiment = config.collector, config.experiment
@@ -198,7 +198,7 @@ def _arm(workspace: Workspace, name: str, arm: ArmConfig) -> ArmSettings:
         if key is None:
             raise ConfigError(f"arms.{name}.api_key_env = {arm.api_key_env!r}: this environment variable is not set")
         if not key.isascii() or not key.isprintable() or key != key.strip():
-            raise ConfigError(f"${arm.api_key_env} holds blanks or characters that cannot stand in a header")
+            raise ConfigError(f"${arm.api_key_env} holds blanks or characters that are not allowed in a header")
     return ArmSettings(
         arm=name,
         provider=arm.provider,

@@ -75,7 +75,7 @@ RATES: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CompareOptions:
-    """What the command line says."""
+    """The options of the command line."""
 
     name: str | None = None
     judge_model: str | None = None
@@ -124,12 +124,12 @@ def compare(
         workspace: of the working directory; without a configuration the data go to ./evalpipe-NAME/.
         old: control's answers, or both.
         new: treatment's answers.
-        options: what the command line says.
+        options: those of the command line.
         say: takes the line of each step.
-        ask: asked before money is spent; None: nobody can be asked.
+        ask: asked before money is spent; None: there is no terminal.
 
     Raises:
-        ConfigError: for files, mappings and judges that cannot be; where a yes is needed and nobody can be asked.
+        ConfigError: for files, mappings and judges that cannot be; where a confirmation is needed and there is no terminal.
         DataError: where no two answers belong together.
     """
     name = _name(old, new, options.name)
@@ -183,7 +183,7 @@ def _pairs_of(
     if not found.pairs:
         raise DataError(
             f"no answer of {old} and {new} belongs together: neither an id nor a prompt is in both; "
-            'say which columns hold them with --map "prompt=…, text=…, id=…"'
+            'name the columns that hold them with --map "prompt=…, text=…, id=…"'
         )
     return found.pairs, []
 
@@ -263,7 +263,7 @@ def _both_in(read: _Read, path: Path, say: Say) -> list[tuple[Exchange, Exchange
     new = [row for row in read.rows if row.arm is Arm.TREATMENT]
     if not old or not new:
         raise ConfigError(
-            f"{path} holds one answer to each prompt: give the file of the other answers too, or say where both are with "
+            f"{path} holds one answer to each prompt: give the file of the other answers too, or name both columns with "
             '--map "prompt=…, text_a=OLD, text_b=NEW" (or text=…, arm=COLUMN)'
         )
     found = pair_up(old, new, ids=True)
@@ -300,7 +300,7 @@ def _models(pairs: Sequence[tuple[Exchange, Exchange]]) -> tuple[str | None, str
 
 @dataclass(frozen=True, slots=True)
 class _Judge:
-    """Who judges; None in a field: as the workspace says."""
+    """Who judges; None in a field: as configured in the workspace."""
 
     vendor: Vendor | None
     model: str | None
@@ -482,7 +482,7 @@ class Pairing:
 
 def pair_up(old: Sequence[Exchange], new: Sequence[Exchange], *, ids: bool = True) -> Pairing:
     """Pair the answers of two files. `ids`: both files have ids of their own. Ids whose prompts differ more often than not are
-    numbers of rows, and are not believed. Repeated ids and prompts pair in order."""
+    row numbers, and are ignored. Repeated ids and prompts pair in order."""
     pairs: list[tuple[Exchange, Exchange]] = []
     by: dict[str, int] = {}
     left: Sequence[Exchange] = old
@@ -552,7 +552,7 @@ def _matched(
 
 
 def _under_one_id(pairs: Sequence[tuple[Exchange, Exchange]]) -> list[tuple[Exchange, Exchange]]:
-    """Both rows of a pair under control's id, with what only one of them knows of the request."""
+    """Both rows of a pair under control's id, with the fields that only one of them has of the request."""
     seen: dict[str, int] = defaultdict(int)
     found = []
     for old, new in pairs:

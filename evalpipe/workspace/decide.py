@@ -42,7 +42,7 @@ def verdict(
         waits: the workspace's own experiment without data yet is collect_more, not an error.
 
     Raises:
-        EvalpipeError: ConfigError for an experiment without data or a judge nobody knows.
+        EvalpipeError: ConfigError for an experiment without data or an unknown judge.
     """
     own = workspace.config.experiment.name if workspace.config else None
     name = _experiment(workspace, experiment, waits=waits)
@@ -136,8 +136,8 @@ def exit_code(document: dict[str, Any]) -> int:
 def rollout_step(decision: Decision) -> str:
     """What a tool that shifts traffic should do: "promote" | "roll_back" | "wait".
 
-    A set-up fault rolls back only where users are served by the arm at fault (ab, canary): copies harm nobody, and where the
-    set-up of control is at fault everybody would get the broken arm.
+    A set-up fault rolls back only where users are served by the arm at fault (ab, canary): shadow requests harm no user, and where
+    the set-up of control is at fault everybody would get the broken arm.
     """
     if decision.recommendation == Recommendation.SHIP:
         return "promote"

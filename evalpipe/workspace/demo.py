@@ -1,6 +1,6 @@
 """`evalpipe demo`: every stage on the shipped sample, in real processes over real HTTP.
 
-Simulated providers answer with what two small models really said, at the pace they said it; users send the sample's
+Simulated providers answer with recorded responses of two small models, at their recorded pace; users send the sample's
 requests through the OpenAI SDK to the collector; the log is loaded, judged by a simulated judge with stated rules, and
 reported. The workspace stays and can be used on.
 """
@@ -324,7 +324,7 @@ class Child:
         return self._process.pid
 
     def wait_listening(self, *, timeout_s: float = 60.0) -> str:
-        """The address the child says it listens on. Raises EvalpipeError with its last words where it ends or stays silent."""
+        """The address the child reports to listen on. Raises EvalpipeError with its last line where it ends or stays silent."""
         deadline = time.monotonic() + timeout_s
         while True:
             found = _LISTENING.search(self._output())

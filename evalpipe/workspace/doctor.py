@@ -25,7 +25,7 @@ LOW_DISK_BYTES = 1 << 30
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Diagnosis:
-    """`status`: pass | warn (works, but you should know) | fail (a run would fail)."""
+    """`status`: pass | warn (works, with a caveat) | fail (a run would fail)."""
 
     name: str
     status: str
@@ -218,7 +218,7 @@ def check_stream_usage(workspace: Workspace, config: Config) -> Iterator[Diagnos
 
 
 def costs_unknown(config: Config) -> bool:
-    """Whether chat streams pass as they are, although an arm speaks a dialect that reports usage on demand only."""
+    """Whether chat streams pass as they are, although an arm's dialect reports usage on demand only."""
     speaks_chat = any(arm.provider != "anthropic" for _, arm in _arms(config))
     return speaks_chat and config.collector.stream_usage == "as_is"
 

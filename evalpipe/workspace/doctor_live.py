@@ -1,4 +1,4 @@
-"""`evalpipe doctor --live`: one real request to each arm and each judge, on the path and with the head that traffic will have.
+"""`evalpipe doctor --live`: one real request to each arm and each judge, on the path and with the headers of the traffic.
 
 A request asks for one token where the provider takes that, so that an arm costs a fraction of a cent.
 """
@@ -129,7 +129,7 @@ def _live_arm(workspace: Workspace, config: Config, name: str, arm: ArmConfig) -
     if takes_clients_key and heard.words is not None and heard.status in (401, 403):
         found = _result(title, where, model, heard, usd=None, latency_ms=latency_ms)
         wanted = _CLIENT_KEYS.get(arm.provider, "arms.control.api_key_env")
-        remedy = f"control takes the client's key: set {wanted} to have it asked"
+        remedy = f"control takes the client's key: set {wanted} to test it"
         return replace(found, status="warn", remedy=remedy)
     usd = cost.usd if cost else None
     return _result(title, where, model, heard, usd=usd, latency_ms=latency_ms, remedy=_remedy(name, arm, heard))
@@ -146,7 +146,7 @@ def _ask_arm(arm: ArmSettings, endpoint: str, model: str) -> tuple[str, _Heard]:
         try:
             outgoing = translate_request(arm, head, body)
         except NotShadowableError as error:
-            return arm.base_url, _Heard(words=f"the request cannot be said to it: {error}")
+            return arm.base_url, _Heard(words=f"the request cannot be translated for it: {error}")
         body, endpoint = outgoing.body, outgoing.endpoint
     elif arm.rewrite:
         body = rewrite(endpoint, body, arm)

@@ -128,13 +128,13 @@ def judge_online(workspace: Workspace, store: Store, spec: JudgeSpec, options: J
 
 
 def judge(workspace: Workspace, options: JudgeOptions, *, by: JudgeBy = judge_online) -> list[RunSummary]:
-    """Judge what is unanswered, judge after judge, call by call unless `by` says how. Raises EvalpipeError; a run that was
-    stopped early says so in its summary."""
+    """Judge what is unanswered, judge after judge, call by call, or by `by`. Raises EvalpipeError; a run that was
+    stopped early has its reason in its summary."""
     name = loaded_experiment(workspace, options.experiment)
     specs = load_specs(workspace, options.judges)
     check_writable(workspace.data)
     for spec in specs:
-        api_key(spec)  # a missing key is told before the first call of the first judge
+        api_key(spec)  # a missing key is reported before the first call of the first judge
     summaries = []
     with one_line_if_full(workspace.data), judging_lock(journal_folder(workspace, name)):
         refuse_damaged(workspace.data, name, "judgments")

@@ -65,7 +65,7 @@ def self_test(workspace: Workspace, options: JudgeOptions) -> list[SelfTest]:
 
 
 def audit_judges(workspace: Workspace, options: JudgeOptions) -> list[Audit]:
-    """What the log's judgments say of each judge that made them; the numbers are the report's."""
+    """An audit of each judge of the log's judgments; the numbers are the report's."""
     name = loaded_experiment(workspace, options.experiment)
     for judge in options.judges:
         check_judge(workspace, name, judge)
@@ -144,7 +144,7 @@ async def _self_test(workspace: Workspace, spec: JudgeSpec, options: JudgeOption
     return read_results(spec.name, spec.fingerprint, judgments, summary.spent_usd)
 
 
-# `evalpipe judge settle`: calls whose cost nobody reported get one, on the record.
+# `evalpipe judge settle`: calls whose cost was not reported get one, on the record.
 
 
 _CENT_OF_A_CENT = 1e-4
@@ -182,7 +182,7 @@ def settle(
     usd: float | None = None,
     worst_case: bool = False,
 ) -> list[Settled]:
-    """Settle the calls whose cost nobody reported; without an amount, only report what is held.
+    """Settle the calls whose cost was not reported; without an amount, only report what is held.
 
     Args:
         workspace: the workspace.

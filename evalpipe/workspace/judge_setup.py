@@ -39,7 +39,7 @@ from evalpipe.workspace.paths import Workspace, has_record
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JudgeOptions:
-    """What the command line says; None where the configuration decides."""
+    """The options of the command line; None where the configuration decides."""
 
     judges: Sequence[str] = ()
     limit: int | None = None
@@ -205,7 +205,7 @@ def budget_of(
 
     Args:
         price: of the calls that are made now.
-        account_price: of calls made before whose cost nobody reported; None: `price`.
+        account_price: of earlier calls whose cost was not reported; None: `price`.
         per_day: the most this judge may cost since midnight UTC (USD); None: no such limit.
 
     Raises:

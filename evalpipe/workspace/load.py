@@ -73,9 +73,9 @@ def load(
 ) -> LoadSummary:
     """Load `paths` (without one: the workspace's spool). Rows that are there already are not added again.
 
-    `arm`: whose answers another tool's log holds, where its format does not say. `options` goes before `format_name`
-    and `arm`. `confirm`: asked before a guessed mapping is loaded; None: nobody can be asked. Raises ConfigError for
-    a path, format, mapping or arm that does not exist and for a guess nobody confirmed, DataError where a file cannot
+    `arm`: the arm of another tool's log, where its format names none. `options` goes before `format_name`
+    and `arm`. `confirm`: asked before a guessed mapping is loaded; None: there is no terminal. Raises ConfigError for
+    a path, format, mapping or arm that does not exist and for a guess that is not confirmed, DataError where a file cannot
     be read.
     """
     options = options or LoadOptions(format_name=format_name, arm=arm)
@@ -146,8 +146,8 @@ def _confirm_guesses(workspace: Workspace, plan: LoadPlan, options: LoadOptions,
     if confirm is not None and sys.stdin.isatty() and sys.stderr.isatty():
         if confirm(shown):
             return
-        raise ConfigError(f"nothing was loaded; say where things are: {lines[0]}")
-    raise ConfigError("\n".join([*shown, "load it with --yes, or say where things are:", *lines]))
+        raise ConfigError(f"nothing was loaded; name the columns: {lines[0]}")
+    raise ConfigError("\n".join([*shown, "load it with --yes, or name the columns:", *lines]))
 
 
 def _planned_line(planned: Planned) -> str:
@@ -311,7 +311,7 @@ def _n_bytes(files: Iterable[Path]) -> int:
 
 @contextmanager
 def only_load(data: Path) -> Iterator[None]:
-    """One load at a time: a second one says so and waits."""
+    """One load at a time: a second one reports it and waits."""
     with private_file(data / ".load.lock", os.O_RDWR) as handle:
         if not try_lock(handle):
             sys.stderr.write(f"evalpipe: another load is at work in {data}: waiting for it\n")
@@ -368,7 +368,7 @@ _SHOWN_CHARS = 60
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoadOptions:
-    """What the command line says of other tools' logs."""
+    """The command line's options for other tools' logs."""
 
     format_name: str = "auto"
     arm: str = "control"
@@ -473,7 +473,7 @@ def _settings(workspace: Workspace, path: Path, name: str | None) -> SourceConfi
 
 
 def arms_of(planned: Planned, workspace: Workspace) -> Arms:
-    """How the values of an arm column are told apart, by the options, the configuration's models, else the order they
+    """How the values of an arm column are assigned, by the options, the configuration's models, else the order they
     come in."""
     from evalpipe.models import Arm
 
@@ -500,9 +500,9 @@ def shown_guess(planned: Planned, workspace: Workspace) -> list[str]:
             value = find(row, planned.guess.paths["arm"])
             if value not in (None, ""):
                 arms.of(str(value))
-        found.append(f"  arms: {', '.join(arms.lines())} (--arms CONTROL,TREATMENT says it otherwise)")
+        found.append(f"  arms: {', '.join(arms.lines())} (change it with --arms CONTROL,TREATMENT)")
     elif not planned.guess.is_pairs:
-        found.append(f"  all answers are {planned.arm}'s (--arm treatment says it otherwise)")
+        found.append(f"  all answers are {planned.arm}'s (change it with --arm treatment)")
     return found
 
 
@@ -546,7 +546,7 @@ def passes_through(config: Config | None) -> dict[str, bool]:
 
 
 def faults_of(workspace: Workspace, experiment: str) -> list[SetupFault]:
-    """The set-up faults that stand in a stored experiment, outside its excluded times. Raises DataError as `open_store`."""
+    """The set-up faults of a stored experiment, outside its excluded times. Raises DataError as `open_store`."""
     config = workspace.config
     settings = Settings(passes_through=passes_through(config), exclusions=_exclusions(workspace.data, experiment))
     mode = config.experiment.mode if config else "shadow"
@@ -561,7 +561,7 @@ def setup_warnings(workspace: Workspace, experiments: Collection[str]) -> list[s
         faults = faults_of(workspace, experiment)
         if faults:
             newest = max(faults, key=lambda fault: fault.last_at)
-            others = f" ({len(faults) - 1} more set-up faults stand before it)" if len(faults) > 1 else ""
+            others = f" ({len(faults) - 1} more set-up faults before it)" if len(faults) > 1 else ""
             lines.append(f"{experiment}: {newest.text}{others}")
     return lines
 

@@ -35,7 +35,7 @@ def share(workspace: Workspace, percentage: float | None, stage: int | None) -> 
     """The share asked for: a percentage, a stage (from 1), else the one in force."""
     config = workspace.require_config()
     if percentage is not None and stage is not None:
-        raise ConfigError("--percentage and --stage say the same thing: give one of them")
+        raise ConfigError("--percentage and --stage exclude each other: give one of them")
     if percentage is not None:
         return percentage
     if stage is not None:
@@ -126,7 +126,7 @@ def write_kustomize(workspace: Workspace, folder: Path) -> list[Path]:
 
 
 def apply(text: str) -> str:
-    """Hand the manifests to kubectl; what it said."""
+    """Apply the manifests with kubectl; returns its output."""
     kubectl = shutil.which("kubectl")
     if kubectl is None:
         raise ConfigError("--apply needs kubectl on the PATH")
@@ -154,7 +154,7 @@ def watch(
     *,
     wait: Callable[[float], bool],
 ) -> None:
-    """Render again whenever the share in force changes, until `wait` says so. The first rendering comes at once."""
+    """Render again whenever the share in force changes, until `wait` returns true. The first rendering comes at once."""
     last: float | None = None
     while True:
         now = share(workspace, None, None)

@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 FORMATS = ("table", "csv", "json")
 TABLE_ROWS = 1000
-"""A table for the eye ends here, and says so; CSV and JSON have every row."""
+"""Rows of a printed table at most, with a note on the rest; CSV and JSON have every row."""
 
 CELL_CHARACTERS = 2000
 COLUMN_CHARACTERS = 24
-"""A cell of the grid folds from here on; where the columns need more room than there is, rows are printed value by value."""
+"""A cell of the grid folds from here on; where the columns need more width than there is, rows are printed value by value."""
 
 _BATCH = 1000
 
@@ -72,7 +72,7 @@ def _table(result: duckdb.DuckDBPyConnection, out: TextIO) -> None:
     more, rows = len(rows) > TABLE_ROWS, rows[:TABLE_ROWS]
     console = Console(file=out, width=None if out.isatty() else 200, highlight=False)
     wide = _grid_width(names, rows) > console.width
-    if wide and not rows:  # heads of one letter a line help nobody
+    if wide and not rows:  # headers of one letter a line are unreadable
         console.print(Text(f"columns: {', '.join(names)}"))
     elif wide:
         _print_records(console, names, rows)
@@ -330,7 +330,7 @@ def move_damaged(workspace: Workspace) -> list[DamagedFile]:
             source = data / found.file
             target = data / FOLDER / found.file
             with writing(data, found.dataset):
-                if not source.exists():  # somebody else was first
+                if not source.exists():  # another process was first
                     continue
                 make_folder(target.parent, mode=0o700)
                 source.rename(target)

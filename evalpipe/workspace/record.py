@@ -20,7 +20,7 @@ from evalpipe.store.query import Selection
 from evalpipe.workspace.paths import record_copy_path, record_mark_path, record_path
 
 NOT_ALLOWED = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
-"""What writing to somebody else's folder, or a read-only one, fails with."""
+"""Errors of writing to another user's folder, or a read-only one."""
 
 
 def load_record(data: Path, experiment: str) -> ExperimentRecord | None:
@@ -81,8 +81,8 @@ def _lost(data: Path, experiment: str) -> str | None:
 def recording(data: Path, experiment: str, *, read_only: bool = False) -> Iterator[bool]:
     """One look at a time: two that look at once must not both fix the plan or take the same number.
 
-    Gives whether the record can be written. With `read_only` a folder nobody may write to (a snapshot, a colleague's) is False
-    instead of an error.
+    Gives whether the record can be written. With `read_only` a folder without write permission (a snapshot, a colleague's) is
+    False instead of an error.
     """
     path = record_path(data, experiment).with_name(f".{experiment}.lock")
     try:
@@ -115,7 +115,7 @@ def excluding(selection: Selection, record: ExperimentRecord | None, *, but: Seq
 def write_atomically(path: Path, data: bytes, *, optional: bool = False) -> bool:
     """The file appears whole under its name or not at all, and survives a power loss. Whether it was written.
 
-    Raises EvalpipeError where it cannot be written; with `optional` a folder nobody may write to is no error.
+    Raises EvalpipeError where it cannot be written; with `optional` a folder without write permission is no error.
     """
     try:
         write_synced(path, data)

@@ -51,7 +51,7 @@ Say = Callable[[str], object]
 Ask = Callable[[str], bool]
 
 ANSWER_BYTES = 1 << 17
-"""Room on the disk for one answer and its request; what is longer is kept without its raw text where the disk is full."""
+"""Disk space for one response and its request; what is longer is kept without its raw text where the disk is full."""
 
 
 def _shortened(row: ReplayCall) -> ReplayCall:
@@ -66,7 +66,7 @@ CALLS: RowKind[ReplayCall] = RowKind(type=ReplayCall, id_of=lambda row: row.call
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReplayOptions:
-    """What the command line says; None where the configuration decides."""
+    """The options of the command line; None where the configuration decides."""
 
     users: int | None = None
     pairs_per_unit: int | None = None
@@ -81,14 +81,14 @@ class ReplayOptions:
 
 
 def replay(workspace: Workspace, options: ReplayOptions, *, yes: bool, say: Say, ask: Ask | None) -> ReplaySummary:
-    """Send what is not answered yet. Raises EvalpipeError; a run that was stopped early says so in its summary.
+    """Send what is not answered yet. Raises EvalpipeError; a run that was stopped early has its reason in its summary.
 
     Args:
         workspace: with the arms configured.
-        options: what the command line says.
+        options: those of the command line.
         yes: spend without asking.
         say: takes the lines of the estimate.
-        ask: asked before money is spent; None: nobody can be asked.
+        ask: asked before money is spent; None: there is no terminal.
     """
     name, arms = prepare(workspace, options)
     check_writable(workspace.data)
@@ -164,7 +164,7 @@ def _arm(workspace: Workspace, config: Config, arm: Arm, configured: ArmConfig) 
             f"arms.{arm.value}: replay asks a server; run the LiteLLM proxy, and set base_url to its address"
         )
     if not configured.model:
-        raise ConfigError(f"arms.{arm.value}.model is missing: replay needs to know which model it asks, and its price")
+        raise ConfigError(f"arms.{arm.value}.model is missing: replay needs the model that it calls, and its price")
     if settings.api_key is None and not is_local(settings.base_url):
         raise ConfigError(
             f"arms.{arm.value} has no key: set api_key_env in evalpipe.toml (a replay has no client whose key could pass through)"
@@ -315,7 +315,7 @@ def estimate_lines(found: ReplayEstimate, *, batch: bool = False) -> list[str]:
     if found.left_out:
         lines.append("  left out: " + _counted(found.left_out))
     if found.refused:
-        lines.append("  cannot be said to an arm faithfully: " + _counted(found.refused))
+        lines.append("  cannot be translated faithfully for an arm: " + _counted(found.refused))
     return lines
 
 
@@ -555,7 +555,7 @@ def result_lines(summary: ReplaySummary) -> list[str]:
     account = summary.account
     if account is not None and account.n_unsettled:
         lines.append(
-            f"  {account.n_unsettled:,} calls of all runs broke off, and nobody reported what they cost: they are held against "
+            f"  {account.n_unsettled:,} calls of all runs broke off, and their cost was not reported: they are held against "
             f"the cap at ${account.at_most_usd:,.4f}"
         )
     if summary.n_answered:

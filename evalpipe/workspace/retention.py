@@ -33,7 +33,7 @@ from evalpipe.workspace.record import write_atomically
 from evalpipe.workspace.secrets import UNIT_KEY_ENV, unit_key
 
 DATED_FROM = datetime(1971, 1, 1, tzinfo=UTC)
-"""A row of an imported log without times has an instant before this: nobody knows how old it is."""
+"""A row of an imported log without times has an instant before this: its age is unknown."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -188,7 +188,7 @@ def _remove(
         )
     if removal.undated:
         removal.notes.append(
-            f"{removal.undated:,} imported requests have no time, so nobody knows how old they are: their texts stay"
+            f"{removal.undated:,} imported requests have no time, so their age is unknown: their texts stay"
         )
     if removal.damaged:
         removal.notes.append(

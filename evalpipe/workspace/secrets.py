@@ -30,8 +30,8 @@ from evalpipe.workspace.record import write_atomically
 
 
 def workspace_secrets(workspace: Workspace) -> tuple[str, ...]:
-    """The keys that this process can know: those in the environment that the configuration and the judge files name, and those
-    that stand in parameters and addresses."""
+    """The keys that this process can find: those in the environment that the configuration and the judge files name, and those
+    in parameters and addresses."""
     config = workspace.config
     return () if config is None else known_secrets(_secrets(workspace, config))
 
@@ -83,7 +83,7 @@ def shown_config(config: Config) -> dict[str, Any]:
 
 
 class Outgoing:
-    """The last look at a file that will be mailed. A key that is found in it is replaced, and said so on stderr: it lies in
+    """The last look at a file that will be mailed. A key that is found in it is replaced, with a warning on stderr: it is in
     the data (a log of an earlier version, or one that was imported)."""
 
     def __init__(self, workspace: Workspace) -> None:
@@ -169,7 +169,7 @@ def _recorded(places: list[Path]) -> dict[Path, str]:
     for place in places:
         with suppress(OSError):
             words = place.read_text("ascii", "replace").split()
-            if words:  # an empty one says nothing, the other place holds it too
+            if words:  # an empty one counts as missing, the other place holds it too
                 found[place] = words[0]
     return found
 
@@ -205,7 +205,7 @@ def _make(path: Path) -> None:
             file.write(secrets.token_hex(32))
             file.flush()
             os.fsync(file.fileno())
-        with suppress(FileExistsError):  # somebody was first: theirs is the key
+        with suppress(FileExistsError):  # another process created it: use that key
             os.link(temp, path)
     finally:
         temp.unlink(missing_ok=True)

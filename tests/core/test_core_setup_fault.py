@@ -214,11 +214,11 @@ def one(arm: str, status: int | None, code: str | None = None, message: str = ""
         (one("treatment", 404, "http_404", "Not Found"), "[arms.treatment] model and base_url"),
         (
             one("treatment", 400),
-            "[arms.treatment] model, params and drop (it leaves out fields that this server does not know)",
+            "[arms.treatment] model, params and drop (it leaves out fields that this server does not accept)",
         ),
         (
             one("treatment", 422),
-            "[arms.treatment] model, params and drop (it leaves out fields that this server does not know)",
+            "[arms.treatment] model, params and drop (it leaves out fields that this server does not accept)",
         ),
         (one("treatment", None, "connect_error"), "[arms.treatment] base_url"),
         (one("treatment", 200, "malformed"), "[arms.treatment] base_url"),

@@ -119,7 +119,7 @@ def test_the_command_prints_what_is_held_and_a_kill_leaves_no_half_settlement(
     with pytest.raises(SystemExit, match="0"):
         main(["judge", "settle"])
     out = capsys.readouterr().out
-    assert "3 calls whose cost nobody reported, estimated at $0.0300 and held at $0.1200" in out
+    assert "3 calls whose cost was not reported, estimated at $0.0300 and held at $0.1200" in out
     assert "settle them with --bill USD" in out
     with monkeypatch.context() as killed:
 

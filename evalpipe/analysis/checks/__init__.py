@@ -44,7 +44,7 @@ CHECKS = {
 
 
 def run_checks(evidence: CheckContext) -> list[Check]:
-    """Every check that has something to say about this kind of experiment, in the order of the list."""
+    """The checks that apply to this kind of experiment, in the order of the list."""
     from evalpipe.analysis.checks import (
         data,
         traffic,  # they import what a check is from here

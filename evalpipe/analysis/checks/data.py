@@ -136,7 +136,7 @@ def one_user_dominates(evidence: CheckContext) -> Check | None:
         return Check(
             name="one_user_dominates",
             status=WARN,
-            detail=f"{detail}: the result is largely theirs",
+            detail=f"{detail}: they decide most of the result",
             remedy="look at the result without them (--where), or wait for more users",
         )
     return Check(name="one_user_dominates", status=PASS, detail=detail)
@@ -211,7 +211,7 @@ ANSWERS = "FROM exchanges WHERE experiment = ? AND role <> 'replay' AND outcome 
 
 def price_unknown(evidence: CheckContext) -> Check | None:
     """Answers whose cost is not known (no price for their model, no tokens to multiply it with, tokens of a kind without a
-    price) or not whole (a fee that the answer does not tell)."""
+    price) or incomplete (a fee that the response does not report)."""
     cost = evidence.results.get("cost_per_request_usd")
     if cost is not None and not cost.measurable and not evidence.settings.priced:
         return None  # a log without costs, and no arm whose price could be missing
@@ -270,7 +270,7 @@ def _remedies(evidence: CheckContext, *, unmetered: int, told: list[dict[str, An
 
 
 def _notes(evidence: CheckContext, condition: str) -> list[dict[str, Any]]:
-    """What the answers of `condition` say of their cost, the commonest first."""
+    """The cost notes of the responses of `condition`, the commonest first."""
     return rows(
         evidence.connection,
         f"SELECT cost_note, count(*) AS n {ANSWERS} AND {condition} GROUP BY 1 ORDER BY n DESC, 1",
@@ -305,7 +305,7 @@ CHECKS: list[CheckFunction] = [
 ]
 
 
-# Checks of what the answers are: endings nobody knows, and content that a judge of texts cannot see.
+# Checks of what the answers are: unknown finish reasons, and content that a judge of texts cannot see.
 
 
 UNFINISHED = (PAUSED, CALLS_MISSING)
@@ -315,7 +315,7 @@ _ODD = {
     PAUSED: ("is paused, not finished", "are paused, not finished"),
     CALLS_MISSING: ("ends for a tool call it does not hold", "end for a tool call they do not hold"),
 }
-"""what is said of one answer, and of several"""
+"""the text about one response, and about several"""
 
 
 def finish_reasons(evidence: CheckContext) -> Check | None:

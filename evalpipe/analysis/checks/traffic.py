@@ -25,7 +25,7 @@ MIN_LOST_SHARE = 0.005
 
 
 def empty_arm(funnel: Funnel, *, paired: bool) -> str | None:
-    """What to say where one arm has no exchange at all; None where both have some."""
+    """The failure where one arm has no exchange at all; None where both have some."""
     seen = {arm: sum(outcomes.values()) for arm, outcomes in funnel.outcomes.items()}
     empty = [arm for arm in ("control", "treatment") if not seen.get(arm)]
     if not empty:

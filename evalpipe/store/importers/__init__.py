@@ -1,4 +1,4 @@
-"""Other people's logs → nouns: one module per family of formats, and the visible list."""
+"""Logs of other tools → records: one module per family of formats, and the list of importers."""
 
 from __future__ import annotations
 
@@ -33,5 +33,5 @@ def format_names() -> list[str]:
 
 
 def detect(document: Any) -> Importer | None:
-    """The importer whose format this document is in; None where none knows it."""
+    """The importer that recognises this document; None where none does."""
     return next((importer for importer in IMPORTERS if importer.matches(document)), None)

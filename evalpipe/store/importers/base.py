@@ -15,12 +15,12 @@ from evalpipe.providers.conversation import Position, position_of
 from evalpipe.store.importers.values import instant
 
 UNKNOWN_TIME = datetime(1970, 1, 1, tzinfo=UTC)
-"""`started_at` of rows whose log tells no time, plus the line number in microseconds: file order is kept, every load of a
+"""`started_at` of rows whose log has no time, plus the line number in microseconds: file order is kept, every load of a
 file gives the same rows, and no invented date can be taken for a real one."""
 
 
 class BrokenLineError(ValueError):
-    """This document is not what the format says; `str()` is the reason that is put beside it."""
+    """This document does not match the format; `str()` is the reason that is stored with it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +34,7 @@ class Imported:
     left_out: Sequence[str] = ()
     """what the document held besides and is no exchange, a word or two for each"""
     notes: Sequence[str] = ()
-    """what a reader of the rows should know, a short line for each case"""
+    """notes on the rows, a short line for each case"""
     variants: Sequence[str | None] = ()
     """for each exchange the log's own word for its arm, where it has one"""
     derived_ids: bool = False
@@ -56,7 +56,7 @@ class Importer:
     matches: Callable[[Any], bool]
     read: Callable[[Any, int], Imported]
     tells_arms: bool = False
-    """the documents say which answer is control's and which treatment's"""
+    """the documents name which response is control's and which treatment's"""
     companion: Callable[[Any], tuple[str, Any] | None] | None = None
     """(key, what is remembered) of a document that only adds to others: the requests of a batch, the users of traces"""
     joined: Callable[[Any, Mapping[str, Any]], Any] | None = None
@@ -156,7 +156,7 @@ def prompt_text(messages: Sequence[Mapping[str, Any]]) -> str:
 
 
 def conversation_of(messages: Sequence[Mapping[str, Any]]) -> str | None:
-    """The conversation's id by its system text and first user message; None where no user says anything."""
+    """The conversation's id by its system text and first user message; None without a user message."""
     system = "\n".join(content_text(message.get("content")) for message in messages if message.get("role") == "system")
     first = next((content_text(message.get("content")) for message in messages if message.get("role") == "user"), None)
     return None if first is None else conversation_id(system, first)
@@ -204,7 +204,7 @@ def _kind(value: Any) -> str:
     return "a number" if isinstance(value, int | float) else f"a {type(value).__name__}"
 
 
-# What the logs of other tools have in common: one request and one answer, told in their own words.
+# What the logs of other tools have in common: one request and one response, under names of their own.
 
 
 _REFUSED = frozenset({"content_filter", "refusal", "safety"})
@@ -226,7 +226,7 @@ def logged_exchange(
     **columns: Any,
 ) -> Exchange:
     """A log's entry as control's exchange (`load --arm` makes it treatment's). `request` defaults to the messages in the
-    shape of a chat completion, so that whoever reads requests can read it; other `columns` are the exchange's own."""
+    shape of a chat completion, so that every reader of requests can read it; other `columns` are the exchange's own."""
     outcome = Outcome.OK
     if error is not None:
         outcome = Outcome.HTTP_ERROR
@@ -258,7 +258,7 @@ def logged_exchange(
 
 
 def milliseconds(start: datetime | None, end: datetime | None) -> float | None:
-    """From start to end; None where one is not told or they contradict each other."""
+    """From start to end; None where one is missing or they contradict each other."""
     if start is None or end is None or end < start:
         return None
     return (end - start).total_seconds() * 1000

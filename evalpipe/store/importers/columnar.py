@@ -260,7 +260,7 @@ class _Columns:
         return values
 
     def units(self, path: str, *, any_name: bool) -> list[Any]:
-        """Of users; of pairs, `any_name` stands, also one that means nobody elsewhere."""
+        """Of users; for pairs `any_name` is kept, also one that means no user elsewhere."""
 
         def unit(value: Any) -> Any:
             if type(value) is not str:

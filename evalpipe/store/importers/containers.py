@@ -285,7 +285,7 @@ def _tar_member(source: Source, path: Path, member: str) -> Iterator[Document]:
 
 
 def raw_of(document: Document) -> bytes:
-    """The document as bytes that can be put aside: as it came, else as JSON."""
+    """The document as bytes that can be stored as rejected: as it came, else as JSON."""
     if document.raw is not None:
         return document.raw
     try:
@@ -294,7 +294,7 @@ def raw_of(document: Document) -> bytes:
         return str(document.value)[:100_000].encode("utf-8", "surrogatepass")
 
 
-# The bytes of a file without their packing: gzip, zstd, bzip2, xz and text encodings, told by the first bytes, not
+# The bytes of a file without their packing: gzip, zstd, bzip2, xz and text encodings, detected by the first bytes, not
 # by the name.
 
 
@@ -411,7 +411,7 @@ class _Unpacked(io.RawIOBase):
 
 
 def encoding_of(head: bytes) -> tuple[str, str] | None:
-    """(codec, its name for people) of a text whose first bytes say that it is not plain UTF-8; None for plain UTF-8."""
+    """(codec, its name for people) of a text whose first bytes show that it is not plain UTF-8; None for plain UTF-8."""
     for mark, codec, word in _BOMS:
         if head.startswith(mark):
             return codec, word

@@ -44,7 +44,7 @@ def _inside(document: Any, keys: Sequence[str]) -> Iterator[Any]:
     value = document
     for key in keys:
         if not isinstance(value, Mapping) or key not in value:
-            yield document  # another shape than the rest: whoever reads it says so
+            yield document  # another shape than the rest: its reader reports it
             return
         value = opened(value[key])
     if isinstance(value, list):
@@ -157,7 +157,7 @@ def _insides(document: Any, depth: int = 0, keys: tuple[str, ...] = ()) -> Itera
         yield from _insides(value, depth + 1, (*keys, key))
 
 
-# What to say of a file in no known format: what it is, the keys that were seen, the nearest format, a line to begin
+# The message about a file in no known format: what it is, the keys that were seen, the nearest format, a line to begin
 # with.
 
 
@@ -245,7 +245,7 @@ def describe(name: str, kind: str, documents: Sequence[Any]) -> str:
         missing = f" (it lacks {', '.join(near[1])})" if near[1] else ""
         parts.append(f"nearest format: {near[0]}{missing}")
     parts.append(
-        f'say where things are with --map "prompt={_best(columns, 0)}, text={_best(columns, 1)}", '
+        f'name the columns with --map "prompt={_best(columns, 0)}, text={_best(columns, 1)}", '
         f"or name it with --format ({', '.join(format_names())})"
     )
     return "; ".join(parts)

@@ -31,7 +31,7 @@ CUT = "the file is cut at its end: its last entry is not whole"
 
 @dataclass(slots=True)
 class Document:
-    """One document and where it stood: `number` is its line, row or place, from 1. `problem`: why there is no value."""
+    """One document and its position: `number` is its line, row or place, from 1. `problem`: why there is no value."""
 
     number: int
     value: Any = None

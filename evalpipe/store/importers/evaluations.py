@@ -273,7 +273,7 @@ def _promptfoo_amend(call: Mapping[str, Any], row: dict[str, Any]) -> None:
         row["text"] = json_text(output)
     reason = number(find(call, "failureReason"))
     error = find(call, "response.error") or (find(call, "error") if reason == 2 or row["said"].is_empty else None)
-    row["error"] = error  # a failed assertion stands in `error` too, and is no failure of the call
+    row["error"] = error  # a failed assertion is reported in `error` too, and is no failure of the call
     row["meta"] = {
         key: call.get(key) for key in ("vars", "success", "score", "namedScores", "gradingResult") if key in call
     }

@@ -213,7 +213,7 @@ def _litellm_left_out(document: Any) -> str | None:
 def _litellm_amend(document: Mapping[str, Any], row: dict[str, Any]) -> None:
     if not has(document, "response") and row["error"] is None and row["state"] in (None, "success"):
         raise BrokenLineError("response is missing")
-    if opened(row["answer"]) in ({}, []):  # the spend log holds texts only where it is told to
+    if opened(row["answer"]) in ({}, []):  # the spend log holds texts only where it is configured to
         row["answer"] = None
     if opened(row["prompt"]) in ({}, []):
         row["prompt"] = first(document, ("proxy_server_request.body", "proxy_server_request"))
@@ -226,7 +226,7 @@ def _litellm_amend(document: Mapping[str, Any], row: dict[str, Any]) -> None:
         row["error"] = row["error"] or "failed"
     if row["status"] is not None and number(row["status"]) is None:
         row["status"] = None
-    # The end user alone; failing that whoever owns the key, which LiteLLM stores hashed.
+    # The end user alone; failing that the key's owner, which LiteLLM stores hashed.
     row["unit"] = name(opened(row["unit"])) or name(opened(first(document, ("user", "metadata.user_api_key_user_id"))))
 
 

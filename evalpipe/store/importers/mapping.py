@@ -232,10 +232,10 @@ _TREATMENT = frozenset({"treatment", "b", "new", "candidate", "challenger", "1",
 
 
 class Arms:
-    """Values are told apart by their words, by the models of the configuration, else the first one seen is control's.
+    """Values are assigned by their names, by the models of the configuration, else the first one seen is control's.
 
     `named`: (control's value, treatment's), as the user gave them; any other value is then of no arm. `first`: the
-    arm of the first value where nothing else says it.
+    arm of the first value where nothing else decides it.
     """
 
     def __init__(
@@ -452,7 +452,7 @@ def guess_mapping(documents: Sequence[Any]) -> Mapped | None:
         "elapsed",
     }:
         known = sorted(one for one in map(number, values[paths["latency_ms"]]) if one is not None)
-        if known and known[len(known) // 2] < 60:  # nobody answers in 60 ms: these are seconds
+        if known and known[len(known) // 2] < 60:  # no model responds in 60 ms: these are seconds
             paths["latency_s"] = paths.pop("latency_ms")
     if two is not None:
         _add_measures(paths, columns, two)

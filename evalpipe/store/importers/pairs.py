@@ -95,7 +95,7 @@ def _exchange(
         unit_id=fields.text("unit_id"),
         conversation_id=fields.text("conversation_id") or conversation_of(messages),
         started_at=started_at,
-        # The request is written down in the shape of a chat completion, so that whoever reads requests can read it.
+        # The request is written down in the shape of a chat completion, so that every reader of requests can read it.
         endpoint="chat.completions",
         model_requested=model,
         model=model,
@@ -118,7 +118,7 @@ def _exchange(
 
 
 def _outcome(told: str | None, status: int | None, text: str | None) -> Outcome:
-    """An import without a status counts as answered; a response that is null is an answer nobody could read."""
+    """An import without a status counts as answered; a response that is null is unreadable."""
     if told is not None:
         try:
             return Outcome(told)
@@ -130,7 +130,7 @@ def _outcome(told: str | None, status: int | None, text: str | None) -> Outcome:
 
 
 def _labels(fields: Fields, request_id: str) -> tuple[list[Label], list[str]]:
-    """(the label, why it cannot be read): the pair stands without it."""
+    """(the label, why it cannot be read): the pair is kept without it."""
     label = fields.document.get("label")
     if label is None or label == "":
         return [], []

@@ -358,7 +358,7 @@ def _http_text(body: Any) -> str:
 
 
 def _http_latency_ms(headers: Mapping[str, str]) -> float | None:
-    """What the provider says it took; a cassette keeps no other time."""
+    """The provider's own processing time; a cassette holds no other."""
     told = headers.get("openai-processing-ms", "")
     return float(told) if told.isdigit() else None
 

@@ -176,7 +176,7 @@ def _of_items(items: list[Mapping[str, Any]]) -> Said:
 
 
 def _of_chunks(chunks: list[Mapping[str, Any]], depth: int) -> Said:
-    """The chunks of a streamed chat completion that somebody kept in a list."""
+    """The chunks of a streamed chat completion, stored as a list."""
     body = "".join(f"data: {json.dumps(chunk, default=str)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
     found = _streamed(body)
     return found if found.text != body else read_said(dict(chunks[0]), depth + 1)
@@ -352,7 +352,7 @@ def _plain(value: Mapping[str, Any], depth: int) -> Said:
 
 
 def _with_head(said: Said, value: Mapping[str, Any]) -> Said:
-    """What stands beside the answer: model, tokens, end, time, error."""
+    """The fields beside the text: model, tokens, end, time, error."""
     meta = opened(
         value.get("response_metadata") or value.get("llm_output") or value.get("llmOutput") or value.get("metadata")
     )
@@ -414,7 +414,7 @@ REDACTED = re.compile(
     r"\s*[\[<(*]*\s*(?:redacted(?:[-_ ]by[-_ ][\w-]+)?|__redacted__|__?redacted_due_to[\w]*|content redacted)\s*[\])>*]*\s*",
     re.IGNORECASE,
 )
-"""Texts that stand in the place of a text that the logging tool was set to leave out."""
+"""Placeholders of texts that the logging tool was configured to leave out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -466,7 +466,7 @@ def error_text(error: Any) -> str:
 
 
 def reason_in(holder: Mapping[str, Any]) -> str | None:
-    """Why an answer ended, under whichever name it stands."""
+    """Why a response ended, under any of the field's names."""
     for key in (
         "finish_reason",
         "finishReason",

@@ -355,7 +355,7 @@ def time_of(row: Mapping[str, Any], column: str, notes: list[str]) -> Any:
 
 
 def failure_of(row: Mapping[str, Any], said: Said, status: int | None) -> tuple[str | None, str | None]:
-    """(the error's words, its type), by whatever the log says of a failure; (None, None) of an answer."""
+    """(the error's message, its type), from any error field of the log; (None, None) without a failure."""
     error = opened(row.get("error"))
     kind = name(row.get("error_type"))
     if isinstance(error, Mapping) and kind is None:
