@@ -16,9 +16,9 @@ from evalpipe.errors import EvalpipeError
 
 _LEVELS = 4
 """Folders between the data's own parent and the deepest file (a dataset, an experiment, a day)."""
-_NOT_OURS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL, errno.ENOTSUP})
+_FOREIGN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL, errno.ENOTSUP})
 """Errors of syncing a folder above the data folder that belongs to another user, or of a file system without such syncs."""
-_safe: set[str] = set()
+_synced: set[str] = set()
 """Folders whose names, and those of the folders above them, this process has synced."""
 
 
@@ -39,7 +39,7 @@ def make_folder(folder: Path, *, mode: int = 0o777) -> None:
         mode: of the folder itself; those above get the default.
     """
     if folder.is_dir():
-        if str(folder) in _safe:
+        if str(folder) in _synced:
             return
     else:
         folder.mkdir(mode=mode, parents=True, exist_ok=True)
@@ -47,10 +47,10 @@ def make_folder(folder: Path, *, mode: int = 0o777) -> None:
         try:
             sync_folder(above)
         except OSError as error:
-            if error.errno not in _NOT_OURS:
+            if error.errno not in _FOREIGN:
                 raise
             break
-    _safe.add(str(folder))
+    _synced.add(str(folder))
 
 
 def write_synced(path: Path, data: bytes) -> None:
@@ -131,12 +131,12 @@ def unfinished(folder: Path, pattern: str) -> list[Path]:
     for path in folder.glob(f".{pattern}.*"):
         process, _, suffix = path.name.rpartition(".")
         pid = process.rpartition(".")[2]
-        if suffix in {"tmp", "part"} and pid.isdecimal() and not _lives(int(pid)):
+        if suffix in {"tmp", "part"} and pid.isdecimal() and not _is_running(int(pid)):
             found.append(path)
     return found
 
 
-def _lives(pid: int) -> bool:
+def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

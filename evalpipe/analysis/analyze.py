@@ -37,7 +37,7 @@ from evalpipe.analysis.judges import judge_results, label_results, prepare_label
 from evalpipe.analysis.measure import Support, measure_preference
 from evalpipe.analysis.metrics import Metric, metrics
 from evalpipe.analysis.prepare import Prepared, find_sources, prepare_rows
-from evalpipe.analysis.reasons import headline, in_the_way, reasons, what_would_change
+from evalpipe.analysis.reasons import blocking_metrics, headline, reasons, what_would_change
 from evalpipe.analysis.record import ExperimentRecord
 from evalpipe.analysis.result import Analysis, Check, Decision, Fixed, Funnel, JudgeResult, MetricResult
 from evalpipe.analysis.segments import measure_segments, measure_series, one_user_in
@@ -328,7 +328,9 @@ def conclude(found: Measurements) -> Conclusion:
         utility_high=None if found.utility is None else found.utility.ci_high,
         expected_more_requests=None if horizon is None else horizon.requests,
         horizon=horizon,
-        blocking=in_the_way(ruling, results) if ruling.rule in {"collect_more", "unmeasured"} else ruling.blocking,
+        blocking=blocking_metrics(ruling, results)
+        if ruling.rule in {"collect_more", "unmeasured"}
+        else ruling.blocking,
         losing=ruling.losing,
         strong_win=ruling.strong_win,
         harm_level=ruling.harm_level,

@@ -36,7 +36,7 @@ from evalpipe.analysis.settings import Settings
 from evalpipe.analysis.sql import Connection, rows, scalar
 from evalpipe.errors import NoDataError
 
-FATES = ("sampled", "not_sampled", "not_shadowable", "shed")
+SHADOW_STATUSES = ("sampled", "not_sampled", "not_shadowable", "shed")
 
 # What the client asked for before any arm answered; in files older than the column, what is known of it.
 KIND = "coalesce(request_kind, coalesce(endpoint, 'request') || CASE WHEN streamed THEN ', streamed' ELSE '' END)"
@@ -190,7 +190,9 @@ def _read(connection: Connection, experiment: str, *, paired: bool, extra: Seque
         "turn": "turn::INTEGER",
         "step": "step::INTEGER",
         "conv": "hash(coalesce(unit_id, ''), coalesce(conversation_id, request_id))" if paired else "NULL::UBIGINT",
-        "fate": f"list_position({list(FATES)!r}, shadow_status)::UTINYINT" if paired else "NULL::UTINYINT",
+        "shadow_code": f"list_position({list(SHADOW_STATUSES)!r}, shadow_status)::UTINYINT"
+        if paired
+        else "NULL::UTINYINT",
         **{name: f"({expression}\n)::DOUBLE" for name, expression in extra},
     }
     more = ",\n  ".join(f"{sql} AS {name}" for name, sql in columns.items())
@@ -260,7 +262,8 @@ def _join_arms(connection: Connection, columns: Sequence[str], until_us: int | N
             f"""
             CREATE OR REPLACE TEMP TABLE ev_requests AS
             SELECT coalesce(c.id, t.id) AS id, coalesce(c.u, t.u) AS u, coalesce(c.kind, t.kind) AS kind, 0::FLOAT AS stage,
-              coalesce(c.fate, t.fate) AS fate, coalesce(c.conv, t.conv) AS conv, c.turn AS turn, c.step AS step, {sides},
+              coalesce(c.shadow_code, t.shadow_code) AS shadow_code, coalesce(c.conv, t.conv) AS conv, c.turn AS turn,
+              c.step AS step, {sides},
               {", ".join(population_columns(("c.", "t.")))}
             FROM (FROM ev_exchanges WHERE NOT treatment) c FULL JOIN (FROM ev_exchanges WHERE treatment) t
               ON c.id = t.id {early}"""
@@ -313,7 +316,7 @@ def _name_ids(connection: Connection) -> None:
     connection.execute(
         "CREATE OR REPLACE TEMP VIEW ev_ids AS SELECT id, u, coalesce(c_at_us, t_at_us) AS at_us, "
         "t_at_us - c_at_us AS lead_us, conv, turn, step, "
-        f"CASE WHEN fate > 0 THEN {list(FATES)!r}[fate] END AS shadow_status, {sides} FROM ev_requests"
+        f"CASE WHEN shadow_code > 0 THEN {list(SHADOW_STATUSES)!r}[shadow_code] END AS shadow_status, {sides} FROM ev_requests"
     )
 
 
@@ -336,7 +339,7 @@ def _separate(connection: Connection, until_us: int | None) -> int:
         for name in ("at_us", "empty")
     )
     connection.execute(
-        "CREATE OR REPLACE TEMP TABLE ev_requests AS SELECT id, any_value(u) AS u, NULL::UTINYINT AS fate, "
+        "CREATE OR REPLACE TEMP TABLE ev_requests AS SELECT id, any_value(u) AS u, NULL::UTINYINT AS shadow_code, "
         "NULL::UBIGINT AS conv, any_value(turn) AS turn, any_value(step) AS step, "
         "coalesce(max(CASE WHEN NOT treatment THEN code END), 0) AS c_code, "
         f"coalesce(max(CASE WHEN treatment THEN code END), 0) AS t_code, {side} FROM ev_exchanges GROUP BY id"

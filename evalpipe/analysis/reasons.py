@@ -79,7 +79,7 @@ def _headline(
         return f"Keep control: {_ended(ruling, results, settings)}"
     if rule == "unmeasured":
         return f"Collect more data: {_unmeasured(ruling, results)}"
-    blocked = next((_statement(results[name], ruling) for name in _in_the_way(ruling, results)), "")
+    blocked = next((_statement(results[name], ruling) for name in _blocking(ruling, results)), "")
     return f"Collect more data: {blocked}" if blocked else "Collect more data"
 
 
@@ -227,7 +227,7 @@ def what_would_change(
         ]
     if ruling.rule in {"setup", "data"}:
         return [sentence(check.remedy) for check in checks if check.status == "fail" and check.remedy]
-    found = [_open(results[name]) for name in _in_the_way(ruling, results)]
+    found = [_open(results[name]) for name in _blocking(ruling, results)]
     if ruling.rule == "unmeasured":
         found.insert(0, _unmeasured(ruling, results))
     if ruling.rule == "max_reached" and found:
@@ -243,12 +243,12 @@ def what_would_change(
     return [sentence(text) for text in dict.fromkeys(found) if text]
 
 
-def in_the_way(ruling: DecisionOutcome, results: Mapping[str, MetricResult]) -> list[str]:
+def blocking_metrics(ruling: DecisionOutcome, results: Mapping[str, MetricResult]) -> list[str]:
     """The metrics that keep the treatment from being shipped, most important first."""
-    return _in_the_way(ruling, results)
+    return _blocking(ruling, results)
 
 
-def _in_the_way(ruling: DecisionOutcome, results: Mapping[str, MetricResult]) -> list[str]:
+def _blocking(ruling: DecisionOutcome, results: Mapping[str, MetricResult]) -> list[str]:
     """Goals with a loss, metrics not shown to be within their margin, and (where a win is needed and none is there) the goals
     and benefits."""
     missing: list[str] = []
@@ -298,7 +298,7 @@ def _by_weight(ruling: DecisionOutcome, results: Mapping[str, MetricResult]) -> 
         for name, result in results.items()
         if name in ruling.verdicts and result.role != MetricRole.DIAGNOSTIC.value and result.measurable
     ]
-    decisive = {"ship": ruling.winning, "collect_more": _in_the_way(ruling, results)}.get(ruling.rule, [])
+    decisive = {"ship": ruling.winning, "collect_more": _blocking(ruling, results)}.get(ruling.rule, [])
 
     def weight(result: MetricResult) -> tuple[int, int]:
         if result.name in decisive:

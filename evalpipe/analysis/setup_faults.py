@@ -31,7 +31,7 @@ from evalpipe.providers.setup_faults import (
 _ANSWERED = ", ".join(f"'{outcome}'" for outcome in sorted(ANSWERED))
 _FAILED = ", ".join(f"'{outcome}'" for outcome in sorted(FAILED))
 _UNIT = "coalesce(unit_id, conversation_id, request_id)"
-_SAYS = {
+_FAILURE_FIELDS = {
     "outcome": "outcome",
     "status": "status",
     "error_type": "error_type",
@@ -69,19 +69,19 @@ def setup_faults(connection: Connection, *, experiment: str, mode: str, settings
 
 @dataclass(slots=True)
 class _Configuration:
-    """One arm under one configuration. `said`: by signature, the failures' number and messages."""
+    """One arm under one configuration. `failures`: by signature, the failures' number and messages."""
 
     arm: str
     fingerprint: str | None
     answered: bool = False
     first_at: datetime | None = None
-    said: dict[Signature, list[dict[str, Any]]] = field(default_factory=dict)
+    failures: dict[Signature, list[dict[str, Any]]] = field(default_factory=dict)
 
     def count(self, signature: Signature) -> int:
-        return sum(one["n"] for one in self.said[signature])
+        return sum(one["n"] for one in self.failures[signature])
 
     def words(self, signature: Signature) -> str:
-        return provider_words(min(self.said[signature], key=lambda one: one["first_at"])["message"])
+        return provider_words(min(self.failures[signature], key=lambda one: one["first_at"])["message"])
 
 
 class _Source:
@@ -188,9 +188,9 @@ def _configurations(source: _Source) -> list[_Configuration]:
     }
     if not found:
         return []
-    says = ", ".join(f"{expression} AS {name}" for name, expression in _SAYS.items())
+    condition = ", ".join(f"{expression} AS {name}" for name, expression in _FAILURE_FIELDS.items())
     wide = (
-        f"arm, config_fingerprint AS fp, {says}, count(*) AS n, min(started_at) AS first_at, max(started_at) AS last_at, "
+        f"arm, config_fingerprint AS fp, {condition}, count(*) AS n, min(started_at) AS first_at, max(started_at) AS last_at, "
         "arg_min(error_message, started_at) AS message"
     )
     for one in source.rows(wide, f"AND outcome IN ({_FAILED}) GROUP BY ALL"):
@@ -199,21 +199,21 @@ def _configurations(source: _Source) -> list[_Configuration]:
             outcome=one["outcome"], status=one["status"], error_type=one["error_type"], error_message=one["message"]
         )
         if configuration is not None and signature is not None:
-            configuration.said.setdefault(signature, []).append(one)
+            configuration.failures.setdefault(signature, []).append(one)
     return list(found.values())
 
 
-def _says(configuration: _Configuration, signature: Signature) -> tuple[str, list[Any]]:
+def _condition(configuration: _Configuration, signature: Signature) -> tuple[str, list[Any]]:
     """The condition that a failed row is of this signature, and its parameters."""
-    one_of = " AND ".join(f"{expression} IS NOT DISTINCT FROM ?" for expression in _SAYS.values())
-    said = configuration.said[signature]
-    return f"({' OR '.join([one_of] * len(said))})", [one[name] for one in said for name in _SAYS]
+    one_of = " AND ".join(f"{expression} IS NOT DISTINCT FROM ?" for expression in _FAILURE_FIELDS.values())
+    failures = configuration.failures[signature]
+    return f"({' OR '.join([one_of] * len(failures))})", [one[name] for one in failures for name in _FAILURE_FIELDS]
 
 
 def _of(configuration: _Configuration, signature: Signature) -> tuple[str, list[Any]]:
     """The condition that a row is a failure of this signature under this configuration, and its parameters."""
-    says, parameters = _says(configuration, signature)
-    return f"{_UNDER} AND {says}", [configuration.arm, configuration.fingerprint, *parameters]
+    condition, parameters = _condition(configuration, signature)
+    return f"{_UNDER} AND {condition}", [configuration.arm, configuration.fingerprint, *parameters]
 
 
 def _n_users(source: _Source, matching: str, parameters: Sequence[Any]) -> int:
@@ -223,7 +223,7 @@ def _n_users(source: _Source, matching: str, parameters: Sequence[Any]) -> int:
 
 def _never_answered(source: _Source, one: _Configuration) -> list[SetupFault]:
     found = []
-    for signature in one.said:
+    for signature in one.failures:
         count = one.count(signature)
         if signature.kind is not FaultKind.NEVER_ANSWERED or count < NEVER_MIN:
             continue
@@ -232,15 +232,15 @@ def _never_answered(source: _Source, one: _Configuration) -> list[SetupFault]:
         if is_fault(
             signature.kind, count=count, n_users=n_users, from_first=False, answered=False, passes_through=False
         ):
-            said = one.said[signature]
-            first, last = min(row["first_at"] for row in said), max(row["last_at"] for row in said)
+            failures = one.failures[signature]
+            first, last = min(row["first_at"] for row in failures), max(row["last_at"] for row in failures)
             found.append(_fault(one, signature, count, source.period(matching, parameters, first, last)))
     return found
 
 
 def _refused(source: _Source, one: _Configuration, *, passes_through: bool) -> list[SetupFault]:
     found = []
-    for signature in one.said:
+    for signature in one.failures:
         if signature.kind is not FaultKind.REFUSED or one.count(signature) < FIRST_IN_A_ROW:
             continue
         matching, parameters = _of(one, signature)
@@ -265,13 +265,13 @@ def _rows_of_failures(source: _Source, one: _Configuration, signature: Signature
 
     Without a run of its own at the very beginning, a configuration needs `IN_A_ROW` of them in all.
     """
-    found = one.said[signature]
+    found = one.failures[signature]
     first, last = min(row["first_at"] for row in found), max(row["last_at"] for row in found)
     if one.count(signature) < IN_A_ROW and first != one.first_at:
         return []
-    says, said = _says(one, signature)
+    condition, failures = _condition(one, signature)
     query, values = source.query(
-        f"started_at AS asked_at, {says} AS is_one",
+        f"started_at AS asked_at, {condition} AS is_one",
         f"{_UNDER} AND started_at BETWEEN ? AND ?",
         [one.arm, one.fingerprint, first, last],
     )
@@ -282,7 +282,7 @@ def _rows_of_failures(source: _Source, one: _Configuration, signature: Signature
         "ones AS (SELECT asked_at, n - row_number() OVER (ORDER BY n) AS island FROM numbered WHERE is_one) "
         "SELECT count(*) AS n, min(asked_at) AS first_at, max(asked_at) AS last_at FROM ones GROUP BY island "
         f"HAVING count(*) >= {FIRST_IN_A_ROW} ORDER BY first_at",
-        [*said, *values],
+        [*failures, *values],
     )
 
 

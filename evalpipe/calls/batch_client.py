@@ -33,12 +33,12 @@ class BatchCallError(Exception):
     """A call of a batch API failed. Unless its outcome excludes it, a submission may have arrived."""
 
     def __init__(self, reply: ModelResponse) -> None:
-        super().__init__(f"{reply.kind or reply.fate}: {reply.message}")
+        super().__init__(f"{reply.kind or reply.outcome}: {reply.message}")
         self.reply = reply
 
     @property
     def is_final(self) -> bool:
-        return self.reply.fate in (CallOutcome.FATAL, CallOutcome.REJECTED)
+        return self.reply.outcome in (CallOutcome.FATAL, CallOutcome.REJECTED)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +70,7 @@ class BatchClient(Protocol):
 
     async def submit(self, name: str, requests: Sequence[tuple[str, RequestBody]]) -> str: ...
 
-    async def see(self, batch_id: str) -> BatchStatus: ...
+    async def status(self, batch_id: str) -> BatchStatus: ...
 
     def newest_first(self) -> AsyncIterator[BatchStatus]: ...
 
@@ -92,7 +92,7 @@ def open_batch_client(spec: ModelSettings, endpoint: str | None = None) -> Batch
     raise ConfigError(f"{spec.who}: provider {spec.provider!r} has no batches; leave out --batch")
 
 
-async def _door(call: Callable[[], Awaitable[Any]]) -> Any:
+async def _with_error_map(call: Callable[[], Awaitable[Any]]) -> Any:
     try:
         return await call()
     except Exception as error:
@@ -101,7 +101,7 @@ async def _door(call: Callable[[], Awaitable[Any]]) -> Any:
 
 def never_answered(kind: str, message: str = "") -> ModelResponse:
     """The reply of a request that its batch ended without."""
-    return ModelResponse(fate=CallOutcome.REJECTED, kind=kind, message=masked(message))
+    return ModelResponse(outcome=CallOutcome.REJECTED, kind=kind, message=masked(message))
 
 
 class _MessageBatches:
@@ -118,22 +118,22 @@ class _MessageBatches:
 
     async def submit(self, name: str, requests: Sequence[tuple[str, RequestBody]]) -> str:
         items = [_item(custom_id, body) for custom_id, body in requests]
-        return str((await _door(lambda: self._batches.create(requests=items))).id)
+        return str((await _with_error_map(lambda: self._batches.create(requests=items))).id)
 
-    async def see(self, batch_id: str) -> BatchStatus:
-        return _seen_message_batch(await _door(lambda: self._batches.retrieve(batch_id)))
+    async def status(self, batch_id: str) -> BatchStatus:
+        return _message_batch_status(await _with_error_map(lambda: self._batches.retrieve(batch_id)))
 
     async def newest_first(self) -> AsyncIterator[BatchStatus]:
-        page = await _door(lambda: self._batches.list(limit=100))
+        page = await _with_error_map(lambda: self._batches.list(limit=100))
         while True:
             for batch in page.data:
-                yield _seen_message_batch(batch)
+                yield _message_batch_status(batch)
             if not page.has_next_page():
                 return
-            page = await _door(page.get_next_page)
+            page = await _with_error_map(page.get_next_page)
 
     async def results(self, batch_id: str) -> AsyncIterator[tuple[str, ModelResponse]]:
-        lines = await _door(lambda: self._batches.results(batch_id))
+        lines = await _with_error_map(lambda: self._batches.results(batch_id))
         while True:
             try:
                 line = await anext(lines)
@@ -141,7 +141,7 @@ class _MessageBatches:
                 return
             except ValueError as error:  # a line that is not JSON: cut off, or broken on its way
                 broken = ModelResponse(
-                    fate=CallOutcome.BROKEN, kind="malformed", message="a line of the results is not JSON"
+                    outcome=CallOutcome.BROKEN, kind="malformed", message="a line of the results is not JSON"
                 )
                 raise BatchCallError(broken) from error
             except Exception as error:
@@ -155,7 +155,7 @@ class _MessageBatches:
                 yield line.custom_id, never_answered(result.type, getattr(error_body, "message", None) or "")
 
     async def cancel(self, batch_id: str) -> None:
-        await _door(lambda: self._batches.cancel(batch_id))
+        await _with_error_map(lambda: self._batches.cancel(batch_id))
 
     async def close(self) -> None:
         await self._client.close()
@@ -181,8 +181,8 @@ class _OpenAIBatches:
     async def submit(self, name: str, requests: Sequence[tuple[str, RequestBody]]) -> str:
         lines = b"".join(self._line(custom_id, body) for custom_id, body in requests)
         upload = (f"{name}.jsonl", io.BytesIO(lines), "application/jsonl")
-        file = await _door(lambda: self._client.files.create(file=upload, purpose="batch"))
-        made = await _door(
+        file = await _with_error_map(lambda: self._client.files.create(file=upload, purpose="batch"))
+        made = await _with_error_map(
             lambda: self._client.batches.create(
                 input_file_id=file.id,
                 endpoint=self._path,
@@ -192,36 +192,36 @@ class _OpenAIBatches:
         )
         return str(made.id)
 
-    async def see(self, batch_id: str) -> BatchStatus:
-        return _seen_openai_batch(await _door(lambda: self._client.batches.retrieve(batch_id)))
+    async def status(self, batch_id: str) -> BatchStatus:
+        return _openai_batch_status(await _with_error_map(lambda: self._client.batches.retrieve(batch_id)))
 
     async def newest_first(self) -> AsyncIterator[BatchStatus]:
-        page = await _door(lambda: self._client.batches.list(limit=100))
+        page = await _with_error_map(lambda: self._client.batches.list(limit=100))
         while True:
             for batch in page.data:
-                yield _seen_openai_batch(batch)
+                yield _openai_batch_status(batch)
             if not page.has_next_page():
                 return
-            page = await _door(page.get_next_page)
+            page = await _with_error_map(page.get_next_page)
 
     async def results(self, batch_id: str) -> AsyncIterator[tuple[str, ModelResponse]]:
-        batch = await _door(lambda: self._client.batches.retrieve(batch_id))
+        batch = await _with_error_map(lambda: self._client.batches.retrieve(batch_id))
         for file_id in (batch.output_file_id, batch.error_file_id):
             if not file_id:
                 continue
-            content = await _door(partial(self._client.files.content, file_id))
+            content = await _with_error_map(partial(self._client.files.content, file_id))
             for line in content.content.splitlines():
                 if line.strip():
                     yield _openai_result(self._endpoint, json.loads(line), content.response.headers)
 
     async def cancel(self, batch_id: str) -> None:
-        await _door(lambda: self._client.batches.cancel(batch_id))
+        await _with_error_map(lambda: self._client.batches.cancel(batch_id))
 
     async def close(self) -> None:
         await self._client.close()
 
 
-def _seen_message_batch(batch: Any) -> BatchStatus:
+def _message_batch_status(batch: Any) -> BatchStatus:
     counts = {name: int(n) for name, n in batch.request_counts.to_dict().items()}
     return BatchStatus(
         batch_id=batch.id,
@@ -233,7 +233,7 @@ def _seen_message_batch(batch: Any) -> BatchStatus:
     )
 
 
-def _seen_openai_batch(batch: Any) -> BatchStatus:
+def _openai_batch_status(batch: Any) -> BatchStatus:
     counts = {name: int(n or 0) for name, n in (batch.request_counts.to_dict() if batch.request_counts else {}).items()}
     return BatchStatus(
         batch_id=batch.id,
@@ -261,5 +261,7 @@ def _openai_result(endpoint: str, line: dict[str, Any], headers: Mapping[str, st
     status, body = (response or {}).get("status_code"), (response or {}).get("body")
     if isinstance(status, int) and isinstance(body, dict):
         failed = http_failure(status, {}, body, "", None)
-        return custom_id, failed if failed.fate is CallOutcome.REFUSED else never_answered(failed.kind, failed.message)
+        return custom_id, failed if failed.outcome is CallOutcome.REFUSED else never_answered(
+            failed.kind, failed.message
+        )
     return custom_id, never_answered(f"http_{status}")

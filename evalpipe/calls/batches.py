@@ -210,16 +210,16 @@ class Batches(ABC, Generic[Planned, AnyItem, Row]):
         for intent in self.open_intents():
             known = intent if intent.state == "submitted" else await self._find(intent)
             if known is not None and known.batch_id is not None:
-                await self._patiently(partial(self.client.cancel, known.batch_id))
+                await self._with_retries(partial(self.client.cancel, known.batch_id))
                 found.append(known)
         return found
 
-    async def see_open(self) -> list[tuple[BatchState, BatchStatus | None]]:
+    async def open_statuses(self) -> list[tuple[BatchState, BatchStatus | None]]:
         """Every open batch with the status its provider reports (None: not known to have arrived)."""
         seen = []
         for intent in self.open_intents():
             batch_id = intent.batch_id
-            seen.append((intent, await self._patiently(partial(self.client.see, batch_id)) if batch_id else None))
+            seen.append((intent, await self._with_retries(partial(self.client.status, batch_id)) if batch_id else None))
         return seen
 
     async def _submit(self, intent: BatchState, requests: list[tuple[str, RequestBody]]) -> None:
@@ -262,7 +262,7 @@ class Batches(ABC, Generic[Planned, AnyItem, Row]):
         taken = {one.batch_id for one in intents(self.folder) if one.batch_id}
         ids = {item.custom_id for item in items_in(self.folder, intent, self.item_kind)}
         unsure = False
-        for seen in await self._patiently(lambda: self._newer(intent.created_at - CLOCK_SLACK)):
+        for seen in await self._with_retries(lambda: self._newer(intent.created_at - CLOCK_SLACK)):
             if seen.mark is not None:
                 if seen.mark == intent.name:
                     return seen.batch_id, False
@@ -271,7 +271,7 @@ class Batches(ABC, Generic[Planned, AnyItem, Row]):
                 continue
             if not seen.ended:
                 unsure = True
-            elif await self._patiently(partial(self._holds, seen.batch_id, ids)):
+            elif await self._with_retries(partial(self._contains, seen.batch_id, ids)):
                 return seen.batch_id, False
         return None, unsure
 
@@ -283,7 +283,7 @@ class Batches(ABC, Generic[Planned, AnyItem, Row]):
             found.append(seen)
         return found
 
-    async def _holds(self, batch_id: str, ids: set[str]) -> bool:
+    async def _contains(self, batch_id: str, ids: set[str]) -> bool:
         """Whether the batch's first result is of one of these requests."""
         async for name, _ in self.client.results(batch_id):
             return name in ids
@@ -293,14 +293,14 @@ class Batches(ABC, Generic[Planned, AnyItem, Row]):
         batch_id = intent.batch_id
         assert batch_id is not None
         wait = FIRST_POLL_S
-        while not (await self._patiently(lambda: self.client.see(batch_id))).ended:
+        while not (await self._with_retries(lambda: self.client.status(batch_id))).ended:
             await self._wait(wait)
             wait = min(wait * POLL_GROWTH, LONGEST_POLL_S)
             if self.interrupted.is_set():
                 return
         waiting = {item.custom_id: item for item in items_in(self.folder, intent, self.item_kind)}
         self.before_collecting(waiting.values())
-        await self._patiently(lambda: self._collect(intent, batch_id, waiting))
+        await self._with_retries(lambda: self._collect(intent, batch_id, waiting))
         self.journal.sync()
         save_state(self.folder, changed(intent, state="collected"))
         self.budget.held = max(0.0, self.budget.held - (intent.at_most_usd or 0.0))
@@ -317,11 +317,11 @@ class Batches(ABC, Generic[Planned, AnyItem, Row]):
             if item is not None:
                 self.record(intent, item, reply, batch_id)
         for item in waiting.values():
-            self.record(intent, item, ModelResponse(fate=CallOutcome.REJECTED, kind="no_result"), batch_id)
+            self.record(intent, item, ModelResponse(outcome=CallOutcome.REJECTED, kind="no_result"), batch_id)
 
     def booking(self, intent: BatchState, item: AnyItem, reply: ModelResponse) -> RecordedCost:
         """The cost of a result. A response without usage, or of a model without a price, is booked at its worst case."""
-        if reply.fate is not CallOutcome.ANSWERED:
+        if reply.outcome is not CallOutcome.ANSWERED:
             return RecordedCost(cost_usd=0.0)
         cost = self.cost_of(reply.usage, reply.model)
         if cost is not None:
@@ -361,7 +361,7 @@ class Batches(ABC, Generic[Planned, AnyItem, Row]):
         if items:
             yield requests, items, worst
 
-    async def _patiently(self, call: Callable[[], Awaitable[_Result]]) -> _Result:
+    async def _with_retries(self, call: Callable[[], Awaitable[_Result]]) -> _Result:
         """A call that changes nothing twice, tried again while the provider has troubles that pass."""
         for n_tries in range(1, MAX_TRIES + 1):
             try:

@@ -108,7 +108,7 @@ class ModelResponse:
     """What came back from one call. `text` is the content (a forced tool's input as JSON text); `latency_ms` from
     sending to the last byte; `retry_after_s` where the server named a time; `body`: the answer's bytes as they were read."""
 
-    fate: CallOutcome
+    outcome: CallOutcome
     answer: Answer | None = None
     text: str = ""
     kind: str = ""
@@ -171,7 +171,7 @@ def is_about_the_input(status: int, is_filtered: bool, message: str) -> bool:
     return status == 403 and _INPUT.search(message) is not None and _ACCOUNT.search(message) is None
 
 
-def fate_of_status(status: int, error_type: str, message: str) -> CallOutcome:
+def outcome_of_status(status: int, error_type: str, message: str) -> CallOutcome:
     """The outcome of a call that was answered with an HTTP error."""
     if status == 429:
         return CallOutcome.FATAL if error_type == "insufficient_quota" else CallOutcome.RATE_LIMITED
@@ -392,13 +392,13 @@ def read_reply(
     answer = read_answer(endpoint, status, {"content-type": content_type}, body)
     limits = read_limits(headers)
     simulated = SIMULATED_HEADER in headers
-    told = _told_in_body(answer, body)
-    if told is not None:
-        status, document, message = told
+    reported = _error_in_body(answer, body)
+    if reported is not None:
+        status, document, message = reported
         return http_failure(status, headers, document, message, latency_ms)
     if answer.outcome in {Outcome.UNREADABLE, Outcome.HTTP_ERROR}:
         return ModelResponse(
-            fate=CallOutcome.BROKEN,
+            outcome=CallOutcome.BROKEN,
             answer=answer,
             kind=answer.error_type or "unreadable",
             message=short(answer.error_message or "the answer cannot be read"),
@@ -408,9 +408,9 @@ def read_reply(
             body=received,
         )
     return ModelResponse(
-        fate=CallOutcome.ANSWERED,
+        outcome=CallOutcome.ANSWERED,
         answer=answer,
-        text=_said(answer),
+        text=_reply_text(answer),
         limits=limits,
         latency_ms=latency_ms,
         simulated=simulated,
@@ -444,14 +444,14 @@ def _joined_parts(body: bytes) -> bytes:
         return body
 
 
-def _said(answer: Answer) -> str:
+def _reply_text(answer: Answer) -> str:
     """The judge's reply. Two calls of the tool are two verdicts, and stay two."""
     calls = [call.get("arguments") for call in answer.tool_calls if call.get("name") == TOOL]
-    said = [arguments if isinstance(arguments, str) else json.dumps(arguments) for arguments in calls]
-    return masked("\n".join(said) if said else answer.text or "")
+    texts = [arguments if isinstance(arguments, str) else json.dumps(arguments) for arguments in calls]
+    return masked("\n".join(texts) if texts else answer.text or "")
 
 
-def _told_in_body(answer: Answer, body: bytes) -> tuple[int, Any, str] | None:
+def _error_in_body(answer: Answer, body: bytes) -> tuple[int, Any, str] | None:
     """An error that came with status 200 and nothing else, as relays send it: (the status it names, its body, its message).
     None where there is none, or where it ends an answer that had begun and may be billed."""
     if answer.outcome not in {Outcome.HTTP_ERROR, Outcome.REFUSED} or answer.text or answer.usage.output_tokens:
@@ -483,25 +483,27 @@ def failed_reply(error: Exception, latency_ms: float | None) -> ModelResponse:
     if isinstance(status, int):
         if 200 <= status < 300:  # the SDK refused the body of a good answer: it was generated, so it is billed
             return ModelResponse(
-                fate=CallOutcome.BROKEN, kind="malformed", message=short(str(error)), latency_ms=latency_ms
+                outcome=CallOutcome.BROKEN, kind="malformed", message=short(str(error)), latency_ms=latency_ms
             )
         headers = getattr(response, "headers", None) or {}
         return http_failure(status, headers, getattr(error, "body", None), str(error), latency_ms)
     names = {base.__name__ for base in type(error).__mro__}
     if "APITimeoutError" in names or "TimeoutException" in names or "Timeout" in names:
         connecting = _caused_by(error, "ConnectTimeout", "PoolTimeout")
-        fate = CallOutcome.NO_CONNECTION if connecting else CallOutcome.BROKEN
-        return ModelResponse(fate=fate, kind="timeout", message="no answer in time", latency_ms=latency_ms)
+        outcome = CallOutcome.NO_CONNECTION if connecting else CallOutcome.BROKEN
+        return ModelResponse(outcome=outcome, kind="timeout", message="no answer in time", latency_ms=latency_ms)
     if "APIConnectionError" in names or "TransportError" in names:
         if _caused_by(error, "ConnectError", "ProxyError", "UnsupportedProtocol", "ClientConnectorError"):
             message = short(str(error.__cause__ or error))
             return ModelResponse(
-                fate=CallOutcome.NO_CONNECTION, kind="no_connection", message=message, latency_ms=latency_ms
+                outcome=CallOutcome.NO_CONNECTION, kind="no_connection", message=message, latency_ms=latency_ms
             )
-        return ModelResponse(fate=CallOutcome.BROKEN, kind="cut", message="the answer broke off", latency_ms=latency_ms)
+        return ModelResponse(
+            outcome=CallOutcome.BROKEN, kind="cut", message="the answer broke off", latency_ms=latency_ms
+        )
     if "APIError" in names or "DecodingError" in names:  # e.g. a body that cannot be decoded
         return ModelResponse(
-            fate=CallOutcome.BROKEN, kind="malformed", message=short(str(error)), latency_ms=latency_ms
+            outcome=CallOutcome.BROKEN, kind="malformed", message=short(str(error)), latency_ms=latency_ms
         )
     raise error
 
@@ -516,11 +518,11 @@ def http_failure(
     if isinstance(inner, dict):
         kind, message = str(inner.get("code") or inner.get("type") or ""), str(inner.get("message") or message)
     lower = {str(name).lower(): str(value) for name, value in headers.items()}
-    fate = fate_of_status(status, kind, message)
+    outcome = outcome_of_status(status, kind, message)
     if 400 <= status < 500 and is_about_the_input(status, failure is not None and failure.refused, message):
-        fate = CallOutcome.REFUSED
+        outcome = CallOutcome.REFUSED
     return ModelResponse(
-        fate=fate,
+        outcome=outcome,
         kind=f"http_{status}",
         message=short(message),
         limits=read_limits(lower),
@@ -673,19 +675,22 @@ def litellm_failure(error: Exception, latency_ms: float | None) -> ModelResponse
     if getattr(error, "status_code", 500) in (408, 500):  # no response: the status is the library's own
         if any(_is(one, *_NEVER_SENT) for one in causes):
             return ModelResponse(
-                fate=CallOutcome.NO_CONNECTION, kind="no_connection", message=short(str(error)), latency_ms=latency_ms
+                outcome=CallOutcome.NO_CONNECTION,
+                kind="no_connection",
+                message=short(str(error)),
+                latency_ms=latency_ms,
             )
         if any(_is(one, *_NOT_READ) for one in causes):
             return ModelResponse(
-                fate=CallOutcome.BROKEN, kind="malformed", message=short(str(error)), latency_ms=latency_ms
+                outcome=CallOutcome.BROKEN, kind="malformed", message=short(str(error)), latency_ms=latency_ms
             )
         if _is(error, "Timeout"):
             return ModelResponse(
-                fate=CallOutcome.BROKEN, kind="timeout", message="no answer in time", latency_ms=latency_ms
+                outcome=CallOutcome.BROKEN, kind="timeout", message="no answer in time", latency_ms=latency_ms
             )
         if len(causes) > 1:
             return ModelResponse(
-                fate=CallOutcome.BROKEN, kind="cut", message="the answer broke off", latency_ms=latency_ms
+                outcome=CallOutcome.BROKEN, kind="cut", message="the answer broke off", latency_ms=latency_ms
             )
     return failed_reply(error, latency_ms)
 

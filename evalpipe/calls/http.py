@@ -91,7 +91,7 @@ class HttpSender:
 
 def _ended(error: Exception) -> str:
     reply = failed_reply(error, None)
-    if reply.fate is CallOutcome.NO_CONNECTION:
+    if reply.outcome is CallOutcome.NO_CONNECTION:
         return "connect_error"
     return "timeout" if reply.kind == "timeout" else "cut"
 
@@ -101,7 +101,10 @@ def response_of(endpoint: str, found: HttpAnswer) -> ModelResponse:
     if found.error is not None:
         if isinstance(found.error, TimeoutError):
             return ModelResponse(
-                fate=CallOutcome.BROKEN, kind="timeout", message="no whole answer in time", latency_ms=found.latency_ms
+                outcome=CallOutcome.BROKEN,
+                kind="timeout",
+                message="no whole answer in time",
+                latency_ms=found.latency_ms,
             )
         return failed_reply(found.error, found.latency_ms)
     try:

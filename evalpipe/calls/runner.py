@@ -47,7 +47,7 @@ _LOOK_AGAIN_S = 0.05
 _NOTHING = TokenReservation(requests=0.0)
 LONG_WAIT_S = 10.0
 """A longer wait is announced."""
-_FINAL_FATES = (CallOutcome.REJECTED, CallOutcome.REFUSED, CallOutcome.FATAL)
+_FINAL_OUTCOMES = (CallOutcome.REJECTED, CallOutcome.REFUSED, CallOutcome.FATAL)
 
 Planned = TypeVar("Planned")
 Row = TypeVar("Row")
@@ -285,7 +285,7 @@ class CallRunner(ABC, Generic[Planned, Row]):
                     task = asyncio.create_task(self._guarded(planned))
                     self._tasks.add(task)
                     task.add_done_callback(partial(self._finished, slots))
-                self._raise_ours()
+                self._raise_bug()
                 page = await following
                 if self.rotate is not None:
                     await self.rotate()
@@ -294,7 +294,7 @@ class CallRunner(ABC, Generic[Planned, Row]):
         finally:
             for task in self._tasks:
                 task.cancel()
-        self._raise_ours()
+        self._raise_bug()
 
     def is_stopping(self) -> bool:
         """Whether nothing more is to be started."""
@@ -318,7 +318,7 @@ class CallRunner(ABC, Generic[Planned, Row]):
         self._tasks.discard(task)
         slots.release()
 
-    def _raise_ours(self) -> None:
+    def _raise_bug(self) -> None:
         if self._error is not None:
             raise self._error
 
@@ -344,7 +344,7 @@ class CallRunner(ABC, Generic[Planned, Row]):
                 Usage(input_tokens=most_input_tokens(call.n_bytes), output_tokens=call.max_tokens),
                 route.other_models,
             )
-            if not await self._go(route, need, worst or 0.0):
+            if not await self._acquire(route, need, worst or 0.0):
                 return row  # how the last try failed, or None where there was none
             expected = Usage(input_tokens=round(need.input_tokens), output_tokens=route.estimator.mean_output_tokens())
             booking = RecordedCost(cost_usd=route.cost_of(expected), at_most=worst)
@@ -362,32 +362,32 @@ class CallRunner(ABC, Generic[Planned, Row]):
                 self.n_in_flight -= 1
                 self._changed.set()
             self._settle(route, need, reply)
-            route.is_reached |= reply.fate is not CallOutcome.NO_CONNECTION
+            route.is_reached |= reply.outcome is not CallOutcome.NO_CONNECTION
             now = self.clock.utc()
-            if reply.fate is CallOutcome.ANSWERED:
+            if reply.outcome is CallOutcome.ANSWERED:
                 route.estimator.learn(call.n_chars, reply.usage, whole=reply.is_whole)
                 cost = route.cost_of(reply.usage, reply.model)
                 told = RecordedCost(cost_usd=cost) if cost is not None else booking
                 self._book(worst, told)
                 self._note_model(route, reply)
                 return self.write(call.answered(attempt, reply, booking=told, at=now))
-            told = RecordedCost(cost_usd=0.0) if reply.fate in FREE else booking
+            told = RecordedCost(cost_usd=0.0) if reply.outcome in FREE else booking
             self._book(worst, told)
-            n_paid += reply.fate is CallOutcome.BROKEN
-            n_free += reply.fate in (CallOutcome.SERVER_ERROR, CallOutcome.NO_CONNECTION)
-            n_pauses += reply.fate is CallOutcome.RATE_LIMITED
+            n_paid += reply.outcome is CallOutcome.BROKEN
+            n_free += reply.outcome in (CallOutcome.SERVER_ERROR, CallOutcome.NO_CONNECTION)
+            n_pauses += reply.outcome is CallOutcome.RATE_LIMITED
             last = n_paid >= MAX_PAID_TRIES or n_free >= MAX_FREE_TRIES or n_pauses >= MAX_PAUSES
-            if not self.retries_errors and reply.fate in (CallOutcome.SERVER_ERROR, CallOutcome.BROKEN):
+            if not self.retries_errors and reply.outcome in (CallOutcome.SERVER_ERROR, CallOutcome.BROKEN):
                 last = True
-            last = last or reply.fate in _FINAL_FATES
+            last = last or reply.outcome in _FINAL_OUTCOMES
             row = call.failed(attempt, reply, booking=told, at=now, is_last=last)
-            if reply.fate is CallOutcome.FATAL:
+            if reply.outcome is CallOutcome.FATAL:
                 self.stop("refused", f"{reply.kind}: {reply.message}")
             self.write(row)
             if last or self._is_unreached(route, reply, n_free) or self._stopping:
                 return row
-            self.summary.retried[reply.kind or reply.fate.value] += 1
-            attempt += reply.fate is CallOutcome.BROKEN
+            self.summary.retried[reply.kind or reply.outcome.value] += 1
+            attempt += reply.outcome is CallOutcome.BROKEN
             await self._pause(route, reply, n_free + n_paid)
 
     def write(self, row: Row) -> Row:
@@ -416,7 +416,7 @@ class CallRunner(ABC, Generic[Planned, Row]):
                 f'add [prices."{model}"] to evalpipe.toml',
             )
 
-    def _say_wait(self, route: Route, seconds: float, why: str) -> None:
+    def _report_wait(self, route: Route, seconds: float, why: str) -> None:
         """Report a long wait once, so that it is not taken for a hang."""
         until = self.clock.monotonic() + seconds
         if seconds <= LONG_WAIT_S or until <= route.announced_until + 1.0:
@@ -435,7 +435,7 @@ class CallRunner(ABC, Generic[Planned, Row]):
             self.stop("unreachable", reply.message)
         return True
 
-    async def _go(self, route: Route, need: TokenReservation, worst: float) -> bool:
+    async def _acquire(self, route: Route, need: TokenReservation, worst: float) -> bool:
         """Wait for the budget and the limits, first come first served; False where the run stops instead."""
         async with route.gate:
             while not self._stopping:
@@ -451,23 +451,23 @@ class CallRunner(ABC, Generic[Planned, Row]):
                     return True
                 self.budget.settle(worst, 0.0)
                 is_paused = route.limiter.is_paused(self.clock.monotonic())
-                self._say_wait(route, wait, route.why_paused if is_paused else "the limits are used up")
+                self._report_wait(route, wait, route.why_paused if is_paused else "the limits are used up")
                 await self.clock.sleep(min(wait, _LOOK_AGAIN_S))
         return False
 
     def _settle(self, route: Route, need: TokenReservation, reply: ModelResponse) -> None:
         now = self.clock.monotonic()
         usage = reply.usage
-        if reply.fate is CallOutcome.ANSWERED:
+        if reply.outcome is CallOutcome.ANSWERED:
             fresh = (usage.input_tokens or 0) - (usage.cached_input_tokens or 0)
             used = TokenReservation(input_tokens=fresh, output_tokens=usage.output_tokens or 0)
-        elif reply.fate in (CallOutcome.NO_CONNECTION, CallOutcome.RATE_LIMITED):
+        elif reply.outcome in (CallOutcome.NO_CONNECTION, CallOutcome.RATE_LIMITED):
             used = _NOTHING
         else:
             used = need  # it may have counted; the provider's next headers correct it
         route.limiter.settle(now, need, used)
         route.limiter.observe(now, reply.limits)
-        if reply.fate is CallOutcome.RATE_LIMITED:
+        if reply.outcome is CallOutcome.RATE_LIMITED:
             wait = DEFAULT_PAUSE_S if reply.retry_after_s is None else reply.retry_after_s
             asked = (
                 ""
@@ -479,11 +479,11 @@ class CallRunner(ABC, Generic[Planned, Row]):
 
     async def _pause(self, route: Route, reply: ModelResponse, n_tries: int) -> None:
         """Back off with full jitter; a 429's pause is the limiter's, and everybody's."""
-        if reply.fate is CallOutcome.RATE_LIMITED:
+        if reply.outcome is CallOutcome.RATE_LIMITED:
             return
         longest = min(BACKOFF_S * 2 ** max(n_tries - 1, 0), LONGEST_BACKOFF_S)
         wait = max(longest * self.clock.jitter(), reply.retry_after_s or 0.0)
-        self._say_wait(route, wait, f"{reply.kind}: {reply.message}")
+        self._report_wait(route, wait, f"{reply.kind}: {reply.message}")
         with suppress(TimeoutError):
             await asyncio.wait_for(self._stopped.wait(), wait)
 

@@ -117,7 +117,7 @@ def approve(
 
     Example: `evalpipe canary approve --why "dashboards look fine"`
     """
-    _tell("approve", why, by, config, data, force=force)
+    _print_status("approve", why, by, config, data, force=force)
 
 
 @app.command()
@@ -126,7 +126,7 @@ def pause(why: Why = "paused", by: By = None, config: options.Config = None, dat
 
     Example: `evalpipe canary pause --why "release freeze"`
     """
-    _tell("pause", why, by, config, data)
+    _print_status("pause", why, by, config, data)
 
 
 @app.command()
@@ -137,7 +137,7 @@ def rollback(
 
     Example: `evalpipe canary rollback --why "complaints"`
     """
-    _tell("rollback", why, by, config, data)
+    _print_status("rollback", why, by, config, data)
 
 
 @app.command()
@@ -146,15 +146,15 @@ def reset(why: Why = "reset", by: By = None, config: options.Config = None, data
 
     Example: `evalpipe canary reset --why "fixed in build 42"`
     """
-    _tell("reset", why, by, config, data)
+    _print_status("reset", why, by, config, data)
 
 
-def _tell(
+def _print_status(
     action: str, why: str, by: str | None, config: options.Config, data: options.Data, *, force: bool = False
 ) -> None:
     from evalpipe.text import printable
-    from evalpipe.workspace.canary import event_line, tell
+    from evalpipe.workspace.canary import change_state, event_line
     from evalpipe.workspace.paths import open_workspace
 
-    event = tell(open_workspace(config, data), action, why=why, by=by, force=force)
+    event = change_state(open_workspace(config, data), action, why=why, by=by, force=force)
     typer.echo(printable(event_line(event)))

@@ -85,8 +85,8 @@ def compare(
         old,
         new,
         chosen,
-        say=lambda line: typer.echo(line, err=True),
-        ask=(lambda question: typer.confirm(question, err=True)) if can_ask else None,
+        output=lambda line: typer.echo(line, err=True),
+        confirm=(lambda question: typer.confirm(question, err=True)) if can_ask else None,
     )
     for line in judge_text.summary_lines([done.summary]):
         typer.echo(line, err=True)

@@ -128,7 +128,7 @@ def judge(
     from evalpipe.cli import judge_text
     from evalpipe.store.query import read_selection
     from evalpipe.workspace import judge as workspace_judge
-    from evalpipe.workspace.judge import cancel_batches, judge_by_batches, judge_online, see_batches
+    from evalpipe.workspace.judge import batch_statuses, cancel_batches, judge_by_batches, judge_online
     from evalpipe.workspace.judge_setup import JudgeOptions
     from evalpipe.workspace.paths import open_workspace
 
@@ -151,7 +151,7 @@ def judge(
         )
         return 0
     if status or cancel:
-        batches = (cancel_batches if cancel else see_batches)(workspace, chosen)
+        batches = (cancel_batches if cancel else batch_statuses)(workspace, chosen)
         print_result({"batches": batches}, judge_text.batch_lines(batches), as_json=as_json)
         return 0
     summaries = workspace_judge.judge(workspace, chosen, by=judge_by_batches if batch else judge_online)

@@ -116,8 +116,8 @@ def replay(
         workspace,
         chosen,
         yes=yes,
-        say=lambda line: typer.echo(printable(line), err=True),
-        ask=(lambda question: typer.confirm(question, err=True)) if can_ask else None,
+        output=lambda line: typer.echo(printable(line), err=True),
+        confirm=(lambda question: typer.confirm(question, err=True)) if can_ask else None,
     )
     lines = "\n".join(printable(line) for line in result_lines(summary))
     typer.echo(json.dumps({"replay": summary.as_json()}) if as_json else lines)

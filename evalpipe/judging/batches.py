@@ -61,7 +61,7 @@ class Item(BatchItem, frozen=True, kw_only=True, omit_defaults=True):
     cut: Mapping[str, int] = {}
     tripwires: Mapping[str, Sequence[str]] = {}
 
-    def ask(self) -> JudgeCall:
+    def planned_call(self) -> JudgeCall:
         """The planned call, without its texts."""
         return JudgeCall(
             key=self.key,
@@ -113,14 +113,14 @@ class BatchRun(Batches[JudgeCall, Item, Judgment]):
 
     def record(self, intent: BatchState, item: Item, reply: ModelResponse, batch_id: str) -> None:
         """Write down the judgment."""
-        ask, at = item.ask(), self.clock.utc()
+        ask, at = item.planned_call(), self.clock.utc()
         message = Message(text="", cut=item.cut, tripwires=item.tripwires)
         spec = self.spec
         booking = self.booking(intent, item, reply)
         if (
             intent.fingerprint != spec.fingerprint
         ):  # no planned call has this answer now: it is asked anew where needed, and its cost is booked
-            if reply.fate is CallOutcome.ANSWERED:
+            if reply.outcome is CallOutcome.ANSWERED:
                 judgment = outdated(
                     ask,
                     item.attempt,

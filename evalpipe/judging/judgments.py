@@ -100,11 +100,11 @@ def ended(
     """
     facts: dict[str, Any] = {**_facts(message), "repair": repair, COST_AT_MOST: booking.at_most}
     values: dict[str, Any]
-    if reply.fate is CallOutcome.ANSWERED:
+    if reply.outcome is CallOutcome.ANSWERED:
         values = _answered(reply, ask, spec, facts)
     else:
-        facts |= {"error": reply.kind or reply.fate.value, "message": reply.message}
-        values = {"status": JudgmentStatus.REFUSED if reply.fate is CallOutcome.REFUSED else JudgmentStatus.ERROR}
+        facts |= {"error": reply.kind or reply.outcome.value, "message": reply.message}
+        values = {"status": JudgmentStatus.REFUSED if reply.outcome is CallOutcome.REFUSED else JudgmentStatus.ERROR}
     return _judgment(
         ask,
         attempt,

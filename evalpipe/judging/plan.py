@@ -246,16 +246,16 @@ def pages(connection: Connection, spec: JudgeSpec, plan: Plan) -> Iterator[list[
         ).fetchall()
         known = {key: (attempt, n_unread) for key, attempt, n_unread, _ in tried}
         done = {key for key, _, _, is_done in tried if is_done}
-        asks = _asks(connection, spec, rows, known)
+        asks = _planned_calls(connection, spec, rows, known)
         yield [ask for ask in asks if ask.key not in done]
 
 
 def calls_for(connection: Connection, spec: JudgeSpec, request_ids: Sequence[str]) -> list[JudgeCall]:
     """Every call these requests could need, final or not; nothing for a request that cannot be judged."""
-    return _asks(connection, spec, [(request_id, 3) for request_id in request_ids], {})
+    return _planned_calls(connection, spec, [(request_id, 3) for request_id in request_ids], {})
 
 
-def _asks(
+def _planned_calls(
     connection: Connection, spec: JudgeSpec, rows: Sequence[tuple[str, int]], known: dict[str, tuple[int, int]]
 ) -> list[JudgeCall]:
     found: dict[str, dict[str, tuple[Any, ...]]] = {}
@@ -265,13 +265,13 @@ def _asks(
         [[request_id for request_id, _ in rows], sorted(ANSWERED)],
     ).fetchall():
         found.setdefault(request_id, {})[arm] = tuple(texts)
-    read = _pair_asks if spec.mode is JudgeMode.PAIRWISE else _answer_asks
+    read = _pair_calls if spec.mode is JudgeMode.PAIRWISE else _response_calls
     return [
         ask for request_id, sides in rows for ask in read(spec, request_id, sides, found.get(request_id, {}), known)
     ]
 
 
-def _pair_asks(
+def _pair_calls(
     spec: JudgeSpec, request_id: str, sides: int, texts: dict[str, tuple[Any, ...]], known: dict[str, tuple[int, int]]
 ) -> Iterator[JudgeCall]:
     if len(texts) < 2:
@@ -297,7 +297,7 @@ def _pair_asks(
                 )
 
 
-def _answer_asks(
+def _response_calls(
     spec: JudgeSpec, request_id: str, sides: int, texts: dict[str, tuple[Any, ...]], known: dict[str, tuple[int, int]]
 ) -> Iterator[JudgeCall]:
     for repeat in range(spec.repeats):

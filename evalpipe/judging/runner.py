@@ -141,8 +141,8 @@ def system_bytes(spec: JudgeSpec) -> int:
 def repair_turns(turns: Messages, judgment: Judgment) -> Messages:
     """The turns of the one repair: the unreadable reply, and what was wrong with it. An empty reply is no turn."""
     asked = repair_message(str(read_note(judgment.note).get("message", "it is not the JSON object asked for")))
-    said = judgment.raw_reply or ""
-    if said.strip():
-        return [*turns, ("assistant", said), ("user", asked)]
+    reply = judgment.raw_reply or ""
+    if reply.strip():
+        return [*turns, ("assistant", reply), ("user", asked)]
     ((role, text),) = turns
     return [(role, f"{text}\n\n{asked}")]

@@ -99,7 +99,7 @@ class SelfTest:
         }
 
 
-def asks() -> list[JudgeCall]:
+def test_calls() -> list[JudgeCall]:
     """The calls of the test. The good answer is control's in every other case, so that an arm's name gives no hint."""
     found = []
     for index, (name, _, (request, good), bad) in enumerate(CASES):

@@ -103,11 +103,11 @@ def _one_object(text: str, only_object: bool) -> tuple[dict[str, Any], tuple[str
         if isinstance(error, UnreadableReplyError):
             raise
         raise UnreadableReplyError("the reply holds a number that is too long") from None
-    said = after_thinking(body, must_begin=only_object)
-    if said is None:
+    reply = after_thinking(body, must_begin=only_object)
+    if reply is None:
         raise UnreadableReplyError("the reply is not one JSON object: it ends within its thinking")
-    if said != body:
-        return _one_object(said, only_object)
+    if reply != body:
+        return _one_object(reply, only_object)
     start = body.find("{")
     if start < 0:
         raise UnreadableReplyError(f"the reply is not one JSON object ({fault})")
@@ -266,8 +266,8 @@ def after_thinking(text: str, *, must_begin: bool = False) -> str | None:
     ends = [match.end() for match in _THINKING_ENDS.finditer(text)]
     if ends and must_begin and not _THINKING_BEGINS.match(text):
         return None
-    said = text[ends[-1] :].strip() if ends else text
-    return None if _THINKING_BEGINS.match(said) else said
+    reply = text[ends[-1] :].strip() if ends else text
+    return None if _THINKING_BEGINS.match(reply) else reply
 
 
 def prose_fault(before: str, after: str, *, winner: Collection[str] = ()) -> str | None:

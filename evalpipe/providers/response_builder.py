@@ -151,7 +151,7 @@ class AnswerBuilder:
 
     def text(self) -> str | None:
         """The answer's text, and the words of its refusal; None where it holds tool calls and no word."""
-        text = without_reasoning(self._said)
+        text = without_reasoning(self._raw_text)
         if self.marks:
             text = "\n".join([text, *self.marks] if text else self.marks)
         return text if text or not self.calls else None
@@ -159,11 +159,11 @@ class AnswerBuilder:
     @property
     def late_reasoning(self) -> str:
         """What `text` leaves out because only its end shows that it was reasoning: by then a stream of it has passed."""
-        said = self._said
-        return said[: len(said) - len(without_reasoning(said))]
+        raw = self._raw_text
+        return raw[: len(raw) - len(without_reasoning(raw))]
 
     @property
-    def _said(self) -> str:
+    def _raw_text(self) -> str:
         return "".join(piece.text for piece in self.pieces if piece.kind in {"text", "refusal"})
 
     @property

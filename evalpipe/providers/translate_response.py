@@ -87,8 +87,8 @@ class AnswerTranslator:
         self._reader.feed(data)
         if self._stream is None:
             return b""
-        said = self._new_pieces(self._stream)
-        return said + self.finish() if self._reader.is_over else said
+        written = self._new_pieces(self._stream)
+        return written + self.finish() if self._reader.is_over else written
 
     def finish(self) -> bytes:
         """The rest of the client's answer; a stream that lacked its end ends in an error event."""
@@ -99,11 +99,11 @@ class AnswerTranslator:
         is_answer = answer.outcome in ANSWERED and 200 <= self._status < 300
         if self._stream is None:
             return self._whole(answer) if is_answer else self._error(answer)
-        said = self._new_pieces(self._stream, is_begun=is_answer)
+        written = self._new_pieces(self._stream, is_begun=is_answer)
         if is_answer:
-            return said + self._stream.end(answer, stop_of(answer))
+            return written + self._stream.end(answer, stop_of(answer))
         message = answer.error_message or "the provider's answer could not be read"
-        return said + self._stream.writer.error(self._event_kind(answer), message)
+        return written + self._stream.writer.error(self._event_kind(answer), message)
 
     def broken(self, message: str) -> bytes:
         """The error event of a broken stream; nothing where the response was complete already."""
@@ -115,8 +115,8 @@ class AnswerTranslator:
     def _new_pieces(self, stream: _PieceWriter, *, is_begun: bool = False) -> bytes:
         pieces = self._reader.pieces
         new, self._n_taken = pieces[self._n_taken :], len(pieces)
-        said = stream.begin() if new or is_begun or self._reader.is_begun else b""
-        return said + b"".join(map(stream.take, new)) if new else said
+        written = stream.begin() if new or is_begun or self._reader.is_begun else b""
+        return written + b"".join(map(stream.take, new)) if new else written
 
     def _whole(self, answer: Answer) -> bytes:
         reply = self._reply(answer)
@@ -129,9 +129,9 @@ class AnswerTranslator:
         return dump(document).encode("utf-8", "replace")
 
     def _reply(self, answer: Answer) -> Reply:
-        said = {"text"} | ({"thought"} if self._keeps_tags else set())
+        kinds = {"text"} | ({"thought"} if self._keeps_tags else set())
         pieces = self._reader.pieces
-        text = "".join(piece.text for piece in pieces if piece.kind in said)
+        text = "".join(piece.text for piece in pieces if piece.kind in kinds)
         text = text if self._keeps_tags else without_reasoning(text)
         refusal = "".join(piece.text for piece in pieces if piece.kind == "refusal")
         calls = [_call(piece, pieces) for piece in pieces if piece.kind == "call"]

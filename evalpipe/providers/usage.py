@@ -39,7 +39,7 @@ def chat_usage(message: dict[str, Any], *, has_content: bool) -> Usage:
         The counts with service tier and tools; no counts where the provider reported none.
     """
     usage = read_chat_usage(usage_in(message))
-    return _believed(replace(usage, service_tier=_way(message.get("service_tier"))), has_content=has_content)
+    return _plausible(replace(usage, service_tier=_way(message.get("service_tier"))), has_content=has_content)
 
 
 def usage_in(message: dict[str, Any]) -> Any:
@@ -139,7 +139,7 @@ def responses_usage(message: dict[str, Any], *, has_content: bool) -> Usage:
         service_tier=_way(message.get("service_tier")),
         server_tools=_tools({name: n_searches if billed is None else billed, **calls}),
     )
-    return _believed(usage, has_content=has_content)
+    return _plausible(usage, has_content=has_content)
 
 
 def read_responses_usage(value: Any) -> Usage:
@@ -184,7 +184,7 @@ def messages_usage(message: dict[str, Any], *, has_content: bool) -> Usage:
             block.get("type") == "server_tool_use" and block.get("name") in _CODE_EXECUTION for block in blocks
         )
         usage = replace(usage, server_tools=usage.server_tools + _tools({"code_execution": n_runs}))
-    return _believed(usage, has_content=has_content)
+    return _plausible(usage, has_content=has_content)
 
 
 def read_messages_usage(value: Any) -> Usage:
@@ -308,7 +308,7 @@ def _thought_outside(counts: Usage, n_tokens: int) -> Usage:
     return replace(counts, output_tokens=(counts.output_tokens or 0) + n_tokens, reasoning_tokens=n_tokens)
 
 
-def _believed(usage: Usage, *, has_content: bool) -> Usage:
+def _plausible(usage: Usage, *, has_content: bool) -> Usage:
     """No request has an input of 0 tokens, and no text an output of 0: servers that do not count write 0."""
     no_input, no_output = usage.input_tokens == 0, usage.output_tokens == 0 and has_content
     if not (no_input or no_output):

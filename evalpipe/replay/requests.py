@@ -289,7 +289,7 @@ def call_row(
         arm=arm.arm,
         attempt=attempt,
         status=status,
-        kind=LOST if reply is None else None if status is ReplayStatus.ANSWERED else reply.kind or reply.fate.value,
+        kind=LOST if reply is None else None if status is ReplayStatus.ANSWERED else reply.kind or reply.outcome.value,
         message=(reply.message or None) if reply is not None else None,
         model=reply.model if reply is not None else None,
         cost_usd=booking.cost_usd,

@@ -106,7 +106,7 @@ class _ArmCall:
     def failed(
         self, attempt: int, reply: ModelResponse, *, booking: RecordedCost, at: datetime, is_last: bool
     ) -> ReplayCall:
-        is_final = is_last and reply.fate not in NOT_THE_ARM and reply.fate is not CallOutcome.ANSWERED
+        is_final = is_last and reply.outcome not in NOT_THE_ARM and reply.outcome is not CallOutcome.ANSWERED
         status = ReplayStatus.FAILED if is_final else ReplayStatus.OPEN
         return self._row(attempt, status, booking, at, reply, keeps=is_final)
 
@@ -208,14 +208,14 @@ class ReplayBatches(Batches[PlannedCall, ReplayItem, ReplayCall]):
     def record(self, intent: BatchState, item: ReplayItem, reply: ModelResponse, batch_id: str) -> None:
         """Write down the answer; one of another configuration of the arm is paid, and is no answer of this one."""
         booking = self.booking(intent, item, reply)
-        answered = reply.fate is CallOutcome.ANSWERED
+        answered = reply.outcome is CallOutcome.ANSWERED
         logged = self._logged.get(item.request_id) or LoggedRequest(
             request_id=item.request_id, request="", endpoint="chat.completions"
         )
         outgoing = self._sent(logged)
         is_ours = intent.fingerprint == self.fingerprint and outgoing is not None
         is_final = answered or (
-            reply.fate is CallOutcome.REFUSED
+            reply.outcome is CallOutcome.REFUSED
             or (reply.kind not in OF_THE_BATCH and (reply.kind.startswith("http_4") or item.attempt >= MAX_BATCH_TRIES))
         )
         status = ReplayStatus.ANSWERED if answered else ReplayStatus.FAILED if is_final else ReplayStatus.OPEN

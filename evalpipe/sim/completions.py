@@ -170,8 +170,8 @@ def _question(request: SimRequest, prompt: JudgePrompt | None) -> str:
 def _output_tokens(answer: RecordedAnswer) -> int:
     if answer.output_tokens is not None:
         return answer.output_tokens
-    said = (answer.text or "") + "".join(call.name + call.arguments for call in answer.calls)
-    return max(count_tokens(said), 1)
+    generated = (answer.text or "") + "".join(call.name + call.arguments for call in answer.calls)
+    return max(count_tokens(generated), 1)
 
 
 def _stopped(answer: RecordedAnswer, stop: list[str]) -> tuple[RecordedAnswer, str | None]:

@@ -265,11 +265,11 @@ def _is_json(answer: str) -> bool:
 
 
 def _echoes(request: str, answer: str) -> bool:
-    said, asked = _words(answer), _words(request)
-    if len(said) < 4:
+    answered, asked = _words(answer), _words(request)
+    if len(answered) < 4:
         return False
     grams = {tuple(asked[i : i + 4]) for i in range(len(asked) - 3)}
-    own = [tuple(said[i : i + 4]) for i in range(len(said) - 3)]
+    own = [tuple(answered[i : i + 4]) for i in range(len(answered) - 3)]
     return sum(gram in grams for gram in own) > 0.6 * len(own)
 
 

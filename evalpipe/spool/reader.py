@@ -188,15 +188,15 @@ class SpoolTail:
                 continue
             yield from segment.read(prefixes)
             if segment.fd >= 0 and len(self._files) > _MANY_OPEN:
-                self._let_go(segment)
+                self._close_segment(segment)
 
     def let_go(self) -> None:
         """Close segments whose writers are done with them and that are read to the end."""
         for segment in list(self._segments.values()):
             if segment.fd >= 0:
-                self._let_go(segment)
+                self._close_segment(segment)
 
-    def _let_go(self, segment: _Segment) -> None:
+    def _close_segment(self, segment: _Segment) -> None:
         if segment.is_closed_by_writer() and segment.at_end():
             self._finished[segment.name] = segment.offset
             segment.close()

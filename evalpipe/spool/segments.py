@@ -118,13 +118,13 @@ def exclusive_segments(spool: Path | Sequence[Path]) -> Iterator[list[Segment]]:
     deadline = time.monotonic() + _STARTS_WITHIN_S
     try:
         segments = list_segments(spool)
-        while not _anyone_lives(segments) and time.monotonic() < deadline:
+        while not _any_live(segments) and time.monotonic() < deadline:
             if not try_lock(handle):  # it is just starting, and soon holds a segment, or just ending
                 time.sleep(0.05)
                 segments = list_segments(spool)
                 continue
             segments = list_segments(spool)
-            if _anyone_lives(segments):  # a worker: what it records next is for its treatment process
+            if _any_live(segments):  # a worker: what it records next is for its treatment process
                 release_lock(handle)
             break
         yield segments
@@ -144,7 +144,7 @@ def holds_decisions(segment: Segment) -> bool:
     return segment.path.name.startswith(OWN_PREFIX)
 
 
-def _anyone_lives(segments: list[Segment]) -> bool:
+def _any_live(segments: list[Segment]) -> bool:
     return any(segment.live for segment in segments)
 
 

@@ -158,7 +158,7 @@ class SpoolWriter:
         elif self._is_gone(fd):
             self._leave(fd)
         elif self.last_error is not None and not self._wrote:
-            self._look_for_room()
+            self._probe_disk()
         self._wrote = False
         self._report()
 
@@ -192,7 +192,7 @@ class SpoolWriter:
         if n_lost:
             self._on_gone(reason, n_lost)
 
-    def _look_for_room(self) -> None:
+    def _probe_disk(self) -> None:
         """Without traffic nothing else notices that a disk has space again."""
         probe = self._folder / f".room-{self._name}"
         try:

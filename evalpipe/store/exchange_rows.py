@@ -159,7 +159,7 @@ def _was_injected(served: ResponseRecord | None) -> bool:
 
 def _served(client: _Client, entry: PendingRequest) -> Exchange:
     request = client.record
-    status, reason = _fate(entry)
+    status, reason = _shadow_status(entry)
     if entry.served is None:
         return Exchange(
             request_id=request.request_id,
@@ -179,7 +179,7 @@ def _served(client: _Client, entry: PendingRequest) -> Exchange:
     return _answered(client, entry.served, Role.SERVED, status, reason)
 
 
-def _fate(entry: PendingRequest) -> tuple[ShadowStatus | None, str | None]:
+def _shadow_status(entry: PendingRequest) -> tuple[ShadowStatus | None, str | None]:
     """What became of the copy; a shadow request without a decision was shed."""
     if entry.shadow is not None:
         return ShadowStatus(entry.shadow.status), entry.shadow.reason
@@ -398,9 +398,7 @@ class Parser:
         self._pool = (
             None
             if processes <= 1
-            else ProcessPoolExecutor(
-                max_workers=processes, mp_context=get_context("spawn"), initializer=_belong_to_the_parent
-            )
+            else ProcessPoolExecutor(max_workers=processes, mp_context=get_context("spawn"), initializer=_watch_parent)
         )
         self._waiting: deque[Future[dict[str, bytes]] | Sequence[PendingRequest]] = deque()
 
@@ -432,14 +430,14 @@ class Parser:
                 yield from _parse(batch, self._rules).items()
 
 
-def _belong_to_the_parent() -> None:
+def _watch_parent() -> None:
     """Ctrl-C reaches the whole process group; one process answering it is enough. And no worker outlives its parent, however
     that ended: the pipes of the pool do not show it, since each worker holds both ends of them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _end_with_the_parent() -> None:
+def _exit_with_parent() -> None:
     parent = parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])

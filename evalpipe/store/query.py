@@ -506,8 +506,8 @@ def select_requests(connection: duckdb.DuckDBPyConnection, selection: Selection)
     except duckdb.Error as error:
         if selection.where is None:
             raise
-        said = itertools.takewhile(lambda line: not line.startswith("LINE "), str(error).strip().splitlines())
-        message = " ".join(line.strip() for line in said if line.strip())  # with the names there are
+        lines = itertools.takewhile(lambda line: not line.startswith("LINE "), str(error).strip().splitlines())
+        message = " ".join(line.strip() for line in lines if line.strip())  # with the names there are
         raise ConfigError(f"--where {selection.where!r} does not work: {message}") from None
     finally:
         if selection.request_ids is not None:

@@ -295,7 +295,7 @@ def read_status(workspace: Workspace) -> Status:
     )
 
 
-def tell(
+def change_state(
     workspace: Workspace, action: str, *, why: str, by: str | None = None, force: bool = False, now: float | None = None
 ) -> CanaryEvent:
     """A person's approve | pause | rollback | reset, with who, when and why. Raises ConfigError where it cannot be done."""

@@ -36,8 +36,8 @@ from evalpipe.workspace.load import (
 from evalpipe.workspace.paths import Workspace, shipped
 from evalpipe.workspace.report import WrittenReport, write_report
 
-Say = Callable[[str], object]
-Ask = Callable[[str], bool]
+Output = Callable[[str], object]
+Confirm = Callable[[str], bool]
 SHOWN = 3
 """answers without a partner that are shown of each file"""
 
@@ -116,7 +116,13 @@ class _Read:
 
 
 def compare(
-    workspace: Workspace, old: Path, new: Path | None, options: CompareOptions, *, say: Say, ask: Ask | None
+    workspace: Workspace,
+    old: Path,
+    new: Path | None,
+    options: CompareOptions,
+    *,
+    output: Output,
+    confirm: Confirm | None,
 ) -> Compared:
     """Compare two files of answers, or the two answers in one.
 
@@ -125,28 +131,28 @@ def compare(
         old: control's answers, or both.
         new: treatment's answers.
         options: those of the command line.
-        say: takes the line of each step.
-        ask: asked before money is spent; None: there is no terminal.
+        output: takes the line of each step.
+        confirm: asked before money is spent; None: there is no terminal.
 
     Raises:
         ConfigError: for files, mappings and judges that cannot be; where a confirmation is needed and there is no terminal.
         DataError: where no two answers belong together.
     """
     name = _name(old, new, options.name)
-    say(f"1/4 read: {old}" + (f" (control) and {new} (treatment)" if new is not None else " (both answers)"))
-    pairs, labels = _pairs_of(workspace, old, new, options, say)
+    output(f"1/4 read: {old}" + (f" (control) and {new} (treatment)" if new is not None else " (both answers)"))
+    pairs, labels = _pairs_of(workspace, old, new, options, output)
     judge = _judge_of(workspace, options, pairs)
     place, experiment = _place(workspace, name, judge, pairs)
     check_writable(place.data)
     content = _content(pairs, labels)
-    experiment = _fresh_name(place, experiment, content, say)
+    experiment = _fresh_name(place, experiment, content, output)
     place = _named(place, experiment)
     imported = [Imported(exchanges=[row for pair in pairs for row in pair], labels=labels)]
     with only_load(place.data):
         store_rows(place.data, experiment, f"compare-{content}", imported)
-    say(f"2/4 stored {len(pairs):,} pairs as {experiment} in {place.data}")
-    summary = _judged(place, experiment, options, say, ask)
-    say("4/4 report")
+    output(f"2/4 stored {len(pairs):,} pairs as {experiment} in {place.data}")
+    summary = _judged(place, experiment, options, output, confirm)
+    output("4/4 report")
     report = write_report(place, experiment=experiment)
     return Compared(workspace=place, experiment=experiment, n_pairs=len(pairs), summary=summary, report=report)
 
@@ -167,19 +173,19 @@ def _name(old: Path, new: Path | None, asked: str | None) -> str:
 
 
 def _pairs_of(
-    workspace: Workspace, old: Path, new: Path | None, options: CompareOptions, say: Say
+    workspace: Workspace, old: Path, new: Path | None, options: CompareOptions, output: Output
 ) -> tuple[list[tuple[Exchange, Exchange]], list[Label]]:
-    first = _read(workspace, old, options, Arm.CONTROL, say)
+    first = _read(workspace, old, options, Arm.CONTROL, output)
     if new is None:
-        return _both_in(first, old, say), first.labels
-    second = _read(workspace, new, options, Arm.TREATMENT, say)
+        return _both_in(first, old, output), first.labels
+    second = _read(workspace, new, options, Arm.TREATMENT, output)
     for read, path in ((first, old), (second, new)):
         if read.says_arms and len({row.arm for row in read.rows}) > 1:
             raise ConfigError(
                 f"{path} holds the answers of both arms already: compare it alone, `evalpipe compare {path}`"
             )
     found = pair_up(first.rows, second.rows, ids=first.has_ids and second.has_ids)
-    _say_pairing(found, old, new, say)
+    _print_pairing(found, old, new, output)
     if not found.pairs:
         raise DataError(
             f"no answer of {old} and {new} belongs together: neither an id nor a prompt is in both; "
@@ -188,7 +194,7 @@ def _pairs_of(
     return found.pairs, []
 
 
-def _read(workspace: Workspace, path: Path, options: CompareOptions, arm: Arm, say: Say) -> _Read:
+def _read(workspace: Workspace, path: Path, options: CompareOptions, arm: Arm, output: Output) -> _Read:
     """Every answer of a file, with one line of what it is and what was left out."""
     if not path.exists():
         raise ConfigError(f"no such file: {path}")
@@ -208,14 +214,14 @@ def _read(workspace: Workspace, path: Path, options: CompareOptions, arm: Arm, s
     for planned in plan.sources:
         if planned.guess is not None:
             for line in shown_guess(planned, workspace):
-                say(printable(line))
+                output(printable(line))
         reading = Reading(arm=arm, arms=arms_of(planned, workspace), memory=memory)
         importer = planned.examined.importer
         read.says_arms = read.says_arms or (importer is not None and importer.tells_arms)
         for entry in read_source(planned.examined, reading):
             _take(read, entry)
         read.faults += planned.examined.source.faults
-        _say_source(planned, read, say)
+        _print_source(planned, read, output)
     if not read.rows:
         reasons = (
             "; ".join(f"{reason} {n:,}" for reason, n in {**read.reasons, **read.left_out}.items()) or "nothing in it"
@@ -240,7 +246,7 @@ def _take(read: _Read, entry: Entry) -> None:
         read.reasons[reason] = read.reasons.get(reason, 0) + 1
 
 
-def _say_source(planned: Planned, read: _Read, say: Say) -> None:
+def _print_source(planned: Planned, read: _Read, output: Output) -> None:
     importer = planned.examined.importer
     form = (
         importer.name
@@ -249,15 +255,15 @@ def _say_source(planned: Planned, read: _Read, say: Say) -> None:
         if planned.guess
         else "map"
     )
-    say(f"    {planned.examined.source.name}: {planned.examined.source.kind}, {form}; {len(read.rows):,} answers")
+    output(f"    {planned.examined.source.name}: {planned.examined.source.kind}, {form}; {len(read.rows):,} answers")
     for kinds, word in ((read.left_out, "left out"), (read.reasons, "rejected")):
         if kinds:
-            say(printable(f"    {word}: {'; '.join(f'{kind} {n:,}' for kind, n in list(kinds.items())[:4])}"))
+            output(printable(f"    {word}: {'; '.join(f'{kind} {n:,}' for kind, n in list(kinds.items())[:4])}"))
     for fault in read.faults:
-        say(f"    {fault}")
+        output(f"    {fault}")
 
 
-def _both_in(read: _Read, path: Path, say: Say) -> list[tuple[Exchange, Exchange]]:
+def _both_in(read: _Read, path: Path, output: Output) -> list[tuple[Exchange, Exchange]]:
     """The pairs of a file that holds both answers: under one id, or (one answer a row) by their prompts."""
     old = [row for row in read.rows if row.arm is Arm.CONTROL]
     new = [row for row in read.rows if row.arm is Arm.TREATMENT]
@@ -267,24 +273,24 @@ def _both_in(read: _Read, path: Path, say: Say) -> list[tuple[Exchange, Exchange
             '--map "prompt=…, text_a=OLD, text_b=NEW" (or text=…, arm=COLUMN)'
         )
     found = pair_up(old, new, ids=True)
-    _say_pairing(found, path, path, say)
+    _print_pairing(found, path, path, output)
     if not found.pairs:
         raise DataError(f"{path}: no prompt was answered by both arms, so there is nothing to compare pair by pair")
     return found.pairs
 
 
-def _say_pairing(found: Pairing, old: Path, new: Path, say: Say) -> None:
+def _print_pairing(found: Pairing, old: Path, new: Path, output: Output) -> None:
     by = ", ".join(f"{n:,} by {how}" for how, n in found.by.items()) or "none"
-    say(f"    {len(found.pairs):,} pairs ({by})")
+    output(f"    {len(found.pairs):,} pairs ({by})")
     if found.n_other_prompts:
-        say(
+        output(
             f"    {found.n_other_prompts:,} of them have prompts that differ between the files: control's is shown to the judge"
         )
     for alone, path, arm in ((found.old_alone, old, "control"), (found.new_alone, new, "treatment")):
         if alone:
-            say(f"    {len(alone):,} answers of {path} ({arm}) have no partner and are left out, such as:")
+            output(f"    {len(alone):,} answers of {path} ({arm}) have no partner and are left out, such as:")
             for row in alone[:SHOWN]:
-                say(printable(f"      {row.request_id[:40]}: {_short(row.prompt or row.text or '')}"))
+                output(printable(f"      {row.request_id[:40]}: {_short(row.prompt or row.text or '')}"))
 
 
 def _short(text: str) -> str:
@@ -398,7 +404,7 @@ def _content(pairs: Sequence[tuple[Exchange, Exchange]], labels: Sequence[Label]
     )
 
 
-def _fresh_name(place: Workspace, name: str, content: str, say: Say) -> str:
+def _fresh_name(place: Workspace, name: str, content: str, output: Output) -> str:
     """The name under which these answers are compared: a decision once recorded belongs to the answers it was made
     on."""
     known: dict[str, set[str]] = {}
@@ -410,7 +416,7 @@ def _fresh_name(place: Workspace, name: str, content: str, say: Say) -> str:
         number += 1
         wanted = f"{name[:60]}-{number}"
     if wanted != name:
-        say(f"    {name} holds other answers (files of before): these are {wanted}")
+        output(f"    {name} holds other answers (files of before): these are {wanted}")
     return wanted
 
 
@@ -421,7 +427,9 @@ def _named(place: Workspace, experiment: str) -> Workspace:
     return replace(place, config=config.model_copy(update={"experiment": named}))
 
 
-def _judged(place: Workspace, experiment: str, options: CompareOptions, say: Say, ask: Ask | None) -> RunSummary:
+def _judged(
+    place: Workspace, experiment: str, options: CompareOptions, output: Output, confirm: Confirm | None
+) -> RunSummary:
     from evalpipe.workspace import judge as workspace_judge
     from evalpipe.workspace.judge_setup import JudgeOptions, load_specs
 
@@ -432,18 +440,20 @@ def _judged(place: Workspace, experiment: str, options: CompareOptions, say: Say
     estimate = workspace_judge.estimate_judging(place, chosen)[0]
     from evalpipe.calls.client import address_of, api_key
 
-    say(f"3/4 judge: {spec.model} at {address_of(spec)}" + (f", key {spec.api_key_env}" if spec.api_key_env else ""))
+    output(f"3/4 judge: {spec.model} at {address_of(spec)}" + (f", key {spec.api_key_env}" if spec.api_key_env else ""))
     api_key(spec)
-    say(f"    {_cost(estimate)}")
+    output(f"    {_cost(estimate)}")
     for arm, model in zip(("control", "treatment"), _arm_models(place), strict=True):
         if model and same_family(spec.model, model):
-            say(f"    it is of the family of {arm}'s {model}: judges prefer their own kin; --judge-model names another")
+            output(
+                f"    it is of the family of {arm}'s {model}: judges prefer their own kin; --judge-model names another"
+            )
     if estimate.calls and not options.yes:
-        if ask is None:
+        if confirm is None:
             raise ConfigError(
                 f"judging costs money ({_cost(estimate)}): add --yes (and --max-usd USD as a cap); nothing was sent"
             )
-        if not ask("Send them?"):
+        if not confirm("Send them?"):
             raise EvalpipeError("nothing was sent; the answers stay loaded: run the same command again to go on")
     return workspace_judge.judge(place, chosen)[0]
 

@@ -136,8 +136,8 @@ def exit_code(document: dict[str, Any]) -> int:
 def rollout_step(decision: Decision) -> str:
     """What a tool that shifts traffic should do: "promote" | "roll_back" | "wait".
 
-    A set-up fault rolls back only where users are served by the arm at fault (ab, canary): shadow requests harm no user, and where
-    the set-up of control is at fault everybody would get the broken arm.
+    A set-up fault rolls back only where users are served by the arm at fault (ab, canary): shadow requests harm no user, and
+    where the set-up of control is at fault every user would get the broken arm.
     """
     if decision.recommendation == Recommendation.SHIP:
         return "promote"

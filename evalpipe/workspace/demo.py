@@ -61,7 +61,9 @@ def run_demo(folder: Path = DEFAULT_FOLDER, *, local_models: bool = False, arriv
     corpus = folder / "corpus.jsonl"
     write_corpus(sample_folder() / LOG, corpus)
     with ExitStack() as stack:
-        _say("starting the providers" + (": two local models (the first start takes a while)" if local_models else ""))
+        _print(
+            "starting the providers" + (": two local models (the first start takes a while)" if local_models else "")
+        )
         sim = stack.enter_context(_sim(folder, corpus))
         sim_url = sim.wait_listening()
         urls = {"control": f"{sim_url}/v1", "treatment": f"{sim_url}/v1"}
@@ -163,7 +165,7 @@ def _progress(total: int, name: str) -> Iterator[Callable[[], None]]:
         yield advance
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     sys.stderr.write(f"{text}\n")
 
 

@@ -163,16 +163,16 @@ def check_judges(workspace: Workspace, config: Config) -> Iterator[Diagnosis]:
         yield Diagnosis(
             name="judge", status="pass", detail=f"{spec.name} ({spec.model}), fingerprint {spec.fingerprint}"
         )
-    yield from _kin(config, {spec.model for spec in specs})
+    yield from _family_check(config, {spec.model for spec in specs})
 
 
-def _kin(config: Config, judges: set[str]) -> Iterator[Diagnosis]:
+def _family_check(config: Config, judges: set[str]) -> Iterator[Diagnosis]:
     """Judges that are of the kind of one of the configured arms, before a first pair is judged."""
-    from evalpipe.analysis.checks.judge import OTHER_FAMILY, kinship
+    from evalpipe.analysis.checks.judge import OTHER_FAMILY, family_overlap
 
     models = [(name, arm.model) for name, arm in _arms(config) if arm.model is not None]
     for judge in sorted(judges):
-        status, detail = kinship(judge, models)
+        status, detail = family_overlap(judge, models)
         if status == "warn":
             yield Diagnosis(name="judge", status=status, detail=detail or "", remedy=OTHER_FAMILY)
 

@@ -63,7 +63,7 @@ class LiveDiagnosis(Diagnosis):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Heard:
+class _ProbeResult:
     """What one request brought: `words` where it failed, in the provider's own; `note` where it only did not finish."""
 
     answer: Answer | None = None
@@ -113,29 +113,29 @@ def _live_arm(workspace: Workspace, config: Config, name: str, arm: ArmConfig) -
         )
     started = time.monotonic()
     if settings.base_url == IN_PROCESS:
-        where, heard = f"litellm ({model})", _ask_library(settings, model)
+        where, probe = f"litellm ({model})", _ask_library(settings, model)
     else:
-        where, heard = _ask_arm(settings, PROVIDERS[control.provider][0], model)
+        where, probe = _ask_arm(settings, PROVIDERS[control.provider][0], model)
     latency_ms = (time.monotonic() - started) * 1000
-    cost = heard.answer and cost_of(
-        heard.answer.usage,
-        model=heard.answer.model,
+    cost = probe.answer and cost_of(
+        probe.answer.usage,
+        model=probe.answer.model,
         requested=model,
         provider=arm.provider,
         at=datetime.now(UTC),
         prices=price_book(config),
     )
     takes_clients_key = name == "control" and arm.api_key_env is None
-    if takes_clients_key and heard.words is not None and heard.status in (401, 403):
-        found = _result(title, where, model, heard, usd=None, latency_ms=latency_ms)
+    if takes_clients_key and probe.words is not None and probe.status in (401, 403):
+        found = _result(title, where, model, probe, usd=None, latency_ms=latency_ms)
         wanted = _CLIENT_KEYS.get(arm.provider, "arms.control.api_key_env")
         remedy = f"control takes the client's key: set {wanted} to test it"
         return replace(found, status="warn", remedy=remedy)
     usd = cost.usd if cost else None
-    return _result(title, where, model, heard, usd=usd, latency_ms=latency_ms, remedy=_remedy(name, arm, heard))
+    return _result(title, where, model, probe, usd=usd, latency_ms=latency_ms, remedy=_remedy(name, arm, probe))
 
 
-def _ask_arm(arm: ArmSettings, endpoint: str, model: str) -> tuple[str, _Heard]:
+def _ask_arm(arm: ArmSettings, endpoint: str, model: str) -> tuple[str, _ProbeResult]:
     """(address asked, what came of it). `endpoint`: of control's dialect, in which clients ask."""
     lines = _client_lines(arm, endpoint)
     head = RequestHead(request_id="doctor", endpoint=endpoint, target=_CLIENT_PATHS[endpoint], lines=lines)
@@ -146,12 +146,12 @@ def _ask_arm(arm: ArmSettings, endpoint: str, model: str) -> tuple[str, _Heard]:
         try:
             outgoing = translate_request(arm, head, body)
         except NotShadowableError as error:
-            return arm.base_url, _Heard(words=f"the request cannot be translated for it: {error}")
+            return arm.base_url, _ProbeResult(words=f"the request cannot be translated for it: {error}")
         body, endpoint = outgoing.body, outgoing.endpoint
     elif arm.rewrite:
         body = rewrite(endpoint, body, arm)
 
-    def ask(name: str, limit: int) -> _Heard:
+    def ask(name: str, limit: int) -> _ProbeResult:
         data = _limited(body, name, limit)
         if outgoing is not None:
             rendered = render_outgoing_head(
@@ -165,23 +165,23 @@ def _ask_arm(arm: ArmSettings, endpoint: str, model: str) -> tuple[str, _Heard]:
 
     is_chat = endpoint == "chat.completions"
     name = "max_completion_tokens" if is_chat and takes_max_completion_tokens(model) else "max_tokens"
-    heard = ask(name, _SMALLEST[0])
+    probe = ask(name, _SMALLEST[0])
     other = "max_tokens" if name == "max_completion_tokens" else "max_completion_tokens"
-    if is_chat and heard.asks_for_limit and other in (heard.words or ""):  # "… use 'max_completion_tokens' instead"
+    if is_chat and probe.asks_for_limit and other in (probe.words or ""):  # "… use 'max_completion_tokens' instead"
         name = other
-        heard = ask(name, _SMALLEST[0])
+        probe = ask(name, _SMALLEST[0])
     for limit in _SMALLEST[1:]:
-        if not heard.asks_for_limit or _has_stopped(heard.words):
+        if not probe.asks_for_limit or _has_stopped(probe.words):
             break
-        heard = ask(name, limit)
-    if _has_stopped(heard.words):
-        heard = _Heard(status=heard.status, note=_STOPPED, simulated=heard.simulated)
+        probe = ask(name, limit)
+    if _has_stopped(probe.words):
+        probe = _ProbeResult(status=probe.status, note=_STOPPED, simulated=probe.simulated)
     parts = urlsplit(arm.base_url)
     if outgoing is not None:
         target = arm.origin.endpoint_target(endpoint)
     else:
         target = arm.origin.served_target(head.target, from_anthropic=endpoint == "messages")
-    return f"{parts.scheme}://{parts.netloc}{target.decode('latin-1')}", heard
+    return f"{parts.scheme}://{parts.netloc}{target.decode('latin-1')}", probe
 
 
 def _has_stopped(words: str | None) -> bool:
@@ -214,7 +214,7 @@ def _client_lines(arm: ArmSettings, endpoint: str) -> list[Line]:
     return read_lines(b"\r\n".join([*head, b"", b""]))[1]
 
 
-def _send(arm: ArmSettings, head: bytes, body: bytes, endpoint: str, *, secrets: list[bytes]) -> _Heard:
+def _send(arm: ArmSettings, head: bytes, body: bytes, endpoint: str, *, secrets: list[bytes]) -> _ProbeResult:
     """Send the request as rendered, read the answer as the collector and the store do."""
     origin = arm.origin
     first, *lines = head.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
@@ -236,28 +236,30 @@ def _send(arm: ArmSettings, head: bytes, body: bytes, endpoint: str, *, secrets:
         headers = {name.lower(): value for name, value in response.getheaders()}
         data = response.read(_MAX_ANSWER)
     except (OSError, http.client.HTTPException) as error:
-        return _Heard(words=f"no answer: {getattr(error, 'strerror', None) or str(error) or type(error).__name__}")
+        return _ProbeResult(
+            words=f"no answer: {getattr(error, 'strerror', None) or str(error) or type(error).__name__}"
+        )
     finally:
         connection.close()
     answer = read_answer(endpoint, response.status, headers, data)
     simulated = "x-simulated-by" in headers
     if answer.outcome in ANSWERED:
-        return _Heard(answer=answer, status=response.status, simulated=simulated)
+        return _ProbeResult(answer=answer, status=response.status, simulated=simulated)
     words = answer.error_message or answer.error_type or "an answer that cannot be read"
     keys = [str(value, "latin-1").rpartition(" ")[2] for value in secrets]
     keys += [] if arm.api_key is None else [arm.api_key.value]
     for key in keys:  # some servers repeat the key they refuse
         words = words.replace(key, "[key]")
-    return _Heard(status=response.status, words=words, simulated=simulated)
+    return _ProbeResult(status=response.status, words=words, simulated=simulated)
 
 
-def _ask_library(arm: ArmSettings, model: str) -> _Heard:
+def _ask_library(arm: ArmSettings, model: str) -> _ProbeResult:
     """The litellm library in this process, as the collector's bridge asks it."""
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     try:
         import litellm
     except ImportError:
-        return _Heard(words="the litellm library is not installed: pip install 'evalpipe[litellm]'")
+        return _ProbeResult(words="the litellm library is not installed: pip install 'evalpipe[litellm]'")
     from evalpipe.calls.client import litellm_failure
 
     litellm.drop_params, litellm.suppress_debug_info = True, True
@@ -270,23 +272,25 @@ def _ask_library(arm: ArmSettings, model: str) -> _Heard:
         reply = litellm_failure(error, None)
         words = reply.message if key is None else reply.message.replace(key, "[key]")
         if _has_stopped(words):
-            return _Heard(note=_STOPPED)
-        return _Heard(words=words, status=getattr(error, "status_code", None))
-    return _Heard(answer=read_answer("chat.completions", 200, {}, json.dumps(found.model_dump()).encode()), status=200)
+            return _ProbeResult(note=_STOPPED)
+        return _ProbeResult(words=words, status=getattr(error, "status_code", None))
+    return _ProbeResult(
+        answer=read_answer("chat.completions", 200, {}, json.dumps(found.model_dump()).encode()), status=200
+    )
 
 
-def _remedy(name: str, arm: ArmConfig, heard: _Heard) -> str | None:
-    if heard.words is None:
+def _remedy(name: str, arm: ArmConfig, probe: _ProbeResult) -> str | None:
+    if probe.words is None:
         return None
-    if heard.status in (401, 403):
+    if probe.status in (401, 403):
         if arm.api_key_env:
             return f"check the key in {arm.api_key_env}"
         return f"set arms.{name}.api_key_env" if name == "treatment" else None
-    if heard.status == 404:
+    if probe.status == 404:
         return f"check arms.{name}.base_url, and the model {arm.model!r}"
-    if heard.status is None:
+    if probe.status is None:
         return f"check arms.{name}.base_url and the network"
-    if heard.status in (400, 422):
+    if probe.status in (400, 422):
         return f"check arms.{name}.model and params"
     return None
 
@@ -295,15 +299,15 @@ def _result(
     title: str,
     where: str,
     model: str,
-    heard: _Heard,
+    probe: _ProbeResult,
     *,
     usd: float | None,
     latency_ms: float,
     remedy: str | None = None,
 ) -> LiveDiagnosis:
-    if heard.words is not None:
-        status = "" if heard.status is None else f"HTTP {heard.status}: "
-        words = " ".join(printable(heard.words).split())
+    if probe.words is not None:
+        status = "" if probe.status is None else f"HTTP {probe.status}: "
+        words = " ".join(printable(probe.words).split())
         words = words if len(words) <= _MAX_WORDS else words[:_MAX_WORDS] + "…"
         return LiveDiagnosis(
             name=title,
@@ -313,16 +317,16 @@ def _result(
             latency_ms=round(latency_ms, 1),
         )
     tokens, answered = "tokens not reported", model
-    if heard.answer is not None:
-        usage, answered = heard.answer.usage, heard.answer.model or model
+    if probe.answer is not None:
+        usage, answered = probe.answer.usage, probe.answer.model or model
         if usage.input_tokens is not None and usage.output_tokens is not None:
             tokens = f"{usage.input_tokens} tokens in, {usage.output_tokens} out"
     cost = "cost not known" if usd is None else f"${usd:.6f}"
-    simulated = ", simulated" if heard.simulated else ""
+    simulated = ", simulated" if probe.simulated else ""
     return LiveDiagnosis(
         name=title,
         status="pass",
-        detail=f"{where}: {heard.note or f'{answered} answers'} ({latency_ms:.0f} ms, {tokens}, {cost}{simulated})",
+        detail=f"{where}: {probe.note or f'{answered} answers'} ({latency_ms:.0f} ms, {tokens}, {cost}{simulated})",
         cost_usd=usd,
         latency_ms=round(latency_ms, 1),
     )
@@ -343,7 +347,7 @@ def _live_judges(workspace: Workspace) -> Iterator[Diagnosis]:
         except ConfigError as error:
             yield LiveDiagnosis(name=title, status="fail", detail=f"not asked: {error}")
             continue
-        heard = _heard_of(spec, reply)
+        probe = _probe_result(spec, reply)
         usd = None if reply.answer is None else price_of(workspace, spec)(reply.usage, reply.model)
         latency_ms = reply.latency_ms or 0.0
         remedies = {
@@ -351,27 +355,27 @@ def _live_judges(workspace: Workspace) -> Iterator[Diagnosis]:
             401: f"check the key in {spec.api_key_env}",
             404: f"check base_url, and the model {spec.model!r}",
         }
-        remedy = None if heard.words is None else remedies.get(heard.status)
-        yield _result(title, address_of(spec), spec.model, heard, usd=usd, latency_ms=latency_ms, remedy=remedy)
+        remedy = None if probe.words is None else remedies.get(probe.status)
+        yield _result(title, address_of(spec), spec.model, probe, usd=usd, latency_ms=latency_ms, remedy=remedy)
 
 
-def _heard_of(spec: JudgeSpec, reply: ModelResponse) -> _Heard:
-    if reply.fate is CallOutcome.ANSWERED:
-        return _Heard(answer=reply.answer, status=200, simulated=reply.simulated)
+def _probe_result(spec: JudgeSpec, reply: ModelResponse) -> _ProbeResult:
+    if reply.outcome is CallOutcome.ANSWERED:
+        return _ProbeResult(answer=reply.answer, status=200, simulated=reply.simulated)
     word, _, number = reply.kind.partition("_")
     status = int(number) if word == "http" and number.isdigit() else None
     words = reply.message or reply.kind
     if _has_stopped(words):
-        return _Heard(status=status, note=_STOPPED, simulated=reply.simulated)
+        return _ProbeResult(status=status, note=_STOPPED, simulated=reply.simulated)
     key = secret(spec.api_key_env) if spec.api_key_env else None
-    return _Heard(status=status, words=words.replace(key, "[key]") if key else words, simulated=reply.simulated)
+    return _ProbeResult(status=status, words=words.replace(key, "[key]") if key else words, simulated=reply.simulated)
 
 
 async def _ask_judge(spec: JudgeSpec) -> ModelResponse:
     """By the judge's own client, rubric and schema, with the smallest token limit the provider takes."""
     params = {name: value for name, value in spec.params.items() if name not in _LIMITS}
     timeout_s = min(spec.timeout_s, _TIMEOUT_S)
-    reply = ModelResponse(fate=CallOutcome.REJECTED)
+    reply = ModelResponse(outcome=CallOutcome.REJECTED)
     for limit in _SMALLEST:
         limited = replace(spec, max_tokens=limit + _thinking_budget(params), params=params, timeout_s=timeout_s)
         client = open_client(limited, concurrency=1)
@@ -379,7 +383,7 @@ async def _ask_judge(spec: JudgeSpec) -> ModelResponse:
             reply = await client.ask([("user", _QUESTION)])
         finally:
             await client.close()
-        heard = _heard_of(spec, reply)
-        if not heard.asks_for_limit:
+        probe = _probe_result(spec, reply)
+        if not probe.asks_for_limit:
             break
     return reply

@@ -187,15 +187,15 @@ def estimate_judging(workspace: Workspace, options: JudgeOptions) -> list[CostEs
             plan = build_plan(workspace, store, spec, limit=options.limit)
             asks = pages(store.connection, spec, plan)
             prices = price_of(workspace, spec), price_of(workspace, spec, batch=True)
-            found.append(estimate(spec, plan, asks, *prices, warning=_kin_warning(workspace, store, spec)))
+            found.append(estimate(spec, plan, asks, *prices, warning=_family_warning(workspace, store, spec)))
     return found
 
 
-def _kin_warning(workspace: Workspace, store: Store, spec: JudgeSpec) -> str | None:
+def _family_warning(workspace: Workspace, store: Store, spec: JudgeSpec) -> str | None:
     """What the report will warn of, while nothing is paid yet: a judge that is of one arm's own kind."""
-    from evalpipe.analysis.checks.judge import OTHER_FAMILY, kinship, models_of_arms
+    from evalpipe.analysis.checks.judge import OTHER_FAMILY, family_overlap, models_of_arms
 
-    status, detail = kinship(spec.model, models_of_arms(store.connection, store.experiment or ""))
+    status, detail = family_overlap(spec.model, models_of_arms(store.connection, store.experiment or ""))
     return f"{detail}; {OTHER_FAMILY}" if status == "warn" else None
 
 
@@ -407,7 +407,7 @@ def judge_by_batches(workspace: Workspace, store: Store, spec: JudgeSpec, option
     return summary
 
 
-def see_batches(workspace: Workspace, options: JudgeOptions) -> list[dict[str, Any]]:
+def batch_statuses(workspace: Workspace, options: JudgeOptions) -> list[dict[str, Any]]:
     """The open batches, as their providers see them."""
 
     async def see(run: BatchRun) -> list[dict[str, Any]]:
@@ -421,7 +421,7 @@ def see_batches(workspace: Workspace, options: JudgeOptions) -> list[dict[str, A
                 "state": seen.state if seen else "not known to have arrived",
                 "counts": seen.counts if seen else {},
             }
-            for intent, seen in await run.see_open()
+            for intent, seen in await run.open_statuses()
         ]
 
     return _each_judge(workspace, options, see)

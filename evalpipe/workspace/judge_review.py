@@ -30,7 +30,7 @@ from evalpipe.judging.judgments import reparsed
 from evalpipe.judging.plan import JudgeCall
 from evalpipe.judging.run_summary import RunSummary
 from evalpipe.judging.runner import Runner, SystemClock
-from evalpipe.judging.selftest import SelfTest, asks, read_results
+from evalpipe.judging.selftest import SelfTest, read_results, test_calls
 from evalpipe.judging.spec import JudgeSpec
 from evalpipe.models import Judgment
 from evalpipe.store.query import open_store
@@ -136,7 +136,7 @@ async def _self_test(workspace: Workspace, spec: JudgeSpec, options: JudgeOption
         ask_identical=True,
     )
     try:
-        await runner.run(iter([asks()]))
+        await runner.run(iter([test_calls()]))
     finally:
         await runner.client.close()
     if summary.stopped is not None and summary.stopped in ENDS:

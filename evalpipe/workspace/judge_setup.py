@@ -272,14 +272,14 @@ def nothing_to_judge(store: Store, mode: JudgeMode) -> str:
         arms = [f"the {arm} answered none ({_commonest_failure(store, arm)})" for arm in silent]
         return f"{loaded} {', and '.join(arms)}"
     if len(rows) == 1:
-        fate = _commonest_fate(store)
-        if fate is not None:
-            return f"{loaded} no copy of them was sent ({fate})"
+        status = _commonest_shadow_status(store)
+        if status is not None:
+            return f"{loaded} no shadow request was sent ({status})"
         return f"{loaded} only the {rows[0][0]}'s answers are there ({_NEEDS_BOTH})"
     return f"{loaded} none was answered by both arms ({_NEEDS_BOTH})"
 
 
-def _commonest_fate(store: Store) -> str | None:
+def _commonest_shadow_status(store: Store) -> str | None:
     """Why copies were not sent; None where none was due."""
     found = store.connection.execute(
         "SELECT count(*) AS n, shadow_status, shadow_reason FROM exchanges WHERE shadow_status IS NOT NULL "

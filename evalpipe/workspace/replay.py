@@ -47,8 +47,8 @@ from evalpipe.workspace.load import check_writable
 from evalpipe.workspace.paths import Workspace, has_record, loaded_experiment, price_book
 from evalpipe.workspace.record import excluding, load_record
 
-Say = Callable[[str], object]
-Ask = Callable[[str], bool]
+Output = Callable[[str], object]
+Confirm = Callable[[str], bool]
 
 ANSWER_BYTES = 1 << 17
 """Disk space for one response and its request; what is longer is kept without its raw text where the disk is full."""
@@ -80,15 +80,17 @@ class ReplayOptions:
     show_progress: bool | None = None
 
 
-def replay(workspace: Workspace, options: ReplayOptions, *, yes: bool, say: Say, ask: Ask | None) -> ReplaySummary:
+def replay(
+    workspace: Workspace, options: ReplayOptions, *, yes: bool, output: Output, confirm: Confirm | None
+) -> ReplaySummary:
     """Send what is not answered yet. Raises EvalpipeError; a run that was stopped early has its reason in its summary.
 
     Args:
         workspace: with the arms configured.
         options: those of the command line.
         yes: spend without asking.
-        say: takes the lines of the estimate.
-        ask: asked before money is spent; None: there is no terminal.
+        output: takes the lines of the estimate.
+        confirm: asked before money is spent; None: there is no terminal.
     """
     name, arms = prepare(workspace, options)
     check_writable(workspace.data)
@@ -96,18 +98,18 @@ def replay(workspace: Workspace, options: ReplayOptions, *, yes: bool, say: Say,
         recover(workspace.data, name)
         if options.retry_failed:
             n = take_out_replays(workspace.data, name)
-            say(f"{name}: {n:,} failed answers are asked for again")
+            output(f"{name}: {n:,} failed answers are asked for again")
         _check_fingerprints(workspace, name, arms)
         found = _estimate(workspace, name, arms, options)
         waiting = _open_batches(workspace.data, name)
         if not found.calls and not (options.batch and waiting):
             return _nothing(found, workspace.data, waiting)
         for line in estimate_lines(found, batch=options.batch):
-            say(line)
+            output(line)
         for arm in arms.values():
             check_cap(arm, _cap(workspace, options), price_of(workspace, arm))
         if found.calls and not yes:
-            _agree(found, options, ask)
+            _agree(found, options, confirm)
         by = _by_batches if options.batch else _online
         summary = by(workspace, name, arms, options, found)
         recover(workspace.data, name)
@@ -289,14 +291,14 @@ def _settings(workspace: Workspace) -> ReplayConfig:
     return workspace.config.replay if workspace.config else ReplayConfig()
 
 
-def _agree(found: ReplayEstimate, options: ReplayOptions, ask: Ask | None) -> None:
+def _agree(found: ReplayEstimate, options: ReplayOptions, confirm: Confirm | None) -> None:
     usd = found.batch_usd if options.batch else found.usd
     money = f"about ${usd:,.4f}" if usd is not None else "at a price that is not known"
-    if ask is None:
+    if confirm is None:
         raise ConfigError(
             f"a replay costs money ({found.calls:,} calls, {money}): add --yes (and --max-usd USD as a cap); nothing was sent"
         )
-    if not ask("Send them?"):
+    if not confirm("Send them?"):
         raise EvalpipeError("nothing was sent: run the same command again to go on")
 
 

@@ -16,7 +16,7 @@ from evalpipe.judging.run_summary import RunSummary
 from evalpipe.sim.app import start_sim
 from evalpipe.sim.settings import JudgeBehaviour, SimSettings
 from evalpipe.store.query import open_store
-from evalpipe.workspace.judge import cancel_batches, judge, judge_by_batches, see_batches
+from evalpipe.workspace.judge import batch_statuses, cancel_batches, judge, judge_by_batches
 from evalpipe.workspace.judge_setup import JudgeOptions, batches_folder
 from evalpipe.workspace.load import load
 from evalpipe.workspace.paths import Workspace, open_workspace
@@ -159,7 +159,7 @@ def test_open_batches_are_seen_cancelled_and_not_asked_online_meanwhile(tmp_path
             patch.setattr(calls_batches, "save_state", killed_after_acknowledgement)
             run(found)
         assert submitted.is_set()
-        (seen,) = see_batches(found, JudgeOptions())
+        (seen,) = batch_statuses(found, JudgeOptions())
         assert (seen["requests"], seen["state"]) == (10, "in_progress")
         (online,) = judge(found, JudgeOptions(show_progress=False))
         assert online.n_planned == 0

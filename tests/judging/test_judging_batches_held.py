@@ -257,7 +257,7 @@ def test_results_that_break_off_are_booked_once(tmp_path: Path, sim: Any, monkey
         n_read.append(0)
         async for found in results(self, batch_id):
             if len(n_read) == 1 and n_read[0] == 6:
-                raise BatchCallError(ModelResponse(fate=CallOutcome.BROKEN, kind="cut"))
+                raise BatchCallError(ModelResponse(outcome=CallOutcome.BROKEN, kind="cut"))
             n_read[-1] += 1
             yield found
 

@@ -41,7 +41,7 @@ def run(old: Path, new: Path | None, url: str, said: list[str], **options: Any) 
     chosen = CompareOptions(
         judge_model="claude-haiku-4-5", judge_base_url=url, show_progress=False, **{"yes": True, **options}
     )
-    return compare(open_workspace(), old, new, chosen, say=said.append, ask=None)
+    return compare(open_workspace(), old, new, chosen, output=said.append, confirm=None)
 
 
 @pytest.mark.timeout(600)
@@ -115,7 +115,12 @@ def test_without_a_key_a_yes_or_a_pair_it_is_one_line_and_nothing_is_sent(monkey
 
     def attempt(old: Path, new: Path | None, **options: Any) -> None:
         compare(
-            open_workspace(), old, new, CompareOptions(show_progress=False, **options), say=lambda line: None, ask=None
+            open_workspace(),
+            old,
+            new,
+            CompareOptions(show_progress=False, **options),
+            output=lambda line: None,
+            confirm=None,
         )
 
     with pytest.raises(ConfigError, match="no judge: set one of ANTHROPIC_API_KEY"):

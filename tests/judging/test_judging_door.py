@@ -1,4 +1,4 @@
-"""The one door to the SDKs: every error they can raise becomes a reply with the right fate."""
+"""Calls through the SDKs: every error they can raise becomes a reply with the right outcome."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from evalpipe.calls.client import CallOutcome, failed_reply, is_local, litellm_failure
 
 REQUEST = httpx2.Request("POST", "http://127.0.0.1/v1/messages")
-FATES = {
+OUTCOMES = {
     400: CallOutcome.REJECTED,
     401: CallOutcome.FATAL,
     402: CallOutcome.FATAL,
@@ -52,14 +52,14 @@ def test_every_status_error_of_the_sdks(sdk: Any) -> None:
         message = {} if kind.__name__ == "OAuthError" else {"message": "m"}  # that one words itself
         error = kind(**message, response=response, body={"error": {"type": "t", "message": "why"}})
         reply = failed_reply(error, 1.0)
-        assert reply.fate is FATES[status], kind
+        assert reply.outcome is OUTCOMES[status], kind
         assert (reply.kind, reply.retry_after_s) == (f"http_{status}", 3.0)
     assert {401, 429, 500} <= statuses
 
 
 @pytest.mark.parametrize("sdk", [anthropic, openai])
 @pytest.mark.parametrize(
-    ("cause", "fate"),
+    ("cause", "outcome"),
     [
         (httpx2.ConnectError("refused"), CallOutcome.NO_CONNECTION),
         (httpx2.ReadError("reset"), CallOutcome.BROKEN),
@@ -67,28 +67,28 @@ def test_every_status_error_of_the_sdks(sdk: Any) -> None:
     ],
 )
 def test_a_broken_connection_may_have_been_billed_one_never_made_was_not(
-    sdk: Any, cause: Exception, fate: CallOutcome
+    sdk: Any, cause: Exception, outcome: CallOutcome
 ) -> None:
     error = sdk.APIConnectionError(request=REQUEST)
     error.__cause__ = cause
-    assert failed_reply(error, 1.0).fate is fate
-    assert failed_reply(cause, 1.0).fate is fate  # while the body was being read
+    assert failed_reply(error, 1.0).outcome is outcome
+    assert failed_reply(cause, 1.0).outcome is outcome  # while the body was being read
 
 
 @pytest.mark.parametrize(
-    ("cause", "fate"),
+    ("cause", "outcome"),
     [(httpx2.ConnectTimeout("t"), CallOutcome.NO_CONNECTION), (httpx2.ReadTimeout("t"), CallOutcome.BROKEN)],
 )
-def test_timeouts(cause: Exception, fate: CallOutcome) -> None:
+def test_timeouts(cause: Exception, outcome: CallOutcome) -> None:
     error = anthropic.APITimeoutError(request=REQUEST)
     error.__cause__ = cause
-    assert failed_reply(error, 1.0).fate is fate
+    assert failed_reply(error, 1.0).outcome is outcome
 
 
 def test_spent_accounts_stop_the_run_and_bugs_of_ours_are_not_swallowed() -> None:
     def refused(status: int, body: dict[str, Any]) -> CallOutcome:
         response = httpx2.Response(status, request=REQUEST)
-        return failed_reply(anthropic.APIStatusError("m", response=response, body=body), 1.0).fate
+        return failed_reply(anthropic.APIStatusError("m", response=response, body=body), 1.0).outcome
 
     assert refused(429, {"error": {"code": "insufficient_quota", "message": "m"}}) is CallOutcome.FATAL
     assert (
@@ -127,7 +127,7 @@ def raised(*names: str, status: int = 500, response: Any = None) -> Exception:
 
 
 @pytest.mark.parametrize(
-    ("error", "fate", "kind"),
+    ("error", "outcome", "kind"),
     [
         (raised("InternalServerError", "AnthropicError", "ReadError", "ClientPayloadError"), CallOutcome.BROKEN, "cut"),
         (raised("InternalServerError", "OpenAIError", "APIConnectionError", "ReadError"), CallOutcome.BROKEN, "cut"),
@@ -140,11 +140,11 @@ def raised(*names: str, status: int = 500, response: Any = None) -> Exception:
     ],
 )
 def test_litellm_gives_everything_a_status_and_the_causes_tell_the_truth(
-    error: Exception, fate: CallOutcome, kind: str
+    error: Exception, outcome: CallOutcome, kind: str
 ) -> None:
     """The chains are those that LiteLLM 1.106 raises for answers that break off, are no JSON, or never come."""
     reply = litellm_failure(error, 1.0)
-    assert (reply.fate, reply.kind) == (fate, kind)
+    assert (reply.outcome, reply.kind) == (outcome, kind)
 
 
 def test_litellm_hides_the_providers_answer_in_a_cause() -> None:
@@ -152,5 +152,5 @@ def test_litellm_hides_the_providers_answer_in_a_cause() -> None:
     answer = httpx2.Response(529, headers={"retry-after": "7"}, json=body)
     error = raised("InternalServerError", "AnthropicError", "HTTPStatusError", status=500, response=answer)
     reply = litellm_failure(error, 1.0)
-    assert (reply.fate, reply.kind, reply.message) == (CallOutcome.SERVER_ERROR, "http_529", "Overloaded")
+    assert (reply.outcome, reply.kind, reply.message) == (CallOutcome.SERVER_ERROR, "http_529", "Overloaded")
     assert reply.retry_after_s == 7

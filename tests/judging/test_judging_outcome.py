@@ -65,7 +65,7 @@ def test_an_address_that_has_answered_is_waited_for(tmp_path: Path, monkeypatch:
         nonlocal n_answers, n_refusals
         if n_answers == 3 and n_refusals < 6:
             n_refusals += 1
-            return ModelResponse(fate=CallOutcome.NO_CONNECTION, kind="no_connection", message="connection refused")
+            return ModelResponse(outcome=CallOutcome.NO_CONNECTION, kind="no_connection", message="connection refused")
         n_answers += 1
         return await whole(client, turns)
 

@@ -97,7 +97,7 @@ def workspace(
 
 def run(found: Workspace, **options: Any) -> Any:
     """One replay, without a question."""
-    return replay(found, ReplayOptions(**options), yes=True, say=lambda line: None, ask=None)
+    return replay(found, ReplayOptions(**options), yes=True, output=lambda line: None, confirm=None)
 
 
 def query(found: Workspace, sql: str, experiment: str = "exp", **more: Any) -> list[tuple[Any, ...]]:

@@ -31,7 +31,7 @@ from evalpipe.rollout.controller import has_leader
 from evalpipe.rollout.guardrails import build_guardrails, evaluate_guardrails
 from evalpipe.rollout.observations import observe_without_reading
 from evalpipe.spool.format import RequestRecord, ResponseRecord
-from evalpipe.workspace.canary import tell
+from evalpipe.workspace.canary import change_state
 from evalpipe.workspace.paths import Workspace, open_workspace
 
 CONFIG = """
@@ -199,7 +199,7 @@ def sticky() -> bool:
                         os.kill(victim, 9)
                         n_killed += 1
                     time.sleep(2.0)
-                    tell(live.workspace, "approve", why="check", by="check", force=True)
+                    change_state(live.workspace, "approve", why="check", by="check", force=True)
                 time.sleep(3.0)
             pairs = served(live.folder / "data" / "spool")
             wrong = [
@@ -257,7 +257,7 @@ def _to_everyone() -> bool:
         until(lambda: live.state is CanaryStatus.PAUSED, 60, live.collector.text)
         time.sleep(2)
         good = check(live.history.state().percentage == 25, "the gate at 25 % holds")
-        tell(live.workspace, "approve", why="fine", by="alice")
+        change_state(live.workspace, "approve", why="fine", by="alice")
         until(lambda: live.state is CanaryStatus.DONE, 60)
         story = [(event.action, event.who) for event in live.history.events()]
         return check(story[-1][0] == "done", f"in real time to 100 %: {story}") and good
@@ -284,7 +284,7 @@ def _trouble(number: int, words: str, change: dict[str, Any], *, at_gate: bool =
         share = SHARES[number]
         until(lambda: live.state is CanaryStatus.RUNNING, 60, live.collector.text)
         for _ in range(number):
-            tell(live.workspace, "approve", why="on", by="check", force=True)
+            change_state(live.workspace, "approve", why="on", by="check", force=True)
         wanted = CanaryStatus.PAUSED if at_gate else CanaryStatus.RUNNING
         until(
             lambda: (

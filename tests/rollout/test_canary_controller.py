@@ -61,8 +61,8 @@ class Rollout:
 
         canary.run(self.workspace, on_event=self.events.append, clock=lambda: self.now, wait=wait)
 
-    def tell(self, action: str) -> None:
-        self.events.append(canary.tell(self.workspace, action, why="test", by="alice", now=self.now))
+    def change_state(self, action: str) -> None:
+        self.events.append(canary.change_state(self.workspace, action, why="test", by="alice", now=self.now))
 
     @property
     def status(self) -> str:
@@ -80,7 +80,7 @@ def test_happy_path_through_a_gate_to_everyone(rollout: Rollout) -> None:
     assert rollout.status == "running 50"
     rollout.watch(8, lambda: rollout.traffic.serve(50))
     assert rollout.status == "paused 50", "the gate holds, whatever goes well"
-    rollout.tell("approve")
+    rollout.change_state("approve")
     rollout.watch(4, lambda: rollout.traffic.serve(50))
     assert rollout.status == "done 100"
     assert rollout.traffic.serve(10) == {"control": 0, "treatment": 10}
@@ -99,7 +99,7 @@ def test_an_error_burst_in_any_stage_is_over_after_one_interval(rollout: Rollout
     while rollout.history.state().stage + 1 < stage:
         rollout.watch(6, lambda: rollout.traffic.serve(100))
         if rollout.history.state().status is CanaryStatus.PAUSED:
-            rollout.tell("approve")
+            rollout.change_state("approve")
     rollout.watch(2, lambda: rollout.traffic.serve(50))
     before = rollout.history.state().percentage
     exposed = rollout.traffic.serve(200, fails=lambda arm, i: arm == "treatment" and i % 2 == 0)
@@ -110,7 +110,7 @@ def test_an_error_burst_in_any_stage_is_over_after_one_interval(rollout: Rollout
     assert rollout.traffic.serve(200)["treatment"] == 0
     rollout.watch(5, lambda: rollout.traffic.serve(10))
     assert rollout.status == "rolled_back 0", "a new start needs a person"
-    rollout.tell("reset")
+    rollout.change_state("reset")
     rollout.watch(1)
     assert rollout.status == "running 10"
 
@@ -223,7 +223,7 @@ def test_a_history_cut_anywhere_is_the_old_state_or_the_new_one(rollout: Rollout
         assert (event.seq if event else 0) == n_lines
         assert event is None or event.state == states[n_lines]
     rollout.history.path.write_bytes(whole[:-20])
-    rollout.tell("rollback")
+    rollout.change_state("rollback")
     assert rollout.status == "rolled_back 0"
     assert [event.seq for event in rollout.history.events()] == [1, 2]
 
@@ -275,7 +275,7 @@ def test_a_judges_verdicts_of_whole_pairs_are_a_guardrail(
     assert verdict.status == {2: "breached" if status.startswith("rolled") else "holds", 1: "no_data"}[len(orders)]
     if verdict.status == "holds":  # pairs of one stage say nothing of the next
         rollout.now += 10
-        canary.tell(rollout.workspace, "approve", why="", by="alice", force=True, now=rollout.now)
+        canary.change_state(rollout.workspace, "approve", why="", by="alice", force=True, now=rollout.now)
         rollout.watch(1)
         evaluation = rollout.history.evaluation()
         assert evaluation is not None
@@ -298,9 +298,9 @@ def test_who_asks_for_a_controller_keeps_none_from_leading(tmp_path: Path) -> No
 def test_not_a_canary_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "evalpipe.toml").write_text(CONFIG.replace('mode = "canary"', 'mode = "ab"'))
     with pytest.raises(ConfigError, match="needs mode"):
-        canary.tell(open_workspace(root=tmp_path), "pause", why="")
+        canary.change_state(open_workspace(root=tmp_path), "pause", why="")
     with pytest.raises(ConfigError, match="needs mode"):
         canary.read_status(open_workspace(root=tmp_path))
     (tmp_path / "evalpipe.toml").write_text(CONFIG.replace("error_rate = 0.02", "error_rat = 0.02"))
     with pytest.raises(ConfigError, match=r"canary\.guardrails\.error_rat"):
-        canary.tell(open_workspace(root=tmp_path), "pause", why="")
+        canary.change_state(open_workspace(root=tmp_path), "pause", why="")

@@ -94,7 +94,7 @@ def test_each_request_counts_once_in_the_stage_it_was_assigned_in(rollout: Rollo
     feed = StageFeed(spool, observe_without_reading)
     first, second = rollout.history.state().entry, rollout.history.state().entry + 1
     rollout.traffic.serve(10)
-    canary.tell(rollout.workspace, "approve", why="test", by="alice", force=True, now=rollout.now)
+    canary.change_state(rollout.workspace, "approve", why="test", by="alice", force=True, now=rollout.now)
     rollout.traffic.serve(5)  # a worker is ahead of the controller
     assert rollout.history.state().entry == second
     assert len(list(feed.observations(first))) == 10

@@ -64,8 +64,8 @@ def test_a_lost_history_beside_any_trace_is_a_pause_at_0_percent(
     assert [event.action for event in rolled_back.history.events()] == ["history_lost"]
     assert rolled_back.status == "paused 0"
     with pytest.raises(ConfigError, match="canary reset"):
-        rolled_back.tell("approve")
-    rolled_back.tell("reset")
+        rolled_back.change_state("approve")
+    rolled_back.change_state("reset")
     rolled_back.watch(2)
     assert rolled_back.status == "running 10"
 
@@ -96,7 +96,7 @@ def test_a_history_that_lost_its_last_line_serves_nobody(rolled_back: Rollout) -
     rolled_back.watch(3, lambda: rolled_back.traffic.serve(100))
     assert rolled_back.status == "paused 0"
     assert [event.action for event in rolled_back.history.events()] == ["start", "history_lost"]
-    rolled_back.tell("reset")
+    rolled_back.change_state("reset")
     rolled_back.watch(2)
     last = rolled_back.history.last()
     assert last is not None and last.action == "start"
@@ -105,16 +105,16 @@ def test_a_history_that_lost_its_last_line_serves_nobody(rolled_back: Rollout) -
 
 def test_a_start_after_a_reset_gets_a_number_no_request_carries(rolled_back: Rollout) -> None:
     stage = 7
-    rolled_back.tell("reset")
+    rolled_back.change_state("reset")
     for _ in range(2):
         rolled_back.watch(2, lambda: rolled_back.traffic.serve(200, fails=lambda arm, i: arm == "treatment"))
-        rolled_back.tell("reset")
+        rolled_back.change_state("reset")
     rolled_back.watch(2, lambda: rolled_back.traffic.serve(50))
     held = rolled_back.history.last()
     assert held is not None and held.state.entry >= stage
     _only(rolled_back, "spool")
     rolled_back.watch(1)
-    rolled_back.tell("reset")
+    rolled_back.change_state("reset")
     rolled_back.watch(1)
     assert rolled_back.history.state().entry > held.state.entry
 

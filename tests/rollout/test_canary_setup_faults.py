@@ -87,7 +87,7 @@ def test_after_a_reset_the_corrected_key_starts_anew(rollout: Rollout) -> None:
     rollout.traffic.serve(300, fails=refused("treatment", KEY))
     rollout.watch(1)
     assert rollout.status == "rolled_back 0"
-    rollout.tell("reset")
+    rollout.change_state("reset")
     rollout.watch(8, lambda: rollout.traffic.serve(100))
     assert rollout.status == "running 50"
 

@@ -20,7 +20,7 @@ from evalpipe.cli.istio import istio
 from evalpipe.errors import ConfigError
 from evalpipe.rollout.manifests import MeshSettings, kustomize_files, render_mesh_split, weights
 from evalpipe.workspace import manifests as workspace_manifests
-from evalpipe.workspace.canary import open_history, tell
+from evalpipe.workspace.canary import change_state, open_history
 from evalpipe.workspace.paths import Workspace, open_workspace
 
 CONFIG = """
@@ -170,7 +170,7 @@ def test_watch_renders_again_on_every_change(workspace: Workspace) -> None:
                 who="controller",
             ),
             lambda: None,
-            lambda: tell(workspace, "rollback", why="bad", now=2),
+            lambda: change_state(workspace, "rollback", why="bad", now=2),
         ]
     )
 

@@ -81,7 +81,7 @@ def no_usage_in_streams(evidence: CheckContext) -> Check | None:
 
 def arm_models(evidence: CheckContext) -> Check | None:
     """Did the models that answered bear the names that the configuration gives the arms?"""
-    said: list[str] = []
+    problems: list[str] = []
     for arm, expected in evidence.settings.arms.items():
         wanted = expected.get("model")
         if not wanted:
@@ -97,17 +97,17 @@ def arm_models(evidence: CheckContext) -> Check | None:
         n = sum(row["n"] for row in others)
         if n > MAX_OTHER_MODEL * sum(row["n"] for row in seen):
             names = list(dict.fromkeys(str(row["answered"] or row["asked"]) for row in others))
-            said.append(
+            problems.append(
                 f"{count(n)} of {count(sum(row['n'] for row in seen))} {arm} exchanges are of {listed(names[:3])}, "
                 f"not of {wanted}"
             )
     if not evidence.settings.arms:
         return None
-    if said:
+    if problems:
         return Check(
             name="arm_models",
             status=WARN,
-            detail=f"{'; '.join(said)}: the arms are not as configured in [arms]",
+            detail=f"{'; '.join(problems)}: the arms are not as configured in [arms]",
             remedy="correct model in [arms], or look at one model only (--where \"model_requested = '…'\")",
         )
     return Check(name="arm_models", status=PASS, detail="the arms' models are those of [arms]")
@@ -239,7 +239,7 @@ def price_unknown(evidence: CheckContext) -> Check | None:
     told = _notes(evidence, f"cost_usd IS NULL AND {TOLD_WHY}")
     why = "" if not unmetered else f"; {count(unmetered)} of them did not report their tokens"
     if told:
-        why += f"; {_said(told)}"
+        why += f"; {_notes_text(told)}"
     return Check(
         name="price_unknown",
         status=WARN,
@@ -283,10 +283,10 @@ def _number(evidence: CheckContext, condition: str) -> int:
     return n
 
 
-def _said(notes: list[dict[str, Any]]) -> str:
-    said = "; ".join(f"{count(row['n'])}: {row['cost_note']}" for row in notes[:SHOWN])
+def _notes_text(notes: list[dict[str, Any]]) -> str:
+    text = "; ".join(f"{count(row['n'])}: {row['cost_note']}" for row in notes[:SHOWN])
     rest = sum(row["n"] for row in notes[SHOWN:])
-    return said + (f"; {count(rest)} for other reasons" if rest else "")
+    return text + (f"; {count(rest)} for other reasons" if rest else "")
 
 
 def _parts(notes: list[dict[str, Any]]) -> str:

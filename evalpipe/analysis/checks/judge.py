@@ -81,7 +81,7 @@ def judge_family(evidence: CheckContext) -> Check | None:
     judge = evidence.judge
     if judge is None or not judge.model:
         return None
-    status, detail = kinship(judge.model, models_of_arms(evidence.connection, evidence.experiment))
+    status, detail = family_overlap(judge.model, models_of_arms(evidence.connection, evidence.experiment))
     if detail is None:
         return None
     return Check(name="judge_family", status=status, detail=detail, remedy=OTHER_FAMILY if status == WARN else None)
@@ -97,15 +97,15 @@ def models_of_arms(connection: Connection, experiment: str) -> list[tuple[str, s
     return [(row["arm"], row["model"]) for row in found]
 
 
-def kinship(judge: str, models: Sequence[tuple[str, str]]) -> tuple[str, str | None]:
+def family_overlap(judge: str, models: Sequence[tuple[str, str]]) -> tuple[str, str | None]:
     """The judge's model beside those of the arms, each as (arm, model): a status and its words, None where the judge's family is
     not known. A warning where it is of one arm's kind and not of the other's."""
     own = sorted({arm for arm, model in models if same_model(model, judge)})
     if own:
-        said = f"the judge ({judge}) is the very model of {'both arms' if len(own) > 1 else f'the {own[0]} arm'}"
+        detail = f"the judge ({judge}) is the very model of {'both arms' if len(own) > 1 else f'the {own[0]} arm'}"
         if len(own) > 1:
-            return PASS, f"{said}: it favours neither as its own"
-        return WARN, f"{said}: judges prefer their own answers"
+            return PASS, f"{detail}: it favours neither as its own"
+        return WARN, f"{detail}: judges prefer their own answers"
     if family(judge) is None:
         return PASS, None
     related = sorted({arm for arm, model in models if same_family(model, judge)})

@@ -46,13 +46,13 @@ def uncollected_calls(evidence: CheckContext) -> Check | None:
 
 def both_arms(evidence: CheckContext) -> Check | None:
     """Is there anything to compare?"""
-    said = empty_arm(evidence.funnel, paired=evidence.prepared.paired)
-    if said is None:
+    problem = empty_arm(evidence.funnel, paired=evidence.prepared.paired)
+    if problem is None:
         return None
     return Check(
         name="both_arms",
         status=WARN,
-        detail=said,
+        detail=problem,
         remedy="see that the collector sends copies (`evalpipe doctor`), or name the experiment with --experiment",
     )
 

@@ -125,8 +125,8 @@ class Columnar:
         if given is None or None in given:
             instants = told or [None] * n_rows
             given = [
-                self._numbered(_digest(f"[{_ascii(asked)},{_ascii(said)},{_iso(at)}]")) if known is None else known
-                for known, asked, said, at in zip(given or [None] * n_rows, prompt, text, instants, strict=True)
+                self._numbered(_digest(f"[{_ascii(asked)},{_ascii(logged)},{_iso(at)}]")) if known is None else known
+                for known, asked, logged, at in zip(given or [None] * n_rows, prompt, text, instants, strict=True)
             ]
         filled = {
             "request_id": given,

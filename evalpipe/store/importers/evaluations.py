@@ -21,7 +21,7 @@ from evalpipe.store.importers.base import (
     unknown_time,
 )
 from evalpipe.store.importers.messages import read_content, read_messages
-from evalpipe.store.importers.responses import read_said
+from evalpipe.store.importers.responses import read_logged_response
 from evalpipe.store.importers.table import Format
 from evalpipe.store.importers.values import find, first, has, name, number, opened
 
@@ -268,11 +268,11 @@ def _promptfoo_amend(call: Mapping[str, Any], row: dict[str, Any]) -> None:
     provider = find(call, "provider.id") or call.get("provider")
     row["model_requested"] = row["model"] = str(provider).split(":")[-1] if provider else None
     output = opened(find(call, "response.output"))
-    row["said"] = read_said(call.get("response") if output is None else output)
-    if isinstance(output, Mapping | list) and row["said"].is_empty:
+    row["logged"] = read_logged_response(call.get("response") if output is None else output)
+    if isinstance(output, Mapping | list) and row["logged"].is_empty:
         row["text"] = json_text(output)
     reason = number(find(call, "failureReason"))
-    error = find(call, "response.error") or (find(call, "error") if reason == 2 or row["said"].is_empty else None)
+    error = find(call, "response.error") or (find(call, "error") if reason == 2 or row["logged"].is_empty else None)
     row["error"] = error  # a failed assertion is reported in `error` too, and is no failure of the call
     row["meta"] = {
         key: call.get(key) for key in ("vars", "success", "score", "namedScores", "gradingResult") if key in call

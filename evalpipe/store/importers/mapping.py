@@ -15,7 +15,7 @@ from evalpipe.providers.model_names import family, same_model
 from evalpipe.store.importers import pairs
 from evalpipe.store.importers.base import BrokenLineError, Imported, Importer, unknown_time
 from evalpipe.store.importers.messages import is_message, read_messages
-from evalpipe.store.importers.responses import Said, read_said
+from evalpipe.store.importers.responses import LoggedResponse, read_logged_response
 from evalpipe.store.importers.table import Format, kind_of
 from evalpipe.store.importers.values import count, find, instant, milliseconds_of, name, normal, number, opened
 
@@ -105,7 +105,7 @@ class Mapped:
         if row.get("status") is not None and number(row["status"]) is None:
             row["state"], row["status"] = row["status"], None
         if "text" in self.paths and row.get("answer") == "":
-            row["said"] = Said(text="")
+            row["logged"] = LoggedResponse(text="")
 
     def _read_pair(self, document: Any, line: int) -> Imported:
         if not isinstance(document, Mapping):
@@ -119,7 +119,10 @@ class Mapped:
             messages = [{"role": "system", "content": str(values["system"])}, *messages]
         if not messages:
             raise BrokenLineError(f"{self.paths.get('prompt', 'prompt')} holds no prompt")
-        texts = {side: "" if values[f"text_{side}"] == "" else read_said(values[f"text_{side}"]).text for side in "ab"}
+        texts = {
+            side: "" if values[f"text_{side}"] == "" else read_logged_response(values[f"text_{side}"]).text
+            for side in "ab"
+        }
         started = instant(values.get("time"))
         notes = (
             []
@@ -257,10 +260,10 @@ class Arms:
     def of(self, value: str) -> Arm | None:
         """The arm of rows with this value; None where it is a third one."""
         if value not in self.seen:
-            self.seen[value] = self._told(value)
+            self.seen[value] = self._assigned(value)
         return self.seen[value]
 
-    def _told(self, value: str) -> Arm | None:
+    def _assigned(self, value: str) -> Arm | None:
         if self._named:
             return dict(zip(self._named, Arm, strict=True)).get(value)
         taken = {arm for arm in self.seen.values() if arm is not None}

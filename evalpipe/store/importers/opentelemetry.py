@@ -9,7 +9,7 @@ from typing import Any
 
 from evalpipe.identity import fingerprint
 from evalpipe.store.importers.base import json_text
-from evalpipe.store.importers.responses import NOTHING, Said, read_said
+from evalpipe.store.importers.responses import NOTHING, LoggedResponse, read_logged_response
 from evalpipe.store.importers.table import Format
 from evalpipe.store.importers.values import find, first, has, instant, name, number, opened
 
@@ -145,9 +145,9 @@ def amend(call: Mapping[str, Any], row: dict[str, Any]) -> None:
         else fingerprint([ids, when, span.name, json_text(_plain(attributes))], length=32)
     )
     row["start"], row["end"] = span.start or span.odd_time, span.end
-    row["prompt"], row["said"] = _asked(attributes, span), _said(attributes, span)
+    row["prompt"], row["logged"] = _asked(attributes, span), _response(attributes, span)
     row["answer"] = None
-    row["finish_reason"] = _finish(attributes) or row["said"].finish_reason
+    row["finish_reason"] = _finish(attributes) or row["logged"].finish_reason
     row["usage"] = first(
         attributes, ("langfuse.observation.usage_details", "mlflow.chat.tokenUsage", "langfuse.observation.usage")
     )
@@ -188,7 +188,7 @@ def _asked(attributes: Mapping[str, Any], span: Span) -> Any:
     )  # fmt: skip
 
 
-def _said(attributes: Mapping[str, Any], span: Span) -> Said:
+def _response(attributes: Mapping[str, Any], span: Span) -> LoggedResponse:
     for prefix in ("gen_ai.output.messages", "gen_ai.completion", "llm.output_messages"):
         answers = indexed(attributes, prefix)
         if answers:
@@ -196,7 +196,7 @@ def _said(attributes: Mapping[str, Any], span: Span) -> Said:
                 one["message"] if isinstance(one, Mapping) and isinstance(one.get("message"), Mapping) else one
                 for one in answers
             ]
-            found = read_said(inner)
+            found = read_logged_response(inner)
             ended = next(
                 (one.get("finish_reason") for one in answers if isinstance(one, Mapping) and one.get("finish_reason")),
                 None,
@@ -206,14 +206,14 @@ def _said(attributes: Mapping[str, Any], span: Span) -> Said:
     choices = [message for role, message in _messages_of(attributes, span) if role == "choice"]
     if choices:
         choice = choices[0]
-        found = read_said(choice.get("message", choice))
+        found = read_logged_response(choice.get("message", choice))
         reason = choice.get("finish_reason")
         return found if not reason else _ended(found, str(reason))
     text = first(attributes, ("ai.response.text", "ai.result.text"))
     calls_made = first(attributes, ("ai.response.toolCalls", "ai.result.toolCalls"))
     thing = first(attributes, ("ai.response.object", "ai.result.object"))
     if text is not None or calls_made is not None or thing is not None:
-        return read_said(
+        return read_logged_response(
             {"role": "assistant", "content": text if text is not None else thing, "tool_calls": calls_made}
         )
     whole = first(
@@ -222,11 +222,11 @@ def _said(attributes: Mapping[str, Any], span: Span) -> Said:
         "traceloop.entity.output", "output",
          "response_data"),
     )  # fmt: skip
-    return NOTHING if whole is None else read_said(whole)
+    return NOTHING if whole is None else read_logged_response(whole)
 
 
-def _ended(said: Said, reason: str) -> Said:
-    return replace(said, finish_reason=reason)
+def _ended(logged: LoggedResponse, reason: str) -> LoggedResponse:
+    return replace(logged, finish_reason=reason)
 
 
 def _messages_of(attributes: Mapping[str, Any], span: Span) -> list[tuple[str, dict[str, Any]]]:

@@ -24,7 +24,7 @@ from evalpipe.store.importers.base import (
     unknown_time,
 )
 from evalpipe.store.importers.messages import is_message, read_messages, split_answer
-from evalpipe.store.importers.responses import read_said
+from evalpipe.store.importers.responses import read_logged_response
 from evalpipe.store.importers.values import first, has, instant, name, number, opened, truth
 
 _WINNERS = {"a": Winner.CONTROL, "b": Winner.TREATMENT, "tie": Winner.TIE}
@@ -258,7 +258,7 @@ class PairFormat:
         return read_pair(found, line, derived=derived)
 
 
-def _holds(*shapes: tuple[str, ...]) -> Callable[[Any], bool]:
+def _has_keys(*shapes: tuple[str, ...]) -> Callable[[Any], bool]:
     return lambda document: (
         isinstance(document, Mapping) and any(all(has(document, key) for key in shape) for shape in shapes)
     )
@@ -279,11 +279,11 @@ def texts_of(value: Any) -> tuple[list[dict[str, Any]], str | None]:
         return [], value
     if isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
         asked, last = split_answer(read_messages(value))
-        said = read_said(value)
-        return asked, said.text if said.text is not None else str(last["content"]) if last else None
+        logged = read_logged_response(value)
+        return asked, logged.text if logged.text is not None else str(last["content"]) if last else None
     if isinstance(value, list) and value and all(isinstance(one, str) for one in value):  # turns of Arena's older sets
         return [], str(value[-1])
-    return [], read_said(value).text
+    return [], read_logged_response(value).text
 
 
 def _prompt(document: Mapping[str, Any], paths: tuple[str, ...], *asked: list[dict[str, Any]]) -> Any:
@@ -466,19 +466,19 @@ TWO_ANSWER_IMPORTERS = tuple(
         PairFormat(
             name="arena",
             help="Chatbot Arena battles and MT-Bench's human judgments",
-            matches=_holds(("conversation_a", "conversation_b")),
+            matches=_has_keys(("conversation_a", "conversation_b")),
             pair=_battle,
         ),
         PairFormat(
             name="arena",
             help="",
-            matches=_holds(("winner_model_a", "winner_model_b", "response_a", "response_b")),
+            matches=_has_keys(("winner_model_a", "winner_model_b", "response_a", "response_b")),
             pair=_kaggle,
         ),
         PairFormat(
             name="alpacaeval",
             help="AlpacaEval annotations and model outputs",
-            matches=_holds(
+            matches=_has_keys(
                 ("instruction", "output_1", "output_2", "preference"),
                 ("instruction", "output_1", "output_2", "annotator"),
             ),
@@ -487,7 +487,7 @@ TWO_ANSWER_IMPORTERS = tuple(
         PairFormat(
             name="preferences",
             help="preference sets: chosen (treatment) and rejected (control); two responses with a label",
-            matches=_holds(("chosen", "rejected")),
+            matches=_has_keys(("chosen", "rejected")),
             pair=_preference_pair,
         ),
         PairFormat(

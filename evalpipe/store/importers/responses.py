@@ -33,7 +33,7 @@ _INNER_KEYS = (
 _MAX_DEPTH = 8
 
 
-def read_said(value: Any, depth: int = 0) -> Said:
+def read_logged_response(value: Any, depth: int = 0) -> LoggedResponse:
     """The answer in a log's field. The first of several choices is taken; reasoning is left out. Never raises."""
     if value is None or depth > _MAX_DEPTH:
         return NOTHING
@@ -43,7 +43,7 @@ def read_said(value: Any, depth: int = 0) -> Said:
         return _of_object(value, depth)
     if isinstance(value, list | tuple):
         return _of_list(list(value), depth)
-    return Said(text=json.dumps(value, default=str))
+    return LoggedResponse(text=json.dumps(value, default=str))
 
 
 def is_answer(value: Any) -> bool:
@@ -73,27 +73,27 @@ def _is_text_part(item: Mapping[str, Any]) -> bool:
     )
 
 
-def _of_text(value: str, depth: int) -> Said:
+def _of_text(value: str, depth: int) -> LoggedResponse:
     if REDACTED.fullmatch(value):
-        return Said(is_redacted=True)
+        return LoggedResponse(is_redacted=True)
     start = value.lstrip()[:7]
     if start[:1] in {"{", "["}:
         inner = opened(value)
         if not isinstance(inner, str) and is_answer(inner):
-            return read_said(inner, depth + 1)
+            return read_logged_response(inner, depth + 1)
     if start.startswith(("data:", "event:", ": ")) and "\ndata:" in f"\n{value}":
         return _streamed(value)
-    return Said(text=shown(value))
+    return LoggedResponse(text=shown(value))
 
 
-def _streamed(value: str) -> Said:
+def _streamed(value: str) -> LoggedResponse:
     """A stream of events as it came over the wire."""
     endpoint = "messages" if "message_start" in value else "responses" if '"response.' in value else "chat.completions"
     answer = read_body(endpoint, 200, {"content-type": "text/event-stream"}, value.encode("utf-8", "surrogatepass"))
     if answer.text is None and not answer.tool_calls and answer.error_message is None:
-        return Said(text=value)
+        return LoggedResponse(text=value)
     usage = answer.usage
-    return Said(
+    return LoggedResponse(
         text=answer.text,
         tool_calls=answer.tool_calls,
         finish_reason=answer.finish_reason,
@@ -111,16 +111,16 @@ def _streamed(value: str) -> Said:
     )
 
 
-def _of_list(values: list[Any], depth: int) -> Said:
+def _of_list(values: list[Any], depth: int) -> LoggedResponse:
     values = [opened(value) if isinstance(value, str) and is_answer(opened(value)) else value for value in values]
     if not values:
-        return Said()
+        return LoggedResponse()
     if all(
         isinstance(value, list | tuple) for value in values
     ):  # LangChain's generations, lm-eval's repetitions: the first
-        return read_said(values[0], depth + 1)
+        return read_logged_response(values[0], depth + 1)
     if all(isinstance(value, str) for value in values):  # several choices
-        return read_said(values[0], depth + 1)
+        return read_logged_response(values[0], depth + 1)
     objects = [value for value in values if isinstance(value, Mapping)]
     if any(
         str(value.get("object", "")).endswith("chunk") or "delta" in value or "choices" in value for value in objects
@@ -137,16 +137,16 @@ def _of_list(values: list[Any], depth: int) -> Said:
     if messages:
         return _of_messages(messages, depth)
     if any(("text" in value and "type" not in value) or "generated_text" in value for value in objects):
-        return read_said(objects[0], depth + 1)  # generations: the first choice
+        return read_logged_response(objects[0], depth + 1)  # generations: the first choice
     content = read_content(values)
-    return Said(
+    return LoggedResponse(
         text=content.text if content.text is not None else content.refusal,
         tool_calls=content.tool_calls,
         refusal=content.refusal is not None,
     )
 
 
-def _of_messages(messages: list[Mapping[str, Any]], depth: int) -> Said:
+def _of_messages(messages: list[Mapping[str, Any]], depth: int) -> LoggedResponse:
     """The answer that ends a list of messages. Several assistant messages alone are choices: the first is taken."""
     if all(isinstance(one.get("message"), Mapping) and "finish_reason" in one for one in messages):
         return _of_choice(messages[0], depth)
@@ -154,10 +154,10 @@ def _of_messages(messages: list[Mapping[str, Any]], depth: int) -> Said:
     if all(role == "assistant" for role in roles):
         return _of_object(messages[0], depth + 1)
     answers = [one for one, role in zip(messages, roles, strict=True) if role == "assistant"]
-    return _of_object(answers[-1], depth + 1) if answers else Said()
+    return _of_object(answers[-1], depth + 1) if answers else LoggedResponse()
 
 
-def _of_items(items: list[Mapping[str, Any]]) -> Said:
+def _of_items(items: list[Mapping[str, Any]]) -> LoggedResponse:
     """The output of the Responses API: messages and calls in their order, reasoning left out."""
     texts, calls, refusal = [], [], None
     for item in items:
@@ -172,17 +172,17 @@ def _of_items(items: list[Mapping[str, Any]]) -> Said:
             calls += content.tool_calls
             refusal = refusal or content.refusal
     text = "".join(texts) if texts else refusal
-    return Said(text=text, tool_calls=calls, refusal=refusal is not None and not texts)
+    return LoggedResponse(text=text, tool_calls=calls, refusal=refusal is not None and not texts)
 
 
-def _of_chunks(chunks: list[Mapping[str, Any]], depth: int) -> Said:
+def _of_chunks(chunks: list[Mapping[str, Any]], depth: int) -> LoggedResponse:
     """The chunks of a streamed chat completion, stored as a list."""
     body = "".join(f"data: {json.dumps(chunk, default=str)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
     found = _streamed(body)
-    return found if found.text != body else read_said(dict(chunks[0]), depth + 1)
+    return found if found.text != body else read_logged_response(dict(chunks[0]), depth + 1)
 
 
-def _of_gemini_chunks(chunks: list[Mapping[str, Any]], depth: int) -> Said:
+def _of_gemini_chunks(chunks: list[Mapping[str, Any]], depth: int) -> LoggedResponse:
     found = [_of_object(chunk, depth + 1) for chunk in chunks]
     texts = [one.text for one in found if one.text is not None]
     ends = [one for one in found if one.finish_reason] or found[-1:]
@@ -195,7 +195,7 @@ def _of_gemini_chunks(chunks: list[Mapping[str, Any]], depth: int) -> Said:
     )
 
 
-def _of_object(value: Mapping[str, Any], depth: int) -> Said:
+def _of_object(value: Mapping[str, Any], depth: int) -> LoggedResponse:
     for key, reader in _SHAPES:
         if value.get(key) is not None:
             found = reader(value, depth)
@@ -204,48 +204,48 @@ def _of_object(value: Mapping[str, Any], depth: int) -> Said:
     return _with_head(_plain(value, depth), value)
 
 
-def _choices(value: Mapping[str, Any], depth: int) -> Said | None:
+def _choices(value: Mapping[str, Any], depth: int) -> LoggedResponse | None:
     choices = opened(value["choices"])
     if not isinstance(choices, list) or not choices:
         return None
     objects = [choice for choice in choices if isinstance(choice, Mapping)]
     if not objects:
-        return read_said(choices[0], depth + 1)
+        return read_logged_response(choices[0], depth + 1)
     if str(value.get("object", "")).endswith("chunk"):
         return _of_chunks([value], depth)
     best = min(objects, key=lambda one: number(one.get("index")) or 0)
     return _of_choice(best, depth)
 
 
-def _of_choice(choice: Mapping[str, Any], depth: int) -> Said:
+def _of_choice(choice: Mapping[str, Any], depth: int) -> LoggedResponse:
     message = opened(choice.get("message", choice.get("delta")))
     if isinstance(message, Mapping):
         found = _of_object(message, depth + 1)
     else:
-        found = read_said(choice.get("text") if message is None else message, depth + 1)
+        found = read_logged_response(choice.get("text") if message is None else message, depth + 1)
     error = choice.get("error")
-    said = replace(found, finish_reason=reason_in(choice) or found.finish_reason)
-    return said if not error else replace(said, error=error_text(error), error_type=said.error_type or "error")
+    logged = replace(found, finish_reason=reason_in(choice) or found.finish_reason)
+    return logged if not error else replace(logged, error=error_text(error), error_type=logged.error_type or "error")
 
 
-def _candidates(value: Mapping[str, Any], depth: int) -> Said | None:
+def _candidates(value: Mapping[str, Any], depth: int) -> LoggedResponse | None:
     candidates = value["candidates"]
     if not isinstance(candidates, list):
         return None
     if not candidates or not isinstance(candidates[0], Mapping):
         blocked = value.get("promptFeedback") or value.get("prompt_feedback")
         reason = blocked.get("blockReason") or blocked.get("block_reason") if isinstance(blocked, Mapping) else None
-        return Said(finish_reason=name(reason), refusal=reason is not None)
+        return LoggedResponse(finish_reason=name(reason), refusal=reason is not None)
     first = candidates[0]
     content = read_content(_parts_of(first.get("content", first.get("output"))))
-    return Said(text=content.text, tool_calls=content.tool_calls, finish_reason=reason_in(first))
+    return LoggedResponse(text=content.text, tool_calls=content.tool_calls, finish_reason=reason_in(first))
 
 
 def _parts_of(content: Any) -> Any:
     return content.get("parts", content.get("content")) if isinstance(content, Mapping) else content
 
 
-def _output(value: Mapping[str, Any], depth: int) -> Said | None:
+def _output(value: Mapping[str, Any], depth: int) -> LoggedResponse | None:
     """The Responses API's output, or Bedrock's Converse; any other `output` is looked at later."""
     output = opened(value["output"])
     if isinstance(output, list) and output and all(isinstance(item, Mapping) for item in output):
@@ -254,11 +254,11 @@ def _output(value: Mapping[str, Any], depth: int) -> Said | None:
         reason = details.get("reason") if isinstance(details, Mapping) else None
         return replace(found, finish_reason=name(reason) or found.finish_reason or name(value.get("status")))
     if isinstance(output, Mapping) and isinstance(output.get("message"), Mapping):
-        return read_said(output["message"], depth + 1)
+        return read_logged_response(output["message"], depth + 1)
     return None
 
 
-def _generations(value: Mapping[str, Any], depth: int) -> Said | None:
+def _generations(value: Mapping[str, Any], depth: int) -> LoggedResponse | None:
     found = value["generations"]
     while isinstance(found, list) and found and isinstance(found[0], list):
         found = found[0]
@@ -266,41 +266,43 @@ def _generations(value: Mapping[str, Any], depth: int) -> Said | None:
         return None
     first = found[0]
     message = opened(first.get("message"))
-    said = read_said(message, depth + 1) if isinstance(message, Mapping) else Said()
-    if said.text is None and isinstance(first.get("text"), str) and (first["text"] or not said.tool_calls):
-        said = replace(said, text=shown(first["text"]))
+    logged = read_logged_response(message, depth + 1) if isinstance(message, Mapping) else LoggedResponse()
+    if logged.text is None and isinstance(first.get("text"), str) and (first["text"] or not logged.tool_calls):
+        logged = replace(logged, text=shown(first["text"]))
     info = first.get("generation_info") or first.get("generationInfo")
-    return replace(said, finish_reason=(reason_in(info) if isinstance(info, Mapping) else None) or said.finish_reason)
+    return replace(
+        logged, finish_reason=(reason_in(info) if isinstance(info, Mapping) else None) or logged.finish_reason
+    )
 
 
-def _embedded(value: Mapping[str, Any], depth: int) -> Said | None:
+def _embedded(value: Mapping[str, Any], depth: int) -> LoggedResponse | None:
     data = value["data"]
     first = data[0] if isinstance(data, list) and data else None
     if isinstance(first, Mapping) and "embedding" in first:
-        return Said(is_embedding=True)
+        return LoggedResponse(is_embedding=True)
     if isinstance(first, Mapping) and ("b64_json" in first or "url" in first):
-        return Said(is_embedding=True)
+        return LoggedResponse(is_embedding=True)
     return _langchain(value, depth)
 
 
-def _langchain(value: Mapping[str, Any], depth: int) -> Said | None:
+def _langchain(value: Mapping[str, Any], depth: int) -> LoggedResponse | None:
     """LangChain's serialised messages: `kwargs` (or `data`) holds the message itself."""
     inner = opened(value.get("kwargs") or value.get("data"))
     return _of_object(inner, depth + 1) if isinstance(inner, Mapping) and "content" in inner else None
 
 
-def _message(value: Mapping[str, Any], depth: int) -> Said | None:
+def _message(value: Mapping[str, Any], depth: int) -> LoggedResponse | None:
     """One message with its content or parts."""
     text, calls = answer_in(value)
     refusal = value.get("refusal")
     if text is None and isinstance(refusal, str):
-        return Said(text=refusal, tool_calls=calls, refusal=True)
+        return LoggedResponse(text=refusal, tool_calls=calls, refusal=True)
     if isinstance(text, str) and REDACTED.fullmatch(text):
-        return Said(is_redacted=True)
-    return Said(text=text, tool_calls=calls, refusal=isinstance(refusal, str) and not text)
+        return LoggedResponse(is_redacted=True)
+    return LoggedResponse(text=text, tool_calls=calls, refusal=isinstance(refusal, str) and not text)
 
 
-def _roled(value: Mapping[str, Any], depth: int) -> Said | None:
+def _roled(value: Mapping[str, Any], depth: int) -> LoggedResponse | None:
     if (
         "content" in value
         or "parts" in value
@@ -312,13 +314,13 @@ def _roled(value: Mapping[str, Any], depth: int) -> Said | None:
     return None
 
 
-def _content(value: Mapping[str, Any], depth: int) -> Said | None:
+def _content(value: Mapping[str, Any], depth: int) -> LoggedResponse | None:
     if isinstance(value["content"], str | list):
         return _message(value, depth)
-    return read_said(value["content"], depth + 1) if isinstance(value["content"], Mapping) else None
+    return read_logged_response(value["content"], depth + 1) if isinstance(value["content"], Mapping) else None
 
 
-def _messages(value: Mapping[str, Any], depth: int) -> Said | None:
+def _messages(value: Mapping[str, Any], depth: int) -> LoggedResponse | None:
     """A state that holds a conversation (LangGraph): its last answer."""
     messages = opened(value["messages"])
     if not isinstance(messages, list) or not messages:
@@ -331,33 +333,33 @@ def _messages(value: Mapping[str, Any], depth: int) -> Said | None:
     return _of_messages(objects, depth) if objects else None
 
 
-def _plain(value: Mapping[str, Any], depth: int) -> Said:
+def _plain(value: Mapping[str, Any], depth: int) -> LoggedResponse:
     """An object in no API's shape: a text under one of the usual names, or the one answer that an inner object is."""
     for key in _TEXT_KEYS:
         inner = value.get(key)
         if isinstance(inner, str):
             return _of_text(inner, depth + 1)
         if isinstance(inner, list) and inner and all(isinstance(one, str) for one in inner):
-            return Said(text=shown(inner[0]))
+            return LoggedResponse(text=shown(inner[0]))
     for key in (*_INNER_KEYS, "results"):
         inner = opened(value.get(key))
         if isinstance(inner, Mapping | list) and inner:
-            found = read_said(inner, depth + 1)
+            found = read_logged_response(inner, depth + 1)
             if not found.is_empty or found.is_redacted or found.is_embedding:
                 return found
     texts = [one for one in value.values() if isinstance(one, str) and one]
     if len(value) == 1 and texts:
         return _of_text(texts[0], depth + 1)
-    return Said(is_found=bool(value) and not is_failure(value))
+    return LoggedResponse(is_found=bool(value) and not is_failure(value))
 
 
-def _with_head(said: Said, value: Mapping[str, Any]) -> Said:
+def _with_head(logged: LoggedResponse, value: Mapping[str, Any]) -> LoggedResponse:
     """The fields beside the text: model, tokens, end, time, error."""
     meta = opened(
         value.get("response_metadata") or value.get("llm_output") or value.get("llmOutput") or value.get("metadata")
     )
     aside: Mapping[str, Any] = meta if isinstance(meta, Mapping) else {}
-    tokens = said.tokens
+    tokens = logged.tokens
     if tokens == Tokens():
         tokens = next(
             (
@@ -381,12 +383,12 @@ def _with_head(said: Said, value: Mapping[str, Any]) -> Said:
         tokens = read_tokens({key: value.get(key) for key in ("prompt_eval_count", "eval_count")})
     usage = opened(value.get("usage"))
     error = value.get("error")
-    failed = is_failure(value) and said.text is None
+    failed = is_failure(value) and logged.text is None
     kind = error.get("type") or error.get("code") if isinstance(error, Mapping) else None
     return replace(
-        said,
+        logged,
         tokens=tokens,
-        model=said.model
+        model=logged.model
         or name(
             value.get("model")
             or value.get("modelVersion")
@@ -394,16 +396,16 @@ def _with_head(said: Said, value: Mapping[str, Any]) -> Said:
             or aside.get("model_name")
             or aside.get("model")
         ),
-        finish_reason=said.finish_reason or reason_in(value) or reason_in(aside),
-        cost_usd=said.cost_usd
-        if said.cost_usd is not None
+        finish_reason=logged.finish_reason or reason_in(value) or reason_in(aside),
+        cost_usd=logged.cost_usd
+        if logged.cost_usd is not None
         else number(usage.get("cost"))
         if isinstance(usage, Mapping)
         else None,
-        created=said.created or instant(value.get("created") or value.get("created_at") or value.get("createTime")),
-        answer_id=said.answer_id or (value["id"] if isinstance(value.get("id"), str) else None),
-        error=said.error or (error_text(error) if failed else None),
-        error_type=said.error_type or (name(kind) if failed else None),
+        created=logged.created or instant(value.get("created") or value.get("created_at") or value.get("createTime")),
+        answer_id=logged.answer_id or (value["id"] if isinstance(value.get("id"), str) else None),
+        error=logged.error or (error_text(error) if failed else None),
+        error_type=logged.error_type or (name(kind) if failed else None),
     )
 
 
@@ -418,7 +420,7 @@ REDACTED = re.compile(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Said:
+class LoggedResponse:
     """What a logged answer holds. `text` None: no text was there; `is_redacted`: the tool left it out on purpose."""
 
     text: str | None = None
@@ -444,7 +446,7 @@ class Said:
         return self.text is None and not self.tool_calls and self.error is None
 
 
-NOTHING = Said(is_found=False)
+NOTHING = LoggedResponse(is_found=False)
 
 
 def is_failure(value: Mapping[str, Any]) -> bool:
@@ -484,7 +486,7 @@ def reason_in(holder: Mapping[str, Any]) -> str | None:
     return None
 
 
-_SHAPES: tuple[tuple[str, Callable[[Mapping[str, Any], int], Said | None]], ...] = (
+_SHAPES: tuple[tuple[str, Callable[[Mapping[str, Any], int], LoggedResponse | None]], ...] = (
     ("choices", _choices),
     ("candidates", _candidates),
     ("generations", _generations),

@@ -22,7 +22,7 @@ from evalpipe.store.importers.base import (
     unknown_time,
 )
 from evalpipe.store.importers.messages import read_content, read_messages, split_answer, tool_calls_of
-from evalpipe.store.importers.responses import NOTHING, REDACTED, Said, error_text, read_said
+from evalpipe.store.importers.responses import NOTHING, REDACTED, LoggedResponse, error_text, read_logged_response
 from evalpipe.store.importers.values import (
     Tokens,
     count,
@@ -157,21 +157,21 @@ def read_call(table: Format, call: Any, line: int) -> Call:
 def build(table: Format, call: Mapping[str, Any], row: dict[str, Any], line: int) -> Call:
     """The exchange of the values that were found."""
     notes: list[str] = []
-    said = row["said"] if isinstance(row.get("said"), Said) else read_said(row.get("answer"))
+    logged = row["logged"] if isinstance(row.get("logged"), LoggedResponse) else read_logged_response(row.get("answer"))
     messages = _asked(row)
     if row.get("conversation_log") is not None:
         asked, last = split_answer(read_messages(row["conversation_log"]))
         messages = messages or asked
-        if last is not None and not said.is_found:
-            said = _said_in(row["conversation_log"], last)
-    if said.is_embedding:
+        if last is not None and not logged.is_found:
+            logged = _response_in(row["conversation_log"], last)
+    if logged.is_embedding:
         return Call(left_out="embeddings or images", notes=notes)
-    if said.is_redacted or _is_redacted(row.get("prompt")):
+    if logged.is_redacted or _is_redacted(row.get("prompt")):
         return Call(left_out=REDACTED_TEXTS, notes=notes)
-    status = count(row.get("status")) if number(row.get("status")) is not None else said.status
-    error, error_type = failure_of(row, said, status)
-    text = said.text if row.get("text") is None else read_content(row["text"]).text
-    calls = said.tool_calls or _calls(row.get("tool_calls"))
+    status = count(row.get("status")) if number(row.get("status")) is not None else logged.status
+    error, error_type = failure_of(row, logged, status)
+    text = logged.text if row.get("text") is None else read_content(row["text"]).text
+    calls = logged.tool_calls or _calls(row.get("tool_calls"))
     is_something = (
         text is not None or calls or error is not None or messages or _measures(row) or row.get("is_answered")
     )
@@ -180,9 +180,9 @@ def build(table: Format, call: Mapping[str, Any], row: dict[str, Any], line: int
     start = time_of(row, "start", notes)
     end = time_of(row, "end", notes)
     token_first = time_of(row, "first_token", notes)
-    tokens = tokens_of(row, said, apart=table.tokens_apart)
-    finish = name(row.get("finish_reason")) or said.finish_reason
-    outcome, type_, message = outcome_of(error, error_type, status, finish, said, bool(calls))
+    tokens = tokens_of(row, logged, apart=table.tokens_apart)
+    finish = name(row.get("finish_reason")) or logged.finish_reason
+    outcome, type_, message = outcome_of(error, error_type, status, finish, logged, bool(calls))
     if text is None and not calls and error is None:
         notes.append(NO_TEXT)
     if row.get("note"):
@@ -191,13 +191,13 @@ def build(table: Format, call: Mapping[str, Any], row: dict[str, Any], line: int
         notes.append(NO_PROMPT)
     unit = user_of(call, row, guesses=table.guesses_users)
     session = name(row.get("conversation")) or (name(first(call, SESSIONS)) if table.guesses_users else None)
-    given = name(row.get("id")) or said.answer_id
-    started = start or (said.created if row.get("start") is None else None)
-    model = name(row.get("model")) or said.model
+    given = name(row.get("id")) or logged.answer_id
+    started = start or (logged.created if row.get("start") is None else None)
+    model = name(row.get("model")) or logged.model
     position = position_in_log(messages, is_named=session is not None)
     latency = span_of(row, "latency", start, end, notes)
     ttft = span_of(row, "ttft", start, token_first, notes)
-    cost = cost_of(row, said, notes)
+    cost = cost_of(row, logged, notes)
     streamed = truth(row.get("streamed"))
     exchange = Exchange(
         request_id=given
@@ -223,7 +223,11 @@ def build(table: Format, call: Mapping[str, Any], row: dict[str, Any], line: int
         error_message=message,
         latency_ms=latency,
         ttft_ms=ttft,
-        streamed=streamed if streamed is not None else True if ttft is not None and latency != ttft else said.streamed,
+        streamed=streamed
+        if streamed is not None
+        else True
+        if ttft is not None and latency != ttft
+        else logged.streamed,
         input_tokens=tokens.input,
         cached_input_tokens=tokens.cached,
         cache_write_tokens=tokens.cache_write,
@@ -263,11 +267,11 @@ def _asked(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     return messages
 
 
-def _said_in(conversation: Any, last: Mapping[str, Any]) -> Said:
+def _response_in(conversation: Any, last: Mapping[str, Any]) -> LoggedResponse:
     raw = opened(conversation)
     raw = raw.get("messages", raw.get("conversations")) if isinstance(raw, Mapping) else raw
-    found = read_said(raw[-1]) if isinstance(raw, list) and raw else NOTHING
-    return found if not found.is_empty else Said(text=str(last["content"]))
+    found = read_logged_response(raw[-1]) if isinstance(raw, list) and raw else NOTHING
+    return found if not found.is_empty else LoggedResponse(text=str(last["content"]))
 
 
 def _is_redacted(value: Any) -> bool:
@@ -354,7 +358,7 @@ def time_of(row: Mapping[str, Any], column: str, notes: list[str]) -> Any:
     return found
 
 
-def failure_of(row: Mapping[str, Any], said: Said, status: int | None) -> tuple[str | None, str | None]:
+def failure_of(row: Mapping[str, Any], logged: LoggedResponse, status: int | None) -> tuple[str | None, str | None]:
     """(the error's message, its type), from any error field of the log; (None, None) without a failure."""
     error = opened(row.get("error"))
     kind = name(row.get("error_type"))
@@ -373,16 +377,21 @@ def failure_of(row: Mapping[str, Any], said: Said, status: int | None) -> tuple[
     )
     if error not in (None, "", False, [], {}) or (kind and not word):
         shown = error_text(error) if error not in (None, "", False, [], {}) else str(kind)
-        return shown, kind or said.error_type
+        return shown, kind or logged.error_type
     if failed:
-        return said.error or (
+        return logged.error or (
             f"status {status}" if status is not None and status >= 400 else "failed"
-        ), kind or said.error_type
-    return said.error, said.error_type
+        ), kind or logged.error_type
+    return logged.error, logged.error_type
 
 
 def outcome_of(
-    error: str | None, error_type: str | None, status: int | None, finish: str | None, said: Said, has_calls: bool
+    error: str | None,
+    error_type: str | None,
+    status: int | None,
+    finish: str | None,
+    logged: LoggedResponse,
+    has_calls: bool,
 ) -> tuple[Outcome, str | None, str | None]:
     """(outcome, error's type, error's words)."""
     if error is not None:
@@ -392,20 +401,20 @@ def outcome_of(
             "readtimeout",
         }
         return (Outcome.TIMEOUT if late else Outcome.HTTP_ERROR), error_type, error
-    if said.refusal:
+    if logged.refusal:
         return Outcome.REFUSED, None, None
     if finish is None:
         return Outcome.OK, None, None
     word = finish.lower().replace("-", "_").rsplit(".", 1)[-1]
     word = {"tool_call": "tool_calls", "contentfilter": "content_filter", "maxtokens": "max_tokens"}.get(word, word)
     kind = KINDS.get(word)
-    if kind is None or kind in {"end", "calls"} or (kind in {"failed", "unfinished"} and (said.text or has_calls)):
+    if kind is None or kind in {"end", "calls"} or (kind in {"failed", "unfinished"} and (logged.text or has_calls)):
         return Outcome.OK, None, None
     found = ending(word, has_calls=has_calls)
     return found.outcome, found.error_type, found.error_message
 
 
-def tokens_of(row: Mapping[str, Any], said: Said, *, apart: bool) -> Tokens:
+def tokens_of(row: Mapping[str, Any], logged: LoggedResponse, *, apart: bool) -> Tokens:
     """Columns of their own first, then the usage object, then the answer's own counts."""
     usage = read_tokens(row.get("usage"), apart=apart)
     own = Tokens(
@@ -420,7 +429,7 @@ def tokens_of(row: Mapping[str, Any], said: Said, *, apart: bool) -> Tokens:
             )
         )
     )
-    inner = said.tokens
+    inner = logged.tokens
     return Tokens(
         *(next((one for one in three if one is not None), None) for three in zip(own, usage, inner, strict=True))
     )
@@ -457,7 +466,7 @@ def span_of(row: Mapping[str, Any], which: str, start: Any, end: Any, notes: lis
     return float((end - start).total_seconds() * 1000)
 
 
-def cost_of(row: Mapping[str, Any], said: Said, notes: list[str]) -> float | None:
+def cost_of(row: Mapping[str, Any], logged: LoggedResponse, notes: list[str]) -> float | None:
     for column, share in (("cost", 1.0), ("cost_cents", 0.01)):
         value = row.get(column)
         if value is None or value == "":
@@ -467,4 +476,4 @@ def cost_of(row: Mapping[str, Any], said: Said, notes: list[str]) -> float | Non
             notes.append(f"cost is no amount, left empty (e.g. {str(value)[:40]!r})")
             continue
         return found * share
-    return said.cost_usd
+    return logged.cost_usd
