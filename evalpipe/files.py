@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all and survive a power loss; locks; errors of a full disk and of too little memory.
+"""Files that are written whole or not at all and survive a power loss; locks; errors of a full disk; SQL that ships in files.
 
 Bytes survive once their file was synced, a name once its folder was: also the name of a folder, and also that a name is gone.
 """
@@ -8,8 +8,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
+from importlib import resources
 from pathlib import Path
 
 from evalpipe.errors import EvalpipeError
@@ -189,3 +191,20 @@ def within_resources(remedy: str) -> Iterator[None]:
         if fault is None:
             raise
         raise EvalpipeError(f"{fault}; {remedy}") from error
+
+
+# SQL that ships with the package.
+
+
+@cache
+def sql_statements(package: str, name: str) -> Mapping[str, str]:
+    """The statements of a `.sql` file of a package, by name.
+
+    Args:
+        package: such as "evalpipe.store".
+        name: the file's. In it every statement follows a line `-- name: NAME` and ends with a semicolon. Values are named
+            parameters (`$name`); fragments that are no values (views, conditions) are fields of `str.format` (`{name}`).
+    """
+    text = resources.files(package).joinpath(name).read_text(encoding="utf-8")
+    parts = text.split("-- name: ")[1:]
+    return {part.partition("\n")[0].strip(): part.partition("\n")[2].strip().removesuffix(";") for part in parts}

@@ -46,9 +46,13 @@ from evalpipe.analysis.setup_faults import setup_faults
 from evalpipe.analysis.sql import Connection, rows, scalar
 from evalpipe.analysis.verdicts import Chosen, JudgeSummary, choose_pairs, deciding_judge, prepare_verdicts
 from evalpipe.analysis.wording import sentence
+from evalpipe.files import sql_statements
 from evalpipe.models import Policy
 from evalpipe.providers.setup_faults import SetupFault
 from evalpipe.stats.estimates import Estimate
+
+_SQL = sql_statements("evalpipe.analysis", "funnel.sql")
+
 
 BLOCKING_JUDGE = frozenset({"unreliable_judge", "length_confounded"})
 WIN_RATE = "win_rate"
@@ -516,34 +520,12 @@ def _kinds(connection: Connection, experiment: str) -> dict[str, int]:
     """Pairs by where their answers come from; empty where none was replayed."""
     if not scalar(connection, "SELECT bool_or(replayed) FROM ev_sources"):
         return {}
-    found = rows(
-        connection,
-        """
-        SELECT c.role || ' + ' || t.role AS kind, count(*) AS n
-        FROM (FROM exchanges WHERE experiment = ? AND arm = 'control' AND role <> 'replay') AS c
-        JOIN (FROM exchanges WHERE experiment = ? AND arm = 'treatment' AND role <> 'replay') AS t USING (request_id)
-        WHERE c.outcome NOT IN ('client_closed', 'shed') AND t.outcome NOT IN ('client_closed', 'shed')
-        GROUP BY kind ORDER BY n DESC, kind""",
-        [experiment, experiment],
-    )
+    found = rows(connection, _SQL["kinds"], {"experiment": experiment})
     return {row["kind"]: row["n"] for row in found}
 
 
 def _pairs(connection: Connection) -> tuple[int, int, dict[str, int]]:
-    counted = rows(
-        connection,
-        """
-        SELECT CASE
-            WHEN control_attempted AND treatment_attempted THEN 'pair'
-            WHEN NOT has_control THEN 'control_missing'
-            WHEN NOT control_attempted THEN 'control_' || coalesce(control_lost, 'missing')
-            WHEN has_treatment THEN 'treatment_' || coalesce(treatment_lost, 'missing')
-            WHEN shadow_status IN ('not_sampled', 'shed') THEN shadow_status
-            WHEN shadow_status = 'not_shadowable'
-              THEN 'not_shadowable' || coalesce(': ' || reason, '')
-            ELSE 'treatment_missing' END AS why, count(*) AS n
-        FROM ev_ids LEFT JOIN ev_reasons USING (id) GROUP BY ALL ORDER BY n DESC, 1""",
-    )
+    counted = rows(connection, _SQL["pairs"])
     pairs = next((row["n"] for row in counted if row["why"] == "pair"), 0)
     exclusions = {row["why"]: row["n"] for row in counted if row["why"] != "pair"}
     return pairs + sum(exclusions.values()), pairs, exclusions

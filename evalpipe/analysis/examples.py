@@ -14,6 +14,7 @@ from evalpipe.analysis.result import Example, ExampleSide
 from evalpipe.analysis.settings import Settings
 from evalpipe.analysis.sql import Connection, rows, scalar
 from evalpipe.analysis.verdicts import JudgeSummary
+from evalpipe.files import sql_statements
 from evalpipe.providers.registry import read_request
 from evalpipe.text import cut_middle
 
@@ -26,11 +27,7 @@ MARGIN_US = 60_000_000
 MAX_REQUEST = 400_000
 """characters of a request's JSON that are read as messages; a longer one shows its prompt as text"""
 
-KINDS = """CASE
-  WHEN control_failed OR treatment_failed THEN 'arm_failed'
-  WHEN v.x IS NULL THEN 'unjudged'
-  WHEN v.s_t IS NOT NULL AND v.s_c IS NOT NULL AND (v.s_t - 0.5) * (v.s_c - 0.5) < 0 THEN 'judge_contradicted'
-  WHEN v.x > 0.5 THEN 'treatment_won' WHEN v.x < 0.5 THEN 'treatment_lost' ELSE 'tie' END"""
+_SQL = sql_statements("evalpipe.analysis", "examples.sql")
 
 
 def select_examples(
@@ -45,29 +42,18 @@ def select_examples(
         connection, "SELECT quantile_disc(at_us, ?) FROM ev_ids", [max(0.0, 1 - LATEST / max(1, n_requests))]
     )
     connection.execute(
-        f"""
-        CREATE OR REPLACE TEMP TABLE ev_examples AS
-        SELECT id, kind, x FROM (
-          SELECT i.id, {KINDS} AS kind, v.x FROM ev_ids i
-          LEFT JOIN (SELECT * FROM ev_verdicts WHERE judge = ? AND fingerprint = ?) v USING (id)
-          WHERE control_attempted AND treatment_attempted AND i.at_us >= {since_us}
-        ) QUALIFY row_number() OVER (PARTITION BY kind ORDER BY hash(id)) <= ?""",
-        [name, fingerprint, settings.n_examples],
+        _SQL["choose"],
+        {"judge": name, "fingerprint": fingerprint, "since_us": since_us, "n": settings.n_examples},
     )
-    half = MAX_CHARACTERS // 2
     found = rows(
         connection,
-        f"""
-        SELECT e.kind, e.x, x.request_id, x.arm, x.unit_id, epoch_us(x.started_at) AS at_us, x.endpoint, x.outcome,
-          coalesce(x.error_message, x.error_type) AS error, x.finish_reason, left(x.tool_calls, {MAX_CHARACTERS}) AS tool_calls,
-          x.model, x.latency_ms, x.cost_usd, x.output_tokens, greatest(length(x.text) - {MAX_CHARACTERS}, 0) AS n_cut,
-          CASE WHEN length(x.text) > {MAX_CHARACTERS} THEN left(x.text, {half}) || chr(10) || '[…]' || chr(10)
-            || right(x.text, {half}) ELSE x.text END AS text,
-          CASE WHEN length(x.request) <= {MAX_REQUEST} THEN x.request END AS request, left(x.prompt, {MAX_CHARACTERS}) AS prompt
-        FROM exchanges x JOIN ev_examples e ON hash(x.request_id) = e.id
-        WHERE x.experiment = ? AND x.role <> 'replay' AND x.started_at >= ?
-        ORDER BY e.kind, hash(e.id), x.request_id, x.arm""",
-        [experiment, datetime.fromtimestamp((since_us - MARGIN_US) / 1e6, UTC)],
+        _SQL["read"],
+        {
+            "experiment": experiment,
+            "since": datetime.fromtimestamp((since_us - MARGIN_US) / 1e6, UTC),
+            "characters": MAX_CHARACTERS,
+            "request_characters": MAX_REQUEST,
+        },
     )
     by_request: dict[str, dict[str, dict[str, Any]]] = {}
     for row in found:

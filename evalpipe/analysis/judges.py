@@ -22,6 +22,7 @@ from evalpipe.analysis.verdicts import (
     preference_estimate,
     read_verdicts,
 )
+from evalpipe.files import sql_statements
 from evalpipe.models import ASKED_MODEL, COST_AT_MOST
 from evalpipe.stats import betting, winrate
 from evalpipe.stats.agreement import agreement
@@ -30,6 +31,8 @@ from evalpipe.stats.estimates import Estimate, label
 from evalpipe.stats.length import is_length_confounded, length_controlled
 from evalpipe.stats.proportions import mcnemar
 from evalpipe.stats.srm import win_rate_bounds
+
+_SQL = sql_statements("evalpipe.analysis", "judges.sql")
 
 LENGTH_BINS = 5
 SETTLED = "CREATE TEMP TABLE IF NOT EXISTS judging_settled (judgment_id VARCHAR, usd DOUBLE)"
@@ -50,15 +53,7 @@ def judge_results(
     wanted = [judge for judge in judges if judge.pairwise]
     if not wanted:
         return []
-    connection.execute(
-        "CREATE OR REPLACE TEMP TABLE ev_lengths AS SELECT hash(request_id) AS id, "
-        # An empty answer has no length to control for: what it loses, it loses by being empty.
-        "any_value(nullif(length(trim(text)), 0)) FILTER (arm = 'treatment') "
-        "- any_value(nullif(length(trim(text)), 0)) FILTER (arm = 'control') AS dl "
-        "FROM exchanges WHERE experiment = ? AND role <> 'replay' "
-        "AND request_id IN (SELECT request_id FROM ev_verdicts) GROUP BY request_id",
-        [experiment],
-    )
+    connection.execute(_SQL["lengths"], {"experiment": experiment})
     wanted.sort(key=lambda judge: judge is not deciding)
     return [
         _judge_result(
@@ -302,17 +297,8 @@ def _calls(connection: Connection, judge: JudgeSummary, experiment: str, max_att
     }
     connection.execute(SETTLED)
     asked, cost, more = connection.execute(
-        f"""
-        WITH calls AS (
-          SELECT request_id, coalesce(usd, cost_usd) AS cost_usd, CASE WHEN usd IS NULL THEN
-            json_extract(CASE WHEN json_valid(note) THEN note END, '$.{COST_AT_MOST}')::DOUBLE END AS at_most
-          FROM judgments LEFT JOIN judging_settled USING (judgment_id)
-          WHERE experiment = ? AND judge = ? AND judge_fingerprint = ?
-        )
-        SELECT count(DISTINCT request_id), sum(cost_usd),
-          sum(greatest(at_most - coalesce(cost_usd, 0), 0)) FILTER (at_most IS NOT NULL)
-        FROM calls""",
-        [experiment, judge.name, judge.fingerprint],
+        _SQL["cost"].format(at_most=COST_AT_MOST),
+        {"experiment": experiment, "judge": judge.name, "fingerprint": judge.fingerprint},
     ).fetchall()[0]
     at_most = None if more is None or cost is None else cost + more
     given_up = connection.execute(

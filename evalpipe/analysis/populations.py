@@ -20,6 +20,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from evalpipe.analysis.sql import Connection, rows
+from evalpipe.files import sql_statements
+
+_SQL = sql_statements("evalpipe.analysis", "populations.sql")
 
 OUTCOMES = ("ok", "refused", "truncated", "http_error", "timeout", "unreadable", "client_closed", "shed")
 """as the codes 1, 2, …: up to 3 answered, up to 6 attempted"""
@@ -367,17 +370,10 @@ def _unknown(kinds: Sequence[_Kind]) -> int:
 
 def _fewer_than_half(connection: Connection, value: Value, source: str, left_out: Sequence[int]) -> bool:
     """Whether the share left lies below one half by more than its sampling error over users."""
-    kinds = ", ".join(map(str, left_out))
     row = rows(
         connection,
-        f"""
-        WITH users AS (
-          SELECT sum((kind NOT IN ({kinds}))::INT)::DOUBLE AS left_n, count(*)::DOUBLE AS n
-          FROM {source} WHERE {value.population} GROUP BY u
-        ), total AS (SELECT sum(left_n) / sum(n) AS share, sum(n) AS n, count(*) AS g FROM users)
-        SELECT any_value(total.share) AS share, any_value(total.g) AS g,
-          sum((left_n - total.share * users.n) * (left_n - total.share * users.n)) / any_value(total.n * total.n) AS squares
-        FROM users, total""",
+        _SQL["share_left"].format(source=source, population=value.population),
+        {"left_out": list(left_out)},
     )[0]
     g = row["g"]
     error = math.sqrt(row["squares"] * g / (g - 1)) if g > 1 else math.inf

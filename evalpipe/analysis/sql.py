@@ -20,14 +20,16 @@ class Connection(Protocol):
     def sql(self, query: str, /) -> Any: ...
 
 
-def rows(connection: Connection, query: str, parameters: list[Any] | None = None) -> list[dict[str, Any]]:
+def rows(
+    connection: Connection, query: str, parameters: list[Any] | dict[str, Any] | None = None
+) -> list[dict[str, Any]]:
     """The rows of a small result, each as {column: value}."""
     result = connection.execute(query, parameters) if parameters else connection.execute(query)
     names = [column[0] for column in result.description]
     return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
 
 
-def scalar(connection: Connection, query: str, parameters: list[Any] | None = None) -> Any:
+def scalar(connection: Connection, query: str, parameters: list[Any] | dict[str, Any] | None = None) -> Any:
     """The first value of the first row; None where there is no row."""
     result = connection.execute(query, parameters) if parameters else connection.execute(query)
     found = result.fetchall()  # to the end: an unfinished result would block the connection

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from evalpipe.analysis.sql import Connection, rows, scalar
+from evalpipe.files import sql_statements
 
 LEAST_SHARE_OF_HEAD = 0.05
 """share of a system text's conversations that begin with a number of user messages before it can be the constant head"""
@@ -29,23 +30,12 @@ MAX_SAMPLED = 30_000
 LEAST_WITH_FIRST, LEAST_TO_TELL = 0.05, 200
 """below this share of conversations with a first turn, of at least so many, all turns are the goal"""
 
+_SQL = sql_statements("evalpipe.analysis", "turns.sql")
+
 # Only the first system message counts: what comes later belongs to the conversation.
 _SYSTEM_TEXT = """md5(concat_ws(' ', json ->> '$.system', json ->> '$.instructions',
     CASE WHEN json ->> '$.messages[0].role' IN ('system', 'developer') THEN json ->> '$.messages[0].content' END,
     CASE WHEN json ->> '$.input[0].role' IN ('system', 'developer') THEN json ->> '$.input[0].content' END))"""
-
-# Of an item of the conversation, by its role or (Responses) its type; a Messages-API user message of tool results is the tool's.
-_ROLE = """CASE
-    WHEN item ->> '$.role' IN ('assistant', 'ai', 'model') THEN 'assistant'
-    WHEN item ->> '$.role' IN ('user', 'human') THEN CASE
-      WHEN json_type(item, '$.content') = 'ARRAY' AND json_array_length(item, '$.content') > 0
-        AND len(list_filter(item ->> '$.content[*].type', lambda type: type = 'tool_result'))
-          = json_array_length(item, '$.content')
-      THEN 'tool' ELSE 'user' END
-    WHEN item ->> '$.role' IS NOT NULL THEN 'other'
-    WHEN coalesce(item ->> '$.type', 'message') = 'message' THEN 'user'
-    WHEN ends_with(item ->> '$.type', '_call') THEN 'assistant'
-    ELSE 'other' END"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,7 +94,9 @@ def mark_first_turns(
     Returns:
         The heads, and how many conversations show a first turn.
     """
-    served = f"FROM {source} WHERE experiment = ? AND role <> 'replay' AND (arm = 'control' OR role = 'served')"
+    served = (
+        f"FROM {source} WHERE experiment = $experiment AND role <> 'replay' AND (arm = 'control' OR role = 'served')"
+    )
     fresh = (
         "SELECT hash(request_id) AS id, hash(coalesce(unit_id, ''), coalesce(conversation_id, request_id)) AS conv, "
         f"epoch_us(started_at) AS at_us, turn, step {served}"
@@ -113,7 +105,7 @@ def mark_first_turns(
         "CREATE OR REPLACE TEMP TABLE ev_turns AS SELECT id, conv, at_us, turn, "
         "CASE WHEN turn IS NULL THEN step ELSE coalesce(step, 0) END AS step, false AS continues "
         f"FROM ({already_read or fresh})",
-        None if already_read else [experiment],
+        None if already_read else {"experiment": experiment},
     )
     _count_messages(connection, experiment, served)
     _read_kept_conversations(connection, experiment, served)
@@ -135,15 +127,7 @@ def mark_first_turns(
 
 def _conversations(connection: Connection, later: str) -> dict[str, Any]:
     """Conversations (n), those with a request that is not `later` (with_first), and the latest turn one begins with (begin)."""
-    return rows(
-        connection,
-        f"""
-        SELECT count(*) AS n, count(*) FILTER (has_first) AS with_first, max(turn) AS begin FROM (
-          SELECT NOT bool_and(coalesce({later}, false)) AS has_first,
-            min(CASE WHEN step = 0 AND NOT continues THEN coalesce(turn, 1) END) AS turn
-          FROM ev_turns GROUP BY conv
-        )""",
-    )[0]
+    return rows(connection, _SQL["conversations"].format(later=later))[0]
 
 
 def _count_messages(connection: Connection, experiment: str, served: str) -> None:
@@ -154,27 +138,7 @@ def _count_messages(connection: Connection, experiment: str, served: str) -> Non
     """
     if not scalar(connection, "SELECT count(*) FROM ev_turns WHERE step IS NULL"):
         return
-    # Most have one message: without the assistant's words and a second "user" there is nothing to count.
-    worth = """contains(request, '"assistant"')
-      OR regexp_matches(request, '(?s)"user".*"user"|_call"|"role"\\s*:\\s*"(ai|human|model)"')"""
-    connection.execute(
-        f"""
-        CREATE OR REPLACE TEMP TABLE ev_counted AS
-        WITH talk AS (
-          SELECT hash(request_id) AS id, json_extract(request, ['$.messages', '$.input']) AS items
-          {served} AND turn IS NULL AND step IS NULL AND ({worth}) AND json_valid(request)
-        ), listed AS (
-          SELECT id, list_transform(
-            CASE WHEN json_type(items[1]) = 'ARRAY' THEN items[1]::JSON[] WHEN json_type(items[2]) = 'ARRAY' THEN items[2]::JSON[]
-              ELSE [] END, lambda item: {_ROLE}) AS roles FROM talk
-        ), placed AS (
-          SELECT id, roles, len(roles) - list_position(list_reverse(roles), 'user') + 1 AS last_user FROM listed
-        )
-        SELECT id, len(list_filter(roles, lambda role: role = 'user')) AS turn,
-          len(list_filter(roles[coalesce(last_user, 0) + 1:], lambda role: role = 'assistant')) AS step
-        FROM placed""",
-        [experiment],
-    )
+    connection.execute(_SQL["count_messages"].format(served=served), {"experiment": experiment})
     connection.execute(
         "UPDATE ev_turns SET turn = CASE WHEN counted.turn > 1 THEN counted.turn END, step = counted.step "
         "FROM ev_counted AS counted WHERE counted.id = ev_turns.id"
@@ -186,23 +150,7 @@ def _count_messages(connection: Connection, experiment: str, served: str) -> Non
 def _read_kept_conversations(connection: Connection, experiment: str, served: str) -> None:
     """A Responses request may name what it continues: a conversation object that later requests share, or a response. What a
     user continues in the latter way counts as one conversation: its beginnings are requests of their own."""
-    connection.execute(
-        f"""
-        UPDATE ev_turns SET continues = kept.continues, conv = coalesce(kept.conv, ev_turns.conv)
-        FROM (
-          SELECT id, continues, CASE WHEN name IS NOT NULL THEN hash(name) WHEN continues THEN hash(unit, 'continued') END AS conv
-          FROM (
-            SELECT id, coalesce(unit_id, '') AS unit, (json ->> '$.previous_response_id') IS NOT NULL AS continues,
-              coalesce(json ->> '$.conversation.id', json ->> '$.conversation') AS name
-            FROM (
-              SELECT hash(request_id) AS id, unit_id, CASE WHEN json_valid(request) THEN request::JSON END AS json
-              {served} AND endpoint = 'responses' AND coalesce(turn, 2) > 1
-                AND (contains(request, 'previous_response_id') OR contains(request, '"conversation"'))
-            )
-          )
-        ) AS kept WHERE kept.id = ev_turns.id""",
-        [experiment],
-    )
+    connection.execute(_SQL["read_kept_conversations"].format(served=served), {"experiment": experiment})
 
 
 def _heads(connection: Connection, experiment: str, served: str) -> dict[str, int]:
@@ -210,19 +158,7 @@ def _heads(connection: Connection, experiment: str, served: str) -> dict[str, in
 
     Of a long log the first, the middle and the last conversations are read, so that little of its texts is.
     """
-    connection.execute(
-        f"""
-        CREATE OR REPLACE TEMP TABLE ev_begun AS
-        SELECT *, CASE WHEN k <= {MAX_SAMPLED} // 3 OR n <= {MAX_SAMPLED} THEN 1 WHEN k > n - {MAX_SAMPLED} // 3 THEN 3 ELSE 2 END
-          AS part
-        FROM (
-          SELECT *, row_number() OVER (ORDER BY at_us, id) AS k, count(*) OVER () AS n FROM (
-            SELECT min(coalesce(turn, 1)) AS turn, arg_min(id, at_us) AS id, min(at_us) AS at_us FROM ev_turns
-            WHERE step = 0 AND NOT continues GROUP BY conv
-          )
-        ) WHERE n <= {MAX_SAMPLED} OR k <= {MAX_SAMPLED} // 3 OR k > n - {MAX_SAMPLED} // 3
-          OR k BETWEEN (n - {MAX_SAMPLED} // 3) // 2 AND (n + {MAX_SAMPLED} // 3) // 2"""
-    )
+    connection.execute(_SQL["sample_conversations"], {"sampled": MAX_SAMPLED})
     connection.execute("CREATE OR REPLACE TEMP TABLE ev_systems (id UBIGINT, system VARCHAR)")
     for part in rows(
         connection, "SELECT min(at_us) AS low, max(at_us) AS high FROM ev_begun GROUP BY part ORDER BY part"
@@ -234,19 +170,12 @@ def _heads(connection: Connection, experiment: str, served: str) -> dict[str, in
         connection.execute(
             f"INSERT INTO ev_systems SELECT id, {_SYSTEM_TEXT} FROM ({_read(f'{served} {within}')}) "
             "SEMI JOIN ev_begun USING (id)",
-            [experiment],
+            {"experiment": experiment},
         )
     begins = rows(
         connection,
-        f"""
-        WITH counted AS (
-          SELECT CASE WHEN count(*) OVER (PARTITION BY system) < {LEAST_CONVERSATIONS} THEN '{SHARED}' ELSE system END
-            AS system, turn
-          FROM ev_begun JOIN ev_systems USING (id)
-        ), shares AS (
-          SELECT system, turn, count(*) / sum(count(*)) OVER (PARTITION BY system) AS share FROM counted GROUP BY system, turn
-        )
-        SELECT system, min(turn) AS head FROM shares WHERE share >= {LEAST_SHARE_OF_HEAD} GROUP BY system ORDER BY system""",
+        _SQL["constant_heads"],
+        {"least_conversations": LEAST_CONVERSATIONS, "shared": SHARED, "least_share": LEAST_SHARE_OF_HEAD},
     )
     connection.execute("DROP TABLE ev_begun")
     connection.execute("DROP TABLE ev_systems")
@@ -261,14 +190,8 @@ def _take_back_heads(connection: Connection, experiment: str, heads: Mapping[str
         [list(heads), list(heads.values())],
     )
     connection.execute(
-        f"""
-        DELETE FROM ev_later WHERE id IN (
-          SELECT turns.id FROM ev_turns AS turns JOIN (SELECT id, {_SYSTEM_TEXT} AS system FROM ({_read(served)})) AS texts
-            ON turns.id = texts.id AND turns.step = 0 AND turns.turn > 1 AND NOT turns.continues
-          LEFT JOIN ev_heads AS own ON own.system = texts.system
-          WHERE turns.turn = coalesce(own.head, (SELECT head FROM ev_heads WHERE system = '{SHARED}'))
-        )""",
-        [experiment],
+        _SQL["take_back_heads"].format(system_text=_SYSTEM_TEXT, read=_read(served)),
+        {"experiment": experiment, "shared": SHARED},
     )
     connection.execute("DROP TABLE ev_heads")
 
@@ -282,15 +205,7 @@ def _add_continued(connection: Connection, experiment: str, served: str) -> bool
     )
     some = bool(scalar(connection, "SELECT count(*) FROM ev_alike"))
     if some:
-        connection.execute(
-            f"""
-            INSERT INTO ev_later
-            SELECT id FROM (
-              SELECT alike.id, prompt, first_value(prompt) OVER (PARTITION BY conv ORDER BY at_us, alike.id) AS first_prompt
-              FROM ev_alike AS alike JOIN (SELECT hash(request_id) AS id, hash(prompt) AS prompt {served}) AS texts USING (id)
-            ) WHERE prompt <> first_prompt AND id NOT IN (SELECT id FROM ev_later)""",
-            [experiment],
-        )
+        connection.execute(_SQL["add_continued"].format(served=served), {"experiment": experiment})
     connection.execute("DROP TABLE ev_alike")
     return some
 

@@ -22,12 +22,15 @@ from evalpipe.analysis.record import ExperimentRecord
 from evalpipe.analysis.settings import JudgeInfo, LookPlan, Settings
 from evalpipe.analysis.sql import Connection, rows, scalar
 from evalpipe.analysis.turns import LEAST_TO_TELL, goal_turns, mark_first_turns
+from evalpipe.files import sql_statements
 from evalpipe.models import FINAL
 from evalpipe.stats import betting, winrate
 from evalpipe.stats.estimates import Estimate
 
 IMPORTED = "imported"
 """what the fingerprint of a judge starts with that another tool ran: nothing but its name is known of it"""
+
+_SQL = sql_statements("evalpipe.analysis", "verdicts.sql")
 
 SUPERSEDED = """SELECT experiment, key,
             (CASE WHEN json_valid(note) THEN note END ->> '$.reparsed_attempt')::BIGINT AS attempt
@@ -56,60 +59,12 @@ class JudgeSummary:
 
 def prepare_verdicts(connection: Connection, *, experiment: str, settings: Settings) -> list[JudgeSummary]:
     """Make `ev_verdicts` and `ev_scores`; returns the judges, the one judged with last first within a name."""
-    final = ", ".join(f"'{status}'" for status in sorted(FINAL))
-    connection.execute(
-        f"""
-        CREATE OR REPLACE TEMP TABLE ev_calls AS
-        SELECT judge, judge_fingerprint AS fingerprint, hash(request_id) AS id, request_id, shown_first, repeat, status,
-          winner, preference, control_scores, treatment_scores, judge_model, simulated, cost_usd,
-          epoch_us(judged_at) AS judged_us, status IN ({final}) AS final
-        FROM judgments ANTI JOIN ({SUPERSEDED}) AS superseded USING (experiment, key, attempt) WHERE experiment = ?
-        QUALIFY row_number() OVER (
-          PARTITION BY judge, judge_fingerprint, request_id, shown_first, repeat,
-            -- each answer judged alone: a pair then has two rows of that description
-            CASE WHEN shown_first = 'neither' AND winner IS NULL AND preference IS NULL THEN key END
-          ORDER BY status IN ({final}) DESC, judged_at DESC NULLS LAST, attempt DESC) = 1""",
-        [experiment],
-    )
+    connection.execute(_SQL["calls"].format(superseded=SUPERSEDED), {"final": sorted(FINAL), "experiment": experiment})
     judges = _judges_seen(connection, settings.judges)
     # What every pair is due: both orders, unless configured otherwise; nothing in other tools' logs.
     relaxed = [judge.fingerprint for judge in judges if judge.imported or judge.orders != "both"]
-    connection.execute(
-        """
-        CREATE OR REPLACE TEMP TABLE ev_verdicts AS
-        WITH per_order AS (
-          SELECT judge, fingerprint, id, any_value(request_id) AS request_id, shown_first,
-            avg(preference) FILTER (final) AS p, bool_or(final AND status = 'identical') AS identical,
-            count(*) FILTER (NOT final) AS n_failed
-          FROM ev_calls GROUP BY judge, fingerprint, id, shown_first
-        ), per_pair AS (
-          SELECT judge, fingerprint, id, any_value(request_id) AS request_id, avg(p) AS x,
-            max(p) FILTER (shown_first = 'treatment') AS s_t, max(p) FILTER (shown_first = 'control') AS s_c,
-            bool_or(identical) AS identical, sum(n_failed) AS n_failed
-          FROM per_order GROUP BY judge, fingerprint, id
-        )
-        SELECT v.* EXCLUDE (x), i.u, i.at_us, v.x,
-          v.x IS NOT NULL AND (list_contains(?::VARCHAR[], v.fingerprint) OR v.identical
-            OR (v.s_t IS NOT NULL AND v.s_c IS NOT NULL)) AS complete
-        FROM per_pair v JOIN ev_ids i USING (id)""",
-        [relaxed],
-    )
-    connection.execute(
-        """
-        CREATE OR REPLACE TEMP TABLE ev_scores AS
-        WITH entries AS (
-          SELECT judge, fingerprint, id, false AS treatment, unnest(map_entries(control_scores), recursive := true)
-          FROM ev_calls WHERE final
-          UNION ALL
-          SELECT judge, fingerprint, id, true AS treatment, unnest(map_entries(treatment_scores), recursive := true)
-          FROM ev_calls WHERE final
-        ), means AS (
-          SELECT judge, fingerprint, id, key AS dimension, avg(value) FILTER (NOT treatment) AS control,
-            avg(value) FILTER (treatment) AS treatment
-          FROM entries WHERE value IS NOT NULL GROUP BY ALL
-        )
-        SELECT m.*, i.u FROM means m JOIN ev_ids i USING (id)"""
-    )
+    connection.execute(_SQL["verdicts"], {"relaxed": relaxed})
+    connection.execute(_SQL["scores"])
     return judges
 
 
@@ -138,15 +93,7 @@ def users_means(
 
 def _judges_seen(connection: Connection, infos: Sequence[JudgeInfo]) -> list[JudgeSummary]:
     orders = {info.name: info.orders for info in infos}
-    seen = rows(
-        connection,
-        """
-        SELECT judge, fingerprint, max(judge_model) AS model, bool_or(simulated) AS simulated,
-          bool_or(preference IS NOT NULL OR winner IS NOT NULL OR shown_first IN ('control', 'treatment')) AS pairwise,
-          count(DISTINCT id) FILTER (final) AS n_pairs
-        FROM ev_calls GROUP BY judge, fingerprint
-        ORDER BY judge, max(judged_us) DESC NULLS LAST, n_pairs DESC, fingerprint""",
-    )
+    seen = rows(connection, _SQL["judges"])
     return [
         JudgeSummary(
             name=row["judge"],
@@ -259,16 +206,7 @@ def sum_wins(
 
 def _sum_ratings(connection: Connection, table: str, group: str, join: str) -> None:
     """The end users' ratings, the last one of each answer."""
-    connection.execute(
-        f"""
-        INSERT INTO {table}
-        SELECT 'user_rating', {group}, v.u, coalesce(sum(rating) FILTER (treatment), 0), count(*) FILTER (treatment),
-          coalesce(sum(rating) FILTER (NOT treatment), 0), count(*) FILTER (NOT treatment)
-        FROM (
-          SELECT hash(request_id) AS id, arm = 'treatment' AS treatment, arg_max(rating, "at") AS rating
-          FROM feedback WHERE arm IS NOT NULL GROUP BY request_id, arm
-        ) f JOIN ev_ids v USING (id) {join} GROUP BY ALL"""
-    )
+    connection.execute(_SQL["ratings"].format(table=table, group=group, join=join))
 
 
 # One judge's verdicts as arrays, and the win rate they make. Only judged pairs come here, never the log's rows.
@@ -461,15 +399,7 @@ def _choose(
             [before, list(range(len(before)))],
         )
     connection.execute(
-        """
-        CREATE OR REPLACE TEMP TABLE ev_places AS
-        SELECT v.id, v.u, v.request_id, (NOT ? AND l.id IS NOT NULL) AS later, v.complete, r.position, v.at_us,
-          row_number() OVER (
-            PARTITION BY v.u, (NOT ? AND l.id IS NOT NULL) ORDER BY r.position NULLS LAST, v.at_us, v.request_id
-          ) AS place
-        FROM ev_verdicts v LEFT JOIN ev_later l USING (id) LEFT JOIN ev_recorded r USING (request_id)
-        WHERE v.judge = ? AND v.fingerprint = ?""",
-        [turns == "all", turns == "all", judge.name, judge.fingerprint],
+        _SQL["places"], {"all_turns": turns == "all", "judge": judge.name, "fingerprint": judge.fingerprint}
     )
     limit = f"place <= {k}" if k else "true"
     connection.execute(f"CREATE OR REPLACE TEMP TABLE ev_chosen AS SELECT id, u, later FROM ev_places WHERE {limit}")

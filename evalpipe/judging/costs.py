@@ -13,12 +13,14 @@ import msgspec
 
 from evalpipe.analysis.sql import Connection
 from evalpipe.calls.budget import CostOf
-from evalpipe.files import write_synced
+from evalpipe.files import sql_statements, write_synced
 from evalpipe.judging.judgments import message_of
 from evalpipe.judging.plan import JudgeCall, Plan
 from evalpipe.judging.spec import JudgeSpec
 from evalpipe.models import ASKED_MODEL, COST_AT_MOST
 from evalpipe.providers.base import Usage
+
+_SQL = sql_statements("evalpipe.judging", "costs.sql")
 
 TOKENS_PER_CHAR = 0.27
 """English prose and code; other scripts are denser. A run learns the true ratio, an estimate has only this."""
@@ -194,19 +196,7 @@ def unsettled_calls(connection: Connection, spec: JudgeSpec, cost_of: CostOf) ->
         f"AND json_extract(CASE WHEN json_valid(note) THEN note END, '$.{ASKED_MODEL}') IS NOT NULL",
         [spec.name],
     ).fetchall()[0][0]
-    found = connection.execute(
-        f"""
-        WITH calls AS (
-            SELECT judgment_id, key, judge_fingerprint, attempt, cost_usd, input_tokens,
-                CASE WHEN json_valid(note) THEN note END AS note
-            FROM stored_judgments WHERE judge = $1
-        ), asked_again AS (SELECT key, max(input_tokens) AS input_tokens FROM calls GROUP BY key)
-        SELECT calls.judgment_id, calls.judge_fingerprint, coalesce(calls.cost_usd, 0),
-            json_extract(note, '$.{COST_AT_MOST}')::DOUBLE,
-            CASE WHEN json_extract(note, '$.repair') IS NULL THEN asked_again.input_tokens END
-        FROM calls JOIN asked_again USING (key) WHERE json_extract(note, '$.{COST_AT_MOST}') IS NOT NULL""",
-        [spec.name],
-    ).fetchall()
+    found = connection.execute(_SQL["unsettled"].format(at_most=COST_AT_MOST), {"judge": spec.name}).fetchall()
     calls = []
     for judgment_id, fingerprint, estimated, most, input_tokens in found:
         bound = None

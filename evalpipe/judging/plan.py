@@ -10,6 +10,7 @@ the log.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -25,6 +26,7 @@ from evalpipe.providers.response_builder import NOT_TEXT
 
 Orders = Literal["both", "calibrated", "balanced"]
 
+_PARAMETER = re.compile(r"\$(\w+)")
 CALIBRATION_PAIRS = 50
 CALIBRATION_SHARE = 0.2
 """`calibrated` judges both orders of the first 50 pairs and of a fifth of the rest (docs/statistics.md#win-rate)."""
@@ -184,7 +186,7 @@ def make_plan(
     for statement in _statements("plan_keys.sql", f"plan_{spec.mode}.sql", "plan_calls.sql"):
         if "judging_open AS" in statement and not _any_tried(connection):
             statement = _NOTHING_OPEN
-        used = {name: value for name, value in values.items() if f"${name}" in statement}
+        used = {name: values[name] for name in set(_PARAMETER.findall(statement)) & values.keys()}
         connection.execute(statement, used or None)
     n_asked, n_units, n_calls, n_done = connection.execute(
         "SELECT (SELECT count(*) FROM judging_asked), count(*), coalesce(sum(n_calls), 0), "

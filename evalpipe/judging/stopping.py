@@ -11,8 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from evalpipe.analysis.sql import Connection
+from evalpipe.files import sql_statements
 from evalpipe.judging.plan import JudgeCall
 from evalpipe.models import FINAL, Judgment, ShownFirst
+
+_SQL = sql_statements("evalpipe.judging", "stopping.sql")
 
 LOOK_EVERY = 10
 """newly completed users between two looks, at least"""
@@ -155,24 +158,7 @@ def planned_pairs(connection: Connection, fingerprint: str) -> list[PlannedPair]
         connection: where `make_plan` made its tables.
         fingerprint: the judge's.
     """
-    rows = connection.execute(
-        """
-        WITH known AS (
-            SELECT request_id, list(preference) FILTER (shown_first = 'control') AS control_first,
-                list(preference) FILTER (shown_first = 'treatment') AS treatment_first
-            FROM stored_judgments
-            WHERE judge_fingerprint = $1 AND preference IS NOT NULL AND list_contains($2::VARCHAR[], status)
-            GROUP BY request_id
-        )
-        SELECT request_id, capped.u, coalesce(plan.n_calls, 0), known.control_first, known.treatment_first
-        FROM judging_capped AS capped
-        LEFT JOIN judging_asked AS asked USING (request_id)
-        LEFT JOIN judging_plan AS plan USING (request_id)
-        LEFT JOIN known USING (request_id)
-        WHERE NOT capped.is_later AND (asked.rank IS NOT NULL OR known.request_id IS NOT NULL)
-        ORDER BY min(asked.rank) OVER (PARTITION BY capped.u) NULLS FIRST, capped.u, asked.rank NULLS FIRST, request_id""",
-        [fingerprint, sorted(FINAL)],
-    ).fetchall()
+    rows = connection.execute(_SQL["planned_pairs"], {"fingerprint": fingerprint, "final": sorted(FINAL)}).fetchall()
     return [
         PlannedPair(
             request_id=request_id,

@@ -22,7 +22,7 @@ import duckdb
 import pyarrow as pa
 
 from evalpipe.errors import ConfigError, DataError
-from evalpipe.files import take_lock, write_synced
+from evalpipe.files import sql_statements, take_lock, write_synced
 from evalpipe.models import Judgment, Label
 from evalpipe.store.parquet import DatasetWriter, Reader, parquet_files, private_file, schema_mark, whole_and_damaged
 from evalpipe.store.schema import BY_NAME, DATASETS, Dataset, to_table
@@ -219,7 +219,7 @@ def _create_views(
     sources = {dataset.name: f"stored_{dataset.name}{chosen}" for dataset in DATASETS}
     paired = "exchanges"
     if replays:
-        connection.execute(_COMPARED.format(source=sources["exchanges"]))
+        connection.execute(_SQL["compared"].format(source=sources["exchanges"]))
         paired = "compared_exchanges"
         if compared:
             sources["exchanges"] = paired
@@ -233,44 +233,14 @@ def _create_views(
 AGAINST_ITSELF = "~control"
 """NAME~control: control's recorded answers against its replayed ones"""
 
-# The treatment's own answer (a shadow's, an import's) goes before a replayed one. Where control was replayed too, pairs are of
-# one run: a replayed answer whose partner is not there waits for it.
-_PLACES = """
-CREATE TABLE replay_places AS
-WITH replays AS (
-    SELECT DISTINCT experiment, request_id, arm FROM stored_exchanges WHERE role = 'replay'
-), logged AS (
-    SELECT experiment, request_id, bool_or(arm = 'treatment' AND outcome NOT IN ('client_closed', 'shed')) AS answered,
-        min(started_at) FILTER (arm = 'control') AS asked_at
-    FROM stored_exchanges SEMI JOIN replays USING (experiment, request_id) WHERE role <> 'replay' GROUP BY ALL
-), twice AS (
-    SELECT DISTINCT experiment FROM replays WHERE arm = 'control'
-), treatment AS (
-    SELECT r.experiment, r.request_id, logged.asked_at FROM replays AS r LEFT JOIN logged USING (experiment, request_id)
-    WHERE r.arm = 'treatment' AND NOT coalesce(logged.answered, false) AND (
-        r.experiment NOT IN (FROM twice)
-        OR EXISTS (FROM replays AS c WHERE c.experiment = r.experiment AND c.request_id = r.request_id AND c.arm = 'control'))
-)
-SELECT experiment, request_id, 'treatment' AS arm, asked_at FROM treatment
-UNION ALL
-SELECT experiment, request_id, 'control', asked_at FROM treatment WHERE experiment IN (FROM twice)
-"""
-
-# A replayed answer counts at the instant of the request it answers.
-_COMPARED = """
-CREATE VIEW compared_exchanges AS
-SELECT e.* REPLACE ('replayed' AS role, coalesce(p.asked_at, e.started_at) AS started_at)
-FROM (FROM {source}) AS e JOIN replay_places AS p USING (experiment, request_id, arm) WHERE e.role = 'replay'
-UNION ALL
-SELECT e.* FROM (FROM {source}) AS e ANTI JOIN replay_places AS p USING (experiment, request_id, arm) WHERE e.role <> 'replay'
-"""
+_SQL = sql_statements("evalpipe.store", "replayed_pairs.sql")
 
 
 def _place_replays(connection: duckdb.DuckDBPyConnection) -> bool:
     """Make the table `replay_places` where anything was replayed; whether it was."""
     if not connection.execute("SELECT 1 FROM stored_exchanges WHERE role = 'replay' LIMIT 1").fetchall():
         return False
-    connection.execute(_PLACES)
+    connection.execute(_SQL["places"])
     return True
 
 

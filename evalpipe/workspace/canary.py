@@ -19,6 +19,7 @@ import msgspec
 from evalpipe.analysis.record import rules_of
 from evalpipe.config import Config
 from evalpipe.errors import ConfigError, DataError
+from evalpipe.files import sql_statements
 from evalpipe.models import Arm, CanaryEvaluation, CanaryEvent, CanaryState, CanaryStatus, Outcome, Role
 from evalpipe.providers.setup_faults import signature_of
 from evalpipe.rollout import canary
@@ -173,26 +174,15 @@ def _margins(config: Config) -> Mapping[str, Margin]:
     }
 
 
-_JUDGED = """
-WITH heard AS (
-  SELECT c.request_id, coalesce(c.unit_id, c.request_id) AS unit, j.shown_first,
-    avg(j.preference) AS p, bool_or(j.status = 'identical') AS identical
-  FROM judgments j JOIN exchanges c ON c.request_id = j.request_id AND c.arm = 'control'
-  WHERE j.judge = ? AND j.preference IS NOT NULL AND c.started_at >= ? GROUP BY ALL),
-pairs AS (
-  SELECT unit, avg(p) AS p FROM heard GROUP BY unit, request_id
-  HAVING NOT ? OR count(*) = 2 OR bool_or(identical OR shown_first = 'neither'))
-SELECT unit, avg(p) FROM pairs GROUP BY unit ORDER BY unit
-"""
-"""A pair judged in one order only measures the seat as much as the responses: it waits."""
+_SQL = sql_statements("evalpipe.workspace", "canary.sql")
 
 
 def _judged_since(workspace: Workspace, config: Config, history: History) -> Sequence[tuple[str, float]]:
     """(unit, mean preference) of the pairs of the present stage that the judge has answered as `orders` promises."""
     since = datetime.fromtimestamp(history.state().entered_at, UTC)
     with open_store(workspace.data, config.experiment.name) as store:
-        asked = [config.judge.name[0], since, config.judge.orders == "both"]
-        return store.connection.execute(_JUDGED, asked).fetchall()
+        asked = {"judge": config.judge.name[0], "since": since, "both_orders": config.judge.orders == "both"}
+        return store.connection.execute(_SQL["judged"], asked).fetchall()
 
 
 def sleep(seconds: float) -> bool:

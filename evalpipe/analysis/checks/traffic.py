@@ -10,9 +10,12 @@ from evalpipe.analysis.prepare import Prepared
 from evalpipe.analysis.result import Check, Funnel, MetricResult
 from evalpipe.analysis.sql import Connection, rows
 from evalpipe.analysis.wording import count, percent
+from evalpipe.files import sql_statements
 from evalpipe.stats import srm
 from evalpipe.stats.srm import MAX_SHED_SHARE, losses, too_much_shed, worst_case_win_rate
 from evalpipe.traffic_shape import REMEDY, Finding, UnitCounts, client_name, summary, uncopied_findings, unit_findings
+
+_SQL = sql_statements("evalpipe.analysis.checks", "traffic.sql")
 
 MAX_CONTAMINATED = 0.001
 MAX_EMPTY = 0.01
@@ -307,18 +310,7 @@ MAX_READ: Final = 20_000
 
 def units_found(connection: Connection, experiment: str) -> list[Finding]:
     """What is unusual about the units of the requests that a collector served. Empty where nothing is, or none was."""
-    found = rows(
-        connection,
-        "WITH served AS (SELECT coalesce(unit_id, conversation_id) AS unit, conversation_id AS talk, "
-        "json_extract_string(meta, '$.unit_source') AS source FROM exchanges WHERE experiment = ? AND role = 'served' "
-        f"AND NOT coalesce(forced, false) AND json_valid(meta) LIMIT {MAX_READ}), "
-        "units AS (SELECT unit, source = 'conversation' AS unnamed, count(*) AS n, count(DISTINCT talk) AS talks FROM served "
-        "WHERE source IS NOT NULL GROUP BY ALL) "
-        "SELECT coalesce(sum(n), 0) AS n, coalesce(sum(n) FILTER (unnamed), 0) AS unnamed, "
-        "count(*) FILTER (NOT unnamed) AS units, count(*) FILTER (NOT unnamed AND n = 1) AS single, "
-        "count(*) FILTER (NOT unnamed AND n > 1 AND talks = 1) AS one, coalesce(max(n), 0) AS largest FROM units",
-        [experiment],
-    )[0]
+    found = rows(connection, _SQL["units"], {"experiment": experiment, "most": MAX_READ})[0]
     return unit_findings(
         UnitCounts(
             n_requests=int(found["n"]),

@@ -1,0 +1,11 @@
+-- name: unsettled
+-- Calls without a reported cost: the estimate and the worst case they were booked at; the input tokens that another attempt of
+-- the same key reported.
+WITH calls AS (
+  SELECT judgment_id, key, judge_fingerprint, attempt, cost_usd, input_tokens, CASE WHEN json_valid(note) THEN note END AS note
+  FROM stored_judgments WHERE judge = $judge
+), asked_again AS (SELECT key, max(input_tokens) AS input_tokens FROM calls GROUP BY key)
+SELECT calls.judgment_id, calls.judge_fingerprint, coalesce(calls.cost_usd, 0),
+  json_extract(note, '$.{at_most}')::DOUBLE,
+  CASE WHEN json_extract(note, '$.repair') IS NULL THEN asked_again.input_tokens END
+FROM calls JOIN asked_again USING (key) WHERE json_extract(note, '$.{at_most}') IS NOT NULL;
