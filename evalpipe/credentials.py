@@ -159,7 +159,7 @@ def spellings(secret: str) -> list[str]:
 
 
 def base64_cores(secret: str) -> list[str]:
-    """What base64 makes of a secret wherever it begins in what is encoded ("user:" before it): the characters that only
+    """The base64 forms of a secret at every offset in what is encoded ("user:" before it): the characters that only
     the secret decides, for the three places a byte can have, in the standard and in the URL-safe alphabet."""
     data = secret.encode()
     cores: list[str] = []
@@ -215,7 +215,7 @@ def mask(text: str, secrets: Iterable[str]) -> str:
 
 KEY_SHAPES = re.compile(
     r"(?<![A-Za-z0-9])(?:"
-    r"sk-[A-Za-z0-9_-]{16,}"  # OpenAI, Anthropic, and who copies them
+    r"sk-[A-Za-z0-9_-]{16,}"  # OpenAI, Anthropic, and compatible providers
     r"|(?:ghp|gho|ghu|ghs|ghr)_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}"
     r"|xox[abeoprs]-[A-Za-z0-9-]{10,}|hf_[A-Za-z0-9]{20,}|gsk_[A-Za-z0-9]{20,}|r8_[A-Za-z0-9]{20,}"
     r"|(?:AKIA|ASIA)[0-9A-Z]{16}|AIza[0-9A-Za-z_-]{35}|(?:sk|pk|rk)_(?:live|test)_[A-Za-z0-9]{16,}"

@@ -72,7 +72,7 @@ def hash_unit(key: bytes, unit_id: str) -> str:
     return hmac.new(key, unit_id.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()[:32]
 
 
-# Who the user of a request is, and which conversation it belongs to, as far as its headers and body name them.
+# The user of a request and its conversation, as far as its headers and body name them.
 #
 # One reading for the collector, which assigns by it, and for the log, which counts by it.
 

@@ -72,7 +72,7 @@ def place_in_toml(text: str, problem: str) -> str:
     return f"line {found[1]}, {key}: {words}{hint}"
 
 
-# Numbers → the text a reader sees. Pure; every rule here is a row of a table test.
+# Numbers → the text in reports and messages. Pure; every rule here is a row of a table test.
 #
 # One metric's cells share one `NumberFormat`, so that control, treatment, difference and interval have the same unit
 # and as many decimals as the interval's width deserves: two significant digits of its half width, never more.

@@ -84,7 +84,7 @@ class Measurements:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Conclusion:
-    """What the rules make of the measurements."""
+    """The decision by the rules from the measurements."""
 
     ruling: DecisionOutcome
     results: dict[str, MetricResult]

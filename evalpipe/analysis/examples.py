@@ -33,7 +33,7 @@ _SQL = sql_statements("evalpipe.analysis", "examples.sql")
 def select_examples(
     connection: Connection, prepared: Prepared, settings: Settings, *, experiment: str, judge: JudgeSummary | None
 ) -> list[Example]:
-    """Up to `settings.n_examples` of each kind, chosen by hash: the same ones every time, and no cherries picked."""
+    """Up to `settings.n_examples` of each kind, chosen by hash: the same ones every time, without selection."""
     if not prepared.paired:
         return []
     name, fingerprint = (judge.name, judge.fingerprint) if judge else ("", "")

@@ -435,7 +435,7 @@ def agreements_of(connection: Connection, judge: JudgeSummary, *, alpha: float) 
     return sorted(results, key=lambda one: -one.n_labels)
 
 
-# What a simulated judge goes by, in words: a reader must not take its verdicts for a model's.
+# The rules of a simulated judge, in words: its verdicts must not be mistaken for a model's.
 
 
 STATED_RULES = (

@@ -201,7 +201,7 @@ class JudgeResult:
     """where calls were cut off or reported no usage, so that their cost is unknown; None: `cost_usd` is exact"""
     rubric: str | None = None
     simulated_rule: str | None = None
-    """what a simulated judge goes by, in words"""
+    """the rules of a simulated judge, in words"""
     graded: bool = False
     """verdicts are preferences in between, not wins, ties and losses"""
     status: str = "ok"

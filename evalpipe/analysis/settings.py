@@ -134,7 +134,7 @@ class Settings:
         return self.metrics.get(metric, MetricRule())
 
 
-# How the experiment is looked at: once, whenever one likes, or on planned dates; and what that means in one sentence.
+# The monitoring plan: one fixed look, any number of looks, or looks on planned dates; each described in one sentence.
 
 
 SIGMA2_PAIRED_BINARY = 0.02 / 4

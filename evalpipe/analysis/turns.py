@@ -89,7 +89,7 @@ def mark_first_turns(
         experiment: whose requests are marked.
         head: the constant heads that an earlier look fixed; they stay, and new system texts get one now.
         source: the view of the exchanges; where a selection is in force, one that it does not narrow.
-        already_read: a query of the served requests' id, conv, at_us, turn and step, where they are at hand.
+        already_read: a query of the served requests' id, conv, at_us, turn and step, where they have been read already.
 
     Returns:
         The heads, and how many conversations show a first turn.

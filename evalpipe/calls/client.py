@@ -70,7 +70,7 @@ class JudgeSettings(ModelSettings, Protocol):
 
 
 class CallOutcome(StrEnum):
-    """What became of a call; decides whether it is asked again, what it is booked at, and whether the run goes on."""
+    """How a call ended; decides whether it is made again, what it is booked at, and whether the run goes on."""
 
     ANSWERED = "answered"
     """a readable response, whatever its content"""
@@ -613,7 +613,7 @@ def masked(text: str) -> str:
 # A judge asked through the `litellm` library, an optional extra: any provider it supports, the model named as it names
 # them.
 #
-# The library gives every trouble a status of its own: a torn connection, a body that is no JSON and a refused
+# The library gives every failure a status of its own: a torn connection, a body that is no JSON and a refused
 # connection are all "500" to it. The real status and the provider's headers are in the causes of its
 # exceptions.
 

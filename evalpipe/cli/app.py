@@ -134,7 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         show()
         sys.exit(getattr(error, "exit_code", 1))
-    if result == 130:  # what typer makes of a KeyboardInterrupt, and judge of its own
+    if result == 130:  # the exit code of typer for a KeyboardInterrupt, and of judge for its own
         _interrupted()
     sys.exit(result if isinstance(result, int) else 0)
 

@@ -87,7 +87,7 @@ def status(config: options.Config = None, data: options.Data = None, as_json: op
 
 @app.command()
 def history(config: options.Config = None, data: options.Data = None, as_json: options.Json = False) -> None:
-    """Every change with who, when and why.
+    """Every change with its author, time and reason.
 
     Example: `evalpipe canary history`
     """

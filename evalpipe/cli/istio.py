@@ -13,7 +13,7 @@ from evalpipe.cli import options
 def istio(
     kind: Annotated[str, typer.Option("--kind", "-k", help="istio | argo | flagger | kustomize")] = "istio",
     split: Annotated[
-        str, typer.Option("--split", help="istio: who splits, the mesh or evalpipe (which keeps users in their arm).")
+        str, typer.Option("--split", help="istio: what splits, the mesh or evalpipe (which keeps users in their arm).")
     ] = "mesh",
     percentage: Annotated[
         float | None, typer.Option("--percentage", "-p", help="Share of treatment.  [default: the one in force]")
@@ -40,7 +40,7 @@ def istio(
         Path | None, typer.Option("--out", "-o", help="Write here (kustomize: a folder).  [default: stdout]")
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="istio: render again on every change of the canary.")] = False,
-    apply: Annotated[bool, typer.Option("--apply", help="Hand it to kubectl.")] = False,
+    apply: Annotated[bool, typer.Option("--apply", help="Apply it with kubectl.")] = False,
     config: options.Config = None,
     data: options.Data = None,
 ) -> None:

@@ -49,7 +49,7 @@ class Audit:
 
 
 def audit(result: JudgeResult) -> Audit:
-    """Judge the judge. A limit counts as broken only where the whole interval lies beyond it."""
+    """Audit a judge. A limit counts as broken only where the whole interval lies beyond it."""
     against: list[str] = []
     missing: list[str] = []
     if result.consistency is None:

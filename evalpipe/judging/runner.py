@@ -79,7 +79,7 @@ class Runner(CallRunner[JudgeCall, Judgment]):
             self._end(planned, judgment)
 
     def _end(self, ask: JudgeCall, judgment: Judgment) -> None:
-        """A planned call has come to its end for this run."""
+        """A planned call has ended in this run."""
         self.summary.end(judgment)
         reason = self.watch(ask, judgment)
         if reason:

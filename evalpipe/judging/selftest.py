@@ -1,5 +1,5 @@
 """Known cases that test a judge before money is spent: answers that are empty, that contain instructions to the
-judge, that are the same, that are plainly wrong. Every case is judged in both orders. Pure but for who asks.
+judge, that are the same, that are plainly wrong. Every case is judged in both orders. Pure.
 """
 
 from __future__ import annotations

@@ -211,7 +211,7 @@ def _quote(value: Any) -> str:
 
 
 LONGEST_PROSE = 2_000
-"""Characters of text before or after the object; who writes more has not kept to the rubric at all."""
+"""Characters of text before or after the object; a longer reply does not follow the rubric."""
 
 _THINKING_ENDS = re.compile(r"</think(?:ing)?\s*>|\[/THINK\]", re.IGNORECASE)
 _THINKING_BEGINS = re.compile(r"<think(?:ing)?\s*>|\[THINK\]", re.IGNORECASE)

@@ -198,7 +198,7 @@ class Ending(NamedTuple):
 
 
 def ending(reason: str | None, *, has_calls: bool) -> Ending:
-    """What a finish reason comes to.
+    """The outcome of a finish reason.
 
     Args:
         reason: as the vendor wrote it; None where none was given.

@@ -1,4 +1,4 @@
-"""Paths of model calls: which API a path belongs to, and where a server is asked whose address has a path of its own.
+"""Paths of model calls: which API a path belongs to, and the full path where an arm's address has a path of its own.
 
 An address is built on as the vendors' SDKs do it: OpenAI's appends `/chat/completions` or `/responses` to `base_url`
 (openai-python `_base_client._prepare_url`), Anthropic's `/v1/messages` (anthropic-python `resources/messages`). An address

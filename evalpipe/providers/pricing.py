@@ -247,7 +247,7 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Unpriced:
-    """No cost is known; `reason` is one sentence for the person who reads the row."""
+    """No cost is known; `reason` is one sentence for readers of the row."""
 
     reason: str
 
@@ -382,7 +382,7 @@ class Listed(NamedTuple):
     """A model's entry in the library."""
 
     vendor: str
-    """the library's id of who sells it, e.g. "openai" """
+    """the library's id of its provider, e.g. "openai" """
     model: str
     info: Any
 

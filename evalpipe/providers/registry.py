@@ -349,7 +349,7 @@ class AnswerReader:
 
 
 def answer_of(builder: AnswerBuilder, *, assembled: str | None = None) -> Answer:
-    """The answer whose pieces are all in: text, calls, and how it ended. `assembled`: see `Answer`."""
+    """The complete response: text, calls, and how it ended. `assembled`: see `Answer`."""
     calls = builder.tool_calls()
     text = builder.text()
     end = ending(builder.finish_reason, has_calls=bool(calls))

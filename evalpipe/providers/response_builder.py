@@ -14,7 +14,7 @@ from evalpipe.text import joined, well_formed
 
 PieceKind = Literal["text", "refusal", "thought", "call", "arguments", "call_end"]
 NOT_TEXT: Final = "not_text"
-"""`error_type` of an answer that holds something a judge of texts cannot see: a picture, a sound, a server's tool run"""
+"""`error_type` of an answer with content that a judge of texts does not get: a picture, a sound, a server's tool run"""
 
 
 class Piece(msgspec.Struct, frozen=True, gc=False):

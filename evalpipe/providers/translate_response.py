@@ -56,7 +56,9 @@ class AnswerTranslator:
             self._request = as_dict(parse(request_body))
         except MalformedJSONError:
             self._request = {}
-        self._model = str(self._request.get("model") or "")  # the one the client asked for: it is not to see the arms
+        self._model = str(
+            self._request.get("model") or ""
+        )  # the one the client asked for: the arms are not visible to it
         self._keeps_tags = b"<think>" in request_body or b"\\u003cthink" in request_body
         self._token = answer_id
         self._answer_id = ID_PREFIXES[client_endpoint] + answer_id
@@ -262,7 +264,7 @@ class _PieceWriter:
 
 
 class _HeldCall:
-    """A call that waits for its turn."""
+    """A tool call that waits for its turn in the stream."""
 
     __slots__ = ("arguments", "is_ended", "piece")
 

@@ -170,7 +170,7 @@ class ReplayBatches(Batches[PlannedCall, ReplayItem, ReplayCall]):
     """The batches of one arm and one endpoint.
 
     Attributes:
-        arm: who is asked.
+        arm: the arm that is called.
         experiment: the name.
         rules: prices.
         find: the logged requests of these ids.

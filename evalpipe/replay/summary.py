@@ -82,7 +82,7 @@ def estimate(
         experiment: the name.
         plan: what is left to send.
         pages: its calls.
-        arms: who is asked.
+        arms: the arms that are called.
         prices: of each arm, single calls and batches.
         mean_output: output tokens of control's answers in the log, where they are known.
     """

@@ -34,7 +34,7 @@ from evalpipe.models import (
 
 CONTROLLER = "controller"
 HISTORY_LOST = "history_lost"
-"""Who paused a canary whose history is gone, and the action that records it."""
+"""The author of the pause of a canary whose history is lost, and the action that records it."""
 GRACE_S = 60.0
 """a stage without a duration is not called inconclusive before this"""
 LIVE = frozenset({CanaryStatus.RUNNING, CanaryStatus.PAUSED, CanaryStatus.INCONCLUSIVE, CanaryStatus.DONE})

@@ -75,7 +75,7 @@ class Controller:
         self._last_at = now
         self._take(self._source.new(state))
         verdicts = self._verdicts(state)
-        if state.status is not CanaryStatus.ROLLED_BACK:  # there, what led to the rollback stays to be seen
+        if state.status is not CanaryStatus.ROLLED_BACK:  # there, the evaluation that led to the rollback is kept
             self._history.write_evaluation(
                 CanaryEvaluation(
                     entry=state.entry,

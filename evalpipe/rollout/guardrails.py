@@ -26,7 +26,7 @@ KNOWN = (*RATES, "p50_latency_ms", "p99_latency_ms", "p50_ttft_ms", "p99_ttft_ms
 
 
 class Guardrail(Protocol):
-    """Sees requests one by one; `verdict` may be asked at any time. `alpha`: its share of the false alarms."""
+    """Sees requests one by one; `verdict` may be called at any time. `alpha`: its share of the false alarms."""
 
     def add(self, seen: Observation) -> None: ...
 
@@ -65,7 +65,7 @@ class RateLimit:
         if not sums.n:
             return _no_data(self.name, "absolute", self.shown_limit, log_alarm)
         rate = sums.total / sums.n
-        # The linearised variance costs nothing; where it alarms, the jackknife (which few heavy users do not fool) is asked.
+        # The linearised variance costs nothing; where it alarms, the jackknife, robust to a few heavy users, decides.
         variance = sums.linearised_variance()
         events, n = effective_events(sums.total, sums.n, sums.n_users, variance)
         log_e = self._log_e(events, n)

@@ -1,4 +1,4 @@
-"""What the guardrails see: spool lines → observations of one answered request, and running sums over users."""
+"""Input of the guardrails: spool lines → observations of one answered request, and running sums over users."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class UserSums:
         return max(0.0, g / (g - 1) * (self._ss - 2 * r * self._sw + r * r * self._ww) / self.n**2)
 
     def aggregate(self) -> ArmAggregate:
-        """The same by the delete-one-user jackknife, which few heavy users do not fool; O(users)."""
+        """The same by the delete-one-user jackknife, robust to a few heavy users; O(users)."""
         sums = np.array(list(self._users.values()), float).reshape(-1, 2)
         return arm_aggregate(sums[:, 0], sums[:, 1], n=self.n)
 

@@ -505,7 +505,7 @@ class BatchStore:
         partial.replace(self._folder / f"{name}.json")
 
 
-# What a batch comes to when its time is over: every item answered, billed at half price, and in the ledger.
+# The end of a batch: every item answered, billed at half price, and in the ledger.
 
 
 _ANSWER_FAULTS = frozenset({"empty", "refusal", "max_tokens"})

@@ -65,7 +65,7 @@ class Limiter:
         }
 
     def admit(self, input_tokens: int, now: float) -> tuple[str, float] | None:
-        """Take one request and its input; or the limit in the way, and the seconds until it is not."""
+        """Take one request and its input; or the exhausted limit, and the seconds until it allows them."""
         # Output is counted as it is generated, so a request only needs that some is left.
         needs = {"requests": 1.0, "input-tokens": float(input_tokens), "output-tokens": 1.0}
         waits = {name: bucket.wait(needs[name], now) for name, bucket in self._buckets.items()}

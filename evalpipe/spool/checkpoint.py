@@ -78,7 +78,7 @@ def is_lost(folder: Path) -> bool:
 
 
 def spent_path(data: Path, experiment: str) -> Path:
-    """Where the spending of an experiment's copies lies a second time: outside the spool, whose files come and go."""
+    """The second file with the cost of an experiment's shadow requests: outside the spool, whose files are deleted."""
     return data / "experiments" / f"{experiment}.shadow-spent"
 
 

@@ -171,7 +171,7 @@ _Key = tuple[str, str, str, str | None, str | None, str | None, int]
 
 
 def join_attempts(entries: Iterable[PendingRequest]) -> None:
-    """Mark the attempts among `entries` that a later one of them repeats, and hand what became of their copy on to it."""
+    """Mark the attempts among `entries` that a later one repeats, and pass the outcome of their shadow request on to it."""
     open_ones: dict[_Key, list[PendingRequest]] = {}
     for entry in sorted(entries, key=lambda entry: entry.at):
         request = entry.request

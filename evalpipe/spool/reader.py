@@ -164,7 +164,7 @@ class SpoolTail:
         try:
             with os.scandir(self._folder) as entries:
                 return {entry.name for entry in entries if self._is_ours(entry.name)}
-        except FileNotFoundError:  # the folder was deleted; who writes makes it anew
+        except FileNotFoundError:  # the folder was deleted; the writer makes it anew
             return set()
         except OSError as error:  # no descriptors: what is known is read on
             self._files.refusal = error.strerror or str(error)
@@ -175,7 +175,7 @@ class SpoolTail:
             segment.open()
         except FileNotFoundError:
             self._segments.pop(segment.name, None)
-        except OSError:  # no descriptors: its turn comes again
+        except OSError:  # no descriptors: it is read in a later round
             return False
         return segment.fd >= 0
 

@@ -476,7 +476,7 @@ def _softplus(x: float) -> float:
     return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
 
 
-# Is an event rate above a fixed limit? Looked at as often as one likes (canary guardrails;
+# Is an event rate above a fixed limit? Any number of looks (canary guardrails;
 # docs/statistics.md#conditional-events).
 #
 # The mixture likelihood ratio of Bernoulli events against the limit p0: each bet prod_i (p1/p0)^x_i

@@ -20,7 +20,7 @@ DEFAULT_N_STAR_USERS = 5000
 
 
 class Multiplier(Protocol):
-    """What a method asks of the mode. `df` None = normal limit; `n` = independent units seen (clusters), both arms."""
+    """The interface of a monitoring mode. `df` None = normal limit; `n` = independent units seen (clusters), both arms."""
 
     @property
     def mode(self) -> str:

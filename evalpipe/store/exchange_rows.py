@@ -114,7 +114,7 @@ class _Client:
         return self.conversation, "conversation"
 
     def meta(self, response: ResponseRecord | None) -> str:
-        """What has no column of its own, as JSON text."""
+        """Fields without a column of their own, as JSON text."""
         request = self.record
         told: dict[str, Any] = {
             "mode": request.mode,

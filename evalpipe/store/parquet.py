@@ -413,7 +413,7 @@ def existing_keys(
     """Which of `keys` (columns of the dataset) stored files of the experiment (and dates) hold, `exclude` left out.
 
     A row that is known is not written again, and what it came from is deleted: so these files survive a power loss from here
-    on, also where the process that wrote them was killed before it could see to it.
+    on, also where the process that wrote them was killed before it could do so.
     """
     stored, _ = whole_and_damaged(parquet_files(data, dataset, experiment, dates))
     files = [path for path in stored if path not in exclude]

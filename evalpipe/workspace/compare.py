@@ -349,7 +349,7 @@ def _judge_of(workspace: Workspace, options: CompareOptions, pairs: Sequence[tup
 def _place(
     workspace: Workspace, name: str, judge: _Judge, pairs: Sequence[tuple[Exchange, Exchange]]
 ) -> tuple[Workspace, str]:
-    """(where the data lie, the experiment). Outside of a workspace: ./evalpipe-NAME/, with a judge's file of its
+    """(the workspace of the data, the experiment). Outside of a workspace: ./evalpipe-NAME/, with a judge's file of its
     own."""
     if workspace.config is not None:
         config = workspace.config

@@ -278,7 +278,7 @@ def check_refusals(workspace: Workspace, config: Config) -> Iterator[Diagnosis]:
 
 
 def check_uncollected(workspace: Workspace, config: Config) -> Iterator[Diagnosis]:
-    """What the collector has seen pass, since the experiment began."""
+    """The collector's counts since the experiment began."""
     found = read_uncollected(folder_of(workspace.data, config.experiment.name))
     if found:
         yield Diagnosis(name="uncollected calls", status="warn", detail=summary(found), remedy=REMEDY)

@@ -44,7 +44,7 @@ class Workspace:
 
     @property
     def unit_key_path(self) -> Path:
-        """The key of hashed unit ids lies beside the data, never in it."""
+        """The key of hashed unit ids is stored beside the data, never in it."""
         return self.data.parent / ".evalpipe-unit-key"
 
     def require_config(self) -> Config:
@@ -95,12 +95,12 @@ def open_workspace(config: Path | None = None, data: Path | None = None, *, root
 
 
 def record_path(data: Path, experiment: str) -> Path:
-    """Where the experiment's record lies (`analysis.record`); it is there from the first look on."""
+    """The file of the experiment's record (`analysis.record`); it is there from the first look on."""
     return data / "experiments" / f"{experiment}.json"
 
 
 def record_copy_path(data: Path, experiment: str) -> Path:
-    """Where the copy of the record lies: a record that is lost is no new beginning."""
+    """The copy of the record, by which a lost record is noticed."""
     return data / "experiments" / f".{experiment}.copy"
 
 
@@ -262,7 +262,7 @@ def loaded_experiment(workspace: Workspace, asked: str | None) -> str:
 
 
 def check_judge(workspace: Workspace, experiment: str, judge: str | None) -> None:
-    """See that a judge is configured, or has judged something of the experiment. None: none was named.
+    """Check that a judge is configured, or has judged something of the experiment. None: none was named.
 
     Raises:
         ConfigError: with the judges there are.

@@ -127,7 +127,7 @@ def _csv(result: duckdb.DuckDBPyConnection, out: TextIO) -> None:
     writer.writerow(columns(result))
     for row in _rows(result):
         cells = ("" if plain(value) is None else _csv_cell(value) for value in row)
-        # A terminal obeys what it is shown; a file keeps what was logged.
+        # A terminal executes control characters, so they are escaped there; a file keeps what was logged.
         writer.writerow([printable(cell) for cell in cells] if out.isatty() else list(cells))
 
 

@@ -127,7 +127,7 @@ def _forget(workspace: Workspace, name: str, user: str, *, dry_run: bool) -> Rem
     removal.rejected = _rejects_of(workspace, {user, *units, *requests}, dry_run)
     removal.damaged = sum(1 for _ in (workspace.data / DAMAGED).rglob(f"experiment={name}/**/*.parquet"))
     removal.waiting = _waiting(workspace, name, lambda record: record.unit_id in units, known=requests)
-    # The same user must get the same new id in every file, also by a second run after a kill: the key lies here until then.
+    # The same user must get the same new id in every file, also by a second run after a kill: the key is stored here until then.
     mark = sha256(f"{name}:{units[-1]}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
     key_path = workspace.data / "experiments" / f".forget-{mark}"
     key = secrets.token_bytes(32)
@@ -245,7 +245,7 @@ def _stored_units(workspace: Workspace, name: str, user: str) -> list[str]:
 
 
 def _waiting(workspace: Workspace, name: str, chosen: Callable[[RequestRecord], bool], *, known: set[str]) -> int:
-    """Requests that are chosen and lie in the log."""
+    """Requests that are chosen and in the log."""
     n_found = 0
     if not workspace.spool.is_dir():
         return 0

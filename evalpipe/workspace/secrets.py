@@ -108,7 +108,7 @@ class Outgoing:
 # The key of hashed unit ids: shared by the collector, which hashes what headers hold, and `load`, which hashes what
 # bodies hold, so that both give one user one id.
 #
-# Another key would make two users of each one. So a fingerprint of the key lies with the experiment, and a key that is
+# Another key would make two users of each one. So a fingerprint of the key is stored with the experiment, and a key that is
 # not the one of its first use is refused.
 
 
@@ -157,7 +157,7 @@ def key_fingerprint(key: bytes) -> str:
 
 
 def _places(workspace: Workspace, experiment: str) -> list[Path]:
-    """Where the fingerprint lies: with the experiment's record, and with its rows once there are any."""
+    """The place of the fingerprint: with the experiment's record, and with its rows once there are any."""
     return [
         workspace.data / "experiments" / f"{experiment}.unit-key",
         workspace.data / "exchanges" / f"experiment={experiment}" / ".unit-key",

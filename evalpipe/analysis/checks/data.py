@@ -122,7 +122,7 @@ def _same_model(wanted: str, name: str | None) -> bool:
 
 
 def one_user_dominates(evidence: CheckContext) -> Check | None:
-    """One user who makes up much of the traffic: their habits are then the result."""
+    """One user with a large share of the traffic, whose habits then dominate the result."""
     if not evidence.prepared.n_rows:
         return None
     row = rows(

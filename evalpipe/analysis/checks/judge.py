@@ -77,7 +77,7 @@ def simulated_judge(evidence: CheckContext) -> Check | None:
 
 
 def judge_family(evidence: CheckContext) -> Check | None:
-    """A judge tends to prefer answers of its own kind."""
+    """Judges tend to prefer responses of their own model family."""
     judge = evidence.judge
     if judge is None or not judge.model:
         return None

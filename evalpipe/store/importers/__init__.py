@@ -24,7 +24,7 @@ IMPORTERS: tuple[Importer, ...] = (
     *evaluations.EVALUATION_IMPORTERS,
     *provider_files.OPENAI_IMPORTERS,
 )
-"""In the order they are tried when no format is named: what is known by more keys of its own first."""
+"""In the order they are tried when no format is named: formats with more keys of their own first."""
 
 
 def format_names() -> list[str]:

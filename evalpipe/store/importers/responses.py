@@ -409,7 +409,7 @@ def _with_head(logged: LoggedResponse, value: Mapping[str, Any]) -> LoggedRespon
     )
 
 
-# What a logged answer comes to, and the small things that are read of any of them: errors, reasons to end.
+# The content of a logged response, and fields common to all of them: errors, finish reasons.
 
 
 REDACTED = re.compile(
