@@ -129,7 +129,7 @@ def _section(model: type[BaseModel], path: tuple[str, ...], meanings: dict[str, 
 
 WITHOUT_COMMENT = {
     "experiment.name": "names files and metrics; letters, digits, `.`, `_` and `-`, at most 64",
-    "arms.provider": "the dialect the arm's server speaks: openai | anthropic | litellm (the library where no base_url is set)",
+    "arms.provider": "the dialect of the arm's server: openai | anthropic | litellm (the library where no base_url is set)",
     "arms.base_url": "the provider's address; left out: the vendor's own. How it is extended: "
     "[Addresses](../how-to/collect.md#addresses)",
     "arms.model": "the model that is asked for copies, and for served requests of the treatment",
@@ -137,7 +137,7 @@ WITHOUT_COMMENT = {
     "arms.api_key_env": "environment variable that holds the arm's key",
     "arms.system_prompt_file": "replaces the system prompt: for testing a prompt",
     "arms.params": "overrides request parameters",
-    "arms.drop": "request fields this server does not know: taken out of what it is sent",
+    "arms.drop": "request fields this server does not accept: removed from its requests",
     "arms.infrastructure_usd_per_request": "added to the cost of each answer of this arm",
     "collector.port": "port to listen on; 0 picks a free one",
     "collector.workers": "serving processes",
