@@ -32,9 +32,9 @@ from evalpipe.analysis.decision import (
     result_of,
 )
 from evalpipe.analysis.examples import select_examples
-from evalpipe.analysis.horizon import Traffic, expected_more, horizon_of, requests_per_day
+from evalpipe.analysis.forecast import Traffic, expected_more, horizon_of, requests_per_day
+from evalpipe.analysis.intervals import Support, measure_preference
 from evalpipe.analysis.judges import judge_results, label_results, prepare_labels
-from evalpipe.analysis.measure import Support, measure_preference
 from evalpipe.analysis.metrics import Metric, metrics
 from evalpipe.analysis.prepare import Prepared, find_sources, prepare_rows
 from evalpipe.analysis.reasons import blocking_metrics, headline, reasons, what_would_change

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from evalpipe.analysis.measure import (
+from evalpipe.analysis.intervals import (
     Aggregates,
     Below,
     EventCounts,

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from evalpipe.analysis.measure import Measured
+from evalpipe.analysis.intervals import Measured
 from evalpipe.analysis.metrics import Metric, Quantile, Ratio
 from evalpipe.analysis.result import ArmValue, Basis, BasisMetric, MetricResult
 from evalpipe.analysis.settings import LookPlan, Settings
@@ -327,7 +327,7 @@ class DecisionMetric:
 
 
 def assign_role(measured: Measured, settings: Settings, *, mode: str, sources: Mapping[str, bool]) -> DecisionMetric:
-    """The metric under its terms (see `roles.terms_of`)."""
+    """The metric under its terms (see `terms_of`)."""
     return DecisionMetric(measured=measured, terms=terms_of(measured.metric, settings, mode=mode, sources=sources))
 
 

@@ -566,7 +566,7 @@ def _rates(
 
 
 def _least(seen: Seen) -> float:
-    """Units at which the gates of early looks open (`gates.py`): the skewness of an estimate falls with 1/√units."""
+    """Units at which the gates of early looks open (`stats.estimates`): the skewness of an estimate falls with 1/√units."""
     if seen.skewness is None:  # win rates and quantiles have no gate
         return 0.0
     units = float(estimates.MIN_PAIRS_ANYTIME)

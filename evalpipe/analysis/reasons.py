@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from evalpipe.analysis.decision import DecisionOutcome
-from evalpipe.analysis.horizon import MAX_REQUESTS
+from evalpipe.analysis.forecast import MAX_REQUESTS
 from evalpipe.analysis.result import Check, Horizon, MetricResult
 from evalpipe.analysis.settings import Settings
 from evalpipe.analysis.wording import (

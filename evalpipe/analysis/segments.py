@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from evalpipe.analysis.measure import Aggregates, UserSums, sum_by_user
+from evalpipe.analysis.intervals import Aggregates, UserSums, sum_by_user
 from evalpipe.analysis.metrics import Metric, Ratio, metrics
 from evalpipe.analysis.populations import PAIRED_SIDES
 from evalpipe.analysis.prepare import Prepared

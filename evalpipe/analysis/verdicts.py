@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from evalpipe.analysis.measure import Aggregates, UserSums
+from evalpipe.analysis.intervals import Aggregates, UserSums
 from evalpipe.analysis.record import ExperimentRecord
 from evalpipe.analysis.settings import JudgeInfo, LookPlan, Settings
 from evalpipe.analysis.sql import Connection, rows, scalar

@@ -152,7 +152,7 @@ def make_plan(
         max_attempts: a call whose answers held no verdict so often is given up.
         rules: which pairs; every one by default. A pointwise judge has no pairs.
         pending: (request_id, key) of calls that wait in a provider's batch and must not be made again.
-        keep_order: leave the tables that `deciding.planned_pairs` reads.
+        keep_order: leave the tables that `stopping.planned_pairs` reads.
 
     Returns:
         The size of the plan.

@@ -63,7 +63,7 @@ class Usage:
     audio_output_tokens: int | None = None
     image_output_tokens: int | None = None
     server_tools: tuple[tuple[str, int], ...] = ()
-    """(tool, calls) of tools the provider ran and charges beside tokens: the names are keys of `documented.TOOL_FEES`"""
+    """(tool, calls) of tools the provider ran and charges beside tokens: the names are keys of `pricing.TOOL_FEES`"""
     service_tier: str | None = None
     """how the provider served the request, in its own lower-case word, where that is not its standard way"""
     speed: str | None = None

@@ -1,7 +1,7 @@
 """An arm's response in the client's own dialect: whole, streamed as it comes, and errors.
 
 The arm's answer is read by the reader that makes the stored record: the client receives what is recorded. The
-reasoning of a stream that has a closing tag and no opening one (`text_pieces.without_reasoning`) has passed by the time the
+reasoning of a stream that has a closing tag and no opening one (`response_builder.without_reasoning`) has passed by the time the
 tag shows what it was: the record of such an answer keeps it in its text, too (`Answer.late_reasoning`).
 """
 

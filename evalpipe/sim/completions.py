@@ -42,7 +42,7 @@ _ID_PREFIX = {"messages": "msg_sim", "chat.completions": "chatcmpl-sim", "respon
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Planned:
-    """An answer and its pace. `source`, `question`: see `ledger.Call`."""
+    """An answer and its pace. `source`, `question`: see `Call`."""
 
     reply: Reply
     ttft_ms: float

@@ -40,7 +40,7 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JudgeBehaviour:
-    """How judge prompts are answered. `checks`: by stated rules (`rules.py`). `stated`: with `accuracy` the better answer
+    """How judge prompts are answered. `checks`: by stated rules (`judges.py`). `stated`: with `accuracy` the better answer
     (by a latent quality hashed from the text, or a recorded label), after the rates of the biases; all in [0, 1].
     `replay`: recorded judgements of a `pairs` file; `judge` names one where the request's model does not."""
 

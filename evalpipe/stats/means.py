@@ -27,7 +27,7 @@ def unpaired_difference(
     """R_T − R_C of two separate groups of users (ab, canary), Welch degrees of freedom; `relative`: R_T/R_C − 1.
 
     On the relative scale `standard_error` and `df` belong to ln R_T − ln R_C; the limits are exp(·) − 1. Event rates per
-    request: `events.unpaired_events`.
+    request: `event_rates.unpaired_events`.
     Statuses: no_data, missing_arm, one_cluster, too_few_clusters, zero_variance, relative_undefined, and under anytime
     burn_in, too_few_events.
     """

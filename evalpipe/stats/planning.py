@@ -219,7 +219,7 @@ def _positive(x: float) -> float:
 # How many units it takes until a difference of two event rates (errors, timeouts, empty answers) excludes a line.
 #
 # Rare events are not normal: an interval of few events shrinks faster than with 1/√n, and one of no event has a width.
-# So the units are found with the very intervals of `events.py`: betting or Tango's score interval where both arms
+# So the units are found with the very intervals of `event_rates.py`: betting or Tango's score interval where both arms
 # answer the same requests, Newcombe's where they do not, each against the asymptotic confidence sequence that takes
 # over once there are enough events.
 #
@@ -228,7 +228,7 @@ def _positive(x: float) -> float:
 
 
 MIN_EVENTS_FIXED = {True: 25, False: estimates.MIN_EVENTS_ANYTIME}
-"""events from which a fixed or scheduled look takes the normal interval, by whether the arms are paired (`events.py`)"""
+"""events from which a fixed or scheduled look takes the normal interval, by whether the arms are paired (`event_rates.py`)"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

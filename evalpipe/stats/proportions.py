@@ -104,7 +104,7 @@ def newcombe_limits(
 
 
 # Paired yes/no outcomes: McNemar, Tango, Newcombe
-# (docs/statistics.md#paired-proportions); `events.py` chooses among them.
+# (docs/statistics.md#paired-proportions); `event_rates.py` chooses among them.
 #
 # Counts: `t_only` pairs in which only the treatment has the event, `c_only` only control, `n` all pairs.
 

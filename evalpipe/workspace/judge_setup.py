@@ -85,7 +85,7 @@ def build_plan(
 
     Args:
         limit: only the first so many requests of the order.
-        keep_order: leave the table that `deciding.planned_pairs` reads.
+        keep_order: leave the table that `stopping.planned_pairs` reads.
 
     Raises:
         NothingToJudgeError: where there is nothing the judge could be asked about at all.

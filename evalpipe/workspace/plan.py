@@ -11,7 +11,7 @@ from typing import Any
 
 from evalpipe.analysis.custom_metrics import custom_metrics
 from evalpipe.analysis.decision import FROM_FIRST_EVENT, Terms, terms_of
-from evalpipe.analysis.horizon import requests_per_day
+from evalpipe.analysis.forecast import requests_per_day
 from evalpipe.analysis.metrics import Metric, metrics
 from evalpipe.analysis.planning import Log, PlannedMetric, Question, plan_metric, planned_n_star
 from evalpipe.analysis.record import new_record

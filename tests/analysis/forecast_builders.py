@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import cache
 
 from evalpipe.analysis.decision import DecisionMetric, Terms
-from evalpipe.analysis.measure import Measured
+from evalpipe.analysis.intervals import Measured
 from evalpipe.analysis.metrics import metrics
 from evalpipe.analysis.result import ArmValue, MetricResult
 from evalpipe.analysis.settings import LookPlan

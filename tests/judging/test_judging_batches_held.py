@@ -59,8 +59,10 @@ def killed(call: Callable[..., Any], *, after: bool = True) -> Callable[..., Any
 def submit_and_die(found: Workspace) -> None:
     """The batch's id is on the disk; nothing more."""
 
+    save_state = batches.save_state
+
     def until_submitted(folder: Path, intent: Any) -> None:
-        batches.save_state(folder, intent)
+        save_state(folder, intent)
         if intent.state == "submitted":
             raise Killed
 
@@ -273,7 +275,7 @@ def test_the_answers_are_synced_before_the_batch_counts_as_collected(
     tmp_path: Path, sim: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    fsync = os.fsync
+    fsync, save_state = os.fsync, batches.save_state
 
     def noting(handle: int) -> None:
         fsync(handle)
@@ -282,10 +284,10 @@ def test_the_answers_are_synced_before_the_batch_counts_as_collected(
 
     def saving(folder: Path, intent: Any) -> None:
         seen.append(intent.state)
-        batches.save_state(folder, intent)
+        save_state(folder, intent)
 
     monkeypatch.setattr(os, "fsync", noting)
     monkeypatch.setattr(batches, "save_state", saving)
     monkeypatch.setattr("evalpipe.workspace.call_runs._SYNC_EVERY_S", 1e6)
     run(workspace(tmp_path, sim.base_url))
-    assert seen[:3] == ["submitted", "sync", "collected"]
+    assert seen[:4] == ["intended", "submitted", "sync", "collected"]

@@ -76,7 +76,7 @@ def told(data: Path, control: Sequence[dict[str, Any]], treatment: Sequence[Any]
             [{"shadow_status": "not_shadowable", "shadow_reason": "server_tools"}] * 2
             + [{"shadow_status": "not_sampled"}],
             [],
-            "3 requests are loaded, but no copy of them was sent (2 × not_shadowable: server_tools)",
+            "3 requests are loaded, but no shadow request was sent (2 × not_shadowable: server_tools)",
         ),
         (
             [OK, KEY],

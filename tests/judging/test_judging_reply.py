@@ -88,7 +88,7 @@ def changed(**values: Any) -> str:
         (changed(response_1={"accuracy": True, "clarity": 1, "completeness": 1}), "not a number"),
         (verdict().replace(": 7", ": NaN", 1), "NaN"),
         (verdict().replace(": 7", ": 1e999", 1), "not a number"),
-        ('{"winner": "tie", "winner": "response_1"}', "twice"),
+        ('{"winner": "tie", "winner": "response_1"}', "duplicate key"),
         ("[" * 100_000, "nested"),
     ],
 )

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from evalpipe.analysis.checks.base import PASS, WARN, CheckContext, CheckFunction
-from evalpipe.analysis.measure import UserSums, sum_by_user
+from evalpipe.analysis.intervals import UserSums, sum_by_user
 from evalpipe.analysis.metrics import Ratio, metrics
 from evalpipe.analysis.result import Check
 from evalpipe.analysis.sql import rows

@@ -18,7 +18,7 @@ from evalpipe.analysis.decision import (
     decide,
     evidence_of,
 )
-from evalpipe.analysis.horizon import MAX_REQUESTS, Traffic, expected_more, expected_point, horizon_of
+from evalpipe.analysis.forecast import MAX_REQUESTS, Traffic, expected_more, expected_point, horizon_of
 from evalpipe.analysis.reasons import horizon_sentence, what_would_change
 from evalpipe.analysis.result import ArmValue, Horizon
 from evalpipe.analysis.settings import SIGMA2_PAIRED_BINARY, LookPlan, Settings

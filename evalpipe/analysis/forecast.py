@@ -1,7 +1,7 @@
-"""How much longer: when what blocks a decision would be settled at the present noise (the method `evalpipe plan` shares).
+"""How much longer: when what blocks a decision would be settled at the present noise, by the method of `evalpipe plan`.
 
 A metric is settled when a line is excluded: −δ (not worse), 0 (won, or certainly not better), both ±δ (no difference that
-matters), −δ from below (harm). Its distance from the present estimate and the present noise give the users needed (`noise.py`).
+matters), −δ from below (harm). Its distance from the present estimate and the present noise give the users needed.
 The experiment ends with a ship, with "nothing gained", by harm, by futility or at `max_requests`, whichever is nearest; each end
 takes as long as the slowest metric in it.
 """
