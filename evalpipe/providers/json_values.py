@@ -67,6 +67,21 @@ def parse_answer(data: bytes | str) -> tuple[Any, bool]:
         raise MalformedJSONError(str(error)) from None
 
 
+def parse_document(data: bytes) -> Any:
+    """The JSON value of a logged document, `json.loads` where msgspec refuses it: NaN and lone surrogates stay as they are.
+    Raises ValueError with the reason."""
+    try:
+        return msgspec.json.decode(data)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return json.loads(data)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8: {error.reason} at byte {error.start}") from None
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
 def cleaned(value: Any) -> Any:
     """A parsed value whose strings hold no lone surrogates."""
     return _cleaned(value)

@@ -22,12 +22,12 @@ from evalpipe.identity import conversation_id, conversation_of, hash_unit, read_
 from evalpipe.models import FAILED, Arm, Exchange, Outcome, Role, ShadowStatus
 from evalpipe.providers.base import Answer, RequestView
 from evalpipe.providers.decoding import EncodingError, decode, header
+from evalpipe.providers.json_values import parse_document
 from evalpipe.providers.pricing import NOT_REPORTED, Cost, Price, Unpriced, price_of
 from evalpipe.providers.registry import read_answer, read_request
 from evalpipe.spool.format import Body, Ended, RequestRecord, ResponseRecord, ShadowRecord, read_record
 from evalpipe.spool.join import LOST, STOPPED, PendingRequest, put
 from evalpipe.store.importers.base import prompt_text
-from evalpipe.store.json_documents import parse_document
 from evalpipe.store.schema import EXCHANGES, to_table
 from evalpipe.text import well_formed
 

@@ -6,6 +6,7 @@ at any point, the next load finds the segments again and leaves out the rows tha
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import itertools
 import json
@@ -22,6 +23,7 @@ import pyarrow as pa
 from evalpipe.errors import DataError
 from evalpipe.files import sync_folder, unlink_synced, write_synced
 from evalpipe.models import Arm, Exchange, Feedback, Role
+from evalpipe.providers.json_values import parse_document
 from evalpipe.spool.format import FeedbackRecord
 from evalpipe.spool.join import PendingRequest, SpoolJoin, join_attempts, time_of
 from evalpipe.spool.segments import (
@@ -41,7 +43,6 @@ from evalpipe.store.importers.containers import open_unpacked, raw_of, sign_of
 from evalpipe.store.importers.detection import Examined
 from evalpipe.store.importers.documents import Document, Text
 from evalpipe.store.importers.mapping import Arms
-from evalpipe.store.json_documents import parse_document, rejected_form
 from evalpipe.store.load_history import Ledger
 from evalpipe.store.parquet import DatasetWriter, existing_keys
 from evalpipe.store.query import writing
@@ -710,7 +711,7 @@ class RejectedLines:
         return len(self._lines)
 
     def add(self, line: int, data: bytes, reason: str) -> None:
-        entry = {"file": str(self._source), "line": line, "reason": reason, **rejected_form(data)}
+        entry = {"file": str(self._source), "line": line, "reason": reason, **_rejected_form(data)}
         self._lines.append(json.dumps(entry).encode() + b"\n")
 
     def write(self) -> None:
@@ -719,3 +720,11 @@ class RejectedLines:
             write_synced(self.path, b"".join(self._lines))
         elif self.path.exists():
             unlink_synced([self.path])
+
+
+def _rejected_form(data: bytes) -> dict[str, str]:
+    """A rejected line as JSON can hold it: text where it is UTF-8, else base64."""
+    try:
+        return {"text": data.decode("utf-8")}
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(data).decode("ascii")}

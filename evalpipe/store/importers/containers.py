@@ -20,7 +20,9 @@ import pyarrow as pa
 import zstandard
 
 from evalpipe.errors import ConfigError, DataError
+from evalpipe.providers.json_values import parse_document
 from evalpipe.store.importers.documents import (
+    MAX_WHOLE_BYTES,
     Document,
     Text,
     arrow_documents,
@@ -31,7 +33,6 @@ from evalpipe.store.importers.documents import (
     looks_like_json,
     parquet_documents,
 )
-from evalpipe.store.json_documents import MAX_WHOLE_BYTES, parse_document
 
 _ZSTD_METHOD = 93
 """zip's number for zstd, which Python's own module learns only in later versions; Inspect's newer logs use it"""

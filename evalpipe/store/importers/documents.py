@@ -18,8 +18,10 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 
 from evalpipe.errors import DataError
-from evalpipe.store.json_documents import MAX_WHOLE_BYTES, parse_document
+from evalpipe.providers.json_values import parse_document
 
+MAX_WHOLE_BYTES = 512 * 1024 * 1024
+"""A file above this is read line by line in any case: one JSON document of that size does not fit in memory."""
 _LOOK_BYTES = 1 << 20
 _LOOK_LINES = 40
 _READ = 1 << 20

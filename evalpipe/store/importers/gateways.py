@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from evalpipe.providers.conversation import role_of
+from evalpipe.providers.json_values import parse_document
 from evalpipe.store.importers.base import (
     BrokenLineError,
     Fields,
@@ -19,7 +20,6 @@ from evalpipe.store.importers.base import (
 )
 from evalpipe.store.importers.table import Format
 from evalpipe.store.importers.values import find, first, has, name, number, opened
-from evalpipe.store.json_documents import parse_document
 
 HELICONE = Format(
     name="helicone",

@@ -13,7 +13,7 @@ from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from evalpipe.store.json_documents import parse_document
+from evalpipe.providers.json_values import parse_document
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EXCEL_EPOCH = datetime(1899, 12, 30, tzinfo=UTC)
