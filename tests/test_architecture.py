@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -11,8 +12,11 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from evalpipe.files import sql_statements
+
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted((ROOT / "evalpipe").rglob("*.py"))
+STATEMENTS = sorted(path for path in (ROOT / "evalpipe").rglob("*.sql") if "-- name: " in path.read_text("utf-8"))
 
 
 def test_every_import_contract_holds() -> None:
@@ -27,6 +31,24 @@ def test_a_module_is_named_for_what_it_holds(path: Path) -> None:
     assert path.stem not in {"utils", "helpers", "common", "manager", "handler", "misc"}
     source = path.read_text("utf-8")
     assert source.startswith('"""') or not source.strip() or path.name == "__main__.py", "say what the module is for"
+
+
+@pytest.mark.parametrize("document", ["ARCHITECTURE.md", "CONTRIBUTING.md", "AGENTS.md"])
+def test_the_files_that_a_document_names_are_there(document: str) -> None:
+    text = (ROOT / document).read_text("utf-8")
+    named = set(re.findall(r"`(?:evalpipe/)?([a-z_0-9]+/[a-z_0-9/]+\.py)`", text))
+    assert sorted(name for name in named if not ((ROOT / "evalpipe" / name).exists() or (ROOT / name).exists())) == []
+    assert len(named) > 20 or document != "ARCHITECTURE.md"
+
+
+@pytest.mark.parametrize("path", STATEMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_named_statement_is_run_by_the_module_beside_it(path: Path) -> None:
+    package = ".".join(path.parent.relative_to(ROOT).parts)
+    statements = sql_statements(package, path.name)
+    sources = [module.read_text("utf-8") for module in path.parent.glob("*.py")]
+    (runner,) = [source for source in sources if f'sql_statements("{package}", "{path.name}")' in source]
+    assert statements and all(f'_SQL["{name}"]' in runner for name in statements)
+    assert len(statements) == path.read_text("utf-8").count("-- name: ")
 
 
 def test_only_the_two_doors_import_a_provider_sdk() -> None:
