@@ -27,10 +27,10 @@ def test_every_import_contract_holds() -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_module_is_named_for_what_it_holds(path: Path) -> None:
+def test_a_module_has_a_name_and_a_docstring(path: Path) -> None:
     assert path.stem not in {"utils", "helpers", "common", "manager", "handler", "misc"}
     source = path.read_text("utf-8")
-    assert source.startswith('"""') or not source.strip() or path.name == "__main__.py", "say what the module is for"
+    assert source.startswith('"""') or not source.strip() or path.name == "__main__.py", "a module begins with its docstring"
 
 
 @pytest.mark.parametrize("document", ["ARCHITECTURE.md", "CONTRIBUTING.md", "AGENTS.md"])
@@ -51,8 +51,8 @@ def test_every_named_statement_is_run_by_the_module_beside_it(path: Path) -> Non
     assert len(statements) == path.read_text("utf-8").count("-- name: ")
 
 
-def test_only_the_two_doors_import_a_provider_sdk() -> None:
-    """The judge's client and the demo's traffic are the only places that know an SDK."""
+def test_only_the_clients_import_a_provider_sdk() -> None:
+    """The judge's client and the demo's traffic are the only places that import an SDK."""
     importers = {
         str(path.relative_to(ROOT / "evalpipe"))
         for path in MODULES

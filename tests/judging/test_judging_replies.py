@@ -12,8 +12,8 @@ from fake_provider import Call, FakeProvider, Response, longer_wins, render, ver
 from hypothesis import given
 from hypothesis import strategies as st
 from test_judging_batches import workspace as batch_workspace
-from test_judging_reply import spec
 from test_judging_run import FAST, pairs, rows, run, workspace
+from test_judging_verdict import spec
 
 from evalpipe.analysis.result import Analysis
 from evalpipe.cli.judge_text import summary_lines
