@@ -202,5 +202,5 @@ ATTEMPT_HEADER: Final = "x-stainless-retry-count"
 
 def attempt_of(headers: Mapping[str, str]) -> int:
     """0 for the first attempt, and where no header reports it."""
-    told = headers.get(ATTEMPT_HEADER, "")
-    return int(told) if told.isascii() and told.isdigit() and len(told) < 4 else 0
+    number = headers.get(ATTEMPT_HEADER, "")
+    return int(number) if number.isascii() and number.isdigit() and len(number) < 4 else 0

@@ -122,8 +122,8 @@ def uncopied_findings(by_client: Mapping[str, Mapping[str | None, int]]) -> list
 
 def _shares(reasons: Iterable[tuple[str, int]], n: int) -> str:
     ordered = sorted(reasons, key=lambda item: (-item[1], item[0]))
-    told = ", ".join(f"{reason} {number / n:.0%}" for reason, number in ordered[:3])
-    return told if len(ordered) <= 3 else f"{told} and {len(ordered) - 3} more reasons"
+    shares = ", ".join(f"{reason} {number / n:.0%}" for reason, number in ordered[:3])
+    return shares if len(ordered) <= 3 else f"{shares} and {len(ordered) - 3} more reasons"
 
 
 # Requests that look like calls of a model and passed without being collected: counted by path.

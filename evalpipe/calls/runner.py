@@ -367,12 +367,12 @@ class CallRunner(ABC, Generic[Planned, Row]):
             if reply.outcome is CallOutcome.ANSWERED:
                 route.estimator.learn(call.n_chars, reply.usage, whole=reply.is_whole)
                 cost = route.cost_of(reply.usage, reply.model)
-                told = RecordedCost(cost_usd=cost) if cost is not None else booking
-                self._book(worst, told)
+                booked = RecordedCost(cost_usd=cost) if cost is not None else booking
+                self._book(worst, booked)
                 self._note_model(route, reply)
-                return self.write(call.answered(attempt, reply, booking=told, at=now))
-            told = RecordedCost(cost_usd=0.0) if reply.outcome in FREE else booking
-            self._book(worst, told)
+                return self.write(call.answered(attempt, reply, booking=booked, at=now))
+            booked = RecordedCost(cost_usd=0.0) if reply.outcome in FREE else booking
+            self._book(worst, booked)
             n_paid += reply.outcome is CallOutcome.BROKEN
             n_free += reply.outcome in (CallOutcome.SERVER_ERROR, CallOutcome.NO_CONNECTION)
             n_pauses += reply.outcome is CallOutcome.RATE_LIMITED
@@ -380,7 +380,7 @@ class CallRunner(ABC, Generic[Planned, Row]):
             if not self.retries_errors and reply.outcome in (CallOutcome.SERVER_ERROR, CallOutcome.BROKEN):
                 last = True
             last = last or reply.outcome in _FINAL_OUTCOMES
-            row = call.failed(attempt, reply, booking=told, at=now, is_last=last)
+            row = call.failed(attempt, reply, booking=booked, at=now, is_last=last)
             if reply.outcome is CallOutcome.FATAL:
                 self.stop("refused", f"{reply.kind}: {reply.message}")
             self.write(row)

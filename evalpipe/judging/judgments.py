@@ -286,7 +286,7 @@ def reparsed(connection: Connection, spec: JudgeSpec, *, at: datetime) -> Iterat
                 continue  # the answers have changed since: this reply is about something else
             tripwires = message_of(ask, spec, _NO_NONCE).tripwires
             only_object = status == JudgmentStatus.TRUNCATED or is_forged({"tripwires": tripwires})
-            found, fields, told = read_verdict(raw, ask, spec, only_object=only_object)
+            found, fields, reasons = read_verdict(raw, ask, spec, only_object=only_object)
             if status == JudgmentStatus.TRUNCATED and found is not JudgmentStatus.OK:
                 continue
             if found.value == status and (status != "ok" or str(fields.get("winner")) == str(winner)):
@@ -307,7 +307,7 @@ def reparsed(connection: Connection, spec: JudgeSpec, *, at: datetime) -> Iterat
                     cost_usd=0.0,
                     judged_at=at,
                     simulated=bool(simulated),
-                    note=render_note(**facts, **told, **{READ_AGAIN: attempt}),
+                    note=render_note(**facts, **reasons, **{READ_AGAIN: attempt}),
                 ),
                 **fields,
             )

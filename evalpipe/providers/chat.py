@@ -816,9 +816,9 @@ class ChatWriter:
     def finish(self, stop: Stop, usage: Usage, stop_sequence: str | None = None) -> bytes:
         finish = "stop" if self._refused and stop == "refusal" else _FINISH[stop]
         end = self._chunk({}, finish)
-        told = render_chat_usage(usage) if self._include_usage else None
-        if told is not None:
-            end += render_event(dump({**self._head, **_COMMON, "choices": [], "usage": told}))
+        reported = render_chat_usage(usage) if self._include_usage else None
+        if reported is not None:
+            end += render_event(dump({**self._head, **_COMMON, "choices": [], "usage": reported}))
         return end + render_event("[DONE]")
 
     def error(self, kind: str, message: str) -> bytes:

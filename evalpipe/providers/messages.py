@@ -414,11 +414,11 @@ class MessagesReader(StreamState):
         # Cumulative: a reported count overwrites, a missing one stays (the cache-write split is only in the start). Counts of
         # the input never fall: some servers write 0 where they have reported it at the start.
         usage = as_dict(message.get("usage"))
-        told = {key: value for key, value in as_dict(event.get("usage")).items() if value is not None}
+        reported = {key: value for key, value in as_dict(event.get("usage")).items() if value is not None}
         for key in _INPUT_COUNTS:
-            if told.get(key) == 0 and as_count(usage.get(key)):
-                del told[key]
-        message["usage"] = {**usage, **told}
+            if reported.get(key) == 0 and as_count(usage.get(key)):
+                del reported[key]
+        message["usage"] = {**usage, **reported}
         self.has_reason = bool(as_text(message.get("stop_reason")))
 
     def close(self) -> None:
@@ -600,9 +600,9 @@ class MessagesWriter:
         return self._delta({"type": "input_json_delta", "partial_json": delta})
 
     def finish(self, stop: Stop, usage: Usage, stop_sequence: str | None = None) -> bytes:
-        told = render_messages_usage(usage)
+        reported = render_messages_usage(usage)
         # The cache-write split and the service tier are in the start event only.
-        final = {key: value for key, value in told.items() if key not in {"cache_creation", "service_tier"}}
+        final = {key: value for key, value in reported.items() if key not in {"cache_creation", "service_tier"}}
         delta = {"stop_reason": _STOP[stop], "stop_sequence": stop_sequence}
         return (
             self._close()

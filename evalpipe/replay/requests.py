@@ -224,8 +224,8 @@ def exchange_of(
         timeout_ms=found.timeout_ms,
         infrastructure_usd=arm.infrastructure_usd,
     )
-    told: dict[str, Any] = {"replay": {"attempt": attempt, **({"batch_id": batch_id} if batch_id else {})}}
-    told["response_headers"] = dict(response.headers)
+    meta: dict[str, Any] = {"replay": {"attempt": attempt, **({"batch_id": batch_id} if batch_id else {})}}
+    meta["response_headers"] = dict(response.headers)
     row = read_replayed(
         request,
         response,
@@ -236,7 +236,7 @@ def exchange_of(
         step=logged.step,
         request_kind=logged.request_kind,
         prompt=logged.prompt,
-        meta=msgspec.json.encode(told).decode(),
+        meta=msgspec.json.encode(meta).decode(),
         config_fingerprint=arm.fingerprint or None,
         percentage=None,
         forced=None,

@@ -122,8 +122,8 @@ def limit_headers(endpoint: str, meters: Mapping[str, Meter]) -> Headers:
     if endpoint == "messages":
         now = datetime.now(UTC)
         headers: Headers = []
-        told = {**meters, "tokens": tokens} if tokens is not None else meters
-        for name, meter in told.items():
+        reported = {**meters, "tokens": tokens} if tokens is not None else meters
+        for name, meter in reported.items():
             reset = (now + timedelta(seconds=meter.reset_s)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
             prefix = f"anthropic-ratelimit-{name}"
             headers += [

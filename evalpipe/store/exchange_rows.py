@@ -116,7 +116,7 @@ class _Client:
     def meta(self, response: ResponseRecord | None) -> str:
         """Fields without a column of their own, as JSON text."""
         request = self.record
-        told: dict[str, Any] = {
+        meta: dict[str, Any] = {
             "mode": request.mode,
             "unit_source": self.unit_source,
             "target": request.target,
@@ -124,19 +124,19 @@ class _Client:
             "usage_requested": self.view.usage_requested,
         }
         if self.earlier_attempts:
-            told["earlier_attempts"] = list(self.earlier_attempts)
+            meta["earlier_attempts"] = list(self.earlier_attempts)
         if self.is_repeated:
-            told["repeated"] = True
+            meta["repeated"] = True
         if request.stage is not None:
-            told["stage"] = request.stage
+            meta["stage"] = request.stage
         if request.body.n_dropped_bytes:
-            told["n_request_bytes_dropped"] = request.body.n_dropped_bytes
+            meta["n_request_bytes_dropped"] = request.body.n_dropped_bytes
         if response is not None:
-            told |= {"ended": response.ended, "first_byte_ms": response.first_byte_ms}
-            told["response_headers"] = dict(response.headers)
+            meta |= {"ended": response.ended, "first_byte_ms": response.first_byte_ms}
+            meta["response_headers"] = dict(response.headers)
             if response.body.n_dropped_bytes:
-                told["n_response_bytes_dropped"] = response.body.n_dropped_bytes
-        return msgspec.json.encode(told).decode()
+                meta["n_response_bytes_dropped"] = response.body.n_dropped_bytes
+        return msgspec.json.encode(meta).decode()
 
 
 def _kind(request: RequestRecord, view: RequestView, served: ResponseRecord | None) -> str | None:

@@ -627,11 +627,11 @@ class LoadSummary:
             setattr(self, name, mine | theirs if isinstance(mine, set) else mine + theirs)
 
     def as_json(self) -> dict[str, Any]:
-        told = {**asdict(self), "experiments": sorted(self.experiments)}
-        del told["failed"]
+        document = {**asdict(self), "experiments": sorted(self.experiments)}
+        del document["failed"]
         for name in ("reasons", "left_out", "notes"):
-            told[name] = dict(getattr(self, name).most_common())
-        return told
+            document[name] = dict(getattr(self, name).most_common())
+        return document
 
     @property
     def is_failure(self) -> bool:

@@ -500,9 +500,9 @@ def pair_up(old: Sequence[Exchange], new: Sequence[Exchange], *, ids: bool = Tru
     n_other = 0
     if ids:
         found, rest_left, rest_right = _matched(left, right, lambda row: row.request_id)
-        told = [(a, b) for a, b in found if a.prompt is not None and b.prompt is not None]
-        n_other = sum(normal_prompt(a.prompt) != normal_prompt(b.prompt) for a, b in told)
-        if found and (not told or 2 * n_other <= len(told)):
+        with_prompts = [(a, b) for a, b in found if a.prompt is not None and b.prompt is not None]
+        n_other = sum(normal_prompt(a.prompt) != normal_prompt(b.prompt) for a, b in with_prompts)
+        if found and (not with_prompts or 2 * n_other <= len(with_prompts)):
             pairs, left, right = found, rest_left, rest_right
             by["id"] = len(found)
         else:

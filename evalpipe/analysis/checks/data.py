@@ -204,7 +204,7 @@ SHOWN = 3
 """reasons and models, the commonest"""
 UNMETERED = "(input_tokens IS NULL OR output_tokens IS NULL)"
 TELL_TOKENS = 'have clients send stream_options.include_usage, or set stream_usage = "inject" in [collector]'
-TOLD_WHY = f"coalesce(cost_note, '{NOT_REPORTED}') <> '{NOT_REPORTED}'"
+UNPRICED_WITH_NOTE = f"coalesce(cost_note, '{NOT_REPORTED}') <> '{NOT_REPORTED}'"
 ADDS_A_PRICE = f"coalesce(cost_note LIKE '%add [prices.%', NOT {UNMETERED})"
 ANSWERS = "FROM exchanges WHERE experiment = ? AND role <> 'replay' AND outcome IN ('ok', 'refused', 'truncated')"
 
@@ -235,21 +235,21 @@ def price_unknown(evidence: CheckContext) -> Check | None:
             )
         return Check(name="price_unknown", status=PASS, detail="every answer has a price" + (part and f", {part}"))
     shares = [f"{'treatment' if row['treatment'] else 'control'} {percent(row['unknown'] / row['n'])}" for row in short]
-    unmetered = _number(evidence, f"cost_usd IS NULL AND {UNMETERED} AND NOT {TOLD_WHY}")
-    told = _notes(evidence, f"cost_usd IS NULL AND {TOLD_WHY}")
+    unmetered = _number(evidence, f"cost_usd IS NULL AND {UNMETERED} AND NOT {UNPRICED_WITH_NOTE}")
+    unpriced = _notes(evidence, f"cost_usd IS NULL AND {UNPRICED_WITH_NOTE}")
     why = "" if not unmetered else f"; {count(unmetered)} of them did not report their tokens"
-    if told:
-        why += f"; {_notes_text(told)}"
+    if unpriced:
+        why += f"; {_notes_text(unpriced)}"
     return Check(
         name="price_unknown",
         status=WARN,
         detail=f"the cost of some answers is not known ({listed(shares)}{why}); they are left out of the cost"
         + (part and f"; {part}"),
-        remedy="; ".join(_remedies(evidence, unmetered=unmetered, told=told)),
+        remedy="; ".join(_remedies(evidence, unmetered=unmetered, unpriced=unpriced)),
     )
 
 
-def _remedies(evidence: CheckContext, *, unmetered: int, told: list[dict[str, Any]]) -> list[str]:
+def _remedies(evidence: CheckContext, *, unmetered: int, unpriced: list[dict[str, Any]]) -> list[str]:
     remedies = []
     models = rows(
         evidence.connection,
@@ -262,7 +262,7 @@ def _remedies(evidence: CheckContext, *, unmetered: int, told: list[dict[str, An
         remedies.append(f"add the model's price under {listed(names) or '[prices.MODEL]'} and load again")
     if unmetered:
         remedies.append(TELL_TOKENS)
-    if any("add [prices." not in row["cost_note"] for row in told):
+    if any("add [prices." not in row["cost_note"] for row in unpriced):
         remedies.append(
             "where a price is what is missing, [prices] takes tiers, kinds of tokens and fees of tools, too"
         )

@@ -120,10 +120,10 @@ class Columnar:
         given = columns.read(self.paths["id"], name) if "id" in self.paths else None
         model = columns.read(self.paths["model"], name) if "model" in self.paths else None
         prompt, text, arm, given, model, lines = columns.plain(prompt, text, arm, given, model, columns.lines)
-        unit, session, told = columns.plain(*common)
+        unit, session, times = columns.plain(*common)
         n_rows = len(prompt)
         if given is None or None in given:
-            instants = told or [None] * n_rows
+            instants = times or [None] * n_rows
             given = [
                 self._numbered(_digest(f"[{_ascii(asked)},{_ascii(logged)},{_iso(at)}]")) if known is None else known
                 for known, asked, logged, at in zip(given or [None] * n_rows, prompt, text, instants, strict=True)
@@ -135,7 +135,7 @@ class Columnar:
             "model": model,
             "text": text,
             **dict(zip(_MEASURES, columns.plain(*measured), strict=True)),
-            **_context(prompt, lines, unit, session, told),
+            **_context(prompt, lines, unit, session, times),
         }
         return _table(filled, n_rows)
 
@@ -148,7 +148,7 @@ class Columnar:
         given = columns.read(paths["id"], name) if "id" in paths else None
         models = [columns.read(paths[f"model{side}"], name) if f"model{side}" in paths else None for side in _SIDES]
         prompt, first, second, given, *models, lines = columns.plain(prompt, *texts, given, *models, columns.lines)
-        unit, session, told = columns.plain(*common)
+        unit, session, times = columns.plain(*common)
         n_rows = len(prompt)
         if given is None or None in given:
             given = [
@@ -158,10 +158,10 @@ class Columnar:
                 if known is None
                 else known
                 for known, asked, at, one, other in zip(
-                    given or [None] * n_rows, prompt, told or [None] * n_rows, first, second, strict=True
+                    given or [None] * n_rows, prompt, times or [None] * n_rows, first, second, strict=True
                 )
             ]
-        context = _context(prompt, lines, unit, session, told)
+        context = _context(prompt, lines, unit, session, times)
         tables = []
         for arm, text, model, values in zip(("control", "treatment"), (first, second), models, measured, strict=True):
             filled = {
@@ -186,8 +186,8 @@ class Columnar:
         paths = self.paths
         unit = columns.units(paths["user"], any_name="text_a" in paths) if "user" in paths else None
         session = columns.read(paths["session"], name) if "session" in paths else None
-        told = columns.read(paths["time"], instant, odd=True) if "time" in paths else None
-        return unit, session, told
+        times = columns.read(paths["time"], instant, odd=True) if "time" in paths else None
+        return unit, session, times
 
     def _measures(self, columns: _Columns, side: str) -> tuple[list[Any] | None, ...]:
         """Columns of `_MEASURES`; a row in which one of them is none of its kind is odd."""
@@ -312,12 +312,12 @@ def _context(
     lines: list[int],
     unit: list[Any] | None,
     session: list[Any] | None,
-    told: list[Any] | None,
+    times: list[Any] | None,
 ) -> dict[str, list[Any] | None]:
     """What both answers of a row have in common."""
     n_rows = len(prompt)
     started = [
-        unknown_time(line) if at is None else at for at, line in zip(told or [None] * n_rows, lines, strict=True)
+        unknown_time(line) if at is None else at for at, line in zip(times or [None] * n_rows, lines, strict=True)
     ]
     conversation = [
         known or _digest(f'["",{_ascii(asked)}]')[:16]
@@ -358,8 +358,8 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("ascii")).hexdigest()[:32]
 
 
-def _iso(told: Any) -> str:
-    return "null" if told is None else f'"{told.isoformat()}"'
+def _iso(times: Any) -> str:
+    return "null" if times is None else f'"{times.isoformat()}"'
 
 
 def _table(columns: Mapping[str, Sequence[Any] | None], n_rows: int) -> pa.Table:

@@ -262,9 +262,9 @@ _SHEET = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
 def delimiter_of(text: Text) -> str | None:
     """What separates the columns of a text that is a table; None where it is none."""
     head = text.head.decode("utf-8", "surrogateescape")
-    told = re.match(r"sep=(.)\r?\n", head)
-    if told:
-        return told[1]
+    separator = re.match(r"sep=(.)\r?\n", head)
+    if separator:
+        return separator[1]
     best: tuple[int, str] | None = None
     csv.field_size_limit(_MAX_CELL)
     for delimiter in _DELIMITERS:

@@ -327,7 +327,7 @@ def _inspect_read(document: Any, line: int) -> Imported:
 def _inspect_exchange(sample: Mapping[str, Any], task: str, model: str | None, started_at: datetime) -> Exchange:
     sample = _inspect_with_attachments(sample)
     fields, output = Fields(sample, "sample"), as_mapping(sample.get("output"))
-    told = Fields(output, "output")
+    output_fields = Fields(output, "output")
     usage = Fields(as_mapping(output.get("usage")), "usage")
     choices = output.get("choices")
     choice = as_mapping(choices[0]) if isinstance(choices, list) and choices else {}
@@ -335,7 +335,7 @@ def _inspect_exchange(sample: Mapping[str, Any], task: str, model: str | None, s
     content = read_content(message.get("content"))
     reason = Fields(choice).text("stop_reason")
     sample_id = fields.text("id", required=True)
-    seconds = told.number("time", low=0)
+    seconds = output_fields.number("time", low=0)
     failed = as_mapping(sample.get("error")).get("message") or output.get("error")
     return logged_exchange(
         f"{task}:{sample_id}:{fields.count('epoch') or 1}",
@@ -350,7 +350,7 @@ def _inspect_exchange(sample: Mapping[str, Any], task: str, model: str | None, s
         # Epochs of a sample are repetitions of one question: one unit.
         unit_id=f"{task}:{sample_id}",
         model_requested=model,
-        model=told.text("model") or model,
+        model=output_fields.text("model") or model,
         latency_ms=None if seconds is None else 1000 * seconds,
         input_tokens=usage.count("input_tokens"),
         cached_input_tokens=usage.count("input_tokens_cache_read"),

@@ -117,13 +117,13 @@ def _exchange(
     )
 
 
-def _outcome(told: str | None, status: int | None, text: str | None) -> Outcome:
+def _outcome(logged: str | None, status: int | None, text: str | None) -> Outcome:
     """An import without a status counts as answered; a response that is null is unreadable."""
-    if told is not None:
+    if logged is not None:
         try:
-            return Outcome(told)
+            return Outcome(logged)
         except ValueError:
-            raise BrokenLineError(f"outcome {told[:40]!r} is none of {', '.join(Outcome)}") from None
+            raise BrokenLineError(f"outcome {logged[:40]!r} is none of {', '.join(Outcome)}") from None
     if status is not None and not 200 <= status < 300:
         return Outcome.HTTP_ERROR
     return Outcome.OK if text is not None else Outcome.UNREADABLE

@@ -315,14 +315,14 @@ def _http_read(document: Any, line: int) -> Imported:
     headers = {str(name).lower(): str(value) for name, value in as_mapping(response.get("headers")).items()}
     headers = {name: value for name, value in headers.items() if name != "content-encoding"}  # the text is decoded
     view, answer = read_request(endpoint, body), read_answer(endpoint, status or 200, headers, answered.encode())
-    told = as_mapping(response["body"])
+    reported = as_mapping(response["body"])
     exchange = Exchange(
-        request_id=Fields(told).text("id") or fingerprint([body, answered], length=32),
+        request_id=Fields(reported).text("id") or fingerprint([body, answered], length=32),
         arm=Arm.CONTROL,
         role=Role.IMPORTED,
         unit_id=name(first(as_mapping(opened(body)), ("user", "metadata.user_id", "safety_identifier"))),
         conversation_id=None,
-        started_at=Fields(told).time("created") or unknown_time(line),
+        started_at=Fields(reported).time("created") or unknown_time(line),
         provider="anthropic" if endpoint == "messages" else "openai",
         endpoint=endpoint,
         model_requested=view.model,
@@ -359,8 +359,8 @@ def _http_text(body: Any) -> str:
 
 def _http_latency_ms(headers: Mapping[str, str]) -> float | None:
     """The provider's own processing time; a cassette holds no other."""
-    told = headers.get("openai-processing-ms", "")
-    return float(told) if told.isdigit() else None
+    reported = headers.get("openai-processing-ms", "")
+    return float(reported) if reported.isdigit() else None
 
 
 HTTP_IMPORTER = Importer(
