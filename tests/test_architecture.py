@@ -30,7 +30,9 @@ def test_every_import_contract_holds() -> None:
 def test_a_module_has_a_name_and_a_docstring(path: Path) -> None:
     assert path.stem not in {"utils", "helpers", "common", "manager", "handler", "misc"}
     source = path.read_text("utf-8")
-    assert source.startswith('"""') or not source.strip() or path.name == "__main__.py", "a module begins with its docstring"
+    assert source.startswith('"""') or not source.strip() or path.name == "__main__.py", (
+        "a module begins with its docstring"
+    )
 
 
 @pytest.mark.parametrize("document", ["ARCHITECTURE.md", "CONTRIBUTING.md", "AGENTS.md"])

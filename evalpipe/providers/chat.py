@@ -28,11 +28,11 @@ from evalpipe.providers.conversation import (
     read_image_url,
     read_pdf,
 )
-from evalpipe.providers.decoding import render_event
 from evalpipe.providers.json_values import as_count, as_dict, as_list, as_text, dump, parsed_or_raw
 from evalpipe.providers.model_names import family, takes_max_completion_tokens, takes_sampling
 from evalpipe.providers.outcomes import Failure, failure_in, of_error
 from evalpipe.providers.response_builder import AnswerBuilder, Call, StreamState
+from evalpipe.providers.sse import render_event
 from evalpipe.providers.usage import chat_usage, counts_something, usage_in
 from evalpipe.text import joined
 

@@ -27,11 +27,11 @@ from evalpipe.providers.conversation import (
     position_of,
     role_of,
 )
-from evalpipe.providers.decoding import render_event
 from evalpipe.providers.json_values import as_count, as_dict, as_list, as_text, dump, parsed_or_raw
 from evalpipe.providers.model_names import is_newer_claude, takes_sampling
 from evalpipe.providers.outcomes import Failure, failure_in
 from evalpipe.providers.response_builder import AnswerBuilder, Call, StreamState
+from evalpipe.providers.sse import render_event
 from evalpipe.providers.usage import messages_usage
 from evalpipe.text import joined
 

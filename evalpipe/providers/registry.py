@@ -10,12 +10,13 @@ from evalpipe.models import ANSWERED, Outcome
 from evalpipe.providers import chat, messages, responses
 from evalpipe.providers.base import Answer, RequestView
 from evalpipe.providers.chat import ChatReader
-from evalpipe.providers.decoding import PIECE_BYTES, EncodingError, SseEvent, SseParser, StreamDecoder, header
+from evalpipe.providers.decoding import PIECE_BYTES, EncodingError, StreamDecoder, header
 from evalpipe.providers.json_values import MalformedJSONError, cleaned, dump, parse, parse_answer
 from evalpipe.providers.messages import MessagesReader
 from evalpipe.providers.outcomes import Failure, ending, failure_in, short
 from evalpipe.providers.response_builder import NOT_TEXT, AnswerBuilder, Piece
 from evalpipe.providers.responses import ResponsesReader
+from evalpipe.providers.sse import SseEvent, SseParser
 from evalpipe.providers.usage import with_reported_header
 from evalpipe.spool.format import Ended
 from evalpipe.text import well_formed

@@ -18,10 +18,10 @@ from evalpipe.providers.conversation import (
     opening_of,
     position_of,
 )
-from evalpipe.providers.decoding import render_event
 from evalpipe.providers.json_values import as_count, as_dict, as_list, as_text, dump
 from evalpipe.providers.outcomes import Failure, failure_in, of_error
 from evalpipe.providers.response_builder import AnswerBuilder, StreamState
+from evalpipe.providers.sse import render_event
 from evalpipe.providers.usage import responses_usage
 from evalpipe.text import joined
 

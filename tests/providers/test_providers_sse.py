@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evalpipe.providers.decoding import SseParser, parse_events, render_event
+from evalpipe.providers.sse import SseParser, render_event
 
 
 def events(body: bytes, cuts: list[int] | None = None) -> list[tuple[str, str]]:
@@ -38,7 +38,7 @@ def test_byte_order_mark_at_the_start_only() -> None:
 
 def test_end_offset_counts_bytes_to_the_blank_line() -> None:
     body = "data: é\n\ndata: 2\r\n\r\n".encode()
-    assert [event.end_offset for event in parse_events(body)] == [10, len(body) - 1]  # its CR ends the line already
+    assert [event.end_offset for event in SseParser().feed(body)] == [10, len(body) - 1]  # its CR ends the line already
 
 
 @given(
@@ -76,7 +76,7 @@ def test_any_bytes_in_any_pieces(body: bytes, cuts: list[int]) -> None:
 
 def test_ten_megabytes_of_carriage_returns_are_linear() -> None:
     body = b"data: x\r\r" * 60_000
-    assert len(parse_events(body)) == 60_000
+    assert len(SseParser().feed(body)) == 60_000
 
 
 def test_rendered_events_parse_back() -> None:
