@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
-from importlib import resources
 from pathlib import Path
 
 from evalpipe.errors import EvalpipeError
@@ -205,6 +204,8 @@ def sql_statements(package: str, name: str) -> Mapping[str, str]:
         name: the file's. In it every statement follows a line `-- name: NAME` and ends with a semicolon. Values are named
             parameters (`$name`); fragments that are no values (views, conditions) are fields of `str.format` (`{name}`).
     """
+    from importlib import resources  # here: the collector's processes import this module and read no SQL
+
     text = resources.files(package).joinpath(name).read_text(encoding="utf-8")
     parts = text.split("-- name: ")[1:]
     return {part.partition("\n")[0].strip(): part.partition("\n")[2].strip().removesuffix(";") for part in parts}

@@ -53,7 +53,6 @@ from evalpipe.stats.estimates import Estimate
 
 _SQL = sql_statements("evalpipe.analysis", "funnel.sql")
 
-
 BLOCKING_JUDGE = frozenset({"unreliable_judge", "length_confounded"})
 WIN_RATE = "win_rate"
 

@@ -18,6 +18,7 @@ from evalpipe.providers.base import NotShadowableError, OutgoingRequest
 from evalpipe.replay.requests import LoggedRequest, ReplayArm, outgoing_of
 
 _SQL = sql_statements("evalpipe.replay", "plan.sql")
+
 PAGE = 250
 _NO_LIMIT = 2**62
 _CARRIED = ("anthropic-version", "anthropic-beta")
