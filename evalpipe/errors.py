@@ -1,6 +1,6 @@
 """Every error a user can cause: one line with what is wrong, the value, and what to do.
 
-The command line turns them into that line on stderr and an exit code; anything else that escapes is our bug and keeps
+The command line turns them into that line on stderr and an exit code; any other exception is a bug and keeps
 its traceback.
 """
 

@@ -16,7 +16,7 @@ class Arm(StrEnum):
 
 
 class Role(StrEnum):
-    """What the exchange was for: an answer a user got, a copy, a later repetition, or another tool's log."""
+    """What the exchange was for: a response to a user, a shadow request, a later repetition, or another tool's log."""
 
     SERVED = "served"
     SHADOW = "shadow"
@@ -42,7 +42,7 @@ FAILED = frozenset({Outcome.HTTP_ERROR, Outcome.TIMEOUT, Outcome.UNREADABLE})
 
 
 class ShadowStatus(StrEnum):
-    """What became of a request's treatment copy; the four add up to every eligible request."""
+    """The status of a request's shadow request; the four add up to every eligible request."""
 
     SAMPLED = "sampled"
     NOT_SAMPLED = "not_sampled"

@@ -23,7 +23,7 @@ MAX_MESSAGES = 40
 LATEST = 100_000
 """of larger logs, examples are taken from the latest requests only: texts are then read from a few row groups"""
 MARGIN_US = 60_000_000
-"""a copy's clock may run behind its request's"""
+"""a shadow request's clock may run behind its request's"""
 MAX_REQUEST = 400_000
 """characters of a request's JSON that are read as messages; a longer one shows its prompt as text"""
 

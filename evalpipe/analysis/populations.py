@@ -28,7 +28,7 @@ OUTCOMES = ("ok", "refused", "truncated", "http_error", "timeout", "unreadable",
 """as the codes 1, 2, …: up to 3 answered, up to 6 attempted"""
 PAIRED_SIDES = ("c_", "t_")
 CLOCK_RESOLUTION_MS = 20.0
-"""what the collector's own processes may add to a time under load: the copy of an answer is timed by another process"""
+"""what the collector's own processes may add to a time under load: shadow requests are timed by another process"""
 """what the columns of control and of the treatment begin with in `ev_pairs`"""
 _ANSWERED = "@code BETWEEN 1 AND 3"
 _POPULATIONS = {
@@ -174,7 +174,7 @@ def _derived(side: str, billed: str) -> list[str]:
 # Values that one arm's answers do not report: which kinds of requests a row leaves out, and whether the rest can be
 # compared.
 #
-# Missing is not random: a client that streams without asking for usage gets none from control, while evalpipe's copies
+# Missing is not random: a client that streams without asking for usage gets none from control, while evalpipe's shadow requests
 # ask for it. The difference of known means would then compare different requests. So a *kind* of request (what the
 # client asked for before any arm answered) whose value is unknown in half or more of either arm's answers leaves the
 # row in both arms; paired rows need both sides known; and where more than .5 % is still unknown in an arm, or fewer

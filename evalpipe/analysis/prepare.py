@@ -4,7 +4,7 @@ Only the columns the metrics need are read, never the requests and answers thems
 and ids become 64-bit hashes: ten million exchanges are about a gigabyte, and nothing larger is touched again. Tables made here
 (all temporary):
 
-- `ev_requests`: one row per request: both sides' values (shadow mode), how they ended, and what became of its copy.
+- `ev_requests`: one row per request: both sides' values (shadow mode), how they ended, and the status of its shadow request.
 - `ev_ids`: the same, in words: which sides it has, how they ended, its place in its conversation.
 - `ev_pairs` (shadow mode): the requests that both arms attempted, failures included, so that both arms answer the same questions;
   the columns of control begin with `c_`, the treatment's with `t_`, and flags say which rows of the decision table a pair is in
@@ -167,7 +167,7 @@ def prepare_rows(
 
 def _read(connection: Connection, experiment: str, *, paired: bool, extra: Sequence[tuple[str, str]]) -> list[str]:
     """`ev_exchanges`: the columns of every exchange of the experiment; returns the kinds of requests by number, from 1."""
-    # A later repetition is not what the request's users got; a split serves its treatment, it does not copy to it.
+    # A later repetition is not what the request's users got; a split serves its treatment and sends no shadow requests.
     # (`replayed`: one that is an arm's only response, paired with control's of the log or of the same run.)
     roles = "role <> 'replay'" if paired else "role NOT IN ('replay', 'replayed', 'shadow')"
     chosen = f"FROM exchanges WHERE experiment = ? AND {roles} AND NOT coalesce(forced, false)"
@@ -254,7 +254,7 @@ def _join_arms(connection: Connection, columns: Sequence[str], until_us: int | N
         for side in "ct"
         for name in columns
     )
-    # A request counts by its own instant: its copy starts a moment later.
+    # A request counts by its own instant: its shadow request starts a moment later.
     early = "" if until_us is None else f"WHERE coalesce(c.at_us, t.at_us) < {until_us}"
 
     def join() -> None:
@@ -321,7 +321,7 @@ def _name_ids(connection: Connection) -> None:
 
 
 def _read_reasons(connection: Connection, experiment: str) -> None:
-    """`ev_reasons`: why copies were never sent."""
+    """`ev_reasons`: why shadow requests were never sent."""
     connection.execute(
         "CREATE OR REPLACE TEMP TABLE ev_reasons AS SELECT hash(request_id) AS id, any_value(shadow_reason) AS reason "
         "FROM exchanges WHERE experiment = ? AND shadow_status = 'not_shadowable' AND shadow_reason <> '' GROUP BY request_id",

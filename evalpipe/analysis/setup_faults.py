@@ -1,7 +1,7 @@
 """Set-up faults of an experiment: the rule of `providers.setup_faults` over its stored exchanges.
 
 Read from a few narrow columns: one scan counts the failures by message; only where their number could make a fault are
-rows put in the order of time. Time is that of the user's request, also for a copy that was sent later.
+rows put in the order of time. Time is that of the user's request, also for a shadow request that was sent later.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _FAILURE_FIELDS = {
 }
 """The fields of a failed row that `signature_of` reads."""
 MAX_COPY_DELAY = timedelta(hours=1)
-"""A copy is sent this long after its request at most: the collector drops what waits longer than half a minute."""
+"""A shadow request is sent this long after its request at most: the collector drops those that wait longer than 30 s."""
 _UNDER = "AND arm = ? AND config_fingerprint IS NOT DISTINCT FROM ?"
 
 
@@ -93,7 +93,7 @@ class _Source:
         self.connection = connection
         self._experiment = experiment
         self._times: list[datetime] = []
-        # A copy's request is control's; every other row is the request's own.
+        # A shadow row has control's time; every other row its own.
         self.is_copy = "(role = 'shadow' OR arm = 'treatment')" if paired else "role = 'shadow'"
         self._from = "exchanges"
         if exclusions:
@@ -113,8 +113,8 @@ class _Source:
         return rows(self.connection, query, values)
 
     def _exclude(self, exclusions: Sequence[tuple[datetime, datetime]]) -> None:
-        """Leave out requests by their own time, and copies by the time of the request they are of: these are looked up,
-        but for the copies sent at another time altogether."""
+        """Leave out requests by their own time, and shadow requests by the time of their request: these are looked up,
+        except shadow requests sent at a quite different time."""
         inside = "(" + " OR ".join("(started_at >= ? AND started_at < ?)" for _ in exclusions) + ")"
         times = [instant for period in exclusions for instant in period]
         later = [instant for since, until in exclusions for instant in (since, until + MAX_COPY_DELAY)]

@@ -350,7 +350,7 @@ def choose_pairs(
     """Make `ev_chosen` (id, u, later) for the judge that decides, and `ev_later` (id) for all requests.
 
     Args:
-        judge: None where no pair was judged yet; the turns are determined all the same.
+        judge: None where no pair was judged yet; the turns are determined anyway.
         record: what earlier looks chose and fixed.
     """
     before = record or ExperimentRecord(

@@ -43,7 +43,7 @@ class BatchCallError(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchStatus:
-    """A batch as its provider shows it. `mark`: our own name for it, where the provider keeps such a thing."""
+    """A batch as its provider shows it. `mark`: evalpipe's own name for it, where the provider stores one."""
 
     batch_id: str
     created_at: datetime

@@ -230,7 +230,7 @@ class Batches(ABC, Generic[Planned, AnyItem, Row]):
                 save_state(self.folder, changed(intent, state="abandoned"))
                 self.budget.held -= intent.at_most_usd or 0.0
                 raise UpstreamError(refusal(self.spec, str(error))) from error
-            # It may have arrived all the same: look, rather than submit a second one.
+            # It may have arrived: check, rather than submit a second one.
             found = await self._find(intent)
             if found is None and self.interrupted.is_set():
                 return

@@ -1,4 +1,4 @@
-"""A request sent as it is, body and all: what came back byte by byte, with the times, and what became of the call."""
+"""A request sent as it is, body and all: the response byte by byte, with its times, and the outcome of the call."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def _ended(error: Exception) -> str:
 
 
 def response_of(endpoint: str, found: HttpAnswer) -> ModelResponse:
-    """What became of a call, by what came back."""
+    """The outcome of a call, by its response."""
     if found.error is not None:
         if isinstance(found.error, TimeoutError):
             return ModelResponse(

@@ -238,13 +238,13 @@ def _bounded(seconds: float) -> float:
 
 
 LOW_SHARE = 0.1
-"""below this share of a limit the copies wait"""
+"""below this share of a limit shadow requests wait"""
 _MAX_PAUSE_S = 60.0
 _RESET_DURATION = re.compile(r"([0-9]*\.?[0-9]+)(ms|s|m|h|d)")
 
 
 def retry_delay_s(status: int | None, headers: Mapping[str, str], now: float) -> float:
-    """How long to hold copies back after an answer with these headers, in seconds; `now` is seconds since the epoch."""
+    """How long to hold shadow requests back after a response with these headers, in seconds; `now` is seconds since the epoch."""
     pause = 0.0
     if status == 429:
         pause = _seconds(headers.get("retry-after", "1"), now)

@@ -31,7 +31,7 @@ def collect(
 ) -> None:
     """Run the proxy between your application and its provider: it forwards everything unchanged and records both arms' responses.
 
-    Point the SDK's base_url at it. Ctrl-C or SIGTERM finishes what is under way, then exits.
+    Point the SDK's base_url at it. Ctrl-C or SIGTERM drains in-flight requests, then exits.
 
     ```
     evalpipe collect --port 8400 --load-every 10m

@@ -30,8 +30,8 @@ def exclude(
 ) -> None:
     """Take a period (of a wrong key, of an outage on your side) out of both arms; every report shows it, with the reason.
 
-    Requests belong to the period by the time the user was served; their copies follow. A recorded decision that rests on the
-    period is undone.
+    Requests belong to the period by the time the user was served; their shadow requests follow. A recorded decision
+    that rests on the period is undone.
 
     A period that is excluded after its data were seen is outside the error guarantee, and the report names the decision with and
     without it. Where a set-up fault was found in the period the guarantee holds: the fault's message holds the command to run.

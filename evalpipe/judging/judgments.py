@@ -128,7 +128,7 @@ def _answered(reply: ModelResponse, ask: JudgeCall, spec: JudgeSpec, facts: dict
         status = JudgmentStatus.REFUSED
         facts["error"] = "refused"
     else:
-        # A reply that reached its limit may hold the whole object all the same: then nothing of it is missing.
+        # A reply that reached its limit may still hold the whole object.
         is_cut = answer.outcome is Outcome.TRUNCATED
         status, fields, found = read_verdict(reply.text, ask, spec, only_object=is_cut or is_forged(facts))
         if is_cut and status is not JudgmentStatus.OK:

@@ -242,7 +242,7 @@ _SCANNED_CHARS = 100_000
 
 
 def escape_delimiters(text: str, nonce: str) -> str:
-    """`text` with everything that looks like one of our tags, or names this call's code, made harmless but readable."""
+    """`text` with everything that looks like one of the prompt's tags, or contains this call's code, made harmless."""
     safe = _TAG.sub(_NEUTRAL, well_formed(text))
     # A pattern compiled for every call's code costs more than all the rest of a message: look first.
     if not nonce or nonce.lower() not in safe.lower():

@@ -26,7 +26,7 @@ _UNUSUAL: Final = re.compile(r"[^A-Za-z0-9_.-]")
 
 
 class NotShadowableError(Exception):
-    """The request has no faithful copy for the other arm; `reason` is a short snake_case word for the funnel."""
+    """The request cannot be sent faithfully to the other arm; `reason` is a short snake_case word for the funnel."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)

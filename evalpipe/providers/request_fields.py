@@ -1,8 +1,8 @@
 """Which fields of a request an arm may get: documented ones without side effects, less those in its `drop`.
 
 Everything here is an allow list. A key that is new to it may name something the provider keeps (a thread, a session, a
-credit that can be used once), and a copy that uses that up fails the user's own next request. Such a request is not copied,
-and the key is named in its row.
+credit that can be used once), and a shadow request that uses it up fails the user's own next request. Such a request is not
+shadowed, and the key is named in its row.
 """
 
 # mypyc: compiled into wheels (hatch_build.py)
@@ -74,7 +74,7 @@ _LEFT_OUT: Final[Mapping[str, frozenset[str]]] = {
     "messages": _keys("metadata diagnostics billing_policy user_profile_id workspace_id fallback_credit_token"),
 }
 """keys that change no answer: whom to count a request to (a gateway's budget, a provider's policy), what to bill, where to
-cache. Counted to the user, a copy could use up what the user is allowed; a credit can be used once"""
+cache. Counted to the user, a shadow request could use up what the user is allowed; a credit can be used once"""
 _NOT_SET: Final = ("store", "background", "background_options")
 """`store` is written anew; the others are looked at by `check_state`"""
 _TOOLS: Final[Mapping[str, re.Pattern[str]]] = {
@@ -122,7 +122,7 @@ def check_keys(endpoint: str, body: Mapping[str, Any], *, also: Collection[str] 
 
 
 def left_out_of(endpoint: str) -> frozenset[str]:
-    """Keys a copy leaves out without changing what is asked."""
+    """Keys that a shadow request leaves out without changing the question."""
     return _LEFT_OUT["messages" if endpoint == "messages" else "chat.completions"]
 
 

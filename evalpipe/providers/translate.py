@@ -58,9 +58,9 @@ def render_treatment_request(
 
     `model`, `params` (the arm's parameter names) and `system_prompt` replace what the client sent. `drop`: fields the arm's
     server does not accept, in its dialect or the client's; `params` are written after them. `ask_usage` False: the server is
-    known to refuse `stream_options`, which are then added to no stream. `headers`: the client's,
-    of which only `anthropic-version` and `anthropic-beta` are carried, to an arm of the same dialect. A copy leaves out what
-    leaves traces (storing, provider-side state); with `served` the user's own answer comes from this arm, so in the same
+    known to refuse `stream_options`, which are then added to no stream. `headers`: the client's, of which only
+    `anthropic-version` and `anthropic-beta` are carried, to an arm of the same dialect. A shadow request leaves out what leaves
+    traces (storing, provider-side state); with `served` the user's own answer comes from this arm, so in the same
     dialect nothing but the settings changes. `stores_by_default`: the arm's server keeps answers unless asked not to. Raises
     NotShadowableError with the reason where no faithful request exists.
     """
@@ -153,8 +153,8 @@ _LIMITS = {
 
 class ArmRequest:
     """How an arm's requests differ from the client's: its `[arms.*]` settings that are written into them, and whether its
-    server may be asked for the usage of a stream. (No dataclass: one is made for every copy, and in compiled code this is
-    ten times as fast.)"""
+    server may be asked for the usage of a stream. (No dataclass: one is made for every shadow request, and in compiled
+    code this is ten times as fast.)"""
 
     __slots__ = ("ask_usage", "drop", "model", "params", "system_prompt")
 

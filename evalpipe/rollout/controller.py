@@ -91,7 +91,7 @@ class Controller:
         def decide(present: CanaryState) -> StateTransition | None:
             if (
                 present.entry != state.entry
-            ):  # a person moved the canary while we looked: what we saw is of another stage
+            ):  # a person moved the canary during this evaluation: it is about another stage
                 return None
             return evaluate(
                 present, seen, now=now, stages=self._settings.stages, min_requests=self._settings.min_requests

@@ -279,7 +279,7 @@ FIRST_TOKEN = "evalpipe_time_to_first_token_seconds"
 
 
 def panels(experiment: str = VARIABLE, window: str = "$__rate_interval") -> list[Panel]:
-    """Every panel, in the order of the page: the arms side by side, then what became of copies, then the rollout."""
+    """Every panel, in the order of the page: the arms side by side, then the funnel of shadow requests, then the rollout."""
     arm = "{{arm}} {{role}}"
     e, w = experiment, window
     busy = total(e, w, f"{DURATION}_sum")

@@ -114,7 +114,7 @@ class SimApp:
 
     async def _models(self, request: HttpRequest, responder: Responder) -> None:
         recorded = self.engine.judge.recorded_judges
-        # Any name is answered; where none is known, one that can be asked for all the same.
+        # Any name is answered; where none is known, a default is listed.
         models = sorted({*self.engine.corpus.models, *self.engine.settings.models, *recorded}) or [MARK[1]]
         if "anthropic-version" in request.headers:
             rows = [

@@ -1,7 +1,7 @@
 """The checkpoint of the treatment process: how far the spool is decided, what waits, what was spent.
 
 It is written whole under its final name, in the spool's folder. What was decided after the last writing is found in the
-process's own segments, since a decision is a record there before a copy is sent: so no copy is sent twice and none is
+process's own segments, since a decision is a record there before a shadow request is sent: so none is sent twice and none is
 forgotten, as long as a segment of decisions stays until a state covers it.
 """
 
@@ -15,8 +15,8 @@ from evalpipe.files import make_folder, write_synced
 
 STATE_FILE = "shadow-state.json"
 TREATMENT_LOCK = ".shadow.lock"
-"""held by the process that decides on copies: by the treatment process as long as it runs, and by a load that closes what a
-stopped collector left undecided"""
+"""held by the process that decides on shadow requests: by the treatment process as long as it runs, and by a load that
+closes what a stopped collector left undecided"""
 OWN_PREFIX = "shadow-"
 """of the segments that hold its decisions and answers"""
 
@@ -38,7 +38,7 @@ class ShadowState(msgspec.Struct, kw_only=True):
     decided: list[str] = []
     """requests decided in an earlier life that this one has not come across yet"""
     spent_usd: dict[str, float] = {}
-    """experiment → USD of answered copies"""
+    """experiment → USD of answered shadow requests"""
 
     def covers(self, segment: str, n_bytes: int) -> bool:
         """Whether everything in one of its own segments is in this state."""

@@ -65,7 +65,7 @@ class RequestRecord(msgspec.Struct, frozen=True, tag="request", tag_field="recor
     headers: Mapping[str, str] = {}
     body: Body = Body()
     eligible: bool = False
-    """whether a treatment copy is due at all (shadow mode, or a shadowed share of the canary)"""
+    """whether a shadow request is due at all (shadow mode, or a shadowed share of the canary)"""
     percentage: float | None = None
     """share of treatment in force (ab, canary)"""
     stage: int | None = None
@@ -102,7 +102,7 @@ class ResponseRecord(msgspec.Struct, frozen=True, tag="response", tag_field="rec
     headers: Mapping[str, str] = {}
     body: Body = Body()
     sent: Body | None = None
-    """the request body this arm got, where it differs from the client's (treatment copies)"""
+    """the request body this arm got, where it differs from the client's (shadow requests)"""
     error_type: str | None = None
     error_message: str | None = None
     timeout_ms: float | None = None
@@ -112,7 +112,7 @@ class ResponseRecord(msgspec.Struct, frozen=True, tag="response", tag_field="rec
 
 
 class ShadowRecord(msgspec.Struct, frozen=True, tag="shadow", tag_field="record", omit_defaults=True, kw_only=True):
-    """What became of a request's treatment copy; written before a copy is sent, so that none is sent twice."""
+    """The status of a request's shadow request; written before it is sent, so that none is sent twice."""
 
     request_id: str
     experiment: str

@@ -1,7 +1,7 @@
 """The records of one request, from several segments and attempts, put together. Pure.
 
 A request is finished when its served response is there and, where a shadow request is due, its decision and (where it
-was sent) the copy's answer. Records that an ended process can no longer write are not waited for.
+was sent) its response. Records that an ended process can no longer write are not waited for.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class SpoolJoin:
 # An SDK's retries put together: several attempts are one request, whose answer is the last one's.
 #
 # The SDKs of both vendors number their attempts (`x-stainless-retry-count`). A failed attempt that was followed by the
-# next one is no failure anybody saw: its row stays, outside the statistics, and the last one holds the copy that was
+# next one is no failure anybody saw: its row stays, outside the statistics, and the last one holds the shadow request that was
 # made of the first.
 
 

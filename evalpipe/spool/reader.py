@@ -79,7 +79,7 @@ class _Segment:
             self.fd = self._files.open(self.name)
 
     def close(self) -> None:
-        """Also ends a `read` that is under way: its descriptor's number may by now be another file's."""
+        """Also ends a running `read`: its descriptor's number may by now be another file's."""
         self._closed = True
         if self.fd >= 0:
             self.fd = -1

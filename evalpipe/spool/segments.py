@@ -109,8 +109,8 @@ def _chunks(segment: Segment) -> Iterator[bytes]:
 
 @contextmanager
 def exclusive_segments(spool: Path | Sequence[Path]) -> Iterator[list[Segment]]:
-    """The segments. Where no writer runs, a treatment process that is started meanwhile waits: it could send a copy, and
-    pay for it, of a request that is just being closed as never copied."""
+    """The segments. Where no writer runs, a treatment process that is started meanwhile waits: it could send, and pay for, a
+    shadow request of a request that is just being closed as never shadowed."""
     if not isinstance(spool, Path) or not spool.is_dir():
         yield list_segments(spool)
         return

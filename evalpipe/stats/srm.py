@@ -84,7 +84,7 @@ class Losses:
 
 
 def losses(treatment_only: int, control_only: int) -> Losses:
-    """Rows lost by us (not errors or timeouts of an arm: those are outcomes) on one side only, tested against a coin."""
+    """Rows lost by evalpipe (not errors or timeouts of an arm: those are outcomes) on one side only, tested against a coin."""
     n = treatment_only + control_only
     p = float(distributions.binomtest(treatment_only, n, 0.5).pvalue) if n else 1.0
     return Losses(

@@ -51,7 +51,7 @@ class ReadingRules:
 
 
 def read_exchanges(entry: PendingRequest, rules: ReadingRules) -> list[Exchange]:
-    """The rows of a request that is finished, or given up: the served answer, and the copy's where one was sent."""
+    """The rows of a request that is finished, or given up: the served response, and the shadow one where one was sent."""
     request = entry.request
     assert request is not None
     client = _Client(request, rules, entry.served)
@@ -151,7 +151,7 @@ def _kind(request: RequestRecord, view: RequestView, served: ResponseRecord | No
 
 
 def _was_injected(served: ResponseRecord | None) -> bool:
-    """Whether control was asked for usage on our account: collectors before `injects_usage` show it in what was sent only."""
+    """Whether evalpipe asked control for usage: collectors before `injects_usage` show it in what was sent only."""
     if served is None or served.arm != Arm.CONTROL or served.sent is None:
         return False
     return read_request(served.endpoint, served.sent.data).usage_requested
@@ -180,7 +180,7 @@ def _served(client: _Client, entry: PendingRequest) -> Exchange:
 
 
 def _shadow_status(entry: PendingRequest) -> tuple[ShadowStatus | None, str | None]:
-    """What became of the copy; a shadow request without a decision was shed."""
+    """The status of the shadow request; one without a decision was shed."""
     if entry.shadow is not None:
         return ShadowStatus(entry.shadow.status), entry.shadow.reason
     assert entry.request is not None
@@ -240,7 +240,7 @@ def _answered(
 
 
 def _copy_lost(client: _Client, shadow: ShadowRecord, reason: str) -> Exchange:
-    """A copy that was sent (or about to be) when its process died: at most once means it is not sent again."""
+    """A shadow request that was sent (or about to be) when its process was killed: at most once means it is not sent again."""
     return Exchange(
         request_id=client.record.request_id,
         arm=Arm.TREATMENT,

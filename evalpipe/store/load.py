@@ -173,7 +173,7 @@ class SpoolLoad:
                 self._summary.failed.add(experiment)
 
     def _known(self, entries: list[PendingRequest]) -> set[int]:
-        """The entries (by `id`) whose rows are stored: the served one, and the copy's where the copy's answer is here."""
+        """The entries (by `id`) whose rows are stored: the served one, and the shadow one where its response is here."""
         wanted: dict[str, list[tuple[PendingRequest, float, tuple[str, str, str]]]] = {}
         for entry in entries:
             for experiment, at, key in _keys(entry):
@@ -584,7 +584,7 @@ class _Writers:
 @dataclass(slots=True)
 class LoadSummary:
     """Counts of rows, by dataset and result. `n_waiting`: requests whose records are not all there yet; the next load takes
-    them. `n_stopped`: requests or copies whose process died before their answer was recorded."""
+    them. `n_stopped`: requests or shadow requests whose process ended before their response was recorded."""
 
     experiments: set[str] = field(default_factory=set)
     n_files: int = 0
@@ -676,8 +676,8 @@ class LoadSummary:
         lines += [*self.faults, *self._skipped()]
         if self.n_stopped:
             lines.append(
-                f"{self.n_stopped:,} requests or copies were under way in a process that died: outcome client_closed, "
-                "in no metric"
+                f"{self.n_stopped:,} requests or shadow requests were in flight in a process that was killed: outcome "
+                "client_closed, in no metric"
             )
         if self.n_waiting:
             lines.append(f"{self.n_waiting:,} requests are not finished yet: the next load takes them")

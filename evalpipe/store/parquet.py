@@ -222,7 +222,7 @@ def verify(path: Path, schema: pa.Schema, n_rows: int) -> None:
 
 
 def sweep_stale(data: Path, dataset: Dataset, now: float | None = None) -> int:
-    """Remove unfinished files of processes that died; the number removed."""
+    """Remove unfinished files of ended processes; returns their number."""
     oldest = (time.time() if now is None else now) - STALE_AFTER_S
     n_removed = 0
     for temp in (data / dataset.name).glob("**/.*.tmp"):

@@ -257,7 +257,7 @@ def _join_experiments(connection: duckdb.DuckDBPyConnection, name: str, other: s
     if other is not None:
         rows += f" OR (experiment = {_literal(other)} AND arm = 'control' AND role <> 'replay')"
     changed = [f"{named} AS experiment"]
-    if other is not None or mirrored:  # what became of a copy to another arm is not this one's matter
+    if other is not None or mirrored:  # shadow requests to another arm do not belong to this one
         kept = "NULL" if mirrored else f"CASE WHEN experiment = {own} THEN {{0}} END"
         changed += [f"{kept.format(column)} AS {column}" for column in ("shadow_status", "shadow_reason")]
     if mirrored:
@@ -386,8 +386,8 @@ def _message(error: duckdb.Error) -> str:
 # excluded ones.
 #
 # The selection is of requests, made on the row the user was served (for an imported log: control's row): the other
-# arm's copy follows its request. So `--where "model = 'gpt-4o'"` keeps the pairs of those requests, and a condition on
-# what a user got never selects on what the copy answered.
+# arm's shadow request follows its request. So `--where "model = 'gpt-4o'"` keeps the pairs of those requests, and a condition on
+# what a user got never selects on the shadow response.
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -39,7 +39,7 @@ _CODE = re.compile(r"[a-z0-9_.-]{1,40}")
 
 
 class Scrubber:
-    """What becomes of the texts of one row. `key`: of this run alone; equal texts get equal fillers under it, which cannot be
+    """Replaces the texts of one row. `key`: of this run alone; equal texts get equal fillers under it, which cannot be
     reversed.
 
     `renames_units`: the user is to be forgotten, so unit and conversation get other ids, the same ones for all of their rows.

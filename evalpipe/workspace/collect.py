@@ -150,7 +150,7 @@ def collector_settings(workspace: Workspace) -> CollectorSettings:
 
 
 def spent_on_copies(workspace: Workspace, experiment: str) -> float:
-    """USD of the copies in the store, where the treatment process has no account of its own that can be read."""
+    """USD of the shadow requests in the store, where the treatment process has no account of its own that can be read."""
     if not is_lost(workspace.spool) or experiment not in workspace.loaded_experiments():
         return 0.0
     from evalpipe.store.query import open_store  # DuckDB: only where an account is lost

@@ -86,7 +86,7 @@ def run_demo(folder: Path = DEFAULT_FOLDER, *, local_models: bool = False, arriv
             answered, failed = send_requests(
                 requests, base_url=base_url, duration_s=arrivals_s, concurrency=32, progress=advance
             )
-        collector.stop()  # finishes the copies under way
+        collector.stop()  # finishes the shadow requests in flight
         report = _evaluate(folder)
     return Demo(folder=folder, report=report, answered=answered, failed=failed)
 
@@ -260,7 +260,7 @@ def sample_requests() -> list[SampleRequest]:
 def write_corpus(log: Path, path: Path) -> int:
     """Write the recorded answers of a collector's log as a corpus of the simulated providers; how many.
 
-    Each line is a conversation, the model that answered, its text, tokens, latency and time to first token. Copies and
+    Each line is a conversation, the model that answered, its text, tokens, latency and time to first token. Shadow requests and
     served answers alike; answers that failed are left out: the simulator makes its own faults.
     """
     conversations: dict[str, list[object]] = {}

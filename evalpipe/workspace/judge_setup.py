@@ -280,7 +280,7 @@ def nothing_to_judge(store: Store, mode: JudgeMode) -> str:
 
 
 def _commonest_shadow_status(store: Store) -> str | None:
-    """Why copies were not sent; None where none was due."""
+    """Why shadow requests were not sent; None where none was due."""
     found = store.connection.execute(
         "SELECT count(*) AS n, shadow_status, shadow_reason FROM exchanges WHERE shadow_status IS NOT NULL "
         "GROUP BY shadow_status, shadow_reason ORDER BY n DESC, shadow_status, shadow_reason LIMIT 1"

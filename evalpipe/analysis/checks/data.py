@@ -42,7 +42,7 @@ def duplicates(evidence: CheckContext) -> Check:
 
 
 def clock_skew(evidence: CheckContext) -> Check | None:
-    """Copies that seem to start before the request they copy, or answers that end before they begin."""
+    """Shadow requests that seem to start before their request, or responses that end before they begin."""
     early = 0
     if evidence.prepared.paired:
         early = rows(evidence.connection, f"SELECT count(*) AS n FROM ev_ids WHERE lead_us < {-MAX_EARLY_US}")[0]["n"]

@@ -120,7 +120,7 @@ def arm_contamination(evidence: CheckContext) -> Check | None:
 
 
 def pairing(evidence: CheckContext) -> Check | None:
-    """Shadow: rows that we lost, and whether they are lost on one side (docs/statistics.md#missing)."""
+    """Shadow: rows that evalpipe lost, and whether they are lost on one side (docs/statistics.md#missing)."""
     if not evidence.prepared.paired or empty_arm(evidence.funnel, paired=True):
         return None
     lost = evidence.funnel.exclusions
@@ -142,7 +142,7 @@ def pairing(evidence: CheckContext) -> Check | None:
 
 
 def shed(evidence: CheckContext) -> Check | None:
-    """Shadow: copies that were shed because the treatment could not keep up; a busy hour is not a random sample."""
+    """Shadow requests that were shed because the treatment could not keep up; a busy hour is not a random sample."""
     if not evidence.prepared.paired:
         return None
     n_shed = evidence.funnel.shadow.get("shed", 0)
