@@ -226,19 +226,6 @@ class ReplyWriter(Protocol):
         ...
 
 
-def stream_reply(writer: ReplyWriter, reply: Reply) -> bytes:
-    """A whole answer as one stream."""
-    parts = [writer.start(reply.usage)]
-    if reply.text:
-        parts.append(writer.text(reply.text))
-    if reply.refusal:
-        parts.append(writer.refusal(reply.refusal))
-    for call in reply.calls:
-        parts += [writer.call_start(call.id, call.name), writer.call_arguments(call.arguments)]
-    parts.append(writer.finish(reply.stop, reply.usage, reply.stop_sequence))
-    return b"".join(parts)
-
-
 def error_body(
     endpoint: str, kind: str, message: str, *, code: str | None = None, request_id: str | None = None
 ) -> Any:

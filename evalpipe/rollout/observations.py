@@ -247,25 +247,3 @@ class StageFeed:
         for _, request_id, seen in ready:
             self._seen.add(request_id)
             yield seen
-
-
-def observe_without_reading(request: RequestRecord, response: ResponseRecord) -> Observation | None:
-    """Outcome by transport and HTTP status alone, without reading the body (for simulations and tests)."""
-    from evalpipe.models import Outcome
-
-    if response.ended == "client_closed":
-        return None
-    if response.ended == "timeout":
-        outcome = Outcome.TIMEOUT
-    elif response.status is None or response.status >= 400 or response.ended in {"connect_error", "protocol_error"}:
-        outcome = Outcome.HTTP_ERROR
-    else:
-        outcome = Outcome.UNREADABLE if response.ended == "cut" else Outcome.OK
-    latency = response.timeout_ms if outcome is Outcome.TIMEOUT and response.timeout_ms else response.latency_ms
-    return Observation(
-        arm=Arm(response.arm),
-        unit=request.unit_id or request.request_id,
-        outcome=outcome,
-        latency_ms=latency,
-        asked_at=request.received_at,
-    )

@@ -13,12 +13,26 @@ from openai.types.chat import ChatCompletion
 from openai.types.responses import Response
 
 from evalpipe.models import Outcome
-from evalpipe.providers.base import Reply, ReplyCall, ReplyWriter, Usage, stream_reply
+from evalpipe.providers.base import Reply, ReplyCall, ReplyWriter, Usage
 from evalpipe.providers.chat import ChatWriter, plain_chat
 from evalpipe.providers.json_values import dump
 from evalpipe.providers.messages import MessagesWriter, plain_messages
 from evalpipe.providers.registry import read_answer
 from evalpipe.providers.translate_response import AnswerTranslator
+
+
+def stream_reply(writer: ReplyWriter, reply: Reply) -> bytes:
+    """A whole answer as one stream."""
+    parts = [writer.start(reply.usage)]
+    if reply.text:
+        parts.append(writer.text(reply.text))
+    if reply.refusal:
+        parts.append(writer.refusal(reply.refusal))
+    for call in reply.calls:
+        parts += [writer.call_start(call.id, call.name), writer.call_arguments(call.arguments)]
+    parts.append(writer.finish(reply.stop, reply.usage, reply.stop_sequence))
+    return b"".join(parts)
+
 
 JSON = {"content-type": "application/json"}
 SSE = {"content-type": "text/event-stream"}

@@ -23,13 +23,13 @@ from typing import Any
 import anthropic
 import openai
 from live import Process, post, running, served, until, workers
+from spool_writer import observe_without_reading
 
 from evalpipe.identity import in_treatment
 from evalpipe.models import CanaryStatus
 from evalpipe.rollout.canary import History
 from evalpipe.rollout.controller import has_leader
 from evalpipe.rollout.guardrails import build_guardrails, evaluate_guardrails
-from evalpipe.rollout.observations import observe_without_reading
 from evalpipe.spool.format import RequestRecord, ResponseRecord
 from evalpipe.workspace.canary import change_state
 from evalpipe.workspace.paths import Workspace, open_workspace

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 
 from evalpipe.collector.assignment import CanaryShare, choose
+from evalpipe.models import Arm, Outcome
+from evalpipe.rollout.observations import Observation
 from evalpipe.spool.format import Body, RequestRecord, ResponseRecord, render_record
 
 OK = json.dumps(
@@ -85,3 +87,23 @@ class SpoolWriter:
         with (self.folder / f"{self.name}.{self.segment:06}.jsonl").open("ab") as file:
             file.write(b"".join(lines))
         return served
+
+
+def observe_without_reading(request: RequestRecord, response: ResponseRecord) -> Observation | None:
+    """Outcome by transport and HTTP status alone, without reading the body as a stand-in for the workspace's reader."""
+    if response.ended == "client_closed":
+        return None
+    if response.ended == "timeout":
+        outcome = Outcome.TIMEOUT
+    elif response.status is None or response.status >= 400 or response.ended in {"connect_error", "protocol_error"}:
+        outcome = Outcome.HTTP_ERROR
+    else:
+        outcome = Outcome.UNREADABLE if response.ended == "cut" else Outcome.OK
+    latency = response.timeout_ms if outcome is Outcome.TIMEOUT and response.timeout_ms else response.latency_ms
+    return Observation(
+        arm=Arm(response.arm),
+        unit=request.unit_id or request.request_id,
+        outcome=outcome,
+        latency_ms=latency,
+        asked_at=request.received_at,
+    )

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from spool_writer import observe_without_reading
 from test_canary_controller import Rollout
 
 from evalpipe.errors import ConfigError, EvalpipeError
@@ -19,7 +20,7 @@ from evalpipe.rollout import canary as rollout_canary
 from evalpipe.rollout.canary import History
 from evalpipe.rollout.controller import Controller, ControllerSettings
 from evalpipe.rollout.guardrails import build_guardrails
-from evalpipe.rollout.observations import Observation, SpoolReader, StageFeed, observe_without_reading
+from evalpipe.rollout.observations import Observation, SpoolReader, StageFeed
 from evalpipe.spool.format import Body, RequestRecord, read_record, render_record
 from evalpipe.workspace import canary
 from evalpipe.workspace.load import load
