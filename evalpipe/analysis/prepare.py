@@ -7,7 +7,7 @@ and ids become 64-bit hashes: ten million exchanges are about a gigabyte, and no
 - `ev_requests`: one row per request: both sides' values (shadow mode), how they ended, and the status of its shadow request.
 - `ev_ids`: the same, in words: which sides it has, how they ended, its place in its conversation.
 - `ev_pairs` (shadow mode): the requests that both arms attempted, failures included, so that both arms answer the same questions;
-  the columns of control begin with `c_`, the treatment's with `t_`, and flags say which rows of the decision table a pair is in
+  the columns of control begin with `c_`, the treatment's with `t_`, and flags mark the rows of the decision table a pair is in
   (see populations.py).
 - `ev_rows`: one row per exchange that counts: both sides of every pair; in ab and canary mode each served exchange.
 - `ev_sources`: roles, statuses and costs by arm.

@@ -103,7 +103,7 @@ def _prepare(
     shares = [k / bins for k in range(1, bins)]
     by_tokens = prepared.paired and not reads_text
     # A slice must not depend on how an arm's answer ended, or that arm's failures would fall out of every slice: so what
-    # the request says, in characters; on large logs the tokens either arm counted, to leave the texts unread.
+    # by the request's characters; on large logs by the tokens either arm counted, to leave the texts unread.
     expressions: dict[str, str] = {
         "prompt_length": "input_tokens" if by_tokens else "length(prompt)",
         "endpoint": "endpoint",

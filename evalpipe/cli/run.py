@@ -106,11 +106,11 @@ def run(
 
 def summary_lines(result: JobResult) -> list[str]:
     """The summary of one run: a line a step, then the decision."""
-    from evalpipe.cli.judge_text import tally_lines
+    from evalpipe.cli.judge_text import summary_lines
 
     details = {
         "load": [] if result.loaded is None else result.loaded.lines(),
-        "judge": tally_lines(result.judged),
+        "judge": summary_lines(result.judged),
         "report": [] if result.report is None else [f"wrote {result.report.html}"],
         "gate": [] if result.verdict is None else [f"{result.verdict['recommendation']}: {result.verdict['headline']}"],
     }

@@ -19,8 +19,8 @@ def sql(
 ) -> None:
     """Query the datasets: views `exchanges`, `pairs`, `judgments`, `labels`, `feedback`.
 
-    They hold the workspace's experiment; without a configuration all that were loaded (the column `experiment` tells them
-    apart). Queries read: nothing can be changed, no other file can be reached. `describe pairs` lists a view's columns.
+    They hold the workspace's experiment; without a configuration all that were loaded (the column `experiment` names
+    theirs). Queries read: nothing can be changed, no other file can be reached. `describe pairs` lists a view's columns.
 
     ```
     evalpipe sql "select arm, outcome, count(*), avg(latency_ms) from exchanges group by all"

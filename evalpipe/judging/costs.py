@@ -163,7 +163,7 @@ def spent_so_far(
 
 
 def spent_since(connection: Connection, spec: JudgeSpec, since: datetime, cost_of: CostOf) -> float:
-    """USD of this judge's calls that ended at `since` or later, those whose cost nobody reported at their worst."""
+    """USD of this judge's calls that ended at `since` or later, those whose cost was not reported at their worst case."""
     (spent,) = connection.execute(
         f"SELECT coalesce(sum(coalesce(json_extract(CASE WHEN json_valid(note) THEN note END, '$.{COST_AT_MOST}')::DOUBLE, "
         "cost_usd, 0)), 0) FROM stored_judgments WHERE judge = $1 AND judged_at >= $2::TIMESTAMPTZ",

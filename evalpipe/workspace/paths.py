@@ -196,7 +196,7 @@ def write_services(workspace: Workspace, program: str) -> list[Path]:
         program: the path of the evalpipe command.
 
     Raises:
-        ConfigError: where there is no workspace, a path cannot stand in such a file, or one of them cannot be written. Files
+        ConfigError: where there is no workspace, a path cannot be written in such a file, or one of them cannot be written. Files
             that are there are left as they are.
     """
     name, folder = workspace.require_config().experiment.name, workspace.root.resolve()

@@ -6,7 +6,6 @@ job has failed then, whatever the other steps did.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evalpipe.errors import EvalpipeError, NoDataError, NothingToJudgeError, WorkspaceBusyError
+from evalpipe.files import try_lock
 from evalpipe.judging.run_summary import RunSummary
 from evalpipe.spool.segments import holds_log
 from evalpipe.store.load import LoadSummary
@@ -33,7 +33,7 @@ StepName = Literal["load", "judge", "report", "gate"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunOptions:
-    """What the command line says.
+    """The options of the command line.
 
     Attributes:
         judges: by name; () = the configured ones.
@@ -164,7 +164,7 @@ def _judge(workspace: Workspace, result: JobResult, options: RunOptions) -> None
 
 def _commonest(summary: RunSummary) -> str:
     reason = max(summary.failed, key=summary.failed.__getitem__, default="no call gave a verdict")
-    words = summary.words.get(reason)
+    words = summary.failure_messages.get(reason)
     return f"{reason} ({words})" if words else reason
 
 
@@ -208,17 +208,15 @@ def _verdict_before(workspace: Workspace, experiment: str) -> dict[str, Any] | N
 
 @contextmanager
 def only_run(data: Path) -> Iterator[None]:
-    """One job at a time on a data folder. Raises WorkspaceBusyError, with the process that is at it."""
+    """One job at a time on a data folder. Raises WorkspaceBusyError with the id of the running process."""
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
     handle = os.open(data / ".run.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(handle):
             other = os.read(handle, 20).decode("ascii", "replace").strip() or "unknown"
             raise WorkspaceBusyError(
                 f"another `evalpipe run` works on {data} (process {other}): let it end, it does the same"
-            ) from None
+            )
         os.ftruncate(handle, 0)
         os.pwrite(handle, str(os.getpid()).encode(), 0)
         yield
