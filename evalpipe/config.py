@@ -90,6 +90,12 @@ class ExperimentConfig(_Section):
     keep_days: Annotated[int, Field(ge=1)] | None = None
     control_from: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] | None = None
     """the experiment whose control this candidate is compared with"""
+    question: Annotated[str, Field(max_length=300)] | None = None
+    """what is to be decided, as the first line of the report"""
+    owner: Annotated[str, Field(max_length=100)] | None = None
+    link: Annotated[str, Field(pattern=r"^https?://[^\s<>\"]+$", max_length=500)] | None = None
+    requests_per_month: Annotated[float, Field(gt=0)] | None = None
+    """for dollars a month in the report; without it: the traffic of the log"""
 
     @model_validator(mode="after")
     def _from_another(self) -> ExperimentConfig:
@@ -492,6 +498,7 @@ _PATTERNS = {
     "name": "letters, digits, '.', '_' and '-' are allowed, 1 to 64 of them",
     "control_from": "the name of an experiment is expected: letters, digits, '.', '_' and '-', 1 to 64 of them",
     "webhook": "an http or https address is expected",
+    "link": "a web address such as https://host/page is expected",
     "base_url": "an address such as https://host/v1 is expected, a query such as ?api-version=… may follow",
 }
 """what the patterns of those keys ask for, in words"""

@@ -283,6 +283,16 @@ def format_period(since: str, until: str) -> str:
     return f"{format_day(since)}, {start.strftime(clock)} to {end.strftime(clock)} UTC"
 
 
+def format_period_of_days(since: str, until: str) -> str:
+    """Two ISO 8601 instants as days, what they share named once: "23 Nov 2026", "2 to 12 Mar 2026", "28 Feb to 2 Mar 2026"."""
+    start, end = format_day(since), format_day(until)
+    if start == end:
+        return start
+    if start[-8:] == end[-8:]:
+        return f"{start[:-9]} to {end}"
+    return f"{start.removesuffix(end[-5:])} to {end}"
+
+
 def format_day(instant: str | None) -> str:
     """The day of an ISO 8601 instant: "23 Nov 2026"."""
     text = format_instant(instant)

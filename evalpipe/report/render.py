@@ -18,6 +18,8 @@ from evalpipe.report.charts.intervals import Rate, is_bent, rate_axis, rate_axis
 from evalpipe.report.charts.svg import HATCH, Scale
 from evalpipe.report.decision import headline_of
 from evalpipe.report.figures import row_picture, shared_reach
+from evalpipe.report.findings import MOST_NAMED
+from evalpipe.report.glossary import glossary, with_terms
 from evalpipe.report.judge import AGREEMENT_COLUMNS, JudgeView, RateRow
 from evalpipe.report.labels import CHECK_MARKS, FINDING_ORDER, RECOMMENDATIONS
 from evalpipe.report.metrics import MetricRow
@@ -46,6 +48,8 @@ def render(analysis: Analysis, *, deterministic: bool = False, max_examples: int
         check_marks=CHECK_MARKS,
         finding_rank=FINDING_ORDER.index,
         methods=_methods(view.rows),
+        most_named=MOST_NAMED,
+        glossary=glossary(),
     )
 
 
@@ -98,6 +102,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters["code"] = _code_spans
+    environment.filters["terms"] = with_terms
     environment.filters["counted"] = format_counted
     environment.filters["slug"] = lambda text: re.sub(r"[^a-z0-9]+", "-", str(text).lower()).strip("-")
     return environment

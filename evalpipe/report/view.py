@@ -15,6 +15,7 @@ from evalpipe.analysis.checks import CHECKS
 from evalpipe.analysis.result import Analysis, MetricResult
 from evalpipe.report.examples import ExampleView, chosen, example_groups, example_views
 from evalpipe.report.figures import Figure, figures, funnel_figure, judge_figures
+from evalpipe.report.first_screen import FirstScreen, first_screen
 from evalpipe.report.judge import JudgeView, judge_view
 from evalpipe.report.labels import FINDINGS, GROUPS, NOT_MEASURED, check_name
 from evalpipe.report.metrics import LATER_TURNS, Fact, MetricRow, SegmentTable, is_measured, metric_row, segment_table
@@ -51,6 +52,7 @@ class ReportView:
     title: str
     experiment: str
     generated: str
+    first: FirstScreen
     summary: SummaryView
     groups: list[tuple[str, list[MetricRow]]]
     unmeasured: list[str]
@@ -103,11 +105,13 @@ def report_view(analysis: Analysis, *, deterministic: bool = False, max_examples
     rows = _rows(listed, analysis)
     judges = _deciding_first([judge_view(judge, analysis.checks) for judge in analysis.judges])
     facts, config, reproduce = _provenance(analysis, deterministic=deterministic)
+    summary = summary_view(analysis, rows, judges)
     return ReportView(
         title=f"{analysis.experiment}: evalpipe report",
         experiment=analysis.experiment,
         generated=format_instant(analysis.generated_at),
-        summary=summary_view(analysis, rows, judges),
+        first=first_screen(analysis, rows, judges, summary.problems, examples),
+        summary=summary,
         groups=_grouped(rows),
         unmeasured=[m.label or m.name for m in listed if not _has_row(m) and m.name != LATER_TURNS],
         figures=figures(analysis, rows),
@@ -215,7 +219,18 @@ def _grouped(rows: list[MetricRow]) -> list[tuple[str, list[MetricRow]]]:
 
 _NOTHING: tuple[object, ...] = (None, "", [], {})
 _APART = frozenset(
-    {"config", "reproduce", "simulated_judge", "arms", "versions", "n_star", "data", "judge", "segments_one_user_in"}
+    {
+        "config",
+        "reproduce",
+        "simulated_judge",
+        "arms",
+        "about",
+        "versions",
+        "n_star",
+        "data",
+        "judge",
+        "segments_one_user_in",
+    }
 )
 _FACT_NAMES = {
     "evalpipe": "Version of evalpipe",

@@ -248,12 +248,23 @@ def provenance(workspace: Workspace, store: Store, name: str, options: Mapping[s
         },
         "config": None if config is None else shown_config(config),
         "config_fingerprint": None if config is None else fingerprint(config.model_dump(mode="json")),
+        **_about(workspace, name),
         "data": _data(store),
         "prices": {"library": library_version(), "own": sorted(config.prices) if config else []},
         **_candidates(workspace, name),
         "selection": chosen,
         "reproduce": _reproduce(name, chosen),
     }
+
+
+def _about(workspace: Workspace, name: str) -> dict[str, Any]:
+    """What the configuration holds on the experiment itself; nothing where another experiment is looked at."""
+    config = workspace.config
+    if config is None or name.removesuffix(AGAINST_ITSELF) != config.experiment.name:
+        return {}
+    keys = ("question", "owner", "link", "requests_per_month")
+    found = {key: value for key in keys if (value := getattr(config.experiment, key)) is not None}
+    return {"about": found} if found else {}
 
 
 def _candidates(workspace: Workspace, name: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from event_builders import eventful, misconfigured
 from hostile_texts import hostile
 from report_builders import demo_like, empty, example, mixed, side
 
-from evalpipe.analysis.result import MetricResult
+from evalpipe.analysis.result import Analysis, MetricResult
 from evalpipe.report.compare import render_comparison
 from evalpipe.report.render import render, render_index
 
@@ -63,6 +63,17 @@ def browser() -> Iterator[Any]:
         launched.close()
 
 
+def asked() -> Analysis:
+    """With everything that the first screen has room for."""
+    about = {
+        "question": "Can claude-haiku-4-5 answer our customers as well as gpt-4o, at no higher price and no slower?",
+        "owner": "Ana Example, customer support",
+        "link": "https://tickets.example/browse/SUPPORT-12345",
+        "requests_per_month": 12_000_000,
+    }
+    return dataclasses.replace(eventful(), provenance=eventful().provenance | {"about": about})
+
+
 def long_name(metric: MetricResult) -> MetricResult:
     return dataclasses.replace(metric, label=f"{metric.label} of requests that came in through the partners' gateway")
 
@@ -77,6 +88,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "mixed": render(mixed()),
         "demo": render(demo_like()),
         "eventful": render(eventful(), max_examples=2),
+        "asked": render(asked()),
         "misconfigured": render(misconfigured(), max_examples=2),
         "short": render(mixed(), max_examples=2),
         "demo short": render(demo_like(), max_examples=2),
@@ -178,6 +190,26 @@ def test_a_reader_clicks_through_the_report(open_page: Callable[..., Watched]) -
     first.locator("details.raw > summary").first.click()
     assert "**five**" in first.locator("details.raw pre").first.inner_text()
     watched.assert_quiet()
+
+
+@pytest.mark.parametrize("name", ["mixed", "demo", "eventful", "misconfigured", "asked"])
+def test_the_first_screen_fits_a_laptop_and_two_screens_of_a_phone(
+    open_page: Callable[..., Watched], name: str
+) -> None:
+    for width, height in ((1280, 900), (390, 2 * 844)):
+        page = open_page(name, viewport={"width": width, "height": height}).page
+        assert page.evaluate("document.querySelector('.first').getBoundingClientRect().bottom") <= height
+
+
+def test_a_bad_answer_is_one_click_away(open_page: Callable[..., Watched]) -> None:
+    for scripted in (True, False):
+        watched = open_page("asked", java_script_enabled=scripted)
+        page = watched.page
+        page.locator("a.sample.treatment_lost").first.click()
+        shown = page.locator(":target .sides")
+        assert shown.is_visible()
+        assert "free of charge" in shown.locator(".treatment").inner_text()
+        assert watched.page.evaluate("document.querySelector(':target').getBoundingClientRect().top < innerHeight")
 
 
 def test_the_keyboard_alone_reaches_everything(open_page: Callable[..., Watched]) -> None:
@@ -312,7 +344,12 @@ def test_hostile_content_is_shown_and_does_nothing(open_page: Callable[..., Watc
     # One script, one style, no element that could load, send or cover anything.
     assert page.locator("script").count() == 1
     assert page.locator("style").count() == 1
-    assert page.locator("img, iframe, object, embed, base, main form[action], a[href]:not(.skip), [style]").count() == 0
+    assert (
+        page.locator(
+            "img, iframe, object, embed, base, main form[action], a[href]:not(.skip, [href^='#']), [style]"
+        ).count()
+        == 0
+    )
     assert page.locator("meta[http-equiv]").count() == 1
     handlers = "e => e.filter(x => x.getAttributeNames().some(n => n.startsWith('on'))).length"
     assert page.eval_on_selector_all("body *", handlers) == 0

@@ -14,6 +14,7 @@ from evalpipe.report.charts.svg import (
     nice_ticks,
     path,
     picture,
+    rect,
     short_label,
     text,
     text_width,
@@ -189,4 +190,30 @@ def rate_axis_cell(x: Scale) -> Markup:
         title="Axis",
         description=f"from {x.low * 100:.0f} to {x.high * 100:.0f} percent, the even split marked",
         class_="interval",
+    )
+
+
+# Won, tied and lost in one bar: what a win rate is made of.
+
+
+BAR_WIDTH, BAR_HEIGHT = 480.0, 26.0
+
+
+def verdict_bar(won: int, tied: int, lost: int, *, description: str) -> Markup:
+    """Three stretches of one bar: solid won, empty tied, hatched lost; the even split is marked."""
+    total = won + tied + lost
+    parts: list[Markup] = []
+    x = 0.0
+    for count, look in ((won, "won"), (tied, "tied"), (lost, "lost")):
+        width = BAR_WIDTH * count / total
+        parts.append(rect(x, 4, width, BAR_HEIGHT - 8, f"share {look}"))
+        x += width
+    parts.append(line(BAR_WIDTH / 2, 0, BAR_WIDTH / 2, BAR_HEIGHT, "zero-line"))
+    return picture(
+        *parts,
+        width=BAR_WIDTH,
+        height=BAR_HEIGHT,
+        title="Won, tied and lost",
+        description=description,
+        class_="bar-of-verdicts",
     )
