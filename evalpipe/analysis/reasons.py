@@ -11,6 +11,7 @@ from evalpipe.analysis.settings import Settings
 from evalpipe.analysis.wording import (
     allowed,
     amount,
+    at_most,
     change,
     count,
     format_metric,
@@ -367,8 +368,9 @@ def _statement(result: MetricResult, ruling: DecisionOutcome) -> str:
         return f"{_lower(result.label)}: no conclusion, {_why(result)}"
     what = change(result)
     if result.name == "empty_rate" and not result.treatment.numerator:
-        most = amount(result.ci_high, "ratio")
-        return f"none of {count(result.treatment.n)} treatment answers is empty (up to {most} would be compatible with that)"
+        limit = result.treatment.ci_high
+        most = f" (up to {at_most(limit)} would be compatible)" if limit else ""
+        return f"none of {count(result.treatment.n)} treatment answers is empty{most}"
     candidate = result.role in {MetricRole.PRIMARY.value, MetricRole.BENEFIT.value}
     if candidate and result.name in ruling.winning:
         small = ", a difference smaller than its margin" if result.finding == "equivalent" else ""

@@ -44,6 +44,11 @@ def percent(share: float | None, *, signed: bool = False) -> str:
     return f"{sign}{_digits(100 * abs(share))} %"
 
 
+def at_most(share: float) -> str:
+    """The upper limit of a share of which nothing was seen, two significant digits: 0.0179 → "1.8 %"."""
+    return f"{float(f'{100 * share:.2g}'):g} %"
+
+
 def count(number: float) -> str:
     """12345.6 → "12,346"."""
     return f"{round(number):,}"
@@ -69,6 +74,10 @@ def change(result: MetricResult, *, subject: str = "the treatment's") -> str:
     if result.difference is None:
         return f"{name} cannot be compared ({shown.control} against {shown.treatment})"
     moved = f"{shown.difference}, {shown.interval}" if shown.interval != MISSING else shown.difference
+    limit = result.treatment.ci_high
+    if result.unit == "ratio" and result.control.numerator == 0 and result.treatment.numerator == 0 and limit:
+        size = f"{count(result.treatment.n)} answers"
+        return f"{name} stayed at {shown.treatment} (none in {size}; up to {at_most(limit)} would be compatible)"
     if shown.control == shown.treatment:
         return f"{name} stayed at {shown.treatment} ({moved})"
     return f"{name} {'rose' if result.difference > 0 else 'fell'} from {shown.control} to {shown.treatment} ({moved})"

@@ -38,6 +38,10 @@ def report(
         Format, typer.Option("--format", "-f", help="html writes files; the others go to stdout, or to --output.")
     ] = Format.html,
     examples: Annotated[int, typer.Option("--examples", min=0, max=1000, help="Most pairs to read in the HTML.")] = 50,
+    no_texts: Annotated[
+        bool,
+        typer.Option("--no-texts", help="A page without prompts, answers and judges' reasons, for a wide audience."),
+    ] = False,
     compare: Annotated[
         tuple[Path, Path] | None, typer.Option("--compare", metavar="A.json B.json", help="Two reports side by side.")
     ] = None,
@@ -55,6 +59,8 @@ def report(
     - `evalpipe report --open`
 
     - `evalpipe report --format markdown > comment.md`
+
+    - `evalpipe report --no-texts -o for-everybody.html`
 
     - `evalpipe report --since 2026-03-01 --where "streamed" -o reports/streamed.html`
 
@@ -95,7 +101,9 @@ def report(
             output,
         )
         return
-    written = workspace_report.write_report(workspace, **chosen, output=output, max_examples=examples)
+    written = workspace_report.write_report(
+        workspace, **chosen, output=output, max_examples=0 if no_texts else examples
+    )
     if as_json:
         typer.echo(written.json.read_text(encoding="utf-8"), nl=False)
     else:

@@ -30,8 +30,6 @@ TEXT_LIMIT = 20_000
 """bytes of UTF-8 shown of any one text"""
 PAGE_BUDGET = 600_000
 """bytes of all the examples' texts together; each is shown up to three times (rendered, raw, diff)"""
-FOLD_AFTER = 4
-"""examples that start open"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,7 +108,6 @@ class ExampleView:
     treatment: SideView
     verdicts: list[VerdictView]
     diff: WordDiff
-    open: bool
 
 
 def example_views(examples: list[Example], *, experiment: str) -> list[ExampleView]:
@@ -192,7 +189,6 @@ def _example(number: int, example: Example, limit: int, experiment: str) -> Exam
         treatment=treatment,
         verdicts=[_verdict(verdict, limit, example.request_id, experiment) for verdict in example.verdicts],
         diff=_diff(control, treatment),
-        open=number <= FOLD_AFTER and sum(len(text) for text in _texts(example)) < 6_000,
     )
 
 

@@ -62,10 +62,14 @@ def row_picture(row: MetricRow, reach: float) -> Markup | None:
     return interval_cell(mark, reach if mark.has_margin else 3.0)
 
 
-def figures(analysis: Analysis, rows: list[MetricRow]) -> list[Figure]:
-    """Every picture of the results there is data for, in reading order."""
-    found = [_forest(rows), _win_rate(analysis), _latency(analysis), *_dimensions(analysis), *_binned(analysis)]
-    return [figure for figure in found if figure is not None]
+def figures(analysis: Analysis) -> list[Figure]:
+    """Quality over time and speed, where there is data for them."""
+    return [figure for figure in (_win_rate(analysis), _latency(analysis)) if figure is not None]
+
+
+def more_figures(analysis: Analysis, rows: list[MetricRow]) -> list[Figure]:
+    """The other pictures of the results there is data for, in reading order."""
+    return [figure for figure in (_forest(rows), *_dimensions(analysis), *_binned(analysis)) if figure is not None]
 
 
 def _forest(rows: list[MetricRow]) -> Figure | None:
@@ -126,6 +130,8 @@ def _latency(analysis: Analysis) -> Figure | None:
 def _dimensions(analysis: Analysis) -> list[Figure]:
     found: list[Figure] = []
     for judge in analysis.judges:
+        if len({(one.wins, one.ties, one.losses) for one in judge.dimensions}) < 2:
+            continue  # one mark for everything: the first screen has it
         picture = dimension_chart(judge.dimensions)
         if picture is not None and (judge.feeds_decision or not found):
             found.append(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from evalpipe.analysis.result import Analysis
+from evalpipe.analysis.wording import at_most
 from evalpipe.report.arms import ArmNames
 from evalpipe.report.labels import ROLE_ORDER, plain
 from evalpipe.report.metrics import MetricRow, is_win_rate, margin_text
@@ -14,9 +15,9 @@ from evalpipe.text import (
     format_count,
     format_counted,
     format_instant,
-    format_percent,
     format_usd,
     full_sentence,
+    together,
     within_sentence,
 )
 
@@ -122,6 +123,7 @@ def known_and_open(rows: list[MetricRow]) -> tuple[list[Statement], list[Stateme
     unknown += _none_seen(none)
     worst_first = {"worse": 0, "better": 1}
     known.sort(key=lambda one: worst_first.get(one.finding, 2))
+    unknown.sort(key=lambda one: one.finding == "undefined")  # what the log cannot show last
     return known, unknown
 
 
@@ -161,7 +163,7 @@ def zero_sentence(rows: list[MetricRow]) -> str:
         else f"{format_count(treatment)} and {format_count(control)} answers"
     )
     most = max((row.raw.treatment.ci_high or 0.0 for row in rows), default=0.0)
-    limit = f"; up to {format_percent(most, 1)} would be compatible" if most else ""
+    limit = f"; up to {together(at_most(most))} would be compatible" if most else ""
     return f"no {listed} in {size}{limit}"
 
 

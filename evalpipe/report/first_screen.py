@@ -36,7 +36,7 @@ from evalpipe.text import (
     sentence_case,
 )
 
-QUESTION_LIMIT, EXCERPT_LIMIT = 110, 150
+QUESTION_LIMIT, EXCERPT_LIMIT = 110, 300
 """characters of a question and of an answer on the first screen"""
 RELIABILITY = ("error_rate", "timeout_rate", "empty_rate")
 SPEED = ("p50_latency_ms", "p50_ttft_ms")

@@ -1,24 +1,19 @@
-"""The decision table: one metric as one row of strings, and slices of the traffic in the same form."""
+"""The decision table: one metric as one row of strings."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from markupsafe import Markup
-
-from evalpipe.analysis.result import Analysis, ArmValue, MetricResult, Segment
-from evalpipe.analysis.wording import FormattedMetric, format_metric, metric_formats
-from evalpipe.report.charts.intervals import Mark, interval_cell
+from evalpipe.analysis.result import ArmValue, MetricResult
+from evalpipe.analysis.wording import FormattedMetric, at_most, format_metric, metric_formats
 from evalpipe.report.labels import (
     DIRECTIONS,
-    FINDING_ORDER,
     FINDING_WORDS,
     FINDINGS,
     GROUPS,
     NOT_MEASURED,
     ROLE_MEANINGS,
     ROLES,
-    plain,
     status_note,
     status_words,
 )
@@ -31,6 +26,7 @@ from evalpipe.text import (
     format_percent,
     full_sentence,
     number_format,
+    together,
 )
 
 FROM_EVEN = "from an even split"
@@ -165,6 +161,7 @@ def metric_row(metric: MetricResult, *, turns: str | None = None) -> MetricRow:
     """
     shown = format_metric(metric)
     known = metric.status != "not_measured"
+    none = none_seen(metric)
     finding = metric.finding if metric.finding in FINDINGS and known else "undefined"
     concluded = finding != "undefined"
     return MetricRow(
@@ -177,8 +174,8 @@ def metric_row(metric: MetricResult, *, turns: str | None = None) -> MetricRow:
         control_n=_count_text(metric.control, metric.unit) if known else "",
         treatment=shown.treatment if known else MISSING,
         treatment_n=_count_text(metric.treatment, metric.unit) if known else "",
-        difference=shown.difference if concluded else MISSING,
-        interval=shown.interval if concluded else MISSING,
+        difference=("none seen" if none else shown.difference) if concluded else MISSING,
+        interval=(f"up to {none}" if none else shown.interval) if concluded else MISSING,
         aside=FROM_EVEN if concluded and is_win_rate(metric) else "",
         footnote=_footnote(metric, turns) if known else "",
         finding=finding,
@@ -190,6 +187,15 @@ def metric_row(metric: MetricResult, *, turns: str | None = None) -> MetricRow:
         note=full_sentence(metric.note or ""),
         raw=metric,
     )
+
+
+def none_seen(metric: MetricResult) -> str:
+    """The share of the treatment's requests that would still be compatible ("1.8 %"), where an event occurred in neither arm;
+    "" otherwise."""
+    limit = metric.treatment.ci_high
+    if metric.unit != "ratio" or metric.control.numerator != 0 or metric.treatment.numerator != 0 or not limit:
+        return ""
+    return together(at_most(limit))
 
 
 def _footnote(metric: MetricResult, turns: str | None) -> str:
@@ -299,6 +305,8 @@ def _facts(metric: MetricResult, shown: FormattedMetric, *, concluded: bool) -> 
         facts.insert(3, Fact(name="What is estimated", text=metric.estimand))
     if not concluded and shown.interval != MISSING:
         facts.append(Fact(name="Seen so far", text=f"{shown.difference}, without a valid interval"))
+    elif concluded and none_seen(metric):
+        facts.append(Fact(name="Difference", text=f"{shown.difference} ({shown.interval})"))
     elif concluded and metric.relative is not None and metric.ci_low is not None:
         own = f"{formats.difference.difference(metric.difference)} ({formats.difference.interval(metric.ci_low, metric.ci_high)})"
         facts.append(Fact(name="Difference in its own unit", text=own))
@@ -324,8 +332,11 @@ def _how_to_read(metric: MetricResult, shown: FormattedMetric, finding: str) -> 
     against = "an even split" if is_win_rate(metric) else "control"
     seen = f"Against {against}, the treatment's {subject} differs by {shown.difference}; "
     seen += f"values from {shown.interval} are compatible with the data."
+    none = none_seen(metric)
     if metric.unit == "ratio" and metric.control.numerator == 0 and metric.treatment.numerator == 0:
         seen = f"It occurred in neither arm; values from {shown.interval} are compatible with the data."
+    if none:
+        seen = f"It occurred in neither arm; up to {none} would be compatible. The difference is {shown.interval}."
     ends = {
         "better": "The whole interval lies on the better side of zero.",
         "worse": "The whole interval lies on the worse side of zero.",
@@ -337,116 +348,3 @@ def _how_to_read(metric: MetricResult, shown: FormattedMetric, finding: str) -> 
         ruled = "ruled out" if metric.non_inferior else "shown" if _is_beyond_margin(metric) else "not ruled out"
         ends += f" A loss larger than the margin of {margin_text(metric)} is {ruled}."
     return f"{seen} {ends}"
-
-
-# Slices of the traffic, worst first: where the treatment may hurt some and help others. Exploratory, never deciding.
-
-
-MAX_SEGMENTS = 24
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SegmentRow:
-    dimension: str
-    value: str
-    metric: str
-    n: str
-    control: str
-    treatment: str
-    difference: str
-    interval: str
-    p_adjusted: str
-    finding: str
-    picture: Markup | None
-    raw: Segment
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SegmentTable:
-    """Not shown: `n_hidden`, the least bad ones beyond the cap, and `n_silent`, with too little data or no event.
-
-    `one_user_in`: every how many-th user was looked at; 1: all of them.
-    """
-
-    rows: list[SegmentRow]
-    n_hidden: int
-    n_silent: int
-    n_discovered: int
-    one_user_in: int
-
-
-def segment_table(analysis: Analysis) -> SegmentTable | None:
-    if not analysis.segments:
-        return None
-    metrics = {metric.name: metric for metric in analysis.metrics}
-    usable = [s for s in analysis.segments if s.status == "ok" and (s.control or s.treatment)]
-    reach = {name: _reach(name, analysis.segments) for name in {segment.metric for segment in analysis.segments}}
-    ordered = sorted(usable, key=lambda s: _badness(s, metrics.get(s.metric), reach[s.metric]))
-    rows = [_row(segment, metrics.get(segment.metric), reach[segment.metric]) for segment in ordered[:MAX_SEGMENTS]]
-    return SegmentTable(
-        rows=rows,
-        n_hidden=max(0, len(ordered) - MAX_SEGMENTS),
-        n_silent=len(analysis.segments) - len(usable),
-        n_discovered=sum(segment.discovered for segment in analysis.segments),
-        one_user_in=int(analysis.provenance.get("segments_one_user_in") or 1),
-    )
-
-
-def _reach(metric: str, segments: list[Segment]) -> float:
-    """Half the width of the axis of a metric's segments, from its own unit: the widest point, or interval twice that."""
-    own = [s for s in segments if s.metric == metric]
-    points = [abs(s.difference) for s in own if s.difference is not None]
-    bounds = [abs(b) for s in own for b in (s.ci_low, s.ci_high) if b is not None]
-    largest = max(points, default=0.0)
-    return min(max([largest, *bounds], default=1.0), largest * 3 or 1.0) or 1.0
-
-
-def _badness(segment: Segment, metric: MetricResult | None, reach: float) -> tuple[bool, int, float]:
-    """Sort key: discoveries first, then by finding, then by the oriented difference."""
-    order = FINDING_ORDER.index(segment.finding) if segment.finding in FINDING_ORDER else len(FINDING_ORDER)
-    oriented = sign(metric.direction if metric else "higher") * (segment.difference or 0.0) / reach
-    return not (segment.discovered and segment.finding == "worse"), order, oriented
-
-
-def _row(segment: Segment, metric: MetricResult | None, reach: float) -> SegmentRow:
-    unit = metric.unit if metric else ""
-    largest = max((abs(v) for v in (segment.control, segment.treatment) if v is not None), default=0.0)
-    has_interval = segment.ci_low is not None and segment.ci_high is not None
-    half = (segment.ci_high - segment.ci_low) / 2 if has_interval else None  # type: ignore[operator]
-    scale = number_format(unit, largest=largest, half_width=half)
-    difference, interval = scale.difference(segment.difference), scale.interval(segment.ci_low, segment.ci_high)
-    label = metric.label if metric and metric.label else plain(segment.metric)
-    return SegmentRow(
-        dimension=plain(segment.dimension),
-        value=segment.value,
-        metric=label,
-        n=format_count(segment.n),
-        control=scale.value(segment.control),
-        treatment=scale.value(segment.treatment),
-        difference=difference,
-        interval=interval,
-        p_adjusted=format_p(segment.p_adjusted),
-        finding=segment.finding,
-        picture=_picture(segment, metric, reach, f"{label}, {segment.dimension} {segment.value}", difference, interval),
-        raw=segment,
-    )
-
-
-def _picture(
-    segment: Segment, metric: MetricResult | None, reach: float, label: str, difference: str, interval: str
-) -> Markup | None:
-    if segment.difference is None:
-        return None
-    s = sign(metric.direction if metric else "higher")
-    low, high = (segment.ci_low, segment.ci_high) if s > 0 else (segment.ci_high, segment.ci_low)
-    mark = Mark(
-        label=label,
-        low=None if low is None else s * low / reach,
-        point=s * segment.difference / reach,
-        high=None if high is None else s * high / reach,
-        # Colour only for what survives the control of false discoveries.
-        finding=segment.finding if segment.discovered else "inconclusive",
-        text=f"{difference} ({interval})",
-        has_margin=False,
-    )
-    return interval_cell(mark, 1.1)

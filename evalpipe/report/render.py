@@ -29,6 +29,8 @@ from evalpipe.report.view import report_view
 from evalpipe.text import format_counted, format_instant
 
 DEFAULT_EXAMPLES = 50
+ELSEWHERE = frozenset({"What got better?", "What got worse?", "Can the judge be trusted?"})
+"""questions that the page answers in another place: the first screen and the table, and the judge"""
 
 
 def render(analysis: Analysis, *, deterministic: bool = False, max_examples: int = DEFAULT_EXAMPLES) -> str:
@@ -49,6 +51,8 @@ def render(analysis: Analysis, *, deterministic: bool = False, max_examples: int
         finding_rank=FINDING_ORDER.index,
         methods=_methods(view.rows),
         most_named=MOST_NAMED,
+        elsewhere=ELSEWHERE,
+        sampled={sample.number for sample in view.first.samples},
         glossary=glossary(),
     )
 

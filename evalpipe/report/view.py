@@ -14,12 +14,13 @@ import msgspec
 from evalpipe.analysis.checks import CHECKS
 from evalpipe.analysis.result import Analysis, MetricResult
 from evalpipe.report.examples import ExampleView, chosen, example_groups, example_views
-from evalpipe.report.figures import Figure, figures, funnel_figure, judge_figures
+from evalpipe.report.figures import Figure, figures, funnel_figure, judge_figures, more_figures
 from evalpipe.report.first_screen import FirstScreen, first_screen
 from evalpipe.report.judge import JudgeView, judge_view
 from evalpipe.report.labels import FINDINGS, GROUPS, NOT_MEASURED, check_name
-from evalpipe.report.metrics import LATER_TURNS, Fact, MetricRow, SegmentTable, is_measured, metric_row, segment_table
+from evalpipe.report.metrics import LATER_TURNS, Fact, MetricRow, is_measured, metric_row
 from evalpipe.report.sanitize import escape_invisible
+from evalpipe.report.segments import SegmentTable, segment_table
 from evalpipe.report.summary import Problem, SummaryView, summary_view
 from evalpipe.text import (
     format_counted,
@@ -58,11 +59,15 @@ class ReportView:
     unmeasured: list[str]
     """labels of the metrics without a single observation"""
     figures: list[Figure]
+    more_figures: list[Figure]
+    """for statisticians"""
     judges: list[JudgeView]
     judge_figures: list[Figure]
     segments: SegmentTable | None
     examples: list[ExampleView]
     example_groups: list[tuple[str, str, int]]
+    n_left_out: int
+    """examples of a copy without texts"""
     checks: list[CheckRow]
     funnel: Figure | None
     provenance: list[Fact]
@@ -73,6 +78,25 @@ class ReportView:
     @property
     def rows(self) -> list[MetricRow]:
         return [row for _, rows in self.groups for row in rows]
+
+    @property
+    def deciding(self) -> list[tuple[str, list[MetricRow]]]:
+        """The rows that decide, by group."""
+        return _grouped([row for row in self.rows if row.raw.role != "diagnostic"])
+
+    @property
+    def informing(self) -> list[tuple[str, list[MetricRow]]]:
+        """The rows that decide nothing, by group."""
+        return _grouped([row for row in self.rows if row.raw.role == "diagnostic"])
+
+    @property
+    def informing_counts(self) -> str:
+        """ "9 worse, 2 better, 1 inconclusive": the findings of what decides nothing."""
+        rows = [row for _, group in self.informing for row in group]
+        counts = {
+            word: sum(row.finding_word == word for row in rows) for word in dict.fromkeys(r.finding_word for r in rows)
+        }
+        return ", ".join(f"{count} {word}" for word, count in counts.items())
 
     @property
     def footnotes(self) -> list[str]:
@@ -98,6 +122,7 @@ class ReportView:
 
 def report_view(analysis: Analysis, *, deterministic: bool = False, max_examples: int = 50) -> ReportView:
     """The view of an analysis. `deterministic` rounds every number first and leaves out what differs between machines."""
+    n_examples = len(analysis.examples)
     examples = example_views(chosen(analysis.examples, max_examples), experiment=analysis.experiment)
     analysis = sanitized_analysis(analysis, deterministic=deterministic)
     by_name = {metric.name: metric for metric in analysis.metrics}
@@ -114,12 +139,14 @@ def report_view(analysis: Analysis, *, deterministic: bool = False, max_examples
         summary=summary,
         groups=_grouped(rows),
         unmeasured=[m.label or m.name for m in listed if not _has_row(m) and m.name != LATER_TURNS],
-        figures=figures(analysis, rows),
+        figures=figures(analysis),
+        more_figures=more_figures(analysis, rows),
         judges=judges,
         judge_figures=judge_figures(analysis),
         segments=segment_table(analysis),
         examples=examples,
         example_groups=example_groups(examples),
+        n_left_out=0 if examples else n_examples,
         checks=[
             CheckRow(
                 name=check_name(c.name, c.status),
@@ -160,10 +187,34 @@ def _rows(metrics: list[MetricResult], analysis: Analysis) -> list[MetricRow]:
     """The rows of the table, the footnotes numbered in its order."""
     later = any(metric.name == LATER_TURNS and is_measured(metric) for metric in metrics)
     turns = "first turns only" if later and analysis.provenance.get("turns") == "first" else None
-    rows = [metric_row(metric, turns=turns) for metric in metrics if _has_row(metric)]
+    rows = _each_figure_once([metric_row(metric, turns=turns) for metric in metrics if _has_row(metric)])
     ordered = [row for _, group in _grouped(rows) for row in group]
     marks = {row.name: superscript(n) for n, row in enumerate((row for row in ordered if row.footnote), start=1)}
     return [dataclasses.replace(row, mark=marks.get(row.name, "")) for row in ordered]
+
+
+def _each_figure_once(rows: list[MetricRow]) -> list[MetricRow]:
+    """Diagnostics of one group with the very same numbers in one row, under all their names: a judge that gives one mark for
+    everything."""
+    by_figure: dict[tuple[object, ...], list[MetricRow]] = {}
+    for row in rows:
+        raw = row.raw
+        numbers = (raw.control.value, raw.treatment.value, raw.difference, raw.ci_low, raw.ci_high, raw.n)
+        same = (row.group, raw.unit, raw.margin, row.finding, *numbers)
+        alone = raw.role != "diagnostic" or raw.difference is None
+        by_figure.setdefault((row.name,) if alone else same, []).append(row)
+    return [dataclasses.replace(found[0], label=_joined([row.label for row in found])) for found in by_figure.values()]
+
+
+def _joined(labels: list[str]) -> str:
+    """ "Accuracy, clarity and judge score"; what the first ones end with as well as the last is there once."""
+    if len(labels) == 1:
+        return labels[0]
+    last = labels[-1].rpartition(" ")[2]
+    if all(label.endswith(f" {last}") for label in labels):
+        labels = [*(label.removesuffix(f" {last}") for label in labels[:-1]), labels[-1]]
+    first, *rest = labels
+    return f"{', '.join([first, *map(within_sentence, rest[:-1])])} and {within_sentence(rest[-1])}"
 
 
 def superscript(number: int) -> str:

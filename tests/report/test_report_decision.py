@@ -246,7 +246,7 @@ def test_a_set_up_fault_is_above_everything_with_what_mends_it() -> None:
         at = text.index("12 requests in a row failed: HTTP 401: invalid x-api-key")
         assert at < text.index("Simulated judge")
         # Neither headline nor reasons repeat it; the page lists it once more among the checks.
-        assert text.partition("Method and provenance")[0].count("invalid x-api-key") == 1
+        assert text.partition("All checks, every segment")[0].count("invalid x-api-key") == 1
         # The command can be copied: its instants stay as they are.
         command = text[text.index("evalpipe exclude") :].replace("&#58;", ":")
         assert command.startswith(

@@ -67,9 +67,9 @@ def test_what_wins_is_known_and_what_blocks_is_not() -> None:
     # A goal that wins stays known beside a guardrail that blocks: the blocker is not the finding.
     assert [one.text for one in first.known][:2] == ["Better answers.", "Cheaper."]
     assert [plain(one.text) for one in first.unknown] == [
-        "Timeouts: the source of this log does not record them.",
         "Its slowest answers are slower: whether by more than the 20 % you allow (so far +12.0 %; +3.0 to +21.0 % would be "
         "compatible).",
+        "Timeouts: the source of this log does not record them.",
     ]
     assert [plain(text) for text in first.next] == [
         "Collect about 4,300 more requests, about 3 days at this traffic, about $2.10 of judging.",
@@ -225,3 +225,15 @@ def test_two_wins_and_two_losses_with_both_answers() -> None:
     for one in samples:
         assert f'href="#example-{one.number}"' in page
         assert f'id="example-{one.number}"' in page
+
+
+def test_a_copy_without_texts_has_none_and_says_so() -> None:
+    secret = [example(1, control=side("SECRET-A"), prompt=[{"role": "user", "content": "SECRET-Q"}])]
+    analysis = dataclasses.replace(mixed(), examples=secret)
+    page = render(analysis, max_examples=0)
+    assert "SECRET" not in page
+    assert (
+        "This copy is without texts: 1 example with users&#39; requests and the answers is left out."
+        in page.replace("users' ", "users&#39; ")
+    )
+    assert "without texts" not in render(analysis)

@@ -19,10 +19,11 @@ from evalpipe.analysis.segments import one_user_in
 from evalpipe.report.charts.intervals import Mark, axis_reach, interval_cell, is_bent
 from evalpipe.report.charts.plots import latency_at
 from evalpipe.report.charts.svg import Scale, log_ticks, nice_ticks, time_span, time_ticks
-from evalpipe.report.figures import figures, funnel_figure, judge_figures
+from evalpipe.report.figures import figures, funnel_figure, judge_figures, more_figures
 from evalpipe.report.judge import at_equal_length, judge_trust
-from evalpipe.report.metrics import effect_of, metric_row, segment_table
+from evalpipe.report.metrics import effect_of, metric_row
 from evalpipe.report.render import render
+from evalpipe.report.segments import segment_table
 from evalpipe.report.view import report_view, round_significant
 
 
@@ -269,8 +270,8 @@ def test_the_win_rates_picture_says_decided_only_where_the_verdict_is() -> None:
         mixed(),
         dataclasses.replace(mixed(), decision=Decision(recommendation="ship", reasons=["It is."])),
     )
-    assert "win rate settled here" in "".join(str(figure.picture) for figure in figures(undecided, []))
-    assert "decided here" in "".join(str(figure.picture) for figure in figures(decided, []))
+    assert "win rate settled here" in "".join(str(figure.picture) for figure in figures(undecided))
+    assert "decided here" in "".join(str(figure.picture) for figure in figures(decided))
 
 
 def test_an_empty_analysis_has_a_page() -> None:
@@ -313,7 +314,14 @@ def test_every_picture_is_well_formed_described_and_without_style() -> None:
     analysis = mixed()
     view = report_view(analysis)
     pictures = [
-        f.picture for f in (*figures(analysis, view.rows), *judge_figures(analysis), funnel_figure(analysis)) if f
+        f.picture
+        for f in (
+            *figures(analysis),
+            *more_figures(analysis, view.rows),
+            *judge_figures(analysis),
+            funnel_figure(analysis),
+        )
+        if f
     ]
     assert len(pictures) == 7
     for picture in pictures:

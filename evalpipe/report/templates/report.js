@@ -51,6 +51,25 @@
     }
   }
 
+  // A link to something in a folded part opens it, in browsers that do not.
+  const reveal = () => {
+    const target = location.hash.length > 1 && document.getElementById(location.hash.slice(1));
+    if (!target) return;
+    let folded = target.parentElement.closest("details:not([open])");
+    for (; folded; folded = folded.parentElement.closest("details:not([open])")) folded.open = true;
+    target.scrollIntoView();
+  };
+  window.addEventListener("hashchange", reveal);
+  reveal();
+
+  // Paper shows what is folded, and puts it back.
+  let folded = [];
+  window.addEventListener("beforeprint", () => {
+    folded = all("details.more:not([open]), details.example.sampled:not([open])");
+    for (const details of folded) details.open = true;
+  });
+  window.addEventListener("afterprint", () => folded.forEach((details) => { details.open = false; }));
+
   // Examples: by kind and by words, and all at once open or folded.
   const examples = all("details.example");
   const search = document.getElementById("example-search");
