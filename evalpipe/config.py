@@ -339,6 +339,11 @@ class CanaryConfig(_Section):
         return stages
 
 
+class ReportConfig(_Section):
+    keep: Annotated[int, Field(ge=0)] = 365
+    """days that looks are kept in reports/NAME; 0 = no limit"""
+
+
 class TelemetryConfig(_Section):
     names: Literal["evalpipe", "otel"] = "evalpipe"
 
@@ -432,6 +437,7 @@ class Config(_Section):
     replay: ReplayConfig = ReplayConfig()
     decision: DecisionConfig = DecisionConfig()
     canary: CanaryConfig = CanaryConfig()
+    report: ReportConfig = ReportConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     alerts: AlertsConfig = AlertsConfig()
     metrics: dict[str, CustomMetricConfig] = {}

@@ -11,7 +11,7 @@ import typer
 
 from evalpipe.cli import options
 from evalpipe.errors import ConfigError
-from evalpipe.text import format_counted
+from evalpipe.text import format_counted, printable
 
 
 class Format(StrEnum):
@@ -45,14 +45,15 @@ def report(
     compare: Annotated[
         tuple[Path, Path] | None, typer.Option("--compare", metavar="A.json B.json", help="Two reports side by side.")
     ] = None,
-    index: Annotated[bool, typer.Option("--index", help="A page that lists the reports of the folder.")] = False,
+    index: Annotated[bool, typer.Option("--index", help="A page that lists the experiments of the folder.")] = False,
     open_: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """The report: one HTML file with the recommendation, every metric with its interval, the judge and examples.
 
     A report of the whole log is a look of the experiment, and the decision it reaches is recorded. One of a part of the log
-    (`--since`, `--until`, `--where`) or with `--judge` records nothing.
+    (`--since`, `--until`, `--where`) or with `--judge` records nothing. Each look is kept in reports/NAME with the page of its
+    history, index.html.
 
     Examples:
 
@@ -67,6 +68,7 @@ def report(
     - `evalpipe report --compare reports/march.json reports/april.json` (`--format markdown` or `json` for these)
     """
     from evalpipe.workspace import report as workspace_report
+    from evalpipe.workspace.history import write_index
     from evalpipe.workspace.paths import open_workspace
     from evalpipe.workspace.secrets import Outgoing
 
@@ -75,7 +77,7 @@ def report(
     if index:
         if format_ is not Format.html:
             raise ConfigError(f"--index is a page: it has no --format {format_.value}")
-        page, n_reports = workspace_report.write_index(output.parent if output else workspace.reports, check=check)
+        page, n_reports = write_index(output.parent if output else workspace.reports, check=check)
         if as_json:
             typer.echo(json.dumps({"index": str(page), "reports": n_reports}))
         _done(page, f"lists {format_counted(n_reports, 'report')}", open_)
@@ -110,6 +112,8 @@ def report(
         from evalpipe.report.text import print_summary
 
         print_summary(written.analysis)
+    if written.since:
+        typer.echo(printable(written.since), err=True)
     _done(written.html, f"and {written.json.name} beside it", open_)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from evalpipe.analysis.result import Analysis
 from evalpipe.report.sanitize import one_line
 
 LONGEST_NAME = 48
@@ -29,16 +30,16 @@ class ArmNames:
         return f"No decision on {self.treatment} yet: keep {self.control}"
 
 
-def arm_names(analysis: Analysis) -> ArmNames:
-    """The names of the models, where the log records them and they differ."""
-    control, treatment = (_model(analysis, arm) for arm in ("control", "treatment"))
+def arm_names(provenance: Mapping[str, Any]) -> ArmNames:
+    """The names of the models, where the log records them and they differ. `provenance`: of the analysis."""
+    control, treatment = (_model(provenance, arm) for arm in ("control", "treatment"))
     if control and control == treatment:
         return ArmNames(control=f"the present set-up of {control}", treatment="the new one")
     return ArmNames(control=control or "the present model", treatment=treatment or "the new model")
 
 
-def _model(analysis: Analysis, arm: str) -> str:
-    arms = analysis.provenance.get("arms")
+def _model(provenance: Mapping[str, Any], arm: str) -> str:
+    arms = provenance.get("arms")
     about = arms.get(arm) if isinstance(arms, dict) else None
     if not isinstance(about, dict):
         return ""

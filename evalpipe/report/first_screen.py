@@ -105,7 +105,7 @@ def first_screen(
     examples: list[ExampleView],
 ) -> FirstScreen:
     """Everything above the fold. Texts may hold anything and are escaped by whoever shows them."""
-    names, asked = arm_names(analysis), about(analysis)
+    names, asked = arm_names(analysis.provenance), about(analysis.provenance)
     cost = monthly_cost(analysis)
     failed = [problem for problem in problems if problem.level in {"setup", "fail"}]
     is_usable = analysis.decision.recommendation != "invalid"

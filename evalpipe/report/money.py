@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from evalpipe.analysis.horizon import requests_per_day
 from evalpipe.analysis.result import Analysis, MetricResult
@@ -40,7 +42,7 @@ class MonthlyCost:
 
 def monthly_requests(analysis: Analysis) -> MonthlyRequests | None:
     """The configured requests a month, else the traffic of the log; None where it has no usable times or spans under an hour."""
-    configured = about(analysis).get("requests_per_month")
+    configured = about(analysis.provenance).get("requests_per_month")
     if isinstance(configured, int | float) and configured > 0:
         return MonthlyRequests(requests=float(configured), source=f"{format_count(configured)} requests a month")
     first, last = (_instant(analysis.provenance.get(key)) for key in ("first_at", "last_at"))
@@ -81,9 +83,9 @@ def monthly_cost(analysis: Analysis) -> MonthlyCost | None:
     )
 
 
-def about(analysis: Analysis) -> dict[str, object]:
+def about(provenance: Mapping[str, Any]) -> dict[str, object]:
     """What the configuration holds on the experiment itself: question, owner, link, requests_per_month."""
-    found = analysis.provenance.get("about")
+    found = provenance.get("about")
     return found if isinstance(found, dict) else {}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -16,32 +17,36 @@ from markupsafe import Markup, escape
 from evalpipe.analysis.result import Analysis
 from evalpipe.report.charts.intervals import Rate, is_bent, rate_axis, rate_axis_cell, rate_cell
 from evalpipe.report.charts.svg import HATCH, Scale
-from evalpipe.report.decision import headline_of
 from evalpipe.report.figures import row_picture, shared_reach
 from evalpipe.report.findings import MOST_NAMED
 from evalpipe.report.glossary import glossary, with_terms
+from evalpipe.report.history import KeptLook, expected, history_view
 from evalpipe.report.judge import AGREEMENT_COLUMNS, JudgeView, RateRow
 from evalpipe.report.labels import CHECK_MARKS, FINDING_ORDER, RECOMMENDATIONS
+from evalpipe.report.looks import Look
 from evalpipe.report.metrics import MetricRow
-from evalpipe.report.sanitize import escape_invisible
-from evalpipe.report.summary import is_simulated
+from evalpipe.report.money import about
+from evalpipe.report.sanitize import escape_invisible, one_line
 from evalpipe.report.view import report_view
-from evalpipe.text import format_counted, format_instant
+from evalpipe.text import format_counted, format_instant, sentence_case
 
 DEFAULT_EXAMPLES = 50
 ELSEWHERE = frozenset({"What got better?", "What got worse?", "Can the judge be trusted?"})
 """questions that the page answers in another place: the first screen and the table, and the judge"""
 
 
-def render(analysis: Analysis, *, deterministic: bool = False, max_examples: int = DEFAULT_EXAMPLES) -> str:
+def render(
+    analysis: Analysis, *, deterministic: bool = False, max_examples: int = DEFAULT_EXAMPLES, since: str = ""
+) -> str:
     """The report. `deterministic`: the same analysis gives the same bytes on every machine (numbers rounded first,
-    no versions); used for the sample report."""
+    no versions); used for the sample report. `since`: what changed since the report before."""
     view = report_view(analysis, deterministic=deterministic, max_examples=max_examples)
     reach = shared_reach(view.rows)
     return render_page(
         "report.html.j2",
         title=view.title,
         view=view,
+        since=since,
         is_bent=is_bent(reach),
         row_picture=lambda row: row_picture(row, reach),
         rate_picture=_rate_picture,
@@ -107,6 +112,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters["code"] = _code_spans
     environment.filters["terms"] = with_terms
+    environment.filters["capitalize_first"] = sentence_case
     environment.filters["counted"] = format_counted
     environment.filters["slug"] = lambda text: re.sub(r"[^a-z0-9]+", "-", str(text).lower()).strip("-")
     return environment
@@ -133,39 +139,61 @@ def _hash(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
-# A page that lists a folder's reports, the newest first.
+# Pages about several reports: a folder's, the newest first, and the history of an experiment.
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Listed:
+    """A report of the folder: its look, the name of its file, and of its experiment's history ("" where there is none)."""
+
+    look: Look
+    name: str
+    history: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """One report. `href` is a relative address within the folder, percent-encoded."""
+    """One report. `href` and `history` are relative addresses within the folder, percent-encoded."""
 
     experiment: str
     href: str
+    history: str
     recommendation: str
     recommendation_word: str
-    headline: str
+    title: str
+    question: str
+    expected: str
     generated: str
     pairs: int
     simulated: bool
 
 
-def render_index(reports: list[tuple[str, Analysis]], *, skipped: int = 0) -> str:
-    """`reports`: (file name of the HTML, its analysis). `skipped` files could not be read and are counted on the page."""
-    ordered = sorted(reports, key=lambda report: report[1].generated_at, reverse=True)
-    entries = [_entry(name, analysis) for name, analysis in ordered]
+def render_index(reports: list[Listed], *, skipped: int = 0) -> str:
+    """`skipped` files could not be read and are counted on the page."""
+    ordered = sorted(reports, key=lambda report: report.look.generated_at, reverse=True)
+    entries = [_entry(report) for report in ordered]
     return render_page("index.html.j2", title="Reports: evalpipe", entries=entries, skipped=skipped)
 
 
-def _entry(name: str, analysis: Analysis) -> Entry:
-    decision = analysis.decision
+def _entry(report: Listed) -> Entry:
+    look = report.look
+    decision = look.decision
     return Entry(
-        experiment=escape_invisible(analysis.experiment),
-        href=quote(name, errors="replace"),
+        experiment=look.experiment,
+        href=quote(report.name, errors="replace"),
+        history=quote(report.history, errors="replace"),
         recommendation=decision.recommendation,
         recommendation_word=RECOMMENDATIONS.get(decision.recommendation, decision.recommendation),
-        headline=escape_invisible(headline_of(decision)),
-        generated=format_instant(analysis.generated_at),
-        pairs=analysis.funnel.pairs,
-        simulated=is_simulated(analysis),
+        title=look.title,
+        question=one_line(str(about(look.provenance).get("question") or ""), 200),
+        expected=expected(look),
+        generated=format_instant(look.generated_at),
+        pairs=look.funnel.pairs,
+        simulated=look.is_simulated,
     )
+
+
+def render_history(kept: Sequence[KeptLook], *, latest: str) -> str:
+    """The history of an experiment, `kept` oldest first; `latest`: relative address of the latest report."""
+    view = history_view(kept, latest=latest)
+    return render_page("history.html.j2", title=f"{view.experiment}: history", view=view)

@@ -5,29 +5,29 @@ from __future__ import annotations
 import dataclasses
 import re
 import webbrowser
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from evalpipe.analysis.result import Analysis, read_analysis_json, render_analysis_json
+from evalpipe.config import ReportConfig
 from evalpipe.errors import ConfigError, DataError, EvalpipeError
 from evalpipe.files import unfinished, unlink_synced
 from evalpipe.report.compare import comparison_json, comparison_markdown, render_comparison
-from evalpipe.report.render import DEFAULT_EXAMPLES, render, render_index
+from evalpipe.report.looks import Look, look_of, since_sentence
+from evalpipe.report.render import DEFAULT_EXAMPLES, render
 from evalpipe.report.text import render_csv, render_markdown
 from evalpipe.report.view import sanitized_analysis
+from evalpipe.store.query import AGAINST_ITSELF
+from evalpipe.workspace.history import Check, keep_look, look_before
 from evalpipe.workspace.paths import Workspace, check_judge, loaded_experiment
 from evalpipe.workspace.record import write_atomically
 from evalpipe.workspace.secrets import Outgoing
 
-INDEX = "index.html"
 MACHINE_FACTS = frozenset({"evalpipe", "versions", "data"})
 """what the provenance says of one machine: versions, and the sizes of the files it wrote"""
-
-Check = Callable[[bytes, str], bytes]
-"""(a file's bytes, its name) → what may be written: without the workspace's keys"""
 
 
 def _as_it_is(data: bytes, name: str) -> bytes:
@@ -36,11 +36,12 @@ def _as_it_is(data: bytes, name: str) -> bytes:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WrittenReport:
-    """The files of one report and what they say."""
+    """The files of one report and what they hold. `since`: what changed since the report before, "" for the first one."""
 
     html: Path
     json: Path
     analysis: Analysis
+    since: str = ""
 
 
 def write_report(
@@ -54,14 +55,25 @@ def write_report(
     output: Path | None = None,
     max_examples: int = DEFAULT_EXAMPLES,
 ) -> WrittenReport:
-    """Analyse and write reports/NAME.html (or `output`) with the JSON beside it. Raises EvalpipeError."""
+    """Analyse and write reports/NAME.html (or `output`) with the JSON beside it; a look of the experiment is kept in
+    reports/NAME, too. Raises EvalpipeError."""
     analysis = analyze(workspace, experiment=experiment, judge=judge, since=since, until=until, where=where)
-    return write_analysis(
-        analysis,
-        output or workspace.reports / f"{analysis.experiment}.html",
-        max_examples=max_examples,
-        check=Outgoing(workspace).checked,
+    check = Outgoing(workspace).checked
+    html = output or workspace.reports / f"{analysis.experiment}.html"
+    if any(part is not None for part in (judge, since, until, where)):  # no look: a part of the log, or another judge
+        return write_analysis(analysis, html, max_examples=max_examples, check=check)
+    look = look_of(sanitized_analysis(analysis))
+    before = look_before(workspace.reports / analysis.experiment, look)
+    written = write_analysis(analysis, html, max_examples=max_examples, check=check, before=before)
+    keep_look(
+        workspace.reports,
+        look,
+        page=written.html.read_bytes(),
+        document=written.json.read_bytes(),
+        keep_days=workspace.config.report.keep if workspace.config else ReportConfig().keep,
+        check=check,
     )
+    return written
 
 
 def analyze(
@@ -88,9 +100,12 @@ def write_analysis(
     max_examples: int = DEFAULT_EXAMPLES,
     deterministic: bool = False,
     check: Check = _as_it_is,
+    before: Look | None = None,
 ) -> WrittenReport:
-    """The HTML at `html` and the JSON beside it, each whole under its name or not at all; `check`: the last look at each."""
-    page = render(analysis, deterministic=deterministic, max_examples=max_examples)
+    """The HTML at `html` and the JSON beside it, each whole under its name or not at all; `check`: the last look at each;
+    `before`: the look that this one is compared with."""
+    since = "" if before is None else since_sentence(before, look_of(sanitized_analysis(analysis)))
+    page = render(analysis, deterministic=deterministic, max_examples=max_examples, since=since)
     beside = html.with_suffix(".json")
     if beside == html:
         raise EvalpipeError(
@@ -98,7 +113,7 @@ def write_analysis(
         )
     write_atomically(html, check(page.encode(), html.name))
     write_atomically(beside, check(report_json(analysis, deterministic=deterministic), beside.name))
-    return WrittenReport(html=html, json=beside, analysis=analysis)
+    return WrittenReport(html=html, json=beside, analysis=analysis, since=since)
 
 
 def report_json(analysis: Analysis, *, deterministic: bool = False) -> bytes:
@@ -147,25 +162,6 @@ def compare_as(format_: str, first: Path, second: Path) -> bytes:
     return comparison_json(a, b) if format_ == "json" else comparison_markdown(a, b).encode()
 
 
-def write_index(folder: Path, *, check: Check = _as_it_is) -> tuple[Path, int]:
-    """index.html of a folder of reports, and how many it lists. Files that are no report are counted on the page."""
-    if not folder.is_dir():
-        raise DataError(f"no folder {folder}: `evalpipe report` makes it")
-    found: list[tuple[str, Analysis]] = []
-    skipped = 0
-    for path in sorted(folder.glob("*.json")):
-        html = path.with_suffix(".html")
-        try:
-            analysis = load_report(path)
-        except DataError:
-            skipped += 1
-            continue
-        found.append((html.name if html.exists() else path.name, analysis))
-    page = folder / INDEX
-    write_atomically(page, check(render_index(found, skipped=skipped).encode(), page.name))
-    return page, len(found)
-
-
 def open_in_browser(path: Path) -> bool:
     """Open a file in the user's browser; False where there is none."""
     return webbrowser.open(path.resolve().as_uri())
@@ -182,19 +178,24 @@ def render_as(format_: str, analysis: Analysis) -> bytes:
 
 
 _WORD = re.compile(rb"[A-Za-z0-9_.:-]{4,}")
+_EXAMPLE = b'<details class="example'
+"""how each pair to read begins on a page"""
 
 
 def scrub_reports(workspace: Workspace, experiment: str, requests: Collection[str], *, dry_run: bool) -> int:
-    """Take the examples out of every HTML report of the experiment in reports/. The number of pages changed.
+    """Take the examples out of every HTML report of the experiment, in reports/ and in its history. The number of pages changed.
 
     A page whose JSON is gone, or is no report, is deleted where it names one of the requests: nothing tells its texts from its
     numbers.
     """
     names = {name.encode("utf-8", "surrogatepass") for name in requests}
+    experiments = (experiment, f"{experiment}{AGAINST_ITSELF}")
+    folders = (workspace.reports, *(workspace.reports / one for one in experiments))
     n_changed = 0
     if not dry_run:
-        unlink_synced(unfinished(workspace.reports, "*.html"))
-    for html in sorted(workspace.reports.glob("*.html")):
+        for folder in folders:
+            unlink_synced(unfinished(folder, "*.html"))
+    for html in [page for folder in folders for page in sorted(folder.glob("*.html"))]:
         page = html.read_bytes()
         try:
             analysis = load_report(html.with_suffix(".json"))
@@ -205,11 +206,9 @@ def scrub_reports(workspace: Workspace, experiment: str, requests: Collection[st
             if not dry_run:
                 unlink_synced([html])
             continue
-        if analysis.experiment != experiment:
+        if analysis.experiment not in experiments or _EXAMPLE not in page:
             continue
-        without = render(analysis).encode()
-        if without != page:
-            n_changed += 1
-            if not dry_run:
-                write_atomically(html, without)
+        n_changed += 1
+        if not dry_run:
+            write_atomically(html, render(analysis).encode())
     return n_changed

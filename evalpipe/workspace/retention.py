@@ -174,7 +174,7 @@ def _remove(
                     scrub(data, dataset, one, of_requests(requests), scrubber, dry_run=dry_run) for one in judged
                 )
             setattr(removal, dataset, n_rows)
-        if requests and any(workspace.reports.glob("*.html")):
+        if requests and any(any(folder.glob("*.html")) for folder in (workspace.reports, workspace.reports / name)):
             from evalpipe.workspace.report import scrub_reports  # SciPy, Jinja: only where there is a page
 
             removal.reports = scrub_reports(workspace, name, requests, dry_run=dry_run)

@@ -12,17 +12,20 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from event_builders import eventful, misconfigured
 from hostile_texts import hostile
-from report_builders import demo_like, empty, example, mixed, side
+from report_builders import START, demo_like, empty, example, mixed, side
 
 from evalpipe.analysis.result import Analysis, MetricResult
 from evalpipe.report.compare import render_comparison
-from evalpipe.report.render import render, render_index
+from evalpipe.report.history import KeptLook
+from evalpipe.report.looks import look_of
+from evalpipe.report.render import Listed, render, render_history, render_index
 
 playwright_api = pytest.importorskip("playwright.sync_api")
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]  # a busy machine draws slowly
@@ -78,6 +81,19 @@ def long_name(metric: MetricResult) -> MetricResult:
     return dataclasses.replace(metric, label=f"{metric.label} of requests that came in through the partners' gateway")
 
 
+def listed(analysis: Analysis, name: str) -> Listed:
+    return Listed(look=look_of(analysis), name=f"{name}.html", history=f"{name}/index.html")
+
+
+def looks() -> list[KeptLook]:
+    """Twenty days, with an excluded period and decisions among them."""
+    days = [START + timedelta(days=day, hours=1) for day in range(20)]
+    return [
+        KeptLook(look=look_of(dataclasses.replace(eventful(), generated_at=day.isoformat())), href=f"{n}.html")
+        for n, day in enumerate(days)
+    ]
+
+
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("reports")
@@ -94,7 +110,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "demo short": render(demo_like(), max_examples=2),
         "empty": render(empty()),
         "compare": render_comparison(mixed(), demo_like()),
-        "index": render_index([("mixed.html", mixed()), ("demo.html", demo_like())], skipped=1),
+        "index": render_index([listed(mixed(), "mixed"), listed(demo_like(), "demo")], skipped=1),
+        "history": render_history(looks(), latest="../support-bot.html"),
         "hostile": render(hostile(), max_examples=200),
         "rtl": render(dataclasses.replace(mixed(), examples=[rtl])),
         "long names": render(dataclasses.replace(mixed(), metrics=[*map(long_name, mixed().metrics)], examples=[])),
@@ -339,7 +356,9 @@ svgs => svgs.flatMap(svg => {
 """
 
 
-@pytest.mark.parametrize(("name", "width"), [("mixed", 1200), ("mixed", 390), ("demo", 1200), ("long names", 1200)])
+@pytest.mark.parametrize(
+    ("name", "width"), [("mixed", 1200), ("mixed", 390), ("demo", 1200), ("long names", 1200), ("history", 1200)]
+)
 def test_no_label_of_a_picture_is_cut_or_covers_another(
     open_page: Callable[..., Watched], name: str, width: int
 ) -> None:
@@ -362,7 +381,19 @@ def test_without_script_everything_can_be_read(open_page: Callable[..., Watched]
 
 @pytest.mark.parametrize(
     "name",
-    ["mixed", "demo", "eventful", "misconfigured", "empty", "compare", "index", "hostile", "rtl", "long names"],
+    [
+        "mixed",
+        "demo",
+        "eventful",
+        "misconfigured",
+        "empty",
+        "compare",
+        "index",
+        "history",
+        "hostile",
+        "rtl",
+        "long names",
+    ],
 )
 def test_a_narrow_screen_needs_no_sideways_scrolling(open_page: Callable[..., Watched], name: str) -> None:
     watched = open_page(name, viewport={"width": 390, "height": 844})
@@ -425,6 +456,8 @@ def axe_source() -> str:
         ("empty", "light", 1200),
         ("compare", "dark", 1200),
         ("index", "light", 1200),
+        ("history", "dark", 390),
+        ("history", "light", 1200),
     ],
 )
 def test_axe_finds_no_violation_of_wcag_aa(

@@ -111,3 +111,23 @@ def test_what_is_not_there_is_one_line(workspace: Path, tmp_path: Path, monkeypa
     with pytest.raises(EvalpipeError) as caught:
         run(tmp_path, "report", "-e", "absent")
     assert "\n" not in str(caught.value)
+
+
+def test_a_look_is_kept_and_a_part_of_the_log_is_not(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(workspace, "report", "-e", "trial", "--where", "request_id <> 'p1'", "-o", "part.html")
+    run(workspace, "report", "-e", "trial", "--judge", "j", "-o", "other.html")
+    assert not (tmp_path / "reports").exists()
+    run(workspace, "report", "-e", "trial", "--no-texts")
+    folder = tmp_path / "reports" / "trial"
+    (kept,) = folder.glob("*Z.json")
+    assert kept.read_bytes() == (tmp_path / "reports" / "trial.json").read_bytes()
+    assert "Question 1?" not in kept.with_suffix(".html").read_text()
+    assert (folder / "index.html").exists()
+    assert 'href="trial/index.html"' in (tmp_path / "reports" / "index.html").read_text()
+    again = run(workspace, "report", "-e", "trial")
+    assert "Since the report of " in again.stderr
+    assert "no new pairs, win rate 70 → 70" in again.stderr.replace("\u00a0", " ")
+    assert "Since the report of " in (tmp_path / "reports" / "trial.html").read_text()

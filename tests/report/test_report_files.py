@@ -19,6 +19,7 @@ from evalpipe.errors import DataError, EvalpipeError
 from evalpipe.report.compare import compare, comparison_markdown
 from evalpipe.report.examples import sql_command
 from evalpipe.report.render import render
+from evalpipe.workspace.history import write_index
 from evalpipe.workspace.report import (
     load_report,
     render_as,
@@ -26,7 +27,6 @@ from evalpipe.workspace.report import (
     sample_report,
     write_analysis,
     write_comparison,
-    write_index,
 )
 
 
@@ -88,7 +88,7 @@ def test_comparison_and_index(tmp_path: Path) -> None:
     write_analysis(mixed(), tmp_path / "march & <april>.html")
     write_analysis(demo_like(), tmp_path / "demo.html")
     (tmp_path / "other.json").write_text('{"not": "a report"}')
-    page, n_reports = write_index(tmp_path)
+    page, n_reports = write_index(tmp_path, check=lambda data, name: data)
     assert n_reports == 2
     text = page.read_text()
     assert 'href="march%20%26%20%3Capril%3E.html"' in text

@@ -53,12 +53,12 @@ def test_the_headline_names_the_models(recommendation: str, title: str) -> None:
 
 def test_one_model_in_both_arms_and_a_log_without_models_are_named_by_what_differs() -> None:
     same = {"control": {"models": ["m"]}, "treatment": {"models": ["m"]}}
-    names = arm_names(dataclasses.replace(mixed(), provenance={"arms": same}))
+    names = arm_names({"arms": same})
     assert (names.control, names.treatment) == ("the present set-up of m", "the new one")
-    names = arm_names(dataclasses.replace(mixed(), provenance={}))
+    names = arm_names({})
     assert (names.control, names.treatment) == ("the present model", "the new model")
     several = {"control": {"models": ["a", "b"]}, "treatment": {"models": [], "expected": {"model": "c"}}}
-    names = arm_names(dataclasses.replace(mixed(), provenance={"arms": several}))
+    names = arm_names({"arms": several})
     assert (names.control, names.treatment) == ("a and 1 more", "c")
 
 

@@ -1,0 +1,221 @@
+"""The page of an experiment's history: the decision and each metric that decides over the looks, and what changed when."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from urllib.parse import quote
+
+from evalpipe.analysis.result import Horizon, MetricResult
+from evalpipe.analysis.wording import metric_formats
+from evalpipe.report.charts.history import LookPoint, ribbon_chart
+from evalpipe.report.decision import exclusion_text, headline_of, readable
+from evalpipe.report.figures import Figure
+from evalpipe.report.labels import RECOMMENDATIONS
+from evalpipe.report.looks import Look, is_change, since_last
+from evalpipe.report.metrics import is_win_rate, sign
+from evalpipe.text import (
+    NumberFormat,
+    format_count,
+    format_day,
+    format_instant,
+    full_sentence,
+    percent_format,
+    sentence_case,
+)
+
+FOLD_AFTER = 14
+"""looks that are listed at once; older ones are folded"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeptLook:
+    """A look and its page: a relative address, "" where only the JSON is kept."""
+
+    look: Look
+    href: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LookRow:
+    """A look in the list. `since`: what changed to the look before, "" for the first one."""
+
+    when: str
+    recommendation: str
+    recommendation_word: str
+    since: str
+    pairs: str
+    href: str
+    is_change: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """Something that happened to the experiment: a decision, an exclusion, a change of what decides."""
+
+    when: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HistoryView:
+    """`latest`: the address of the latest report; `rows`, newest first; `older`, likewise, folded."""
+
+    experiment: str
+    title: str
+    headline: str
+    since: str
+    expected: str
+    latest: str
+    rows: list[LookRow]
+    older: list[LookRow]
+    figures: list[Figure]
+    events: list[Event]
+
+
+def history_view(kept: Sequence[KeptLook], *, latest: str) -> HistoryView:
+    """The view of a history; texts may hold anything and are escaped by whoever shows them.
+
+    Args:
+        kept: oldest first, at least one.
+        latest: relative address of the latest report.
+    """
+    looks = [one.look for one in kept]
+    last = looks[-1]
+    rows = [_row(one, before.look if before else None) for before, one in zip([None, *kept], kept, strict=False)][::-1]
+    return HistoryView(
+        experiment=last.experiment,
+        title=last.title,
+        headline=headline_of(last.decision),
+        since=sentence_case(rows[0].since),
+        expected=expected(last),
+        latest=quote(latest),
+        rows=rows[:FOLD_AFTER],
+        older=rows[FOLD_AFTER:],
+        figures=[figure for metric in last.deciding if (figure := _figure(metric, looks)) is not None],
+        events=_events(last),
+    )
+
+
+def expected(look: Look) -> str:
+    """When a decision is to be expected, in a few words."""
+    decision = look.decision
+    if decision.recommendation == "invalid":
+        return "no decision before the problem is corrected"
+    if decision.recommendation in {"ship", "keep"}:
+        return f"decided{f' {format_day(decision.decided_at)}' if decision.decided_at else ''}"
+    horizon = decision.horizon
+    if horizon is None:
+        return "no forecast yet"
+    return f"decision expected {_about_when(look, horizon)}"
+
+
+def _about_when(look: Look, horizon: Horizon) -> str:
+    requests = f"{format_count(horizon.requests)} more requests"
+    made = _instant(look.generated_at)
+    if horizon.days is None or made is None or horizon.days > 3650:
+        return f"after about {requests}"
+    return f"about {format_day((made + timedelta(days=horizon.days)).isoformat())} ({requests})"
+
+
+def _row(kept: KeptLook, before: Look | None) -> LookRow:
+    look = kept.look
+    recommendation = look.decision.recommendation
+    return LookRow(
+        when=format_instant(look.generated_at),
+        recommendation=recommendation,
+        recommendation_word=RECOMMENDATIONS.get(recommendation, recommendation),
+        since="" if before is None else since_last(before, look),
+        pairs=format_count(look.funnel.pairs),
+        href=quote(kept.href),
+        is_change=is_change(before, look),
+    )
+
+
+def _events(last: Look) -> list[Event]:
+    """Decisions and exclusions, oldest first."""
+    words = {"reached": "decided", "undone": "undone", "set": "what decides changed"}
+    found = []
+    for change in last.decision.changes:
+        what = RECOMMENDATIONS.get(change.recommendation or "", "")
+        text = f"{sentence_case(words.get(change.event, change.event))}{f': {what}' if what else ''}."
+        why = " ".join(readable(change.why).split())
+        if what and why.lower().startswith(f"{what.lower()}: "):
+            why = why[len(what) + 2 :]
+        repeated = why.lower().startswith("what decides changed") and not what
+        found.append((change.at, full_sentence(why) if repeated else f"{text} {full_sentence(why)}".strip()))
+    found += [(str(entry.get("declared_at", "")), f"Excluded: {exclusion_text(entry)}.") for entry in last.exclusions]
+    return [Event(when=format_instant(at), text=text) for at, text in sorted(found, key=lambda one: one[0])]
+
+
+def _figure(metric: MetricResult, looks: Sequence[Look]) -> Figure | None:
+    """A metric over the looks, on the scale the decision uses; a win rate as itself."""
+    relative = metric.scale == "relative" and metric.relative is not None
+    center = 0.5 if is_win_rate(metric) else 0.0
+    points = [_point(look, metric, relative=relative, center=center) for look in looks]
+    scale = _scale(metric, relative=relative)
+    last = looks[-1]
+    figure = ribbon_chart(
+        [point for point in points if point is not None],
+        center=center,
+        margin=center - sign(metric.direction) * metric.margin if metric.margin > 0 else None,
+        show=scale.value if is_win_rate(metric) else scale.difference,
+        excluded=[period for entry in last.exclusions if (period := _period(entry)) is not None],
+        changes=[at.timestamp() for change in last.decision.changes if (at := _instant(change.at)) is not None],
+        title=f"{metric.label} over the looks",
+        description=_description(metric, points[-1], scale),
+    )
+    if figure is None:
+        return None
+    return Figure(
+        title=f"{metric.label}{'' if is_win_rate(metric) else ': treatment against control'}",
+        picture=figure,
+        caption=_description(metric, points[-1], scale),
+    )
+
+
+def _description(metric: MetricResult, last: LookPoint | None, scale: NumberFormat) -> str:
+    if last is None or last.value is None:
+        return "At the last look there was no value."
+    if is_win_rate(metric):
+        value, interval = scale.value(last.value), scale.value_interval(last.low, last.high)
+    else:
+        value, interval = scale.difference(last.value), scale.interval(last.low, last.high)
+    return f"At the last look {value}{f' ({interval})' if last.low is not None and last.high is not None else ''}."
+
+
+def _point(look: Look, metric: MetricResult, *, relative: bool, center: float) -> LookPoint | None:
+    at = _instant(look.generated_at)
+    if at is None:
+        return None
+    found = next((one for one in look.metrics if one.name == metric.name), None)
+    if found is None or found.finding == "undefined" or found.status == "not_measured":
+        return LookPoint(at=at.timestamp(), low=None, value=None, high=None)
+    if relative:
+        low, value, high = found.relative_low, found.relative, found.relative_high
+    else:
+        low, value, high = (
+            None if one is None else one + center for one in (found.ci_low, found.difference, found.ci_high)
+        )
+    return LookPoint(at=at.timestamp(), low=low, value=value, high=high)
+
+
+def _scale(metric: MetricResult, *, relative: bool) -> NumberFormat:
+    formats = metric_formats(metric)
+    if is_win_rate(metric):
+        return formats.values
+    return percent_format(0.1) if relative else formats.difference
+
+
+def _period(entry: dict[str, object]) -> tuple[float, float] | None:
+    since, until = _instant(str(entry.get("since", ""))), _instant(str(entry.get("until", "")))
+    return None if since is None or until is None else (since.timestamp(), until.timestamp())
+
+
+def _instant(text: str) -> datetime | None:
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return at.replace(tzinfo=UTC) if at.tzinfo is None else at
