@@ -11,7 +11,7 @@ from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
 ASSETS = ROOT / "docs" / "assets"
-WIDTH, HEIGHT = 1200, 760
+WIDTH, HEIGHT = 1120, 690
 """of the window, CSS pixels"""
 
 

@@ -374,7 +374,9 @@ class Cap:
 
 def half_reports(root: Path) -> list[str]:
     found = []
-    for path in (root / "reports").glob("*"):
+    for path in (root / "reports").rglob("*.*"):
+        if path.is_dir():
+            continue
         try:
             text = path.read_text(errors="replace")
         except FileNotFoundError:
