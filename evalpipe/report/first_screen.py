@@ -142,8 +142,16 @@ def _facts(analysis: Analysis, judges: list[JudgeView]) -> list[str]:
     facts = [
         f"Data{f' of {period}' if period else ''}: {data}, {judged if funnel.pairs else 'nothing to judge'}",
         decided_at(analysis),
+        _confidence(analysis),
     ]
     return [fact for fact in facts if fact]
+
+
+def _confidence(analysis: Analysis) -> str:
+    """What the ranges in brackets are."""
+    if not analysis.metrics:
+        return ""
+    return f"In brackets: the range at {100 * analysis.metrics[0].confidence_level:.4g}{NBSP}% confidence"
 
 
 def _has_no_times(first: object, last: object) -> bool:

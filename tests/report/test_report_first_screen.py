@@ -194,8 +194,9 @@ def test_who_asked_when_and_on_what_data() -> None:
     facts = {"question": "Is <b>it</b> good?", "owner": "Ana, support", "link": "https://tickets.example/1"}
     first = screen(about(mixed(), **facts))
     assert (first.question, first.asked, first.link) == ("Is <b>it</b> good?", "asked by Ana, support", facts["link"])
-    assert first.facts == [
-        "Data of 2 to 12 Mar 2026: 2,431 requests of 412 users, 2,400 pairs of answers, 800 judged by claude-haiku-4-5"
+    assert [plain(fact) for fact in first.facts] == [
+        "Data of 2 to 12 Mar 2026: 2,431 requests of 412 users, 2,400 pairs of answers, 800 judged by claude-haiku-4-5",
+        "In brackets: the range at 95 % confidence",
     ]
     page = render(about(mixed(), **facts))
     assert "Is &lt;b&gt;it&lt;/b&gt; good?" in page
