@@ -111,7 +111,9 @@ def summary_lines(result: JobResult) -> list[str]:
     details = {
         "load": [] if result.loaded is None else result.loaded.lines(),
         "judge": summary_lines(result.judged),
-        "report": [] if result.report is None else [f"wrote {result.report.html}"],
+        "report": []
+        if result.report is None
+        else [line for line in (f"wrote {result.report.html}", printable(result.report.since)) if line],
         "gate": [] if result.verdict is None else [f"{result.verdict['recommendation']}: {result.verdict['headline']}"],
     }
     lines = [f"{result.experiment}, {result.started_at:%Y-%m-%d %H:%M} UTC"]
