@@ -19,6 +19,8 @@ _LEVELS = 4
 """Folders between the data's own parent and the deepest file (a dataset, an experiment, a day)."""
 _FOREIGN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL, errno.ENOTSUP})
 """Errors of syncing a folder above the data folder that belongs to another user, or of a file system without such syncs."""
+NOT_ALLOWED = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+"""Errors of writing to another user's folder, or a read-only one."""
 _synced: set[str] = set()
 """Folders whose names, and those of the folders above them, this process has synced."""
 
@@ -71,6 +73,20 @@ def write_synced(path: Path, data: bytes) -> None:
             part.unlink()
         raise
     sync_folder(path.parent)
+
+
+def write_atomically(path: Path, data: bytes, *, optional: bool = False) -> bool:
+    """The file appears whole under its name or not at all, and survives a power loss. Whether it was written.
+
+    Raises EvalpipeError where it cannot be written; with `optional` a folder nobody may write to is no error.
+    """
+    try:
+        write_synced(path, data)
+    except OSError as error:
+        if optional and error.errno in NOT_ALLOWED:
+            return False
+        raise EvalpipeError(f"cannot write {path}: {error.strerror}") from error
+    return True
 
 
 def unlink_synced(paths: Iterable[Path]) -> None:

@@ -9,6 +9,9 @@ from enum import StrEnum
 
 import msgspec
 
+AGAINST_ITSELF = "~control"
+"""NAME~control: control's recorded answers against its replayed ones"""
+
 
 class Arm(StrEnum):
     CONTROL = "control"

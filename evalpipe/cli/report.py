@@ -119,7 +119,7 @@ def report(
 
 def _put(document: bytes, output: Path | None) -> None:
     """To the file, else to stdout."""
-    from evalpipe.workspace.record import write_atomically
+    from evalpipe.files import write_atomically
 
     if output:
         write_atomically(output, document)

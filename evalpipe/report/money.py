@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from evalpipe.analysis.horizon import requests_per_day
+from evalpipe.analysis.forecast import requests_per_day
 from evalpipe.analysis.result import Analysis, MetricResult
 from evalpipe.text import MINUS, NBSP, format_count, format_counted, format_number, format_usd
 

@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from evalpipe.errors import ConfigError, DataError
 from evalpipe.files import sql_statements, take_lock, write_synced
-from evalpipe.models import Judgment, Label
+from evalpipe.models import AGAINST_ITSELF, Judgment, Label
 from evalpipe.store.parquet import DatasetWriter, Reader, parquet_files, private_file, schema_mark, whole_and_damaged
 from evalpipe.store.schema import BY_NAME, DATASETS, Dataset, to_table
 
@@ -229,9 +229,6 @@ def _create_views(
 
 # Replayed answers: which of them belong to a pair, and what they replace.
 
-
-AGAINST_ITSELF = "~control"
-"""NAME~control: control's recorded answers against its replayed ones"""
 
 _SQL = sql_statements("evalpipe.store", "replayed_pairs.sql")
 

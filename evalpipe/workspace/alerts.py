@@ -20,13 +20,13 @@ import msgspec
 from evalpipe.config import AlertsConfig
 from evalpipe.credentials import shown_url
 from evalpipe.errors import ConfigError, EvalpipeError
+from evalpipe.files import write_atomically
 from evalpipe.models import FAILED, CanaryStatus
 from evalpipe.rollout.canary import CONTROLLER
 from evalpipe.store.query import open_store
 from evalpipe.text import format_counted, printable
 from evalpipe.workspace.canary import open_history
 from evalpipe.workspace.paths import Workspace
-from evalpipe.workspace.record import write_atomically
 from evalpipe.workspace.run import JobResult
 
 _TIMEOUT_S = 10.0

@@ -21,9 +21,10 @@ from evalpipe.config import ArmConfig, Config
 from evalpipe.errors import ConfigError, DataError
 from evalpipe.identity import fingerprint
 from evalpipe.judging.costs import settled_calls, settlements_folder
+from evalpipe.models import AGAINST_ITSELF
 from evalpipe.providers.base import Usage
 from evalpipe.providers.pricing import cost_of, library_version
-from evalpipe.store.query import AGAINST_ITSELF, Store, candidates_on, control_from, open_store, read_selection
+from evalpipe.store.query import Store, candidates_on, control_from, open_store, read_selection
 from evalpipe.workspace.load import passes_through
 from evalpipe.workspace.paths import Workspace, experiment_name, has_record, price_book
 from evalpipe.workspace.query import REMEDY, sentence, with_damage

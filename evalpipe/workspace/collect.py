@@ -19,9 +19,7 @@ from evalpipe.errors import BudgetError, ConfigError
 from evalpipe.identity import fingerprint
 from evalpipe.providers.pricing import is_priced
 from evalpipe.spool.checkpoint import is_lost
-from evalpipe.workspace.doctor import costs_unknown
-from evalpipe.workspace.load import check_writable
-from evalpipe.workspace.paths import Workspace, price_book
+from evalpipe.workspace.paths import Workspace, check_writable, price_book
 from evalpipe.workspace.secrets import unit_key
 
 COSTS_UNKNOWN = (
@@ -73,6 +71,13 @@ def collect(
             warnings=[COSTS_UNKNOWN] if costs_unknown(config) else [],
         )
     )
+
+
+def costs_unknown(config: Config) -> bool:
+    """Whether chat streams pass as they are, although an arm speaks a dialect that reports usage on demand only."""
+    arms = [] if config.arms is None else [config.arms.control, config.arms.treatment]
+    speaks_chat = any(arm is not None and arm.provider != "anthropic" for arm in arms)
+    return speaks_chat and config.collector.stream_usage == "as_is"
 
 
 def _controller_command(workspace: Workspace) -> list[str]:

@@ -27,13 +27,12 @@ from evalpipe.workspace.load import (
     LoadPlan,
     Planned,
     arms_of,
-    check_writable,
     memory_of,
     only_load,
     plan_files,
     shown_guess,
 )
-from evalpipe.workspace.paths import Workspace, shipped
+from evalpipe.workspace.paths import Workspace, check_writable, shipped
 from evalpipe.workspace.report import WrittenReport, write_report
 
 Output = Callable[[str], object]
@@ -379,7 +378,7 @@ def _place(
 
 def _write_judge(root: Path, judge: _Judge) -> None:
     """The shipped pairwise judge with this model in it, where `evalpipe judge` and `evalpipe report` find it again."""
-    from evalpipe.workspace.record import write_atomically
+    from evalpipe.files import write_atomically
 
     assert judge.vendor is not None and judge.model is not None
     text = (shipped("judges") / "pairwise.toml").read_text("utf-8")

@@ -13,6 +13,7 @@ from evalpipe.analysis.result import Analysis, Decision, DecisionChange
 from evalpipe.analysis.settings import Exclusion
 from evalpipe.analysis.setup_faults import setup_faults
 from evalpipe.errors import ConfigError, NoDataError
+from evalpipe.files import write_atomically
 from evalpipe.models import Recommendation
 from evalpipe.report.text import gate_document
 from evalpipe.store.parquet import parquet_files
@@ -20,7 +21,7 @@ from evalpipe.store.query import Selection, open_store, read_instant
 from evalpipe.store.schema import DATASETS
 from evalpipe.workspace.analyze import analyze_workspace, mode_of, planned_record, settings_of
 from evalpipe.workspace.paths import Workspace, check_judge, loaded_experiment
-from evalpipe.workspace.record import load_record, recording, save_record, write_atomically
+from evalpipe.workspace.record import load_record, recording, save_record
 
 VERDICT = "verdict.json"
 

@@ -17,6 +17,7 @@ from evalpipe.config import ArmConfig, Config, secret
 from evalpipe.credentials import shown_url
 from evalpipe.errors import EvalpipeError
 from evalpipe.traffic_shape import REMEDY, summary
+from evalpipe.workspace.collect import costs_unknown
 from evalpipe.workspace.paths import Workspace
 
 REACH_TIMEOUT_S = 3.0
@@ -215,12 +216,6 @@ def check_stream_usage(workspace: Workspace, config: Config) -> Iterator[Diagnos
             detail='stream_usage is "as_is": of chat streams that do not ask for their usage neither tokens nor cost are known',
             remedy='set collector.stream_usage = "inject": evalpipe asks for it, and takes it out of what the client gets',
         )
-
-
-def costs_unknown(config: Config) -> bool:
-    """Whether chat streams pass as they are, although an arm's dialect reports usage on demand only."""
-    speaks_chat = any(arm.provider != "anthropic" for _, arm in _arms(config))
-    return speaks_chat and config.collector.stream_usage == "as_is"
 
 
 def check_traffic(workspace: Workspace, config: Config) -> Iterator[Diagnosis]:

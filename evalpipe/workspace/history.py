@@ -11,11 +11,10 @@ from pathlib import Path
 import msgspec
 
 from evalpipe.errors import DataError
-from evalpipe.files import unlink_synced
+from evalpipe.files import unlink_synced, write_atomically
 from evalpipe.report.history import KeptLook
 from evalpipe.report.looks import Look, is_change, read_look
 from evalpipe.report.render import Listed, render_history, render_index
-from evalpipe.workspace.record import write_atomically
 
 INDEX = "index.html"
 MOST_DRAWN = 400

@@ -47,8 +47,7 @@ from evalpipe.workspace.judge_setup import (
     summary_of,
 )
 from evalpipe.workspace.judge_setup import judge_settings as judge_settings_of
-from evalpipe.workspace.load import check_writable
-from evalpipe.workspace.paths import Workspace, has_record, loaded_experiment
+from evalpipe.workspace.paths import Workspace, check_writable, has_record, loaded_experiment
 from evalpipe.workspace.query import refuse_damaged
 from evalpipe.workspace.record import excluding, load_record, recording, save_record
 

@@ -46,8 +46,7 @@ from evalpipe.workspace.judge_setup import (
     load_specs,
     recover,
 )
-from evalpipe.workspace.load import check_writable
-from evalpipe.workspace.paths import Workspace, check_judge, loaded_experiment
+from evalpipe.workspace.paths import Workspace, check_judge, check_writable, loaded_experiment
 
 _ROWS_AT_ONCE = 5_000
 

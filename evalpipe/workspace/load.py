@@ -21,8 +21,8 @@ from tqdm import tqdm
 from evalpipe.analysis.settings import Exclusion, Settings
 from evalpipe.analysis.setup_faults import setup_faults
 from evalpipe.config import CONFIG_FILE, CollectorConfig, Config, SourceConfig
-from evalpipe.errors import ConfigError, DataError, EvalpipeError
-from evalpipe.files import FULL, take_lock, try_lock, within_resources
+from evalpipe.errors import ConfigError, DataError
+from evalpipe.files import take_lock, try_lock, within_resources
 from evalpipe.models import ANSWERED, Arm, Exchange
 from evalpipe.providers.base import Usage
 from evalpipe.providers.pricing import Unpriced, price_of
@@ -50,7 +50,7 @@ from evalpipe.store.load_history import unload as take_out
 from evalpipe.store.parquet import private_file, sweep_stale
 from evalpipe.store.query import open_store
 from evalpipe.store.schema import DATASETS
-from evalpipe.workspace.paths import Workspace, price_book, record_path
+from evalpipe.workspace.paths import Workspace, check_writable, price_book, record_path
 from evalpipe.workspace.secrets import unit_key
 
 PARALLEL_BYTES = 64 * 1024 * 1024
@@ -317,19 +317,6 @@ def only_load(data: Path) -> Iterator[None]:
             sys.stderr.write(f"evalpipe: another load is at work in {data}: waiting for it\n")
             take_lock(handle)
         yield
-
-
-def check_writable(data: Path) -> None:
-    """Raise ConfigError where nothing can be written under `data`."""
-    probe = data / f".writable-{id(data)}"
-    try:
-        data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        probe.touch(mode=0o600)
-        probe.unlink()
-    except OSError as error:
-        if error.errno in FULL:
-            raise EvalpipeError(f"cannot write to {data}: the disk is full; make room and run it again") from None
-        raise ConfigError(f"cannot write to {data}: {error.strerror}; choose another folder with --data") from None
 
 
 def _files(path: Path) -> list[Path]:

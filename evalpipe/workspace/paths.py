@@ -12,10 +12,11 @@ from importlib import resources
 from pathlib import Path
 
 from evalpipe.config import CONFIG_FILE, Config, load_config, read_config
-from evalpipe.errors import ConfigError, DataError
+from evalpipe.errors import ConfigError, DataError, EvalpipeError
+from evalpipe.files import FULL
+from evalpipe.models import AGAINST_ITSELF
 from evalpipe.providers.pricing import Price
 from evalpipe.spool.segments import holds_log
-from evalpipe.store.query import AGAINST_ITSELF, note_control_from, open_store
 
 
 def shipped(folder: str) -> Path:
@@ -144,7 +145,22 @@ def _follow_control(workspace: Workspace, name: str) -> None:
     """Keep beside the data whose control the workspace's experiment takes: other commands may not have its configuration."""
     config = workspace.config
     if config is not None and name == config.experiment.name and workspace.data.is_dir():
+        from evalpipe.store.query import note_control_from  # DuckDB: not for the collector
+
         note_control_from(workspace.data, name, config.experiment.control_from)
+
+
+def check_writable(data: Path) -> None:
+    """Raise ConfigError where nothing can be written under `data`."""
+    probe = data / f".writable-{id(data)}"
+    try:
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        probe.touch(mode=0o600)
+        probe.unlink()
+    except OSError as error:
+        if error.errno in FULL:
+            raise EvalpipeError(f"cannot write to {data}: the disk is full; make room and run it again") from None
+        raise ConfigError(f"cannot write to {data}: {error.strerror}; choose another folder with --data") from None
 
 
 # `evalpipe init`: a commented workspace.
@@ -270,6 +286,8 @@ def check_judge(workspace: Workspace, experiment: str, judge: str | None) -> Non
     configured = workspace.config.judge.name if workspace.config else ()
     if judge is None or judge in configured:
         return
+    from evalpipe.store.query import open_store  # DuckDB: not for the collector
+
     with open_store(workspace.data, experiment) as store:
         found = store.connection.execute("SELECT DISTINCT judge FROM judgments ORDER BY judge").fetchall()
     known = list(dict.fromkeys([*configured, *(name for (name,) in found)]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,12 +14,9 @@ import msgspec
 from evalpipe.analysis.record import ExperimentRecord, read_record, render_record
 from evalpipe.analysis.settings import Exclusion
 from evalpipe.errors import DataError, EvalpipeError
-from evalpipe.files import take_lock, write_synced
+from evalpipe.files import NOT_ALLOWED, take_lock, write_atomically
 from evalpipe.store.query import Selection
 from evalpipe.workspace.paths import record_copy_path, record_mark_path, record_path
-
-NOT_ALLOWED = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
-"""Errors of writing to another user's folder, or a read-only one."""
 
 
 def load_record(data: Path, experiment: str) -> ExperimentRecord | None:
@@ -110,17 +106,3 @@ def excluding(selection: Selection, record: ExperimentRecord | None, *, but: Seq
         if one not in but
     )
     return replace(selection, excluded=periods)
-
-
-def write_atomically(path: Path, data: bytes, *, optional: bool = False) -> bool:
-    """The file appears whole under its name or not at all, and survives a power loss. Whether it was written.
-
-    Raises EvalpipeError where it cannot be written; with `optional` a folder without write permission is no error.
-    """
-    try:
-        write_synced(path, data)
-    except OSError as error:
-        if optional and error.errno in NOT_ALLOWED:
-            return False
-        raise EvalpipeError(f"cannot write {path}: {error.strerror}") from error
-    return True

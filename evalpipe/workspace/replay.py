@@ -43,8 +43,7 @@ from evalpipe.workspace.call_runs import (
     run_batches,
 )
 from evalpipe.workspace.collect import arm_fingerprint, arm_settings
-from evalpipe.workspace.load import check_writable
-from evalpipe.workspace.paths import Workspace, has_record, loaded_experiment, price_book
+from evalpipe.workspace.paths import Workspace, check_writable, has_record, loaded_experiment, price_book
 from evalpipe.workspace.record import excluding, load_record
 
 Output = Callable[[str], object]

@@ -14,16 +14,15 @@ import msgspec
 from evalpipe.analysis.result import Analysis, read_analysis_json, render_analysis_json
 from evalpipe.config import ReportConfig
 from evalpipe.errors import ConfigError, DataError, EvalpipeError
-from evalpipe.files import unfinished, unlink_synced
+from evalpipe.files import unfinished, unlink_synced, write_atomically
+from evalpipe.models import AGAINST_ITSELF
 from evalpipe.report.compare import comparison_json, comparison_markdown, render_comparison
 from evalpipe.report.looks import Look, look_of, since_sentence
 from evalpipe.report.render import DEFAULT_EXAMPLES, render
 from evalpipe.report.text import render_csv, render_markdown
 from evalpipe.report.view import sanitized_analysis
-from evalpipe.store.query import AGAINST_ITSELF
 from evalpipe.workspace.history import Check, keep_look, look_before
 from evalpipe.workspace.paths import Workspace, check_judge, loaded_experiment
-from evalpipe.workspace.record import write_atomically
 from evalpipe.workspace.secrets import Outgoing
 
 MACHINE_FACTS = frozenset({"evalpipe", "versions", "data"})

@@ -18,18 +18,18 @@ from hashlib import sha256
 from pathlib import Path
 
 from evalpipe.errors import ConfigError, DataError
-from evalpipe.files import sync_folder, unfinished, unlink_synced, within_resources
+from evalpipe.files import sync_folder, unfinished, unlink_synced, within_resources, write_atomically
 from evalpipe.identity import hash_unit
+from evalpipe.models import AGAINST_ITSELF
 from evalpipe.spool.format import RequestRecord, read_record
 from evalpipe.spool.segments import holds_log, list_segments, read_lines
 from evalpipe.store.parquet import private_file
-from evalpipe.store.query import AGAINST_ITSELF, open_store, writing
+from evalpipe.store.query import open_store, writing
 from evalpipe.store.removal import Scrubber, of_requests, of_units, scrub
 from evalpipe.store.replays import folder_of
-from evalpipe.workspace.load import check_writable, load, only_load
-from evalpipe.workspace.paths import Workspace, loaded_experiment
+from evalpipe.workspace.load import load, only_load
+from evalpipe.workspace.paths import Workspace, check_writable, loaded_experiment
 from evalpipe.workspace.query import FOLDER as DAMAGED
-from evalpipe.workspace.record import write_atomically
 from evalpipe.workspace.secrets import UNIT_KEY_ENV, unit_key
 
 DATED_FROM = datetime(1971, 1, 1, tzinfo=UTC)

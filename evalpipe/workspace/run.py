@@ -18,9 +18,9 @@ from typing import Any, Literal
 from evalpipe.errors import EvalpipeError, NoDataError, NothingToJudgeError, WorkspaceBusyError
 from evalpipe.files import try_lock
 from evalpipe.judging.run_summary import RunSummary
+from evalpipe.models import AGAINST_ITSELF
 from evalpipe.spool.segments import holds_log
 from evalpipe.store.load import LoadSummary
-from evalpipe.store.query import AGAINST_ITSELF
 from evalpipe.workspace.decide import exit_code, nothing_yet, read_verdict, write_verdict
 from evalpipe.workspace.judge import judge, judge_by_batches, judge_online
 from evalpipe.workspace.judge_setup import JudgeOptions

@@ -24,9 +24,8 @@ from evalpipe.credentials import (
     without_secrets,
 )
 from evalpipe.errors import ConfigError, EvalpipeError
-from evalpipe.files import FULL, sync_folder
+from evalpipe.files import FULL, sync_folder, write_atomically
 from evalpipe.workspace.paths import Workspace
-from evalpipe.workspace.record import write_atomically
 
 
 def workspace_secrets(workspace: Workspace) -> tuple[str, ...]:
