@@ -13,7 +13,6 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 from scipy import special
-from scipy import stats as distributions
 
 from evalpipe.stats.estimates import Estimate
 from evalpipe.stats.proportions import wilson
@@ -153,6 +152,8 @@ def spearman(judge: npt.ArrayLike, person: npt.ArrayLike) -> float | None:
     x, y = np.asarray(judge, float), np.asarray(person, float)
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None
+    from scipy import stats as distributions  # slow to load, and few have scores of people
+
     return float(distributions.spearmanr(x, y).statistic)
 
 

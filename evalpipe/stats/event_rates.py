@@ -16,7 +16,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy import optimize
 from scipy.special import betaln, logsumexp
 
 from evalpipe.stats import betting, estimates
@@ -302,6 +301,8 @@ class _Result:
 
         statistic = 0.0
         if point != 0:
+            from scipy import optimize  # slow to load: only where users are few
+
             top = 1.0
             while nearest(top) > 0:
                 top *= 2
@@ -429,6 +430,8 @@ def rate_ratio(stages: Sequence[Stage], *, alpha: float = 0.05, prior_weight: fl
             status="burn_in",
             note="the stages contradict each other: no one rate ratio fits them",
         )
+    from scipy import optimize  # slow to load: only where there are rare events
+
     low = high = None
     if x > 0 and excess(-MAX_LOG_RATIO) > 0:
         low = optimize.brentq(excess, -MAX_LOG_RATIO, inner, xtol=1e-12)

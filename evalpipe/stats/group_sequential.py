@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, special
+from scipy import special
 
 Array = npt.NDArray[np.float64]
 Spending = Literal["obrien_fleming", "pocock"]
@@ -65,6 +65,8 @@ def _boundary(surviving: _Start | _Density, t: float, before: float, target: flo
 
     if target <= 0 or excess(CANNOT_STOP) >= 0:
         return CANNOT_STOP
+    from scipy import optimize  # slow to load, and most runs need no root
+
     return float(optimize.brentq(excess, 0.3, CANNOT_STOP, xtol=1e-12))
 
 

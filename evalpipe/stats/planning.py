@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from scipy import optimize, special
+from scipy import special
 
 from evalpipe.stats import betting, estimates
 from evalpipe.stats.event_rates import DEFAULT_SIGMA2
@@ -396,6 +396,8 @@ def paired_rates(
     elif evidence(high) >= 1:
         discordant = high
     else:
+        from scipy import optimize  # slow to load: only where something is planned
+
         discordant = float(optimize.brentq(lambda share: evidence(share) - 1, low, high, xtol=1e-9))
     worth = 1.0 if low < discordant < high else min(1.0, 1 / evidence(discordant)) if evidence(discordant) > 0 else 1.0
     return PairedRates(discordant=discordant, per_unit=n / n_units * worth, one_each=n == n_units)
@@ -432,6 +434,8 @@ def unpaired_rates(
 
     if excess(0.0) <= 0:  # no wider than independent requests give
         return plain
+    from scipy import optimize  # slow to load: only where something is planned
+
     floor = -math.log(n)
     worth = float(optimize.brentq(excess, floor, 0.0)) if excess(floor) < 0 else floor
     return UnpairedRates(control=control, share=plain.share, per_unit=plain.per_unit * math.exp(worth), sign=sign)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from scipy import stats as distributions
+from scipy import special
 
 from evalpipe.stats import estimates
 from evalpipe.stats.clusters import ArmAggregate
@@ -125,10 +125,11 @@ def mcnemar(t_only: int, c_only: int) -> McNemar:
     if m == 0:
         return McNemar(1.0, 1.0, None, None)
     k = min(t_only, c_only)
-    below, at = float(distributions.binom.cdf(k, m, 0.5)), float(distributions.binom.pmf(k, m, 0.5))
+    below = float(special.bdtr(k, m, 0.5))
+    at = math.exp(-math.log(m + 1) - float(special.betaln(m - k + 1, k + 1)) - m * math.log(2))  # P(X = k)
     mid = 1 - at / 2 if t_only == c_only else 2 * below - at
     chi2 = (t_only - c_only) ** 2 / m
-    return McNemar(min(1.0, 2 * below), mid, chi2, float(distributions.chi2.sf(chi2, 1)))
+    return McNemar(min(1.0, 2 * below), mid, chi2, float(special.chdtrc(1, chi2)))
 
 
 def tango_statistic(delta: float, t_only: float, c_only: float, n: float) -> float:

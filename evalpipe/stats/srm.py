@@ -10,8 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy import stats as distributions
-from scipy.special import gammaln
+from scipy.special import bdtr, chdtrc, gammaln
 
 PRIOR_WEIGHT = 1000.0
 ALARM_E = 100.0
@@ -26,7 +25,12 @@ def chi_square(counts: Sequence[int], shares: Sequence[float]) -> tuple[float, f
     if n == 0:
         return None
     chi2 = sum((k - n * r) ** 2 / (n * r) for k, r in zip(counts, ratio, strict=True))
-    return chi2, float(distributions.chi2.sf(chi2, len(counts) - 1))
+    return chi2, chi_square_p(chi2, len(counts) - 1)
+
+
+def chi_square_p(chi2: float, df: int) -> float:
+    """The probability of a chi-square statistic of `df` degrees of freedom at least this large."""
+    return float(chdtrc(df, chi2))
 
 
 def log_e(counts: Sequence[int], shares: Sequence[float], *, prior_weight: float = PRIOR_WEIGHT) -> float:
@@ -86,10 +90,8 @@ class Losses:
 def losses(treatment_only: int, control_only: int) -> Losses:
     """Rows lost by evalpipe (not errors or timeouts of an arm: those are outcomes) on one side only, tested against a coin."""
     n = treatment_only + control_only
-    p = float(distributions.binomtest(treatment_only, n, 0.5).pvalue) if n else 1.0
-    return Losses(
-        treatment_only=treatment_only, control_only=control_only, p_value=min(1.0, p), lopsided=p < LOPSIDED_P
-    )
+    p = min(1.0, 2 * float(bdtr(min(treatment_only, control_only), n, 0.5))) if n else 1.0
+    return Losses(treatment_only=treatment_only, control_only=control_only, p_value=p, lopsided=p < LOPSIDED_P)
 
 
 def too_much_shed(n_shed: int, n_sampled: int) -> bool:

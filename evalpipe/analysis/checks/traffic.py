@@ -84,9 +84,7 @@ def sample_ratio(evidence: CheckContext) -> Check | None:
         expected += shares[0] * (row["t"] + row["c"])
     if not stages or n_t + n_c == 0:
         return Check(name="sample_ratio", status=WARN, detail="the planned share of the treatment is not known")
-    from scipy import stats as distributions
-
-    p = float(distributions.chi2.sf(chi2, stages))
+    p = srm.chi_square_p(chi2, stages)
     broken = log_e >= math.log(srm.ALARM_E) if evidence.looking.mode == "anytime" else p < srm.ALARM_P
     seen = (
         f"{count(n_t)} of {count(n_t + n_c)} users ({percent(n_t / (n_t + n_c))}) got the treatment, "
