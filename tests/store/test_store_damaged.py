@@ -66,11 +66,18 @@ def _flip(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("damage", [_cut, _flip, lambda data: b"", lambda data: b"\0" * len(data)])
-def test_every_command_reads_without_the_file_and_names_it(
-    workspace: Workspace, damage: Callable[[bytes], bytes]
-) -> None:
+def test_every_reader_leaves_the_file_out(workspace: Workspace, damage: Callable[[bytes], bytes]) -> None:
     broken = _files(workspace)[1]
     broken.write_bytes(damage(broken.read_bytes()))
+    assert _rows(workspace) == 80
+    assert [Path(one.file).name for one in find_damaged(workspace)] == [broken.name]
+    with pytest.warns(UserWarning, match=broken.name):
+        assert len(evalpipe.open(workspace.root).exchanges) == 80
+
+
+def test_every_command_reads_without_the_file_and_names_it(workspace: Workspace) -> None:
+    broken = _files(workspace)[1]
+    broken.write_bytes(_flip(broken.read_bytes()))
 
     sql = _run(workspace, "sql", "--format", "json", "select count(*) n from exchanges")
     assert sql.returncode == 0 and json.loads(sql.stdout) == [{"n": 80}]
@@ -84,9 +91,6 @@ def test_every_command_reads_without_the_file_and_names_it(
     gate = _run(workspace, "gate", "--json")
     assert [Path(name).name for name in json.loads(gate.stdout)["damaged_files"]] == [broken.name]
     assert broken.name in _run(workspace, "gate").stdout
-
-    with pytest.warns(UserWarning, match=broken.name):
-        assert len(evalpipe.open(workspace.root).exchanges) == 80
 
 
 def test_doctor_moves_it_and_lists_what_is_lost(workspace: Workspace) -> None:

@@ -15,7 +15,7 @@ from spool_builders import T0, request, served, write_segment
 
 from evalpipe.store.query import open_store
 
-N = 40
+N = 12
 
 
 def _fill(root: Path, *, n_bytes: int) -> None:
@@ -68,7 +68,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(tmp_path: Path) -> None:
 
 
 def test_too_little_memory_is_one_line_and_nothing_is_lost(tmp_path: Path) -> None:
-    _fill(tmp_path, n_bytes=1_000_000)
+    _fill(tmp_path, n_bytes=3_300_000)
     # An address space that is enough to start in, and not for these answers. Where a library's threads cannot have their stacks
     # it may crash before anything is loaded: then another size is tried.
     ended = (_load(tmp_path, "RLIMIT_AS", size << 20) for size in (500, 560, 620, 700, 800, 900))
