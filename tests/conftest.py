@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, settings
 from evalpipe.collector import is_compiled
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(Path(__file__).parent))  # command_line.py, for the tests of every folder
 
 # A slow or busy machine is no failure, and the same commit gives the same result: examples come from the test's own name.
 settings.register_profile("evalpipe", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

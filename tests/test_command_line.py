@@ -1,4 +1,5 @@
-"""The command line as a user meets it: real processes, one clear line for every mistake, help with an example."""
+"""The command line as a user meets it: one clear line for every mistake, help with an example; what listens or is interrupted, in
+a process of its own."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_line import run_here
 
 from evalpipe.cli import demo
 from evalpipe.cli.app import COMMANDS
@@ -42,7 +44,10 @@ PAIR = {
 }
 
 
-def run(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+run = run_here
+
+
+def run_apart(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if not key.endswith("_API_KEY")} | (env or {})
     return subprocess.run(
         [sys.executable, "-m", "evalpipe", *arguments],
@@ -84,7 +89,7 @@ def test_a_wrong_config_key_names_the_nearest(workspace: Path) -> None:
 
 
 def test_no_workspace_says_how_to_make_one(tmp_path: Path) -> None:
-    assert "evalpipe init" in one_line(run("collect", cwd=tmp_path), 2)
+    assert "evalpipe init" in one_line(run_apart("collect", cwd=tmp_path), 2)
 
 
 def test_a_missing_key_is_told_before_anything_is_sent(workspace: Path) -> None:
@@ -96,7 +101,7 @@ def test_a_missing_key_is_told_before_anything_is_sent(workspace: Path) -> None:
 def test_a_missing_arm_key_is_told_before_the_collector_listens(workspace: Path) -> None:
     text = CONFIG + 'api_key_env = "EVALPIPE_TEST_ABSENT_KEY"\n'
     (workspace / "evalpipe.toml").write_text(text)
-    line = one_line(run("collect", "--port", "0", cwd=workspace), 2)
+    line = one_line(run_apart("collect", "--port", "0", cwd=workspace), 2)
     assert "EVALPIPE_TEST_ABSENT_KEY" in line
 
 
@@ -105,7 +110,7 @@ def test_a_port_in_use_is_one_line(workspace: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        done = run("collect", "--port", str(port), cwd=workspace)
+        done = run_apart("collect", "--port", str(port), cwd=workspace)
     line = one_line(done, done.returncode)
     assert done.returncode in (1, 2)
     assert str(port) in line
@@ -115,7 +120,7 @@ def test_a_port_in_use_is_one_line(workspace: Path) -> None:
 def test_an_unwritable_data_folder_is_one_line(workspace: Path, command: list[str]) -> None:
     (workspace / "pairs.jsonl").write_text(json.dumps(PAIR) + "\n")
     (workspace / "file").write_text("not a folder")
-    line = one_line(run(*command, "--data", "file/data", cwd=workspace), 2)
+    line = one_line(run_apart(*command, "--data", "file/data", cwd=workspace), 2)
     assert "file/data" in line
 
 
@@ -235,7 +240,7 @@ def test_the_template_judges_neither_arm_with_its_own_kind(tmp_path: Path) -> No
 def test_a_port_in_use_is_the_one_line(workspace: Path) -> None:
     """No warning about costs goes before an error that ends the collector."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        done = run("collect", "--port", str(taken.getsockname()[1]), cwd=workspace)
+        done = run_apart("collect", "--port", str(taken.getsockname()[1]), cwd=workspace)
     assert "cannot listen on" in one_line(done, 2)
     assert len(done.stderr.splitlines()) == 1, done.stderr
 
@@ -294,7 +299,7 @@ def test_the_help_lists_every_command_and_needs_no_heavy_import(tmp_path: Path) 
 
 
 def test_the_shell_completes_commands(tmp_path: Path) -> None:
-    done = run(
+    done = run_apart(
         cwd=tmp_path, env={"_EVALPIPE_COMPLETE": "complete_bash", "COMP_WORDS": "evalpipe re", "COMP_CWORD": "1"}
     )
     assert done.stdout.split() == ["replay", "report"]
@@ -311,7 +316,7 @@ def test_a_port_in_use_is_exit_code_2_for_the_simulator_as_for_the_collector(tmp
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        done = run("sim", "--port", str(port), cwd=tmp_path)
+        done = run_apart("sim", "--port", str(port), cwd=tmp_path)
     assert (
         one_line(done, 2)
         == f"evalpipe: cannot listen on 127.0.0.1:{port}: address already in use; choose another with --port"
