@@ -7,7 +7,6 @@ import io
 import os
 import subprocess
 import sys
-import traceback
 from pathlib import Path
 from unittest import mock
 
@@ -15,7 +14,10 @@ from evalpipe.cli.app import main
 
 
 def run_here(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """As `subprocess.run` of the command line: in a working directory, with an environment without API keys but for `env`."""
+    """As `subprocess.run` of the command line: in a working directory, with an environment without API keys but for `env`.
+
+    An error that would be a traceback there is raised here.
+    """
     environment = {key: value for key, value in os.environ.items() if not key.endswith("_API_KEY")} | (env or {})
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
     code: object = 0
@@ -31,8 +33,5 @@ def run_here(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> s
             main(list(arguments))
         except SystemExit as error:
             code = error.code
-        except Exception:
-            traceback.print_exc()
-            code = 1
     printed = (out.buffer.getvalue().decode(), err.buffer.getvalue().decode())  # type: ignore[attr-defined]
     return subprocess.CompletedProcess(arguments, int(str(code or 0)), *printed)

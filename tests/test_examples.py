@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from command_line import run_here
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "docs" / "examples"
@@ -39,10 +40,7 @@ def _environment(**more: str) -> dict[str, str]:
 
 
 def evalpipe(*words: str, cwd: Path, **more: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "evalpipe", *words], cwd=cwd, env=_environment(**more), capture_output=True, text=True,
-        timeout=300, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    done = run_here(*words, cwd=cwd, env=_environment(**more))
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -53,7 +53,7 @@ class Client:
 
 
 def twice(ask: Ask, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-    """As an SDK: what is answered 529 is asked again, where copies are made a moment later (by when there is one of the first)."""
+    """As an SDK: what is answered 529 is asked again, beside copies a moment later (by when the first has been copied)."""
     status, answer = ask(path, body)
     if status != 529:
         return status, answer

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 from collector_harness import RawUpstream, Received, chat_answer, plain
+from command_line import run_here
 
 from evalpipe.workspace.doctor import Diagnosis
 from evalpipe.workspace.doctor_live import diagnose_live
@@ -114,14 +112,7 @@ def test_each_arm_and_judge_is_asked_once_on_its_path(upstream: Upstream, tmp_pa
         treatment_more='provider = "anthropic"\nmodel = "claude-haiku-4-5"\nparams = { max_tokens = 512 }',
         judge=f"{server.url}/judge/v1",
     )
-    done = subprocess.run(
-        [sys.executable, "-m", "evalpipe", "doctor", "--live", "--json"],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "EVALPIPE_DATA": str(root / "data")},
-    )
+    done = run_here("doctor", "--live", "--json", cwd=root, env={"EVALPIPE_DATA": str(root / "data")})
     assert done.returncode == 0, done.stdout + done.stderr
     found = {one["name"]: one for one in json.loads(done.stdout)}
     assert [request.line.split(b" ")[1] for request in server.received] == [
@@ -160,14 +151,7 @@ def test_a_failing_arm_is_named_with_the_providers_words(upstream: Upstream, tmp
         treatment_more='provider = "openai"\nmodel = "gpt-4o"',
         judge=judge.url,
     )
-    done = subprocess.run(
-        [sys.executable, "-m", "evalpipe", "doctor", "--live"],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "EVALPIPE_DATA": str(root / "data")},
-    )
+    done = run_here("doctor", "--live", cwd=root, env={"EVALPIPE_DATA": str(root / "data")})
     assert done.returncode == 1
     lines = {line[6:].partition(":")[0]: line for line in done.stdout.splitlines()}
     assert "HTTP 404: no such path" in lines["live control"]
@@ -183,14 +167,7 @@ def test_a_failing_arm_is_named_with_the_providers_words(upstream: Upstream, tmp
 def test_nothing_is_sent_without_live(upstream: Upstream, tmp_path: Path, keys: None) -> None:
     server = upstream(answering)
     root = workspace(tmp_path / "w", control=server.url, judge=server.url)
-    done = subprocess.run(
-        [sys.executable, "-m", "evalpipe", "doctor", "--json"],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "EVALPIPE_DATA": str(root / "data")},
-    )
+    done = run_here("doctor", "--json", cwd=root, env={"EVALPIPE_DATA": str(root / "data")})
     assert {key for one in json.loads(done.stdout) for key in one} == {"name", "status", "detail", "remedy"}
     assert server.received == []
 
@@ -314,8 +291,6 @@ def test_a_judge_is_asked_where_an_arm_would_be(upstream: Upstream, tmp_path: Pa
 
 def test_a_key_in_an_address_is_refused(tmp_path: Path) -> None:
     root = workspace(tmp_path / "w", control="https://host/v1?api_key=sk-1", judge="https://host")
-    done = subprocess.run(
-        [sys.executable, "-m", "evalpipe", "doctor"], cwd=root, capture_output=True, text=True, timeout=60
-    )
+    done = run_here("doctor", cwd=root)
     assert done.returncode == 2
     assert "api_key_env" in done.stderr

@@ -9,8 +9,6 @@ from __future__ import annotations
 import base64
 import json
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 import duckdb
 import pytest
 from collector_harness import RawUpstream, Received, Running, Script, eventually
+from command_line import run_here
 
 CASES = "review/cases/wire/inputs"
 PIECES = "upstream_pieces"
@@ -65,9 +64,7 @@ def send(running: Running, name: str, case: dict[str, Any]) -> str:
 def stored_rows(running: Running) -> dict[tuple[str, str], dict[str, Any]]:
     """(request id, role) → the row of the store, after `evalpipe load`."""
     assert running.stop() == 0
-    done = subprocess.run(
-        [sys.executable, "-m", "evalpipe", "load"], cwd=running.root, capture_output=True, text=True, check=False
-    )
+    done = run_here("load", cwd=running.root)
     assert done.returncode == 0, done.stderr
     files = str(running.data / "exchanges" / "**" / "*.parquet")
     table = duckdb.sql(f"SELECT * FROM read_parquet('{files}', union_by_name = true)")

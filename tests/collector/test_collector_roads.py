@@ -29,6 +29,7 @@ from collector_harness import (
     exchange,
     plain,
 )
+from command_line import run_here
 
 from evalpipe.collector.traffic_watch import folder_of, read_uncollected
 from evalpipe.traffic_shape import summary
@@ -222,14 +223,7 @@ def test_uncollected_calls_are_counted_and_named(upstream: Upstream, collector: 
 
 
 def evalpipe(running: Running, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "evalpipe", *arguments],
-        cwd=running.root,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "EVALPIPE_DATA": str(running.data), **(env or {})},
-    )
+    return run_here(*arguments, cwd=running.root, env={"EVALPIPE_DATA": str(running.data), **(env or {})})
 
 
 # --- where a server is asked whose address has a path of its own

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +11,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 from collector_harness import CHAT, RawUpstream, Received, Running, chat_answer, chat_request, eventually, plain
+from command_line import run_here
 
 from evalpipe.store.query import open_store
 from evalpipe.workspace.load import faults_of, load
@@ -240,13 +238,7 @@ def test_in_a_split_each_arm_is_followed(upstream: Upstream, collector: Start) -
 
 def evalpipe(running: Running, *arguments: str) -> tuple[int, str]:
     """Exit code, and what a command prints."""
-    done = subprocess.run(
-        [sys.executable, "-m", "evalpipe", *arguments],
-        cwd=running.root,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "ANTHROPIC_API_KEY": "k"},
-    )
+    done = run_here(*arguments, cwd=running.root, env={"ANTHROPIC_API_KEY": "k"})
     return done.returncode, done.stdout + done.stderr
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import random
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command_line import run_here
 from spool_builders import T0, copy, request, served, shadow, write_segment
 
 import evalpipe
@@ -43,8 +43,7 @@ def _files(workspace: Workspace) -> list[Path]:
 
 
 def _run(workspace: Workspace, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "evalpipe", *arguments]
-    return subprocess.run(command, cwd=workspace.root, capture_output=True, text=True, timeout=100)
+    return run_here(*arguments, cwd=workspace.root)
 
 
 def _rows(workspace: Workspace) -> int:

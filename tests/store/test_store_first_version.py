@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import run_here
 
 FIRST = Path(__file__).with_name("first_version")
 
 
 def evalpipe(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if not key.endswith("_API_KEY")}
-    return subprocess.run(
-        [sys.executable, "-m", "evalpipe", *words],
-        cwd=root, env=environment, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    return run_here(*words, cwd=root)
 
 
 def answered(root: Path, *words: str) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from command_line import run_here
 from spool_builders import T0, copy, request, served, shadow, write_segment
 
 from evalpipe.errors import ConfigError
@@ -223,8 +224,7 @@ def test_an_age_is_days(workspace: Workspace) -> None:
 
 def test_the_commands(workspace: Workspace) -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "evalpipe", *arguments]
-        return subprocess.run(command, cwd=workspace.root, capture_output=True, text=True, timeout=100)
+        return run_here(*arguments, cwd=workspace.root)
 
     done = run("forget", "--user", "alice")
     assert done.returncode == 0 and "12 answers" in done.stdout, done.stderr
@@ -235,7 +235,7 @@ def test_the_commands(workspace: Workspace) -> None:
 KILLS = """
 import os, shutil, signal, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], os.path.dirname(sys.argv[1])]
 import test_store_retention as here
 
 base, after = Path(sys.argv[2]), Path(sys.argv[3])
