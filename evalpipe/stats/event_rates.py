@@ -472,6 +472,8 @@ def _most_likely(stages: Sequence[Stage]) -> float:
             total += (stage.treatment_events + stage.control_events) * math.exp(-_softplus(-logit))
         return total - x
 
+    from scipy import optimize  # slow to load: only where there are rare events
+
     return float(optimize.brentq(surplus, -MAX_LOG_RATIO, MAX_LOG_RATIO, xtol=1e-13))
 
 

@@ -14,6 +14,7 @@ from evalpipe.workspace.doctor import Diagnosis
 from evalpipe.workspace.doctor_live import diagnose_live
 from evalpipe.workspace.paths import open_workspace
 
+pytestmark = pytest.mark.uncompiled
 Upstream = Callable[..., RawUpstream]
 
 MESSAGES_ANSWER = json.dumps(

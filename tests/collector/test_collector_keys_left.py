@@ -12,6 +12,7 @@ from key_cases import ALL, HELD, N_CASES, PARAM, PASSWORD, TOKEN, TREATMENT, ans
 
 from evalpipe.cli.app import main
 
+pytestmark = pytest.mark.uncompiled
 START = Callable[..., Running]
 UPSTREAM = Callable[[Script], RawUpstream]
 JUDGE = "sk-ant-judge-canary-Tt2"

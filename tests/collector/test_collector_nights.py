@@ -182,6 +182,7 @@ def _closed() -> int:
     return -1
 
 
+@pytest.mark.uncompiled
 @pytest.mark.parametrize("stream", [_reader_gone, _full_disk, _nobody_reads, _closed])
 def test_each_child_is_replaced_and_the_collector_ends_whatever_became_of_its_log(
     upstream: Upstream, start: Callable[..., Started], stream: Callable[[], int]
@@ -225,6 +226,7 @@ BREAKS = (
 )
 
 
+@pytest.mark.uncompiled
 def test_a_fault_of_what_supervises_ends_the_collector(
     upstream: Upstream, start: Callable[..., Started], tmp_path: Path
 ) -> None:
@@ -245,6 +247,7 @@ def test_a_fault_of_what_supervises_ends_the_collector(
         ask(running.port)
 
 
+@pytest.mark.uncompiled
 def test_a_worker_that_cannot_be_replaced_ends_the_collector(
     upstream: Upstream, start: Callable[..., Started], tmp_path: Path
 ) -> None:
@@ -270,6 +273,7 @@ def test_a_worker_that_cannot_be_replaced_ends_the_collector(
         ask(running.port)
 
 
+@pytest.mark.uncompiled
 def test_a_cleaner_of_temporary_files_keeps_no_worker_from_being_replaced(
     upstream: Upstream, start: Callable[..., Started], tmp_path: Path
 ) -> None:
@@ -322,6 +326,7 @@ def cut_off(data: Path) -> None:
         os.truncate(segment, 0)
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize(
     ("harm", "n_lost"),
     [
@@ -460,6 +465,7 @@ def test_the_treatment_process_reads_a_long_backlog_with_few_descriptors(
 # --- load that does not keep up, and the log
 
 
+@pytest.mark.uncompiled
 def test_health_warns_where_segments_stay_after_several_loads(
     upstream: Upstream, start: Callable[..., Started], tmp_path: Path
 ) -> None:

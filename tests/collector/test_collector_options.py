@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pyarrow.parquet as pq
+import pytest
 from collector_harness import (
     CHAT,
     RawUpstream,
@@ -65,6 +66,7 @@ def test_workers_share_the_port_and_one_may_die(upstream: Upstream, collector: S
     assert len(running.requests()) == len(running.responses()) == len(running.fates()) == 120
 
 
+@pytest.mark.uncompiled
 def test_the_spool_is_loaded_now_and_then(upstream: Upstream, collector: Start) -> None:
     server = upstream(lambda r: [plain(chat_answer())])
     running = collector(server.url, server.url, arguments=["load_every=1s"])

@@ -534,6 +534,7 @@ HANDSHAKE = (
 )
 
 
+@pytest.mark.serial
 def test_websockets_are_refused_at_once(upstream: Upstream, collector: Start) -> None:
     """Codex (Responses over a WebSocket) falls back to HTTP at once on 426 alone."""
     control = upstream(echo)
@@ -597,6 +598,7 @@ def ask(port: int, path: str, body: bytes | None = None) -> bytes:
     return exchange(port, f"{head}{length}\r\n".encode() + (body or b""))
 
 
+@pytest.mark.uncompiled
 @pytest.mark.timeout(280)
 @pytest.mark.parametrize("mode", list(SHARES))
 def test_ready_means_that_every_process_runs(mode: str, upstream: Upstream, tmp_path: Path) -> None:
@@ -639,6 +641,7 @@ def test_ready_means_that_every_process_runs(mode: str, upstream: Upstream, tmp_
     assert set(states) <= {200, 503}
 
 
+@pytest.mark.uncompiled
 def test_a_canary_whose_controller_cannot_run_is_ready_and_degraded(
     upstream: Upstream, collector: Start, tmp_path: Path
 ) -> None:

@@ -176,6 +176,7 @@ def test_a_model_that_refuses_some_requests_is_no_fault(upstream: Upstream, coll
     assert health(running)["status"] == "ok"
 
 
+@pytest.mark.uncompiled
 def test_what_answered_in_an_earlier_life_is_known(upstream: Upstream, collector: Start) -> None:
     """Five bad requests of three users right after a start: no fault where this configuration has answered before."""
     bad = plain(b'{"error": {"type": "invalid_request_error", "message": "too long"}}', status="400 Bad Request")
@@ -242,6 +243,7 @@ def evalpipe(running: Running, *arguments: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.uncompiled
 def test_a_wrong_key_then_the_right_one_from_the_first_request_to_the_exclusion(
     upstream: Upstream, collector: Start
 ) -> None:

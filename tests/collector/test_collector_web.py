@@ -260,6 +260,7 @@ def browser() -> Iterator[Any]:
         started.close()
 
 
+@pytest.mark.uncompiled
 @pytest.mark.browser
 @pytest.mark.timeout(180)
 def test_a_page_in_a_browser_gets_nothing_and_changes_nothing(
@@ -302,6 +303,7 @@ def test_a_page_in_a_browser_gets_nothing_and_changes_nothing(
     assert len(running.records()) == n_records
 
 
+@pytest.mark.uncompiled
 @pytest.mark.browser
 @pytest.mark.timeout(180)
 def test_a_page_of_this_machine_may_ask(browser: Any, pages: str, upstream: UPSTREAM, collector: START) -> None:

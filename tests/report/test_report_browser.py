@@ -483,6 +483,7 @@ def test_axe_finds_no_violation_of_wcag_aa(
     assert found == []
 
 
+@pytest.mark.serial
 def test_first_paint_is_quick(open_page: Callable[..., Watched]) -> None:
     watched = open_page("mixed")
     paint = watched.page.evaluate(

@@ -67,6 +67,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(tmp_path: Path) -> None:
     _finished_afterwards(tmp_path)
 
 
+@pytest.mark.serial
 def test_too_little_memory_is_one_line_and_nothing_is_lost(tmp_path: Path) -> None:
     _fill(tmp_path, n_bytes=3_300_000)
     # An address space that is enough to start in, and not for these answers. Where a library's threads cannot have their stacks
