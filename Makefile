@@ -74,6 +74,7 @@ lint: $(VENV)/.installed-dev ## format, lint, types, architecture
 # An interrupted run goes on where it stopped. ARGS="--only 'ends-*' --scale 0.1", ARGS=--fresh, ARGS=--help.
 check-statistics: $(VENV)/.installed-dev ## simulate error rates, coverage and decisions (an hour, resumed; not in the suite)
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python tests/check_statistics/run.py $(ARGS)
+	EVALPIPE_SEEDS=200 $(BIN)/python -m pytest tests/analysis/test_analysis_rows.py
 
 .PHONY: check-gate
 check-gate: $(VENV)/.installed-dev ## every exit code of `evalpipe gate` from real processes, and the verdict from a live collector

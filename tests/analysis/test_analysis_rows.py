@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 from zlib import crc32
 
@@ -12,7 +13,8 @@ from experiment_builders import START, frame, run, verdicts
 
 from evalpipe.analysis.settings import MetricRule
 
-SEEDS = range(25)
+SEEDS = range(int(os.environ.get("EVALPIPE_SEEDS", "10")))
+"""`make check-statistics` tries 200."""
 OUTCOMES = np.array(["ok", "refused", "truncated", "http_error", "timeout", "unreadable", "client_closed"])
 KINDS = np.array(["chat.completions", "chat.completions streamed", "chat.completions streamed with usage"])
 
