@@ -215,8 +215,7 @@ class ShadowProcess:
         experiment = self._settings.experiment
         own = self._spent.get(experiment, 0.0) + (self._settings.shadow_spent_usd if lost else 0.0)
         self._saved_spent = load_spent(Path(self._settings.data), experiment)
-        # The store knows what a state that is older than its log has missed.
-        return max(own, self._saved_spent, self._settings.shadow_spent_usd)
+        return max(own, self._saved_spent)
 
     def _resume(self, state: ShadowState, decided: set[str]) -> None:
         """Requests the last life had read but not decided."""
@@ -241,6 +240,7 @@ class ShadowProcess:
     # --- the loop
 
     async def _follow(self, stop: asyncio.Event) -> None:
+        self._tail.look_for_segments()  # before the first reading: what is decided is forgotten once all was read
         looked_at = counted_at = self._loop.time()
         n_lines, is_calm = 0, True
         while not stop.is_set():
@@ -308,7 +308,7 @@ class ShadowProcess:
             if not mirror.sheds_overflow and mirror.fullness >= 1:
                 self._pauses = True
                 break
-        if not n_lines:  # all that was recorded before this life has been come across
+        if not n_lines and self._files.refusal is None:  # all that was recorded before this life has been come across
             self._decided.clear()
         return n_lines
 
