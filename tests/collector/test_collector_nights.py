@@ -35,6 +35,8 @@ from collector_harness import (
     read_spool,
 )
 
+from evalpipe.files import is_locked
+from evalpipe.spool.checkpoint import TREATMENT_LOCK
 from evalpipe.spool.format import RequestRecord, ResponseRecord
 
 Upstream = Callable[[Script], RawUpstream]
@@ -355,6 +357,8 @@ def test_a_spool_that_goes_away_is_noticed_counted_and_made_anew(
     assert found["status"] == "degraded"
     assert any("records were lost" in reason for reason in found["reasons"])
     assert metric(running.port, "evalpipe_records_lost_total") == n_lost
+    # Another process that decides on copies, or a load, still finds this one's lock.
+    eventually(lambda: is_locked(running.data / "spool" / TREATMENT_LOCK))
     for n in range(4):
         assert ask(running.port, f"after {n}") == 200
     eventually(lambda: len(treatment.received) == 7)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -114,6 +115,10 @@ def test_labels_journals_calls_and_errors_hold_texts_too(workspace: Workspace) -
     ]
     write_segment(workspace.spool, "served-3.000001", records)
     load(workspace)
+    pair = {"pair_id": "imported", "unit_id": "alice", "prompt": "hello", "response_a": "a", "response_b": "b"}
+    (workspace.root / "pairs.jsonl").write_text(json.dumps(pair | {"meta": {"ticket": SECRET}}))
+    load(workspace, [workspace.root / "pairs.jsonl"], experiment="exp")
+    (workspace.root / "pairs.jsonl").unlink()
     with open_store(workspace.data, "exp") as store:
         store.write_labels(
             [Label(request_id="alice-0", preference=1.0, source="human", labeler="l", note=f"{SECRET} is better")]
@@ -134,7 +139,7 @@ def test_labels_journals_calls_and_errors_hold_texts_too(workspace: Workspace) -
     journal.append(replace(told, attempt=2, status=JudgmentStatus.UNPARSEABLE, note=f'{{"message": "not {SECRET}"}}'))
     journal.close()
     done = retention.forget(workspace, "alice")[0]
-    assert (done.labels, done.judgments, done.exchanges) == (1, 8, 14)
+    assert (done.labels, done.judgments, done.exchanges) == (1, 8, 16)
     assert left(workspace) == []
     noted = [one["event"] for one in retention.removals(workspace.data, "exp")]
     assert noted == ["begun", "done"]
