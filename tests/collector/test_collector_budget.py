@@ -132,8 +132,6 @@ def test_a_copy_whose_decision_cannot_be_written_is_not_sent_and_holds_nothing(
     ask_in_turn(running, 1)
     process = running.child("shadow")
     resource.prlimit(process, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
-    for number in range(4):  # two of them held would fill the budget
-        ask(running, f"w{number}", max_tokens=40)
 
     def n_unwritten() -> float:
         with urlopen(running.url + "/_evalpipe/metrics", timeout=30) as answer:
@@ -144,7 +142,9 @@ def test_a_copy_whose_decision_cannot_be_written_is_not_sent_and_holds_nothing(
             if line.startswith("evalpipe_shadow_shed_total") and "unwritable" in line
         )
 
-    eventually(lambda: n_unwritten() == 4, timeout=60)
+    for number in range(4):  # two of them held at once would fill the budget
+        ask(running, f"w{number}", max_tokens=40)
+        eventually(lambda number=number: n_unwritten() == number + 1, timeout=60)  # type: ignore[misc]
     assert len(treatment.received) == 1
     resource.prlimit(process, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
