@@ -183,6 +183,27 @@ def test_prune_takes_the_old_texts_out_and_keeps_the_young(workspace: Workspace)
     assert next(one["exchanges"] for one in noted if one["event"] == "done") == done.exchanges
 
 
+def test_a_request_is_as_old_as_its_first_row_and_one_without_a_time_stays(workspace: Workspace) -> None:
+    """Answered a moment before the limit, its copy a moment after; and an imported pair that names no time."""
+    body = {"model": "gpt-4o", "user": "dora", "messages": [{"role": "user", "content": "words of dora"}]}
+    limit = T0 + 55 * DAY
+    write_segment(
+        workspace.spool, "served-3.000001", [request("edge", at=limit - 5, body=body), served("edge", at=limit - 5)]
+    )
+    late = limit + 5
+    write_segment(workspace.spool, "shadow-3.000001", [shadow("edge", at=late), copy("edge", at=late, text="to dora")])
+    pair = {"pair_id": "imported", "unit_id": "eve", "prompt": "words of eve", "response_a": "a", "response_b": "b"}
+    (workspace.root / "pairs.jsonl").write_text(json.dumps(pair))
+    load(workspace, [workspace.root / "pairs.jsonl"], experiment="exp")
+    (workspace.root / "pairs.jsonl").unlink()
+    now = datetime.fromtimestamp(T0 + 85 * DAY, UTC)
+    done = retention.prune(workspace, older_than="30d", now=now)
+    assert done.exchanges == 2 * 2 * 2 * len(USERS) + 2 and done.undated == 1
+    left = everything(workspace.root)
+    assert [name for name, text in left.items() if "words of dora" in text or "to dora" in text] == []
+    assert "words of eve" in str(left)
+
+
 def test_what_waits_in_the_log_is_loaded_and_removed(workspace: Workspace) -> None:
     body = {"model": "gpt-4o", "user": "alice", "messages": [{"role": "user", "content": f"{SECRET} again"}]}
     write_segment(
