@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -217,12 +218,12 @@ def test_what_a_living_collector_writes_is_counted(workspace: Workspace) -> None
     import fcntl
 
     body = {"model": "gpt-4o", "user": "alice", "messages": [{"role": "user", "content": SECRET}]}
-    segment = write_segment(workspace.spool, "served-3.000001", [request("r", body=body, at=T0)])
+    at = time.time()  # not answered yet, so it is in no row
     with open_store(workspace.data, "exp") as store:
         row = store.connection.execute("SELECT unit_id FROM exchanges WHERE request_id = 'alice-0'").fetchone()
     assert row is not None
-    record = request("r", body=body, at=T0, unit_id=row[0], unit_source="header:x-user-id")
-    write_segment(workspace.spool, "served-3.000001", [record])
+    record = request("r", body=body, at=at, unit_id=row[0], unit_source="header:x-user-id")
+    segment = write_segment(workspace.spool, "served-3.000001", [record])
     with segment.open("rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         found = retention.forget(workspace, "alice")[0]
