@@ -627,6 +627,7 @@ def test_ready_means_that_every_process_runs(mode: str, upstream: Upstream, tmp_
                 try:
                     ready = ask(port, "/_evalpipe/ready")
                 except OSError:
+                    time.sleep(0.005)  # it does not listen yet
                     continue
                 status = int(ready[9:12])
                 states.append(status)

@@ -26,9 +26,6 @@ from collector_harness import (
     plain,
 )
 
-from evalpipe.workspace.load import load
-from evalpipe.workspace.paths import open_workspace
-
 Start = Callable[..., Running]
 Upstream = Callable[[Script], RawUpstream]
 
@@ -179,30 +176,6 @@ def test_the_budget_is_never_passed(upstream: Upstream, collector: Start) -> Non
         ask(again, f"r{number}", max_tokens=5)
     again.stop()
     assert len(treatment.received) <= 0.2 / 0.015
-
-
-def test_a_lost_account_frees_no_budget(upstream: Upstream, collector: Start) -> None:
-    """Each place the spending is kept in is lost in turn, then all but the store."""
-    control = upstream(lambda r: [plain(chat_answer("control"))])
-    treatment = upstream(lambda r: [plain(chat_answer("t", model="gpt-4o-mini"))])
-    prices = '[prices."gpt-4o-mini"]\ninput = 1000.0\noutput = 1000.0\n'
-    options = {"collector": "shadow_budget_usd = 0.2", "treatment_arm": prices}
-    running = collector(control.url, treatment.url, **options)
-    for number in range(20):
-        ask(running, f"q{number}", max_tokens=5)
-    running.stop()
-    assert treatment.received
-    states = [running.data / "spool" / "shadow-state.json", running.data / "experiments" / "test.shadow-spent"]
-    assert all(state.exists() for state in states)
-    load(open_workspace(root=running.root))
-    for lost in ([states[0]], [states[1]], states):
-        for state in lost:
-            state.write_bytes(b"")
-        again = collector(control.url, treatment.url, root=running.root, **options)
-        for number in range(4):
-            ask(again, f"r{number}", max_tokens=5)
-        again.stop()
-        assert len(treatment.received) <= 0.2 / 0.015, lost
 
 
 def test_copies_wait_while_little_quota_is_left(upstream: Upstream, collector: Start) -> None:
