@@ -126,9 +126,12 @@ def forget(found: Workspace, judge_it: Any, *, keep_rows: bool) -> None:
 def test_an_intent_that_never_arrived_is_given_up_and_asked_anew(tmp_path: Path, sim: Any) -> None:
     found = workspace(tmp_path, sim.base_url)
     forget(found, run, keep_rows=False)
-    # Another provider, which never heard of the batch.
+    (lost,) = intents(batches_folder(found, "t"))
+    assert lost.at_most_usd is not None
+    # Another provider, which never heard of the batch; what was held for it is free again, or the cap had no room for the new one.
     with start_sim(SimSettings(judge=STATED, batch_seconds=0.1)) as fresh:
-        (tmp_path / "evalpipe.toml").write_text(f'[experiment]\nname = "t"\n[judge]\nbase_url = "{fresh.base_url}"\n')
+        judge = f'[judge]\nbase_url = "{fresh.base_url}"\nmax_usd = {lost.at_most_usd * 1.2}\n'
+        (tmp_path / "evalpipe.toml").write_text(f'[experiment]\nname = "t"\n{judge}')
         moved = open_workspace(tmp_path / "evalpipe.toml")
         run(moved)
         assert fresh.ledger()["calls"] == 10
