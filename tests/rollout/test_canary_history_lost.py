@@ -62,6 +62,7 @@ def test_a_lost_history_beside_any_trace_is_a_pause_at_0_percent(
     assert "history lost" in shown and "evalpipe canary reset" in shown
     rolled_back.watch(5)
     assert [event.action for event in rolled_back.history.events()] == ["history_lost"]
+    assert rolled_back.events[-1].action == "history_lost", "the log reports it"
     assert rolled_back.status == "paused 0"
     with pytest.raises(ConfigError, match="canary reset"):
         rolled_back.change_state("approve")
