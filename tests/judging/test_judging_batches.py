@@ -128,7 +128,7 @@ def test_an_intent_that_never_arrived_is_given_up_and_asked_anew(tmp_path: Path,
     forget(found, run, keep_rows=False)
     (lost,) = intents(batches_folder(found, "t"))
     assert lost.at_most_usd is not None
-    # Another provider, which never heard of the batch; what was held for it is free again, or the cap had no room for the new one.
+    # Another provider, which never heard of the batch. What was held for it is free again: the cap has no room for two.
     with start_sim(SimSettings(judge=STATED, batch_seconds=0.1)) as fresh:
         judge = f'[judge]\nbase_url = "{fresh.base_url}"\nmax_usd = {lost.at_most_usd * 1.2}\n'
         (tmp_path / "evalpipe.toml").write_text(f'[experiment]\nname = "t"\n{judge}')

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
 from test_canary_controller import Rollout
 
+from evalpipe.analysis.record import Decided, new_record
 from evalpipe.errors import ConfigError
 from evalpipe.models import Arm, CanaryState, Outcome
 from evalpipe.rollout import canary
@@ -18,8 +20,10 @@ from evalpipe.rollout.controller import Controller, ControllerSettings, leader_l
 from evalpipe.rollout.guardrails import build_guardrails
 from evalpipe.rollout.observations import Observation
 from evalpipe.spool.format import read_record, render_record
+from evalpipe.workspace.analyze import settings_of
 from evalpipe.workspace.canary import read_status, status_lines
 from evalpipe.workspace.load import load
+from evalpipe.workspace.record import save_record
 
 
 @pytest.fixture
@@ -86,6 +90,18 @@ def test_a_store_that_cannot_be_read_is_a_trace(rolled_back: Rollout) -> None:
         path.write_bytes(path.read_bytes()[:100])
     shutil.rmtree(rolled_back.history.path.parent)
     assert rolled_back.status == "paused 0"
+
+
+@pytest.mark.parametrize(("mode", "status"), [("canary", "paused 0"), ("shadow", "waiting 0")])
+def test_a_decision_of_the_canary_is_a_trace_one_of_an_earlier_shadow_run_is_none(
+    tmp_path: Path, mode: str, status: str
+) -> None:
+    rollout = Rollout(tmp_path)
+    at = "2026-06-01T00:00:00+00:00"
+    record = new_record(experiment="rollout", mode=mode, settings=settings_of(rollout.workspace), now=at)
+    decided = Decided(recommendation="keep", rule="r", headline="Keep", at=at, look=1)
+    save_record(rollout.workspace.data, replace(record, decided=decided))
+    assert rollout.status == status
 
 
 def test_a_history_that_lost_its_last_line_serves_nobody(rolled_back: Rollout) -> None:
