@@ -69,6 +69,17 @@ def test_waiting_for_a_limit_holds_nothing(tmp_path: Path) -> None:
     assert (summary.stopped, summary.n_succeeded) == (None, 6)
 
 
+def test_no_more_calls_are_in_flight_than_the_cap_has_room_for(tmp_path: Path) -> None:
+    delays = iter([0.02, 0.08] * 50)  # one of two is in flight while the other one ends
+    with FakeProvider(lambda call: Response(longer_wins(call).text, delay=next(delays))) as provider:
+        found = workspace(tmp_path, provider.url, pairs(6), settings=FAST + "concurrency = 4\n")
+        with pytest.raises(BudgetError, match=r"can cost \$[0-9.]+") as refused:
+            run(found, max_usd=1e-6)
+        worst = float(str(refused.value).split("can cost $")[1].split(",")[0])
+        tally = run(found, max_usd=2.5 * worst)
+    assert tally.n_succeeded >= 4 and provider.most_open == 2
+
+
 def test_open_batches_hold_the_cap_of_calls(tmp_path: Path) -> None:
     with FakeProvider(longer_wins) as provider:
         found = workspace(tmp_path, provider.url, pairs(3))

@@ -21,7 +21,7 @@ from evalpipe.rollout.canary import History
 from evalpipe.rollout.controller import Controller, ControllerSettings
 from evalpipe.rollout.guardrails import build_guardrails
 from evalpipe.rollout.observations import Observation, SpoolReader, StageFeed
-from evalpipe.spool.format import Body, RequestRecord, read_record, render_record
+from evalpipe.spool.format import Body, RequestRecord, ResponseRecord, read_record, render_record
 from evalpipe.workspace import canary
 from evalpipe.workspace.load import load
 
@@ -103,6 +103,23 @@ def test_each_request_counts_once_in_the_stage_it_was_assigned_in(rollout: Rollo
     assert len(list(feed.observations(second))) == 5
     assert list(feed.observations(second)) == []
     spool.close()
+
+
+def test_users_who_left_count_neither_from_the_spool_nor_from_the_store(rollout: Rollout) -> None:
+    rollout.watch(1)
+    rollout.traffic.serve(30)
+    for segment in rollout.workspace.spool.glob("*.jsonl"):
+        records = [read_record(line) for line in segment.read_bytes().splitlines()]
+        left = [
+            msgspec.structs.replace(one, ended="client_closed") if isinstance(one, ResponseRecord) else one
+            for one in records
+        ]
+        segment.write_bytes(b"".join(map(render_record, left)))
+    rollout.watch(1)
+    assert seen_last(rollout.history)[1:3] == (0, 0)
+    load(rollout.workspace)
+    rollout.watch(1)
+    assert seen_last(rollout.history)[1:3] == (0, 0)
 
 
 def test_testers_requests_count_neither_from_the_spool_nor_from_the_store(rollout: Rollout) -> None:
