@@ -106,6 +106,8 @@ def test_amounts_that_cannot_be_are_refused_and_settle_nothing(tmp_path: Path) -
             settle(found, OPTIONS, usd=5.0)
         with pytest.raises(ConfigError, match="one of --bill"):
             settle(found, OPTIONS, usd=0.1, worst_case=True)
+        with pytest.raises(ConfigError, match=r"one judge's: name it with --judge \(pairwise, strict\)"):
+            settle(found, JudgeOptions(judges=("pairwise", "strict")), bill=0.5)
         with pytest.raises(ConfigError, match="not nan"):
             settle(found, OPTIONS, usd=float("nan"))
         assert read_settlements(settlements_folder(found.data, "t")) == []
