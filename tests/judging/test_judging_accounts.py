@@ -60,6 +60,21 @@ def test_each_paid_try_is_a_row_and_counts(tmp_path: Path) -> None:
     assert summary.account is not None and summary.account.n_unsettled == 6
 
 
+def test_a_try_of_a_later_run_is_another_row(tmp_path: Path) -> None:
+    """What the first run's tries may have cost stays beside the answer."""
+    with FakeProvider(lambda call: Response("x", drop=True)) as provider:
+        found = workspace(tmp_path, provider.url, pairs(1), settings=FAST + "concurrency = 1\n")
+        run(found)
+        provider.behaviour = longer_wins
+        tally = run(found)
+    found_rows = rows(
+        found, "SELECT status, count(*), count(DISTINCT judgment_id) FROM judgments GROUP BY 1 ORDER BY 1"
+    )
+    assert found_rows == [("error", 6, 6), ("ok", 2, 2)]
+    assert rows(found, "SELECT count(DISTINCT judgment_id), min(attempt), max(attempt) FROM judgments") == [(8, 1, 4)]
+    assert tally.account is not None and tally.account.n_unsettled == 6
+
+
 def test_waiting_for_a_limit_holds_nothing(tmp_path: Path) -> None:
     # Four calls at once, then one each quarter of a second: a wait that held its worst case at each look would use up the cap.
     limits = FAST.replace("requests_per_minute = 60000", "requests_per_minute = 240")
@@ -80,14 +95,21 @@ def test_no_more_calls_are_in_flight_than_the_cap_has_room_for(tmp_path: Path) -
     assert tally.n_succeeded >= 4 and provider.most_open == 2
 
 
-def test_open_batches_hold_the_cap_of_calls(tmp_path: Path) -> None:
+@pytest.mark.parametrize("state", ["intended", "submitted"])
+def test_open_batches_hold_the_cap_of_calls(tmp_path: Path, state: str) -> None:
+    """Also one of which nobody knows whether it arrived; what is collected or was given up holds nothing."""
     with FakeProvider(longer_wins) as provider:
         found = workspace(tmp_path, provider.url, pairs(3))
         folder = judge_setup.batches_folder(found, "t")
         facts: dict[str, Any] = {"fingerprint": "older", "provider": "anthropic", "n_items": 0}
         at = SystemClock().utc()
-        for judge, usd in (("pairwise", 0.09), ("another", 5.0)):
-            intent = BatchState(name=judge, judge=judge, state="submitted", created_at=at, at_most_usd=usd, **facts)
+        for name, judge, usd, how in (
+            ("a", "pairwise", 0.09, state),
+            ("b", "another", 5.0, state),
+            ("c", "pairwise", 5.0, "collected"),
+            ("d", "pairwise", 5.0, "abandoned"),
+        ):
+            intent = BatchState(name=name, judge=judge, state=how, created_at=at, at_most_usd=usd, **facts)
             save_intent(folder, intent, [])
         with pytest.raises(BudgetError, match="nothing was asked"):
             run(found, max_usd=0.095)
