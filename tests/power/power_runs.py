@@ -290,7 +290,7 @@ def canary(folder: str) -> None:
 
     watch(3)
     for action in ("pause", "approve", "rollback"):
-        workspace_canary.tell(workspace, action, why="test", by="alice", now=now[0])
+        workspace_canary.change_state(workspace, action, why="test", by="alice", now=now[0])
         reported(None)
     watch(2)
 
