@@ -151,7 +151,7 @@ def _confidence(analysis: Analysis) -> str:
     """What the ranges in brackets are."""
     if not analysis.metrics:
         return ""
-    return f"In brackets: the range at {100 * analysis.metrics[0].confidence_level:.4g}{NBSP}% confidence"
+    return f"In brackets: {100 * analysis.metrics[0].confidence_level:.4g}{NBSP}% intervals"
 
 
 def _has_no_times(first: object, last: object) -> bool:

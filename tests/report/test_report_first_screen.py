@@ -196,7 +196,7 @@ def test_who_asked_when_and_on_what_data() -> None:
     assert (first.question, first.asked, first.link) == ("Is <b>it</b> good?", "asked by Ana, support", facts["link"])
     assert [plain(fact) for fact in first.facts] == [
         "Data of 2 to 12 Mar 2026: 2,431 requests of 412 users, 2,400 pairs of answers, 800 judged by claude-haiku-4-5",
-        "In brackets: the range at 95 % confidence",
+        "In brackets: 95 % intervals",
     ]
     page = render(about(mixed(), **facts))
     assert "Is &lt;b&gt;it&lt;/b&gt; good?" in page
