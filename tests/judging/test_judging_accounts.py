@@ -75,6 +75,33 @@ def test_a_try_of_a_later_run_is_another_row(tmp_path: Path) -> None:
     assert tally.account is not None and tally.account.n_unsettled == 6
 
 
+def test_what_a_killed_run_was_answered_is_not_asked_again(tmp_path: Path) -> None:
+    """The answer lies in the journal alone."""
+    with FakeProvider(longer_wins) as provider:
+        found = workspace(tmp_path, provider.url, pairs(1), settings=FAST)
+        (spec,) = judge_setup.load_specs(found)
+        with open_store(found.data, "t") as store:
+            ask = calls_for(store.connection, spec, ["p0"])[0]
+        journal = Journal(judge_setup.journal_folder(found, "t"))
+        call = sent(ask, 1, spec, booking=RecordedCost(cost_usd=0.001), at=SystemClock().utc())
+        journal.begin(call)
+        journal.append(replace(call, status=JudgmentStatus.OK, winner="treatment", preference=1.0))
+        journal.close()
+        run(found)
+    assert len(provider.calls) == 1, "the other order"
+    assert rows(found, "SELECT status, count(*) FROM judgments GROUP BY 1") == [("ok", 2)]
+
+
+def test_a_run_whose_journal_rotates_stores_every_answer_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call_runs, "ROTATE_AFTER_LINES", 4)
+    monkeypatch.setattr("evalpipe.judging.plan._PAGE_MIN", 3)
+    with FakeProvider(longer_wins) as provider:
+        found = workspace(tmp_path, provider.url, pairs(12), settings=FAST)
+        run(found)
+    assert len(provider.calls) == 24
+    assert rows(found, "SELECT count(*), count(DISTINCT judgment_id) FROM judgments WHERE status = 'ok'") == [(24, 24)]
+
+
 def test_waiting_for_a_limit_holds_nothing(tmp_path: Path) -> None:
     # Four calls at once, then one each quarter of a second: a wait that held its worst case at each look would use up the cap.
     limits = FAST.replace("requests_per_minute = 60000", "requests_per_minute = 240")
