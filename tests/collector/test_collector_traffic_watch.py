@@ -16,6 +16,7 @@ from evalpipe.workspace.doctor import check_traffic
 from evalpipe.workspace.load import load
 from evalpipe.workspace.paths import open_workspace
 
+pytestmark = pytest.mark.uncompiled
 Start = Callable[..., Running]
 Upstream = Callable[[Script], RawUpstream]
 
@@ -82,7 +83,6 @@ def test_what_is_unusual_is_reported_once(case: str, mode: str, upstream: Upstre
     assert [expected in line for line in found()] == ([True] if expected else []), found()
 
 
-@pytest.mark.uncompiled
 def test_doctor_and_report_say_it_too(upstream: Upstream, collector: Start) -> None:
     server = upstream(lambda r: [plain(chat_answer())])
     running = collector(server.url, server.url)

@@ -253,6 +253,7 @@ def test_a_burst_beyond_the_queue_waits_in_the_spool(upstream: Upstream, collect
     assert fates(running) == {"sampled": n}
 
 
+@pytest.mark.serial  # 80 MiB, read by a process of lowest priority
 def test_bodies_beyond_the_queues_bytes_wait_in_the_spool_and_push_nobody_out(
     upstream: Upstream, collector: Start
 ) -> None:

@@ -25,6 +25,7 @@ from evalpipe.identity import hash_unit
 from evalpipe.providers.pricing import Price
 from evalpipe.spool.checkpoint import STATE_FILE, TREATMENT_LOCK
 from evalpipe.spool.format import Body, FeedbackRecord, Record, render_record
+from evalpipe.spool.join import LOST, STOPPED, Source, SpoolJoin
 from evalpipe.spool.segments import EMPTY_AFTER_S, list_segments
 from evalpipe.store.exchange_rows import ReadingRules
 from evalpipe.store.load import LoadSummary, SpoolLoad
@@ -528,3 +529,23 @@ def test_an_answer_longer_than_the_log_keeps_is_no_failure_of_the_arm(tmp_path: 
             "the answer is longer than the log keeps: 1,000,000 bytes are not in it",
         )
     ]
+
+
+def from_writer(name: str) -> Source:
+    return Source(segment=0, writer=name, line=1, data=b"")
+
+
+@pytest.mark.parametrize(("live", "waits"), [({"served-9"}, True), (set(), False)])
+def test_an_answer_without_its_request_waits_as_long_as_anybody_may_hold_it(live: set[str], waits: bool) -> None:
+    join = SpoolJoin(live=frozenset(live), open_limit_s=100)
+    assert join.add(served("r"), from_writer("served-1")) is None
+    ((entry, waiting),) = join.leftovers()
+    assert (waiting, entry.lost_reason) == (waits, None if waits else STOPPED)
+
+
+@pytest.mark.parametrize(("writer", "reason"), [("served-1", STOPPED), ("served-9", LOST)])
+def test_what_never_came_is_lost_by_its_writers_end_or_by_nobody_knows_what(writer: str, reason: str) -> None:
+    join = SpoolJoin(live=frozenset({"served-9"}), open_limit_s=100)
+    assert join.add(request("r", at=T0, eligible=False), from_writer(writer)) is None
+    (entry,) = join.expire(T0 + 101)
+    assert entry.lost_reason == reason
