@@ -156,6 +156,24 @@ def test_a_batch_that_may_be_ours_is_waited_for(tmp_path: Path) -> None:
         assert (each_once(found), slow.ledger()["calls"]) == (True, 10)
 
 
+def test_an_open_batch_of_another_judge_is_left_to_it(tmp_path: Path, sim: Any) -> None:
+    found = workspace(tmp_path, sim.base_url)
+    folder = batches_folder(found, "t")
+    facts: dict[str, Any] = {
+        "fingerprint": "f",
+        "provider": "anthropic",
+        "n_items": 0,
+        "created_at": SystemClock().utc(),
+    }
+    other = batches.BatchState(name="other", judge="another", state="submitted", batch_id="msgbatch_other", **facts)
+    batches.save_intent(folder, other, [])
+    run(found)  # would ask for that batch, which nobody has
+    assert each_once(found)
+    assert sorted((one.judge, one.state) for one in batches.intents(folder)) == [
+        ("another", "submitted"), ("pairwise", "collected"),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("vendor", ["anthropic", "openai"])
 def test_a_newer_batch_of_another_project_is_not_ours(tmp_path: Path, sim: Any, vendor: str) -> None:
     ours, others = tmp_path / "ours", tmp_path / "others"
