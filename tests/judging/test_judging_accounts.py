@@ -60,6 +60,17 @@ def test_each_paid_try_is_a_row_and_counts(tmp_path: Path) -> None:
     assert summary.account is not None and summary.account.n_unsettled == 6
 
 
+def test_a_try_that_breaks_off_stays_held_at_its_worst(tmp_path: Path) -> None:
+    """Three tries would follow each other; the cap has room for two of which nobody reports the cost."""
+    with FakeProvider(lambda call: Response("x", drop=True)) as provider:
+        found = workspace(tmp_path, provider.url, pairs(1), settings=FAST + "concurrency = 1\n")
+        with pytest.raises(BudgetError, match=r"can cost \$[0-9.]+") as refused:
+            run(found, max_usd=1e-6)
+        worst = float(str(refused.value).split("can cost $")[1].split(",")[0])
+        run(found, max_usd=2.5 * worst)
+    assert len(provider.calls) == 2
+
+
 def test_a_try_of_a_later_run_is_another_row(tmp_path: Path) -> None:
     """What the first run's tries may have cost stays beside the answer."""
     with FakeProvider(lambda call: Response("x", drop=True)) as provider:
