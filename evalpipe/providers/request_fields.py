@@ -77,6 +77,10 @@ _LEFT_OUT: Final[Mapping[str, frozenset[str]]] = {
 cache. Counted to the user, a shadow request could use up what the user is allowed; a credit can be used once"""
 _NOT_SET: Final = ("store", "background", "background_options")
 """`store` is written anew; the others are looked at by `check_state`"""
+_KNOWN: Final[Mapping[str, frozenset[str]]] = {
+    endpoint: copied | _LEFT_OUT["messages" if endpoint == "messages" else "chat.completions"] | frozenset(_NOT_SET)
+    for endpoint, copied in _COPIED.items()
+}
 _TOOLS: Final[Mapping[str, re.Pattern[str]]] = {
     "chat.completions": re.compile(r"function|custom"),
     "responses": re.compile(r"function|custom|namespace|local_shell|apply_patch|computer(_use)?(_preview)?"),
@@ -101,11 +105,10 @@ def check_keys(endpoint: str, body: Mapping[str, Any], *, also: Collection[str] 
 
     `also`: keys the arm's own configuration sets.
     """
-    left_out = left_out_of(endpoint)
+    known = _KNOWN[endpoint]
     for key, value in body.items():
-        if value is None or key in _COPIED[endpoint] or key in left_out or key in also or key in _NOT_SET:
-            continue
-        raise NotShadowableError("unknown_parameter", key[:60])
+        if key not in known and value is not None and key not in also:
+            raise NotShadowableError("unknown_parameter", key[:60])
     for tool in map(as_dict, as_list(body.get("tools"))):
         kind = tool.get("type")
         if kind is not None and _TOOLS[endpoint].fullmatch(str(kind)) is None:

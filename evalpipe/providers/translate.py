@@ -230,8 +230,8 @@ def strip_side_effects(
     if body.get("container") or body.get("mcp_servers"):
         raise NotShadowableError("server_tools", "container" if body.get("container") else "mcp_servers")
     request_fields.check_keys(endpoint, body, also=own_keys)
-    for key in request_fields.left_out_of(endpoint):
-        body.pop(key, None)
+    for key in request_fields.left_out_of(endpoint).intersection(body):
+        del body[key]
     if endpoint == "responses":
         body.pop("background", None)
         body.pop("background_options", None)
