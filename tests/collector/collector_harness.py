@@ -269,7 +269,11 @@ class Running:
 def read_spool(folder: Path) -> list[Record]:
     records = []
     for path in sorted(folder.glob("*.jsonl")):
-        for line in path.read_bytes().split(b"\n")[:-1]:
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:  # a writer that ends removes the segment it has written nothing to
+            continue
+        for line in data.split(b"\n")[:-1]:
             records.append(read_record(line))
     return records
 
