@@ -47,7 +47,8 @@ class Needle:
         self.rare = by_rarity[:_N_RARE]
         self._rarest = [character[0] for character in self.rare[:_N_ASKED]]
         self._at = self.core.find(self.rare[0])
-        self._places = [_places_of(character, self.core) for character in self.rare]
+        self._places: list[list[int]] | None = None
+        """of each rare character; looked up when the first stream is searched, as most keys meet none"""
 
     def is_in(self, data: bytes) -> bool:
         """`core in data`, by way of its rarest characters: most often one of them is missing, or there are few."""
@@ -79,9 +80,11 @@ class Needle:
     def may_be_in_pieces(self, data: bytes) -> bool:
         """Whether JSON texts in `data`, put together, may be the core: then each of its characters stands in a piece, which
         is the core as far as the quotes around the text."""
+        found = self._places
+        if found is None:
+            found = self._places = [_places_of(character, self.core) for character in self.rare]
         return all(
-            self._has_piece_with(character, places, data)
-            for character, places in zip(self.rare, self._places, strict=True)
+            self._has_piece_with(character, places, data) for character, places in zip(self.rare, found, strict=True)
         )
 
     def _has_piece_with(self, character: bytes, places: list[int], data: bytes) -> bool:
