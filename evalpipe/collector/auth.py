@@ -178,16 +178,22 @@ def _credentials(value: bytes) -> bytes:
 
 # Request ids that show that they were issued: an id is the right to rate an answer, and no list of them is kept.
 #
-# An id is the time (12 hex digits of milliseconds), chance (8 letters and digits), a check part (12 hex digits) and the
-# arm's letter. The check part is keyed by what all collectors of an experiment share, the key of unit ids, so that each
-# of them knows the ids of the others.
+# An id is the time (12 hex digits of milliseconds), chance (7 letters and digits), its number among the ids of that time and
+# chance (0 to 4), a check part (12 hex digits) and the arm's letter. The check part is keyed by what all collectors of an
+# experiment share, the key of unit ids, so that each of them verifies the ids of the others. Under load five ids share time
+# and chance: one digest has the check parts of all five.
 
 
-N_RANDOM: Final = 8
-_N_BASE: Final = 12 + N_RANDOM
+_N_RANDOM: Final = 7
+_N_GROUP: Final = 12 + _N_RANDOM
+_N_BASE: Final = _N_GROUP + 1
 _N_CHECK_BYTES: Final = 6
+_IDS_PER_GROUP: Final = 5
+_N_CHECK: Final = 2 * _N_CHECK_BYTES
 _OLD: Final = re.compile(r"[0-9a-f]{32}[ct]")
-_ISSUED: Final = re.compile(r"[0-9a-f]{12}[0-9A-Za-z]{8}[0-9a-f]{12}[ct]")
+_ISSUED: Final = re.compile(r"[0-9a-f]{12}[0-9A-Za-z]{7}[0-4][0-9a-f]{12}[ct]")
+_DIGITS: Final = "01234"
+_ZERO: Final = ord("0")
 _SIGNS: Final = (b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz" * 5)[:256]
 
 
@@ -206,10 +212,30 @@ class RequestIds:
 
     def __init__(self, key: bytes, experiment: str) -> None:
         own = hmac.digest(key, b"evalpipe request id\0" + experiment.encode(), "sha256")
-        self._keyed = blake2s(key=own, digest_size=_N_CHECK_BYTES)
+        self._keyed = blake2s(key=own, digest_size=_N_CHECK_BYTES * _IDS_PER_GROUP)
+        self._ms = 0
+        self._group = ""
+        self._n_issued = _IDS_PER_GROUP
+        self._random = ""
+        self._n_random_used = 0
+        self._checked = ""
+        self._checks = ""
+
+    def base(self, now: float) -> str:
+        """The part of an id that is there before its arm is chosen. Sorts by time (`now`: seconds), and is no other's."""
+        ms = int(now * 1000)
+        number = self._n_issued
+        if ms != self._ms or number == _IDS_PER_GROUP:
+            at = self._n_random_used
+            if at == len(self._random):
+                self._random, at = random_signs(_N_RANDOM * 64), 0  # asked of the system for many at a time
+            self._n_random_used = at + _N_RANDOM
+            self._ms, self._group, number = ms, f"{ms:012x}" + self._random[at : at + _N_RANDOM], 0
+        self._n_issued = number + 1
+        return self._group + _DIGITS[number]
 
     def seal(self, base: str, letter: str) -> str:
-        """The id of an exchange: `base` (time and chance), its check part, the letter of the arm that serves."""
+        """The id of an exchange: `base`, its check part, the letter of the arm that serves."""
         return base + self._check(base, letter) + letter
 
     def refusal(self, request_id: str) -> str | None:
@@ -223,6 +249,10 @@ class RequestIds:
         return "was not issued by this experiment's collectors (collectors that share an experiment share EVALPIPE_UNIT_KEY)"
 
     def _check(self, base: str, letter: str) -> str:
-        keyed = self._keyed.copy()
-        keyed.update((base + letter).encode("ascii"))
-        return keyed.hexdigest()
+        group = base[:_N_GROUP] + letter
+        if group != self._checked:
+            keyed = self._keyed.copy()
+            keyed.update(group.encode("ascii"))
+            self._checked, self._checks = group, keyed.hexdigest()
+        at = _N_CHECK * (ord(base[_N_GROUP]) - _ZERO)
+        return self._checks[at : at + _N_CHECK]

@@ -71,7 +71,7 @@ class OutgoingExchange(ExchangeState):
         self.head_request = facts.method == b"HEAD"
         self.started_at = time()
         self.arrived = perf_counter()
-        self.request_id = worker.new_request_id(self.started_at)
+        self.request_id = worker.ids.base(self.started_at)
         self.arm = worker.control
         self.pool: Pool = worker.control_pool
         self.kept_request = BodyBuffer(worker.max_logged_bytes)

@@ -172,7 +172,7 @@ class KnownKeys:
         client: those of the request; found as they are in answers that succeed, in every form in those that fail.
     """
 
-    __slots__ = ("_answered", "_client", "_failed", "_held", "_plain", "values")
+    __slots__ = ("_answered", "_client", "_failed", "_held", "_plain", "_searched", "values")
 
     def __init__(self, held: Sequence[str], client: Sequence[str]) -> None:
         self._held, self._client = held, known_secrets(client)
@@ -181,6 +181,8 @@ class KnownKeys:
         held_forms = [core for secret in known_secrets(held) for core in _cores(secret)]
         self._answered = Needles([*held_forms, *self._client])
         self._failed: Needles | None = None
+        self._searched = b""
+        """headers without a key: most answers of a server differ from the one before in nothing that is logged"""
 
     def may_be_in_answer(self, data: bytes, *, streamed: bool, failed: bool) -> bool:
         """Whether an answer's body, decoded, may hold one. `streamed`: perhaps in the pieces of a stream."""
@@ -194,6 +196,15 @@ class KnownKeys:
         if _BACKSLASH in data and (b"\\u00" in data or b"\\/" in data):
             data = _ESCAPED.sub(_unescaped, data)
         return needles.may_be_in(data, in_pieces=streamed)
+
+    def may_be_in_headers(self, data: bytes) -> bool:
+        """Whether an answer's logged headers hold one."""
+        if data == self._searched:
+            return False
+        found = self.may_be_in(data)
+        if not found:
+            self._searched = data
+        return found
 
     def may_be_in(self, data: bytes) -> bool:
         """Whether a request's body, or what is no body, holds one as it is."""

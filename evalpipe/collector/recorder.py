@@ -273,7 +273,7 @@ def may_hold(keys: KnownKeys, kept: ResponseCapture) -> bool:
             return not 200 <= status < 300  # what cannot be read is not written of a failure: it may repeat a key
     # What does not begin like a JSON object may be a stream under another type.
     streamed = kept.streamed or (len(data) > 0 and data[0] != _BRACE)
-    return keys.may_be_in_answer(data, streamed=streamed, failed=not 200 <= status < 300) or keys.may_be_in(
+    return keys.may_be_in_answer(data, streamed=streamed, failed=not 200 <= status < 300) or keys.may_be_in_headers(
         kept.headers_json
     )
 

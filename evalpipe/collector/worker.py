@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from evalpipe.collector import is_compiled
 from evalpipe.collector.assignment import Assigner, ShadowAssigner
-from evalpipe.collector.auth import N_RANDOM, RequestIds, TokenAuth, random_signs
+from evalpipe.collector.auth import RequestIds, TokenAuth
 from evalpipe.collector.descriptors import Descriptors
 from evalpipe.collector.exchange_base import WriteBatch
 from evalpipe.collector.forward_headers import HeaderCache
@@ -108,24 +108,9 @@ class Worker:
         self.descriptors = Descriptors(self.metrics.unconnected)
         self.needs_body = self.assigner.needs_body or settings.control.rewrite or settings.inject_stream_usage
         self._names_arm = settings.mode != "shadow"
-        self._id_ms = 0
-        self._id_instant = ""
-        self._random = ""
-        self._n_random_used = 0
         self._next_tick = 0.0
 
     # --- what a flight asks
-
-    def new_request_id(self, now: float) -> str:
-        """Sorts by time, and is no other's; `ids.seal` makes it the id of an exchange once its arm is chosen."""
-        ms = int(now * 1000)
-        if ms != self._id_ms:
-            self._id_ms, self._id_instant = ms, f"{ms:012x}"
-        at = self._n_random_used
-        if at == len(self._random):
-            self._random, at = random_signs(N_RANDOM * 64), 0  # asked of the system for many at a time
-        self._n_random_used = at + N_RANDOM
-        return self._id_instant + self._random[at : at + N_RANDOM]
 
     def own_lines(self, flight: ExchangeState) -> list[bytes]:
         """The collector's own answer headers."""

@@ -135,12 +135,27 @@ def test_an_open_address_without_a_token_still_refuses_pages(answering: RawUpstr
 
 def test_an_id_is_issued_by_one_experiment_for_one_arm() -> None:
     ids = RequestIds(b"shared", "one")
-    issued = ids.seal("0198c0ffee00ABCDefgh", "c")
+    issued = ids.seal("0198c0ffee00ABCDefg0", "c")
     assert ids.refusal(issued) is None and RequestIds(b"shared", "one").refusal(issued) is None
     for other in (RequestIds(b"shared", "two"), RequestIds(b"another", "one")):
         assert "was not issued" in str(other.refusal(issued))
     for forged in (issued[:-1] + "t", issued[:20] + "0" * 12 + "c"):
         assert "was not issued" in str(ids.refusal(forged))
+
+
+def test_ids_of_one_instant_are_all_different_and_each_has_its_own_check_part() -> None:
+    ids, replica = RequestIds(b"shared", "one"), RequestIds(b"shared", "one")
+    now = 1_800_000_000.25
+    issued = [ids.seal(ids.base(now + number // 50 / 1000), "ct"[number % 2]) for number in range(100)]
+    assert len(set(issued)) == 100
+    assert {len(request_id) for request_id in issued} == {33}
+    assert len({request_id[20:32] for request_id in issued}) == 100
+    assert [request_id[:12] for request_id in issued] == sorted(request_id[:12] for request_id in issued)
+    assert all(replica.refusal(request_id) is None for request_id in reversed(issued))
+    for request_id in issued:  # nobody who has one of them has another
+        number = int(request_id[19])
+        sibling = request_id[:19] + str((number + 1) % 5) + request_id[20:]
+        assert "was not issued" in str(replica.refusal(sibling))
 
 
 def test_only_answers_that_were_given_can_be_rated(answering: RawUpstream, collector: START) -> None:
