@@ -17,7 +17,7 @@ from evalpipe.providers.json_values import MalformedJSONError, as_dict, dump, pa
 from evalpipe.providers.messages import MessagesWriter, plain_messages
 from evalpipe.providers.outcomes import KINDS
 from evalpipe.providers.registry import answer_reader
-from evalpipe.providers.response_builder import Piece, without_reasoning
+from evalpipe.providers.response_builder import Piece
 from evalpipe.providers.responses import ResponsesWriter, plain_responses
 
 JSON = "application/json"
@@ -134,9 +134,10 @@ class AnswerTranslator:
         kinds = {"text"} | ({"thought"} if self._keeps_tags else set())
         pieces = self._reader.pieces
         text = "".join(piece.text for piece in pieces if piece.kind in kinds)
-        text = text if self._keeps_tags else without_reasoning(text)
+        text = text if self._keeps_tags else text.removeprefix(answer.late_reasoning)
         refusal = "".join(piece.text for piece in pieces if piece.kind == "refusal")
-        calls = [_call(piece, pieces) for piece in pieces if piece.kind == "call"]
+        ids = _CallIds()
+        calls = [_call(piece, pieces, ids) for piece in pieces if piece.kind == "call"]
         return Reply(
             id=self._answer_id,
             model=self._model,
@@ -195,7 +196,7 @@ class _PieceWriter:
     """Pieces of a response, written in another dialect as they arrive.
 
     Deltas of parallel calls may come interleaved, and one dialect sends one call after another: the first one is passed on as
-    it comes, the others (and text after it) when it is over.
+    it comes, the others (and text and refusals after it) when it is over.
     """
 
     def __init__(self, writer: ReplyWriter, *, keeps_tags: bool) -> None:
@@ -205,7 +206,9 @@ class _PieceWriter:
         self._live: int | None = None
         self._live_is_empty = True
         self._held: dict[int, _HeldCall] = {}
-        self._late_text: list[str] = []
+        self._ids = _CallIds()
+        self._late: list[Piece] = []
+        """text and refusal that arrived while a call was being written: a dialect with blocks would end the call's"""
 
     def begin(self) -> bytes:
         if self._is_begun:
@@ -215,12 +218,10 @@ class _PieceWriter:
 
     def take(self, piece: Piece) -> bytes:
         kind = piece.kind
-        if kind == "text" or (kind == "thought" and self._keeps_tags):
+        if kind == "text" or kind == "refusal" or (kind == "thought" and self._keeps_tags):
             if self._live is None:
-                return self.writer.text(piece.text)
-            self._late_text.append(piece.text)
-        elif kind == "refusal":
-            return self.writer.refusal(piece.text)
+                return self._text(piece)
+            self._late.append(piece)
         elif kind == "call":
             if self._live is None:
                 return self._start(piece)
@@ -240,7 +241,10 @@ class _PieceWriter:
 
     def _start(self, piece: Piece) -> bytes:
         self._live, self._live_is_empty = piece.call, True
-        return self.writer.call_start(_call_id(piece), piece.name or "")
+        return self.writer.call_start(self._ids.of(piece), piece.name or "")
+
+    def _text(self, piece: Piece) -> bytes:
+        return self.writer.refusal(piece.text) if piece.kind == "refusal" else self.writer.text(piece.text)
 
     def _arguments(self, text: str) -> bytes:
         self._live_is_empty = False
@@ -249,9 +253,8 @@ class _PieceWriter:
     def _end_live(self) -> bytes:
         out = self._arguments(NO_ARGUMENTS) if self._live_is_empty else b""
         self._live = None
-        if self._late_text:
-            out += self.writer.text("".join(self._late_text))
-            self._late_text = []
+        out += b"".join(map(self._text, self._late))
+        self._late = []
         while self._held and self._live is None:
             held = self._held.pop(min(self._held))
             out += self._start(held.piece)
@@ -318,11 +321,21 @@ def _status_within(answer: Answer) -> int:
     return answer.error_status or _STATUSES.get((answer.error_type or "").lower(), 502)
 
 
-def _call(begin: Piece, pieces: list[Piece]) -> ReplyCall:
+class _CallIds:
+    """The ids of a response's calls for its client, which answers each call by its id: no two are equal."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
+    def of(self, begin: Piece) -> str:
+        call_id = begin.id or f"call_{begin.call}"
+        if call_id in self._taken:
+            call_id = f"{call_id}_{begin.call}"
+        self._taken.add(call_id)
+        return call_id
+
+
+def _call(begin: Piece, pieces: list[Piece], ids: _CallIds) -> ReplyCall:
     """A whole call of a plain answer."""
     arguments = "".join(piece.text for piece in pieces if piece.kind == "arguments" and piece.call == begin.call)
-    return ReplyCall(id=_call_id(begin), name=begin.name or "", arguments=arguments or NO_ARGUMENTS)
-
-
-def _call_id(begin: Piece) -> str:
-    return begin.id or f"call_{begin.call}"
+    return ReplyCall(id=ids.of(begin), name=begin.name or "", arguments=arguments or NO_ARGUMENTS)

@@ -53,6 +53,7 @@ calls = st.lists(
         arguments=st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=8), max_size=3).map(dump),
     ),
     max_size=3,
+    unique_by=lambda call: call.id,
 )
 replies = st.builds(
     lambda text, calls, stop: Reply(
@@ -235,6 +236,40 @@ def test_a_refusal_in_words_is_a_refusal_streamed_too(route: tuple[str, str], st
     body = chat_events(message, finish="stop") if stream else chat_body(message, finish="stop")
     answer = read_answer(route[1], 200, SSE if stream else JSON, translate(route, body, stream=stream))
     assert (answer.outcome, answer.text) == (Outcome.REFUSED, "No.")
+
+
+@pytest.mark.parametrize("route", ROUTES[1::2])
+def test_a_refusal_amid_a_call_waits_for_its_end(route: tuple[str, str]) -> None:
+    """Written at once it would end the call's block, and the arguments behind it would be lost."""
+    call = {"index": 0, "id": "c1", "function": {"name": "f", "arguments": '{"a"'}}
+    rest = {"tool_calls": [{"index": 0, "function": {"arguments": ":1}"}}]}
+    deltas = ({"tool_calls": [call]}, {"refusal": "No, "}, {"content": "never."}, rest)
+    answer = read_answer(route[1], 200, SSE, translate(route, chat_events(*deltas, finish="stop"), stream=True))
+    assert answer.text == "No, never."
+    assert [(call["name"], call["arguments"]) for call in answer.tool_calls] == [("f", {"a": 1})]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("client", ["chat.completions", "responses"])
+def test_calls_with_one_id_are_two_calls_to_the_client(client: str, stream: bool) -> None:
+    """A client answers each call by its id."""
+    reply = Reply(
+        id="a",
+        model="m",
+        created=1,
+        text=None,
+        calls=[
+            ReplyCall(id="toolu_1", name="f", arguments='{"n":1}'),
+            ReplyCall(id="toolu_1", name="f", arguments="{}"),
+        ],
+        stop="tool_use",
+        usage=USAGE,
+    )
+    body = stream_reply(writer("messages"), reply) if stream else plain("messages", reply)
+    answer = read_answer(client, 200, SSE if stream else JSON, translate(("messages", client), body, stream=stream))
+    assert [call["arguments"] for call in answer.tool_calls] == [{"n": 1}, {}]
+    ids = [call["id"] for call in answer.tool_calls]
+    assert ids[0] == "toolu_1" and ids[1] != "toolu_1"
 
 
 @pytest.mark.parametrize("stream", [False, True])
