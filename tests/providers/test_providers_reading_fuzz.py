@@ -320,8 +320,10 @@ def test_the_client_is_told_what_is_recorded(stream: tuple[str, bytes], at: list
             assert call["arguments"] == (recorded["arguments"] if has_place else {})
         marks = any(mark in (answer.text or "") for mark in ("[image]", "[audio]"))  # not said to a client
         late_tag = "</think>" in (got.text or "")  # known for reasoning only when it has passed
+        # Behind a closing tag that was left out: the client has it as it is, and only reading it again takes it for reasoning.
+        opens = answer.late_reasoning and (answer.text or "").lstrip().startswith(("<", "[THINK]"))
         mixed = "No." in (answer.text or "") and answer.text != "No."  # a plain answer tells a refusal last
-        assert marks or late_tag or mixed or (got.text or "") == (answer.text or "")
+        assert marks or late_tag or opens or mixed or (got.text or "") == (answer.text or "")
 
 
 @pytest.mark.parametrize("depth", [10, 1000, 100_000])
