@@ -46,7 +46,7 @@ $(COMPILED)/.built: $(VENV)/.installed-dev hatch_build.py $(shell find evalpipe 
 
 compiled: $(COMPILED)/.built ## build/compiled: the package with its compiled collector (a minute; needs a C compiler)
 
-ON_COMPILED := tests/collector tests/core tests/providers $(addprefix tests/rollout/test_,assign.py genai_metrics.py live_split.py)
+ON_COMPILED := tests/collector tests/core tests/providers tests/store/test_store_spool.py $(addprefix tests/rollout/test_,assign.py genai_metrics.py live_split.py)
 test-compiled: $(COMPILED)/.built ## the tests of what is compiled, on the compiled package
 	PYTHONPATH=$(COMPILED) EVALPIPE_EXPECT_COMPILED=1 $(BIN)/pytest -m "not uncompiled and not serial" $(ON_COMPILED)
 

@@ -1,5 +1,6 @@
 """Fingerprints, units, conversations and the assignment bucket: which requests belong together."""
 
+# mypyc: compiled into wheels (hatch_build.py)
 from __future__ import annotations
 
 import hashlib

@@ -41,8 +41,7 @@ class NotShadowableError(Exception):
         return self.reason
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """What an answer used, as billed; None where the provider did not report it, never 0 in its place.
 
     `input_tokens` is the whole input, cached and cache-write tokens included; `output_tokens` the whole output, reasoning
@@ -103,8 +102,7 @@ class Usage:
 _NO_EXTRAS = (None,) * 12
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """One arm's response, in terms all dialects share.
 
     `tool_calls`: [{"id", "name", "arguments" (parsed JSON, or the raw text where it does not parse)}]. `assembled`: the
@@ -117,7 +115,7 @@ class Answer:
 
     outcome: Outcome
     text: str | None = None
-    tool_calls: list[dict[str, Any]] = field(default_factory=list)
+    tool_calls: list[dict[str, Any]] = msgspec.field(default_factory=list)
     finish_reason: str | None = None
     model: str | None = None
     usage: Usage = Usage()

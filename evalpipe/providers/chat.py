@@ -1,5 +1,6 @@
 """OpenAI chat completions (`POST /v1/chat/completions`) and the many compatible servers: read and written."""
 
+# mypyc: compiled into wheels (hatch_build.py)
 from __future__ import annotations
 
 import re

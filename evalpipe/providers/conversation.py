@@ -1,5 +1,6 @@
 """A request in no vendor's terms: turns, tools, schemas, and its content as plain text."""
 
+# mypyc: compiled into wheels (hatch_build.py)
 from __future__ import annotations
 
 import re

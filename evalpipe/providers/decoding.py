@@ -1,5 +1,6 @@
 """Bodies without their content encoding (gzip, deflate, br, zstd), whole or piece by piece."""
 
+# mypyc: compiled into wheels (hatch_build.py)
 from __future__ import annotations
 
 import zlib

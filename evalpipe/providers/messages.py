@@ -1,5 +1,6 @@
 """Anthropic Messages (`POST /v1/messages`): requests and responses, read and written."""
 
+# mypyc: compiled into wheels (hatch_build.py)
 from __future__ import annotations
 
 import re

@@ -1,5 +1,6 @@
 """What follows from a model's name: its family, and which parameters it takes."""
 
+# mypyc: compiled into wheels (hatch_build.py)
 from __future__ import annotations
 
 import re
@@ -42,6 +43,7 @@ def same_family(first: str | None, second: str | None) -> bool:
 _DATE = re.compile(r"[-@_:]?(?:latest|20\d{2}-?[01]\d-?[0-3]\d)$")
 
 
+@lru_cache(maxsize=4096)
 def same_model(first: str | None, second: str | None) -> bool:
     """Whether two names are one model's: a provider's prefix, case, punctuation and a date that only one of them has behind
     it do not count (openai/GPT-4o and gpt-4o-2024-08-06; gpt4_1106_preview and gpt-4-1106-preview)."""

@@ -3,6 +3,7 @@
 A reason that is not in the table is stored and marked (`UNKNOWN_REASON`): never taken for a normal end without a word.
 """
 
+# mypyc: compiled into wheels (hatch_build.py)
 from __future__ import annotations
 
 from collections.abc import Mapping

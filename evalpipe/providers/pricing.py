@@ -3,16 +3,19 @@
 Where none of them gives a cost there is none, with the reason in words: never 0, never a guess.
 """
 
+# mypyc: compiled into wheels (hatch_build.py)
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import lru_cache
 from importlib.metadata import version
 from typing import Any, NamedTuple
+
+import msgspec
 
 from evalpipe.providers.base import Usage
 from evalpipe.providers.model_names import family, same_model, takes_max_completion_tokens
@@ -165,7 +168,9 @@ def _others(
     """USD of the models asked on the way, each at its own price and served as the answer was."""
     usd = 0.0
     for model, part in usage.other_models:
-        served = replace(part, service_tier=usage.service_tier, speed=None, inference_geo=usage.inference_geo)
+        served = msgspec.structs.replace(
+            part, service_tier=usage.service_tier, speed=None, inference_geo=usage.inference_geo
+        )
         found = price_of(served, model=model or None, provider=provider, at=at, prices=prices, batch=batch)
         if isinstance(found, Unpriced):
             return Unpriced(reason=f"{model or 'a model'} was asked on the way: {found.reason}")

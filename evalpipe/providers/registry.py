@@ -1,10 +1,13 @@
 """The list of wire formats and providers, and how a response is read in any of them."""
 
+# mypyc: compiled into wheels (hatch_build.py)
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
+
+from msgspec.structs import replace
 
 from evalpipe.models import ANSWERED, Outcome
 from evalpipe.providers import chat, messages, responses

@@ -1,5 +1,6 @@
 """A response while it grows: the pieces it is made of, and text that comes in pieces."""
 
+# mypyc: compiled into wheels (hatch_build.py)
 from __future__ import annotations
 
 import re
@@ -264,7 +265,7 @@ class TextJoiner:
             text, self._half = self._half + text, ""
         if text.isascii():
             return text
-        if "\ud800" <= text[-1] <= "\udbff":
+        if 0xD800 <= ord(text[-1]) <= 0xDBFF:
             text, self._half = text[:-1], text[-1]
         return joined(text)
 

@@ -1,5 +1,6 @@
 """OpenAI Responses (`POST /v1/responses`): requests and responses, read and written."""
 
+# mypyc: compiled into wheels (hatch_build.py)
 from __future__ import annotations
 
 from collections.abc import Mapping

@@ -1,5 +1,6 @@
 """Server-sent events, parsed as they arrive and written (WHATWG HTML, 9.2.6 "Interpreting an event stream")."""
 
+# mypyc: compiled into wheels (hatch_build.py)
 from __future__ import annotations
 
 import re

@@ -4,12 +4,14 @@ Each dialect has two functions: `read_*_usage` takes a usage object alone, `*_us
 service tier and the tools the provider ran. Documents are named with the day they were read.
 """
 
+# mypyc: compiled into wheels (hatch_build.py)
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from evalpipe.providers.base import Usage
 from evalpipe.providers.decoding import header

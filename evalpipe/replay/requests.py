@@ -250,7 +250,7 @@ def _as_a_single_call(row: Exchange, arm: ReplayArm, usage: Usage, rules: Readin
     if row.cost_usd is None:
         return row
     cost = price_of(
-        replace(usage, service_tier=None),
+        msgspec.structs.replace(usage, service_tier=None),
         model=row.model,
         requested=row.model_requested,
         provider=arm.provider,

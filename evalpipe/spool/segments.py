@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 
@@ -230,6 +231,7 @@ def check_record(record: Record) -> None:
         raise ValueError("request_id is empty")
 
 
+@lru_cache(maxsize=256)
 def is_experiment_name(name: str) -> bool:
     """[A-Za-z0-9._-]{1,64} and neither "." nor "..": a name that is one folder and nothing else."""
     letters = name.replace(".", "").replace("_", "").replace("-", "")

@@ -289,7 +289,7 @@ def _as_far_as_kept(response: ResponseRecord, answer: Answer) -> Answer:
     if not n_dropped or response.ended != "complete" or answer.outcome is not Outcome.UNREADABLE:
         return answer
     message = f"the answer is longer than the log keeps: {n_dropped:,} bytes are not in it"
-    return replace(answer, outcome=Outcome.OK, error_type="not_kept_whole", error_message=message)
+    return msgspec.structs.replace(answer, outcome=Outcome.OK, error_type="not_kept_whole", error_message=message)
 
 
 def _cost(
