@@ -1,8 +1,9 @@
 """Build hook: compiles the collector's data path and the readers of responses with mypyc while a wheel is built.
 
 The compiled modules are the same Python files, at half the processor's time a request and half that of `load`: those that hold
-the line `# mypyc: compiled into wheels`. Where no C compiler is found the wheel is pure Python, and says so. An editable install (development, `make demo`) stays interpreted: what is edited is what
-runs. `EVALPIPE_COMPILE=0` builds the pure wheel, `=1` makes a failure an error.
+the line `# mypyc: compiled into wheels`. Where no C compiler is found the wheel is pure Python, and says so. An editable install
+(development, `make demo`) stays interpreted: what is edited is what runs. `EVALPIPE_COMPILE=0` builds the pure wheel, `=1`
+makes a failure an error.
 """
 
 from __future__ import annotations
