@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def is_compiled() -> bool:
-    """Whether the road of every request runs compiled, as in wheels, or interpreted, as from sources (.build/compile.py)."""
+    """Whether the path of every request runs compiled, as in wheels, or interpreted, as from sources (hatch_build.py)."""
     from evalpipe.http1 import headers
 
     return not (headers.__file__ or "").endswith(".py")

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 import threading
@@ -20,6 +19,7 @@ from evalpipe.collector.status import SpoolWatch
 from evalpipe.collector.unredacted_channel import UnredactedReceiver
 from evalpipe.collector.upstream import Pool
 from evalpipe.collector.usage_metrics import Pricer, UsageMetrics
+from evalpipe.files import try_lock
 from evalpipe.spool.checkpoint import (
     OWN_PREFIX,
     TREATMENT_LOCK,
@@ -167,10 +167,12 @@ class ShadowProcess:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         fd = os.open(self._folder / TREATMENT_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            if not try_lock(fd):
+                os.close(fd)
+                return False
+        except OSError:
             os.close(fd)
-            return False
+            raise
         if self._lock >= 0:
             os.close(self._lock)
         self._lock = fd
