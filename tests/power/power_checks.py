@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from power_runs import SECRET
+from power_runs import LATER, SECRET
 
 from evalpipe.calls.batches import OPEN, intents
 from evalpipe.judging.batches import items_of
@@ -223,7 +223,7 @@ def check_removal(action: str, before: list[Any], numbers: Any) -> Any:
         if action == "forget":
             retention.forget(workspace, "alice")
         else:
-            retention.prune(workspace, older_than="30d")
+            retention.prune(workspace, older_than="30d", now=LATER)
         assert numbers(workspace) == before, "the second run changed a number"
         left = texts_left(root)
         assert not left, f"the second run left texts in {left}"

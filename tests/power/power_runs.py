@@ -18,6 +18,8 @@ from evalpipe.spool.format import Record
 from evalpipe.spool.writer import SpoolWriter
 
 DAY = 86_400
+LATER = datetime.fromtimestamp(T0 + 400 * DAY, UTC)
+"""when `prune` runs: rejected lines have the age of their file, which is written while the test runs"""
 CONFIG = """
 [experiment]
 name = "exp"
@@ -336,7 +338,7 @@ def removal(folder: str, action: str) -> None:
     if action == "forget":
         retention.forget(workspace, "alice")
     else:
-        retention.prune(workspace, older_than="30d", now=datetime.fromtimestamp(T0 + 400 * DAY, UTC))
+        retention.prune(workspace, older_than="30d", now=LATER)
     promise({"gone": SECRET})
 
 
