@@ -29,7 +29,7 @@ from evalpipe.providers.conversation import (
     read_image_url,
     read_pdf,
 )
-from evalpipe.providers.json_values import as_count, as_dict, as_list, as_text, dump, parsed_or_raw
+from evalpipe.providers.json_values import as_count, as_dict, as_list, as_scalar, as_text, dump, parsed_or_raw
 from evalpipe.providers.model_names import family, takes_max_completion_tokens, takes_sampling
 from evalpipe.providers.outcomes import Failure, failure_in, of_error
 from evalpipe.providers.response_builder import AnswerBuilder, Call, StreamState
@@ -121,7 +121,7 @@ def _check(body: dict[str, Any]) -> None:
         raise NotShadowableError("audio")
     if body.get("logit_bias"):
         raise NotShadowableError("logit_bias")
-    if body.get("n") not in {None, 1}:
+    if as_scalar(body.get("n")) not in {None, 1}:
         raise NotShadowableError("several_choices")
     known_keys(body, _CARRIED, _DROPPED | {"functions", "function_call", "audio", "logit_bias"})
 
@@ -164,7 +164,7 @@ def read_parts(content: Any) -> list[Part]:
 
 
 def _read_part(part: dict[str, Any]) -> Text | Image | Document:
-    kind = part.get("type")
+    kind = as_scalar(part.get("type"))
     if kind in {"text", "input_text", "output_text"}:
         return Text(as_text(part.get("text")) or "")
     if kind == "refusal":
@@ -192,7 +192,7 @@ def _text_only(content: Any) -> str:
 
 
 def _read_call(call: dict[str, Any]) -> ToolCall:
-    if call.get("type") not in {None, "function"}:
+    if as_scalar(call.get("type")) not in {None, "function"}:
         raise NotShadowableError("custom_tools")
     function = as_dict(call.get("function"))
     return make_call(call.get("id"), function.get("name"), function.get("arguments"))
@@ -248,7 +248,7 @@ def read_stop(stop: Any) -> list[str]:
 def read_format(conversation: Conversation, response_format: Any) -> None:
     """OpenAI's response format, chat's (`json_schema` nested) or Responses' (flat)."""
     wanted = as_dict(response_format)
-    kind = wanted.get("type")
+    kind = as_scalar(wanted.get("type"))
     if kind in {None, "text"}:
         return
     if kind != "json_schema":

@@ -113,6 +113,11 @@ def as_text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
+def as_scalar(value: Any) -> Any:
+    """`value`, or as text where it is a list or an object: what a set may be asked for."""
+    return str(value) if isinstance(value, list | dict) else value
+
+
 def as_count(value: Any) -> int | None:
     """`value` where it is a count: a whole number, not negative, that fits 64 bits."""
     if isinstance(value, float) and value.is_integer():

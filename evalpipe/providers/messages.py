@@ -28,7 +28,7 @@ from evalpipe.providers.conversation import (
     position_of,
     role_of,
 )
-from evalpipe.providers.json_values import as_count, as_dict, as_list, as_text, dump, parsed_or_raw
+from evalpipe.providers.json_values import as_count, as_dict, as_list, as_scalar, as_text, dump, parsed_or_raw
 from evalpipe.providers.model_names import is_newer_claude, takes_sampling
 from evalpipe.providers.outcomes import Failure, failure_in
 from evalpipe.providers.response_builder import AnswerBuilder, Call, StreamState
@@ -124,7 +124,7 @@ def _read_blocks(content: Any) -> list[Part]:
     parts: list[Part] = []
     for block in map(as_dict, as_list(content)):
         # Thinking of earlier turns is signed for one vendor, and left out of the context by it too.
-        if block.get("type") not in {"thinking", "redacted_thinking"}:
+        if as_scalar(block.get("type")) not in {"thinking", "redacted_thinking"}:
             parts.append(_read_block(block))
     return [part for part in parts if not (isinstance(part, Text) and not part.text)]
 
@@ -155,7 +155,7 @@ def _read_image(block: dict[str, Any]) -> Image:
         return Image(url=source["url"])
     if (
         source.get("type") == "base64"
-        and source.get("media_type") in IMAGE_TYPES
+        and as_scalar(source.get("media_type")) in IMAGE_TYPES
         and isinstance(source.get("data"), str)
     ):
         return Image(media_type=source["media_type"], data=source["data"])
@@ -190,7 +190,7 @@ def _read_result(block: dict[str, Any]) -> ToolResult:
 
 
 def _read_tool(tool: dict[str, Any]) -> Tool:
-    kind = tool.get("type")
+    kind = as_scalar(tool.get("type"))
     if kind not in {None, "custom"}:
         raise NotShadowableError("provider_tools", str(kind)[:60])
     name = as_text(tool.get("name"))
@@ -460,7 +460,7 @@ class _Block:
         self._parts: dict[str, list[str]] = {}
         self._call: Call | None = None
         self._is_closed = False
-        kind = block.get("type")
+        kind = as_scalar(block.get("type"))
         if kind == "tool_use":
             self._call = builder.new_call()
             builder.name_call(self._call, call_id=as_text(block.get("id")), name=as_text(block.get("name")))

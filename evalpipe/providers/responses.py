@@ -19,7 +19,7 @@ from evalpipe.providers.conversation import (
     opening_of,
     position_of,
 )
-from evalpipe.providers.json_values import as_count, as_dict, as_list, as_text, dump
+from evalpipe.providers.json_values import as_count, as_dict, as_list, as_scalar, as_text, dump
 from evalpipe.providers.outcomes import Failure, failure_in, of_error
 from evalpipe.providers.response_builder import AnswerBuilder, StreamState
 from evalpipe.providers.sse import render_event
@@ -138,7 +138,7 @@ def read_responses(body: dict[str, Any]) -> Conversation:
 def _read_item(conversation: Conversation, system: list[str], item: dict[str, Any]) -> None:
     kind = item.get("type", "message")
     if kind == "message":
-        role = item.get("role")
+        role = as_scalar(item.get("role"))
         parts = read_parts(item.get("content"))
         if role in {"system", "developer"}:
             if conversation.turns:
@@ -232,7 +232,9 @@ class ResponsesReader(StreamState):
         if kind in {"response.output_item.added", "response.output_item.done"}:
             self._items[index] = dict(as_dict(event.get("item")))
             self._parts.pop(index, None)
-            return kind.endswith("added") and self._items[index].get("type") in _CLIENT_CALLS | _FUNCTION_CALLS
+            return (
+                kind.endswith("added") and as_scalar(self._items[index].get("type")) in _CLIENT_CALLS | _FUNCTION_CALLS
+            )
         if not kind.endswith(".delta"):
             return False
         known = _DELTAS.get(kind)

@@ -12,7 +12,7 @@ from evalpipe.providers.base import ENDPOINTS, NotShadowableError, OutgoingReque
 from evalpipe.providers.chat import read_chat, render_chat
 from evalpipe.providers.conversation import Conversation
 from evalpipe.providers.decoding import header
-from evalpipe.providers.json_values import MalformedJSONError, as_dict, as_list, dump_bytes, parse
+from evalpipe.providers.json_values import MalformedJSONError, as_dict, as_list, as_scalar, dump_bytes, parse
 from evalpipe.providers.messages import read_messages, render_messages
 from evalpipe.providers.model_names import (
     family,
@@ -292,7 +292,8 @@ def _replace_system(endpoint: str, body: dict[str, Any], prompt: str) -> None:
     system = {"role": "system", "content": prompt}
     if isinstance(given, list):
         first = next(
-            (i for i, m in enumerate(given) if as_dict(m).get("role") not in {"system", "developer"}), len(given)
+            (i for i, m in enumerate(given) if as_scalar(as_dict(m).get("role")) not in {"system", "developer"}),
+            len(given),
         )
         if first and as_dict(given[0]).get("role") == "developer":
             system["role"] = "developer"

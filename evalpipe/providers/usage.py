@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from evalpipe.providers.base import Usage
 from evalpipe.providers.decoding import header
-from evalpipe.providers.json_values import as_count, as_dict, as_list, as_text
+from evalpipe.providers.json_values import as_count, as_dict, as_list, as_scalar, as_text
 
 COST_HEADER = "x-litellm-response-cost"
 """LiteLLM's own figure in USD (docs.litellm.ai/docs/proxy/response_headers, 2026-10-15); "None" where it has no price."""
@@ -130,9 +130,9 @@ def responses_usage(message: dict[str, Any], *, has_content: bool) -> Usage:
         if tool in calls and kind != tool:
             calls[tool] += 1
         elif kind == "shell_call":  # in a container of OpenAI's, or on the client's own machine
-            calls["code_interpreter"] += as_dict(item.get("environment")).get("type") not in {None, "local"}
+            calls["code_interpreter"] += as_scalar(as_dict(item.get("environment")).get("type")) not in {None, "local"}
         elif kind == "web_search_call":
-            n_searches += as_dict(item.get("action")).get("type") in {None, "search"}
+            n_searches += as_scalar(as_dict(item.get("action")).get("type")) in {None, "search"}
     billed = as_count(as_dict(as_dict(message.get("tool_usage")).get("web_search")).get("num_requests"))
     kinds = [as_text(as_dict(tool).get("type")) or "" for tool in as_list(message.get("tools"))]
     name = "web_search_preview" if any(kind.startswith("web_search_preview") for kind in kinds) else "web_search"
@@ -183,7 +183,8 @@ def messages_usage(message: dict[str, Any], *, has_content: bool) -> Usage:
     if "code_execution" not in dict(usage.server_tools):
         blocks = [as_dict(block) for block in as_list(message.get("content"))]
         n_runs = sum(
-            block.get("type") == "server_tool_use" and block.get("name") in _CODE_EXECUTION for block in blocks
+            block.get("type") == "server_tool_use" and as_scalar(block.get("name")) in _CODE_EXECUTION
+            for block in blocks
         )
         usage = replace(usage, server_tools=usage.server_tools + _tools({"code_execution": n_runs}))
     return _plausible(usage, has_content=has_content)
@@ -199,7 +200,7 @@ def read_messages_usage(value: Any) -> Usage:
     usage = as_dict(value)
     counts = _messages_counts(usage)
     rounds = [as_dict(entry) for entry in as_list(usage.get("iterations"))]
-    own = [_messages_counts(entry) for entry in rounds if entry.get("type") in {"message", "compaction"}]
+    own = [_messages_counts(entry) for entry in rounds if as_scalar(entry.get("type")) in {"message", "compaction"}]
     if own and all(entry.input_tokens is not None and entry.output_tokens is not None for entry in own):
         counts = replace(_summed(own), reasoning_tokens=counts.reasoning_tokens)
     kinds = {as_text(entry.get("type")) or "" for entry in rounds}
