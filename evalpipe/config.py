@@ -240,6 +240,19 @@ class CollectorConfig(_Section):
         return patterns
 
 
+class JudgeContextConfig(_Section):
+    """Where a request holds what answers are checked against: for judges with `facts`. An import's own columns go first."""
+
+    path: Annotated[str, Field(min_length=1)] | None = None
+    """JSON path of the context in the request's body, such as metadata.context or messages[0].content"""
+    reference: Annotated[str, Field(min_length=1)] | None = None
+    """JSON path of the reference answer"""
+    tool_results: bool = True
+    """the results of tools in the request are context"""
+    documents: bool = True
+    """documents and search results in the request are context"""
+
+
 class JudgeConfig(_Section):
     name: Annotated[
         tuple[str, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v), Field(min_length=1)
@@ -261,6 +274,7 @@ class JudgeConfig(_Section):
     """answers without a verdict that a question is paid for, over all runs; then it is given up and reported"""
     later_turns_percent: Annotated[float, Field(ge=0, le=90)] = 20.0
     """share of the judge's plan spent on later turns of shadowed conversations, where first turns are the goal"""
+    context: JudgeContextConfig = JudgeContextConfig()
 
 
 def _read_margin(value: Any) -> Any:

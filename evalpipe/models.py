@@ -97,6 +97,10 @@ class Exchange:
     shadow_reason: str | None = None
     prompt: str | None = None
     """the request's conversation as a person reads it"""
+    context: str | None = None
+    """what the model was given to answer from, and the answer it should have given, where an import has them; a request's own tool
+    results and documents are read from it when it is judged"""
+    reference: str | None = None
     percentage: float | None = None
     """share of treatment in force when the request came (ab, canary), in [0, 100]"""
     forced: bool | None = None

@@ -186,7 +186,12 @@ def measure(
     prepare_labels(connection, experiment=experiment)
     judge = deciding_judge(judges, settings) if paired else None
     chosen = choose_pairs(connection, judge, settings, record, experiment=experiment) if paired else None
-    items = [*metrics(), *custom_metrics(settings.custom)]
+    scored = {row["dimension"] for row in rows(connection, "SELECT DISTINCT dimension FROM ev_scores")}
+    items = [
+        item
+        for item in [*metrics(), *custom_metrics(settings.custom)]
+        if not item.only_measured or item.name.removesuffix("_score") in scored
+    ]
     sources = find_sources(connection, settings, paired=paired, has_texts=prepared.has_texts)
     placed = [
         assign_role(measured, settings, mode=mode, sources=sources)

@@ -64,7 +64,7 @@ Values = Ratio | Quantile | JudgmentValue
 class Metric:
     """What is measured and how it may decide. `role_shadow`, `role_split`: its role by default in shadow mode, and in ab and
     canary mode. `margin` is relative where `scale` is; `resolution` is in the metric's unit: a smaller difference is no finding
-    of an arm, whatever share of control's value it is."""
+    of an arm, whatever share of control's value it is. `only_measured`: it is left out where no judge scored it."""
 
     name: str
     label: str
@@ -78,6 +78,7 @@ class Metric:
     estimand: str
     values: Values
     resolution: float = 0.0
+    only_measured: bool = False
 
     @property
     def sign(self) -> int:
@@ -99,6 +100,7 @@ def metric(
     margin: float,
     resolution: float = 0.0,
     estimand: str | None = None,
+    only_measured: bool = False,
 ) -> Callable[[Callable[[], Values]], Callable[[], Values]]:
     """Register a metric; `estimand` in words, by default the function's docstring."""
 
@@ -118,6 +120,7 @@ def metric(
             estimand=estimand or " ".join((values.__doc__ or label).split()),
             values=values(),
             resolution=resolution,
+            only_measured=only_measured,
         )
         return values
 
@@ -456,6 +459,20 @@ def _relevance() -> Values:
 def _faithfulness() -> Values:
     """mean faithfulness (0-1) the pointwise judge gave over judged answers"""
     return JudgmentValue(source="dimension:faithfulness", bounds=(0.0, 1.0))
+
+
+@metric(
+    "correctness_score",
+    label="Correctness score",
+    group="quality",
+    unit="score_1",
+    direction="higher",
+    margin=0.02,
+    only_measured=True,
+)
+def _correctness() -> Values:
+    """mean agreement (0-1) with a reference answer that the pointwise judge gave over judged answers"""
+    return JudgmentValue(source="dimension:correctness", bounds=(0.0, 1.0))
 
 
 @metric(

@@ -8,7 +8,8 @@ from typing import Any
 
 from evalpipe.judging.audit import Audit
 from evalpipe.judging.costs import CostEstimate, CostHistory
-from evalpipe.judging.run_summary import RunSummary
+from evalpipe.judging.plan import NO_FACTS
+from evalpipe.judging.run_summary import WITHOUT_FACTS, RunSummary
 from evalpipe.judging.selftest import SelfTest
 from evalpipe.models import JudgmentStatus
 from evalpipe.text import printable
@@ -31,7 +32,7 @@ def summary_lines(summaries: Sequence[RunSummary]) -> list[str]:
             f"shortened {summary.n_cut:,}" if summary.n_cut else "",
             f"winner against its own scores {summary.n_contradictions:,}" if summary.n_contradictions else "",
             f"left out {_over_cap(summary.n_over_cap)}" if summary.n_over_cap else "",
-            f"left out {_without_text(summary.unjudgeable)}" if summary.unjudgeable else "",
+            *(f"left out {line}" for line in _not_judged(summary.unjudgeable)),
             _given_up(summary.n_given_up, summary.given_up) if summary.n_given_up else "",
         ]
         lines += [f"  {detail}" for detail in details if detail]
@@ -66,8 +67,7 @@ def estimate_lines(estimates: Sequence[CostEstimate]) -> list[str]:
         )
         if one.left_out:
             lines.append(f"  left out: {_over_cap(one.left_out)}")
-        if one.unjudgeable:
-            lines.append(f"  left out: {_without_text(one.unjudgeable)}")
+        lines += [f"  left out: {line}" for line in _not_judged(one.unjudgeable)]
         if one.given_up:
             lines.append(f"  {_given_up(one.given_up, one.given_up_requests)}")
         if one.later or one.later_left_out:
@@ -216,9 +216,15 @@ def _over_cap(n: int) -> str:
     return f"{pairs} with enough others ([judge] pairs_per_unit)"
 
 
-def _without_text(kinds: Mapping[str, int]) -> str:
-    n = sum(kinds.values())
-    return f"{n:,} whose answer holds no text to judge ({_counts(kinds)})"
+def _not_judged(kinds: Mapping[str, int]) -> list[str]:
+    """What is left out since an answer holds no text, or there is nothing to check it against; a line for each reason."""
+    texts = {kind: n for kind, n in kinds.items() if kind not in WITHOUT_FACTS}
+    lines = [f"{sum(texts.values()):,} whose answer holds no text to judge ({_counts(texts)})"] if texts else []
+    for name, kind in NO_FACTS.items():
+        if kind in kinds:
+            answers = "answer" if kinds[kind] == 1 else "answers"
+            lines.append(f"{kinds[kind]:,} {answers} without a {name} to check against: no {name}, no call, no score")
+    return lines
 
 
 def _given_up(n: int, named: Sequence[str]) -> str:

@@ -25,6 +25,8 @@ _SQL = sql_statements("evalpipe.judging", "costs.sql")
 TOKENS_PER_CHAR = 0.27
 """English prose and code; other scripts are denser. A run learns the true ratio, an estimate has only this."""
 REASONING_TOKENS, SCORE_TOKENS = 120, 12
+CLAIM_TOKENS = 300
+"""of a list of claims: some eight of them"""
 _SAMPLE_CALLS = 400
 
 
@@ -33,7 +35,8 @@ class CostEstimate:
     """What a run will probably use. Tokens from the characters of a sample of the plan; `usd` at list price, `batch_usd`
     at the batch price; None where the model has no known price. `identical`: calls that need not be made. `left_out`: pairs whose
     user has enough others; `later`, `later_left_out`: pairs of later turns in the plan and beyond their share;
-    `unjudgeable`: left out since an answer holds no text, by kind; `given_up`: calls that are not made
+    `unjudgeable`: left out since an answer holds no text, or there is nothing to check it against,
+    by kind; `given_up`: calls that are not made
     again, with their requests; `warning`: why this judge is doubtful for these arms."""
 
     judge: str
@@ -80,7 +83,8 @@ def estimate(
     chars = sum(len(spec.system) + len(str(spec.schema)) + len(message_of(ask, spec, "0" * 16).text) for ask in asked)
     per_call = chars / len(asked) * TOKENS_PER_CHAR if asked else 0.0
     seats = 1 if sample and sample[0].arm is not None else 2
-    reply = (REASONING_TOKENS if spec.reasoning else 0) + SCORE_TOKENS * len(spec.dimensions) * seats + 20
+    listed = CLAIM_TOKENS if spec.lists_claims else 0
+    reply = listed + (REASONING_TOKENS if spec.reasoning else 0) + SCORE_TOKENS * len(spec.dimensions) * seats + 20
     usage = Usage(input_tokens=round(per_call * n_calls), output_tokens=min(reply, spec.max_tokens) * n_calls)
     return CostEstimate(
         judge=spec.name,

@@ -26,7 +26,16 @@ def message_of(ask: JudgeCall, spec: JudgeSpec, nonce: str) -> Message:
     if ask.arm is not None:
         answer = ask.control or ask.treatment
         assert answer is not None
-        return _marked(answer_message(ask.request, ask.arm, answer, nonce=nonce, **limits), ask, spec)
+        message = answer_message(
+            ask.request,
+            ask.arm,
+            answer,
+            nonce=nonce,
+            facts=ask.facts,
+            max_context_chars=spec.max_context_chars,
+            **limits,
+        )
+        return _marked(message, ask, spec)
     assert ask.control is not None and ask.treatment is not None
     message = pair_message(ask.request, ask.control, ask.treatment, shown_first=ask.shown_first, nonce=nonce, **limits)
     return _marked(message, ask, spec)
@@ -34,8 +43,8 @@ def message_of(ask: JudgeCall, spec: JudgeSpec, nonce: str) -> Message:
 
 def _marked(message: Message, ask: JudgeCall, spec: JudgeSpec) -> Message:
     """The message, with a tripwire for each text that holds keys of this judge's own reply."""
-    names = ("winner", *spec.dimensions)
-    texts = {"request": ask.request, "control": ask.control, "treatment": ask.treatment}
+    names = ("winner", *spec.dimensions, *(("claims", "verdict") if spec.lists_claims else ()))
+    texts = {"request": ask.request, **ask.facts, "control": ask.control, "treatment": ask.treatment}
     found = dict(message.tripwires)
     for name, text in texts.items():
         shown = text.text if isinstance(text, ShownAnswer) else text or ""
@@ -202,7 +211,8 @@ def read_verdict(
         "treatment_scores": verdict.treatment_scores,
         "reasoning": None if verdict.reasoning is None else well_formed(verdict.reasoning),
     }
-    return JudgmentStatus.OK, fields, {"contradiction": verdict.contradiction}
+    facts: dict[str, Any] = {"contradiction": verdict.contradiction}
+    return JudgmentStatus.OK, fields, facts if verdict.claims is None else {**facts, "claims": dict(verdict.claims)}
 
 
 def _facts(message: Message | None) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from importlib import resources
 from typing import Any, Literal
 
 from evalpipe.analysis.sql import Connection
+from evalpipe.judging.facts import facts_of
 from evalpipe.judging.prompt import ShownAnswer, shown_answer
 from evalpipe.judging.spec import JudgeSpec
 from evalpipe.models import ANSWERED, FINAL, Arm, JudgeMode, JudgmentStatus, ShownFirst
@@ -35,6 +36,8 @@ MAX_ATTEMPTS = 3
 """Answers without a verdict that one call is paid for, over all runs."""
 UNREAD = frozenset({JudgmentStatus.UNPARSEABLE, JudgmentStatus.REFUSED, JudgmentStatus.TRUNCATED})
 """Statuses of calls that were answered without a verdict. An error is none: the provider, not the pair, is at fault."""
+NO_FACTS = {"context": "no_context", "reference": "no_reference"}
+"""kinds of answers that a judge of facts is not asked about: there is nothing to check them against"""
 UNJUDGEABLE = frozenset({NOT_TEXT, PAUSED, CALLS_MISSING})
 """`error_type` of answers that hold no text to judge, or not all of it."""
 _UNJUDGEABLE = {
@@ -53,6 +56,8 @@ _NO_LIMIT = 2**62
 _NOTHING_OPEN = "CREATE OR REPLACE TEMP TABLE judging_open (request_id VARCHAR, n_open BIGINT)"
 """What the query of the open calls would find on a first run, without reading a text."""
 
+_FACTS_AT_ONCE = 1_000
+
 _BITS = {Arm.CONTROL: 1, Arm.TREATMENT: 2}
 
 
@@ -60,7 +65,7 @@ _BITS = {Arm.CONTROL: 1, Arm.TREATMENT: 2}
 class JudgeCall:
     """One planned call with its texts. `attempt`: calls made for this key before; `n_unread`: those of them that were answered
     without a verdict. A pointwise judge reads the answer of
-    `arm` alone; for a pairwise one `arm` is None."""
+    `arm` alone; for a pairwise one `arm` is None. `facts`: what it is checked against, by context|reference."""
 
     key: str
     attempt: int
@@ -72,6 +77,7 @@ class JudgeCall:
     control: ShownAnswer | None = None
     treatment: ShownAnswer | None = None
     n_unread: int = 0
+    facts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_identical(self) -> bool:
@@ -113,7 +119,8 @@ class Plan:
         n_later: pairs of later turns in the order of the run, answered or not.
         n_later_left_out: pairs of later turns beyond their share.
         n_given_up: calls whose answers held no verdict so often that they are not made again; `given_up`: the requests of them.
-        unjudgeable: pairs (pointwise: answers) left out since an answer holds no text to judge, by the kind of its mark.
+        unjudgeable: pairs (pointwise: answers) left out since an answer holds no text to judge, by the kind of its mark, or since
+            there is nothing to check it against: no_context, no_reference.
     """
 
     n_eligible: int
@@ -181,6 +188,8 @@ def make_plan(
         [(one, n) for n, one in enumerate(rules.chosen)],
     )
     _fill(connection, 'judging_excluded (since TIMESTAMPTZ, "until" TIMESTAMPTZ)', rules.excluded)
+    if spec.mode is JudgeMode.POINTWISE:
+        _fill_facts(connection, spec)
     if not rules.only_first_turns:
         _fill(connection, "ev_later (id UBIGINT)", [])
     for statement in _statements("plan_keys.sql", f"plan_{spec.mode}.sql", "plan_calls.sql"):
@@ -204,7 +213,7 @@ def make_plan(
             "count(*) FILTER (is_selected AND is_later), (SELECT count(*) FROM judging_asked WHERE is_later) FROM judging_capped"
         ).fetchall()[0]
     kept = {"asked", "capped"} if keep_order else set()
-    for table in {"unjudgeable", "open", "pending", "chosen", "excluded", "seen", "capped", "asked"} - kept:
+    for table in {"unjudgeable", "facts", "open", "pending", "chosen", "excluded", "seen", "capped", "asked"} - kept:
         connection.execute(f"DROP TABLE IF EXISTS judging_{table}")
     page = min(max(n_units // _N_PAGES, _PAGE_MIN), _PAGE_MAX)
     return Plan(
@@ -222,8 +231,8 @@ def make_plan(
     )
 
 
-def _fill(connection: Connection, table: str, rows: Sequence[tuple[Any, Any]]) -> None:
-    """A temporary table of two columns (or one that stays empty), described as in CREATE TABLE."""
+def _fill(connection: Connection, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    """A temporary table (it may stay empty), described as in CREATE TABLE."""
     connection.execute(f"CREATE OR REPLACE TEMP TABLE {table}")
     if rows:
         name, _, columns = table.partition(" ")
@@ -232,6 +241,25 @@ def _fill(connection: Connection, table: str, rows: Sequence[tuple[Any, Any]]) -
         connection.execute(
             f"INSERT INTO {name} SELECT {selected}", [list(column) for column in zip(*rows, strict=True)]
         )
+
+
+def _fill_facts(connection: Connection, spec: JudgeSpec) -> None:
+    """`judging_facts`: of each answer the hash of what it is checked against, or what is missing. Empty for a judge that reads no
+    facts: then no request is read either."""
+    marks: list[tuple[str, str, str | None, str | None]] = []
+    if spec.facts:
+        found = connection.execute(
+            "SELECT request_id, arm, request, context, reference FROM exchanges WHERE role <> 'replay' "
+            "AND list_contains($1::VARCHAR[], outcome)",
+            [sorted(ANSWERED)],
+        )
+        while rows := found.fetchmany(_FACTS_AT_ONCE):
+            for request_id, arm, request, context, reference in rows:
+                facts = facts_of(request, context, reference, spec.fact_rules)
+                lacking = facts.lacks(spec.facts)
+                mark = f":{facts.mark(spec.facts)}" if lacking is None else None
+                marks.append((request_id, arm, mark, None if lacking is None else NO_FACTS[lacking]))
+    _fill(connection, "judging_facts (request_id VARCHAR, arm VARCHAR, mark VARCHAR, lacks VARCHAR)", marks)
 
 
 def pages(connection: Connection, spec: JudgeSpec, plan: Plan) -> Iterator[list[JudgeCall]]:
@@ -261,8 +289,9 @@ def _planned_calls(
     connection: Connection, spec: JudgeSpec, rows: Sequence[tuple[str, int]], known: dict[str, tuple[int, int]]
 ) -> list[JudgeCall]:
     found: dict[str, dict[str, tuple[Any, ...]]] = {}
+    facts = ", request, context, reference" if spec.facts else ""  # requests are long: read only where they are needed
     for request_id, arm, *texts in connection.execute(
-        "SELECT request_id, arm, prompt, text, tool_calls, outcome FROM exchanges WHERE role <> 'replay' "
+        f"SELECT request_id, arm, prompt, text, tool_calls, outcome{facts} FROM exchanges WHERE role <> 'replay' "
         "AND list_contains($2::VARCHAR[], outcome) AND request_id IN (SELECT unnest($1::VARCHAR[]))",
         [[request_id for request_id, _ in rows], sorted(ANSWERED)],
     ).fetchall():
@@ -305,8 +334,16 @@ def _response_calls(
     for repeat in range(spec.repeats):
         for arm, bit in _BITS.items():
             if sides & bit and arm in texts:
-                prompt, *answer = texts[arm]
-                key = judgment_key(request_id, _content(prompt, *answer), spec.fingerprint, arm, repeat)
+                prompt, *rest = texts[arm]
+                answer = rest[:3]
+                mark, facts = "", {}
+                if spec.facts:
+                    request, context, reference = rest[3:]
+                    read = facts_of(request, context, reference, spec.fact_rules)
+                    if read.lacks(spec.facts) is not None:
+                        continue
+                    mark, facts = f":{read.mark(spec.facts)}", {name: str(getattr(read, name)) for name in spec.facts}
+                key = judgment_key(request_id, f"{_content(prompt, *answer)}{mark}", spec.fingerprint, arm, repeat)
                 shown = shown_answer(*answer)
                 yield JudgeCall(
                     key=key,
@@ -319,6 +356,7 @@ def _response_calls(
                     arm=arm,
                     control=shown if arm is Arm.CONTROL else None,
                     treatment=shown if arm is Arm.TREATMENT else None,
+                    facts=facts,
                 )
 
 

@@ -1,3 +1,9 @@
+-- What a judge of facts cannot check: there is nothing to check it against (`judging_facts` is empty for any other judge).
+INSERT INTO judging_unjudgeable
+SELECT request_id, arm, any_value(lacks) FROM judging_facts ANTI JOIN judging_unjudgeable USING (request_id, arm)
+WHERE lacks IS NOT NULL GROUP BY request_id, arm
+;
+
 -- Answers, each alone: a request of a split log has one, a shadowed request two. `sides`: 1 = control's, 2 = treatment's answer.
 CREATE OR REPLACE TEMP TABLE judging_asked AS
 WITH ranked AS (
@@ -17,8 +23,12 @@ WITH asked AS (
     FROM judging_asked SEMI JOIN judging_tried USING (request_id)
 ), calls AS (
     SELECT request_id,
-        judging_key(request_id, judging_content(prompt, text, tool_calls, outcome, prompt), $fingerprint, arm, repeat) AS key
-    FROM (FROM exchanges ANTI JOIN judging_unjudgeable USING (request_id, arm)) AS exchanges CROSS JOIN (SELECT unnest(range($repeats)) AS repeat) AS repeats
+        judging_key(request_id, concat(judging_content(prompt, text, tool_calls, outcome, prompt), mark), $fingerprint, arm, repeat)
+            AS key
+    FROM (
+        FROM exchanges ANTI JOIN judging_unjudgeable USING (request_id, arm)
+        LEFT JOIN judging_facts USING (request_id, arm)
+    ) AS exchanges CROSS JOIN (SELECT unnest(range($repeats)) AS repeat) AS repeats
     WHERE role <> 'replay' AND outcome IN (SELECT unnest($answered::VARCHAR[]))
         AND request_id IN (SELECT request_id FROM asked)
 )

@@ -9,7 +9,11 @@ from typing import Any
 from evalpipe.calls.runner import RunCounts
 from evalpipe.judging.costs import CostHistory
 from evalpipe.judging.judgments import read_note
+from evalpipe.judging.plan import NO_FACTS
 from evalpipe.models import ASKED_MODEL, FINAL, Judgment, JudgmentStatus
+
+
+WITHOUT_FACTS = frozenset(NO_FACTS.values())
 
 
 @dataclass(slots=True)
@@ -23,7 +27,8 @@ class RunSummary(RunCounts[Judgment]):
             are left beyond it.
         asked: judgments that ended, by status.
         n_given_up: calls that are not made again, as none of their answers held a verdict; `given_up`: the requests of them.
-        unjudgeable: pairs (or answers) left out since an answer holds no text to judge, by kind.
+        unjudgeable: pairs (or answers) left out since an answer holds no text to judge, or there is nothing to check it against,
+            by kind.
         other_models: calls of this run that another model than `model` answered, by its name.
         account: what this judge has cost in this experiment, over all runs; None until the run has ended.
     """
@@ -97,7 +102,12 @@ class RunSummary(RunCounts[Judgment]):
             "left_beyond_limit": self.n_beyond_limit,
             "given_up": self.n_given_up,
             "given_up_requests": list(self.given_up),
-            "left_out_without_text": dict(sorted(self.unjudgeable.items())),
+            "left_out_without_text": {
+                kind: n for kind, n in sorted(self.unjudgeable.items()) if kind not in WITHOUT_FACTS
+            },
+            "left_out_without_facts": {
+                kind: n for kind, n in sorted(self.unjudgeable.items()) if kind in WITHOUT_FACTS
+            },
             "answered_by_other_models": dict(sorted(self.other_models.items())),
             "judgments": dict(sorted(self.asked.items())),
             **self.failures_json(),

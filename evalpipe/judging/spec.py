@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 
 from evalpipe.errors import ConfigError
 from evalpipe.identity import fingerprint
+from evalpipe.judging.facts import FactRules
 from evalpipe.judging.prompt import SCHEMA_VERSION, reply_schema
 from evalpipe.models import JudgeMode
 from evalpipe.providers.paths import ADDRESS, address_fault
@@ -43,6 +44,9 @@ class _JudgeFile(BaseModel):
     max_tokens: Annotated[int, Field(ge=16, le=64_000)] = 1024
     scale: tuple[float, float] = (0.0, 10.0)
     dimensions: Annotated[dict[Annotated[str, Field(pattern=_DIMENSION)], str], Field(min_length=1, max_length=20)]
+    facts: tuple[Literal["context", "reference"], ...] = ()
+    scoring: Literal["scores", "claims"] = "scores"
+    max_context_chars: Annotated[int, Field(ge=200)] = 40_000
     max_request_chars: Annotated[int, Field(ge=200)] = 40_000
     max_response_chars: Annotated[int, Field(ge=200)] = 20_000
     timeout_s: Annotated[float, Field(gt=0, le=3600)] = 120.0
@@ -56,6 +60,8 @@ class JudgeSpec:
     `system`: the rendered template. `scale`: lowest and highest score. `reply`: how the provider is made to keep to the
     schema (schema = structured output, tool = a forced strict tool, text = only asked). `params` are sent as they are, and
     nothing else is: no sampling parameter unless configured. Two specs with one fingerprint are the same judge.
+    `facts`: what an answer is checked against (context, reference); an answer without it is not judged. `scoring`: scores per
+    dimension, or the share of an answer's claims that the context supports. `fact_rules`: where facts are found in a request.
     """
 
     name: str
@@ -77,6 +83,10 @@ class JudgeSpec:
     max_response_chars: int
     timeout_s: float
     params: Mapping[str, Any] = field(default_factory=dict)
+    facts: tuple[str, ...] = ()
+    scoring: str = "scores"
+    max_context_chars: int = 40_000
+    fact_rules: FactRules = field(default_factory=FactRules, compare=False)
 
     schema: dict[str, Any] = field(init=False, repr=False, compare=False)
     """the JSON schema of a reply"""
@@ -94,8 +104,14 @@ class JudgeSpec:
         """The file that names its key's environment variable."""
         return f"judges/{self.name}.toml"
 
+    @property
+    def lists_claims(self) -> bool:
+        return self.scoring == "claims"
+
     def __post_init__(self) -> None:
-        schema = reply_schema(self.mode, self.dimensions, reasoning=self.reasoning, scale=self.scale)
+        schema = reply_schema(
+            self.mode, self.dimensions, reasoning=self.reasoning, scale=self.scale, lists_claims=self.lists_claims
+        )
         object.__setattr__(self, "schema", schema)
         mark = fingerprint(
             {
@@ -109,6 +125,9 @@ class JudgeSpec:
                 "max_tokens": self.max_tokens,
                 "max_chars": [self.max_request_chars, self.max_response_chars],
                 "params": dict(self.params),
+                # Only where they are used: what was judged before they were there keeps its judge.
+                **({"facts": list(self.facts), "max_context_chars": self.max_context_chars} if self.facts else {}),
+                **({"scoring": self.scoring} if self.lists_claims else {}),
             }
         )
         object.__setattr__(self, "fingerprint", mark)
@@ -122,9 +141,10 @@ def load_judge(
     model: str | None = None,
     base_url: str | None = None,
     api_key_env: str | None = None,
+    fact_rules: FactRules | None = None,
 ) -> JudgeSpec:
     """The judge `name`: the first folder that has NAME.toml wins. `model`, `base_url` and `api_key_env` replace the file's
-    where they are given. Raises ConfigError with one line."""
+    where they are given. `fact_rules`: where facts are found in a request. Raises ConfigError with one line."""
     path = _find(name, judge_folders)
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -138,9 +158,10 @@ def load_judge(
         raise ConfigError(f"{path}: {_explain(error)}") from None
     if read.scale[0] >= read.scale[1]:
         raise ConfigError(f"{path}: scale = {list(read.scale)}: the first number must be the lower one")
-    reserved = {"reasoning", "winner", "response_1", "response_2"} & set(read.dimensions)
+    reserved = {"reasoning", "winner", "response_1", "response_2", "claims"} & set(read.dimensions)
     if reserved:
         raise ConfigError(f"{path}: dimensions.{sorted(reserved)[0]}: this name is taken by the reply itself")
+    _check_facts(read, path)
     text = _read_template(read.template, prompt_folders, path)
     spec = JudgeSpec(
         name=name,
@@ -156,7 +177,21 @@ def load_judge(
         model=model or spec.model,
         base_url=base_url or spec.base_url,
         api_key_env=api_key_env or spec.api_key_env,
+        fact_rules=fact_rules or spec.fact_rules,
     )
+
+
+def _check_facts(read: _JudgeFile, path: Path) -> None:
+    if len(set(read.facts)) < len(read.facts):
+        raise ConfigError(f"{path}: facts = {list(read.facts)}: each may be there once")
+    if read.facts and read.mode != "pointwise":
+        raise ConfigError(f'{path}: facts = {list(read.facts)}: only a judge with mode = "pointwise" reads facts')
+    if read.scoring == "claims" and "context" not in read.facts:
+        raise ConfigError(f'{path}: scoring = "claims" marks claims against the context: add facts = ["context"]')
+    if read.scoring == "claims" and len(read.dimensions) != 1:
+        raise ConfigError(
+            f'{path}: dimensions: scoring = "claims" gives one score, so there is one dimension, not {len(read.dimensions)}'
+        )
 
 
 def judge_names(folders: Sequence[Path]) -> list[str]:
@@ -195,7 +230,13 @@ def _render(text: str, read: _JudgeFile, judge_path: Path) -> str:
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
     )
     low, high = (int(bound) if bound == int(bound) else bound for bound in read.scale)
-    values = {"dimensions": read.dimensions, "scale": (low, high), "reasoning": read.reasoning}
+    values = {
+        "dimensions": read.dimensions,
+        "scale": (low, high),
+        "reasoning": read.reasoning,
+        "facts": read.facts,
+        "scoring": read.scoring,
+    }
     try:
         rendered = environment.from_string(text).render(values).strip()
     except jinja2.TemplateSyntaxError as error:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+from evalpipe.judging.prompt import CLAIM_VERDICTS
 from evalpipe.judging.spec import JudgeSpec
 from evalpipe.models import Arm, JudgeMode, ShownFirst, Winner
 
@@ -28,7 +29,8 @@ class UnreadableReplyError(ValueError):
 class Verdict:
     """A judge's verdict, in terms of arms. `preference`: P(treatment better), 0 | 0.5 | 1; None for a pointwise judge.
 
-    `contradiction`: the winner has the lower mean score (flagged, never corrected: the winner counts).
+    `contradiction`: the winner has the lower mean score (flagged, never corrected: the winner counts). `claims`: how many of an
+    answer's claims were found supported, contradicted or not in the context, where a judge lists them; of none there is no score.
     """
 
     winner: Winner | None = None
@@ -37,6 +39,7 @@ class Verdict:
     treatment_scores: Mapping[str, float] = field(default_factory=dict)
     reasoning: str | None = None
     contradiction: bool = False
+    claims: Mapping[str, int] | None = None
 
 
 def read_reply(
@@ -65,11 +68,17 @@ def read_reply(
     if spec.mode is JudgeMode.POINTWISE:
         if arm is None:
             raise ValueError("a pointwise verdict needs the arm whose answer was judged")
-        _only(found, ["reasoning", *spec.dimensions] if spec.reasoning else list(spec.dimensions), "the reply")
-        scores = _scores(found, spec, "the reply")
+        keys = ["claims"] if spec.lists_claims else list(spec.dimensions)
+        _only(found, ["reasoning", *keys] if spec.reasoning else keys, "the reply")
+        claims = None
+        if spec.lists_claims:
+            claims, scores, listed = _claims(found["claims"], spec)
+            reasoning = f"{reasoning} {listed}" if reasoning else listed
+        else:
+            scores = _scores(found, spec, "the reply")
         if arm is Arm.CONTROL:
-            return Verdict(control_scores=scores, reasoning=reasoning)
-        return Verdict(treatment_scores=scores, reasoning=reasoning)
+            return Verdict(control_scores=scores, reasoning=reasoning, claims=claims)
+        return Verdict(treatment_scores=scores, reasoning=reasoning, claims=claims)
     known = ["response_1", "response_2", "winner"]
     _only(found, ["reasoning", *known] if spec.reasoning else known, "the reply")
     first, second = (_seat(found, seat, spec) for seat in ("response_1", "response_2"))
@@ -183,6 +192,34 @@ def _scores(found: Mapping[str, Any], spec: JudgeSpec, name: str) -> dict[str, f
             raise UnreadableReplyError(f"{dimension} in {name} is {_quote(value)}, outside {low:g} to {high:g}")
         scores[dimension] = float(value)
     return scores
+
+
+def _claims(value: Any, spec: JudgeSpec) -> tuple[dict[str, int], dict[str, float], str]:
+    """(claims by verdict, the score, what is not supported in words). An answer without a claim has no score."""
+    if not isinstance(value, list):
+        raise UnreadableReplyError(f'"claims" is {_quote(value)}, not a list')
+    found: dict[str, list[str]] = {verdict: [] for verdict in CLAIM_VERDICTS}
+    for number, one in enumerate(value, start=1):
+        name = f"claim {number}"
+        claim = _object(one, name)
+        _only(claim, ["claim", "verdict"], name)
+        verdict = re.sub(r"[\s-]+", "_", _word(claim["verdict"]))
+        if verdict not in found:
+            raise UnreadableReplyError(
+                f'"verdict" of {name} is {_quote(claim["verdict"])}, not one of {", ".join(found)}'
+            )
+        if not isinstance(claim["claim"], str) or not claim["claim"].strip():
+            raise UnreadableReplyError(f'"claim" of {name} is {_quote(claim["claim"])}, not text')
+        found[verdict].append(" ".join(claim["claim"].split()))
+    n_claims, n_supported = len(value), len(found["supported"])
+    counts = {verdict: len(claims) for verdict, claims in found.items()}
+    if not n_claims:
+        return counts, {}, "No claim in the answer."
+    words = [f"{n_supported} of {n_claims} claims supported."]
+    words += [f"Contradicted: {claim}" for claim in found["contradicted"]]
+    words += [f"Not in the context: {claim}" for claim in found["not_in_context"]]
+    low, high = spec.scale
+    return counts, {next(iter(spec.dimensions)): low + n_supported / n_claims * (high - low)}, "\n".join(words)
 
 
 def _reasoning(reply: Mapping[str, Any], wanted: bool) -> str | None:

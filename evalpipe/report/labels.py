@@ -156,6 +156,7 @@ _PASSED = {
     "arm_models": "models as configured",
     "one_user_dominates": "no user dominates",
     "drift": "no drift",
+    "one_score": "scores vary",
     "judge_coverage": "verdicts complete",
     "judge_model": "the model asked has answered",
     "judge_consistency": "judge consistent",
@@ -169,6 +170,7 @@ _PASSED = {
 """a check's name beside a tick; a problem keeps the problem's name"""
 _FAILED = {
     "setup_fault": "set-up fault",
+    "one_score": "most scores alike",
     "uncollected_calls": "model calls uncollected",
     "short_period": "less than a week of traffic",
     "no_usage_in_streams": "no usage in streams",

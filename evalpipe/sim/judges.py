@@ -120,6 +120,11 @@ class SimulatedJudge:
 
     def _alone(self, prompt: JudgePrompt, model: str) -> str:
         response = prompt.responses[0]
+        if prompt.lists_claims:
+            return self._claims(prompt, model)
+        if prompt.reference is not None:
+            share = shared_words(prompt.reference, response.text)
+            return prompt.reply([share], None, f"{share:.0%} of the reference's words are in the response.")
         if self._behaviour.behaviour == "stated":
             rng = seeded(self._seed, model, prompt.request, response.text, response.state, prompt.n_turns)
             if rng.random() < self._behaviour.unparseable_rate:
@@ -129,6 +134,20 @@ class SimulatedJudge:
             return prompt.reply([score], None, "Scored by a latent quality of the text.")
         result = check(prompt.request, response.text, response.state)
         return prompt.reply([result.points / FULL], None, f"Stated rules broken: {', '.join(result.broken) or 'none'}.")
+
+    def _claims(self, prompt: JudgePrompt, model: str) -> str:
+        """Every sentence of the answer, marked by the words of the context; with stated rates, rightly marked with `accuracy`."""
+        response = prompt.responses[0]
+        marked = mark_claims(prompt.context or "", response.text)
+        if self._behaviour.behaviour == "stated":
+            rng = seeded(self._seed, model, prompt.context, response.text, prompt.n_turns)
+            if rng.random() < self._behaviour.unparseable_rate:
+                return UNREADABLE
+            for one in marked:
+                if rng.random() >= self._behaviour.accuracy:
+                    one["verdict"] = "not_in_context" if one["verdict"] == "supported" else "supported"
+        document: dict[str, Any] = {"reasoning": "Marked by the words of the context."} if prompt.with_reasoning else {}
+        return dump({**document, "claims": marked})
 
 
 def _decisive(first_wins: bool, reasoning: str) -> _Verdict:
@@ -282,6 +301,37 @@ def _words(text: str) -> list[str]:
     return [word.lower() for word in _WORD.findall(text[:20_000])]
 
 
+# Claims, by a stated rule: every sentence of the answer is one. It is supported where all its words of four letters or more and
+# all its numbers are in the context, contradicted where only its numbers are not, else not in the context.
+
+
+_LONG_WORD = re.compile(r"[^\W\d_]{4,}")
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+_CLAIM = re.compile(r"[^.!?\n]*(?:[.](?=\d)[^.!?\n]*)*[.!?\n]")
+
+
+def mark_claims(context: str, answer: str) -> list[dict[str, str]]:
+    """[{"claim", "verdict"}] of an answer's sentences; questions and sentences without such a word or number are no claims."""
+    words = {word.lower() for word in _LONG_WORD.findall(context)}
+    numbers = set(_NUMBER.findall(context))
+    marked = []
+    for sentence in _CLAIM.findall(answer + "\n"):
+        claim = " ".join(sentence.split())
+        own, counted = {word.lower() for word in _LONG_WORD.findall(claim)}, set(_NUMBER.findall(claim))
+        if claim.endswith("?") or not own | counted:
+            continue
+        verdict = "not_in_context" if own - words else "contradicted" if counted - numbers else "supported"
+        marked.append({"claim": claim, "verdict": verdict})
+    return marked
+
+
+def shared_words(reference: str, answer: str) -> float:
+    """The share of the reference's words that are in the answer."""
+    wanted = set(_words(reference)) | set(_NUMBER.findall(reference))
+    found = set(_words(answer)) | set(_NUMBER.findall(answer))
+    return len(wanted & found) / len(wanted) if wanted else 1.0
+
+
 # Judgements that other people recorded, found again by what a judge prompt shows.
 
 
@@ -356,7 +406,9 @@ def _shown(text: str) -> str:
 
 
 # The layout that evalpipe.judging.prompt documents; it may not be imported from here.
-_BLOCK = re.compile(r'<(request|response(?:-[12])?)-([0-9a-f]{16})(?: state="(\w+)")?>\n(.*?)\n?</\1-\2>', re.DOTALL)
+_BLOCK = re.compile(
+    r'<(request|context|reference|response(?:-[12])?)-([0-9a-f]{16})(?: state="(\w+)")?>\n(.*?)\n?</\1-\2>', re.DOTALL
+)
 _SCALE = re.compile(r"from (-?\d+(?:\.\d+)?) \(worst\) to (-?\d+(?:\.\d+)?) \(best\)")
 _DIMENSION = re.compile(r"^- ([A-Za-z_][\w-]*):", re.MULTILINE)
 
@@ -369,7 +421,8 @@ class ShownResponse:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JudgePrompt:
-    """`responses`: two where pairs are judged, one where answers are judged alone. `n_turns`: a repair has more than one."""
+    """`responses`: two where pairs are judged, one where answers are judged alone. `n_turns`: a repair has more than one.
+    `context`, `reference`: what an answer is checked against; `lists_claims`: the reply is a list of its claims."""
 
     request: str
     responses: tuple[ShownResponse, ...]
@@ -378,6 +431,9 @@ class JudgePrompt:
     with_reasoning: bool
     n_turns: int
     nonce: str
+    context: str | None = None
+    reference: str | None = None
+    lists_claims: bool = False
 
     def reply(self, scores: list[float], winner: str | None, reasoning: str) -> str:
         """The reply's JSON: the scores are per response in [0, 1], written on the judge's own scale."""
@@ -418,6 +474,9 @@ def read_judge_prompt(request: SimRequest) -> JudgePrompt | None:
         with_reasoning="reasoning" in _properties(schema) if schema else '"reasoning"' in system,
         n_turns=len(users),
         nonce=nonce,
+        context=blocks["context"].text if "context" in blocks else None,
+        reference=blocks["reference"].text if "reference" in blocks else None,
+        lists_claims=len(names) == 1 and ("claims" in _properties(schema) if schema else '"claims"' in system),
     )
 
 

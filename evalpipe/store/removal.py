@@ -58,6 +58,8 @@ class Scrubber:
                 "meta": lambda value: None,
                 "text": self._filled,
                 "prompt": self._filled,
+                "context": _gone,
+                "reference": _gone,
                 "tool_calls": lambda value: value if value in (None, "", "[]") else f"[{_REMOVED_JSON}]",
                 "error_message": _error,
                 "removed_at": lambda value: self._at,

@@ -73,6 +73,9 @@ EXCHANGES = pa.schema(
         # not in it.
         pa.field("cost_source", _TEXT),
         pa.field("cost_note", _TEXT),
+        # What an import gives to check answers against (tool results and documents of a request are read from it).
+        pa.field("context", _TEXT),
+        pa.field("reference", _TEXT),
         # When `prune` or `forget` took the texts out; their columns hold filler of their length since then.
         pa.field("removed_at", _TIME),
     ]

@@ -26,7 +26,8 @@ from evalpipe.judging.costs import (
     spent_since,
     spent_so_far,
 )
-from evalpipe.judging.plan import PairRules, Plan, make_plan
+from evalpipe.judging.facts import FactRules
+from evalpipe.judging.plan import NO_FACTS, PairRules, Plan, make_plan
 from evalpipe.judging.run_summary import RunSummary
 from evalpipe.judging.spec import JudgeSpec, load_judge
 from evalpipe.models import ANSWERED, ASKED_MODEL, JudgeMode
@@ -61,6 +62,7 @@ def load_specs(workspace: Workspace, names: Sequence[str] = ()) -> list[JudgeSpe
             model=config.model,
             base_url=config.base_url,
             api_key_env=config.api_key_env,
+            fact_rules=FactRules(**config.context.model_dump()),
         )
         for name in dict.fromkeys(names or config.name)
     ]
@@ -103,6 +105,13 @@ def build_plan(
         pending=pending(batches_folder(workspace, experiment), spec.fingerprint),
         keep_order=keep_order,
     )
+    if not plan.n_eligible and plan.unjudgeable.keys() & set(NO_FACTS.values()):
+        lacking = next(name for name in spec.facts if NO_FACTS[name] in plan.unjudgeable)
+        raise NothingToJudgeError(
+            f"{experiment}: nothing to judge: no answer has a {lacking} to be checked against "
+            f'({plan.unjudgeable[NO_FACTS[lacking]]:,} without); give it with `evalpipe load --map "{lacking}=…"`, or name its '
+            f"place in the request under [judge.context]"
+        )
     if not plan.n_eligible and plan.unjudgeable:
         kinds = ", ".join(f"{kind} {n:,}" for kind, n in plan.unjudgeable.items())
         raise NothingToJudgeError(

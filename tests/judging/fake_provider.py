@@ -10,7 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-BLOCK = re.compile(r'<(request|response(?:-[12])?)-([0-9a-f]{16})(?: state="(\w+)")?>\n(.*?)\n</\1-\2>', re.DOTALL)
+BLOCK = re.compile(
+    r'<(request|context|reference|response(?:-[12])?)-([0-9a-f]{16})(?: state="(\w+)")?>\n(.*?)\n</\1-\2>', re.DOTALL
+)
 
 
 @dataclass

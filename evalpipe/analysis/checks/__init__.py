@@ -30,6 +30,7 @@ CHECKS = {
     "units": "whether the units look like users",
     "uncopied": "how many of a client's requests cannot be given to the treatment",
     "drift": "whether the two halves of the log agree",
+    "one_score": "whether a judge gives most answers the same score",
     "judge_coverage": "how many pairs have a verdict",
     "judge_model": "whether the model that was asked has answered",
     "judge_consistency": "whether the judge prefers the same answer in both orders",

@@ -14,6 +14,7 @@ from evalpipe.stats.agreement import KAPPA_GATE, LABELS_FOR_A_GATE
 
 FEW_FAILURES = 0.05
 MANY_FAILURES = 0.20
+SCORES_FOR_A_WARNING = 20
 OTHER_FAMILY = "judge with a model of a third family, or measure the judge on labelled pairs"
 
 
@@ -176,7 +177,48 @@ def judge_model(evidence: CheckContext) -> Check | None:
     )
 
 
+def one_score(evidence: CheckContext) -> Check | None:
+    """Does a judge that scores answers alone tell them apart? One that gives most of them the same score hides differences."""
+    found = rows(
+        evidence.connection,
+        """
+        WITH latest AS (
+          SELECT judge, arg_max(fingerprint, coalesce(judged_us, 0)) AS fingerprint FROM ev_calls GROUP BY judge
+        ), alone AS (
+          FROM ev_calls SEMI JOIN latest USING (judge, fingerprint) WHERE final AND winner IS NULL AND preference IS NULL
+        ), scores AS (
+          SELECT judge, unnest(map_entries(control_scores), recursive := true) FROM alone
+          UNION ALL
+          SELECT judge, unnest(map_entries(treatment_scores), recursive := true) FROM alone
+        ), counted AS (
+          SELECT judge, key AS dimension, value, count(*) AS n FROM scores WHERE value IS NOT NULL GROUP BY ALL
+        )
+        SELECT judge, dimension, arg_max(value, n) AS value, max(n) AS n, sum(n)::BIGINT AS total
+        FROM counted GROUP BY judge, dimension HAVING sum(n) >= ? ORDER BY judge, dimension""",
+        [SCORES_FOR_A_WARNING],
+    )
+    if not found:
+        return None
+    same = [row for row in found if row["n"] > row["total"] / 2]
+    if not same:
+        return Check(name="one_score", status=PASS, detail="no judge gives most of its answers the same score")
+    named = listed(
+        [
+            f"{row['judge']} gives {count(row['n'])} of {count(row['total'])} answers the same {row['dimension']} "
+            f"({row['value']:g})"
+            for row in same
+        ]
+    )
+    return Check(
+        name="one_score",
+        status=WARN,
+        detail=f"{named}: a difference between the arms can only show in the rest",
+        remedy="write a rubric with a finer scale, or use a judge that compares pairs",
+    )
+
+
 CHECKS: list[CheckFunction] = [
+    one_score,
     coverage,
     judge_model,
     judge_consistency,

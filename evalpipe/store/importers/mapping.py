@@ -54,6 +54,8 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
     "finish_reason": (),
     "tool_calls": (),
     "meta": ("metadata",),
+    "context": ("contexts", "documents", "retrieved_contexts", "retrieved_context", "retrieved_documents", "sources"),
+    "reference": ("reference_answer", "ground_truth", "expected", "expected_output", "expected_answer", "gold_answer"),
 }
 """what a path can be given for, and other words for it"""
 _WORDS = {normal(word): target for target, words in TARGETS.items() for word in (target, *words)}
@@ -63,6 +65,7 @@ _COLUMNS = {
     "time": "start", "end": "end", "id": "id", "model": "model", "latency_ms": "latency_ms", "latency_s": "latency_s",
     "ttft_ms": "ttft_ms", "input_tokens": "input_tokens", "output_tokens": "output_tokens", "cost": "cost", "status": "status",
     "error": "error", "finish_reason": "finish_reason", "tool_calls": "tool_calls", "meta": "meta",
+    "context": "context", "reference": "reference",
 }  # fmt: skip
 
 
@@ -140,6 +143,8 @@ class Mapped:
             "conversation_id": name(values.get("session")),
             "started_at": (started or unknown_time(line)).isoformat(),
             "label": values.get("label"),
+            "context": values.get("context"),
+            "reference": values.get("reference"),
         }
         for side in "ab":
             pair[f"model_{side}"] = name(values.get(f"model_{side}"))
@@ -371,6 +376,8 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "error": ("error", "error_message", "exception"),
     "finish_reason": ("finish_reason", "stop_reason"),
     "tool_calls": ("tool_calls",),
+    "context": ("context", "contexts", "retrieved_contexts", "retrieved_context", "retrieved_documents"),
+    "reference": ("reference", "reference_answer", "ground_truth", "expected_output", "expected_answer", "gold_answer"),
 }  # fmt: skip
 _MEASURES = {
     "latencyms": "latency_ms", "latency": "latency_ms", "durationms": "latency_ms", "inputtokens": "input_tokens",

@@ -361,3 +361,37 @@ def _call(entry: Mapping[str, Any]) -> dict[str, Any]:
     )
     given = entry.get("id") or entry.get("call_id") or entry.get("toolCallId") or entry.get("toolUseId")
     return {"id": given, **spelled, "arguments": opened(arguments)}
+
+
+# Facts to check answers against, in any shape, as plain text.
+
+
+def fact_text(value: Any) -> str:
+    """A context or a reference answer in any shape as text: texts as they are, lists of documents one after the other, other
+    values as JSON; "" for nothing."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return "\n\n".join(filter(None, map(fact_text, value)))
+    if isinstance(value, Mapping):
+        return document_text(value) or json.dumps(value, ensure_ascii=False, default=str)
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def document_text(value: Mapping[str, Any]) -> str:
+    """A document's title and text, in the shapes of the vendors and of retrieval libraries; "" where it holds none (a PDF)."""
+    inner = value.get("data") if isinstance(value.get("data"), Mapping) else value
+    assert isinstance(inner, Mapping)
+    title = inner.get("title") or value.get("filename")
+    source = value.get("source")
+    body = ""
+    if isinstance(source, Mapping):  # Anthropic: {"type": "text", "data": …} or {"type": "content", "content": […]}
+        data = source.get("data") if source.get("type") == "text" else None
+        body = data if isinstance(data, str) else content_text(source.get("content"))
+    for key in ("text", "content", "page_content", "snippet", "body"):
+        if not body:
+            found = inner.get(key)
+            body = found if isinstance(found, str) else content_text(found)
+    return f"{title}\n{body}" if isinstance(title, str) and title and body else body

@@ -23,7 +23,7 @@ from evalpipe.store.importers.base import (
     prompt_text,
     unknown_time,
 )
-from evalpipe.store.importers.messages import is_message, read_messages, split_answer
+from evalpipe.store.importers.messages import fact_text, is_message, read_messages, split_answer
 from evalpipe.store.importers.responses import read_logged_response
 from evalpipe.store.importers.values import first, has, instant, name, number, opened, truth
 
@@ -112,9 +112,15 @@ def _exchange(
         output_tokens=fields.count(f"output_tokens_{side}"),
         cost_usd=fields.number(f"cost_usd_{side}", low=0),
         prompt=prompt_text(messages),
+        context=_fact(fields.document, "context"),
+        reference=_fact(fields.document, "reference"),
         turn=position.turn,
         step=position.step,
     )
+
+
+def _fact(document: Mapping[str, Any], key: str) -> str | None:
+    return fact_text(opened(document.get(key))) or None
 
 
 def _outcome(logged: str | None, status: int | None, text: str | None) -> Outcome:
@@ -213,7 +219,7 @@ def _winner(verdict: Any, name: str) -> Winner | None:
 
 PAIRS_IMPORTER = Importer(
     name="pairs",
-    help="JSONL: pair_id, prompt, response_a (control), response_b (treatment), label, judgements",
+    help="JSONL: pair_id, prompt, response_a (control), response_b (treatment), context, reference, label, judgements",
     matches=matches,
     read=read,
     tells_arms=True,

@@ -21,7 +21,7 @@ from evalpipe.store.importers.base import (
     prompt_text,
     unknown_time,
 )
-from evalpipe.store.importers.messages import read_content, read_messages, split_answer, tool_calls_of
+from evalpipe.store.importers.messages import fact_text, read_content, read_messages, split_answer, tool_calls_of
 from evalpipe.store.importers.responses import NOTHING, REDACTED, LoggedResponse, error_text, read_logged_response
 from evalpipe.store.importers.values import (
     Tokens,
@@ -235,6 +235,8 @@ def build(table: Format, call: Mapping[str, Any], row: dict[str, Any], line: int
         reasoning_tokens=tokens.reasoning,
         cost_usd=cost,
         prompt=prompt_text(messages) if messages else None,
+        context=fact_text(opened(row.get("context"))) or None,
+        reference=fact_text(opened(row.get("reference"))) or None,
         turn=position.turn,
         step=position.step,
     )
