@@ -1,0 +1,1 @@
+"""`evalpipe serve`: a local page of the experiments, their counters, decisions and canaries."""
