@@ -98,8 +98,8 @@ class Exchange:
     prompt: str | None = None
     """the request's conversation as a person reads it"""
     context: str | None = None
-    """what the model was given to answer from, and the answer it should have given, where an import has them; a request's own tool
-    results and documents are read from it when it is judged"""
+    """what the model was given to answer from, and the answer it should have given, where an import has them; a request's own
+    tool results and documents are read from it when it is judged"""
     reference: str | None = None
     percentage: float | None = None
     """share of treatment in force when the request came (ab, canary), in [0, 100]"""
@@ -128,6 +128,12 @@ class Label:
     labeler: str | None = None
     labeled_at: datetime | None = None
     note: str | None = None
+    probability: float | None = None
+    """with which the pair came into the draw that was labelled, in (0, 1]; None: every pair was as likely, or it is not known"""
+    stratum: str | None = None
+    """of the draw, where it has strata: sure | unsure, by the judge's verdicts on the pair"""
+    control_score: float | None = None
+    treatment_score: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

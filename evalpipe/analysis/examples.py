@@ -95,7 +95,7 @@ def _example(request_id: str, arms: Mapping[str, dict[str, Any]], verdicts: list
         unit_id=control["unit_id"],
         started_at=datetime.fromtimestamp(control["at_us"] / 1e6, UTC).isoformat(timespec="seconds"),
         endpoint=control["endpoint"],
-        prompt=_messages(control["endpoint"], control["request"], control["prompt"]),
+        prompt=messages_of(control["endpoint"], control["request"], control["prompt"]),
         control=_side(control, scores["control"]),
         treatment=_side(treatment, scores["treatment"]),
         preference=control["x"],
@@ -128,7 +128,7 @@ def _mean_scores(verdicts: list[dict[str, Any]], key: str) -> dict[str, float]:
     return {dimension: sum(values) / len(values) for dimension, values in collected.items()}
 
 
-def _messages(endpoint: str | None, request: str | None, prompt: str | None) -> list[dict[str, str]]:
+def messages_of(endpoint: str | None, request: str | None, prompt: str | None) -> list[dict[str, str]]:
     """The conversation as [{role, content}]; where the request cannot be read as messages, its prompt as one."""
     view = read_request(endpoint or "", request) if request else None
     if view is None or not view.messages:

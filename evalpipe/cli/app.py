@@ -28,6 +28,7 @@ COMMANDS = (
     ("unload", "unload", "Pipeline"),
     ("replay", "replay", "Pipeline"),
     ("judge", "judge", "Pipeline"),
+    ("label", "label", "Pipeline"),
     ("report", "report", "Pipeline"),
     ("run", "run", "Pipeline"),
     ("gate", "gate", "Decide"),

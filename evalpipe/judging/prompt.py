@@ -31,8 +31,9 @@ A repair call adds two turns: the assistant's unreadable reply (left out where i
 with "Your reply could not be read: ".
 
 THE REPLY: pairwise {"reasoning": str, "response_1": {dimension: int…}, "response_2": {…}, "winner": "response_1" |
-"response_2" | "tie"}; pointwise {"reasoning": str, dimension: number…}; one that lists
-claims {"reasoning": str, "claims": [{"claim": str, "verdict": "supported" | "contradicted" | "not_in_context"}…]}; "reasoning" only where the judge's file asks for it.
+"response_2" | "tie"}; pointwise {"reasoning": str, dimension: number…}; one that lists claims {"reasoning": str, "claims":
+[{"claim": str, "verdict": "supported" | "contradicted" | "not_in_context"}…]}; "reasoning" only where the judge's file asks
+for it.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ from evalpipe.judging.judgments import read_note
 from evalpipe.judging.plan import NO_FACTS
 from evalpipe.models import ASKED_MODEL, FINAL, Judgment, JudgmentStatus
 
-
 WITHOUT_FACTS = frozenset(NO_FACTS.values())
 
 

@@ -73,11 +73,16 @@ class Store:
     def _write(self, name: str, rows: Sequence[Any]) -> int:
         if self.experiment is None:
             raise DataError("writing needs one experiment: open the store with its name")
-        if not rows:
-            return 0
-        dataset = BY_NAME[name]
-        with writing(self.data, name), DatasetWriter(self.data, dataset) as writer:
-            return writer.add(self.experiment, to_table(dataset.schema, rows))
+        return write_rows(self.data, self.experiment, name, rows)
+
+
+def write_rows(data: Path, experiment: str, name: str, rows: Sequence[Any]) -> int:
+    """Add records to a dataset; one whose key is there already is left out. Rows added."""
+    if not rows:
+        return 0
+    dataset = BY_NAME[name]
+    with writing(data, name), DatasetWriter(data, dataset) as writer:
+        return writer.add(experiment, to_table(dataset.schema, rows))
 
 
 def open_store(

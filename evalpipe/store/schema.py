@@ -120,6 +120,12 @@ LABELS = pa.schema(
         pa.field("labeler", _TEXT),
         pa.field("labeled_at", _TIME),
         pa.field("note", _TEXT),
+        # Beyond the contract: how the pair came into the draw that was labelled, and a person's scores of the two answers.
+        # Several people's labels of one pair are several rows; an analysis counts their mean.
+        pa.field("probability", _NUMBER),
+        pa.field("stratum", _TEXT),
+        pa.field("control_score", _NUMBER),
+        pa.field("treatment_score", _NUMBER),
     ]
 )
 

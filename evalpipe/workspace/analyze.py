@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from evalpipe.config import ArmConfig, Config
 from evalpipe.errors import ConfigError, DataError
 from evalpipe.identity import fingerprint
 from evalpipe.judging.costs import settled_calls, settlements_folder
+from evalpipe.labels.store import has_waiting
 from evalpipe.models import AGAINST_ITSELF
 from evalpipe.providers.base import Usage
 from evalpipe.providers.pricing import cost_of, library_version
@@ -52,6 +54,7 @@ def analyze_workspace(
     """
     selection = read_selection(since, until, where)
     name = experiment_name(workspace, experiment)
+    take_labels(workspace, name)
     mode, settings = mode_of(workspace.config), settings_of(workspace, judge=judge)
     settings = replace(settings, looks="fixed") if pilot else settings
     if name.endswith(AGAINST_ITSELF):
@@ -99,6 +102,14 @@ def analyze_workspace(
         if writable and after != load_record(workspace.data, name):
             save_record(workspace.data, after)
         return analysis
+
+
+def take_labels(workspace: Workspace, experiment: str) -> None:
+    """Labels of a page that was killed are in its journal only."""
+    if has_waiting(workspace.data, experiment) and os.access(workspace.data, os.W_OK):
+        from evalpipe.workspace.label import store_waiting  # only where people have labelled
+
+        store_waiting(workspace, experiment)
 
 
 def _of_control_alone(settings: Settings) -> Settings:

@@ -68,6 +68,7 @@ def audit_judges(workspace: Workspace, options: JudgeOptions) -> list[Audit]:
     name = loaded_experiment(workspace, options.experiment)
     for judge in options.judges:
         check_judge(workspace, name, judge)
+    workspace_analyze.take_labels(workspace, name)
     with open_store(workspace.data, name, selection=options.selection, compared=True) as store:
         result = analyze(
             store.connection,

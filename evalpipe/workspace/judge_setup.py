@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from evalpipe.analysis.sql import rows
 from evalpipe.analysis.turns import goal_turns, mark_first_turns
@@ -36,6 +37,9 @@ from evalpipe.providers.setup_faults import provider_words, shown_failure
 from evalpipe.store.query import Selection, Store, open_store
 from evalpipe.workspace.call_runs import check_cap, price_of
 from evalpipe.workspace.paths import Workspace, has_record
+
+if TYPE_CHECKING:
+    from evalpipe.analysis.record import ExperimentRecord
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,6 +134,20 @@ def _pair_rules(workspace: Workspace, store: Store, spec: JudgeSpec) -> PairRule
         from evalpipe.workspace.record import load_record  # SciPy: a third of a second that a first run need not wait
 
         record = load_record(workspace.data, experiment)
+    only_first = only_first_turns(workspace, store, record)
+    excluded = record.exclusions if record else []
+    return PairRules(
+        per_user=config.pairs_per_unit,
+        only_first_turns=only_first,
+        later_share=config.later_turns_percent / 100,
+        chosen=record.chosen.get(spec.fingerprint, []) if record else [],
+        excluded=[(_instant(one.since), _instant(one.until)) for one in excluded],
+    )
+
+
+def only_first_turns(workspace: Workspace, store: Store, record: ExperimentRecord | None) -> bool:
+    """Whether the win rate is about first turns only; then later ones are marked in the table `ev_later`."""
+    experiment = store.experiment or ""
     only_first = workspace.config is None or workspace.config.experiment.mode == "shadow"
     if only_first:
         fixed = record.turns if record else None
@@ -144,14 +162,7 @@ def _pair_rules(workspace: Workspace, store: Store, spec: JudgeSpec) -> PairRule
                 source="stored_exchanges",
             )
             only_first = goal_turns(configured, fixed, found) == "first"
-    excluded = record.exclusions if record else []
-    return PairRules(
-        per_user=config.pairs_per_unit,
-        only_first_turns=only_first,
-        later_share=config.later_turns_percent / 100,
-        chosen=record.chosen.get(spec.fingerprint, []) if record else [],
-        excluded=[(_instant(one.since), _instant(one.until)) for one in excluded],
-    )
+    return only_first
 
 
 def _instant(text: str) -> datetime:

@@ -20,6 +20,7 @@ from pathlib import Path
 from evalpipe.errors import ConfigError, DataError
 from evalpipe.files import sync_folder, unfinished, unlink_synced, within_resources, write_atomically
 from evalpipe.identity import hash_unit
+from evalpipe.labels.store import has_waiting, is_labelling
 from evalpipe.models import AGAINST_ITSELF
 from evalpipe.spool.format import RequestRecord, read_record
 from evalpipe.spool.segments import holds_log, list_segments, read_lines
@@ -168,6 +169,15 @@ def _remove(
 
                 stack.enter_context(judging_lock(journal_folder(workspace, one)))
                 recover(workspace, one)
+        if not dry_run and has_waiting(data, name):
+            from evalpipe.workspace.label import store_waiting  # only where people have labelled
+
+            store_waiting(workspace, name)
+        if not dry_run and is_labelling(data, name):
+            removal.notes.append(
+                "a page of `evalpipe label` is open: it may show texts that were removed and hold the last comments; "
+                "stop it, then run this again"
+            )
         for dataset in ("judgments", "labels", "feedback"):
             with _held(data, dataset, dry_run):
                 n_rows = sum(

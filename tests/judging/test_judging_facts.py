@@ -111,7 +111,11 @@ def scores(found: Workspace, name: str = "faithfulness") -> dict[str, tuple[floa
             FactRules(),
             "12 left\n\na.txt\nBlue.",
         ),
-        ({"documents": ["one", {"title": "T", "text": "two"}, {"data": {"snippet": "three"}}]}, FactRules(), "one\n\nT\ntwo\n\nthree"),
+        (
+            {"documents": ["one", {"title": "T", "text": "two"}, {"data": {"snippet": "three"}}]},
+            FactRules(),
+            "one\n\nT\ntwo\n\nthree",
+        ),
         ({"documents": ["one"]}, FactRules(documents=False), None),
         ({"metadata": {"facts": ["a", {"page_content": "b"}]}}, FactRules(path="metadata.facts"), "a\n\nb"),
         ({"messages": [{"role": "system", "content": "All facts."}]}, FactRules(path="messages[0].content"), "All facts."),
@@ -368,7 +372,7 @@ def test_a_warning_where_more_than_half_of_the_scores_are_one_value(tmp_path: Pa
 # A hundred questions with planted claims, judged over HTTP by the simulator's rule.
 
 
-SUBJECTS = "museum library harbour castle theatre garden bakery observatory station market".split()
+SUBJECTS = ["museum", "library", "harbour", "castle", "theatre", "garden", "bakery", "observatory", "station", "market"]
 FACTS = (
     "{s} number {n} opens daily around {h} hours|{s} number {n} charges {p} euros entrance|{s} number {n} employs {w} workers|"
     "{s} number {n} stands beside river Lauter|{s} number {n} sells illustrated postcards"

@@ -52,7 +52,7 @@ CONTRACT = {
     "judgments": "judgment_id key attempt request_id judge judge_fingerprint judge_model shown_first repeat status winner "
     "preference control_scores treatment_scores reasoning raw_reply input_tokens output_tokens cached_input_tokens cost_usd "
     "latency_ms judged_at batch_id simulated",
-    "labels": "request_id preference source labeler labeled_at note",
+    "labels": "request_id preference source labeler labeled_at note probability stratum control_score treatment_score",
     "feedback": "request_id arm rating comment at",
 }
 

@@ -1,0 +1,649 @@
+"""`evalpipe label`: the draw from the store, the journal of labels and its way into the store, what a page shows of a pair."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Any
+
+from evalpipe.analysis.examples import MAX_REQUEST, messages_of
+from evalpipe.errors import ConfigError, DataError, WorkspaceBusyError
+from evalpipe.files import sql_statements
+from evalpipe.identity import fingerprint
+from evalpipe.judging.plan import UNJUDGEABLE
+from evalpipe.labels.interchange import FileLabel, FilePair, Format, read_labels, write_pairs
+from evalpipe.labels.sampling import Candidate, DrawnPair, control_first, draw, labels_needed
+from evalpipe.labels.store import (
+    JOURNAL_NAME,
+    SOURCE,
+    Choice,
+    Draw,
+    Given,
+    Journal,
+    Progress,
+    as_label,
+    labels_folder,
+    read_state,
+)
+from evalpipe.models import ANSWERED, FINAL, Label
+from evalpipe.store.importers.base import prompt_text
+from evalpipe.store.query import Store, open_store, write_rows
+from evalpipe.workspace.judge_setup import judge_settings, only_first_turns
+from evalpipe.workspace.paths import Workspace, check_writable, has_record, loaded_experiment
+
+_SQL = sql_statements("evalpipe.workspace", "label.sql")
+
+SHOWN_CHARACTERS = 40_000
+"""of a text that a person reads"""
+STORED_AT_ONCE, STORED_AFTER_S = 10, 60.0
+"""labels, or seconds, after which labels go from the journal into the store"""
+SECONDS_A_LABEL = 30.0
+"""a plan's, before anybody has labelled"""
+DEFAULT_PAIRS, DEFAULT_OVERLAP = 100, 0.2
+MAX_NAME = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelOptions:
+    """The options of the command line; None: as drawn before, else the default.
+
+    Attributes:
+        n_pairs: pairs in the draw.
+        overlap: share of the draw that everybody labels.
+        seed: of the draw.
+        judge: whose doubt makes the strata; None: the first configured one.
+        new_draw: draw again, whatever was drawn before.
+    """
+
+    n_pairs: int | None = None
+    overlap: float | None = None
+    seed: str | None = None
+    judge: str | None = None
+    new_draw: bool = False
+    experiment: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShownSide:
+    """An answer as a person sees it, nothing of its arm with it. `state`: refused | truncated | empty | None."""
+
+    text: str
+    n_cut: int
+    tool_calls: str | None
+    state: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShownPair:
+    """A pair on the page. `token`: stands for it in forms, and leads nowhere. `turns`: [{role, content}] of what was asked."""
+
+    token: str
+    request_id: str
+    turns: Sequence[Mapping[str, str]]
+    first: ShownSide
+    second: ShownSide
+    is_shared: bool
+
+    @property
+    def is_identical(self) -> bool:
+        return self.first == self.second
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelCounts:
+    """Labels so far. `by_labeler`: person → labels."""
+
+    experiment: str
+    n_pairs: int
+    n_drawn: int
+    overlap: float
+    seed: str
+    judge: str | None
+    strata: Mapping[str, int]
+    by_labeler: Mapping[str, int]
+    n_labelled_pairs: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelsNeeded:
+    """How many labels an interval of ± `half_width` needs.
+
+    Attributes:
+        half_width: in points of the win rate, as a share.
+        n_pairs: pairs there are.
+        variance: of a pair's preference that was reckoned with; `variance_from`: labels | judge | at most.
+        correlation: between the judge and the labels on the pairs that have both; None: fewer than 20 of them.
+        alone: labels without the judge's help.
+        with_judge: correlation → labels with it.
+        seconds: a label takes.
+    """
+
+    half_width: float
+    n_pairs: int
+    variance: float
+    variance_from: str
+    correlation: float | None
+    alone: int
+    with_judge: Mapping[float, int]
+    seconds: float
+
+
+class Labelling:
+    """Labelling of one experiment, by one process: several people, one pair each at a time. Safe to call from several threads.
+
+    `close` puts every label into the store.
+    """
+
+    def __init__(
+        self, workspace: Workspace, experiment: str, journal: Journal, *, clock: Callable[[], datetime]
+    ) -> None:
+        self.workspace, self.experiment, self.journal = workspace, experiment, journal
+        self._clock = clock
+        self._lock = threading.Lock()
+        drawn = journal.state.draw
+        seed = drawn.seed if drawn is not None else ""
+        self._tokens = {token_of(seed, request_id): request_id for request_id in journal.state.pairs}
+        self._answered: frozenset[str] | None = None
+        # Read once: a page is open for hours, and a store that is open keeps others from removing its files.
+        self._texts = _read_texts(workspace, experiment, list(journal.state.pairs))
+
+    def __enter__(self) -> Labelling:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        with self._lock:
+            try:
+                self._store_labels(keep_last=False)
+            finally:
+                self.journal.close()
+
+    def labelers(self) -> list[str]:
+        """Everybody who has been shown a pair."""
+        with self._lock:
+            return self.journal.state.labelers
+
+    def next_pair(self, labeler: str) -> tuple[ShownPair | None, Progress, bool]:
+        """(the pair this person is asked about, their progress, whether their last label can be taken back)."""
+        with self._lock:
+            while True:
+                now = self._clock()
+                pair = self.journal.next_pair(labeler, now=now)
+                found = None if pair is None else self._shown(pair, labeler)
+                if pair is None or found is not None:
+                    return found, self.journal.state.progress(labeler, now), self.journal.can_undo(labeler)
+                self.journal.skip(labeler, pair.request_id, now=now)  # its texts were removed since the draw
+
+    def label(
+        self,
+        labeler: str,
+        token: str,
+        choice: Choice,
+        *,
+        comment: str | None = None,
+        scores: tuple[float | None, float | None] = (None, None),
+    ) -> None:
+        """Keep a label; it is on disk before this returns. Raises ClosedPairError."""
+        with self._lock:
+            request_id = self._tokens.get(token, "")
+            now = self._clock()
+            self.journal.label(labeler, request_id, choice, now=now, comment=comment, scores=scores)
+            waiting = self.journal.waiting(keep_last=True)
+            if len(waiting) >= STORED_AT_ONCE or any(
+                (now - one.at).total_seconds() > STORED_AFTER_S for one in waiting
+            ):
+                self._store_labels(keep_last=True)
+
+    def skip(self, labeler: str, token: str) -> None:
+        """Leave a pair out. Raises ClosedPairError."""
+        with self._lock:
+            self.journal.skip(labeler, self._tokens.get(token, ""), now=self._clock())
+
+    def undo(self, labeler: str) -> bool:
+        """Take the person's last label or skip back; False where there is none that can be."""
+        with self._lock:
+            could = self.journal.can_undo(labeler)
+            self.journal.undo(labeler, now=self._clock())
+            return could
+
+    def counts(self) -> LabelCounts:
+        with self._lock:
+            state = self.journal.state
+            drawn = state.draw
+            assert drawn is not None
+            strata: dict[str, int] = {}
+            by_labeler: dict[str, int] = {}
+            for pair in state.pairs.values():
+                strata[pair.stratum or "all"] = strata.get(pair.stratum or "all", 0) + 1
+            for labeler, _ in state.given:
+                by_labeler[labeler] = by_labeler.get(labeler, 0) + 1
+            return LabelCounts(
+                experiment=self.experiment,
+                n_pairs=drawn.n_pairs,
+                n_drawn=len(state.pairs),
+                overlap=drawn.overlap,
+                seed=drawn.seed,
+                judge=drawn.judge,
+                strata=strata,
+                by_labeler=dict(sorted(by_labeler.items())),
+                n_labelled_pairs=len({request_id for _, request_id in state.given}),
+            )
+
+    def drawn(self) -> list[tuple[DrawnPair, ShownPair | None]]:
+        """Every pair of the draw, in its order, with the first seat drawn for nobody in particular: for files of other tools."""
+        with self._lock:
+            return [(pair, self._shown(pair, "")) for pair in self.journal.state.pairs.values()]
+
+    def given(self) -> list[Given]:
+        with self._lock:
+            return sorted(self.journal.state.given.values(), key=lambda one: (one.at, one.labeler, one.request_id))
+
+    def stored_comments(self) -> dict[tuple[str, str], str]:
+        """(request, person) → the comment of a label that is in the store."""
+        with self._lock, open_store(self.workspace.data, self.experiment) as store:
+            rows = store.connection.execute(
+                "SELECT request_id, labeler, note FROM labels WHERE source = $1 AND note IS NOT NULL AND labeler IS NOT NULL",
+                [SOURCE],
+            ).fetchall()
+        return {(request_id, labeler): note for request_id, labeler, note in rows}
+
+    def label_of(self, one: FileLabel) -> Label:
+        """A label of a file as the store has it. Raises DataError for an unknown pair, ConfigError for a label of nobody."""
+        with self._lock:
+            request_id = self._tokens.get(one.pair)
+            if request_id is None:  # a pair may be named by its request, too
+                request_id = one.pair
+                if self._answered is None:
+                    self._answered = _answered_pairs(self.workspace, self.experiment)
+                if request_id not in self._answered:
+                    raise DataError(
+                        f"{self.experiment}: no pair {one.pair[:80]!r} with answers of both arms; "
+                        "was the file exported from this draw?"
+                    )
+            drawn = self.journal.state.draw
+            assert drawn is not None
+            is_first = control_first(drawn.seed, request_id, "")
+        if one.labeler is None:
+            raise ConfigError("the file names nobody who gave these labels: add --labeler NAME")
+        preference = one.treatment
+        if preference is None:
+            first = 0.5 if one.first is None else one.first
+            preference = 1 - first if is_first else first
+        pair = self.journal.state.pairs.get(request_id)
+        control, treatment = one.scores if is_first else one.scores[::-1]
+        at = None if one.at is None else datetime.fromisoformat(one.at)
+        return Label(
+            request_id=request_id,
+            preference=preference,
+            source=SOURCE,
+            labeler=labeler_name(one.labeler),
+            labeled_at=at if at is None or at.tzinfo is not None else at.replace(tzinfo=UTC),
+            note=one.comment,
+            probability=None if pair is None else pair.probability,
+            stratum=None if pair is None else pair.stratum,
+            control_score=control,
+            treatment_score=treatment,
+        )
+
+    def _shown(self, pair: DrawnPair, labeler: str) -> ShownPair | None:
+        """The pair as this person sees it; None where its texts were removed since the draw."""
+        drawn, found = self.journal.state.draw, self._texts.get(pair.request_id)
+        if found is None or drawn is None:
+            return None
+        turns, *sides = found
+        first, second = sides if control_first(drawn.seed, pair.request_id, labeler) else sides[::-1]
+        return ShownPair(
+            token=token_of(drawn.seed, pair.request_id),
+            request_id=pair.request_id,
+            turns=turns,
+            first=first,
+            second=second,
+            is_shared=pair.is_shared,
+        )
+
+    def _store_labels(self, *, keep_last: bool) -> None:
+        """Labels from the journal into the store. A crash in between repeats it, and the store adds no label twice."""
+        waiting = self.journal.waiting(keep_last=keep_last)
+        if waiting:
+            pairs = self.journal.state.pairs
+            labels = [as_label(one, pairs.get(one.request_id)) for one in waiting]
+            write_rows(self.workspace.data, self.experiment, "labels", labels)
+            self.journal.take_out(waiting)
+
+
+def _answered_pairs(workspace: Workspace, experiment: str) -> frozenset[str]:
+    """Requests with an answer of both arms."""
+    with open_store(workspace.data, experiment, compared=True) as store:
+        found = store.connection.execute(
+            "SELECT request_id FROM exchanges WHERE role <> 'replay' GROUP BY request_id HAVING count(DISTINCT arm) = 2"
+        ).fetchall()
+    return frozenset(request_id for (request_id,) in found)
+
+
+def _read_texts(
+    workspace: Workspace, experiment: str, request_ids: Sequence[str]
+) -> dict[str, tuple[Sequence[Mapping[str, str]], ShownSide, ShownSide]]:
+    """request → (what was asked, control's answer, the treatment's)."""
+    arms: dict[str, dict[str, tuple[Any, ...]]] = {}
+    with open_store(workspace.data, experiment, compared=True) as store:
+        for request_id, arm, *columns in store.connection.execute(
+            _SQL["texts"],
+            {"request_ids": list(request_ids), "characters": SHOWN_CHARACTERS, "request_characters": MAX_REQUEST},
+        ).fetchall():
+            arms.setdefault(request_id, {}).setdefault(arm, tuple(columns))
+    found: dict[str, tuple[Sequence[Mapping[str, str]], ShownSide, ShownSide]] = {}
+    for request_id, rows in arms.items():
+        if set(rows) == {"control", "treatment"} and not any(row[-1] for row in rows.values()):
+            endpoint, request, prompt, *_ = rows["control"]
+            control, treatment = (_side(*rows[arm][3:-1]) for arm in ("control", "treatment"))
+            found[request_id] = (messages_of(endpoint, request, prompt), control, treatment)
+    return found
+
+
+def _side(text: str | None, n_cut: int | None, tool_calls: str | None, outcome: str) -> ShownSide:
+    state = outcome if outcome in {"refused", "truncated"} else None
+    if state is None and not (text or "").strip() and not tool_calls:
+        state = "empty"
+    return ShownSide(text=text or "", n_cut=n_cut or 0, tool_calls=tool_calls, state=state)
+
+
+def token_of(seed: str, request_id: str) -> str:
+    """What stands for a pair in a form: nothing can be looked up by it."""
+    return sha256(f"pair\0{seed}\0{request_id}".encode("utf-8", "surrogatepass")).hexdigest()[:20]
+
+
+def labeler_name(text: str) -> str:
+    """A person's name as it is stored: blanks around it and between its words are no part of it.
+
+    Raises:
+        ConfigError: for an empty or a long name, or one with signs that cannot be seen.
+    """
+    name = " ".join(text.split())
+    if not name:
+        raise ConfigError("a name is needed: it stands beside each label")
+    if len(name) > MAX_NAME or not name.isprintable():
+        raise ConfigError(f"a name has at most {MAX_NAME} characters, all of them visible")
+    return name
+
+
+def open_labelling(
+    workspace: Workspace,
+    options: LabelOptions | None = None,
+    *,
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> Labelling:
+    """Draw the pairs, or go on with those that were drawn. Labels of a run that was killed go into the store.
+
+    Raises:
+        ConfigError: for options that contradict the draw there is.
+        DataError: where no pair can be labelled.
+        WorkspaceBusyError: where another process is labelling.
+    """
+    options = options or LabelOptions()
+    name = loaded_experiment(workspace, options.experiment)
+    check_writable(workspace.data)
+    journal = Journal(labels_folder(workspace.data, name))
+    try:
+        with open_store(workspace.data, name, compared=True) as store:
+            wanted = _wanted_draw(workspace, store, options, journal.state.draw, at=clock())
+        if wanted is not None:
+            journal.write(wanted)
+        labelling = Labelling(workspace, name, journal, clock=clock)
+    except BaseException:
+        journal.close()
+        raise
+    try:
+        labelling._store_labels(keep_last=False)
+    except BaseException:
+        labelling.close()
+        raise
+    return labelling
+
+
+def store_waiting(workspace: Workspace, experiment: str) -> bool:
+    """Put the labels of a run that ended into the store. False where a running page holds them."""
+    folder = labels_folder(workspace.data, experiment)
+    if not (folder / JOURNAL_NAME).exists():
+        return True
+    try:
+        journal = Journal(folder)
+    except WorkspaceBusyError:
+        return False
+    try:
+        waiting = journal.waiting(keep_last=False)
+        if waiting:
+            pairs = journal.state.pairs
+            write_rows(
+                workspace.data, experiment, "labels", [as_label(one, pairs.get(one.request_id)) for one in waiting]
+            )
+            journal.take_out(waiting)
+    finally:
+        journal.close()
+    return True
+
+
+def _wanted_draw(
+    workspace: Workspace, store: Store, options: LabelOptions, before: Draw | None, *, at: datetime
+) -> Draw | None:
+    """The draw to write down; None where the one there is stays."""
+    judge, mark = _judge_of(workspace, store, options.judge)
+    candidates = _candidates(workspace, store, judge, mark)
+    if not candidates:
+        raise DataError(
+            f"{store.experiment}: no pair to label: no request has an answer of both arms whose texts are there"
+        )
+    found = fingerprint([[one.request_id, one.stratum] for one in candidates], length=32)
+    n = options.n_pairs or (len(before.pairs) if before is not None else DEFAULT_PAIRS)
+    overlap = options.overlap if options.overlap is not None else before.overlap if before else DEFAULT_OVERLAP
+    seed = options.seed if options.seed is not None else before.seed if before else store.experiment or ""
+    if before is not None and not options.new_draw:
+        if (
+            overlap != before.overlap
+            or seed != before.seed
+            or (options.judge is not None and options.judge != before.judge)
+        ):
+            raise ConfigError(
+                f"{store.experiment}: pairs were drawn with --seed {before.seed!r}, --overlap {before.overlap:g} and "
+                f"--judge {before.judge or 'none'}: leave these options out to go on with them, "
+                "or start another draw with --new-draw"
+            )
+        if n <= len(before.pairs):
+            return None
+        if found != before.mark:
+            raise ConfigError(
+                f"{store.experiment}: {len(before.pairs):,} pairs were drawn of {before.n_pairs:,}; the log or the judge's "
+                "verdicts have changed since, so the draw cannot grow: leave --pairs out to go on with it, or start another one "
+                "with --new-draw"
+            )
+    drawn = draw(
+        candidates,
+        n=n,
+        overlap=overlap,
+        seed=seed,
+        stratified=before is None or options.new_draw or _has_strata(before),
+    )
+    scale = (
+        {stratum: probability for _, probability, stratum, _ in before.pairs} if before and not options.new_draw else {}
+    )
+    return Draw(
+        at=at,
+        seed=seed,
+        n_pairs=len(candidates),
+        overlap=overlap,
+        judge=judge,
+        fingerprint=mark,
+        # A larger draw keeps the probabilities of the first one: labels of both then weigh alike.
+        pairs=[(one.request_id, scale.get(one.stratum, one.probability), one.stratum, one.is_shared) for one in drawn],
+        mark=found,
+    )
+
+
+def _has_strata(drawn: Draw) -> bool:
+    return any(stratum is not None for _, _, stratum, _ in drawn.pairs)
+
+
+def _judge_of(workspace: Workspace, store: Store, asked: str | None) -> tuple[str | None, str | None]:
+    """(the judge whose doubt makes the strata, its fingerprint); None where no pair is judged. Raises ConfigError."""
+    found = store.connection.execute(_SQL["judges"], {"final": sorted(FINAL)}).fetchall()
+    latest: dict[str, tuple[str, int]] = {}
+    for judge, mark, n in found:
+        latest.setdefault(judge, (mark, n))
+    names = [asked] if asked is not None else list(judge_settings(workspace).name)
+    for name in names:
+        if name in latest:
+            return name, latest[name][0]
+    if asked is not None:
+        raise ConfigError(
+            f"--judge {asked!r} has no verdicts here; judges with some: {', '.join(sorted(latest)) or 'none'}"
+        )
+    if not latest:
+        return None, None
+    name = max(latest, key=lambda one: (latest[one][1], one))
+    return name, latest[name][0]
+
+
+def _candidates(workspace: Workspace, store: Store, judge: str | None, mark: str | None) -> list[Candidate]:
+    """Pairs that may be labelled: answered by both arms, counted in the win rate and, where there is a judge, judged."""
+    record = None
+    if has_record(workspace.data, store.experiment or ""):
+        from evalpipe.workspace.record import load_record  # SciPy: a third of a second that a first run need not wait
+
+        record = load_record(workspace.data, store.experiment or "")
+    connection = store.connection
+    connection.execute(_SQL["answered"], {"answered": sorted(ANSWERED), "unjudgeable": sorted(UNJUDGEABLE)})
+    found = connection.execute(
+        _SQL["candidates"], {"judge": judge, "fingerprint": mark, "final": sorted(FINAL)}
+    ).fetchall()
+    later: set[str] = set()
+    if only_first_turns(workspace, store, record):
+        rows = connection.execute(
+            "SELECT request_id FROM label_answered JOIN ev_later ON hash(request_id) = id"
+        ).fetchall()
+        later = {request_id for (request_id,) in rows}
+    periods = [(_microseconds(one.since), _microseconds(one.until)) for one in (record.exclusions if record else [])]
+    return [
+        Candidate(request_id=request_id, preference=preference, is_identical=is_identical)
+        for request_id, preference, is_identical, at_us in found
+        if request_id not in later and not any(since <= at_us < until for since, until in periods)
+    ]
+
+
+def _microseconds(text: str) -> float:
+    found = datetime.fromisoformat(text)
+    return (found.replace(tzinfo=UTC) if found.tzinfo is None else found).timestamp() * 1e6
+
+
+def estimate_labels(workspace: Workspace, points: float, options: LabelOptions) -> LabelsNeeded:
+    """How many labels an interval of ± `points` of the win rate needs. Raises ConfigError for an impossible width."""
+    if not 0 < points < 50:
+        raise ConfigError(f"--estimate {points:g}: give points of the win rate between 0 and 50, such as 5")
+    name = loaded_experiment(workspace, options.experiment)
+    store_waiting(workspace, name)
+    state, _ = read_state(labels_folder(workspace.data, name) / JOURNAL_NAME)
+    times = sorted(one.seconds for one in state.given.values() if one.seconds is not None)
+    seconds = times[len(times) // 2] if times else SECONDS_A_LABEL
+    with open_store(workspace.data, name, compared=True) as store:
+        judge, mark = _judge_of(workspace, store, options.judge)
+        candidates = _candidates(workspace, store, judge, mark)
+        variance, n_labels = store.connection.execute(_SQL["variance"], {"source": SOURCE}).fetchall()[0]
+        correlation, n_both = store.connection.execute(
+            _SQL["correlation"], {"source": SOURCE, "judge": judge, "fingerprint": mark, "final": sorted(FINAL)}
+        ).fetchall()[0]
+    how = "labels"
+    if n_labels < 20 or not variance:
+        known = [one.preference for one in candidates if one.preference is not None]
+        mean = sum(known) / len(known) if known else 0.0
+        variance = sum((one - mean) ** 2 for one in known) / len(known) if known else 0.0
+        how = "judge"
+    if not variance:
+        variance, how = 0.25, "at most"
+    usable = correlation if correlation is not None and n_both >= 20 else None
+    level = workspace.config.decision.confidence_level if workspace.config else 0.95
+
+    def needed(rho: float) -> int:
+        return labels_needed(
+            points / 100, variance=variance, correlation=rho, n_pairs=len(candidates), confidence_level=level
+        )
+
+    return LabelsNeeded(
+        half_width=points / 100,
+        n_pairs=len(candidates),
+        variance=variance,
+        variance_from=how,
+        correlation=usable,
+        alone=needed(0.0),
+        with_judge={rho: needed(rho) for rho in ([max(0.0, usable)] if usable is not None else [0.3, 0.5, 0.7])},
+        seconds=seconds,
+    )
+
+
+def export_labels(labelling: Labelling, format_name: Format) -> tuple[str, int, int]:
+    """The draw and its labels as another tool's file. (text, pairs, labels)."""
+    by_pair: dict[str, list[Given]] = {}
+    for one in labelling.given():
+        by_pair.setdefault(one.request_id, []).append(one)
+    comments = labelling.stored_comments()
+    drawn = labelling.journal.state.draw
+    assert drawn is not None
+    pairs = []
+    for pair, shown in labelling.drawn():
+        if shown is None:  # its texts were removed since the draw
+            continue
+        is_first = control_first(drawn.seed, pair.request_id, "")
+        labels = [
+            FileLabel(
+                pair=shown.token,
+                labeler=one.labeler,
+                first=1 - one.preference if is_first else one.preference,
+                comment=one.comment or comments.get((one.request_id, one.labeler)),
+                at=one.at.isoformat(timespec="seconds"),
+                scores=(one.control_score, one.treatment_score)
+                if is_first
+                else (one.treatment_score, one.control_score),
+            )
+            for one in by_pair.get(pair.request_id, [])
+        ]
+        pairs.append(
+            FilePair(
+                pair=shown.token,
+                prompt=prompt_text(shown.turns),
+                answer_1=_written(shown.first),
+                answer_2=_written(shown.second),
+                probability=pair.probability,
+                stratum=pair.stratum,
+                labels=labels,
+            )
+        )
+    return write_pairs(pairs, format_name), len(pairs), sum(len(pair.labels) for pair in pairs)
+
+
+def import_labels(
+    labelling: Labelling, text: str, format_name: Format | None, *, labeler: str | None = None
+) -> tuple[int, int]:
+    """Labels of another tool's file into the store, each (pair, person) once.
+
+    Args:
+        labelling: with the draw that the file was made of.
+        text: of the file.
+        format_name: None: recognised by its content.
+        labeler: of labels whose file names nobody.
+
+    Returns:
+        Labels in the file, and how many of them are new.
+
+    Raises:
+        DataError: for a file that cannot be read, or a label of a pair that is not in this log; then nothing is stored.
+        ConfigError: where the file names nobody and neither does `labeler`.
+    """
+    found = read_labels(text, format_name, labeler=labeler, known=labelling.labelers())
+    labels = [labelling.label_of(one) for one in found]
+    return len(labels), write_rows(labelling.workspace.data, labelling.experiment, "labels", labels)
+
+
+def _written(side: ShownSide) -> str:
+    return "\n".join(part for part in (side.text, side.tool_calls or "") if part)
