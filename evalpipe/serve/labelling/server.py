@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 import socket
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from evalpipe.workspace.collect import is_loopback
 from evalpipe.workspace.label import Labelling
 
 DEFAULT_PORT = 8420
+_NAME = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+")
 _ENDS_S = 3
 
 
@@ -48,7 +50,7 @@ def serve_labelling(
         raise ConfigError(f"--host {host!r} is reachable from other machines: set a token in ${token_env}")
     allowed = frozenset(name.lower() for name in allow_hosts)
     for name in allowed:
-        if not host_name(name):
+        if not _NAME.fullmatch(host_name(name)):
             raise ConfigError(f"--allow-host {name!r} is no host name such as 'box.internal' or 'box.internal:8420'")
     own = token or secrets.token_urlsafe(18)
     app = label_app(labelling, Access(token=own, is_loopback=loopback, allowed_hosts=allowed))
