@@ -26,6 +26,12 @@ class LabelCommand(TyperCommand):
 
     NAMES = ("export", "import")
 
+    @property
+    def commands(self) -> dict[str, Any]:
+        """By name, for the reference of the command line."""
+        found: dict[str, Any] = getattr(typer.main.get_command(commands), "commands")  # noqa: B009 - a group's
+        return found
+
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         if args[:1] and args[0] in self.NAMES:
             return typer.main.get_command(commands).make_context("label", args, parent=parent, **extra)
