@@ -23,14 +23,14 @@ def load(
 
 
 def test_the_shipped_judges() -> None:
-    assert judge_names([ROOT / "judges"]) == ["pairwise", "pointwise", "strict"]
+    assert judge_names([ROOT / "judges"]) == ["faithfulness", "pairwise", "pointwise", "reference", "strict"]
     specs = {name: load_judge(name, [ROOT / "judges"], [ROOT / "prompts"]) for name in judge_names([ROOT / "judges"])}
     assert list(specs["pairwise"].dimensions) == ["accuracy", "clarity", "completeness"]
     assert list(specs["pointwise"].dimensions) == ["relevance", "faithfulness"]
     assert specs["pointwise"].scale == (0.0, 1.0)
     assert not specs["strict"].reasoning
     assert all(not spec.params for spec in specs.values())
-    assert len({spec.fingerprint for spec in specs.values()}) == 3
+    assert len({spec.fingerprint for spec in specs.values()}) == 5
 
 
 def test_what_makes_another_judge_and_what_does_not(tmp_path: Path) -> None:

@@ -202,6 +202,7 @@ class Person:
         sent = {"Cookie": self.cookie, "Origin": f"http://127.0.0.1:{self.port}"} if self.cookie else {}
         if body is not None:
             sent["Content-Type"] = "application/x-www-form-urlencoded"
+        self.connection.close()  # one of long ago may be closed by the server in this moment
         self.connection.request(method, path, body=body, headers={**sent, **(headers or {})})
         response = self.connection.getresponse()
         found = {key.lower(): value for key, value in response.getheaders()}

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
+import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import uvicorn
 
@@ -19,6 +21,8 @@ from evalpipe.workspace.label import Labelling
 DEFAULT_PORT = 8420
 _NAME = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+")
 _ENDS_S = 3
+_KEPT_S = 120
+"""a person reads for longer than a browser's connection usually waits"""
 
 
 def serve_labelling(
@@ -68,6 +72,7 @@ def serve_labelling(
             proxy_headers=False,
             ws="none",
             lifespan="off",
+            timeout_keep_alive=_KEPT_S,
             timeout_graceful_shutdown=_ENDS_S,
         )
         asyncio.run(_Server(config).serve(sockets=[listening]))
@@ -76,14 +81,13 @@ def serve_labelling(
 class _Server(uvicorn.Server):
     """Its end by a signal is no error: what people labelled is stored afterwards."""
 
-    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        import signal
-
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop)
         try:
-            await self._serve(sockets)
+            yield
         finally:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
