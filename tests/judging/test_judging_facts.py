@@ -318,6 +318,40 @@ def test_a_map_names_the_columns_of_a_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("line", "format_name"),
+    [
+        (
+            {
+                "user_input": "Capital?",
+                "response": "Paris",
+                "retrieved_contexts": ["France: Paris."],
+                "reference": "Paris",
+            },
+            "ragas",
+        ),
+        (
+            {"question": "Capital?", "answer": "Paris", "contexts": ["France: Paris."], "ground_truths": ["Paris"]},
+            "ragas",
+        ),
+        (
+            {
+                "input": "Capital?",
+                "actualOutput": "Paris",
+                "expectedOutput": "Paris",
+                "retrievalContext": ["France: Paris."],
+            },
+            "deepeval",
+        ),
+    ],
+)
+def test_evaluation_tools_bring_their_facts_along(tmp_path: Path, line: dict[str, Any], format_name: str) -> None:
+    found = workspace(tmp_path, "http://127.0.0.1:9", [])
+    (tmp_path / "log.jsonl").write_text(json.dumps(line) + "\n")
+    load(found, [tmp_path / "log.jsonl"], format_name=format_name)
+    assert rows(found, "SELECT context, reference FROM exchanges") == [("France: Paris.", "Paris")]
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ('facts = ["context"]\nmode = "pairwise"', 'only a judge with mode = "pointwise" reads facts'),

@@ -71,6 +71,8 @@ DEEPEVAL = Format(
         "latency_s": ("completionTime", "completion_time"),
         "cost": ("tokenCost", "token_cost"),
         "meta": ("additionalMetadata", "additional_metadata"),
+        "context": ("retrievalContext", "retrieval_context", "context"),
+        "reference": ("expectedOutput", "expected_output"),
     },
 )
 
@@ -90,6 +92,8 @@ RAGAS = Format(
         "prompt": ("user_input", "question"),
         "answer": ("response", "answer"),
         "meta": ("metadata",),
+        "context": ("retrieved_contexts", "contexts"),
+        "reference": ("reference", "ground_truth", "ground_truths"),
     },
 )
 
