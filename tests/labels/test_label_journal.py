@@ -100,7 +100,7 @@ def test_a_line_that_was_cut_off_is_dropped_and_a_damaged_one_is_an_error(tmp_pa
     Journal(tmp_path).close()  # the failed one has let go of the lock
 
 
-def test_after_labels_are_stored_the_journal_says_the_same_without_their_comments(tmp_path: Path) -> None:
+def test_after_labels_are_stored_the_journal_is_the_same_without_their_comments(tmp_path: Path) -> None:
     journal = drawn(tmp_path, 6)
     for minute, choice in enumerate("120"):
         asked(journal, "ana", minute)
