@@ -33,6 +33,7 @@ COMMANDS = (
     ("run", "run", "Pipeline"),
     ("gate", "gate", "Decide"),
     ("status", "status", "Decide"),
+    ("serve", "serve", "Decide"),
     ("plan", "plan", "Decide"),
     ("exclude", "exclude", "Decide"),
     ("sql", "sql", "Decide"),

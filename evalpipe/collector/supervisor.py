@@ -24,7 +24,7 @@ from evalpipe.collector.logs import PipedLines, log_event
 from evalpipe.collector.settings import HISTORY_POLL_S, IN_PROCESS, CollectorSettings
 from evalpipe.collector.status import StatusLine, start_line
 from evalpipe.errors import ConfigError, EvalpipeError, WorkspaceBusyError
-from evalpipe.files import is_locked
+from evalpipe.files import is_locked, write_atomically
 from evalpipe.models import controller_lock_name
 from evalpipe.spool.checkpoint import READY_FILE, TREATMENT_LOCK
 from evalpipe.spool.segments import SpoolLock
@@ -59,6 +59,11 @@ class Run:
     """between two lines of the log that sum up what happened, where something did"""
     warnings: list[str] = field(default_factory=list)
     """of the configuration: logged once the collector has its address, not beside an error that ends it"""
+
+
+def address_file(data: Path) -> Path:
+    """Where a running collector writes its address, as JSON; it is gone when the collector has ended, unless it was killed."""
+    return data / "collector.json"
 
 
 def run_collector(run: Run) -> None:
@@ -156,6 +161,7 @@ class _Supervisor:
         if failed is None and not stop.is_set():
             self._mark_ready()
             url = _url(self._sockets[0])
+            self._write_address(url)
             log_event(logger, logging.INFO, f"listening on {url}", url=url, n_workers=len(self._workers))
             text, fields = start_line(self._run.settings, load_every_s=self._run.load_every_s)
             log_event(logger, logging.INFO, text, **fields)
@@ -164,6 +170,8 @@ class _Supervisor:
             await stop.wait()
         for task in others:
             task.cancel()
+        with contextlib.suppress(OSError):
+            address_file(Path(self._run.settings.data)).unlink(missing_ok=True)
         # From here on nobody is to wait in a queue that no worker takes from: the workers let go of theirs too.
         for sock in self._sockets:
             sock.close()
@@ -190,6 +198,14 @@ class _Supervisor:
             Path(self._metrics_dir, READY_FILE).touch(mode=0o600)
         except OSError as error:  # users are served all the same
             logger.error("/_evalpipe/ready stays 503: %s cannot be written: %s", self._metrics_dir, error.strerror)
+
+    def _write_address(self, url: str) -> None:
+        """For `evalpipe serve`: the port may be another than the configuration's."""
+        content = {"url": url, "experiment": self._run.settings.experiment, "pid": os.getpid()}
+        try:
+            write_atomically(address_file(Path(self._run.settings.data)), msgspec.json.encode(content))
+        except (OSError, EvalpipeError) as error:  # users are served all the same
+            logger.warning("the collector's address cannot be written down: %s", error)
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         """What supervises ends by an exception: nothing would be replaced any more, so all of it ends."""

@@ -1,62 +1,22 @@
-"""Alerts of `evalpipe run` to a webhook: what changed or went wrong since the run before, each once.
-
-A condition that lasts is reported when it begins, and again only after it has ended. What could not be delivered is kept and
-sent by the next run.
-"""
+"""Alerts of `evalpipe run` to a webhook: what changed or went wrong since the run before, each once."""
 
 from __future__ import annotations
 
-import os
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-
-import msgspec
 
 from evalpipe.config import AlertsConfig
-from evalpipe.credentials import shown_url
-from evalpipe.errors import ConfigError, EvalpipeError
-from evalpipe.files import write_atomically
 from evalpipe.models import FAILED, CanaryStatus
 from evalpipe.rollout.canary import CONTROLLER
 from evalpipe.store.query import open_store
-from evalpipe.text import format_counted, printable
 from evalpipe.workspace.canary import open_history
 from evalpipe.workspace.paths import Workspace
 from evalpipe.workspace.run import JobResult
+from evalpipe.workspace.webhook import Alert, Post, send_new, webhook_address
 
-_TIMEOUT_S = 10.0
-_TRIES = 3
-_PAUSE_S = 2.0
-_MAX_WAITING = 100
-"""alerts that are kept for a webhook that does not answer; the oldest go first"""
 _MIN_COPIES = 20
 _RECENT = timedelta(hours=1)
-_MAX_TEXT = 2000
-
-
-class Alert(msgspec.Struct, frozen=True, kw_only=True):
-    """One message. `at`: ISO 8601 instant; `text`: one line for people."""
-
-    kind: str
-    experiment: str
-    at: str
-    text: str
-
-
-class _State(msgspec.Struct, kw_only=True):
-    """What was reported and lasts (kind → text), and what still has to be sent."""
-
-    active: dict[str, str] = {}
-    waiting: list[Alert] = []
-
-
-Post = Callable[[str, bytes], None]
-"""(address, JSON) → sent; raises OSError where it was not"""
 
 
 def alert(
@@ -76,34 +36,11 @@ def alert(
         ConfigError: where `webhook_env` names a variable that is not set.
     """
     config = workspace.config.alerts if workspace.config else AlertsConfig()
-    address = _address(config)
-    if address is None:
+    if webhook_address(config) is None:
         return [], None
     at = (now or datetime.now(UTC)).astimezone(UTC)
-    path = workspace.data / "alerts" / f"{result.experiment}.json"
-    state = _read(path)
-    wanted: Collection[str] = config.on
-    found = {kind: text for kind, text in conditions(workspace, result, config, at) if kind in wanted}
-    new = [
-        Alert(kind=kind, experiment=result.experiment, at=at.isoformat(timespec="seconds"), text=_line(text))
-        for kind, text in found.items()
-        if kind not in state.active
-    ]
-    lasting = {kind: text for kind, text in found.items() if kind != "decision_changed"}
-    waiting = [*state.waiting, *new][-_MAX_WAITING:]
-    _write(path, _State(active=lasting, waiting=waiting))  # before sending: a run that is killed loses none
-    problem = None
-    while waiting:
-        try:
-            (post or _post)(address, _body(waiting[0], config))
-        except OSError as error:
-            words = shown_url(str(getattr(error, "reason", error)))
-            unsent = format_counted(len(waiting), "alert")
-            problem = f"{unsent} could not be sent to the webhook: {words}; the next run tries again"
-            break
-        waiting = waiting[1:]
-        _write(path, _State(active=lasting, waiting=waiting))
-    return new, problem
+    found = dict(conditions(workspace, result, config, at))
+    return send_new(workspace, result.experiment, found, reporter="run", at=at, post=post)
 
 
 def conditions(
@@ -180,57 +117,3 @@ def _recent(workspace: Workspace, experiment: str) -> _Recent:
         n_shed_by_budget=counts[2],
         reason=counts[3],
     )
-
-
-def _address(config: AlertsConfig) -> str | None:
-    if config.webhook_env is None:
-        return config.webhook
-    found = os.environ.get(config.webhook_env)
-    if not found:
-        raise ConfigError(f"alerts.webhook_env: the environment variable {config.webhook_env} is not set")
-    if not found.startswith(("http://", "https://")):
-        raise ConfigError(f"alerts.webhook_env: {config.webhook_env} does not hold an http or https address")
-    return found
-
-
-def _line(text: str) -> str:
-    """Untrusted words (a provider's error) as one printable line."""
-    return " ".join(printable(text).split())[:_MAX_TEXT]
-
-
-def _body(one: Alert, config: AlertsConfig) -> bytes:
-    if config.form == "slack":
-        # Slack reads <…> as links and mentions: https://api.slack.com/reference/surfaces/formatting#escaping
-        text = one.text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-        return msgspec.json.encode({"text": f"evalpipe, {one.experiment}: {text}"})
-    return msgspec.json.encode({"source": "evalpipe", **msgspec.to_builtins(one)})
-
-
-def _post(address: str, body: bytes) -> None:
-    """POST with a few tries. Raises OSError; a refusal (4xx but 408 and 429) is not tried again."""
-    request = urllib.request.Request(address, data=body, headers={"Content-Type": "application/json"}, method="POST")
-    for n_left in reversed(range(_TRIES)):
-        try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_S):
-                return
-        except urllib.error.HTTPError as error:
-            is_final = 400 <= error.code < 500 and error.code not in {408, 429}
-            if is_final or not n_left:
-                raise
-        except OSError:
-            if not n_left:
-                raise
-        time.sleep(_PAUSE_S * (_TRIES - n_left))
-
-
-def _read(path: Path) -> _State:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=_State)
-    except FileNotFoundError:
-        return _State()
-    except (OSError, msgspec.DecodeError) as error:
-        raise EvalpipeError(f"cannot read {path}: {error}; remove it to send what lasts once more") from None
-
-
-def _write(path: Path, state: _State) -> None:
-    write_atomically(path, msgspec.json.encode(state))

@@ -286,9 +286,23 @@ def read_status(workspace: Workspace) -> Status:
 
 
 def change_state(
-    workspace: Workspace, action: str, *, why: str, by: str | None = None, force: bool = False, now: float | None = None
+    workspace: Workspace,
+    action: str,
+    *,
+    why: str,
+    by: str | None = None,
+    force: bool = False,
+    now: float | None = None,
+    check: Callable[[CanaryState], None] = lambda state: None,
 ) -> CanaryEvent:
-    """A person's approve | pause | rollback | reset, with who, when and why. Raises ConfigError where it cannot be done."""
+    """A person's approve | pause | rollback | reset, with who, when and why.
+
+    Args:
+        check: sees the state that is about to be changed, and raises where it is not the one the person has seen.
+
+    Raises:
+        ConfigError: where it cannot be done.
+    """
     config = canary_config(workspace)
     at = time.time() if now is None else now
     steps: Mapping[str, Callable[[CanaryState], canary.StateTransition]] = {
@@ -297,7 +311,12 @@ def change_state(
         "rollback": lambda state: canary.rollback(state, now=at, why=why),
         "reset": lambda state: canary.reset(now=at, why=why),
     }
-    event = open_history(workspace).apply(steps[action], now=at, who=by or _user())
+
+    def step(state: CanaryState) -> canary.StateTransition:
+        check(state)
+        return steps[action](state)
+
+    event = open_history(workspace).apply(step, now=at, who=by or _user())
     assert event is not None, "a person's step always changes something"
     return event
 

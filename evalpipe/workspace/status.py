@@ -86,19 +86,26 @@ def status_of(workspace: Workspace) -> list[ExperimentStatus]:
 
 
 def _status(workspace: Workspace, name: str, *, is_own: bool) -> ExperimentStatus:
-    segments = list_segments(workspace.spool) if is_own else []
     facts: dict[str, Any] = {
         "folder": workspace.root,
         "experiment": name,
         "mode": workspace.config.experiment.mode if is_own and workspace.config else None,
-        "is_collecting": any(segment.live for segment in segments),
-        "waiting_bytes": sum(segment.n_bytes for segment in segments),
+        **(spool_facts(workspace) if is_own else {}),
     }
     try:
         facts |= _counts(workspace, name) | _decision(workspace, name)
     except EvalpipeError as error:
         facts["problem"] = str(error)
     return ExperimentStatus(**facts)
+
+
+def spool_facts(workspace: Workspace) -> dict[str, Any]:
+    """`is_collecting` and `waiting_bytes`, from the spool's folder."""
+    segments = list_segments(workspace.spool)
+    return {
+        "is_collecting": any(segment.live for segment in segments),
+        "waiting_bytes": sum(segment.n_bytes for segment in segments),
+    }
 
 
 def _counts(workspace: Workspace, name: str) -> dict[str, Any]:

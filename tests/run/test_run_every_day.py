@@ -34,7 +34,7 @@ CALL_USD = 100 * 1e-6 + 50 * 5e-6  # 100 input and 50 output tokens at 1 and 5 d
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("evalpipe.calls.runner.BACKOFF_S", 0.001)
-    monkeypatch.setattr("evalpipe.workspace.alerts._PAUSE_S", 0.01)
+    monkeypatch.setattr("evalpipe.workspace.webhook._PAUSE_S", 0.01)
 
 
 def statuses(result: JobResult) -> dict[str, str]:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import http.client
+import json
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 import uvicorn
 from starlette.types import ASGIApp
+
+from evalpipe.serve.access import Access
+from evalpipe.serve.app import build_app
+from evalpipe.serve.experiments import open_experiments
 
 TOKEN = "a-token-of-the-tests"
 
@@ -68,7 +75,9 @@ class Served:
 @contextmanager
 def serving(app: ASGIApp) -> Iterator[Served]:
     """`app` served by uvicorn in a thread, as `evalpipe serve` serves it."""
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="off"))
+    server = uvicorn.Server(
+        uvicorn.Config(app, host="127.0.0.1", port=0, loop="asyncio", log_config=None, timeout_graceful_shutdown=2)
+    )
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -81,3 +90,28 @@ def serving(app: ASGIApp) -> Iterator[Served]:
         server.should_exit = True
         thread.join(20)
         assert not thread.is_alive()
+
+
+HOSTILE = "<script>window.HIT=1</script> \"'>& \u202ebackwards <img src=x onerror=window.HIT=1>"
+
+
+@contextmanager
+def serving_experiments(*folders: Path, token: str | None = TOKEN, every_s: float = 0.05) -> Iterator[Served]:
+    """The experiments of these folders, served; the stream polls often."""
+    app = build_app(open_experiments(folders), Access(token=token), every_s=every_s)
+    with serving(app) as one:
+        yield one
+
+
+def decided(folder: Path, headline: str, **changes: Any) -> None:
+    """A verdict as `evalpipe gate` leaves it."""
+    verdict = {
+        "experiment": "rollout",
+        "recommendation": "collect_more",
+        "headline": headline,
+        "decided_at": None,
+        "setup_faults": [],
+        "failed_checks": [],
+        **changes,
+    }
+    (folder / "data" / "verdict.json").write_text(json.dumps(verdict))
