@@ -47,7 +47,8 @@ def _read_variable_name(value: Any) -> Any:
 
 
 VariableName = Annotated[str, BeforeValidator(_read_variable_name)]
-_HOST = r"(?:[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?"
+HOST = r"(?:[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?"
+"""pattern of a host name or address, with or without a port"""
 
 
 def _without_secrets(base_url: str) -> str:
@@ -212,7 +213,7 @@ class CollectorConfig(_Section):
     @classmethod
     def _hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
         for host in hosts:
-            if not re.fullmatch(_HOST, host, re.IGNORECASE):
+            if not re.fullmatch(HOST, host, re.IGNORECASE):
                 raise ValueError(f"{host!r} is no host name such as 'collector.internal' or 'collector.internal:8400'")
         return tuple(host.lower() for host in hosts)
 
@@ -220,7 +221,7 @@ class CollectorConfig(_Section):
     @classmethod
     def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
         for origin in origins:
-            if not re.fullmatch(rf"[a-z][a-z0-9+.-]*://{_HOST}", origin, re.IGNORECASE):
+            if not re.fullmatch(rf"[a-z][a-z0-9+.-]*://{HOST}", origin, re.IGNORECASE):
                 raise ValueError(f"{origin!r} is no origin such as 'https://app.example' or 'http://app.example:3000'")
         return tuple(origin.lower() for origin in origins)
 

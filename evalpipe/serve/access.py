@@ -275,6 +275,7 @@ _SIGN_IN_PAGE: Final = Markup("""\
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Sign in · evalpipe</title>
+<link rel="icon" href="data:,">
 <link rel="stylesheet" href="{style}">
 </head>
 <body>
@@ -290,6 +291,7 @@ _SIGN_IN_FORM: Final = Markup("""\
 <form method="post" action="/sign-in">
 {problem}
 <input type="hidden" name="next" value="{following}">
+<input type="text" name="username" value="evalpipe" autocomplete="username" hidden>
 <label for="token">Token</label>
 <input id="token" name="token" type="password" autocomplete="current-password" required autofocus>
 <button>Sign in</button>

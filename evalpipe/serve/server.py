@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -13,9 +14,9 @@ from pathlib import Path
 import uvicorn
 
 from evalpipe.collector.logs import set_up_logging
-from evalpipe.config import CollectorConfig, secret
+from evalpipe.config import HOST, CollectorConfig, secret
 from evalpipe.errors import ConfigError
-from evalpipe.serve.access import Access, host_name
+from evalpipe.serve.access import Access
 from evalpipe.serve.app import build_app
 from evalpipe.serve.experiments import Experiment, open_experiments
 from evalpipe.workspace.collect import is_loopback
@@ -57,7 +58,7 @@ def serve(
         raise ConfigError(f"--host {host!r} is reachable from other machines: set a token in ${variable}")
     allowed = frozenset(name.lower() for name in allow_hosts)
     for name in allowed:
-        if not host_name(name):
+        if not re.fullmatch(HOST, name):
             raise ConfigError(f"--allow-host {name!r} is no host name such as 'box.internal' or 'box.internal:8500'")
     access = Access(token=token, is_loopback=loopback, allowed_hosts=allowed)
     app = build_app(experiments, access)

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import uvicorn
+from collector_harness import CHAT, chat_request
 from starlette.types import ASGIApp
 
 from evalpipe.serve.access import Access
@@ -115,3 +116,10 @@ def decided(folder: Path, headline: str, **changes: Any) -> None:
         **changes,
     }
     (folder / "data" / "verdict.json").write_text(json.dumps(verdict))
+
+
+def chat(port: int) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("POST", CHAT, body=chat_request(), headers={"Content-Type": "application/json"})
+    assert connection.getresponse().status == 200
+    connection.close()

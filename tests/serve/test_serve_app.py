@@ -14,9 +14,9 @@ from typing import Any
 from urllib.parse import urljoin
 
 import pytest
-from collector_harness import CHAT, RawUpstream, Running, Script, chat_answer, chat_request, eventually, plain
+from collector_harness import RawUpstream, Running, Script, chat_answer, eventually, plain
 from fake_provider import FakeProvider, longer_wins
-from serve_harness import HOSTILE, TOKEN, Served, decided
+from serve_harness import HOSTILE, TOKEN, Served, chat, decided
 from test_judging_run import pairs, workspace
 
 from evalpipe.models import CanaryStatus
@@ -224,13 +224,6 @@ def test_a_run_is_started_once_and_its_end_is_shown(serve: SERVE, tmp_path: Path
     page = served.ask("/e/t").text
     assert "by <bdi>Bo</bdi>: <bdi>after the fix</bdi>" in page and "report  wrote" in page
     assert (found.reports / "t.html").is_file() and "/e/t/reports/t.html" in page
-
-
-def chat(port: int) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    connection.request("POST", CHAT, body=chat_request(), headers={"Content-Type": "application/json"})
-    assert connection.getresponse().status == 200
-    connection.close()
 
 
 def events_of(served: Served) -> Generator[dict[str, Any]]:
