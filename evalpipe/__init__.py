@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from evalpipe.workspace.query import Notebook
+    from evalpipe.workspace.python_api import Decision as Decision
+    from evalpipe.workspace.query import Notebook as Notebook
 
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "open"]
+__all__ = ["Decision", "Notebook", "__version__", "open"]
+_PLACES = {"Decision": "evalpipe.workspace.python_api", "Notebook": "evalpipe.workspace.query"}
+"""names that are imported when they are first asked for: they need the statistics and pandas"""
 
 
 def open(path: str | Path = ".") -> Notebook:  # noqa: A001 - `evalpipe.open(".")` is the name users type
@@ -22,3 +25,15 @@ def open(path: str | Path = ".") -> Notebook:  # noqa: A001 - `evalpipe.open("."
     from evalpipe.workspace.query import open_notebook
 
     return open_notebook(path)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_PLACES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

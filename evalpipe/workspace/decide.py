@@ -45,6 +45,22 @@ def verdict(
     Raises:
         EvalpipeError: ConfigError for an experiment without data or an unknown judge.
     """
+    return verdict_and_analysis(
+        workspace, experiment=experiment, judge=judge, since=since, until=until, where=where, waits=waits
+    )[0]
+
+
+def verdict_and_analysis(
+    workspace: Workspace,
+    *,
+    experiment: str | None = None,
+    judge: str | None = None,
+    since: str | None = None,
+    until: str | None = None,
+    where: str | None = None,
+    waits: bool = False,
+) -> tuple[dict[str, Any], Analysis | None]:
+    """`verdict`, and the analysis it is from; None where there are no data yet."""
     own = workspace.config.experiment.name if workspace.config else None
     name = _experiment(workspace, experiment, waits=waits)
     analysis: Analysis | None = None
@@ -57,7 +73,7 @@ def verdict(
     except NoDataError as error:  # nothing is selected, or nothing is there yet
         decision = nothing_yet(error)
     is_whole = since is None and until is None and where is None and judge is None and own in {None, name}
-    return write_verdict(workspace, name, decision, analysis, keep=is_whole)
+    return write_verdict(workspace, name, decision, analysis, keep=is_whole), analysis
 
 
 def write_verdict(

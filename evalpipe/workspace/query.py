@@ -31,6 +31,8 @@ from evalpipe.workspace.paths import Workspace, open_workspace
 if TYPE_CHECKING:
     import pandas as pd
 
+    from evalpipe.workspace.python_api import Decision
+
 
 FORMATS = ("table", "csv", "json")
 TABLE_ROWS = 1000
@@ -177,6 +179,7 @@ class Notebook:
     ) -> None:
         self.workspace = workspace
         self.experiment = experiment
+        self._asked = {"since": since, "until": until, "where": where}
         self._selection = read_selection(since, until, where)
         self._store = self._open()
 
@@ -221,6 +224,18 @@ class Notebook:
             # DuckDB's own way of making an empty frame, which newer pandas will not have.
             warnings.filterwarnings("ignore", message="The inplace keyword")
             return result.df()
+
+    def decide(self, *, judge: str | None = None) -> Decision:
+        """The decision on these requests, as `evalpipe gate` makes it: a look, which goes on the experiment's record.
+
+        Args:
+            judge: the judge that decides; None: the first configured.
+
+        Raises ConfigError where there are several experiments and none was named, no data, or no such judge.
+        """
+        from evalpipe.workspace.python_api import decide  # scipy and the statistics: not for who reads frames
+
+        return decide(self.workspace, experiment=self.experiment, judge=judge, **self._asked)
 
     def refresh(self) -> Notebook:
         """Look at the files again: rows that were loaded meanwhile come in."""
