@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,6 +11,9 @@ from evalpipe.cli import options
 
 
 def collect(
+    folders: Annotated[
+        list[Path] | None, typer.Argument(help="Workspaces, each with a collector of its own.  [default: this folder]")
+    ] = None,
     config: options.Config = None,
     data: options.Data = None,
     host: Annotated[str | None, typer.Option("--host", help="Address to listen on.  [default: collector.host]")] = None,
@@ -28,21 +32,38 @@ def collect(
     ] = False,
     log_format: options.LogFormat = options.LogFormats.TEXT,
     log_level: options.LogLevel = options.LogLevels.INFO,
+    with_parent: Annotated[bool, typer.Option("--with-parent", hidden=True, help="End when stdin closes.")] = False,
 ) -> None:
     """Run the proxy between your application and its provider: it forwards everything unchanged and records both arms' responses.
 
     Point the SDK's base_url at it. Ctrl-C or SIGTERM drains in-flight requests, then exits.
 
+    With folders it runs a collector for each, at the address of its own evalpipe.toml: one that ends is started again, log lines
+    name the experiment, and a signal ends all.
+
     ```
     evalpipe collect --port 8400 --load-every 10m
+    evalpipe collect ~/experiments/*
     curl http://127.0.0.1:8400/_evalpipe/health
     ```
     """
+    from evalpipe.errors import ConfigError
     from evalpipe.workspace.collect import collect as run
+    from evalpipe.workspace.collect import collect_several
     from evalpipe.workspace.paths import open_workspace
 
+    if folders and (config is not None or data is not None):
+        raise ConfigError("folders and --config or --data (EVALPIPE_DATA) exclude each other: leave one out")
+    if folders and len(folders) > 1:
+        if port is not None:
+            raise ConfigError("--port is one port, and each folder needs its own: set [collector] port in each")
+        shared = [] if workers is None else ["--workers", str(workers)]
+        shared += [] if load_every is None else ["--load-every", load_every]
+        shared += ["--insecure"] if insecure else []
+        collect_several(folders, host=host, options=shared, log_format=log_format.value, log_level=log_level.value)
+        return
     run(
-        open_workspace(config, data),
+        open_workspace(root=folders[0].resolve()) if folders else open_workspace(config, data),
         host=host,
         port=port,
         workers=workers,
@@ -50,4 +71,5 @@ def collect(
         insecure=insecure,
         log_format=log_format.value,
         log_level=log_level.value,
+        ends_with_stdin=with_parent,
     )

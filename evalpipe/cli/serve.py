@@ -43,7 +43,7 @@ def serve(
     from evalpipe.workspace.paths import open_workspace
 
     if folders and (config is not None or data is not None):
-        raise ConfigError("folders and --config or --data exclude each other: leave one out")
+        raise ConfigError("folders and --config or --data (EVALPIPE_DATA) exclude each other: leave one out")
     run(
         folders or [],
         None if folders else open_workspace(config, data),

@@ -36,7 +36,7 @@ def status(
     from evalpipe.workspace.status import status_of_folders
 
     if folders and (config is not None or data is not None):
-        raise ConfigError("folders and --config or --data exclude each other: leave one out")
+        raise ConfigError("folders and --config or --data (EVALPIPE_DATA) exclude each other: leave one out")
     found = status_of_folders(folders or [], None if folders else open_workspace(config, data))
     if as_json:
         typer.echo(json.dumps({"experiments": [one.as_json() for one in found]}, ensure_ascii=True))

@@ -124,6 +124,9 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         process = getattr(record, "of_process", self._process)
+        experiment = getattr(record, "of_experiment", None)
+        if experiment is not None:
+            process = f"{process} {experiment}"
         text = f"{_instant(record.created)} {record.levelname} {process}: {_one_line(record.getMessage())}"
         if record.exc_info:
             text += f" | {_traceback(record.exc_info)}"
@@ -146,6 +149,9 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": _one_line(record.getMessage()),
         }
+        experiment = getattr(record, "of_experiment", None)
+        if experiment is not None:
+            line["experiment"] = experiment
         line.update(getattr(record, "fields", {}))
         if record.exc_info:
             line["traceback"] = _traceback(record.exc_info)
@@ -206,11 +212,18 @@ def log_event(logger: logging.Logger, level: int, message: str, **fields: Any) -
 class PipedLines:
     """The stderr of a child as log lines of this process: JSON lines as they were logged, others as errors.
 
-    `write_fd` is the child's end, to be closed here once the child is started.
+    `write_fd` is the child's end, to be closed here once the child is started. `experiment`: which of several the lines are of.
     """
 
-    def __init__(self, process: str, loop: asyncio.AbstractEventLoop, *, level: int = logging.ERROR) -> None:
-        self._process, self._loop, self._level = process, loop, level
+    def __init__(
+        self,
+        process: str,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        level: int = logging.ERROR,
+        experiment: str | None = None,
+    ) -> None:
+        self._process, self._loop, self._level, self._experiment = process, loop, level, experiment
         self._fd, self.write_fd = os.pipe()
         self._rest = b""
         self._is_open = True
@@ -268,13 +281,14 @@ class PipedLines:
         except (ValueError, KeyError, AttributeError, TypeError):
             self.last = text.removeprefix("evalpipe: ")
             logging.getLogger("evalpipe.collector").log(
-                self._level, "%s", self.last, extra={"of_process": self._process}
+                self._level, "%s", self.last, extra={"of_process": self._process, "of_experiment": self._experiment}
             )
             return
         self.last = message
         logger = logging.getLogger(name)
         record = logger.makeRecord(name, level, "", 0, "%s", (message,), None)
         record.created, record.of_process, record.fields = created, process, logged
+        record.of_experiment = self._experiment
         logger.handle(record)
 
 

@@ -57,6 +57,8 @@ class Run:
     worse than none"""
     status_every_s: float = 60.0
     """between two lines of the log that sum up what happened, where something did"""
+    ends_with_stdin: bool = False
+    """end as by SIGTERM when stdin closes: what started this process is gone"""
     warnings: list[str] = field(default_factory=list)
     """of the configuration: logged once the collector has its address, not beside an error that ends it"""
 
@@ -143,6 +145,8 @@ class _Supervisor:
         stop = self._stop
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled, stop)
+        if self._run.ends_with_stdin:
+            loop.add_reader(0, self._stdin_closed, stop)
         everyone = [*self._bridges, *self._workers, *self._shadows]
         tasks = {child: loop.create_task(child.run()) for child in everyone}
         others = [
@@ -228,6 +232,11 @@ class _Supervisor:
         else:
             logger.info("stopping: what is under way is finished")
         stop.set()
+
+    def _stdin_closed(self, stop: asyncio.Event) -> None:
+        asyncio.get_running_loop().remove_reader(0)
+        if not stop.is_set():
+            self._signalled(stop)
 
     async def _until_ready(self, children: list[Child], stop: asyncio.Event, within_s: float) -> str | None:
         """None when all are ready (or the end was asked for), else what went wrong."""

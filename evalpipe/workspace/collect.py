@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,13 +15,14 @@ from evalpipe.collector.auth import is_loopback_name
 from evalpipe.collector.descriptors import raise_limit
 from evalpipe.collector.logs import set_up_logging
 from evalpipe.collector.settings import IN_PROCESS, ArmSettings, CollectorSettings, Secret
-from evalpipe.collector.supervisor import Run, run_collector
+from evalpipe.collector.several import OneCollector, run_collectors
+from evalpipe.collector.supervisor import Run, listen, run_collector
 from evalpipe.config import ArmConfig, Config, secret
 from evalpipe.errors import BudgetError, ConfigError
 from evalpipe.identity import fingerprint
 from evalpipe.providers.pricing import is_priced
 from evalpipe.spool.checkpoint import is_lost
-from evalpipe.workspace.paths import Workspace, check_writable, price_book
+from evalpipe.workspace.paths import Workspace, check_writable, open_workspace, price_book
 from evalpipe.workspace.secrets import unit_key
 
 COSTS_UNKNOWN = (
@@ -40,6 +43,7 @@ def collect(
     log_format: str = "text",
     log_level: str = "info",
     status_every_s: float = 60.0,
+    ends_with_stdin: bool = False,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C. Raises ConfigError, BudgetError or WorkspaceBusyError where it cannot begin."""
     set_up_logging("collect", log_format=log_format, level=log_level)
@@ -68,9 +72,73 @@ def collect(
             load_command=load_command,
             controller_command=_controller_command(workspace),
             status_every_s=status_every_s,
+            ends_with_stdin=ends_with_stdin,
             warnings=[COSTS_UNKNOWN] if costs_unknown(config) else [],
         )
     )
+
+
+def collect_several(
+    folders: Sequence[Path],
+    *,
+    host: str | None = None,
+    options: Sequence[str] = (),
+    log_format: str = "text",
+    log_level: str = "info",
+) -> None:
+    """One collector for each workspace folder, each at its own configuration's address, under one process that keeps them
+    running. Until SIGTERM or Ctrl-C.
+
+    Args:
+        host: to listen on, instead of what the configurations name.
+        options: further ones of the command line, for each of them.
+
+    Raises:
+        ConfigError: where a folder cannot be collected, two of them share an address or a data folder, or an address is taken,
+            before anything is started.
+    """
+    set_up_logging("collect", log_format=log_format, level=log_level)
+    workspaces = [open_workspace(root=folder.resolve()) for folder in folders]
+    _check_apart(workspaces, host)
+    names = Counter(workspace.require_config().experiment.name for workspace in workspaces)
+    collectors = []
+    for workspace in workspaces:
+        name = workspace.require_config().experiment.name
+        command = [sys.executable, "-m", "evalpipe", "collect", "--with-parent", "--log-format", "json"]
+        command += ["--log-level", log_level, "--data", str(workspace.data), "--config", str(workspace.config_path)]
+        command += [*options, *([] if host is None else ["--host", host])]
+        shown = name if names[name] == 1 else str(workspace.root)
+        collectors.append(OneCollector(experiment=shown, command=command, data=workspace.data))
+    run_collectors(collectors)
+
+
+def _check_apart(workspaces: Sequence[Workspace], host: str | None) -> None:
+    """No two of them may write to one spool or listen on one port, and nobody else on theirs."""
+    spools: dict[Path, str] = {}
+    taken: list[tuple[str, int, str]] = []
+    for workspace in workspaces:
+        config = workspace.require_config()
+        config.require_arms()
+        name = f"{config.experiment.name} in {workspace.root}"
+        other = spools.setdefault(workspace.spool.resolve(), name)
+        if other is not name:
+            raise ConfigError(f"{other} and {name} have one data folder, {workspace.data}")
+        own, port = host or config.collector.host, config.collector.port
+        for known, used, other in taken:
+            if port and used == port and (known == own or {known, own} & _EVERY_ADDRESS):
+                raise ConfigError(
+                    f"{other} and {name} both listen on port {port}: give one of them another [collector] port"
+                )
+        taken.append((own, port, name))
+    for own, port, name in taken:
+        try:
+            for sock in listen(own, port, 1):
+                sock.close()
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error}") from None
+
+
+_EVERY_ADDRESS = {"0.0.0.0", "::"}
 
 
 def costs_unknown(config: Config) -> bool:
