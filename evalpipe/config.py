@@ -364,7 +364,7 @@ class TelemetryConfig(_Section):
 
 
 class AlertsConfig(_Section):
-    """Messages of `evalpipe run` to a webhook."""
+    """Messages of `evalpipe run` and `evalpipe collect` to a webhook."""
 
     webhook: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
     webhook_env: VariableName | None = None

@@ -61,12 +61,15 @@ def run(
     from evalpipe.workspace.collect import read_duration
     from evalpipe.workspace.paths import open_workspace
     from evalpipe.workspace.run import RunOptions, run_every, run_job
+    from evalpipe.workspace.webhook import webhook_address
 
     interrupt_on_sigterm()
     every_s = None if every is None else read_duration(every, "--every")
     if every is not None and gate:
         raise ConfigError("--gate is the exit code of one run, --every has many: leave one out")
     workspace = open_workspace(config, data)
+    if workspace.config is not None:
+        webhook_address(workspace.config.alerts)  # an alert that cannot be sent is an error before anything is paid
     chosen = RunOptions(
         experiment=experiment,
         judges=tuple(judges or ()),

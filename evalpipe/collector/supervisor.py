@@ -13,16 +13,18 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from evalpipe.collector.logs import PipedLines, log_event
+from evalpipe.collector.logs import OnceAMinute, PipedLines, log_event
 from evalpipe.collector.settings import HISTORY_POLL_S, IN_PROCESS, CollectorSettings
-from evalpipe.collector.status import StatusLine, start_line
+from evalpipe.collector.status import Samples, StatusLine, start_line
 from evalpipe.errors import ConfigError, EvalpipeError, WorkspaceBusyError
 from evalpipe.files import is_locked, write_atomically
 from evalpipe.models import controller_lock_name
@@ -57,6 +59,9 @@ class Run:
     worse than none"""
     status_every_s: float = 60.0
     """between two lines of the log that sum up what happened, where something did"""
+    watch: Callable[[Samples], None] | None = None
+    """sees the counters of all processes every `watch_every_s`, in a thread of its own; what it raises is logged"""
+    watch_every_s: float = 30.0
     ends_with_stdin: bool = False
     """end as by SIGTERM when stdin closes: what started this process is gone"""
     warnings: list[str] = field(default_factory=list)
@@ -169,6 +174,11 @@ class _Supervisor:
             log_event(logger, logging.INFO, f"listening on {url}", url=url, n_workers=len(self._workers))
             text, fields = start_line(self._run.settings, load_every_s=self._run.load_every_s)
             log_event(logger, logging.INFO, text, **fields)
+            if self._run.watch is not None:
+                # Daemonic: a webhook that does not answer holds neither the collector nor its end.
+                threading.Thread(
+                    target=self._watch_counters, args=(self._run.watch,), name="watch", daemon=True
+                ).start()
             others.append(loop.create_task(self._report()))
             others[-1].add_done_callback(self._task_ended)
             await stop.wait()
@@ -290,6 +300,18 @@ class _Supervisor:
             if found is not None:
                 text, fields = found
                 log_event(logger, logging.INFO, text, **fields)
+
+    def _watch_counters(self, watch: Callable[[Samples], None]) -> None:
+        from evalpipe.collector.metrics import read_samples
+
+        once_a_minute = OnceAMinute()
+        while not self._stop.is_set():
+            time.sleep(self._run.watch_every_s)
+            try:
+                watch(read_samples(self._metrics_dir))
+            except (EvalpipeError, OSError, ValueError) as error:
+                if once_a_minute.is_due("watch") and not self._stop.is_set():
+                    logger.error("alerts cannot be made: %s", error)
 
     async def _until_copying(self, stop: asyncio.Event) -> None:
         """The treatment process has read where the last one stopped, or waits for one that is still ending."""

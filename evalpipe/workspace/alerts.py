@@ -13,7 +13,7 @@ from evalpipe.store.query import open_store
 from evalpipe.workspace.canary import open_history
 from evalpipe.workspace.paths import Workspace
 from evalpipe.workspace.run import JobResult
-from evalpipe.workspace.webhook import Alert, Post, send_new, webhook_address
+from evalpipe.workspace.webhook import Alert, Post, lasting_alerts, send_new, webhook_address
 
 _MIN_COPIES = 20
 _RECENT = timedelta(hours=1)
@@ -62,10 +62,12 @@ def conditions(
             yield "setup_fault", f"the set-up of an arm is at fault: {'; '.join(map(str, verdict['setup_faults']))}"
     spent = [one.judge for one in result.judged if one.stopped == "budget"]
     recent = _recent(workspace, result.experiment)
-    if spent or recent.n_shed_by_budget:
+    reported, _ = lasting_alerts(workspace, result.experiment, reporters=("collect",))
+    n_shed = 0 if "budget_used_up" in reported else recent.n_shed_by_budget
+    if spent or n_shed:
         what = [f"judge {name}" for name in spent]
-        if recent.n_shed_by_budget:
-            what.append(f"copies ({recent.n_shed_by_budget:,} left out in the last hour of traffic)")
+        if n_shed:
+            what.append(f"copies ({n_shed:,} left out in the last hour of traffic)")
         yield "budget_used_up", f"a budget is used up: {', '.join(what)}"
     if recent.n_copies >= _MIN_COPIES and 2 * recent.n_failed_copies > recent.n_copies:
         yield (

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -16,19 +18,23 @@ from evalpipe.collector.descriptors import raise_limit
 from evalpipe.collector.logs import set_up_logging
 from evalpipe.collector.settings import IN_PROCESS, ArmSettings, CollectorSettings, Secret
 from evalpipe.collector.several import OneCollector, run_collectors
+from evalpipe.collector.status import Samples
 from evalpipe.collector.supervisor import Run, listen, run_collector
 from evalpipe.config import ArmConfig, Config, secret
-from evalpipe.errors import BudgetError, ConfigError
+from evalpipe.errors import BudgetError, ConfigError, EvalpipeError
 from evalpipe.identity import fingerprint
 from evalpipe.providers.pricing import is_priced
 from evalpipe.spool.checkpoint import is_lost
+from evalpipe.workspace.collector_alerts import CollectorAlerts
 from evalpipe.workspace.paths import Workspace, check_writable, open_workspace, price_book
 from evalpipe.workspace.secrets import unit_key
+from evalpipe.workspace.webhook import webhook_address
 
 COSTS_UNKNOWN = (
     'stream_usage is "as_is": chat streams that do not ask for their usage have NO TOKENS AND NO COST in the log. '
     '[collector] stream_usage = "inject" asks for it, and hides it from the client again'
 )
+logger = logging.getLogger(__name__)
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -61,6 +67,8 @@ def collect(
     load_command = [sys.executable, "-m", "evalpipe", "load", "--data", str(workspace.data)]
     if workspace.config_path is not None:
         load_command += ["--config", str(workspace.config_path)]
+    alerts, no_alerts = _alerts(workspace)
+    warnings = [COSTS_UNKNOWN] if costs_unknown(config) else []
     raise_limit()
     run_collector(
         Run(
@@ -73,9 +81,28 @@ def collect(
             controller_command=_controller_command(workspace),
             status_every_s=status_every_s,
             ends_with_stdin=ends_with_stdin,
-            warnings=[COSTS_UNKNOWN] if costs_unknown(config) else [],
+            watch=None if alerts is None else partial(_look, alerts),
+            watch_every_s=30.0 if alerts is None else alerts.every_s,
+            warnings=[*warnings, *no_alerts],
         )
     )
+
+
+def _alerts(workspace: Workspace) -> tuple[CollectorAlerts | None, list[str]]:
+    """Who sends alerts, and the warning of why nobody does where a webhook is named: users are served all the same."""
+    try:
+        address = webhook_address(workspace.require_config().alerts)
+    except ConfigError as error:
+        return None, [f"{error}: the collector sends no alerts"]
+    return None if address is None else CollectorAlerts(workspace), []
+
+
+def _look(alerts: CollectorAlerts, samples: Samples) -> None:
+    new, problem = alerts.look(samples)
+    for one in new:
+        logger.warning("alert (%s): %s", one.kind, one.text)
+    if problem is not None:
+        raise EvalpipeError(problem)
 
 
 def collect_several(

@@ -9,7 +9,7 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -34,6 +34,8 @@ Reporter = Literal["run", "collect"]
 """the command that found something"""
 EVENTS = frozenset({"decision_changed"})
 """kinds that happen, and do not last"""
+_SEPARATE = frozenset({"budget_used_up"})
+"""kinds that are not the same for both reporters: the judge's budget, the copies'"""
 
 
 class Alert(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,7 +91,7 @@ def send_new(
     new = [
         Alert(kind=kind, experiment=experiment, at=at.isoformat(timespec="seconds"), text=text)
         for kind, text in found.items()
-        if kind not in state.active and kind not in elsewhere
+        if kind not in state.active and (kind not in elsewhere or kind in _SEPARATE)
     ]
     lasting = {kind: text for kind, text in found.items() if kind not in EVENTS}
     waiting = [*state.waiting, *new][-_MAX_WAITING:]
@@ -112,12 +114,14 @@ def send_new(
 _AGAIN = {"run": "the next run tries again", "collect": "it is tried again"}
 
 
-def lasting_alerts(workspace: Workspace, experiment: str) -> tuple[dict[str, str], int]:
+def lasting_alerts(
+    workspace: Workspace, experiment: str, *, reporters: Sequence[Reporter] = ("run", "collect")
+) -> tuple[dict[str, str], int]:
     """(kind → text of what was reported and lasts, how many alerts are not sent yet). A file that cannot be read counts as
     empty."""
     lasting: dict[str, str] = {}
     n_waiting = 0
-    for reporter in ("run", "collect"):
+    for reporter in reporters:
         try:
             state = _read(_path(workspace, experiment, reporter))
         except EvalpipeError:

@@ -26,6 +26,7 @@ from evalpipe.workspace import judge_setup
 from evalpipe.workspace.alerts import alert
 from evalpipe.workspace.paths import Workspace, open_workspace
 from evalpipe.workspace.run import JobResult, RunOptions, run_every, run_job
+from evalpipe.workspace.webhook import lasting_alerts, send_new
 
 QUIET = RunOptions(show_progress=False)
 CALL_USD = 100 * 1e-6 + 50 * 5e-6  # 100 input and 50 output tokens at 1 and 5 dollars a million
@@ -284,3 +285,31 @@ def test_status_of_several_folders_counts_what_is_there(tmp_path: Path) -> None:
     assert third["problem"] == "no evalpipe.toml and no data here"
     table = evalpipe(one, "status").stdout.splitlines()
     assert table[1].split()[:3] == ["t", "shadow", "no"] and table[2].startswith("t: ")
+
+
+def test_what_the_collector_has_reported_is_not_reported_again(tmp_path: Path, webhook: Webhook) -> None:
+    """The same silence: the collector's alert goes out while it begins, and the next morning's run is quiet about it."""
+    (tmp_path / "evalpipe.toml").write_text(
+        f'[experiment]\nname = "exp"\n[alerts]\nwebhook = "{webhook.url}"\non = ["nothing_collected"]\nnothing_for_minutes = 30\n'
+    )
+    found = open_workspace(tmp_path / "evalpipe.toml")
+    found.spool.mkdir(parents=True)
+    write_segment(found.spool, "served-1.000001", [request("r1"), served("r1")])
+    result = run_job(found, RunOptions(skips_judge=True, show_progress=False))
+    later = datetime.fromtimestamp(T0, UTC) + timedelta(hours=9)
+    text = "no request was collected since 2026-05-28 20:26 UTC"
+    assert len(send_new(found, "exp", {"nothing_collected": text}, reporter="collect", at=later)[0]) == 1
+    assert alert(found, result, now=later) == ([], None)
+    assert [one["text"] for one in webhook.got] == [text]
+    assert lasting_alerts(found, "exp") == ({"nothing_collected": text}, 0)
+
+
+def test_an_address_that_is_not_set_is_an_error_before_the_first_step(tmp_path: Path) -> None:
+    with FakeProvider(longer_wins) as provider:
+        workspace(tmp_path, provider.url, pairs(3), extra='[alerts]\nwebhook_env = "NOT_SET_ANYWHERE"\n')
+        for words in (["run"], ["run", "--every", "1h"]):
+            done = evalpipe(tmp_path, *words)
+            assert (done.returncode, done.stdout) == (2, "")
+            assert done.stderr == "evalpipe: alerts.webhook_env: the environment variable NOT_SET_ANYWHERE is not set\n"
+        assert provider.calls == []
+    assert not (tmp_path / "reports" / "t.html").exists()
