@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,44 +42,48 @@ def status(
     if as_json:
         typer.echo(json.dumps({"experiments": [one.as_json() for one in found]}, ensure_ascii=True))
     else:
-        for line in status_lines(found):
-            typer.echo(printable(line))
+        print_status(found)
     return 1 if any(one.problem for one in found) else 0
 
 
-def status_lines(found: list[ExperimentStatus]) -> list[str]:
-    """The table, a line an experiment, then the headlines and problems."""
-    head = (
-        "experiment",
-        "mode",
-        "collects",
-        "last request",
-        "requests",
-        "pairs",
-        "judged",
-        "judge",
-        "decision",
-        "last look",
-    )
-    rows = [head, *(_cells(one) for one in found)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    numbers = {4, 5, 6, 7}
-    lines = [
-        "  ".join(
-            cell.rjust(width) if column in numbers else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+HEADS = (
+    "experiment",
+    "mode",
+    "collects",
+    "last request",
+    "requests",
+    "pairs",
+    "judged",
+    "judge",
+    "decision",
+    "last look",
+)
+_NUMBERS = {"requests", "pairs", "judged", "judge"}
+_WIDTH = 200
+"""columns where the output is no terminal"""
+
+
+def print_status(found: list[ExperimentStatus]) -> None:
+    """The table, a row an experiment, then the headlines and problems."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
+    table = Table(show_edge=False, header_style="bold")
+    for head in HEADS:
+        table.add_column(Text(head), justify="right" if head in _NUMBERS else "left", overflow="fold")
     for one in found:
-        name = one.experiment or str(one.folder)
-        if one.headline:
-            lines.append(f"{name}: {one.headline}")
-        if one.waiting_bytes:
-            lines.append(f"{name}: {one.waiting_bytes / 1e6:,.1f} MB of log wait for `evalpipe load`")
-        if one.problem:
-            lines.append(f"{name}: {one.problem}")
-    return lines
+        table.add_row(*(Text(printable(cell)) for cell in _cells(one)))
+    console.print(table)
+    for one in found:
+        for line in _notes(one):
+            console.print(Text(printable(f"{one.experiment or one.folder}: {line}")), soft_wrap=True)
+
+
+def _notes(one: ExperimentStatus) -> list[str]:
+    waiting = f"{one.waiting_bytes / 1e6:,.1f} MB of log wait for `evalpipe load`" if one.waiting_bytes else None
+    return [line for line in (one.headline, waiting, one.problem) if line]
 
 
 def _cells(one: ExperimentStatus) -> tuple[str, ...]:

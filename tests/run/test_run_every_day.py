@@ -283,8 +283,20 @@ def test_status_of_several_folders_counts_what_is_there(tmp_path: Path) -> None:
     assert (second["experiment"], second["mode"], second["is_collecting"]) == ("b", "canary", True)
     assert second["waiting_bytes"] == segment.stat().st_size and second["recommendation"] is None
     assert third["problem"] == "no evalpipe.toml and no data here"
-    table = evalpipe(one, "status").stdout.splitlines()
-    assert table[1].split()[:3] == ["t", "shadow", "no"] and table[2].startswith("t: ")
+    lines = evalpipe(one, "status").stdout.splitlines()
+    assert [cell.strip() for cell in lines[0].split("┃")][:4] == ["experiment", "mode", "collects", "last request"]
+    cells = [cell.strip() for cell in lines[2].split("│")]
+    assert cells[:3] + cells[4:9] == ["t", "shadow", "no", "5", "4", "4", "$0.00", "collect_more"]
+    assert lines[3].startswith("t: Collect more data: ")
+
+
+def test_status_shows_controls_in_texts_and_breaks_no_line_of_a_pipe(tmp_path: Path) -> None:
+    (tmp_path / "evalpipe.toml").write_text('[experiment]\nname = "t"\n')
+    (tmp_path / "data").mkdir()
+    headline = f"[red]\x1b[31mnot a colour {'long ' * 60}end"
+    (tmp_path / "data" / "verdict.json").write_text(json.dumps({"experiment": "t", "headline": headline}))
+    lines = evalpipe(tmp_path, "status").stdout.splitlines()
+    assert lines[3] == f"t: [red]\ufffd[31mnot a colour {'long ' * 60}end"
 
 
 def test_what_the_collector_has_reported_is_not_reported_again(tmp_path: Path, webhook: Webhook) -> None:
