@@ -150,7 +150,7 @@ def day_of_traffic(day: int, n: int, chance: random.Random) -> tuple[list[Record
             ("short", f"a longer answer to {name}") if treatment_wins else (f"a longer answer to {name}", "short")
         )
         fingerprint = f"control-treatment{2 if day >= CHANGED else 1}"
-        facts: dict[str, Any] = {"at": at + 2}
+        facts: dict[str, Any] = {"at": at + 2, "latency_ms": chance.uniform(500, 1100)}
         if day == FAILING:
             facts |= {"status": 500, "body": failure}
         else:
@@ -163,7 +163,7 @@ def day_of_traffic(day: int, n: int, chance: random.Random) -> tuple[list[Record
         }
         records += [
             request(name, at=at, body=question, config_fingerprint=fingerprint),
-            served(name, at=at, text=own),
+            served(name, at=at, text=own, latency_ms=chance.uniform(500, 1100)),
             shadow(name, at=at + 1),
             copy(name, **facts),
         ]
