@@ -357,7 +357,8 @@ def _in_force(now: Decision, decided: Decided) -> Decision:
         marked,
         recommendation=decided.recommendation,
         rule=decided.rule,
-        headline=decided.headline,
+        # Its numbers are not today's: the sentence that is quoted, mailed and printed says whose they are.
+        headline=f"{decided.headline.rstrip('.')} (numbers of look {decided.look}, {decided.at}).",
         reasons=[sentence(since), *now.reasons],
         horizon=None,
         expected_more_requests=None,

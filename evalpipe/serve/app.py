@@ -19,7 +19,7 @@ from starlette.routing import Route
 from evalpipe.errors import EvalpipeError
 from evalpipe.serve.access import Access, AccessMiddleware, FormError, access_routes, may_act, read_form
 from evalpipe.serve.actions import Jobs, seen, signed, step_canary
-from evalpipe.serve.experiments import Experiment
+from evalpipe.serve.experiments import Experiment, Now
 from evalpipe.serve.live import EVERY_S, Live, TooManyClientsError, polling
 from evalpipe.serve.pages import STATIC, page, static_file
 from evalpipe.serve.reports import report_file, report_response
@@ -42,7 +42,7 @@ class Pages:
 
     async def index(self, request: Request) -> Response:
         """Every experiment with its decision, its counters, and what is wrong."""
-        states = await asyncio.gather(*(asyncio.to_thread(one.now) for one in self._experiments))
+        states = await asyncio.gather(*(_now(one) for one in self._experiments))
         return page(
             "experiments.html.j2",
             **self._frame(request),
@@ -137,7 +137,7 @@ class Pages:
         form: dict[str, str] | None = None,
         status: int = 200,
     ) -> Response:
-        now = await asyncio.to_thread(found.now)
+        now = await _now(found)
         steps = {} if now.canary is None else _steps(now.canary.state.status.value)
         return page(
             "experiment.html.j2",
@@ -174,6 +174,15 @@ class Pages:
             "path": request.url.path,
             "made": f"{datetime.now(UTC):%H:%M:%S} UTC",
         }
+
+
+async def _now(experiment: Experiment) -> Now:
+    """An experiment that cannot be read is shown with the reason, and does not hide the others."""
+    (found,) = await asyncio.gather(asyncio.to_thread(experiment.now), return_exceptions=True)
+    if isinstance(found, BaseException):
+        logger.error("%s cannot be read", experiment.name, exc_info=found)
+        return experiment.unread(found)
+    return found
 
 
 def _is_runnable(experiment: Experiment) -> bool:

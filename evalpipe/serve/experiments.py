@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -96,7 +97,9 @@ class Experiment:
                 silent=None,
                 canary=None,
                 events=(),
-                problems=[Problem(what=self.problem or "", command=f"cd {self.folder} && evalpipe doctor")],
+                problems=[
+                    Problem(what=self.problem or "", command=f"cd {shlex.quote(str(self.folder))} && evalpipe doctor")
+                ],
                 at=at,
             )
         canary, events, trouble = self._canary()
@@ -111,6 +114,20 @@ class Experiment:
             events=events,
             problems=[*trouble, *found],
             at=at,
+        )
+
+    def unread(self, error: BaseException) -> Now:
+        """What is shown of it where reading it failed, for instance because a file was replaced meanwhile."""
+        what = f"{self.name} cannot be read now: {error or type(error).__name__}"
+        nothing = ExperimentStatus(folder=self.folder, experiment=self.name, problem=what)
+        return Now(
+            stored=Stored(version="", status=nothing),
+            counters=None,
+            silent=None,
+            canary=None,
+            events=(),
+            problems=[Problem(what=what, command=f"cd {shlex.quote(str(self.folder))} && evalpipe doctor --data")],
+            at=datetime.now(UTC),
         )
 
     def counters(self) -> tuple[Counters | None, str | None]:

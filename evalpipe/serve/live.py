@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
 import msgspec
 
+from evalpipe.collector.logs import OnceAMinute
 from evalpipe.serve.experiments import Experiment
 from evalpipe.text import format_usd
 from evalpipe.workspace.live import Counters
 
+logger = logging.getLogger(__name__)
 EVERY_S: Final = 2.0
 BEAT_S: Final = 15.0
 """a comment goes out so often where nothing else does, so that a lost connection is noticed"""
@@ -65,6 +68,7 @@ class Live:
         self._next = asyncio.Event()
         self._wanted = asyncio.Event()
         self._closed = False
+        self._once_a_minute = OnceAMinute()
         self.n_clients = 0
 
     async def run(self) -> None:
@@ -112,8 +116,16 @@ class Live:
                 self._wanted.clear()
 
     async def _poll(self) -> bytes:
-        states = await asyncio.gather(*(asyncio.to_thread(_state, one) for one in self._experiments))
-        found = {one.key: state for one, state in zip(self._experiments, states, strict=True)}
+        states = await asyncio.gather(
+            *(asyncio.to_thread(_state, one) for one in self._experiments), return_exceptions=True
+        )
+        found: dict[str, object] = {}
+        for one, state in zip(self._experiments, states, strict=True):
+            if isinstance(state, BaseException):  # the others' counters go on
+                if self._once_a_minute.is_due(one.key):
+                    logger.error("%s cannot be read", one.name, exc_info=state)
+            else:
+                found[one.key] = state
         at = f"{datetime.now(UTC):%H:%M:%S} UTC"
         return b"event: counters\ndata: " + msgspec.json.encode({"at": at, "experiments": found}) + b"\n\n"
 

@@ -90,6 +90,23 @@ def test_a_folder_that_cannot_be_opened_does_not_hide_the_others(serve: SERVE, r
     assert served.ask(f"/e/{tmp_path.name}").status == 200
 
 
+def test_an_experiment_whose_files_cannot_be_read_does_not_hide_the_others_or_stop_the_stream(
+    serve: SERVE, reported: Path, rollout: Workspace
+) -> None:
+    (rollout.data / "canary" / "rollout.jsonl").unlink()
+    (rollout.data / "canary" / "rollout.jsonl").mkdir()
+    (rollout.data / "experiments").mkdir()
+    (rollout.data / "experiments" / "rollout.json").mkdir()
+    served = serve(rollout.root, reported)
+    page = served.ask("/")
+    assert (page.status, "cannot be read" in page.text, "9 requests, 9 pairs" in page.text) == (200, True, True)
+    assert served.ask("/e/rollout").status == 200
+    stream = events_of(served)
+    for _ in range(3):
+        assert "t" in next(stream)["experiments"]
+    stream.close()
+
+
 def test_looks_decisions_and_reports_are_there_and_every_link_leads_somewhere(serve: SERVE, reported: Path) -> None:
     served = serve(reported)
     waiting, seen = ["/"], set()
