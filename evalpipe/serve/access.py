@@ -322,13 +322,18 @@ def cookie_name(scope: Scope) -> str:
     return f"evalpipe-{server[1] if server else 0}"
 
 
+_NAME = re.compile(r"[A-Za-z0-9._-]+")
+
+
 def host_name(host: str) -> str:
     """The name or address of a Host value, without its port and IPv6's brackets; "" where it is neither."""
     if host.startswith("["):
         name, bracket, rest = host[1:].partition("]")
         return name if bracket and (not rest or _is_port(rest)) else ""
     name, colon, port = host.partition(":")
-    return "" if colon and not _is_port(":" + port) else name.removesuffix(".")
+    if (colon and not _is_port(":" + port)) or _NAME.fullmatch(name) is None:
+        return ""
+    return name.removesuffix(".")
 
 
 def _is_port(text: str) -> bool:
