@@ -185,6 +185,8 @@ FINAL = frozenset({JudgmentStatus.OK, JudgmentStatus.IDENTICAL})
 
 COST_AT_MOST = "cost_at_most_usd"
 """Key in the note (a JSON object) of a call whose `cost_usd` is an estimate: the most it can have cost."""
+TOKENS_AT_MOST = "tokens_at_most"
+"""Key in the note of a call without a reported usage whose model had no price: the most input and output tokens it can be."""
 ASKED_MODEL = "asked_model"
 """Key in the note of a call that another model answered: the model that was asked."""
 
@@ -246,7 +248,8 @@ class ReplayCall:
     """One call of a replay, as its account keeps it.
 
     `exchange`: the row it becomes, once it is answered or has failed for good. `cost_usd`: what was paid for it, at a batch's
-    price where it was in one; an estimate where `at_most_usd` is the most it can have been.
+    price where it was in one; an estimate where `at_most_usd` is the most it can have been. `at_most_input_tokens`,
+    `at_most_output_tokens`: what it can have used, where its model had no price to say that in USD.
     """
 
     request_id: str
@@ -259,6 +262,8 @@ class ReplayCall:
     model: str | None = None
     cost_usd: float | None = None
     at_most_usd: float | None = None
+    at_most_input_tokens: int | None = None
+    at_most_output_tokens: int | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
     latency_ms: float | None = None

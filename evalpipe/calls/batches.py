@@ -22,13 +22,12 @@ from typing import Any, Generic, Literal, TypeVar
 import msgspec
 
 from evalpipe.calls.batch_client import BatchCallError, BatchClient, BatchStatus, RequestBody
-from evalpipe.calls.budget import Budget, CostOf, dearest, most_input_tokens
+from evalpipe.calls.budget import Budget, CostOf, MostTokens, most_input_tokens
 from evalpipe.calls.client import CallOutcome, ModelResponse, ModelSettings, refusal
 from evalpipe.calls.journal import CallJournal
 from evalpipe.calls.runner import Clock, RecordedCost, RunCounts
 from evalpipe.errors import UpstreamError
 from evalpipe.files import write_synced
-from evalpipe.providers.base import Usage
 
 State = Literal["intended", "submitted", "collected", "abandoned"]
 OPEN: tuple[State, ...] = ("intended", "submitted")
@@ -36,12 +35,19 @@ OPEN: tuple[State, ...] = ("intended", "submitted")
 
 class BatchItem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One request of a batch: what is needed to read its answer without the texts. `at_most_usd`: what it can cost at most;
-    None = price unknown."""
+    None = price unknown, and then `most_tokens` is what it can use."""
 
     custom_id: str
     attempt: int
     request_id: str
     at_most_usd: float | None = None
+    most_tokens: MostTokens | None = None
+
+    def most_usd(self, cost_of: CostOf, other_models: Collection[str] = ()) -> float | None:
+        """What it can cost at most, at today's price where there was none when it was submitted."""
+        if self.at_most_usd is not None or self.most_tokens is None:
+            return self.at_most_usd
+        return self.most_tokens.usd(cost_of, other_models)
 
 
 AnyItem = TypeVar("AnyItem", bound=BatchItem)
@@ -61,6 +67,13 @@ class BatchState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     batch_id: str | None = None
     at_most_usd: float | None = None
     endpoint: str | None = None
+
+
+def most_usd(folder: Path, intent: BatchState, cost_of: CostOf, other_models: Collection[str] = ()) -> float:
+    """USD that an open batch can still cost: as held when it was submitted, or where its model had no price, at today's."""
+    if intent.at_most_usd is not None:
+        return intent.at_most_usd
+    return sum(item.most_usd(cost_of, other_models) or 0.0 for item in items_in(folder, intent, BatchItem))
 
 
 def new_name() -> str:
@@ -227,8 +240,7 @@ class Batches(ABC, Generic[Planned, AnyItem, Row]):
             batch_id = await self.client.submit(intent.name, requests)
         except BatchCallError as error:
             if error.is_final:
-                save_state(self.folder, changed(intent, state="abandoned"))
-                self.budget.held -= intent.at_most_usd or 0.0
+                self._close(intent, "abandoned")
                 raise UpstreamError(refusal(self.spec, str(error))) from error
             # It may have arrived: check, rather than submit a second one.
             found = await self._find(intent)
@@ -250,8 +262,7 @@ class Batches(ABC, Generic[Planned, AnyItem, Row]):
                 return found
             age = (self.clock.utc() - intent.created_at).total_seconds()
             if not unsure and age >= SETTLING_S:
-                save_state(self.folder, changed(intent, state="abandoned"))
-                self.budget.held = max(0.0, self.budget.held - (intent.at_most_usd or 0.0))
+                self._close(intent, "abandoned")
                 return None
             await self._wait(wait)
             wait = min(wait * POLL_GROWTH, LONGEST_POLL_S)
@@ -302,8 +313,13 @@ class Batches(ABC, Generic[Planned, AnyItem, Row]):
         self.before_collecting(waiting.values())
         await self._with_retries(lambda: self._collect(intent, batch_id, waiting))
         self.journal.sync()
-        save_state(self.folder, changed(intent, state="collected"))
-        self.budget.held = max(0.0, self.budget.held - (intent.at_most_usd or 0.0))
+        self._close(intent, "collected")
+
+    def _close(self, intent: BatchState, state: State) -> None:
+        """A batch that costs nothing more: on disk, and no longer held."""
+        held = most_usd(self.folder, intent, self.cost_of, self.other_models)
+        save_state(self.folder, changed(intent, state=state))
+        self.budget.held = max(0.0, self.budget.held - held)
 
     async def _collect(self, intent: BatchState, batch_id: str, waiting: dict[str, AnyItem]) -> None:
         """The results, streamed into the journal. Repeated after a crash it writes the same rows, which count once.
@@ -326,25 +342,28 @@ class Batches(ABC, Generic[Planned, AnyItem, Row]):
         cost = self.cost_of(reply.usage, reply.model)
         if cost is not None:
             return RecordedCost(cost_usd=cost)
-        worst = item.at_most_usd  # a batch of an earlier version: an equal share of the whole
-        if worst is None and intent.at_most_usd is not None:
+        worst = item.most_usd(self.cost_of, self.other_models)
+        if (
+            worst is None and intent.at_most_usd is not None
+        ):  # a batch of an earlier version: an equal share of the whole
             worst = intent.at_most_usd / intent.n_items
-        return RecordedCost(cost_usd=worst, at_most=worst)
+        return RecordedCost(cost_usd=worst, at_most=worst, most_tokens=item.most_tokens if worst is None else None)
 
     async def _chunks(
         self, pages: Iterator[list[Planned]]
     ) -> AsyncIterator[tuple[list[tuple[str, RequestBody]], list[AnyItem], float | None]]:
         requests: list[tuple[str, RequestBody]] = []
         items: list[AnyItem] = []
-        n_bytes, worst = _AROUND_BYTES, 0.0
+        n_bytes = _AROUND_BYTES
+        worst: float | None = 0.0
         while (page := await asyncio.to_thread(next, pages, None)) is not None:
             for planned in page:
                 made = self.request_of(planned)
                 if made is None:
                     continue
                 size = self.client.size_of(made.item.custom_id, made.body)
-                most = Usage(input_tokens=most_input_tokens(made.n_bytes), output_tokens=made.max_tokens)
-                price = dearest(self.cost_of, most, self.other_models)
+                most = MostTokens(input_tokens=most_input_tokens(made.n_bytes), output_tokens=made.max_tokens)
+                price = most.usd(self.cost_of, self.other_models)
                 if items and (len(items) >= self.client.max_requests or n_bytes + size > self.client.max_bytes):
                     yield requests, items, worst
                     requests, items, n_bytes, worst = [], [], _AROUND_BYTES, 0.0
@@ -355,9 +374,10 @@ class Batches(ABC, Generic[Planned, AnyItem, Row]):
                         yield requests, items, worst
                     return
                 requests.append((made.item.custom_id, made.body))
-                items.append(msgspec.structs.replace(made.item, at_most_usd=price))
+                unpriced = most if price is None else None
+                items.append(msgspec.structs.replace(made.item, at_most_usd=price, most_tokens=unpriced))
                 n_bytes += size
-                worst += price or 0.0
+                worst = None if worst is None or price is None else worst + price
         if items:
             yield requests, items, worst
 

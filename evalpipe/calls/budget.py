@@ -27,6 +27,18 @@ def dearest(cost_of: CostOf, usage: Usage, other_models: Iterable[str]) -> float
     return max((cost for cost in costs if cost is not None), default=None)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MostTokens:
+    """The most tokens that a call can use."""
+
+    input_tokens: int
+    output_tokens: int
+
+    def usd(self, cost_of: CostOf, other_models: Iterable[str] = ()) -> float | None:
+        """The most that it costs; None where no price is known."""
+        return dearest(cost_of, Usage(input_tokens=self.input_tokens, output_tokens=self.output_tokens), other_models)
+
+
 def is_priced_by(cost_of: CostOf, model: str) -> bool:
     """Whether answers of this model have a known price."""
     return cost_of(Usage(input_tokens=1, output_tokens=1), model) is not None

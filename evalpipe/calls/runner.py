@@ -23,7 +23,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from tqdm import tqdm
 
-from evalpipe.calls.budget import Budget, CostOf, TokenEstimator, dearest, is_priced_by, most_input_tokens
+from evalpipe.calls.budget import Budget, CostOf, MostTokens, TokenEstimator, is_priced_by, most_input_tokens
 from evalpipe.calls.client import FREE, CallOutcome, ModelResponse
 from evalpipe.calls.journal import NoRoomError
 from evalpipe.calls.limiter import DEFAULT_PAUSE_S, Limiter, TokenReservation
@@ -57,10 +57,12 @@ RowOut = TypeVar("RowOut", covariant=True)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecordedCost:
-    """What a call is booked at. `at_most` only where `cost_usd` is an estimate."""
+    """What a call is booked at. `at_most` only where `cost_usd` is an estimate; `most_tokens` only where that is not known
+    either, since the model has no price: once it has one, a cap counts the call."""
 
     cost_usd: float | None
     at_most: float | None = None
+    most_tokens: MostTokens | None = None
 
 
 class Records(Protocol[RowIn]):
@@ -339,15 +341,14 @@ class CallRunner(ABC, Generic[Planned, Row]):
             need = TokenReservation(
                 input_tokens=route.estimator.input_tokens(call.n_chars), output_tokens=route.estimator.output_tokens()
             )
-            worst = dearest(
-                route.cost_of,
-                Usage(input_tokens=most_input_tokens(call.n_bytes), output_tokens=call.max_tokens),
-                route.other_models,
-            )
+            most = MostTokens(input_tokens=most_input_tokens(call.n_bytes), output_tokens=call.max_tokens)
+            worst = most.usd(route.cost_of, route.other_models)
             if not await self._acquire(route, need, worst or 0.0):
                 return row  # how the last try failed, or None where there was none
             expected = Usage(input_tokens=round(need.input_tokens), output_tokens=route.estimator.mean_output_tokens())
-            booking = RecordedCost(cost_usd=route.cost_of(expected), at_most=worst)
+            booking = RecordedCost(
+                cost_usd=route.cost_of(expected), at_most=worst, most_tokens=most if worst is None else None
+            )
             try:
                 self.journal.begin(call.sent(attempt, booking=booking, at=self.clock.utc()))
             except NoRoomError as error:  # its answer could not be kept: it is not sent

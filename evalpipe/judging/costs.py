@@ -12,12 +12,12 @@ from typing import Any, Literal
 import msgspec
 
 from evalpipe.analysis.sql import Connection
-from evalpipe.calls.budget import CostOf
+from evalpipe.calls.budget import CostOf, MostTokens
 from evalpipe.files import sql_statements, write_synced
 from evalpipe.judging.judgments import message_of
 from evalpipe.judging.plan import JudgeCall, Plan
 from evalpipe.judging.spec import JudgeSpec
-from evalpipe.models import ASKED_MODEL, COST_AT_MOST
+from evalpipe.models import ASKED_MODEL, COST_AT_MOST, TOKENS_AT_MOST
 from evalpipe.providers.base import Usage
 
 _SQL = sql_statements("evalpipe.judging", "costs.sql")
@@ -173,7 +173,8 @@ def spent_since(connection: Connection, spec: JudgeSpec, since: datetime, cost_o
         "cost_usd, 0)), 0) FROM stored_judgments WHERE judge = $1 AND judged_at >= $2::TIMESTAMPTZ",
         [spec.name, since],
     ).fetchall()[0]
-    return float(spent) + _priced_since(connection, spec, cost_of, since)
+    unpriced = sum(call.at_most_usd for call in _unpriced_calls(connection, spec, cost_of, since))
+    return float(spent) + _priced_since(connection, spec, cost_of, since) + unpriced
 
 
 def _priced_since(connection: Connection, spec: JudgeSpec, cost_of: CostOf, since: datetime | None = None) -> float:
@@ -195,11 +196,7 @@ def _priced_since(connection: Connection, spec: JudgeSpec, cost_of: CostOf, sinc
 def unsettled_calls(connection: Connection, spec: JudgeSpec, cost_of: CostOf) -> list[UnsettledCall]:
     """Every call of this judge whose cost was not reported."""
     # Another model counts other tokens, at another price: its answers bound nothing, and a call may have been its.
-    n_by_others = connection.execute(
-        "SELECT count(*) FROM stored_judgments WHERE judge = $1 "
-        f"AND json_extract(CASE WHEN json_valid(note) THEN note END, '$.{ASKED_MODEL}') IS NOT NULL",
-        [spec.name],
-    ).fetchall()[0][0]
+    n_by_others = len(_other_models(connection, spec))
     found = connection.execute(_SQL["unsettled"].format(at_most=COST_AT_MOST), {"judge": spec.name}).fetchall()
     calls = []
     for judgment_id, fingerprint, estimated, most, input_tokens in found:
@@ -208,7 +205,33 @@ def unsettled_calls(connection: Connection, spec: JudgeSpec, cost_of: CostOf) ->
             bound = cost_of(Usage(input_tokens=input_tokens + NONCE_TOKENS, output_tokens=spec.max_tokens))
         at_most = most if bound is None else min(most, bound)
         calls.append(UnsettledCall(judgment_id=judgment_id, estimated_usd=float(estimated), at_most_usd=float(at_most)))
+    return calls + _unpriced_calls(connection, spec, cost_of)
+
+
+def _unpriced_calls(
+    connection: Connection, spec: JudgeSpec, cost_of: CostOf, since: datetime | None = None
+) -> list[UnsettledCall]:
+    """The calls whose cost was not reported and whose model had no price when they were made; empty where it still has none."""
+    found = connection.execute(
+        _SQL["unpriced"].format(tokens=TOKENS_AT_MOST), {"judge": spec.name, "since": since}
+    ).fetchall()
+    others = _other_models(connection, spec)
+    calls = []
+    for judgment_id, input_tokens, output_tokens in found:
+        usd = MostTokens(input_tokens=input_tokens, output_tokens=output_tokens).usd(cost_of, others)
+        if usd is not None:
+            calls.append(UnsettledCall(judgment_id=judgment_id, estimated_usd=usd, at_most_usd=usd))
     return calls
+
+
+def _other_models(connection: Connection, spec: JudgeSpec) -> list[str]:
+    """Models that have answered this judge's calls in place of the one that was asked."""
+    found = connection.execute(
+        "SELECT DISTINCT judge_model FROM stored_judgments WHERE judge = $1 "
+        f"AND json_extract(CASE WHEN json_valid(note) THEN note END, '$.{ASKED_MODEL}') IS NOT NULL",
+        [spec.name],
+    ).fetchall()
+    return [model for (model,) in found]
 
 
 # The cost of calls for which none was reported, as settled by a person: on the record beside the judgments.

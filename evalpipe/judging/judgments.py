@@ -15,7 +15,16 @@ from evalpipe.judging.plan import JudgeCall, calls_for
 from evalpipe.judging.prompt import Message, ShownAnswer, answer_message, pair_message
 from evalpipe.judging.spec import JudgeSpec
 from evalpipe.judging.verdict import UnreadableReplyError, forges_verdict, read_reply
-from evalpipe.models import ASKED_MODEL, COST_AT_MOST, Judgment, JudgmentStatus, Outcome, ShownFirst, Winner
+from evalpipe.models import (
+    ASKED_MODEL,
+    COST_AT_MOST,
+    TOKENS_AT_MOST,
+    Judgment,
+    JudgmentStatus,
+    Outcome,
+    ShownFirst,
+    Winner,
+)
 from evalpipe.providers.model_names import same_model
 from evalpipe.text import well_formed
 
@@ -64,7 +73,7 @@ def sent(
         status=JudgmentStatus.ERROR,
         cost_usd=booking.cost_usd,
         judged_at=at,
-        note=render_note(error=LOST, repair=repair, **{COST_AT_MOST: booking.at_most}),
+        note=render_note(error=LOST, repair=repair, **_bounds(booking)),
     )
 
 
@@ -107,7 +116,7 @@ def ended(
         repair: whether the judge was asked to repair an earlier reply.
         batch_id: the provider's id of the batch it was part of.
     """
-    facts: dict[str, Any] = {**_facts(message), "repair": repair, COST_AT_MOST: booking.at_most}
+    facts: dict[str, Any] = {**_facts(message), "repair": repair, **_bounds(booking)}
     values: dict[str, Any]
     if reply.outcome is CallOutcome.ANSWERED:
         values = _answered(reply, ask, spec, facts)
@@ -182,7 +191,7 @@ def outdated(
         judged_at=at,
         simulated=reply.simulated,
         batch_id=batch_id,
-        note=render_note(error="other_rubric", **{COST_AT_MOST: booking.at_most}),
+        note=render_note(error="other_rubric", **_bounds(booking)),
     )
     return replace(found, judge_fingerprint=fingerprint)
 
@@ -213,6 +222,15 @@ def read_verdict(
     }
     facts: dict[str, Any] = {"contradiction": verdict.contradiction}
     return JudgmentStatus.OK, fields, facts if verdict.claims is None else {**facts, "claims": dict(verdict.claims)}
+
+
+def _bounds(booking: RecordedCost) -> dict[str, Any]:
+    """What a note keeps of a cost that was not reported: the most it can be, in USD or, without a price, in tokens."""
+    most = booking.most_tokens
+    return {
+        COST_AT_MOST: booking.at_most,
+        TOKENS_AT_MOST: None if most is None else [most.input_tokens, most.output_tokens],
+    }
 
 
 def _facts(message: Message | None) -> dict[str, Any]:

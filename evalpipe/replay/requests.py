@@ -284,6 +284,7 @@ def call_row(
 ) -> ReplayCall:
     """What the account keeps of a call."""
     usage = reply.usage if reply is not None else None
+    most = booking.most_tokens
     return ReplayCall(
         request_id=logged.request_id,
         arm=arm.arm,
@@ -294,6 +295,8 @@ def call_row(
         model=reply.model if reply is not None else None,
         cost_usd=booking.cost_usd,
         at_most_usd=booking.at_most,
+        at_most_input_tokens=most.input_tokens if most is not None else None,
+        at_most_output_tokens=most.output_tokens if most is not None else None,
         input_tokens=usage.input_tokens if usage else None,
         output_tokens=usage.output_tokens if usage else None,
         latency_ms=reply.latency_ms if reply is not None else None,

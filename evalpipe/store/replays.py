@@ -5,14 +5,16 @@ The answers themselves are rows of `exchanges` with role `replay`; this holds no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
 
+from evalpipe.calls.budget import CostOf, MostTokens
 from evalpipe.models import ReplayCall
+from evalpipe.providers.base import Usage
 from evalpipe.store.parquet import DatasetWriter, parquet_files, whole_and_damaged
 from evalpipe.store.query import writing
 from evalpipe.store.schema import BY_NAME, Dataset, to_table
@@ -29,6 +31,8 @@ SCHEMA = pa.schema(
         pa.field("model", pa.string()),
         pa.field("cost_usd", pa.float64()),
         pa.field("at_most_usd", pa.float64()),
+        pa.field("at_most_input_tokens", pa.int64()),
+        pa.field("at_most_output_tokens", pa.int64()),
         pa.field("input_tokens", pa.int64()),
         pa.field("output_tokens", pa.int64()),
         pa.field("latency_ms", pa.float64()),
@@ -90,8 +94,14 @@ class ReplayAccount:
         }
 
 
-def account_of(data: Path, experiment: str) -> ReplayAccount:
-    """The account of an experiment's replays. Damaged files are left out."""
+def account_of(data: Path, experiment: str, prices: Mapping[str, CostOf]) -> ReplayAccount:
+    """The account of an experiment's replays. Damaged files are left out.
+
+    Args:
+        data: the data folder.
+        experiment: its name.
+        prices: by arm: what calls cost whose model had no price when they were made, and has one now.
+    """
     files, _ = whole_and_damaged(parquet_files(data, REPLAYS, experiment))
     if not files:
         return ReplayAccount()
@@ -105,11 +115,26 @@ def account_of(data: Path, experiment: str) -> ReplayAccount:
             "SELECT coalesce(sum(cost_usd) FILTER (at_most_usd IS NULL), 0), count(at_most_usd), "
             "coalesce(sum(cost_usd) FILTER (at_most_usd IS NOT NULL), 0), coalesce(sum(at_most_usd), 0) FROM calls"
         ).fetchall()[0]
+        unpriced = connection.execute(
+            "SELECT arm, model, input_tokens, output_tokens, at_most_input_tokens, at_most_output_tokens FROM calls "
+            "WHERE cost_usd IS NULL AND at_most_usd IS NULL"
+        ).fetchall()
         attempts = connection.execute("SELECT request_id, arm, max(attempt) FROM calls GROUP BY ALL").fetchall()
         models = connection.execute("SELECT DISTINCT arm, model FROM calls WHERE model IS NOT NULL").fetchall()
     others: dict[str, set[str]] = {}
     for arm, model in models:
         others.setdefault(arm, set()).add(model)
+    for arm, model, input_tokens, output_tokens, most_input_tokens, most_output_tokens in unpriced:
+        price = prices.get(arm)
+        if price is None:
+            continue
+        if input_tokens is not None and output_tokens is not None:
+            known += price(Usage(input_tokens=input_tokens, output_tokens=output_tokens), model) or 0.0
+        elif most_input_tokens is not None and most_output_tokens is not None:
+            most = MostTokens(input_tokens=most_input_tokens, output_tokens=most_output_tokens)
+            usd = most.usd(price, others.get(arm, ()))
+            if usd is not None:
+                n_unsettled, estimated, at_most = n_unsettled + 1, estimated + usd, at_most + usd
     return ReplayAccount(
         known_usd=known,
         n_unsettled=n_unsettled,

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from tqdm import tqdm
 
@@ -35,7 +35,16 @@ AnyBatches = TypeVar("AnyBatches", bound=Batches[Any, Any, Any])
 Result = TypeVar("Result")
 
 
-def price_of(workspace: Workspace, asked: ModelSettings, *, batch: bool = False) -> CostOf:
+class PricedModel(Protocol):
+    """The model that is asked, and its provider."""
+
+    @property
+    def provider(self) -> str: ...
+    @property
+    def model(self) -> str | None: ...
+
+
+def price_of(workspace: Workspace, asked: PricedModel, *, batch: bool = False) -> CostOf:
     """Usage → USD for this judge or arm: at the price of the model that answered, else of the one asked."""
     prices = price_book(workspace.config)
 

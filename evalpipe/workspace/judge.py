@@ -63,7 +63,7 @@ def judge_online(workspace: Workspace, store: Store, spec: JudgeSpec, options: J
     config = judge_settings(workspace)
     price = price_of(workspace, spec)
     budget = budget_of(store, spec, budget_limit(workspace, options), price, per_day=config.max_usd_per_day)
-    budget.held = held_by_batches(workspace, store.experiment or "", spec)
+    budget.held = held_by_batches(workspace, store, spec)
     plan = build_plan(workspace, store, spec, limit=options.limit, keep_order=options.until_decided)
     summary = summary_of(spec, plan)
     if not plan.n_calls:
@@ -466,7 +466,7 @@ def _with_run(
     # A call that was lost was made at the full price: at the batch price half of what it can have cost would be free.
     limit, full_price = budget_limit(workspace, options), price_of(workspace, spec)
     budget = budget_of(store, spec, limit, price, account_price=full_price, per_day=config.max_usd_per_day)
-    budget.held = held_by_batches(workspace, experiment, spec)
+    budget.held = held_by_batches(workspace, store, spec)
     limiter = limiter_of(config, clock)
     journal = Journal(journal_folder(workspace, experiment))
     progress = Progress(summary, [limiter], budget, shown=options.show_progress)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from evalpipe.analysis.sql import rows
 from evalpipe.analysis.turns import goal_turns, mark_first_turns
-from evalpipe.calls.batches import OPEN, intents
+from evalpipe.calls.batches import OPEN, intents, most_usd
 from evalpipe.calls.budget import Budget, CostOf
 from evalpipe.calls.client import address_of
 from evalpipe.calls.journal import compact
@@ -202,10 +202,12 @@ def other_models(store: Store, spec: JudgeSpec) -> set[str]:
     return {model for (model,) in found}
 
 
-def held_by_batches(workspace: Workspace, experiment: str, spec: JudgeSpec) -> float:
+def held_by_batches(workspace: Workspace, store: Store, spec: JudgeSpec) -> float:
     """USD that open batches of this judge can still cost."""
-    found = intents(batches_folder(workspace, experiment))
-    return sum(one.at_most_usd or 0.0 for one in found if one.state in OPEN and one.judge == spec.name)
+    folder = batches_folder(workspace, store.experiment or "")
+    found = [one for one in intents(folder) if one.state in OPEN and one.judge == spec.name]
+    price, others = price_of(workspace, spec, batch=True), other_models(store, spec)
+    return sum(most_usd(folder, one, price, others) for one in found)
 
 
 def budget_limit(workspace: Workspace, options: JudgeOptions) -> float | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from evalpipe.analysis.turns import goal_turns, mark_first_turns
 from evalpipe.calls.batch_client import open_batch_client
-from evalpipe.calls.batches import OPEN, BatchState, intents
+from evalpipe.calls.batches import OPEN, BatchState, intents, most_usd
 from evalpipe.calls.budget import Budget, CostOf, TokenEstimator
 from evalpipe.calls.client import is_local, remember_keys
 from evalpipe.calls.http import HttpSender
@@ -102,7 +102,7 @@ def replay(
         found = _estimate(workspace, name, arms, options)
         waiting = _open_batches(workspace.data, name)
         if not found.calls and not (options.batch and waiting):
-            return _nothing(found, workspace.data, waiting)
+            return _nothing(found, workspace, waiting)
         for line in estimate_lines(found, batch=options.batch):
             output(line)
         for arm in arms.values():
@@ -112,7 +112,7 @@ def replay(
         by = _by_batches if options.batch else _online
         summary = by(workspace, name, arms, options, found)
         recover(workspace.data, name)
-        summary.account = account_of(workspace.data, name)
+        summary.account = _account(workspace, name)
     if summary.stopped == "budget" and not summary.n_calls and not summary.account.cap_usd:
         raise BudgetError(f"replay: nothing was sent: {summary.message}; raise --max-usd ([replay] max_usd)")
     return summary
@@ -336,14 +336,25 @@ def _summary_of(found: ReplayEstimate) -> ReplaySummary:
     )
 
 
-def _nothing(found: ReplayEstimate, data: Path, waiting: list[BatchState]) -> ReplaySummary:
+def _nothing(found: ReplayEstimate, workspace: Workspace, waiting: list[BatchState]) -> ReplaySummary:
     summary = _summary_of(found)
     summary.left_out.update(found.refused)
-    summary.account = account_of(data, found.experiment)
+    summary.account = _account(workspace, found.experiment)
     if waiting:
         n = sum(one.n_items for one in waiting)
         summary.message = f"{n:,} requests wait in batches: run it with --batch to collect them"
     return summary
+
+
+def _prices(workspace: Workspace, *, batch: bool = False) -> dict[str, CostOf]:
+    """Of both arms: also calls of the one that is not asked now count against a cap."""
+    arms = workspace.require_config().require_arms()
+    configured = {Arm.CONTROL: arms.control, Arm.TREATMENT: arms.treatment}
+    return {arm.value: price_of(workspace, one, batch=batch) for arm, one in configured.items() if one is not None}
+
+
+def _account(workspace: Workspace, name: str) -> ReplayAccount:
+    return account_of(workspace.data, name, _prices(workspace))
 
 
 def _route(workspace: Workspace, arm: ReplayArm, account: ReplayAccount, clock: SystemClock, price: CostOf) -> Route:
@@ -366,7 +377,11 @@ def _route(workspace: Workspace, arm: ReplayArm, account: ReplayAccount, clock: 
 
 def _budget(workspace: Workspace, name: str, options: ReplayOptions, account: ReplayAccount) -> Budget:
     budget = Budget(cap=_cap(workspace, options), spent=account.cap_usd)
-    budget.held = sum(one.at_most_usd or 0.0 for one in _open_batches(workspace.data, name))
+    folder, prices = _batches_folder(workspace.data, name), _prices(workspace, batch=True)
+    for one in _open_batches(workspace.data, name):
+        price = prices.get(one.judge)
+        if price is not None:
+            budget.held += most_usd(folder, one, price, account.other_models.get(one.judge, ()))
     return budget
 
 
@@ -380,7 +395,7 @@ def _online(
     """Ask call by call."""
     summary = _summary_of(found)
     settings, clock = _settings(workspace), SystemClock()
-    account = account_of(workspace.data, name)
+    account = _account(workspace, name)
     folder = folder_of(workspace.data, name)
     budget = _budget(workspace, name, options, account)
     routes = {arm: _route(workspace, one, account, clock, price_of(workspace, one)) for arm, one in arms.items()}
@@ -453,7 +468,7 @@ def _by_batches(
     summary.left_out.update(found.refused)
     summary.n_planned += sum(one.n_items for one in _open_batches(workspace.data, name))
     for _ in range(MAX_ROUNDS):
-        account = account_of(workspace.data, name)
+        account = _account(workspace, name)
         with _opened(workspace, name, options) as store:
             plan = _plan(workspace, store, options)
             waiting = _open_batches(workspace.data, name)
@@ -499,7 +514,7 @@ def _with_batches(
     clock = SystemClock()
     price = price_of(workspace, arm, batch=True)
     route = _route(workspace, arm, account, clock, price)
-    budget = _budget(workspace, name, options, account_of(workspace.data, name))
+    budget = _budget(workspace, name, options, _account(workspace, name))
     journal = CallJournal(folder_of(workspace.data, name), CALLS, answer_bytes=ANSWER_BYTES)
     progress = Progress(summary, [route.limiter], budget, shown=options.show_progress)
 

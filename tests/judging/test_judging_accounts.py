@@ -269,6 +269,52 @@ def test_answers_that_had_no_price_count_once_there_is_one(tmp_path: Path) -> No
     assert held(open_workspace(tmp_path / "evalpipe.toml")) == pytest.approx(2 * ANSWERED)
 
 
+def test_a_call_that_broke_off_without_a_price_counts_once_there_is_one(tmp_path: Path) -> None:
+    """At one token a byte and the longest answer (1,024 tokens): as it were held, had there been a price when it was made."""
+    sizes: list[int] = []
+
+    def broken(call: Call) -> Response:
+        texts = [message["content"] for message in call.body["messages"]]
+        sizes.append(sum(len(text.encode()) for text in [call.body["system"], *texts]))
+        return Response("x", drop=True)
+
+    with FakeProvider(broken) as provider:
+        own = FAST + 'concurrency = 1\nmodel = "house-judge-7"\n'
+        found = workspace(tmp_path, provider.url, pairs(1), settings=own)
+        summary = run(found)
+        assert summary.account is not None and summary.account.cap_usd == 0
+        with (tmp_path / "evalpipe.toml").open("a") as file:
+            file.write('[prices."house-judge-7"]\ninput = 1.0\noutput = 5.0\n')
+        found = open_workspace(tmp_path / "evalpipe.toml")
+        # The schema, some 1,000 bytes, and 1,000 tokens of a provider's own come on top of what is sent as text.
+        least = sum(size + 1000 for size in sizes) * 1e-6 + len(sizes) * 1024 * 5e-6
+        assert len(sizes) == 6 and least < held(found) < least + len(sizes) * 1_500e-6
+        (spec,) = judge_setup.load_specs(found)
+        with open_store(found.data, "t") as store:
+            day = judge_setup.budget_of(store, spec, None, call_runs.price_of(found, spec), per_day=0.5)
+        assert day.left == pytest.approx(0.5 - held(found)), "they were all made today"
+        n = len(provider.calls)
+        summary = run(found, max_usd=held(found) + 0.005)  # a call can cost a cent
+        assert (summary.stopped, len(provider.calls) - n) == ("budget", 0)
+        (done,) = settle(found, OPTIONS, usd=0.001)
+        assert (done.before.n_unsettled, held(found)) == (6, pytest.approx(0.001))
+
+
+def test_an_answer_without_a_price_and_a_usage_counts_once_there_is_one(tmp_path: Path) -> None:
+    """An answer that reports half of its usage has no cost; one that reports all of it is known."""
+
+    def half(call: Call) -> Response:
+        document = render(call, longer_wins(call))
+        return Response(raw=json.dumps({**document, "usage": {"input_tokens": 100}}).encode())
+
+    with FakeProvider(half) as provider:
+        found = workspace(tmp_path, provider.url, pairs(1), settings=FAST + 'model = "house-judge-7"\n')
+        run(found)
+    with (tmp_path / "evalpipe.toml").open("a") as file:
+        file.write('[prices."house-judge-7"]\ninput = 1.0\noutput = 5.0\n')
+    assert held(open_workspace(tmp_path / "evalpipe.toml")) > 2 * 1024 * 5e-6
+
+
 def test_a_settlement_is_of_its_own_experiment(tmp_path: Path) -> None:
     """The same log loaded into two experiments asks the same questions."""
     found = crashed(tmp_path, "http://127.0.0.1:9")

@@ -17,6 +17,7 @@ from evalpipe.calls.batch_client import BatchCallError
 from evalpipe.calls.client import CallOutcome, ModelResponse
 from evalpipe.calls.journal import Journal
 from evalpipe.calls.runner import RecordedCost, SystemClock
+from evalpipe.errors import BudgetError
 from evalpipe.judging.batches import items_of
 from evalpipe.judging.judgments import sent
 from evalpipe.judging.plan import calls_for
@@ -26,7 +27,8 @@ from evalpipe.sim.app import start_sim
 from evalpipe.sim.settings import SimSettings
 from evalpipe.store.query import open_store
 from evalpipe.workspace import call_runs, judge_setup
-from evalpipe.workspace.judge_setup import batches_folder
+from evalpipe.workspace.judge import judge
+from evalpipe.workspace.judge_setup import JudgeOptions, batches_folder
 from evalpipe.workspace.load import load
 from evalpipe.workspace.paths import Workspace, open_workspace
 
@@ -246,6 +248,42 @@ def test_a_batch_is_held_at_the_price_of_a_dearer_model_that_answered_before(tmp
     submit_and_die(found)
     (intent,) = batches.intents(batches_folder(found, "t"))
     assert intent.at_most_usd is not None and intent.at_most_usd > 2 * 1024 * 12.5e-6
+
+
+def test_a_batch_submitted_without_a_price_is_held_once_there_is_one(
+    tmp_path: Path, sim: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At what it can cost, 0.5 and 2.5 USD a million tokens in a batch, while it is open, and after its answers have no usage."""
+    prices = '[prices."house-judge-7"]\ninput = 1.0\noutput = 5.0\n'
+    file = tmp_path / "evalpipe.toml"
+    workspace(tmp_path, sim.base_url)
+    file.write_text(file.read_text() + 'model = "house-judge-7"\n')
+    submit_and_die(open_workspace(file))
+    file.write_text(file.read_text() + prices)
+    found = open_workspace(file)
+    more_pairs(found, 1)
+    (spec,) = judge_setup.load_specs(found)
+    least = 10 * ((len(spec.system.encode()) + 1000) * 0.5e-6 + 1024 * 2.5e-6)
+    with open_store(found.data, "t") as store:
+        open_usd = judge_setup.held_by_batches(found, store, spec)
+    assert least < open_usd < 1.5 * least
+    with pytest.raises(BudgetError, match="nothing was asked"):
+        judge(found, JudgeOptions(show_progress=False, max_usd=least))
+    results = batch_client._MessageBatches.results
+
+    async def silent(self: Any, batch_id: str) -> AsyncIterator[tuple[str, ModelResponse]]:
+        async for name, reply in results(self, batch_id):
+            assert reply.answer is not None
+            yield name, replace(reply, answer=replace(reply.answer, usage=Usage()))
+
+    monkeypatch.setattr(batch_client._MessageBatches, "results", silent)
+    run(found)
+    with open_store(found.data, "t") as store:
+        booked = store.connection.execute(
+            "SELECT count(*), sum(json_extract(note, '$.cost_at_most_usd')::DOUBLE) FROM judgments "
+            "WHERE starts_with(request_id, 'p') AND status = 'ok'"
+        ).fetchall()
+    assert booked == [(10, pytest.approx(open_usd))]
 
 
 def test_a_batch_of_an_earlier_version_is_held_at_equal_shares(

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from replay_harness import logged, query, run, workspace
+from replay_harness import logged, query, run, workspace, write
 from typer.testing import CliRunner
 
 from evalpipe.cli.app import build_app
 from evalpipe.errors import BudgetError, ConfigError, DataError, UpstreamError
 from evalpipe.sim.app import Simulator, start_sim
 from evalpipe.sim.settings import SimSettings
+from evalpipe.workspace.paths import open_workspace
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,31 @@ def test_the_cap_is_never_passed_and_a_higher_one_goes_on(tmp_path: Path, sim: S
     assert (rest.n_answered, sim.ledger()["calls"]) == (30 - summary.n_answered, 30)
     with pytest.raises(BudgetError, match="is not known"):
         run(workspace(tmp_path / "b", sim.base_url, [logged(1)], models=("gpt-4.1-mini", "nobody-knows")), max_usd=1.0)
+
+
+def test_calls_without_a_price_count_once_there_is_one(tmp_path: Path, sim: Simulator) -> None:
+    """What was answered, at its tokens; what broke off, at one token a byte and the longest answer: 2,000 tokens."""
+    rows = [logged(number) for number in range(3)]
+    found = workspace(tmp_path, sim.base_url, rows, models=("gpt-4.1-mini", "claude-nobody-knows"))
+    assert run(found).n_answered == 3
+    sim.configure(faults={"cut": 1.0})
+    write(found.data, [logged(number) for number in range(3, 6)])
+    assert run(found).account.cap_usd == 0
+    n_broken = sim.ledger()["calls"] - 3
+    assert n_broken == 9, "three tries each, all of which may be billed"
+
+    file = tmp_path / "evalpipe.toml"
+    file.write_text(file.read_text() + '[prices."claude-nobody-knows"]\ninput = 1.0\noutput = 5.0\n')
+    write(found.data, [logged(6)])
+    n_input, n_output = query(
+        found, "SELECT sum(input_tokens), sum(output_tokens) FROM exchanges WHERE role = 'replay' AND status = 200"
+    )[0]
+    # A request is some hundred bytes, and a provider may add 1,000 tokens of its own.
+    least = n_broken * (1000 * 1e-6 + 2000 * 5e-6)
+    capped = run(open_workspace(file), max_usd=least)
+    assert (capped.stopped, capped.n_calls) == ("budget", 0)
+    assert capped.account.known_usd == pytest.approx((n_input + 5 * n_output) * 1e-6)
+    assert capped.account.n_unsettled == n_broken and least < capped.account.at_most_usd < 1.1 * least
 
 
 def test_errors_are_retried_but_where_they_are_measured(tmp_path: Path, sim: Simulator) -> None:
