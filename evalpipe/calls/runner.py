@@ -351,9 +351,7 @@ class CallRunner(ABC, Generic[Planned, Row]):
             )
             try:
                 self.journal.begin(call.sent(attempt, booking=booking, at=self.clock.utc()))
-            except NoRoomError as error:  # its answer could not be kept: it is not sent
-                self.budget.settle(worst or 0.0, 0.0)
-                route.limiter.settle(self.clock.monotonic(), need, _NOTHING)
+            except NoRoomError as error:  # its answer could not be kept: neither it nor any other call is sent
                 self.stop("disk", str(error))
                 return row
             self.n_in_flight += 1

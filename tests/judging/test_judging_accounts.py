@@ -186,6 +186,8 @@ def test_the_longest_asking_of_a_question_bounds_a_lost_call(tmp_path: Path) -> 
     for attempt, input_tokens in ((1, 900), (2, 100)):
         lost(found, RecordedCost(cost_usd=0.0), attempt=attempt, input_tokens=input_tokens, **other)
     assert held(found) == pytest.approx((900 + 200) * 1e-6 + 1024 * 5e-6)
+    lost(found, RecordedCost(cost_usd=0.001, at_most=0.002), attempt=5)  # at another day's price, or a batch's
+    assert held(found) == pytest.approx((900 + 200) * 1e-6 + 1024 * 5e-6 + 0.002)
 
 
 def test_each_judge_has_its_own_account(tmp_path: Path) -> None:

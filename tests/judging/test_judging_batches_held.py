@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_provider import FakeProvider, Response, longer_wins
 from test_judging_batches import STATED, each_once, forget, run, vendor_workspace, workspace
 
 from evalpipe.calls import batch_client, batches
 from evalpipe.calls.batch_client import BatchCallError
 from evalpipe.calls.client import CallOutcome, ModelResponse
-from evalpipe.calls.journal import Journal
+from evalpipe.calls.journal import Journal, judging_lock
 from evalpipe.calls.runner import RecordedCost, SystemClock
-from evalpipe.errors import BudgetError
+from evalpipe.errors import BudgetError, UpstreamError, WorkspaceBusyError
 from evalpipe.judging.batches import items_of
 from evalpipe.judging.judgments import sent
 from evalpipe.judging.plan import calls_for
@@ -27,7 +29,7 @@ from evalpipe.sim.app import start_sim
 from evalpipe.sim.settings import SimSettings
 from evalpipe.store.query import open_store
 from evalpipe.workspace import call_runs, judge_setup
-from evalpipe.workspace.judge import judge
+from evalpipe.workspace.judge import batch_statuses, cancel_batches, judge
 from evalpipe.workspace.judge_setup import JudgeOptions, batches_folder
 from evalpipe.workspace.load import load
 from evalpipe.workspace.paths import Workspace, open_workspace
@@ -58,7 +60,7 @@ def killed(call: Callable[..., Any], *, after: bool = True) -> Callable[..., Any
     return dying
 
 
-def submit_and_die(found: Workspace) -> None:
+def submit_and_die(found: Workspace, **options: Any) -> None:
     """The batch's id is on the disk; nothing more."""
 
     save_state = batches.save_state
@@ -70,7 +72,7 @@ def submit_and_die(found: Workspace) -> None:
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         patch.setattr(batches, "save_state", until_submitted)
-        run(found)
+        run(found, **options)
 
 
 def spent(found: Workspace) -> float:
@@ -141,21 +143,197 @@ def test_killed_before_its_state_is_on_the_disk_a_batch_never_was(tmp_path: Path
     assert (each_once(found), sim.ledger()["calls"]) == (True, 10)
 
 
-def test_a_batch_that_may_be_ours_is_waited_for(tmp_path: Path) -> None:
-    """Killed between submitting and reading the id, of a vendor whose batches show their requests only at their end."""
-    with start_sim(SimSettings(judge=STATED, batch_seconds=1.0)) as slow:
+def submit_unheard(found: Workspace, *, sends: bool = True) -> None:
+    """Killed between submitting and reading the id, or (`sends` False) before the submission left."""
+    submit = batch_client._MessageBatches.submit
+
+    async def unheard(self: Any, name: str, requests: Any) -> str:
+        if sends:
+            await submit(self, name, requests)
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(batch_client._MessageBatches, "submit", unheard)
+        run(found)
+
+
+def look(monkeypatch: pytest.MonkeyPatch, seen: Callable[[float, Any], Any]) -> None:
+    """What the provider's list of batches shows: `seen` of the seconds so far and a batch as it is; None: it is not listed."""
+    newest, began = batch_client._MessageBatches.newest_first, time.monotonic()
+
+    async def looked(self: Any) -> AsyncIterator[Any]:
+        async for one in newest(self):
+            shown = seen(time.monotonic() - began, one)
+            if shown is not None:
+                yield shown
+
+    monkeypatch.setattr(batch_client._MessageBatches, "newest_first", looked)
+
+
+def test_a_batch_that_may_be_ours_is_waited_for(tmp_path: Path, sim: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a vendor whose batches show their requests only at their end, which is long after a submission could still arrive."""
+    found = workspace(tmp_path, sim.base_url)
+    submit_unheard(found)
+    look(monkeypatch, lambda seconds, one: one if seconds > 4 * batches.SETTLING_S else replace(one, ended=False))
+    run(found)
+    assert (each_once(found), sim.ledger()["calls"]) == (True, 10)
+
+
+def test_a_submission_that_is_still_arriving_is_waited_for(
+    tmp_path: Path, sim: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The provider lists the batch only some looks later."""
+    found = workspace(tmp_path, sim.base_url)
+    submit_unheard(found)
+    monkeypatch.setattr(batches, "SETTLING_S", 30.0)
+    n_looks = iter(range(1000))
+    look(monkeypatch, lambda seconds, one: one if next(n_looks) >= 3 else None)
+    run(found)
+    assert (each_once(found), sim.ledger()["calls"]) == (True, 10)
+
+
+def test_a_submission_whose_answer_was_lost_is_looked_for(
+    tmp_path: Path, sim: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same process goes on: the provider has the batch, and its answer was an error of the server."""
+    submit = batch_client._MessageBatches.submit
+
+    async def unheard(self: Any, name: str, requests: Any) -> str:
+        await submit(self, name, requests)
+        raise BatchCallError(ModelResponse(outcome=CallOutcome.SERVER_ERROR, kind="http_502"))
+
+    monkeypatch.setattr(batch_client._MessageBatches, "submit", unheard)
+    found = workspace(tmp_path, sim.base_url)
+    run(found)
+    assert (each_once(found), sim.ledger()["calls"]) == (True, 10)
+    assert [one.state for one in batches.intents(batches_folder(found, "t"))] == ["collected"]
+
+
+def test_a_batch_whose_id_was_read_is_not_looked_for(tmp_path: Path, sim: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = workspace(tmp_path, sim.base_url)
+
+    def seen(seconds: float, one: Any) -> Any:
+        raise AssertionError("its id is on the disk")
+
+    look(monkeypatch, seen)
+    run(found)
+    assert each_once(found)
+
+
+def test_a_running_batch_that_is_known_is_not_waited_for_as_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another judge's batch of as many requests runs for an hour; ours never left."""
+    with start_sim(SimSettings(judge=STATED, batch_seconds=3600)) as slow:
+        (tmp_path / "other").mkdir()
+        other = workspace(tmp_path / "other", slow.base_url)
+        submit_and_die(other)
+        (running,) = batches.intents(batches_folder(other, "t"))
         found = workspace(tmp_path, slow.base_url)
+        submit_unheard(found, sends=False)
+        batches.save_intent(batches_folder(found, "t"), batches.changed(running, judge="another"), [])
         submit = batch_client._MessageBatches.submit
 
-        async def unheard(self: Any, name: str, requests: Any) -> str:
-            await submit(self, name, requests)
-            raise Killed
+        async def quick(self: Any, name: str, requests: Any) -> str:
+            slow.configure(batch_seconds=0.0)
+            return await submit(self, name, requests)
 
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(batch_client._MessageBatches, "submit", unheard)
-            run(found)
+        def not_for_long(seconds: float, one: Any) -> Any:
+            assert seconds < 20, "it waits for the other one"
+            return one
+
+        monkeypatch.setattr(batch_client._MessageBatches, "submit", quick)
+        look(monkeypatch, not_for_long)
         run(found)
-        assert (each_once(found), slow.ledger()["calls"]) == (True, 10)
+        assert each_once(found)
+
+
+def test_a_batch_that_was_refused_is_over(tmp_path: Path) -> None:
+    """Its pairs are asked by the next run, which holds nothing for it."""
+    with FakeProvider(lambda call: Response(status=401, error="authentication_error")) as provider:
+        found = workspace(tmp_path, provider.url)
+        with pytest.raises(UpstreamError, match="http_401"):
+            run(found)
+        (refused,) = batches.intents(batches_folder(found, "t"))
+        provider.behaviour = longer_wins
+        assert refused.at_most_usd is not None
+        judge(found, JudgeOptions(show_progress=False, max_usd=refused.at_most_usd * 2.2))
+    assert each_once(found)
+
+
+def test_results_that_fail_or_never_come_are_rows_cost_nothing_and_are_asked_again(
+    tmp_path: Path, sim: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results, n_read = batch_client._MessageBatches.results, iter(range(1000))
+
+    async def partial(self: Any, batch_id: str) -> AsyncIterator[tuple[str, ModelResponse]]:
+        async for name, reply in results(self, batch_id):
+            n = next(n_read)
+            if n == 0:
+                yield name, ModelResponse(outcome=CallOutcome.REJECTED, kind="expired")
+            elif n != 1:
+                yield name, reply
+
+    monkeypatch.setattr(batch_client._MessageBatches, "results", partial)
+    submit, ids = batch_client._MessageBatches.submit, []
+
+    async def noted(self: Any, name: str, requests: Any) -> str:
+        ids.extend(custom_id for custom_id, _ in requests)
+        return await submit(self, name, requests)
+
+    monkeypatch.setattr(batch_client._MessageBatches, "submit", noted)
+    found = workspace(tmp_path, sim.base_url)
+    summary = run(found)
+    assert len(ids) == len(set(ids)) == 12, "an id is of one attempt"
+    assert each_once(found)
+    assert dict(summary.failed) == {"expired": 1, "no_result": 1}
+    with open_store(found.data, "t") as store:
+        failed = store.connection.execute(
+            "SELECT note->>'$.error', cost_usd, note->>'$.cost_at_most_usd' FROM judgments WHERE status = 'error' ORDER BY 1"
+        ).fetchall()
+        (n_again,) = store.connection.execute("SELECT count(*) FROM judgments WHERE attempt = 2").fetchall()[0]
+    assert failed == [("expired", 0.0, None), ("no_result", 0.0, None)]
+    assert n_again == 2
+
+
+def test_a_batch_holds_no_more_requests_than_the_cap_has_room_for(tmp_path: Path, sim: Any) -> None:
+    found = workspace(tmp_path, sim.base_url, n=40)
+    submit_and_die(found, max_usd=0.03)
+    folder = batches_folder(found, "t")
+    (intent,) = batches.intents(folder)
+    held = [item.at_most_usd for item in items_of(folder, intent)]
+    assert len(held) == intent.n_items and None not in held
+    worst = sum(usd for usd in held if usd is not None)
+    assert worst == pytest.approx(intent.at_most_usd) and worst <= 0.03 < worst + 2 * worst / len(held)
+
+
+def test_each_of_several_batches_is_held_at_its_own_requests(
+    tmp_path: Path, sim: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_client._MessageBatches, "max_requests", 3)
+    found = workspace(tmp_path, sim.base_url)
+    run(found)
+    all_of_them = batches.intents(batches_folder(found, "t"))
+    assert sorted(one.n_items for one in all_of_them) == [1, 3, 3, 3]
+    of_a_request = [(one.at_most_usd or 0.0) / one.n_items for one in all_of_them]
+    assert 0 < max(of_a_request) < 1.1 * min(of_a_request), "the questions are of one length"
+
+
+def test_what_waits_for_another_rubric_is_asked_of_this_one(tmp_path: Path) -> None:
+    with start_sim(SimSettings(judge=STATED, batch_seconds=3600)) as slow:
+        found = workspace(tmp_path, slow.base_url)
+        submit_and_die(found)
+        file = tmp_path / "evalpipe.toml"
+        file.write_text(file.read_text() + 'model = "claude-opus-4-8"\n')
+        (summary,) = judge(open_workspace(file), JudgeOptions(show_progress=False))
+        assert (summary.n_known, summary.n_planned, dict(summary.asked)) == (0, 10, {"ok": 10})
+
+
+@pytest.mark.parametrize("command", [batch_statuses, cancel_batches])
+def test_open_batches_are_left_alone_while_a_judge_runs(tmp_path: Path, sim: Any, command: Any) -> None:
+    found = workspace(tmp_path, sim.base_url)
+    with judging_lock(judge_setup.journal_folder(found, "t")), pytest.raises(WorkspaceBusyError, match="is judging t"):
+        command(found, JudgeOptions())
 
 
 def test_an_open_batch_of_another_judge_is_left_to_it(tmp_path: Path, sim: Any) -> None:

@@ -46,14 +46,16 @@ def asked(provider: FakeProvider) -> Counter[str]:
 
 
 def test_a_full_disk_ends_the_run_in_one_line_and_nothing_is_paid_twice(tmp_path: Path) -> None:
-    long_reasons = "because " * 500  # an answer of some 4,000 characters, kept twice
+    long_reasons = (
+        "because " * 1_200
+    )  # an answer of some 9,600 characters, kept twice: 1,024 tokens can be 16,384 bytes
 
     def wordy(call: Call) -> Response:
         return Response((longer_wins(call).text or "").replace("because", long_reasons))
 
     with FakeProvider(wordy) as provider:
         found = workspace(tmp_path, provider.url, pairs(N), settings=FAST + "concurrency = 4\n")
-        ended = judge_under(200_000, tmp_path)
+        ended = judge_under(400_000, tmp_path)
         assert ended.returncode == 1
         (line,) = ended.stderr.strip().splitlines()
         assert line.startswith("evalpipe: the disk that holds ")
@@ -66,7 +68,16 @@ def test_a_full_disk_ends_the_run_in_one_line_and_nothing_is_paid_twice(tmp_path
         run(found)
         assert len(provider.calls) == 2 * N
         assert set(asked(provider).values()) == {1}
-    assert rows(found, "SELECT status, count(*) FROM judgments GROUP BY 1") == [("ok", 2 * N)]
+    assert rows(found, "SELECT status, count(*), count(raw_reply) FROM judgments GROUP BY 1") == [("ok", 2 * N, 2 * N)]
+
+
+def test_a_call_whose_answer_has_no_room_is_not_sent(tmp_path: Path) -> None:
+    """20,000 bytes hold the line of a call that is sent, not the longest answer to it."""
+    with FakeProvider(longer_wins) as provider:
+        workspace(tmp_path, provider.url, pairs(N), settings=FAST + "concurrency = 4\n")
+        ended = judge_under(20_000, tmp_path)
+        assert (ended.returncode, provider.calls) == (1, [])
+        assert "is full: nothing more is asked" in ended.stderr
 
 
 @pytest.fixture

@@ -189,6 +189,15 @@ def test_429_waits_and_costs_nothing(tmp_path: Path) -> None:
     assert rows(found, "SELECT count(*), sum(cost_usd) FROM judgments") == [(2, pytest.approx(2 * 0.00035))]
 
 
+def test_a_call_that_is_always_told_to_wait_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evalpipe.calls.runner.MAX_PAUSES", 4)
+    waiting = Response(status=429, headers={"retry-after": "0.001"}, error="rate_limit_error")
+    with FakeProvider(lambda call: waiting) as provider:
+        found = workspace(tmp_path, provider.url, pairs(1), settings=FAST + "concurrency = 1\n")
+        summary = run(found)
+        assert (len(provider.calls), dict(summary.failed)) == (2 * 4, {"http_429": 2})
+
+
 def test_a_refused_key_stops_the_run_at_once_in_one_line(tmp_path: Path) -> None:
     with FakeProvider(lambda call: Response(status=401, error="authentication_error")) as provider:
         found = workspace(tmp_path, provider.url, pairs(50), settings=FAST + "concurrency = 4\n")

@@ -218,7 +218,7 @@ def _run(one: Mutation, tree: Path, time_limit: float) -> tuple[str, float, str]
             path.write_text(text, "utf-8")
     if code == _ALL_PASSED:
         return "survived", seconds, ", ".join(one.tests)
-    failed = [line for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    failed = [line for line in output.splitlines() if line.startswith(("FAILED tests/", "ERROR tests/"))]
     if code == _SOME_FAILED and failed:
         return "killed", seconds, failed[0].split(" - ")[0].removeprefix("FAILED ")
     if code is None:

@@ -151,3 +151,7 @@ def test_nothing_is_judged_where_judgments_are_damaged(workspace: Workspace) -> 
     with pytest.raises(DataError, match="paid for again"):
         refuse_damaged(workspace.data, "exp", "judgments")
     refuse_damaged(workspace.data, "another", "judgments")
+    with (workspace.root / "evalpipe.toml").open("a") as file:
+        file.write('[judge]\nbase_url = "http://127.0.0.1:9"\n')
+    refused = run_here("judge", cwd=workspace.root, env={"ANTHROPIC_API_KEY": "k"})
+    assert refused.returncode == 1 and "nothing was asked, since it would be paid for again" in refused.stderr
