@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -315,6 +316,24 @@ def test_an_answer_without_a_price_and_a_usage_counts_once_there_is_one(tmp_path
     with (tmp_path / "evalpipe.toml").open("a") as file:
         file.write('[prices."house-judge-7"]\ninput = 1.0\noutput = 5.0\n')
     assert held(open_workspace(tmp_path / "evalpipe.toml")) > 2 * 1024 * 5e-6
+
+
+def test_a_day_is_bounded_by_what_its_calls_can_have_cost_and_not_by_yesterdays(tmp_path: Path) -> None:
+    found = workspace(tmp_path, "http://127.0.0.1:9", pairs(1))
+    today, yesterday = SystemClock().utc(), SystemClock().utc() - timedelta(days=1)
+    lost(found, RecordedCost(cost_usd=0.25), key="k", judged_at=yesterday)
+    lost(found, RecordedCost(cost_usd=0.01, at_most=0.04), key="l", judged_at=today)
+    lost(found, RecordedCost(cost_usd=0.10), key="m", judged_at=today)
+    (spec,) = judge_setup.load_specs(found)
+    price = call_runs.price_of(found, spec)
+    with open_store(found.data, "t") as store:
+        for cap, per_day, left in (
+            (None, 0.5, 0.5 - 0.14),
+            (1.0, 0.5, 0.5 - 0.14),
+            (0.6, 0.5, 0.6 - 0.39),
+            (None, 0.1, 0.0),
+        ):
+            assert judge_setup.budget_of(store, spec, cap, price, per_day=per_day).left == pytest.approx(left)
 
 
 def test_a_settlement_is_of_its_own_experiment(tmp_path: Path) -> None:

@@ -155,6 +155,18 @@ def test_a_failed_pair_keeps_its_place_and_is_asked_again(log: Log) -> None:
     assert log.ask(log.plan(rules), 9) == ["ann-1"]
 
 
+def test_an_answer_that_was_cut_off_is_another_answer_of_the_same_text(log: Log) -> None:
+    """What the judge is shown differs: it is told that an answer was cut off."""
+    log.pair("a", "ann", 1)
+    log.ask(log.plan(), 1)
+    assert log.plan().n_calls == 0
+    log.connection.execute("UPDATE stored_exchanges SET outcome = 'truncated' WHERE arm = 'treatment'")
+    plan = log.plan()
+    assert plan.n_calls == 2
+    log.ask(plan, 1)  # the keys that are computed for the calls are those the plan looks for
+    assert log.plan().n_calls == 0
+
+
 def test_users_once_asked_stay_in_front_in_the_order_they_were_asked(log: Log) -> None:
     rules = PairRules(per_user=2)
     for index in range(20):

@@ -6,14 +6,18 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
-from replay_harness import logged, query, run, workspace, write
+from replay_harness import NOON, logged, query, run, workspace, write
 from typer.testing import CliRunner
 
+from evalpipe.calls.batches import BatchItem, BatchState, save_intent
+from evalpipe.calls.budget import MostTokens
 from evalpipe.cli.app import build_app
 from evalpipe.errors import BudgetError, ConfigError, DataError, UpstreamError
 from evalpipe.sim.app import Simulator, start_sim
 from evalpipe.sim.settings import SimSettings
+from evalpipe.store.replays import folder_of
 from evalpipe.workspace.paths import open_workspace
 
 
@@ -68,6 +72,26 @@ def test_calls_without_a_price_count_once_there_is_one(tmp_path: Path, sim: Simu
     assert (capped.stopped, capped.n_calls) == ("budget", 0)
     assert capped.account.known_usd == pytest.approx((n_input + 5 * n_output) * 1e-6)
     assert capped.account.n_unsettled == n_broken and least < capped.account.at_most_usd < 1.1 * least
+
+
+def test_open_batches_of_either_arm_hold_the_cap(tmp_path: Path, sim: Simulator) -> None:
+    """Submitted at a known price, or without one: then at the most tokens of each request, at today's batch price."""
+    found = workspace(tmp_path, sim.base_url, [logged(1)])
+    folder = folder_of(found.data, "exp") / "batches"
+    facts = {"fingerprint": "f", "provider": "openai", "created_at": NOON, "state": "submitted", "batch_id": "b"}
+    save_intent(folder, BatchState(name="a", judge="control", n_items=0, at_most_usd=0.25, **facts), [])
+    # claude-haiku-4-5 in a batch: 0.5 and 2.5 USD a million tokens
+    item = BatchItem(
+        custom_id="c", attempt=1, request_id="r", most_tokens=MostTokens(input_tokens=10**5, output_tokens=10**5)
+    )
+    open_item = msgspec.structs.asdict(item) | {"arm": "treatment"}
+    unpriced = BatchState(name="b", judge="treatment", n_items=1, **facts)
+    save_intent(folder, unpriced, [item])
+    (folder / "b.jsonl").write_bytes(msgspec.json.encode(open_item) + b"\n")
+    with pytest.raises(BudgetError, match="can cost"):
+        run(found, max_usd=0.25 + 0.3 + 0.005)
+    assert sim.ledger()["calls"] == 0
+    assert run(found, max_usd=0.25 + 0.3 + 0.05).n_answered == 1
 
 
 def test_errors_are_retried_but_where_they_are_measured(tmp_path: Path, sim: Simulator) -> None:
