@@ -99,6 +99,10 @@ bench-report: $(VENV)/.installed-dev chromium ## seconds and memory of `report -
 bench-load: $(VENV)/.installed-dev ## how fast load turns a spool into Parquet
 	$(BIN)/python tests/bench/bench_load.py 100000
 
+.PHONY: check-mutations
+check-mutations: $(VENV)/.installed-dev ## put known faults into the code, one at a time: each must fail a test of the suite (an hour; ARGS="NAME… --jobs 2", ARGS=--list)
+	$(BIN)/python tests/mutations/run.py $(ARGS)
+
 .PHONY: check-power
 check-power: $(VENV)/.installed-dev ## power losses replayed at every moment of real processes, with 2,000 mixtures of what no sync covers for each part (half an hour; needs a C compiler)
 	EVALPIPE_POWER_STATES=$${EVALPIPE_POWER_STATES:-2000} $(BIN)/python -m pytest -n 0 -s tests/power

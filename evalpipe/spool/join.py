@@ -137,7 +137,6 @@ class SpoolJoin:
             if not waits:
                 entry.lost_reason = STOPPED
             yield entry, waits
-        self._entries = {}
 
     def _waits(self, entry: PendingRequest) -> bool:
         if entry.request is None:

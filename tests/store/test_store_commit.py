@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from spool_builders import T0, copy, request, served, shadow, write_segment
 
 from evalpipe.errors import DataError
 from evalpipe.files import write_synced
+from evalpipe.spool.segments import list_segments, remove
 from evalpipe.store.load import RejectedLines
 from evalpipe.store.parquet import ParquetFile
 from evalpipe.store.query import open_store
 from evalpipe.store.schema import LABELS, to_table
-from evalpipe.workspace.load import load
-from evalpipe.workspace.paths import Workspace
+from evalpipe.workspace.load import load, only_load
+from evalpipe.workspace.paths import Workspace, open_workspace
 
 
 def _table(n: int) -> Any:
@@ -260,3 +262,26 @@ def test_a_copy_after_midnight_whose_file_failed_is_stored_by_the_next_load(
     with open_store(workspace.data) as store:
         found = store.connection.execute("SELECT arm, role FROM exchanges ORDER BY 1").fetchall()
     assert found == [("control", "served"), ("treatment", "shadow")]
+
+
+def test_a_load_waits_for_the_one_that_runs(tmp_path: Path) -> None:
+    """Two that read one log at a time would store its rows twice."""
+    found = open_workspace(root=tmp_path)
+    write_segment(found.spool, "served-1.000001", [request("r1", eligible=False), served("r1")])
+    with only_load(found.data):
+        second = threading.Thread(target=load, args=(found,), kwargs={"show_progress": False})
+        second.start()
+        second.join(1.0)
+        assert second.is_alive() and not list(found.data.rglob("*.parquet"))
+    second.join(60.0)
+    assert not second.is_alive() and len(list(found.data.rglob("*.parquet"))) == 1
+
+
+def test_a_segment_that_its_writer_holds_again_is_not_deleted(tmp_path: Path) -> None:
+    """Its writer took the lock after the segment was listed."""
+    path = write_segment(tmp_path, "served-1.000001", [request("r1"), served("r1")])
+    (segment,) = list_segments(tmp_path)
+    with path.open("rb") as writer:
+        fcntl.flock(writer, fcntl.LOCK_EX)
+        assert not remove(segment) and path.exists()
+    assert remove(segment) and not path.exists()

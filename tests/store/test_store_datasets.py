@@ -192,6 +192,34 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert metadata.row_group(0).column(0).compression == "ZSTD"
 
 
+def test_one_key_on_two_days_is_two_rows_in_one_run_as_in_two(tmp_path: Path) -> None:
+    days = [exchange("r1", started_at=NOON + timedelta(days=n)) for n in range(2)]
+    write(tmp_path / "one", days)
+    for row in days:
+        write(tmp_path / "two", [row])
+    for data in (tmp_path / "one", tmp_path / "two"):
+        with open_store(data) as store:
+            assert store.connection.execute("SELECT count(*) FROM exchanges").fetchall() == [(2,)]
+
+
+def test_files_of_one_moment_have_names_of_their_own(tmp_path: Path) -> None:
+    files = [ParquetFile(tmp_path, EXCHANGES) for _ in range(2)]
+    for file in files:
+        file.append(to_table(EXCHANGES, [exchange("r1")]))
+    assert len({file.finish() for file in files}) == len(list(tmp_path.iterdir())) == 2
+
+
+def test_where_one_file_cannot_be_finished_none_is_left_half(tmp_path: Path) -> None:
+    rows = [exchange(f"r{n}", started_at=NOON + timedelta(days=n)) for n in range(3)]
+    writer = DatasetWriter(tmp_path, BY_NAME["exchanges"])
+    writer.add("exp", to_table(EXCHANGES, rows))
+    first, *_ = sorted(tmp_path.rglob(".*.tmp"))
+    first.unlink()  # what was written cannot be read back
+    with pytest.raises(DataError, match="read back"):
+        writer.finish()
+    assert list(tmp_path.rglob("*.tmp")) == []
+
+
 def test_an_abandoned_writer_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), DatasetWriter(tmp_path, BY_NAME["exchanges"]) as writer:
         writer.add("exp", to_table(EXCHANGES, [exchange("r1")]))
