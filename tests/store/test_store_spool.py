@@ -9,7 +9,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from spool_builders import T0, copy, request, served, shadow, write_segment
 from evalpipe.errors import DataError
 from evalpipe.identity import hash_unit
 from evalpipe.providers.pricing import Price
+from evalpipe.spool import segments as spool_segments
 from evalpipe.spool.checkpoint import STATE_FILE, TREATMENT_LOCK
 from evalpipe.spool.format import Body, FeedbackRecord, Record, render_record
 from evalpipe.spool.join import LOST, STOPPED, Source, SpoolJoin
@@ -152,6 +153,44 @@ def test_a_writer_that_went_on_in_a_newer_segment_lives(tmp_path: Path) -> None:
         load(tmp_path)
         assert segments(tmp_path) == ["served-1.000002.jsonl"]
     assert rows(tmp_path, "SELECT outcome FROM exchanges") == [("ok",)]
+
+
+def test_a_writer_that_goes_on_in_a_newer_segment_during_the_look_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It locks the newer segment before it lets go of the old one, after the folder was listed."""
+    old = write_segment(tmp_path, "served-1.000001", [request("r1")])
+    look, stack = spool_segments.is_locked, ExitStack()
+
+    def rotated_meanwhile(path: Path) -> bool | None:
+        newer = tmp_path / "served-1.000002.jsonl"
+        if not newer.exists():
+            newer.touch()
+            stack.enter_context(living(newer))
+        return look(path)
+
+    monkeypatch.setattr(spool_segments, "is_locked", rotated_meanwhile)
+    with stack:
+        assert {one.path.name: one.live for one in list_segments(tmp_path)} == {
+            old.name: True, "served-1.000002.jsonl": True,
+        }  # fmt: skip
+
+
+def test_what_a_writer_wrote_last_before_it_ended_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It writes its last record and ends between the look at the size and the look at the lock."""
+    path = write_segment(tmp_path, "served-1.000001", [request("r1")])
+    look = spool_segments.is_locked
+    last = render_record(served("r1"))
+
+    def ended_meanwhile(path: Path) -> bool | None:
+        if not path.read_bytes().endswith(last):
+            with path.open("ab") as file:
+                file.write(last)
+        return look(path)
+
+    monkeypatch.setattr(spool_segments, "is_locked", ended_meanwhile)
+    (segment,) = list_segments(tmp_path)
+    assert (segment.n_bytes, segment.live) == (path.stat().st_size, False)
 
 
 def test_a_request_whose_copy_is_undecided_waits_only_while_somebody_lives(tmp_path: Path) -> None:
