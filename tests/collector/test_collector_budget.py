@@ -15,6 +15,16 @@ from urllib.request import Request, urlopen
 import pytest
 from collector_harness import CHAT, RawUpstream, Received, Running, Script, chat_answer, chat_request, eventually, plain
 
+from evalpipe.spool.checkpoint import (
+    STATE_FILE,
+    ShadowState,
+    is_lost,
+    load_spent,
+    load_state,
+    save_spent,
+    save_state,
+    spent_path,
+)
 from evalpipe.workspace.load import load
 from evalpipe.workspace.paths import open_workspace
 
@@ -170,3 +180,19 @@ def test_what_was_read_and_not_decided_is_decided_by_the_next_life(upstream: Ups
     assert Counter(fate.status for fate in running.fates().values()) == {"sampled": 8}
     texts = Counter(json.loads(r.body)["messages"][0]["content"] for r in treatment.received)
     assert texts == Counter(f"q{number}" for number in range(8))
+
+
+def test_a_torn_state_is_lost_and_a_torn_account_counts_nothing(tmp_path: Path) -> None:
+    """The other two accounts hold: the spool's own past, and the store."""
+    save_state(tmp_path, ShadowState(spent_usd={"e": 0.5}))
+    save_spent(tmp_path, "e", 0.25)
+    assert (load_state(tmp_path).spent_usd, is_lost(tmp_path), load_spent(tmp_path, "e")) == ({"e": 0.5}, False, 0.25)
+    for path in (tmp_path / STATE_FILE, spent_path(tmp_path, "e")):
+        path.write_bytes(b'{"spen')
+    assert (load_state(tmp_path), is_lost(tmp_path), load_spent(tmp_path, "e")) == (ShadowState(), True, 0.0)
+
+
+def test_a_segment_of_decisions_is_covered_by_a_state_that_holds_all_of_it() -> None:
+    state = ShadowState(offsets={"shadow-1.000001.jsonl": 100})
+    assert [state.covers("shadow-1.000001.jsonl", n) for n in (99, 100, 101)] == [True, True, False]
+    assert not state.covers("shadow-1.000002.jsonl", 0)

@@ -150,6 +150,32 @@ def test_what_has_to_survive_is_synced_before_its_rename_and_its_folder_after(
     assert seen[-3:] == ["sync state", "rename state", f"sync {tmp_path.name}"]
 
 
+def test_new_folders_are_synced_before_the_file_in_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name survives once the folder that holds it was synced: that of a folder, too."""
+    seen: list[str] = []
+    fsync = os.fsync
+
+    def noting_fsync(handle: int) -> None:
+        seen.append(Path(f"/proc/self/fd/{handle}").readlink().name.lstrip(".").split(".")[0])
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", noting_fsync)
+    write_synced(tmp_path / "above" / "below" / "state", b"x")
+    before = seen[: seen.index("state")]
+    assert {"above", tmp_path.name} <= set(before)
+
+
+def test_a_write_that_fails_leaves_what_was_there_and_no_part(tmp_path: Path) -> None:
+    kept = tmp_path / "state"
+    write_synced(kept, b"old")
+    assert kept.stat().st_mode & 0o777 == 0o600
+    (tmp_path / "folder" / "in it").mkdir(parents=True)
+    with pytest.raises(OSError):
+        write_synced(tmp_path / "folder", b"x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "state"]
+    assert kept.read_bytes() == b"old"
+
+
 def _noting(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is synced and what is deleted from here on, in order."""
     seen: list[str] = []
