@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from spool_builders import T0, copy, request, served, shadow, write_segment
 
-from evalpipe.errors import DataError
+from evalpipe.errors import DataError, WorkspaceBusyError
 from evalpipe.files import write_synced
-from evalpipe.spool.segments import list_segments, remove
+from evalpipe.spool.segments import SpoolLock, list_segments, remove
 from evalpipe.store.load import RejectedLines
 from evalpipe.store.parquet import ParquetFile
 from evalpipe.store.query import open_store
@@ -311,3 +311,14 @@ def test_a_segment_that_its_writer_holds_again_is_not_deleted(tmp_path: Path) ->
         fcntl.flock(writer, fcntl.LOCK_EX)
         assert not remove(segment) and path.exists()
     assert remove(segment) and not path.exists()
+
+
+def test_a_spool_has_one_collector(tmp_path: Path) -> None:
+    """Two would decide on, and pay for, the same copies."""
+    first, second = SpoolLock(tmp_path), SpoolLock(tmp_path)
+    first.take()
+    with pytest.raises(WorkspaceBusyError, match="another collector writes to"):
+        second.take()
+    first.close()
+    second.take()
+    second.close()
