@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import resource
 import shutil
 import signal
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,6 +20,7 @@ from collector_harness import CHAT, RawUpstream, Received, Running, Script, chat
 
 from evalpipe.spool.checkpoint import (
     STATE_FILE,
+    TREATMENT_LOCK,
     ShadowState,
     is_lost,
     load_spent,
@@ -180,6 +184,26 @@ def test_what_was_read_and_not_decided_is_decided_by_the_next_life(upstream: Ups
     assert Counter(fate.status for fate in running.fates().values()) == {"sampled": 8}
     texts = Counter(json.loads(r.body)["messages"][0]["content"] for r in treatment.received)
     assert texts == Counter(f"q{number}" for number in range(8))
+
+
+def test_one_process_decides_on_the_copies(upstream: Upstream, collector: Start) -> None:
+    """While another process holds the spool's copies (here the test, elsewhere `load`), one that is started waits."""
+    treatment = upstream(answering)
+    running = start(upstream, collector, treatment)
+    ask_in_turn(running, 1)
+    first = running.child("shadow")
+    with (running.data / "spool" / TREATMENT_LOCK).open("rb") as handle:
+        waiter = threading.Thread(target=fcntl.flock, args=(handle, fcntl.LOCK_EX))
+        waiter.start()
+        os.kill(first, signal.SIGKILL)
+        waiter.join(60)
+        assert not waiter.is_alive()
+        eventually(lambda: running.children().get("shadow") not in (None, first), timeout=60)
+        ask(running, "meanwhile", max_tokens=40)
+        time.sleep(3.0)
+        assert len(treatment.received) == 1
+    eventually(lambda: len(treatment.received) == 2, timeout=60)
+    assert running.stop() == 0
 
 
 def test_a_torn_state_is_lost_and_a_torn_account_counts_nothing(tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import resource
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -141,3 +143,22 @@ def test_before_it_rotates_the_position_is_saved_and_without_a_new_segment_it_go
     assert positions == [{"served-1.000001.jsonl": len(LINES[0])}]
     assert spool.append_line(LINES[1])
     assert (tmp_path / "served-1.000001.jsonl").read_bytes() == LINES[0] + LINES[1]
+
+
+def test_a_segment_is_synced_before_it_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From then on only the newer segment is synced, each second."""
+    synced: list[tuple[str, int]] = []
+    fsync = os.fsync
+
+    def noting(handle: int) -> None:
+        synced.append((Path(f"/proc/self/fd/{handle}").readlink().name, os.fstat(handle).st_size))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    spool = writer(tmp_path, [])
+    spool.append_line(LINES[0])
+    spool.rotate()
+    last = time.monotonic() + 30.0  # in a thread of its own, off the path of requests
+    while ("served-1.000001.jsonl", len(LINES[0])) not in synced and time.monotonic() < last:
+        time.sleep(0.01)
+    assert ("served-1.000001.jsonl", len(LINES[0])) in synced

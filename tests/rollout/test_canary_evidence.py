@@ -89,6 +89,18 @@ def test_a_controller_that_comes_later_does_not_take_over_the_time_of_another_st
     assert seen_last(history)[0] == 0.0
 
 
+def test_what_led_to_a_rollback_is_kept(tmp_path: Path) -> None:
+    history = History(tmp_path, "x")
+    looking = controller(history, _Served())
+    for now in (1.0, 2.0, 9.0):
+        looking.tick(now)
+    before = history.evaluation()
+    history.apply(lambda state: rollout_canary.rollback(state, now=10, why="test"), now=10, who="alice")
+    for now in (11.0, 12.0):
+        looking.tick(now)
+    assert before is not None and history.evaluation() == before
+
+
 def test_each_request_counts_once_in_the_stage_it_was_assigned_in(rollout: Rollout) -> None:
     rollout.watch(1)
     spool = SpoolReader(rollout.workspace.spool, "rollout")

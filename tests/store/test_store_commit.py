@@ -19,7 +19,7 @@ from evalpipe.store.load import RejectedLines
 from evalpipe.store.parquet import ParquetFile
 from evalpipe.store.query import open_store
 from evalpipe.store.schema import LABELS, to_table
-from evalpipe.workspace.load import load, only_load
+from evalpipe.workspace.load import load
 from evalpipe.workspace.paths import Workspace, open_workspace
 
 
@@ -290,15 +290,20 @@ def test_a_copy_after_midnight_whose_file_failed_is_stored_by_the_next_load(
     assert found == [("control", "served"), ("treatment", "shadow")]
 
 
-def test_a_load_waits_for_the_one_that_runs(tmp_path: Path) -> None:
+def test_a_load_waits_for_the_one_that_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two that read one log at a time would store its rows twice."""
     found = open_workspace(root=tmp_path)
     write_segment(found.spool, "served-1.000001", [request("r1", eligible=False), served("r1")])
-    with only_load(found.data):
-        second = threading.Thread(target=load, args=(found,), kwargs={"show_progress": False})
+    second = threading.Thread(target=load, args=(found,), kwargs={"show_progress": False})
+    with (found.data / ".load.lock").open("wb") as first:
+        fcntl.flock(first, fcntl.LOCK_EX)
         second.start()
-        second.join(1.0)
-        assert second.is_alive() and not list(found.data.rglob("*.parquet"))
+        printed = ""
+        while second.is_alive() and "another load is at work" not in printed:
+            printed += capsys.readouterr().err
+            time.sleep(0.02)
+        assert "another load is at work" in printed and second.is_alive()
+        assert not list(found.data.rglob("*.parquet"))
     second.join(60.0)
     assert not second.is_alive() and len(list(found.data.rglob("*.parquet"))) == 1
 
