@@ -216,6 +216,22 @@ def test_a_torn_state_is_lost_and_a_torn_account_counts_nothing(tmp_path: Path) 
     assert (load_state(tmp_path), is_lost(tmp_path), load_spent(tmp_path, "e")) == (ShadowState(), True, 0.0)
 
 
+def test_a_state_and_an_account_survive_a_power_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`load` deletes decisions that the state covers."""
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noting(handle: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{handle}").readlink().name)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    save_state(tmp_path, ShadowState())
+    save_spent(tmp_path, "e", 0.25)
+    for name in (STATE_FILE, spent_path(tmp_path, "e").name):
+        assert any(name in one for one in synced), "its bytes, before they are under their name"
+
+
 def test_a_segment_of_decisions_is_covered_by_a_state_that_holds_all_of_it() -> None:
     state = ShadowState(offsets={"shadow-1.000001.jsonl": 100})
     assert [state.covers("shadow-1.000001.jsonl", n) for n in (99, 100, 101)] == [True, True, False]
