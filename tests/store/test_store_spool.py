@@ -331,6 +331,14 @@ def test_broken_lines_are_put_aside_with_file_and_line(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "data" / "exchanges").iterdir()} == {".lock", "experiment=exp"}
 
 
+def test_each_rating_of_a_request_is_kept(tmp_path: Path) -> None:
+    facts: dict[str, Any] = {"request_id": "r1", "experiment": "exp", "arm": "control", "comment": None}
+    ratings: list[Record] = [FeedbackRecord(rating=n / 2, at=T0 + n, **facts) for n in range(3)]
+    write_segment(tmp_path / "spool", "served-1.000001", [request("r1", eligible=False), served("r1"), *ratings])
+    load(tmp_path)
+    assert rows(tmp_path, 'SELECT rating FROM feedback ORDER BY "at"') == [(0.0,), (0.5,), (1.0,)]
+
+
 def test_loading_a_copied_segment_again_adds_nothing(tmp_path: Path) -> None:
     records: list[Record] = [request("r1"), served("r1"), shadow("r1"), copy("r1")]
     rating = FeedbackRecord(request_id="r1", experiment="exp", arm="control", rating=1.0, at=T0, comment="good")
