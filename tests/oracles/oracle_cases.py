@@ -16,7 +16,7 @@ import pytest
 
 ORACLES = Path(os.environ.get("EVALPIPE_ORACLES", Path(__file__).resolve().parents[3] / "shared" / "oracles"))
 
-LATER = "prediction-powered inference and panels are not built"
+LATER = "panels and variance reduction by earlier data are not built"
 NOT_COMPARED: dict[str, dict[str, str]] = {
     "agreement": {
         "lo": "Wald interval of kappa: ours is on the atanh scale",
@@ -27,7 +27,6 @@ NOT_COMPARED: dict[str, dict[str, str]] = {
     "bradley_terry": {"*": "more than two arms: comes later"},
     "cuped": {"tea_tasting": LATER, "gbstats": LATER},
     "decision_table_rules": {"overall": "the overall decision is tested in tests/analysis"},
-    "edge_status_rules": {"ppi": LATER},
     "judge_panel": {"*": LATER},
     "multiplicity": {
         "simes-hochberg": "not used",
@@ -42,8 +41,6 @@ NOT_COMPARED: dict[str, dict[str, str]] = {
         "power_paired_t_n200": "docs/statistics.md plans with the normal quantile",
         "mde_paired_t_n500": "docs/statistics.md plans with the normal quantile",
     },
-    "ppi_active_stratified": {"*": LATER},
-    "ppi_mean": {"*": LATER},
 }
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from oracle_cases import Case, oracle
 from scipy.special import ndtri
 
-from evalpipe.stats import agreement, estimates, proportions, quantiles, winrate
+from evalpipe.stats import agreement, estimates, ppi, proportions, quantiles, winrate
 from evalpipe.stats.clusters import ArmAggregate, arm_aggregate, paired_aggregate
 from evalpipe.stats.estimates import Estimate
 from evalpipe.stats.event_rates import paired_events
@@ -171,10 +171,8 @@ def _users(n: int, seed: int) -> ArmAggregate:
 @oracle("edge_status_rules")
 def test_oracle_edge_status(case: Case) -> None:
     i = case.input
-    if i["method"] == "ppi":
-        case.seen.add("status")
-        return
     status = {
+        "ppi": lambda: _ppi_status(i["n_labels"]),
         "paired_mean": lambda: _paired_mean_status(i),
         "cluster_ratio": lambda: unpaired_difference(_users(i["clusters_c"], 1), _users(i["clusters_t"], 2)).status,
         "paired_proportion": lambda: _one_request_each(i).status,
@@ -216,3 +214,11 @@ def test_oracle_decision_labels(case: Case) -> None:
         reach = Fixed().critical(alpha / n_goals if m["role"] == "goal" else alpha) * m["se"]
         found.append(estimates.label(m["est"] - reach, m["est"] + reach, margin=m["delta"]).label)
     case.equal("labels", found)
+
+
+def _ppi_status(n_labels: int) -> str:
+    """So many labels, half of them wins, and a judge who is mostly right."""
+    labels = np.arange(n_labels) % 2
+    return ppi.ppi_mean(
+        labels, np.where(np.arange(n_labels) % 5 == 0, 1 - labels, labels), np.arange(50) % 2
+    ).estimate.status
