@@ -21,8 +21,8 @@ def _data(seed: int, n: int = 40, m: int = 200) -> tuple[np.ndarray, np.ndarray,
 
 
 def test_ppi_mean_golden_values() -> None:
-    # ppi-python 0.2.3, ppi_mean_ci(y, f, F, alpha=.05): tuned .58088836 (.44454904 to .71722767); lam=1: .56 (.40617092 to .71382908),
-    # its variances by n and the normal quantile.
+    # ppi-python 0.2.3, ppi_mean_ci(y, f, F, alpha=.05), its variances by n and the normal quantile: tuned .58088836 (.44454904 to
+    # .71722767), lam=1 .56 (.40617092 to .71382908).
     k, rest = np.arange(40), np.arange(160)
     y = (k * 7 % 10 < 6).astype(float)
     f, others = np.where(k % 4 == 0, 1 - y, y) * 0.8 + 0.1, np.where(rest * 3 % 10 < 5, 0.9, 0.1)
@@ -163,7 +163,7 @@ def test_active_mean_undoes_the_unequal_draw() -> None:
 
 
 def test_delta_stream_uses_the_past_only() -> None:
-    y, f, rest = _data(8, n=300, m=0)
+    y, f, _ = _data(8, n=300, m=0)
     labels = np.where(np.arange(300) % 3 == 0, y, math.nan)
     changed = labels.copy()
     changed[270:] = np.where(np.isnan(labels[270:]), math.nan, 1 - labels[270:])
