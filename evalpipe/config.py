@@ -320,6 +320,9 @@ class DecisionConfig(_Section):
     primary: tuple[str, ...] | None = None
     min_effect_of_interest: NonNegative = 0.0
     max_requests: Annotated[int, Field(ge=0)] = 0
+    labels: Literal["auto", "off", "required"] = "auto"
+    """whether the win rate corrected by people's labels decides in place of the judge's own: from 50 labelled pairs on, never,
+    or at once"""
     turns: Literal["first", "all"] = "first"
     """which turns of a shadowed conversation the win rate is about; ab and canary always count all"""
     metrics: dict[str, MetricDecisionConfig] = {}

@@ -18,6 +18,7 @@ from evalpipe.analysis.checks import invalidating, run_checks
 from evalpipe.analysis.checks.base import CheckContext as CheckEvidence
 from evalpipe.analysis.checks.traffic import empty_arm, period_check
 from evalpipe.analysis.compute_metrics import latency_curves, measure_all
+from evalpipe.analysis.corrected import corrected_rate, place_corrected, read_labelled
 from evalpipe.analysis.custom_metrics import check_names, custom_columns, custom_metrics
 from evalpipe.analysis.decision import (
     DecisionContext,
@@ -39,13 +40,13 @@ from evalpipe.analysis.metrics import Metric, metrics
 from evalpipe.analysis.prepare import Prepared, find_sources, prepare_rows
 from evalpipe.analysis.reasons import blocking_metrics, headline, reasons, what_would_change
 from evalpipe.analysis.record import ExperimentRecord
-from evalpipe.analysis.result import Analysis, Check, Decision, Fixed, Funnel, JudgeResult, MetricResult
+from evalpipe.analysis.result import Analysis, Check, CorrectedRate, Decision, Fixed, Funnel, JudgeResult, MetricResult
 from evalpipe.analysis.segments import measure_segments, measure_series, one_user_in
-from evalpipe.analysis.settings import LookPlan, Settings, resolve_look
+from evalpipe.analysis.settings import CORRECTED, LookPlan, Settings, resolve_look
 from evalpipe.analysis.setup_faults import setup_faults
 from evalpipe.analysis.sql import Connection, rows, scalar
 from evalpipe.analysis.verdicts import Chosen, JudgeSummary, choose_pairs, deciding_judge, prepare_verdicts
-from evalpipe.analysis.wording import sentence
+from evalpipe.analysis.wording import bias_sentence, sentence
 from evalpipe.files import sql_statements
 from evalpipe.models import Policy
 from evalpipe.providers.setup_faults import SetupFault
@@ -54,6 +55,7 @@ from evalpipe.stats.estimates import Estimate
 _SQL = sql_statements("evalpipe.analysis", "funnel.sql")
 
 BLOCKING_JUDGE = frozenset({"unreliable_judge", "length_confounded"})
+BIASED = "judge_biased"
 WIN_RATE = "win_rate"
 
 
@@ -78,6 +80,7 @@ class Measurements:
     empty: str | None
     chosen: Chosen | None
     span: dict[str, Any]
+    corrected: CorrectedRate | None = None
     fixed: Fixed = field(default_factory=Fixed)
 
 
@@ -155,6 +158,7 @@ def summarized(found: Measurements, concluded: Conclusion, provenance: Mapping[s
         decision=concluded.decision,
         basis=basis_of(found.placed, _judge_fingerprint(found)),
         exclusions=[msgspec.to_builtins(one) for one in found.settings.exclusions],
+        corrected=found.corrected,
         fixed=found.fixed,
     )
 
@@ -206,6 +210,12 @@ def measure(
             pointwise=[one for one in judges if one is not judge],
         )
     ]
+    labelled = read_labelled(connection, judge) if paired else None
+    if paired:
+        placed = place_corrected(placed, labelled, look, settings)
+    corrected = None if labelled is None else corrected_rate(labelled, judge, look, settings)
+    if corrected is not None and any(one.metric.name == CORRECTED for one in placed):
+        corrected = replace(corrected, decides=True)
     margin = next((one.terms.margin for one in placed if one.metric.name == WIN_RATE), 0.03)
     found_judges = judge_results(
         connection, judges, judge, experiment=experiment, settings=settings, looking=look, margin=margin
@@ -225,6 +235,7 @@ def measure(
             looking=look,
             results={one.metric.name: result_of(one, alpha=settings.alpha, ruling=None) for one in placed},
             chosen=chosen,
+            corrected=corrected,
         )
     )
     return Measurements(
@@ -245,6 +256,7 @@ def measure(
         empty=empty,
         chosen=chosen,
         span=_span(prepared),
+        corrected=corrected,
         fixed=Fixed(
             turns=None if chosen is None else chosen.fixed_turns,
             head={} if chosen is None else chosen.fixed_head,
@@ -276,7 +288,7 @@ def conclude(found: Measurements) -> Conclusion:
     """Apply the rules, and put the decision into words."""
     settings, look, empty = found.settings, found.look, found.empty
     judge = next((one for one in found.judges if one.feeds_decision), None)
-    evidence = [] if empty is not None else _evidence(found.placed, judge, look, settings)
+    evidence = [] if empty is not None else _evidence(found, judge)
     problems = [fault.text for fault in found.faults]
     invalid = invalidating(found.checks)
     known = found.utility if found.utility is not None and found.utility.status == "ok" else None
@@ -356,18 +368,33 @@ def _levels(items: Sequence[Metric], settings: Settings) -> list[float]:
     return [settings.alpha / k for k in range(1, len(items) + 1)]
 
 
-def _evidence(
-    placed: Sequence[DecisionMetric], judge: JudgeResult | None, look: LookPlan, settings: Settings
-) -> list[MetricEvidence]:
-    found = []
-    for one in placed:
-        item = evidence_of(one, alpha=settings.alpha)
-        if look.waiting is not None and item.status == "ok":
+def _evidence(found: Measurements, judge: JudgeResult | None) -> list[MetricEvidence]:
+    evidence = []
+    for one in found.placed:
+        item = evidence_of(one, alpha=found.settings.alpha)
+        if found.look.waiting is not None and item.status == "ok":
             item = replace(item, status="burn_in")
         if item.name == WIN_RATE and item.status == "ok" and judge is not None and judge.status in BLOCKING_JUDGE:
             item = replace(item, status=judge.status)
-        found.append(item)
-    return found
+        if item.name == WIN_RATE and item.status == "ok" and _bias_note(found) is not None:
+            item = replace(item, status=BIASED)
+        evidence.append(item)
+    return evidence
+
+
+def _bias_note(found: Measurements) -> str | None:
+    """Why the judge's own win rate may not decide: by the labels, it favours one arm's answers."""
+    corrected = found.corrected
+    favoured = None if corrected is None else corrected.biased
+    if corrected is None or favoured is None or corrected.decides:
+        return None
+    more = corrected.needed_labels
+    remedy = f"label {more} more pair{'' if more == 1 else 's'}, so that the corrected win rate decides"
+    if corrected.setting == "off":
+        remedy = 'set labels = "auto" in [decision], so that the corrected win rate decides'
+        if more:
+            remedy += f", and label {more} more pair{'' if more == 1 else 's'}"
+    return f"{bias_sentence(favoured)}: {remedy}"
 
 
 def _results(
@@ -375,10 +402,11 @@ def _results(
 ) -> dict[str, MetricResult]:
     items = {item.name: item for item in evidence}
     notes = {} if judge is None else {judge.status: judge.note}
+    notes[BIASED] = _bias_note(found)
     results = {}
     for one in found.placed:
         result = result_of(one, alpha=found.settings.alpha, ruling=ruling)
-        if result.name.startswith(WIN_RATE) and judge is not None:
+        if result.name.startswith(WIN_RATE) and result.name != CORRECTED and judge is not None:
             over_pairs = judge.win_rate_over_pairs if result.name == WIN_RATE else None
             result = replace(result, graded=judge.graded, simulated=judge.simulated, value_over_pairs=over_pairs)
         item = items.get(result.name)

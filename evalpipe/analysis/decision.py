@@ -32,7 +32,7 @@ from evalpipe.stats.means import Scale
 from evalpipe.stats.multiplicity import UtilityGroup, utility
 
 Limits = tuple[float | None, float | None]
-NO_VALUE = frozenset({"no_data", "missing_arm"})
+NO_VALUE = frozenset({"no_data", "missing_arm", "too_few_labels"})
 """statuses of a metric that has no difference yet"""
 
 

@@ -16,7 +16,7 @@ from datetime import datetime
 from evalpipe.analysis.decision import DecisionMetric, DecisionOutcome, MetricEvidence
 from evalpipe.analysis.planning import Noise, Spread, noise_in, seen_in
 from evalpipe.analysis.result import Horizon, MetricResult
-from evalpipe.analysis.settings import SIGMA2_PAIRED_BINARY, LookPlan, Settings
+from evalpipe.analysis.settings import CORRECTED, SIGMA2_PAIRED_BINARY, LookPlan, Settings
 from evalpipe.analysis.wording import rounded_up
 from evalpipe.models import MetricRole, Policy
 from evalpipe.stats import betting
@@ -261,8 +261,10 @@ class _Forecast:
         return Looks(way=way, n_star=self.look.star(name), alpha=level, n_looks=self.look.n_looks or 1)
 
     def _wait(self, name: str, users: float, *, now: int) -> _Wait:
-        """The requests that bring so many users: judged users may be in the log already, unjudged."""
+        """The requests that bring so many users: judged users may be in the log already, unjudged. No request brings labels."""
         traffic = self.traffic
+        if name == CORRECTED:
+            return _Wait(name=name, requests=math.inf if users > now else 0.0)
         present = traffic.users if name == WIN_RATE else now
         if not math.isfinite(users) or not present:
             return _Wait(name=name, requests=math.inf)

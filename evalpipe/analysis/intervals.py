@@ -210,12 +210,12 @@ def measure_preference(item: Metric, looking: LookPlan, *, support: Support, n_p
             bets=looking.bets(item.name, level, sigma2=support.sigma2),
             n=n_pairs,
         )
-        return _from_half(estimate, scale)
+        return from_half(estimate, scale)
 
     shown = at(looking.alpha, "absolute")
     point, low, high = (None if one is None else one + 0.5 for one in (shown.point, shown.ci_low, shown.ci_high))
     treatment = ArmValue(value=point, n=n_pairs, ci_low=low, ci_high=high)
-    control = ArmValue(value=_minus(point), n=n_pairs, ci_low=_minus(high), ci_high=_minus(low))
+    control = ArmValue(value=one_minus(point), n=n_pairs, ci_low=one_minus(high), ci_high=one_minus(low))
     return Measured(metric=item, control=control, treatment=treatment, at=at)
 
 
@@ -362,7 +362,7 @@ def _arm_value(arm: ArmAggregate, times: Sequence[ArmAggregate], looking: LookPl
     )
 
 
-def _from_half(estimate: Estimate, scale: Scale) -> Estimate:
+def from_half(estimate: Estimate, scale: Scale) -> Estimate:
     """A win rate as its difference to one half; on the relative scale as a share of one half."""
     unit = 0.5 if scale == "relative" else 1.0
 
@@ -379,7 +379,8 @@ def _from_half(estimate: Estimate, scale: Scale) -> Estimate:
     )
 
 
-def _minus(value: float | None) -> float | None:
+def one_minus(value: float | None) -> float | None:
+    """Control's share where the treatment's is `value`."""
     return None if value is None else 1 - value
 
 

@@ -33,6 +33,7 @@ from evalpipe.stats.proportions import mcnemar
 from evalpipe.stats.srm import win_rate_bounds
 
 _SQL = sql_statements("evalpipe.analysis", "judges.sql")
+_CORRECTED = sql_statements("evalpipe.analysis", "corrected.sql")
 
 LENGTH_BINS = 5
 SETTLED = "CREATE TEMP TABLE IF NOT EXISTS judging_settled (judgment_id VARCHAR, usd DOUBLE)"
@@ -93,6 +94,7 @@ def _judge_result(
         (verdicts.treatment_first[both] + 1 - verdicts.control_first[both]) / 2, verdicts.users[both], alpha
     )
     info = next((one for one in settings.judges if one.name == judge.name), None)
+    shows = winrate.effect_shown(verdicts.treatment_first[both], verdicts.control_first[both])
     calls = _calls(connection, judge, experiment, (info or JudgeInfo(name=judge.name)).max_attempts)
     n, total = len(verdicts.x), float(verdicts.x.sum())
     bounds = win_rate_bounds(total, n, max(0, calls["asked"] - n))
@@ -149,6 +151,8 @@ def _judge_result(
         cost_at_most_usd=calls["cost_at_most_usd"],
         simulated_rule=simulated_rule(connection, judge, experiment) if judge.simulated else None,
         graded=bool((np.abs(4 * verdicts.x - np.round(4 * verdicts.x)) > 1e-9).any()),  # two orders make quarters
+        shows_at_least=None if shows is None else shows[0],
+        shows_at_most=None if shows is None else shows[1],
         rubric=info.rubric if info and info.fingerprint in {None, judge.fingerprint} else None,
         status=estimate.status if status == "ok" else status,
         note=note or estimate.note,
@@ -333,13 +337,11 @@ PREFIX = "label:"
 
 
 def prepare_labels(connection: Connection, *, experiment: str) -> None:
-    """`ev_labels`: one preference per source and pair (the mean where several people labelled it)."""
+    """`ev_label_rows`: every label; `ev_labels`: one preference per source and pair (the mean where several labelled it)."""
+    connection.execute(_CORRECTED["label_rows"], {"experiment": experiment})
     connection.execute(
-        "CREATE OR REPLACE TEMP TABLE ev_labels AS SELECT source, l.id, i.u, preference FROM ("
-        "  SELECT source, hash(request_id) AS id, avg(preference) AS preference FROM labels "
-        "  WHERE experiment = ? AND preference IS NOT NULL GROUP BY source, request_id"
-        ") l JOIN ev_ids i USING (id)",
-        [experiment],
+        "CREATE OR REPLACE TEMP TABLE ev_labels AS SELECT source, id, any_value(u) AS u, avg(preference) AS preference "
+        "FROM ev_label_rows GROUP BY source, id"
     )
 
 

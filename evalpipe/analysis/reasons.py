@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from evalpipe.analysis.decision import DecisionOutcome
 from evalpipe.analysis.forecast import MAX_REQUESTS
 from evalpipe.analysis.result import Check, Horizon, MetricResult
-from evalpipe.analysis.settings import Settings
+from evalpipe.analysis.settings import CORRECTED, Settings
 from evalpipe.analysis.wording import (
     allowed,
     amount,
@@ -38,6 +38,8 @@ WAITING = {
     "burn_in": "it is too early to look",
     "relative_undefined": "a ratio needs both arms above zero (set an absolute margin, or make it a diagnostic)",
     "unreliable_judge": "the judge is not reliable",
+    "judge_biased": "the judge does not err alike for both arms",
+    "too_few_labels": "there are too few labels",
     "length_confounded": "longer answers win, and at equal length the other arm does",
     "invalid_srm": "the data are not valid",
 }
@@ -185,6 +187,7 @@ NOTABLE = frozenset(
         "empty_answers",
         "later_turns",
         "short_period",
+        "label_sampling",
     }
 )
 
@@ -265,6 +268,8 @@ def _unmeasured(ruling: DecisionOutcome, results: Mapping[str, MetricResult]) ->
     name = ruling.unmeasured[0]
     if name == "win_rate":
         return results[name].note or NOT_JUDGED
+    if name == CORRECTED and results[name].note:
+        return str(results[name].note)
     return f"{_lower(results[name].label)} is a goal and was not measured yet"
 
 
@@ -274,7 +279,7 @@ def _open(result: MetricResult) -> str:
     if result.status != "ok":
         return f"{what}: {_why(result)}"
     if result.expected_more_requests:
-        unit = "judged pairs" if result.name == "win_rate" else "requests"
+        unit = {"win_rate": "judged pairs", CORRECTED: "labels"}.get(result.name, "requests")
         return (
             f"{what}: about {count(result.expected_more_requests)} more {unit} at the present noise, "
             "if the difference stays as it is"

@@ -15,7 +15,7 @@ import msgspec
 
 from evalpipe.analysis.metrics import metrics
 from evalpipe.analysis.result import Analysis, Basis, Check, Decision, DecisionChange, MetricResult
-from evalpipe.analysis.settings import Exclusion, Settings
+from evalpipe.analysis.settings import CORRECTED, Exclusion, Settings
 from evalpipe.analysis.wording import listed, sentence
 from evalpipe.identity import fingerprint
 from evalpipe.models import MetricRole, Recommendation
@@ -258,6 +258,10 @@ def _difference(before: Basis | None, after: Basis, labels: Mapping[str, str]) -
     parts = []
     old, new = msgspec.to_builtins(before.metrics), msgspec.to_builtins(after.metrics)
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    if CORRECTED in names and (CORRECTED in new) != (CORRECTED in old):
+        now = "people's labels correct the win rate" if CORRECTED in new else "the win rate is the judge's own again"
+        parts.append(now)
+        names = [name for name in names if name not in {CORRECTED, "win_rate"}]
     if names:
         shown = [within_sentence(labels.get(name) or name.replace("_", " ")) for name in sorted(names)]
         parts += shown[:4] + (["other metrics"] if len(shown) > 4 else [])

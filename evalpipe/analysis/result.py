@@ -204,8 +204,73 @@ class JudgeResult:
     """the rules of a simulated judge, in words"""
     graded: bool = False
     """verdicts are preferences in between, not wins, ties and losses"""
+    shows_at_least: float | None = None
+    """share of a true difference that its verdicts show, at least and at most, by its consistency alone; None: not known"""
+    shows_at_most: float | None = None
     status: str = "ok"
     note: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JudgeError:
+    """By how much the judge prefers an arm's answers more than people do, as a share of the preference (0.05 = 5 points); above
+    0: it favours them. `biased`: the interval does not hold 0."""
+
+    arm: str
+    error: float | None
+    ci_low: float | None
+    ci_high: float | None
+    n_labels: int
+    n_users: int
+    biased: bool = False
+    status: str = "ok"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CorrectedRate:
+    """The win rate corrected by people's labels, beside the judge's own; `value` in [0, 1], each user counted once.
+
+    Attributes:
+        n_labels: labelled pairs that are used.
+        n_users: their users.
+        n_pairs: pairs that count in the win rate.
+        lam: λ in [0, 1], how much of the judge is used; 0: the labels alone.
+        gain: labels that one label is worth with the judge beside it; None where it is not known.
+        sampling: known (each pair was drawn with a recorded probability) | random (taken for a random sample).
+        sources: where the labels are from.
+        n_left_out: labelled pairs that are not used.
+        setting: auto | off | required.
+        decides: it decides in place of the judge's own win rate.
+        needed_labels: more labels until it does.
+        errors: the judge's error for each arm's answers; empty below 10 labels.
+    """
+
+    judge: str | None
+    value: float | None
+    ci_low: float | None
+    ci_high: float | None
+    confidence_level: float
+    standard_error: float | None
+    n_labels: int
+    n_users: int
+    n_pairs: int
+    lam: float
+    gain: float | None
+    sampling: str
+    sources: list[str] = field(default_factory=list)
+    n_left_out: int = 0
+    setting: str = "auto"
+    decides: bool = False
+    needed_labels: int = 0
+    method: str = ""
+    errors: list[JudgeError] = field(default_factory=list)
+    status: str = "ok"
+    note: str | None = None
+
+    @property
+    def biased(self) -> JudgeError | None:
+        """The arm that the judge is shown to favour; None where it is not shown to favour one."""
+        return next((one for one in self.errors if one.biased and (one.error or 0.0) > 0), None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -459,6 +524,8 @@ class Analysis:
     series: list[Series] = field(default_factory=list)
     latency: list[LatencyCurve] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
+    corrected: CorrectedRate | None = None
+    """the win rate corrected by people's labels; None without labels"""
     basis: Basis = Basis()
     exclusions: list[dict[str, Any]] = field(default_factory=list)
     """periods taken out of both arms: since, until, why, declared_at"""

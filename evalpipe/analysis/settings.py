@@ -9,8 +9,12 @@ from typing import Any
 
 from evalpipe.stats import betting
 from evalpipe.stats.group_sequential import Scheduled
+from evalpipe.stats.ppi import DEFAULT_N_STAR_LABELS
 from evalpipe.stats.sequential import DEFAULT_N_STAR_PAIRS, DEFAULT_N_STAR_USERS, Anytime, Fixed, Multiplier
 from evalpipe.traffic_shape import UncollectedPath
+
+CORRECTED = "win_rate_corrected"
+"""the name of the win rate corrected by labels"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,6 +124,8 @@ class Settings:
     """what passed the collector and looks like a model call, the most frequent first"""
     min_consistency: float = 0.5
     """a judge whose consistency is shown to lie below it decides nothing"""
+    labels: str = "auto"
+    """"auto" | "off" | "required": whether the win rate corrected by people's labels decides in place of the judge's own"""
 
     @property
     def alpha(self) -> float:
@@ -166,7 +172,8 @@ class LookPlan:
 
     def star(self, metric: str) -> float:
         """The planned sample n* of the metric, in units: from the experiment record, else the default."""
-        return float(self.n_star.get(metric) or (DEFAULT_N_STAR_PAIRS if self.paired else DEFAULT_N_STAR_USERS))
+        default = DEFAULT_N_STAR_PAIRS if self.paired else DEFAULT_N_STAR_USERS
+        return float(self.n_star.get(metric) or (DEFAULT_N_STAR_LABELS if metric == CORRECTED else default))
 
     def bets(self, metric: str, alpha: float, *, sigma2: float) -> betting.Bets:
         return betting.tuned_bets(self.star(metric), sigma2=sigma2, alpha=alpha)

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evalpipe.analysis.result import MetricResult
+from evalpipe.analysis.result import JudgeError, MetricResult
+from evalpipe.analysis.settings import CORRECTED
 from evalpipe.text import MINUS, MISSING, NumberFormat, number_format, percent_format
 
 MONEY_DIGITS = 3
@@ -69,6 +70,8 @@ def change(result: MetricResult, *, subject: str = "the treatment's") -> str:
     """
     shown = format_metric(result)
     name = result.label[:1].lower() + result.label[1:]
+    if result.name == CORRECTED:
+        return _corrected(result, subject)
     if result.name.startswith("win_rate"):
         return _preferred(result, subject)
     if result.difference is None:
@@ -99,6 +102,30 @@ def _preferred(result: MetricResult, subject: str) -> str:
     if result.graded:  # a mean of graded preferences is no share of pairs
         return f"{by}{subject} win rate is {value} over {size}{detail}"
     return f"{by}{subject} answers were preferred in {value} of {size}{detail}"
+
+
+def signed(points: float) -> str:
+    """ "+3.1" or "−0.4"."""
+    return f"{points:+.1f}".replace("-", MINUS)
+
+
+def bias_sentence(error: JudgeError) -> str:
+    """ "the judge favours the treatment's answers by 9.1 points against people's labels (4.0 to 14.2, 40 labels)"."""
+    points = [100 * (one or 0.0) for one in (error.error, error.ci_low, error.ci_high)]
+    whose = "control's" if error.arm == "control" else "the treatment's"
+    return (
+        f"the judge favours {whose} answers by {points[0]:.1f} points against people's labels "
+        f"({points[1]:.1f} to {points[2]:.1f}, {count(error.n_labels)} labels)"
+    )
+
+
+def _corrected(result: MetricResult, subject: str) -> str:
+    """The corrected win rate in words."""
+    formats = metric_formats(result).values
+    span = formats.value_interval(_plus_half(result.ci_low), _plus_half(result.ci_high))
+    detail = f" ({span})" if span != MISSING else ""
+    labels = f"{count(result.n)} label{'' if result.n == 1 else 's'}"
+    return f"{subject} win rate, corrected by people's {labels}, is {formats.value(result.treatment.value)}{detail}"
 
 
 def relative_change(result: MetricResult) -> str:

@@ -139,6 +139,21 @@ def consistency(consistent: int, n: int, *, alpha: float = 0.05, minimum: float 
     )
 
 
+def effect_shown(treatment_first: npt.ArrayLike, control_first: npt.ArrayLike) -> tuple[float, float] | None:
+    """What share of a true difference such verdicts show: (at least, at most), from how the two orders agree alone.
+
+    Let m_i = E[2s − 1] of pair i towards its better answer. A true difference shows as its mean, E[m] times as large. Where the
+    errors of the two orders are independent of each other and alike for both arms, the mean of (2s1 − 1)(2s2 − 1) is E[m²] = M,
+    and m in [0, 1] gives M ≤ E[m] ≤ √M. Without ties M = 2·consistency − 1. An error that is made in both orders is not visible
+    in consistency at all: it may hide more, or invent a difference. None without pairs.
+    """
+    s1, s2 = np.asarray(treatment_first, float), np.asarray(control_first, float)
+    if not len(s1):
+        return None
+    product = min(1.0, max(0.0, float(np.mean((2 * s1 - 1) * (2 * s2 - 1)))))
+    return product, math.sqrt(product)
+
+
 def first_seat_rate(pairs: ArmAggregate, *, alpha: float = 0.05) -> Estimate:
     """The mean of f over pairs with its t-interval and the p-value of ½ (no seat bias); above ½: the first seat is favoured.
 

@@ -211,6 +211,7 @@ def settings_of(workspace: Workspace, *, judge: str | None = None) -> Settings:
         looks=decision.looks,
         policy=decision.policy,
         turns=decision.turns,
+        labels=decision.labels,
         pairs_per_unit=config.judge.pairs_per_unit,
         later_turns_percent=config.judge.later_turns_percent,
         prices=_prices(config),

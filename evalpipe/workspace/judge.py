@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from evalpipe.analysis.analyze import Conclusion, Measurements, conclude, measure, summarized, with_preferences
 from evalpipe.analysis.record import ExperimentRecord, JudgedUntil, take_look
+from evalpipe.analysis.settings import CORRECTED
 from evalpipe.calls.batch_client import open_batch_client
 from evalpipe.calls.batches import OPEN, intents
 from evalpipe.calls.client import address_of, api_key, open_client, shown_params
@@ -261,7 +262,7 @@ class Rules:
         return LookResult(
             stop=decision.rule not in JUDGING_OPEN,
             reason=decision.headline.rstrip(".") if decision.rule not in JUDGING_OPEN else _no_change(concluded),
-            win_rate_blocks=WIN_RATE in decision.blocking,
+            win_rate_blocks=not {WIN_RATE, CORRECTED}.isdisjoint(decision.blocking),
             recommendation=decision.recommendation,
             rule=decision.rule,
         )

@@ -131,11 +131,12 @@ def run(
     mode: str = "shadow",
     now: datetime = NOW,
     details: bool = False,
+    label_mode: str = "auto",
     **settings: Any,
 ) -> Analysis:
     """The analysis of an experiment; by default one fixed look, judged in both orders by "pairwise", without `details`
     (segments, series, curves, examples)."""
-    settings = {"looks": "fixed", "judges": (JudgeInfo(name="pairwise"),), **settings}
+    settings = {"looks": "fixed", "judges": (JudgeInfo(name="pairwise"),), "labels": label_mode, **settings}
     with connect(exchanges=exchanges, judgments=judgments, labels=labels, feedback=feedback) as connection:
         return analyze(
             connection, experiment=EXPERIMENT, mode=mode, settings=Settings(**settings), now=now, details=details

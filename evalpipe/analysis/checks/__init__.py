@@ -37,6 +37,8 @@ CHECKS = {
     "seat_bias": "whether the judge prefers the answer shown first",
     "judge_family": "whether the judge is of the family of one arm",
     "judge_agreement": "whether the judge agrees with labels",
+    "judge_error": "whether the judge errs alike for both arms' answers, by labels",
+    "label_sampling": "whether the labelled pairs are a random sample",
     "simulated_judge": "whether the verdicts come from a simulated judge",
     "judging_stopped": "whether judging ended before the whole log was judged",
     "nonstationary": "whether the metrics moved since the decision",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from evalpipe.analysis.prepare import Prepared
-from evalpipe.analysis.result import Check, Funnel, JudgeResult, MetricResult
+from evalpipe.analysis.result import Check, CorrectedRate, Funnel, JudgeResult, MetricResult
 from evalpipe.analysis.settings import LookPlan, Settings
 from evalpipe.analysis.sql import Connection
 from evalpipe.analysis.verdicts import Chosen
@@ -28,6 +28,7 @@ class CheckContext:
     looking: LookPlan
     results: Mapping[str, MetricResult]
     chosen: Chosen | None = None
+    corrected: CorrectedRate | None = None
 
     @property
     def judge(self) -> JudgeResult | None:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from evalpipe.analysis.checks.base import FAIL, PASS, WARN, CheckContext, CheckFunction
 from evalpipe.analysis.result import Check
+from evalpipe.analysis.settings import CORRECTED
 from evalpipe.analysis.sql import Connection, rows
-from evalpipe.analysis.wording import count, listed, percent
+from evalpipe.analysis.wording import bias_sentence, count, listed, percent, signed
 from evalpipe.models import MetricRole
 from evalpipe.providers.model_names import family, same_family, same_model
 from evalpipe.stats.agreement import KAPPA_GATE, LABELS_FOR_A_GATE
@@ -22,6 +23,12 @@ def _is_goal(evidence: CheckContext) -> bool:
     """Whether the win rate can win the decision: only then can its judge make the data invalid."""
     result = evidence.results.get("win_rate")
     return result is not None and result.role == MetricRole.PRIMARY.value
+
+
+def _verdicts_decide(evidence: CheckContext) -> bool:
+    """Whether a goal is made of the judge's verdicts: its own win rate, or that corrected by labels."""
+    corrected = evidence.results.get(CORRECTED)
+    return _is_goal(evidence) or (corrected is not None and corrected.role == MetricRole.PRIMARY.value)
 
 
 def judge_consistency(evidence: CheckContext) -> Check | None:
@@ -135,7 +142,7 @@ def coverage(evidence: CheckContext) -> Check | None:
     if failed > MANY_FAILURES:
         return Check(
             name="judge_coverage",
-            status=FAIL if _is_goal(evidence) else WARN,
+            status=FAIL if _verdicts_decide(evidence) else WARN,
             detail=detail,
             remedy="run `evalpipe judge` again: failures are asked again",
         )
@@ -160,6 +167,55 @@ def judge_agreement(evidence: CheckContext) -> Check | None:
                 remedy="use a stronger judge model or a clearer rubric, and label more pairs",
             )
     return Check(name="judge_agreement", status=PASS, detail=detail)
+
+
+def judge_error(evidence: CheckContext) -> Check | None:
+    """Does the judge err alike for both arms' answers? Only labels show it."""
+    found = evidence.corrected
+    if found is None or not found.errors or found.errors[0].status != "ok":
+        return None
+    favoured = found.biased
+    if favoured is None:
+        error = next(one for one in found.errors if one.arm == "treatment")
+        low, high = (100 * (one or 0.0) for one in (error.ci_low, error.ci_high))
+        detail = (
+            f"on {count(error.n_labels)} labelled pairs the judge is not shown to favour either arm's answers "
+            f"({signed(low)} to {signed(high)} points for the treatment's)"
+        )
+        return Check(name="judge_error", status=PASS, detail=detail)
+    if found.decides:
+        return Check(
+            name="judge_error", status=PASS, detail=f"{bias_sentence(favoured)}; the corrected win rate decides"
+        )
+    return Check(
+        name="judge_error",
+        status=WARN,
+        detail=f"{bias_sentence(favoured)}: its own win rate decides nothing",
+        remedy='label more pairs: from 50 on the corrected win rate decides (labels = "auto" in [decision])',
+    )
+
+
+def label_sampling(evidence: CheckContext) -> Check | None:
+    """Are the labelled pairs a random sample? What was imported may have been chosen."""
+    found = evidence.corrected
+    if found is None or not found.n_labels:
+        return None
+    if found.sampling == "known":
+        return Check(
+            name="label_sampling",
+            status=PASS,
+            detail=f"the {count(found.n_labels)} labelled pairs were drawn with recorded probabilities",
+        )
+    whole = found.n_labels == found.n_pairs
+    if whole:
+        return Check(name="label_sampling", status=PASS, detail="every pair that counts in the win rate is labelled")
+    return Check(
+        name="label_sampling",
+        status=WARN if found.decides else PASS,
+        detail=f"the {count(found.n_labels)} labels ({listed(found.sources)}) hold no probability of their draw and are taken "
+        "for a random sample of the judged pairs: were the pairs chosen by their content, the corrected win rate is wrong",
+        remedy="label pairs that are drawn at random",
+    )
 
 
 def judge_model(evidence: CheckContext) -> Check | None:
@@ -225,5 +281,7 @@ CHECKS: list[CheckFunction] = [
     seat_bias,
     judge_family,
     judge_agreement,
+    judge_error,
+    label_sampling,
     simulated_judge,
 ]

@@ -1,0 +1,305 @@
+"""The win rate corrected by people's labels, whether the judge errs alike for both arms, and what its consistency can hide
+(docs/statistics.md#corrected-win-rate).
+
+Labels are used on the pairs that count in the win rate and have the deciding judge's verdict. Of a pair that several people
+labelled the mean counts, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from evalpipe.analysis.decision import DecisionMetric
+from evalpipe.analysis.intervals import Measured, from_half, one_minus, unmeasured
+from evalpipe.analysis.metrics import JudgmentValue, Metric
+from evalpipe.analysis.result import ArmValue, CorrectedRate, JudgeError
+from evalpipe.analysis.settings import CORRECTED, LookPlan, Settings
+from evalpipe.analysis.sql import Connection, scalar
+from evalpipe.analysis.verdicts import JudgeSummary
+from evalpipe.files import sql_statements
+from evalpipe.models import MetricRole
+from evalpipe.stats import ppi
+from evalpipe.stats.clusters import arm_aggregate
+from evalpipe.stats.estimates import Estimate
+from evalpipe.stats.means import Scale, arm_interval
+
+_SQL = sql_statements("evalpipe.analysis", "corrected.sql")
+
+LABELS_TO_DECIDE = 50
+"""labelled pairs from which on the corrected win rate is the goal in place of the judge's own"""
+LABELS_TO_AUDIT = 10
+FEWEST_RENEWALS = 10
+"""times at least that a running λ is renewed over all users"""
+METRIC = Metric(
+    name=CORRECTED,
+    label="Corrected win rate",
+    group="quality",
+    unit="ratio",
+    direction="higher",
+    role_shadow=MetricRole.DIAGNOSTIC.value,
+    role_split=MetricRole.DIAGNOSTIC.value,
+    scale="absolute",
+    margin=0.03,
+    estimand="mean over users of people's mean preference for the treatment (tie = half), from their labels and the judge's "
+    "verdicts on the other pairs; the difference is to one half",
+    values=JudgmentValue(source="preference", bounds=(0.0, 1.0)),
+)
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelledPairs:
+    """The pairs of the win rate as arrays of one length, users in the order in which they first came.
+
+    Attributes:
+        users: each pair's user, from 0.
+        judged: the judge's preference for the treatment, in [0, 1].
+        labels: people's; NaN where there is none that is used.
+        probability: with which the pair was drawn for labelling; NaN where it is not known.
+        sources: where the labels are from.
+        known: the probabilities are recorded; else the labels are taken for a random sample of the pairs.
+        n_left_out: labelled pairs that are not used: of another sample than the others, or not among the pairs that count.
+    """
+
+    users: npt.NDArray[np.int64]
+    judged: Array
+    labels: Array
+    probability: Array
+    sources: tuple[str, ...]
+    known: bool
+    n_left_out: int
+
+    @property
+    def labelled(self) -> npt.NDArray[np.bool_]:
+        return ~np.isnan(self.labels)
+
+    @property
+    def n_labels(self) -> int:
+        return int(self.labelled.sum())
+
+    @property
+    def per_pair(self) -> Array:
+        """1 / pairs of the user: each user counts once."""
+        return np.asarray(1 / np.bincount(self.users)[self.users])
+
+    def by_user(self, values: Array) -> Array:
+        return np.asarray(np.bincount(self.users, weights=values), float)
+
+    def items(self) -> ppi.Items:
+        """For the forms with probabilities; a random sample has the same for every pair."""
+        n = self.n_labels
+        probability = self.probability if self.known else np.full(len(self.judged), n / max(1, len(self.judged)))
+        return ppi.Items(f=self.judged, y=self.labels, probability=probability, users=self.users)
+
+    def sums(self) -> ppi.UserSums:
+        weight, labelled = self.per_pair, self.labelled
+        rest = weight * ~labelled
+        return ppi.UserSums(
+            y=self.by_user(weight * np.where(labelled, self.labels, 0.0)),
+            f=self.by_user(weight * self.judged * labelled),
+            n=self.by_user(weight * labelled),
+            rest=self.by_user(rest * self.judged),
+            n_rest=self.by_user(rest),
+            n_labels=self.n_labels,
+        )
+
+
+def read_labelled(connection: Connection, judge: JudgeSummary | None) -> LabelledPairs | None:
+    """The pairs with their labels; None where the experiment has no label. `ev_label_rows` and `ev_chosen` must be there.
+
+    Labels with and without a recorded probability are of different samples: the larger of the two is used.
+    """
+    n_pairs = scalar(connection, "SELECT count(DISTINCT id) FROM ev_label_rows")
+    if not n_pairs:
+        return None
+    found: dict[str, Any] = connection.execute(
+        _SQL["labelled"],
+        {"judge": "" if judge is None else judge.name, "fingerprint": "" if judge is None else judge.fingerprint},
+    ).fetchnumpy()
+    columns: dict[str, Array] = {
+        name: np.ma.filled(np.ma.asarray(found[name], float), np.nan) for name in ("x", "y", "p")
+    }
+    labels, probability = columns["y"], columns["p"]
+    has_label, has_probability = ~np.isnan(labels), ~np.isnan(labels) & ~np.isnan(probability)
+    known = int(has_probability.sum()) >= max(1, int((has_label & ~has_probability).sum()))
+    used = has_probability if known else has_label & ~has_probability
+    named = connection.execute("SELECT DISTINCT source FROM ev_label_rows ORDER BY source").fetchall()
+    return LabelledPairs(
+        users=np.asarray(found["u"], np.int64),
+        judged=columns["x"],
+        labels=np.where(used, labels, np.nan),
+        probability=probability,
+        sources=tuple(source for (source,) in named),
+        known=known,
+        n_left_out=n_pairs - int(used.sum()),
+    )
+
+
+def correct(pairs: LabelledPairs, looking: LookPlan, level: float, *, lam: float | None = None) -> ppi.Corrected:
+    """The corrected win rate at a two-sided level, by the experiment's way of looking; `lam` given: not at any time."""
+    multiplier = looking.multiplier(CORRECTED)
+    if looking.mode == "anytime" and lam is None:
+        n_users = int(pairs.users.max()) + 1 if len(pairs.users) else 0
+        refresh = min(ppi.REFRESH, max(ppi.LABELS_FOR_LAMBDA, n_users // FEWEST_RENEWALS))
+        return ppi.anytime_mean(pairs.items(), n_star=looking.star(CORRECTED), refresh=refresh, alpha=level)
+    if pairs.known:
+        return ppi.active_mean(pairs.items(), lam=lam, multiplier=multiplier, alpha=level)
+    return ppi.ppi_users(pairs.sums(), lam=lam, multiplier=multiplier, alpha=level)
+
+
+def judge_error(pairs: LabelledPairs, *, alpha: float) -> list[JudgeError]:
+    """By how much the judge prefers each arm's answers more than people do: the mean of its preference minus the label, users as
+    clusters, with its t interval.
+
+    A comparison has one error: what the judge gives the treatment's answers too much it gives control's too little. Empty
+    below 10 labels. `biased` where the interval does not hold 0.
+    """
+    labelled = pairs.labelled
+    if pairs.n_labels < LABELS_TO_AUDIT:
+        return []
+    weight = np.where(labelled, pairs.per_pair / np.where(pairs.known & labelled, pairs.probability, 1.0), 0.0)
+    errors = np.where(labelled, pairs.judged - np.where(labelled, pairs.labels, 0.0), 0.0)
+    sums, weights = pairs.by_user(weight * errors), pairs.by_user(weight)
+    seen = weights > 0
+    estimate = arm_interval(arm_aggregate(sums[seen], weights[seen], n=pairs.n_labels), alpha=alpha)
+    point, low, high = estimate.point, estimate.ci_low, estimate.ci_high
+    if estimate.status == "zero_variance":
+        low = high = point
+    usable = estimate.status in {"ok", "zero_variance"} and low is not None and high is not None
+    biased = usable and low is not None and high is not None and not low <= 0 <= high
+
+    def of(arm: str, sign: int) -> JudgeError:
+        limits = (low, high) if sign > 0 else (_negative(high), _negative(low))
+        return JudgeError(
+            arm=arm,
+            error=point if sign > 0 else _negative(point),
+            ci_low=limits[0],
+            ci_high=limits[1],
+            n_labels=pairs.n_labels,
+            n_users=int(seen.sum()),
+            biased=biased,
+            status="ok" if usable else estimate.status,
+        )
+
+    return [of("control", -1), of("treatment", 1)]
+
+
+def corrected_rate(
+    pairs: LabelledPairs, judge: JudgeSummary | None, looking: LookPlan, settings: Settings
+) -> CorrectedRate:
+    """The corrected win rate as it is shown, whether or not it decides."""
+    found, status, note = _shown(pairs, looking)
+    estimate = found.estimate
+    lacking = max(0, LABELS_TO_DECIDE - pairs.n_labels)
+    return CorrectedRate(
+        judge=None if judge is None else judge.name,
+        value=estimate.point,
+        ci_low=estimate.ci_low,
+        ci_high=estimate.ci_high,
+        confidence_level=1 - looking.alpha,
+        standard_error=estimate.standard_error,
+        n_labels=pairs.n_labels,
+        n_users=estimate.n_clusters,
+        n_pairs=len(pairs.judged),
+        lam=found.lam,
+        gain=found.gain,
+        sampling="known" if pairs.known else "random",
+        sources=list(pairs.sources),
+        n_left_out=pairs.n_left_out,
+        setting=settings.labels,
+        needed_labels=lacking,
+        method=estimate.method,
+        errors=judge_error(pairs, alpha=looking.alpha),
+        status=status,
+        note=note,
+    )
+
+
+def place_corrected(
+    placed: Sequence[DecisionMetric],
+    pairs: LabelledPairs | None,
+    looking: LookPlan,
+    settings: Settings,
+) -> list[DecisionMetric]:
+    """The metrics with the corrected win rate in the role of the judge's own, which informs from then on.
+
+    `labels = "auto"`: from 50 labelled pairs on. "required": at once; with too few labels it has no value. "off", or where the
+    win rate decides nothing anyway: unchanged.
+    """
+    own = next((one for one in placed if one.metric.name == "win_rate"), None)
+    n = 0 if pairs is None else pairs.n_labels
+    if own is None or own.role is MetricRole.DIAGNOSTIC or settings.labels == "off":
+        return list(placed)
+    if n < LABELS_TO_DECIDE and settings.labels != "required":
+        return list(placed)
+    measured = _lacking(n) if pairs is None or n < LABELS_TO_DECIDE else _measured(pairs, looking)
+    found = []
+    for one in placed:
+        if one is own:
+            found.append(DecisionMetric(measured=measured, terms=own.terms))
+            one = replace(own, terms=replace(own.terms, role=MetricRole.DIAGNOSTIC))
+        found.append(one)
+    return found
+
+
+def _lacking(n: int) -> Measured:
+    """Too few labels, where they are required."""
+    more = LABELS_TO_DECIDE - n
+    there = "none is there" if n == 0 else f"{n} {'is' if n == 1 else 'are'} there"
+    note = (
+        f"the win rate is to be corrected by people's labels of at least {LABELS_TO_DECIDE} pairs "
+        f'(labels = "required" in [decision]), and {there}: label {more} more pair{"" if more == 1 else "s"}'
+    )
+    empty = unmeasured(METRIC, "too_few_labels")
+
+    def at(level: float, scale: Scale) -> Estimate:
+        return replace(empty.at(level, scale), note=note)
+
+    return replace(empty, at=at)
+
+
+def _measured(pairs: LabelledPairs, looking: LookPlan) -> Measured:
+    _, status, note = _shown(pairs, looking)
+
+    @cache
+    def at(level: float, scale: Scale) -> Estimate:
+        found = correct(pairs, looking, level, lam=0.0 if status == "too_few_labels" else None).estimate
+        return from_half(replace(found, status=status, note=note), scale)
+
+    shown = at(looking.alpha, "absolute")
+    point, low, high = (None if one is None else one + 0.5 for one in (shown.point, shown.ci_low, shown.ci_high))
+    return Measured(
+        metric=METRIC,
+        treatment=ArmValue(value=point, n=pairs.n_labels, ci_low=low, ci_high=high),
+        control=ArmValue(value=one_minus(point), n=pairs.n_labels, ci_low=one_minus(high), ci_high=one_minus(low)),
+        at=at,
+    )
+
+
+def _shown(pairs: LabelledPairs, looking: LookPlan) -> tuple[ppi.Corrected, str, str | None]:
+    """The corrected rate, its status, and what is to be known of it in words."""
+    labels = pairs.labels[pairs.labelled]
+    too_few = ppi.labels_status(np.sign(labels - 0.5))
+    found = correct(pairs, looking, looking.alpha, lam=0.0 if too_few else None)
+    if found.estimate.point is None:
+        return found, found.estimate.status, found.estimate.note
+    if too_few:
+        return found, "too_few_labels", f"{too_few}: the judge's verdicts are not used beside them"
+    useless = found.lam == 0 and pairs.n_labels < len(pairs.judged)
+    words = (
+        "the judge's verdicts are not used: on the labelled pairs they agree with people no better than chance"
+        if useless
+        else None
+    )
+    note = "; ".join(text for text in (found.estimate.note, words) if text) or None
+    return found, found.estimate.status, note
+
+
+def _negative(value: float | None) -> float | None:
+    return None if value is None else -value

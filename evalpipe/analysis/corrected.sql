@@ -1,0 +1,17 @@
+-- name: label_rows
+-- Every label of a request of the experiment.
+CREATE OR REPLACE TEMP TABLE ev_label_rows AS
+SELECT source, coalesce(labeller, labeler) AS labeller, hash(request_id) AS id, i.u, preference, probability
+FROM labels l JOIN ev_ids i ON i.id = hash(l.request_id)
+WHERE l.experiment = $experiment AND preference IS NOT NULL;
+
+-- name: labelled
+-- The pairs that count in the win rate, with the mean of their labels, users in the order in which they first came.
+WITH labels_of AS (
+  SELECT id, avg(preference) AS y, max(probability) AS p FROM ev_label_rows GROUP BY id
+), counted AS (
+  SELECT v.u, v.id, v.x, v.at_us, y, p, min(v.at_us) OVER (PARTITION BY v.u) AS came_us
+  FROM ev_verdicts v JOIN ev_chosen c USING (id) LEFT JOIN labels_of USING (id)
+  WHERE v.judge = $judge AND v.fingerprint = $fingerprint AND v.complete AND NOT c.later
+)
+SELECT dense_rank() OVER (ORDER BY came_us, u) - 1 AS u, x, y, p FROM counted ORDER BY came_us, u, at_us, id;
