@@ -48,7 +48,7 @@ from evalpipe.analysis.sql import Connection, rows, scalar
 from evalpipe.analysis.verdicts import Chosen, JudgeSummary, choose_pairs, deciding_judge, prepare_verdicts
 from evalpipe.analysis.wording import bias_sentence, sentence
 from evalpipe.files import sql_statements
-from evalpipe.models import Policy
+from evalpipe.models import MetricRole, Policy
 from evalpipe.providers.setup_faults import SetupFault
 from evalpipe.stats.estimates import Estimate
 
@@ -214,8 +214,8 @@ def measure(
     if paired:
         placed = place_corrected(placed, labelled, look, settings)
     corrected = None if labelled is None else corrected_rate(labelled, judge, look, settings)
-    if corrected is not None and any(one.metric.name == CORRECTED for one in placed):
-        corrected = replace(corrected, decides=True)
+    if corrected is not None and not corrected.needed_labels:
+        corrected = replace(corrected, decides=any(one.metric.name == CORRECTED for one in placed))
     margin = next((one.terms.margin for one in placed if one.metric.name == WIN_RATE), 0.03)
     found_judges = judge_results(
         connection, judges, judge, experiment=experiment, settings=settings, looking=look, margin=margin
@@ -376,7 +376,8 @@ def _evidence(found: Measurements, judge: JudgeResult | None) -> list[MetricEvid
             item = replace(item, status="burn_in")
         if item.name == WIN_RATE and item.status == "ok" and judge is not None and judge.status in BLOCKING_JUDGE:
             item = replace(item, status=judge.status)
-        if item.name == WIN_RATE and item.status == "ok" and _bias_note(found) is not None:
+        decides = item.name == WIN_RATE and item.role is not MetricRole.DIAGNOSTIC
+        if decides and item.status == "ok" and _bias_note(found) is not None:
             item = replace(item, status=BIASED)
         evidence.append(item)
     return evidence

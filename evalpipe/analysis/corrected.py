@@ -55,7 +55,7 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelledPairs:
-    """The pairs of the win rate as arrays of one length, users in the order in which they first came.
+    """The pairs of the win rate as arrays of one length, users in an order that has nothing to do with their pairs.
 
     Attributes:
         users: each pair's user, from 0.
@@ -143,10 +143,15 @@ def read_labelled(connection: Connection, judge: JudgeSummary | None) -> Labelle
 
 def correct(pairs: LabelledPairs, looking: LookPlan, level: float, *, lam: float | None = None) -> ppi.Corrected:
     """The corrected win rate at a two-sided level, by the experiment's way of looking; `lam` given: not at any time."""
+    found = _correct(pairs, looking, level, lam)
+    return replace(found, estimate=_within(found.estimate))
+
+
+def _correct(pairs: LabelledPairs, looking: LookPlan, level: float, lam: float | None) -> ppi.Corrected:
     multiplier = looking.multiplier(CORRECTED)
-    if looking.mode == "anytime" and lam is None:
-        n_users = int(pairs.users.max()) + 1 if len(pairs.users) else 0
-        refresh = min(ppi.REFRESH, max(ppi.LABELS_FOR_LAMBDA, n_users // FEWEST_RENEWALS))
+    n_users = len(np.unique(pairs.users[pairs.labelled]))
+    if looking.mode == "anytime" and lam is None and n_users >= ppi.LABELS_ANYTIME:  # before, nothing is concluded
+        refresh = min(ppi.REFRESH, max(ppi.LABELS_FOR_LAMBDA, int(pairs.users.max() + 1) // FEWEST_RENEWALS))
         return ppi.anytime_mean(pairs.items(), n_star=looking.star(CORRECTED), refresh=refresh, alpha=level)
     if pairs.known:
         return ppi.active_mean(pairs.items(), lam=lam, multiplier=multiplier, alpha=level)
@@ -279,6 +284,17 @@ def _measured(pairs: LabelledPairs, looking: LookPlan) -> Measured:
         treatment=ArmValue(value=point, n=pairs.n_labels, ci_low=low, ci_high=high),
         control=ArmValue(value=one_minus(point), n=pairs.n_labels, ci_low=one_minus(high), ci_high=one_minus(low)),
         at=at,
+    )
+
+
+def _within(estimate: Estimate) -> Estimate:
+    """With limits that a win rate can have."""
+    point, low, high = estimate.point, estimate.ci_low, estimate.ci_high
+    return replace(
+        estimate,
+        point=None if point is None else min(1.0, max(0.0, point)),
+        ci_low=None if low is None else min(1.0, max(0.0, low)),
+        ci_high=None if high is None else min(1.0, max(0.0, high)),
     )
 
 

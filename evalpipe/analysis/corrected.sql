@@ -6,12 +6,13 @@ FROM labels l JOIN ev_ids i ON i.id = hash(l.request_id)
 WHERE l.experiment = $experiment AND preference IS NOT NULL;
 
 -- name: labelled
--- The pairs that count in the win rate, with the mean of their labels, users in the order in which they first came.
+-- The pairs that count in the win rate, with the mean of their labels, users in an order that has nothing to do with them: labels
+-- may all be of the time before they were drawn.
 WITH labels_of AS (
   SELECT id, avg(preference) AS y, max(probability) AS p FROM ev_label_rows GROUP BY id
 ), counted AS (
-  SELECT v.u, v.id, v.x, v.at_us, y, p, min(v.at_us) OVER (PARTITION BY v.u) AS came_us
+  SELECT v.u, v.id, v.x, y, p
   FROM ev_verdicts v JOIN ev_chosen c USING (id) LEFT JOIN labels_of USING (id)
   WHERE v.judge = $judge AND v.fingerprint = $fingerprint AND v.complete AND NOT c.later
 )
-SELECT dense_rank() OVER (ORDER BY came_us, u) - 1 AS u, x, y, p FROM counted ORDER BY came_us, u, at_us, id;
+SELECT dense_rank() OVER (ORDER BY hash(u), u) - 1 AS u, x, y, p FROM counted ORDER BY hash(u), counted.u, id;

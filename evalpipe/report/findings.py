@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from evalpipe.analysis.result import Analysis
+from evalpipe.analysis.settings import CORRECTED
 from evalpipe.analysis.wording import at_most
 from evalpipe.report.arms import ArmNames
 from evalpipe.report.labels import ROLE_ORDER, plain
@@ -51,6 +52,13 @@ _WORDS = {
         worse="Worse answers",
         equal="Equally good answers",
         ask="the answers are worse",
+        name="Answers",
+    ),
+    CORRECTED: Words(
+        better="Better answers, by people's labels",
+        worse="Worse answers, by people's labels",
+        equal="Equally good answers, by people's labels",
+        ask="the answers are worse, by people's labels",
         name="Answers",
     ),
     "win_rate_later_turns": Words(
@@ -183,9 +191,8 @@ def _statement(row: MetricRow) -> tuple[Statement, bool]:
     if row.raw.status == "not_measured":
         return Statement(finding="undefined", text=f"{words.name}: the source of this log does not record them."), False
     if row.finding == "undefined":
-        why = (
-            "nobody judged them yet" if is_win_rate(row.raw) and not row.raw.n else row.finding_note or "no conclusion"
-        )
+        nobody = "too few pairs are labelled" if row.name == CORRECTED else "nobody judged them yet"
+        why = nobody if is_win_rate(row.raw) and not row.raw.n else row.finding_note or "no conclusion"
         return Statement(finding="undefined", text=full_sentence(f"{words.name}: {why}")), False
     if row.finding == "equivalent":
         return Statement(finding="equivalent", text=f"{words.equal}: no difference beyond {allowed}."), True

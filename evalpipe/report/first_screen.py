@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from markupsafe import Markup
 
 from evalpipe.analysis.result import Analysis, JudgeResult
+from evalpipe.analysis.settings import CORRECTED
 from evalpipe.analysis.wording import metric_formats
 from evalpipe.report.arms import ArmNames, arm_names
 from evalpipe.report.charts.intervals import verdict_bar
@@ -162,7 +163,7 @@ def _has_no_times(first: object, last: object) -> bool:
 def _quality(analysis: Analysis, names: ArmNames, rows: list[MetricRow]) -> Tile:
     """Comparisons won, tied and lost, as a bar and as counts."""
     judge = _deciding_judge(analysis)
-    row = next((row for row in rows if row.name == "win_rate"), None)
+    row = next((row for name in (CORRECTED, "win_rate") for row in rows if row.name == name), None)
     if judge is None or judge.win_rate is None or judge.n_pairs == 0:
         rated = next((row for row in rows if row.raw.role == "primary" and row.has_interval), None)
         if rated is not None:
@@ -174,6 +175,7 @@ def _quality(analysis: Analysis, names: ArmNames, rows: list[MetricRow]) -> Tile
     if judge.graded or not won + tied + lost:
         return _tile("Quality", value=f"{names.treatment}: {rate or 'no conclusion'}", finding=finding, word=word)
     counts = f"won {format_count(won)} · tied {format_count(tied)} · lost {format_count(lost)}"
+    labels = f"; the rate is corrected by {format_counted(row.raw.n, 'label')}" if row and row.name == CORRECTED else ""
     return Tile(
         name="Quality",
         old="",
@@ -182,7 +184,7 @@ def _quality(analysis: Analysis, names: ArmNames, rows: list[MetricRow]) -> Tile
         finding=finding,
         finding_word=word,
         detail=rate,
-        note=f"{names.treatment} in {format_counted(won + tied + lost, 'comparison')}; 50{NBSP}% would be even",
+        note=f"{names.treatment} in {format_counted(won + tied + lost, 'comparison')}; 50{NBSP}% would be even{labels}",
         picture=verdict_bar(won, tied, lost, description=f"{names.treatment} {counts.replace(' ·', ',')}"),
     )
 

@@ -70,6 +70,7 @@ _STATUSES = {
     "undefined_kappa": "every label is the same, so chance-corrected agreement is not defined",
     "relative_undefined": "a relative difference needs both values above zero",
     "unreliable_judge": "the judge is not reliable enough",
+    "judge_biased": "by people's labels the judge favours one arm's answers",
     "length_confounded": "the preference cannot be separated from the answers' length",
     "invalid_srm": "rows are missing more often on one side, so the arms cannot be compared",
 }
@@ -86,6 +87,7 @@ _SHORT_STATUSES = {
     "invalid_srm": "one side is missing rows",
     "undefined_kappa": "not defined",
     "unreliable_judge": "judge not reliable enough",
+    "judge_biased": "judge favours one arm",
 }
 
 
@@ -163,6 +165,8 @@ _PASSED = {
     "seat_bias": "no large seat bias",
     "judge_family": "judge no nearer to one arm",
     "judge_agreement": "judge compared with labels",
+    "judge_error": "judge errs alike for both arms",
+    "label_sampling": "labelled pairs drawn at random",
     "simulated_judge": "a real judge",
     "nonstationary": "steady since the decision",
     "judging_stopped": "judging stopped as planned",
@@ -174,6 +178,8 @@ _FAILED = {
     "uncollected_calls": "model calls uncollected",
     "short_period": "less than a week of traffic",
     "no_usage_in_streams": "no usage in streams",
+    "judge_error": "judge favours one arm",
+    "label_sampling": "draw of the labelled pairs not known",
     "units": "units that do not look like users",
     "uncopied": "requests for one arm only",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from evalpipe.analysis.result import ArmValue, MetricResult
+from evalpipe.analysis.settings import CORRECTED
 from evalpipe.analysis.wording import FormattedMetric, at_most, format_metric, metric_formats
 from evalpipe.report.labels import (
     DIRECTIONS,
@@ -42,7 +43,7 @@ def is_measured(metric: MetricResult) -> bool:
 
 def is_win_rate(metric: MetricResult) -> bool:
     """Whether it is a win rate: its difference is taken from an even split, not from control."""
-    return metric.name in {"win_rate", LATER_TURNS}
+    return metric.name in {"win_rate", LATER_TURNS, CORRECTED}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -222,6 +223,9 @@ def _footnote(metric: MetricResult, turns: str | None) -> str:
 def _users_counted(metric: MetricResult, turns: str | None) -> list[str]:
     """That a win rate counts each user once, where that differs from counting pairs; and the turns it is about."""
     parts = [turns] if turns and metric.name != LATER_TURNS else []
+    if metric.name == CORRECTED:
+        labels, users = format_counted(metric.n, "label"), format_counted(metric.n_clusters, "user")
+        return [*parts, f"the judge's win rate corrected by {labels} of {users}, each user counted once"]
     if metric.n_clusters and metric.n_clusters != metric.n:
         pairs, users = format_counted(metric.n, "judged pair"), format_counted(metric.n_clusters, "user")
         parts.append(f"each user counted once ({pairs} of {users})")
@@ -317,6 +321,7 @@ def _facts(metric: MetricResult, shown: FormattedMetric, *, concluded: bool) -> 
             facts.append(Fact(name=arm, text=text))
     if metric.expected_more_requests is not None:
         unit = "more judged pair" if is_win_rate(metric) else "more request"
+        unit = "more label" if metric.name == CORRECTED else unit
         text = f"about {format_counted(metric.expected_more_requests, unit)} at the present noise"
         facts.append(Fact(name="To settle it", text=text))
     return facts

@@ -17,6 +17,7 @@ from markupsafe import Markup, escape
 from evalpipe.analysis.result import Analysis
 from evalpipe.report.charts.intervals import Rate, is_bent, rate_axis, rate_axis_cell, rate_cell
 from evalpipe.report.charts.svg import HATCH, Scale
+from evalpipe.report.corrected import QUESTION
 from evalpipe.report.figures import row_picture, shared_reach
 from evalpipe.report.findings import MOST_NAMED
 from evalpipe.report.glossary import glossary, with_terms
@@ -31,7 +32,7 @@ from evalpipe.report.view import report_view
 from evalpipe.text import format_counted, format_instant, sentence_case
 
 DEFAULT_EXAMPLES = 50
-ELSEWHERE = frozenset({"What got better?", "What got worse?", "Can the judge be trusted?"})
+ELSEWHERE = frozenset({"What got better?", "What got worse?", "Can the judge be trusted?", QUESTION})
 """questions that the page answers in another place: the first screen and the table, and the judge"""
 
 
@@ -57,6 +58,7 @@ def render(
         methods=_methods(view.rows),
         most_named=MOST_NAMED,
         elsewhere=ELSEWHERE,
+        question_of_labels=QUESTION,
         sampled={sample.number for sample in view.first.samples},
         glossary=glossary(),
     )

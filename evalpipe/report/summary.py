@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from evalpipe.analysis.result import Analysis, Check
+from evalpipe.report.corrected import QUESTION, labels_answer
 from evalpipe.report.decision import (
     LEVEL,
     DecisionView,
@@ -188,6 +189,7 @@ def _answers(analysis: Analysis, rows: list[MetricRow], judges: list[JudgeView],
         Answer(name="How sure?", metrics=[], rest=_how_sure(analysis, rows, level)),
         how_much,
         Answer(name="Can the judge be trusted?", metrics=[], rest=_judge_answer(judges)),
+        *([Answer(name=QUESTION, metrics=[], rest=labels)] if (labels := labels_answer(analysis)) else []),
     ]
 
 

@@ -13,6 +13,7 @@ import msgspec
 
 from evalpipe.analysis.checks import CHECKS
 from evalpipe.analysis.result import Analysis, MetricResult
+from evalpipe.report.corrected import CorrectedView, corrected_view, labels_answer
 from evalpipe.report.examples import ExampleView, chosen, example_groups, example_views
 from evalpipe.report.figures import Figure, figures, funnel_figure, judge_figures, more_figures
 from evalpipe.report.first_screen import FirstScreen, first_screen
@@ -62,6 +63,9 @@ class ReportView:
     more_figures: list[Figure]
     """for statisticians"""
     judges: list[JudgeView]
+    corrected: CorrectedView | None
+    people: str
+    """what labels show of the judge, or what it can hide without them"""
     judge_figures: list[Figure]
     segments: SegmentTable | None
     examples: list[ExampleView]
@@ -142,6 +146,8 @@ def report_view(analysis: Analysis, *, deterministic: bool = False, max_examples
         figures=figures(analysis),
         more_figures=more_figures(analysis, rows),
         judges=judges,
+        corrected=corrected_view(analysis),
+        people=labels_answer(analysis),
         judge_figures=judge_figures(analysis),
         segments=segment_table(analysis),
         examples=examples,

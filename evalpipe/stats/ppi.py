@@ -316,7 +316,7 @@ def anytime_mean(
     stay. Weights 1/π are scaled to the number of users, as in `active_mean`. `lam` and `gain` are those of all items together.
 
     Args:
-        items: all items, the users in the order in which they came.
+        items: all items, the users in an order that has nothing to do with their values or labels.
         n_star: labelled users at which the interval is tightest, fixed before the first look.
         refresh: users between two renewals of λ.
         alpha: two-sided level.
