@@ -19,7 +19,7 @@ from evalpipe.analysis.decision import DecisionMetric
 from evalpipe.analysis.intervals import Measured, from_half, one_minus, unmeasured
 from evalpipe.analysis.metrics import JudgmentValue, Metric
 from evalpipe.analysis.result import ArmValue, CorrectedRate, JudgeError
-from evalpipe.analysis.settings import CORRECTED, LookPlan, Settings
+from evalpipe.analysis.settings import CORRECTED, LABELS_TO_DECIDE, LookPlan, Settings
 from evalpipe.analysis.sql import Connection, scalar
 from evalpipe.analysis.verdicts import JudgeSummary
 from evalpipe.files import sql_statements
@@ -31,8 +31,6 @@ from evalpipe.stats.means import Scale, arm_interval
 
 _SQL = sql_statements("evalpipe.analysis", "corrected.sql")
 
-LABELS_TO_DECIDE = 50
-"""labelled pairs from which on the corrected win rate is the goal in place of the judge's own"""
 LABELS_TO_AUDIT = 10
 FEWEST_RENEWALS = 10
 """times at least that a running λ is renewed over all users"""

@@ -30,6 +30,7 @@ from evalpipe.stats.clusters import arm_aggregate
 from evalpipe.stats.estimates import Estimate, label
 from evalpipe.stats.length import is_length_confounded, length_controlled
 from evalpipe.stats.proportions import mcnemar
+from evalpipe.stats.sequential import Fixed
 from evalpipe.stats.srm import win_rate_bounds
 
 _SQL = sql_statements("evalpipe.analysis", "judges.sql")
@@ -410,31 +411,77 @@ def agreements_of(connection: Connection, judge: JudgeSummary, *, alpha: float) 
         "FROM ev_verdicts v JOIN ev_labels l USING (id) WHERE judge = ? AND fingerprint = ? AND complete GROUP BY ALL",
         [judge.name, judge.fingerprint],
     )
-    results = []
-    for source in sorted({row["source"] for row in found}):
-        cells = [row for row in found if row["source"] == source]
-        used = sorted({row["judged"] for row in cells} | {row["labelled"] for row in cells})
-        if len(used) < 2:
-            used = sorted({*used, -1, 1})
-        table = np.zeros((len(used), len(used)))
-        for row in cells:
-            table[used.index(row["judged"]), used.index(row["labelled"])] += row["n"]
-        result = agreement(table, alpha=alpha)
-        results.append(
-            Agreement(
-                source=source,
-                n_labels=result.n,
-                accuracy=result.accuracy.point,
-                accuracy_low=result.accuracy.ci_low,
-                accuracy_high=result.accuracy.ci_high,
-                kappa=result.kappa.point,
-                kappa_low=result.kappa.ci_low,
-                kappa_high=result.kappa.ci_high,
-                ac1=result.ac1,
-                status=result.status,
-            )
-        )
+    by_source = {
+        source: [row for row in found if row["source"] == source] for source in {row["source"] for row in found}
+    }
+    results = [_agreement(cells, source, alpha=alpha) for source, cells in sorted(by_source.items())]
     return sorted(results, key=lambda one: -one.n_labels)
+
+
+def agreements_by_labeller(connection: Connection, judge: JudgeSummary, *, alpha: float) -> list[Agreement]:
+    """The judge against every person who labelled, most labels first; labels without a name are one of their source."""
+    found = rows(
+        connection,
+        "SELECT source, labeller, sign(x - 0.5)::INTEGER AS judged, sign(l.preference - 0.5)::INTEGER AS labelled, count(*) AS n "
+        "FROM ev_verdicts v JOIN ev_label_rows l USING (id) WHERE judge = ? AND fingerprint = ? AND complete GROUP BY ALL",
+        [judge.name, judge.fingerprint],
+    )
+    people = sorted({(row["source"], row["labeller"] or "") for row in found})
+    results = [
+        _agreement(
+            [row for row in found if (row["source"], row["labeller"] or "") == (source, labeller)],
+            source,
+            alpha=alpha,
+            labeller=labeller or None,
+        )
+        for source, labeller in people
+    ]
+    return sorted(results, key=lambda one: -one.n_labels)
+
+
+def agreements_of_people(connection: Connection, *, alpha: float) -> list[Agreement]:
+    """Every two people on the pairs that both labelled, most pairs first; `source` is one's name, `labeller` the other's."""
+    found = rows(
+        connection,
+        "SELECT coalesce(a.labeller, a.source) AS one, coalesce(b.labeller, b.source) AS other, "
+        "sign(a.preference - 0.5)::INTEGER AS judged, sign(b.preference - 0.5)::INTEGER AS labelled, count(*) AS n "
+        "FROM ev_label_rows a JOIN ev_label_rows b USING (id) "
+        "WHERE coalesce(a.labeller, a.source) < coalesce(b.labeller, b.source) GROUP BY ALL",
+    )
+    both = sorted({(row["one"], row["other"]) for row in found})
+    results = [
+        _agreement([row for row in found if (row["one"], row["other"]) == pair], pair[0], alpha=alpha, labeller=pair[1])
+        for pair in both
+    ]
+    return sorted(results, key=lambda one: -one.n_labels)
+
+
+def _agreement(cells: Sequence[dict[str, Any]], source: str, *, alpha: float, labeller: str | None = None) -> Agreement:
+    """From counts by the two sides' winners: −1 control, 0 tie, 1 treatment; categories as far as either side uses them."""
+    used = sorted({row["judged"] for row in cells} | {row["labelled"] for row in cells})
+    if len(used) < 2:
+        used = sorted({*used, -1, 1})
+    table = np.zeros((len(used), len(used)))
+    for row in cells:
+        table[used.index(row["judged"]), used.index(row["labelled"])] += row["n"]
+    result = agreement(table, alpha=alpha)
+    reach = None if result.ac1_se is None else Fixed().critical(alpha) * result.ac1_se
+    known = result.ac1 is not None and reach is not None and reach > 0  # all alike: no spread, no interval
+    return Agreement(
+        source=source,
+        n_labels=result.n,
+        accuracy=result.accuracy.point,
+        accuracy_low=result.accuracy.ci_low,
+        accuracy_high=result.accuracy.ci_high,
+        kappa=result.kappa.point,
+        kappa_low=result.kappa.ci_low,
+        kappa_high=result.kappa.ci_high,
+        ac1=result.ac1,
+        ac1_low=max(-1.0, (result.ac1 or 0.0) - (reach or 0.0)) if known else None,
+        ac1_high=min(1.0, (result.ac1 or 0.0) + (reach or 0.0)) if known else None,
+        labeller=labeller,
+        status=result.status,
+    )
 
 
 # The rules of a simulated judge, in words: its verdicts must not be mistaken for a model's.

@@ -101,6 +101,10 @@ class Agreement:
     kappa_high: float | None = None
     ac1: float | None = None
     status: str = "no_data"
+    ac1_low: float | None = None
+    ac1_high: float | None = None
+    labeller: str | None = None
+    """one person of the source; None: all together"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,6 +15,8 @@ from evalpipe.traffic_shape import UncollectedPath
 
 CORRECTED = "win_rate_corrected"
 """the name of the win rate corrected by labels"""
+LABELS_TO_DECIDE = 50
+"""labelled pairs from which on it is the goal in place of the judge's own"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

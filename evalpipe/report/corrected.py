@@ -64,8 +64,8 @@ def hidden(judge: JudgeResult) -> str:
     shown = f"{at_most:.1f}" if f"{at_least:.1f}" == f"{at_most:.1f}" else f"{at_least:.1f} to {at_most:.1f}"
     return (
         f"{first} By the agreement of its two orders a true lead of {EFFECT:.0f} points shows as {shown} points, if its mistakes "
-        "in the two orders are independent and alike for both arms; a mistake made in both orders is not seen in its consistency, "
-        "and can hide more or invent a difference."
+        "in the two orders are independent and alike for both arms; a mistake made in both orders is not seen in its "
+        "consistency, and can hide more or invent a difference."
     )
 
 

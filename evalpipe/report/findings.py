@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from evalpipe.analysis.result import Analysis
-from evalpipe.analysis.settings import CORRECTED
+from evalpipe.analysis.settings import CORRECTED, LABELS_TO_DECIDE
 from evalpipe.analysis.wording import at_most
 from evalpipe.report.arms import ArmNames
 from evalpipe.report.labels import ROLE_ORDER, plain
@@ -236,6 +236,8 @@ LEADS = {
 def lead(analysis: Analysis, names: ArmNames, rows: list[MetricRow]) -> str:
     """The recommendation's reason in one sentence."""
     rule = analysis.decision.rule
+    if rule == "unmeasured" and any(row.name == CORRECTED for row in rows) and analysis.funnel.judged_pairs:
+        return "Too few pairs are labelled by people."
     if rule in LEADS:
         return LEADS[rule]
     deciding = [row for row in rows if row.raw.role != "diagnostic"]
@@ -299,7 +301,11 @@ def _price_of_waiting(cost: MonthlyCost | None) -> list[str]:
 
 def _collect_more(analysis: Analysis) -> list[str]:
     decision = analysis.decision
-    horizon = decision.horizon
+    horizon, label = decision.horizon, _label_more(analysis)
+    if decision.rule == "unmeasured" and label and analysis.funnel.judged_pairs:
+        return [label, "More requests alone are not enough."]
+    if label and horizon is None:
+        return [label, "Collect more requests, then look again: `evalpipe report`."]
     if decision.rule == "unmeasured" and horizon is None:
         return [
             "Have the answers judged: `evalpipe judge --estimate` shows what it costs, `evalpipe judge` does it.",
@@ -319,7 +325,25 @@ def _collect_more(analysis: Analysis) -> list[str]:
         if horizon.harm
         else (f"{slowest} takes longest, if the differences stay as they are")
     )
-    return [f"Collect about {', '.join(amounts)}.", full_sentence(end)]
+    return [f"Collect about {', '.join(amounts)}.", full_sentence(end), *([label] if label else [])]
+
+
+def _label_more(analysis: Analysis) -> str:
+    """How many pairs people are to label, where the decision waits for it; "" where it does not."""
+    found = analysis.corrected
+    blocking = [one for one in analysis.metrics if one.name in analysis.decision.blocking]
+    row = next((one for one in blocking if one.name == CORRECTED), None)
+    biased = any(one.status == "judge_biased" for one in blocking)
+    if row is None and not biased:
+        return ""
+    needed = LABELS_TO_DECIDE if found is None else found.needed_labels
+    if needed:
+        return f"Label {format_counted(needed, 'more pair')}."
+    if row is None:  # labels = "off"
+        return 'Set `labels = "auto"` in [decision], so that the corrected win rate decides.'
+    if row.expected_more_requests:
+        return f"Label about {format_counted(row.expected_more_requests, 'more pair')}."
+    return "Label more pairs."
 
 
 def _days(days: float) -> str:

@@ -175,7 +175,11 @@ def _quality(analysis: Analysis, names: ArmNames, rows: list[MetricRow]) -> Tile
     if judge.graded or not won + tied + lost:
         return _tile("Quality", value=f"{names.treatment}: {rate or 'no conclusion'}", finding=finding, word=word)
     counts = f"won {format_count(won)} · tied {format_count(tied)} · lost {format_count(lost)}"
-    labels = f"; the rate is corrected by {format_counted(row.raw.n, 'label')}" if row and row.name == CORRECTED else ""
+    labels = (
+        f"; the rate is corrected by {format_counted(row.raw.n, 'label')}"
+        if row and row.name == CORRECTED and rate
+        else ""
+    )
     return Tile(
         name="Quality",
         old="",
