@@ -20,7 +20,7 @@ from evalpipe.analysis.intervals import Measured, from_half, one_minus, unmeasur
 from evalpipe.analysis.metrics import JudgmentValue, Metric
 from evalpipe.analysis.result import ArmValue, CorrectedRate, JudgeError
 from evalpipe.analysis.settings import CORRECTED, LABELS_TO_DECIDE, LookPlan, Settings
-from evalpipe.analysis.sql import Connection, scalar
+from evalpipe.analysis.sql import Connection, rows, scalar
 from evalpipe.analysis.verdicts import JudgeSummary
 from evalpipe.files import sql_statements
 from evalpipe.models import MetricRole
@@ -137,6 +137,34 @@ def read_labelled(connection: Connection, judge: JudgeSummary | None) -> Labelle
         known=known,
         n_left_out=n_pairs - int(used.sum()),
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JudgedPair:
+    """A judged pair that counts in the win rate: the judge's preference for the treatment in [0, 1] and its score in each order
+    (None: not judged so), the mean of its labels (None: no label), and how many pairs that count its user has."""
+
+    request_id: str
+    preference: float
+    treatment_first: float | None
+    control_first: float | None
+    label: float | None
+    of_user: int
+
+
+def judged_pairs(connection: Connection, judge: str, fingerprint: str) -> list[JudgedPair]:
+    """The pairs of the win rate in an order that has nothing to do with them; after an analysis on the connection."""
+    return [
+        JudgedPair(
+            request_id=row["request_id"],
+            preference=row["x"],
+            treatment_first=row["s_t"],
+            control_first=row["s_c"],
+            label=row["y"],
+            of_user=row["of_user"],
+        )
+        for row in rows(connection, _SQL["judged"], {"judge": judge, "fingerprint": fingerprint})
+    ]
 
 
 def correct(pairs: LabelledPairs, looking: LookPlan, level: float, *, lam: float | None = None) -> ppi.Corrected:

@@ -418,13 +418,13 @@ def agreements_of(connection: Connection, judge: JudgeSummary, *, alpha: float) 
     return sorted(results, key=lambda one: -one.n_labels)
 
 
-def agreements_by_labeller(connection: Connection, judge: JudgeSummary, *, alpha: float) -> list[Agreement]:
+def agreements_by_labeller(connection: Connection, judge: str, fingerprint: str, *, alpha: float) -> list[Agreement]:
     """The judge against every person who labelled, most labels first; labels without a name are one of their source."""
     found = rows(
         connection,
         "SELECT source, labeller, sign(x - 0.5)::INTEGER AS judged, sign(l.preference - 0.5)::INTEGER AS labelled, count(*) AS n "
         "FROM ev_verdicts v JOIN ev_label_rows l USING (id) WHERE judge = ? AND fingerprint = ? AND complete GROUP BY ALL",
-        [judge.name, judge.fingerprint],
+        [judge, fingerprint],
     )
     people = sorted({(row["source"], row["labeller"] or "") for row in found})
     results = [

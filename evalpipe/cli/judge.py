@@ -210,6 +210,9 @@ def self_test(
 def audit(
     paths: Paths = None,
     judges: options.Judges = None,
+    n_next: Annotated[
+        int, typer.Option("--next", min=0, metavar="N", help="How many pairs to label next are listed.")
+    ] = 10,
     since: options.Since = None,
     until: options.Until = None,
     where: options.Where = None,
@@ -218,10 +221,14 @@ def audit(
     data: options.Data = None,
     as_json: options.Json = False,
 ) -> int:
-    """Seat bias, consistency, length effect and agreement with labels, from the stored verdicts. Sends nothing.
+    """Seat bias, consistency, length effect, agreement with each person's labels, and what to label next. Sends nothing.
+
+    The pairs listed are those whose label would narrow the interval of the corrected win rate most: the judge is often wrong
+    on verdicts of their kind. Chosen like this they are no random sample; `--json` has the probability to draw each pair with.
 
     ```
-    evalpipe judge audit --json
+    evalpipe judge audit
+    evalpipe judge audit --next 30 --json
     ```
     """
     from evalpipe.cli import judge_text
@@ -230,7 +237,7 @@ def audit(
     workspace, chosen = _opened(
         config, data, paths=paths, judges=judges, since=since, until=until, where=where, experiment=experiment
     )
-    audits = judge_review.audit_judges(workspace, chosen)
+    audits = judge_review.audit_judges(workspace, chosen, n_next=n_next)
     print_result({"audits": [one.as_json() for one in audits]}, judge_text.audit_lines(audits), as_json=as_json)
     return 0
 

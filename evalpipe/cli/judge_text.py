@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from evalpipe.analysis.result import Agreement
 from evalpipe.judging.audit import Audit
 from evalpipe.judging.costs import CostEstimate, CostHistory
 from evalpipe.judging.plan import NO_FACTS
@@ -135,6 +136,29 @@ def self_test_lines(tests: Sequence[SelfTest]) -> list[str]:
     return lines
 
 
+_KINDS = {
+    "orders_disagree": "the orders disagree",
+    "orders_agree": "the orders agree",
+    "tie": "a tie",
+    "one_order": "judged in one order",
+}
+
+
+def _agreed(agreement: Agreement) -> str:
+    """ "80.0% (65.2% to 89.5%) of 40, kappa 0.60 (0.35 to 0.78), AC1 0.61 (0.36 to 0.85)"."""
+    text = f"{_share(agreement.accuracy, agreement.accuracy_low, agreement.accuracy_high)} of {agreement.n_labels:,}"
+    coefficients = (
+        ("kappa", agreement.kappa, agreement.kappa_low, agreement.kappa_high),
+        ("AC1", agreement.ac1, agreement.ac1_low, agreement.ac1_high),
+    )
+    for name, value, low, high in coefficients:
+        if value is not None:
+            text += f", {name} {value:.2f}" + (
+                f" ({low:.2f} to {high:.2f})" if low is not None and high is not None else ""
+            )
+    return text
+
+
 def audit_lines(audits: Sequence[Audit]) -> list[str]:
     words = {
         True: "no problem found",
@@ -152,15 +176,21 @@ def audit_lines(audits: Sequence[Audit]) -> list[str]:
             ("first seat wins", _share(found.first_seat_rate, found.first_seat_low, found.first_seat_high)),
             ("longer answer wins", _share(one.longer_wins, None, None)),
         ]
-        for agreement in found.agreements:
-            kappa = "" if agreement.kappa is None else f", kappa {agreement.kappa:.2f}"
-            if agreement.kappa_low is not None and agreement.kappa_high is not None:
-                kappa += f" ({agreement.kappa_low:.2f} to {agreement.kappa_high:.2f})"
-            accuracy = _share(agreement.accuracy, agreement.accuracy_low, agreement.accuracy_high)
-            rows.append(
-                (f"agrees with {printable(str(agreement.source))}", f"{accuracy} of {agreement.n_labels:,}{kappa}")
-            )
+        named = [agreement for agreement in one.labellers if agreement.labeller is not None]
+        for agreement in [*found.agreements, *named]:
+            rows.append((f"agrees with {printable(agreement.labeller or str(agreement.source))}", _agreed(agreement)))
+        for agreement in one.people:
+            people = f"{agreement.source} and {agreement.labeller} agree"
+            rows.append((printable(people), _agreed(agreement)))
         lines += [f"  {name:<26} {value}" for name, value in rows]
+        if one.next_pairs:
+            lines.append(
+                "  label next (the judge is often wrong on such verdicts; chosen like this they are no random sample):"
+            )
+            lines += [
+                f"    {printable(pair.request_id)}  {_KINDS.get(pair.kind, pair.kind)}, wrong in about {pair.error:.0%}"
+                for pair in one.next_pairs
+            ]
         if found.simulated:
             lines.append("  SIMULATED judge: these verdicts measure nothing")
     return lines

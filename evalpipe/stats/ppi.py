@@ -373,6 +373,30 @@ def neyman_allocation(sizes: Mapping[str, float], sds: Mapping[str, float], budg
     return found
 
 
+def draw_probabilities(uncertainty: npt.ArrayLike, n: float, *, uniform: float = 0.5) -> Array:
+    """With what probability to draw each item for about `n` labels: π_i = min(1, n·[(1 − τ)·u_i/Σu + τ/N]), τ = `uniform`.
+
+    Args:
+        uncertainty: u_i ≥ 0, such as √(p_i(1 − p_i)) with p_i the calibrated probability that the judge is wrong. Where all are
+            0, every item has the same probability.
+        n: labels to draw, ≥ 0.
+        uniform: τ in (0, 1], the share drawn whatever the judge holds: an overconfident judge then costs little.
+
+    Raises:
+        ValueError: for a negative uncertainty or n, or τ outside (0, 1].
+    """
+    u = _numbers(uncertainty, "uncertainty")
+    if n < 0 or (u < 0).any() or not 0 < uniform <= 1:
+        raise ValueError(
+            f"uncertainty and n must not be negative and uniform must lie in (0, 1], got n = {n}, {uniform}"
+        )
+    if not len(u):
+        return np.zeros(0)
+    even = np.full(len(u), 1 / len(u))
+    shares = u / u.sum() if u.sum() > 0 else even
+    return np.minimum(1.0, n * ((1 - uniform) * shares + uniform * even))
+
+
 def labels_status(labels: npt.ArrayLike) -> str | None:
     """Why labels are too few: fewer than 10, or fewer than 5 beside the commonest one (of two kinds: of the rarer); else None."""
     values = np.asarray(labels, float)

@@ -10,11 +10,13 @@ from itertools import islice
 from typing import Any
 
 from evalpipe.analysis.analyze import analyze
+from evalpipe.analysis.corrected import judged_pairs
+from evalpipe.analysis.judges import agreements_by_labeller, agreements_of_people
 from evalpipe.calls.budget import Budget
 from evalpipe.calls.client import ENDS, api_key, open_client
 from evalpipe.calls.journal import judging_lock, one_line_if_full
 from evalpipe.errors import ConfigError, DataError, UpstreamError
-from evalpipe.judging.audit import Audit, audit
+from evalpipe.judging.audit import Audit, audit, pairs_to_label
 from evalpipe.judging.costs import (
     CostHistory,
     How,
@@ -63,27 +65,46 @@ def self_test(workspace: Workspace, options: JudgeOptions) -> list[SelfTest]:
     return found
 
 
-def audit_judges(workspace: Workspace, options: JudgeOptions) -> list[Audit]:
-    """An audit of each judge of the log's judgments; the numbers are the report's."""
+def audit_judges(workspace: Workspace, options: JudgeOptions, *, n_next: int = 10) -> list[Audit]:
+    """An audit of each judge of the log's judgments; the numbers are the report's.
+
+    Args:
+        n_next: pairs to label next that are named, of the judge whose win rate decides.
+    """
     name = loaded_experiment(workspace, options.experiment)
     for judge in options.judges:
         check_judge(workspace, name, judge)
     workspace_analyze.take_labels(workspace, name)
+    settings = workspace_analyze.settings_of(workspace)
     with open_store(workspace.data, name, selection=options.selection, compared=True) as store:
+        connection = store.connection
         result = analyze(
-            store.connection,
+            connection,
             experiment=name,
             mode=workspace_analyze.mode_of(workspace.config),
-            settings=workspace_analyze.settings_of(workspace),
+            settings=settings,
             now=datetime.now(UTC),
         )
-    judges = [judge for judge in result.judges if not judge.name.startswith("label:")]
-    judges = [
-        judge for judge in judges if judge.mode == "pairwise" and (not options.judges or judge.name in options.judges)
-    ]
-    if not judges:
-        raise DataError(f"{name}: no pairwise judgments to audit; run `evalpipe judge` first")
-    return [audit(judge) for judge in judges]
+        judges = [judge for judge in result.judges if not judge.name.startswith("label:")]
+        judges = [
+            judge
+            for judge in judges
+            if judge.mode == "pairwise" and (not options.judges or judge.name in options.judges)
+        ]
+        if not judges:
+            raise DataError(f"{name}: no pairwise judgments to audit; run `evalpipe judge` first")
+        people = agreements_of_people(connection, alpha=settings.alpha)
+        return [
+            audit(
+                judge,
+                labellers=agreements_by_labeller(connection, judge.name, judge.fingerprint, alpha=settings.alpha),
+                people=people,
+                next_pairs=pairs_to_label(judged_pairs(connection, judge.name, judge.fingerprint), n_next)
+                if judge.feeds_decision
+                else (),
+            )
+            for judge in judges
+        ]
 
 
 def reparse(workspace: Workspace, options: JudgeOptions) -> dict[str, dict[str, int]]:

@@ -28,8 +28,8 @@ def _corrected(**changes: object) -> CorrectedRate:
     ]
     plain = CorrectedRate(
         judge="strict", value=0.573, ci_low=0.52, ci_high=0.62, confidence_level=0.95, standard_error=0.025, n_labels=64,
-        n_users=60, n_pairs=412, lam=0.7, gain=1.8, sampling="known", sources=["page"], decides=True, method="prediction-powered, fixed",
-        errors=errors,
+        n_users=60, n_pairs=412, lam=0.7, gain=1.8, sampling="known", sources=["page"], decides=True,
+        method="prediction-powered, fixed", errors=errors,
     )  # fmt: skip
     return dataclasses.replace(plain, **changes)
 
