@@ -34,7 +34,6 @@ from evalpipe.stats.sequential import Fixed
 from evalpipe.stats.srm import win_rate_bounds
 
 _SQL = sql_statements("evalpipe.analysis", "judges.sql")
-_CORRECTED = sql_statements("evalpipe.analysis", "corrected.sql")
 
 LENGTH_BINS = 5
 SETTLED = "CREATE TEMP TABLE IF NOT EXISTS judging_settled (judgment_id VARCHAR, usd DOUBLE)"
@@ -339,7 +338,7 @@ PREFIX = "label:"
 
 def prepare_labels(connection: Connection, *, experiment: str) -> None:
     """`ev_label_rows`: every label; `ev_labels`: one preference per source and pair (the mean where several labelled it)."""
-    connection.execute(_CORRECTED["label_rows"], {"experiment": experiment})
+    connection.execute(_SQL["label_rows"], {"experiment": experiment})
     connection.execute(
         "CREATE OR REPLACE TEMP TABLE ev_labels AS SELECT source, id, any_value(u) AS u, avg(preference) AS preference "
         "FROM ev_label_rows GROUP BY source, id"

@@ -16,6 +16,15 @@ from event_rates import report_event_rates, simulate_event_rates
 from few_users import report_few_users, simulate_few_users
 from identical_arms import ENLARGED, report_identical_arms, simulate_identical_arms
 from judged_pairs import report_judged_pairs, simulate_judged_pairs
+from labels import (
+    BIASES,
+    report_coverage_of_labels,
+    report_labels_through_analyze,
+    report_looks_at_labels,
+    simulate_coverage_of_labels,
+    simulate_labels_through_analyze,
+    simulate_looks_at_labels,
+)
 from lines import Line
 from missing_usage import (
     report_cheaper,
@@ -335,4 +344,46 @@ EQUAL_ARMS = [
 
 COVERAGE = [_coverage("shadow", "fixed"), _coverage("shadow", "anytime"), _coverage("ab", "anytime")]
 
-PARTS = [*STATISTICS, *DECISIONS, *COVERAGE, *EQUAL_ARMS]
+LABELS = [
+    *(
+        Part(
+            name=f"labels-coverage-{round(100 * bias)}",
+            simulate=simulate_coverage_of_labels,
+            report=report_coverage_of_labels,
+            replications=2000,
+            per_chunk=250,
+            seed=80 + number,
+            parameters={"bias": bias, "truth": 0.55},
+            packages=ANALYSIS,
+        )
+        for number, bias in enumerate(BIASES)
+    ),
+    *(
+        Part(
+            name=f"labels-looks-{round(100 * bias)}{'-growing' if growing else ''}{'-known' if known else ''}",
+            simulate=simulate_looks_at_labels,
+            report=report_looks_at_labels,
+            replications=1000,
+            per_chunk=100,
+            seed=90 + number,
+            parameters={"bias": bias, "growing": growing, "known": known},
+            packages=ANALYSIS,
+        )
+        for number, (bias, growing, known) in enumerate(
+            [(0.0, False, False), (0.08, False, False), (0.15, False, False), (0.08, True, False), (0.08, True, True)]
+        )
+    ),
+    Part(
+        name="labels-through-analyze",
+        simulate=simulate_labels_through_analyze,
+        report=report_labels_through_analyze,
+        replications=200,
+        per_chunk=20,
+        seed=99,
+        parameters={"bias": 0.08, "n_labels": 100},
+        packages=ANALYSIS,
+    ),
+]
+"""People's labels"""
+
+PARTS = [*STATISTICS, *LABELS, *DECISIONS, *COVERAGE, *EQUAL_ARMS]

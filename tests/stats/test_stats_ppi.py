@@ -227,3 +227,13 @@ def test_neyman_allocation_spends_the_budget() -> None:
     }
     assert ppi.neyman_allocation({"a": 10, "b": 30}, {"a": 0, "b": 0}, 4) == {"a": 1, "b": 3}
     assert ppi.neyman_allocation({}, {}, 4) == {}
+
+
+def test_draw_probabilities_add_up_to_the_budget() -> None:
+    # u = 1, 1, 2: 3·(½·¼ + ½·⅓) = .875 for the first two, 3·(½·½ + ½·⅓) = 1.25, at most 1, for the last.
+    assert ppi.draw_probabilities([1, 1, 2], 3) == pytest.approx([0.875, 0.875, 1.0])
+    assert ppi.draw_probabilities(np.arange(1, 101), 10).sum() == pytest.approx(10)
+    assert ppi.draw_probabilities([0, 0], 1) == pytest.approx([0.5, 0.5])
+    assert len(ppi.draw_probabilities([], 3)) == 0
+    with pytest.raises(ValueError, match="must not be negative"):
+        ppi.draw_probabilities([-1, 1], 3)
