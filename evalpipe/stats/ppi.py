@@ -33,6 +33,8 @@ REFRESH = 200
 """users between two updates of a running λ, at most"""
 DEFAULT_N_STAR_LABELS = 200
 """labelled users at which the confidence sequence is tightest"""
+LEAST_LEFT = 0.2
+"""a user's residual is divided by 1 − leverage, or by this where that is less"""
 METHOD = "prediction-powered"
 
 
@@ -268,7 +270,8 @@ def active_mean(
     """The mean over users of their items, of which some were labelled with unequal known probabilities π.
 
     δ_i = g_i + (ξ_i/π_i)(Y_i − g_i), ξ_i = 1 where there is a label; a user's δ is the mean over their items; θ = mean δ,
-    se² = var(δ)/users with n − 1, t with labelled users − 2 degrees of freedom (− 1 where λ is given).
+    se² = var(δ)/users with n − 1 (`scaled`: with residuals over 1 − leverage, as c and λ are fitted to the same labels), t with
+    labelled users − 2 degrees of freedom (− 1 where λ is given).
 
     Args:
         items: all items.
@@ -534,7 +537,12 @@ def _active(
     point, users = float(delta.mean()), len(delta)
     if n < 2:
         return Corrected(estimate=replace(_empty("one_cluster", alpha), point=point, n=n_labels, n_clusters=n), lam=lam)
-    variance = float(delta.var(ddof=1)) / users
+    terms = (delta - point) / math.sqrt(users * (users - 1))
+    without = (alone - alone.mean()) / math.sqrt(users * (users - 1))
+    if centred:
+        terms = _regression_terms(drawn, lam, tuned=tuned)
+        without = _regression_terms(drawn, 0.0, tuned=False)
+    variance = float(terms @ terms)
     return Corrected(
         estimate=_interval(
             point,
@@ -546,10 +554,33 @@ def _active(
             alpha=alpha,
         ),
         lam=lam,
-        gain=_gain(float(alone.var(ddof=1)) / users, variance) if lam else 1.0,
+        gain=_gain(float(without @ without), variance) if lam else 1.0,
         v_labels=variance,
-        terms=(delta - point) / math.sqrt(users * (users - 1)),
+        terms=terms,
     )
+
+
+def _regression_terms(drawn: _Drawn, lam: float, *, tuned: bool) -> Array:
+    """Each user's part of the error of c + λ(f̄ of all − f̄ of the labelled): the labelled users' residuals, each over 1 − its
+    leverage in the regression of labels on the judge's values, beside what the user adds to the mean of all.
+
+    c and λ are fitted to the labels, so that the plain residuals are too small: with 20 labels the interval of their variance
+    covers 91 %, this one 94 to 95 %.
+    """
+    labelled = drawn.inverse > 0
+    weight = drawn.per_item * drawn.inverse
+    total = float(weight.sum())
+    deviations = np.where(labelled, drawn.f - float(weight @ drawn.f / total), 0.0)
+    residuals = np.where(labelled, drawn.label - float(weight @ drawn.label / total) - lam * deviations, 0.0)
+    leverage = weight / total
+    squares = float(weight @ deviations**2)
+    if tuned and lam > 0 and squares > 0:
+        leverage = leverage + weight * deviations**2 / squares
+    of_user = np.asarray(np.bincount(drawn.users, weights=leverage), float)
+    label_terms = np.bincount(drawn.users, weights=weight * residuals) / total / np.maximum(1 - of_user, LEAST_LEFT)
+    users = len(of_user)
+    means = drawn.by_user(drawn.f)
+    return np.asarray(label_terms + lam * (means - means.mean()) / math.sqrt(users * max(1, users - 1)))
 
 
 def _stream(drawn: _Drawn, refresh: int) -> Array:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from evalpipe.stats import betting, event_rates, quantiles
+from evalpipe.stats import betting, event_rates, ppi, quantiles
 from evalpipe.stats.clusters import arm_aggregate
 from evalpipe.stats.means import unpaired_difference
 
@@ -66,3 +66,60 @@ def test_effective_events_are_at_most_the_events_seen() -> None:
     assert event_rates.effective_events(10, 100, 50, 0.1 * 0.9 / 40) == pytest.approx((4, 40))
     assert event_rates.effective_events(10, 100, 50, 0.1 * 0.9 / 4000) == pytest.approx((10, 100))
     assert event_rates.effective_events(10, 100, 4, 0.1 * 0.9 / 4000) == pytest.approx((0.4, 4))  # 4 users: one each
+
+
+def _labelled_pairs(rng: np.random.Generator, truth: float, bias: float, n_users: int) -> tuple[np.ndarray, ...]:
+    """(users, people's, the judge's preferences) of one to three pairs a user; the judge is right in .8 of each order, then turns
+    verdicts for control until its mean is `bias` above the truth."""
+    users = np.repeat(np.arange(n_users), rng.integers(1, 4, n_users))
+    people = (rng.random(len(users)) < rng.beta(8 * truth, 8 - 8 * truth, n_users)[users]).astype(float)
+    plain = 0.2 + 0.6 * truth
+    turned = (truth + bias - plain) / (1 - plain)
+    orders = [np.where(rng.random(len(users)) < 0.8, people, 1 - people) for _ in range(2)]
+    return users, people, sum(np.where(rng.random(len(users)) < turned, 1.0, one) for one in orders) / 2
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_mean_corrected_by_fifty_labels_covers_though_the_judge_is_biased(known: bool) -> None:
+    rng = np.random.default_rng(30 + known)
+    replications, hits, judged_hits = 400, 0, 0
+    for _ in range(replications):
+        users, people, judged = _labelled_pairs(rng, 0.55, 0.15, 200)
+        probability = np.where(judged == 0.5, 1.4, 0.9) * 50 / len(users)
+        drawn = rng.random(len(users)) < (probability if known else 50 / len(users))
+        items = ppi.Items(f=judged, y=np.where(drawn, people, np.nan), probability=probability, users=users)
+        if known:
+            estimate = ppi.active_mean(items).estimate
+        else:
+            weight = 1 / np.bincount(users)[users]
+            sums = [
+                np.bincount(users, weights=weight * part)
+                for part in (people * drawn, judged * drawn, drawn, judged * ~drawn, ~drawn)
+            ]
+            estimate = ppi.ppi_users(
+                ppi.UserSums(**dict(zip(("y", "f", "n", "rest", "n_rest"), sums, strict=True)))
+            ).estimate
+        hits += (estimate.ci_low or 0) <= 0.55 <= (estimate.ci_high or 0)
+        means = np.bincount(users, weights=judged) / np.bincount(users)
+        judged_hits += abs(means.mean() - 0.55) <= 1.96 * means.std(ddof=1) / math.sqrt(200)
+    assert within(hits / replications, 0.94, replications)
+    assert judged_hits / replications < 0.05  # the judge alone, 15 points off
+
+
+def test_a_corrected_mean_holds_at_every_look() -> None:
+    rng = np.random.default_rng(32)
+    replications, crossed, naive = 100, 0, 0
+    for _ in range(replications):
+        users, people, judged = _labelled_pairs(rng, 0.5, 0.08, 200)
+        order = rng.permutation(len(users))
+        wrong = {"any": False, "one": False}
+        for n in range(60, 240, 20):
+            drawn = np.isin(np.arange(len(users)), order[:n])
+            probability = np.full(len(users), n / len(users))
+            items = ppi.Items(f=judged, y=np.where(drawn, people, np.nan), probability=probability, users=users)
+            for name, found in (("any", ppi.anytime_mean(items, refresh=20)), ("one", ppi.active_mean(items))):
+                low, high = found.estimate.ci_low or 0, found.estimate.ci_high or 1
+                wrong[name] |= found.estimate.status == "ok" and not low <= 0.5 <= high
+        crossed, naive = crossed + wrong["any"], naive + wrong["one"]
+    assert crossed / replications <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / replications)
+    assert naive > crossed
