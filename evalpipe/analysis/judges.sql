@@ -23,6 +23,6 @@ FROM calls;
 -- name: label_rows
 -- Every label of a request of the experiment.
 CREATE OR REPLACE TEMP TABLE ev_label_rows AS
-SELECT source, coalesce(labeller, labeler) AS labeller, hash(request_id) AS id, i.u, preference, probability
+SELECT source, labeler AS labeller, hash(request_id) AS id, i.u, preference, probability
 FROM labels l JOIN ev_ids i ON i.id = hash(l.request_id)
 WHERE l.experiment = $experiment AND preference IS NOT NULL;

@@ -117,8 +117,8 @@ def test_a_win_rate_that_decides_nothing_is_not_replaced() -> None:
 
 def test_several_labels_of_a_pair_are_one() -> None:
     people = _people()
-    first = _labels(people, range(50), labeller="ann")
-    second = _labels(1 - people, range(10), labeller="bob")
+    first = _labels(people, range(50), labeler="ann")
+    second = _labels(1 - people, range(10), labeler="bob")
     found = run(both_arms(N), verdicts(_judged(people)), labels=pd.concat([first, second]))
     assert found.corrected is not None and found.corrected.n_labels == 50
     # The ten pairs on which both disagree are ties: the classical mean would be ½ of each.

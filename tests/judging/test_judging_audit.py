@@ -74,7 +74,7 @@ def test_audit_reports_each_person_and_what_to_label_next(tmp_path: Path) -> Non
                         request_id=f"p{i}",
                         preference=float(i % 2 if k >= wrong else 1 - i % 2),
                         source="page",
-                        labeller=who,
+                        labeler=who,
                         probability=0.4,
                     )
                     for k, i in enumerate([0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12])

@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import duckdb
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -420,26 +419,3 @@ def test_files_of_an_older_schema_are_read_with_nulls(tmp_path: Path) -> None:
         rows = store.connection.sql("SELECT request_id, prompt, forced FROM exchanges ORDER BY 1").fetchall()
     assert rows == [("r0", None, None), ("r1", "Q", None)]
     assert write(tmp_path, [exchange("r0"), exchange("r2")]) == 1
-
-
-def test_labels_of_two_people_are_two_also_beside_files_without_their_names(tmp_path: Path) -> None:
-    folder = tmp_path / "labels" / "experiment=exp"
-    folder.mkdir(parents=True)
-    older = BY_NAME["labels"].schema
-    columns = [name for name in older.names if name not in {"labeller", "probability", "stratum"}]
-    row = {"request_id": "r1", "preference": 1.0, "source": "human"}
-    old = pa.Table.from_pylist([row], schema=older).select(columns)
-    pq.write_table(old, folder / "old.parquet")
-    labels = [
-        Label(request_id="r1", preference=1.0, source="human"),  # the one that is there
-        Label(request_id="r1", preference=1.0, source="page", labeller="ann", probability=0.25, stratum="tie"),
-        Label(request_id="r1", preference=0.0, source="page", labeller="bob", probability=0.25),
-    ]
-    with open_store(tmp_path, "exp") as store:
-        assert store.write_labels(labels) == 2
-    with open_store(tmp_path, "exp") as store:
-        assert store.write_labels(labels) == 0
-        found = store.connection.sql(
-            "SELECT labeller, probability, stratum FROM labels ORDER BY labeller NULLS FIRST"
-        ).fetchall()
-    assert found == [(None, None, None), ("ann", 0.25, "tie"), ("bob", 0.25, None)]
