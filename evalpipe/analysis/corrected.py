@@ -57,6 +57,7 @@ class LabelledPairs:
 
     Attributes:
         users: each pair's user, from 0.
+        units: the users by number.
         judged: the judge's preference for the treatment, in [0, 1].
         labels: people's; NaN where there is none that is used.
         probability: with which the pair was drawn for labelling; NaN where it is not known.
@@ -66,6 +67,7 @@ class LabelledPairs:
     """
 
     users: npt.NDArray[np.int64]
+    units: npt.NDArray[np.uint64]
     judged: Array
     labels: Array
     probability: Array
@@ -130,6 +132,7 @@ def read_labelled(connection: Connection, judge: JudgeSummary | None) -> Labelle
     named = connection.execute("SELECT DISTINCT source FROM ev_label_rows ORDER BY source").fetchall()
     return LabelledPairs(
         users=np.asarray(found["u"], np.int64),
+        units=_first_of_each(np.asarray(found["unit"], np.uint64), np.asarray(found["u"], np.int64)),
         judged=columns["x"],
         labels=np.where(used, labels, np.nan),
         probability=probability,
@@ -182,6 +185,11 @@ def _correct(pairs: LabelledPairs, looking: LookPlan, level: float, lam: float |
     if pairs.known:
         return ppi.active_mean(pairs.items(), lam=lam, multiplier=multiplier, alpha=level)
     return ppi.ppi_users(pairs.sums(), lam=lam, multiplier=multiplier, alpha=level)
+
+
+def _first_of_each(values: npt.NDArray[np.uint64], groups: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+    """One value of each group, by the group's number."""
+    return values[np.unique(groups, return_index=True)[1]] if len(groups) else values
 
 
 def judge_error(pairs: LabelledPairs, *, alpha: float) -> list[JudgeError]:
@@ -303,6 +311,7 @@ def _measured(pairs: LabelledPairs, looking: LookPlan) -> Measured:
         found = correct(pairs, looking, level, lam=0.0 if status == "too_few_labels" else None).estimate
         return from_half(replace(found, status=status, note=note), scale)
 
+    terms = correct(pairs, looking, looking.alpha, lam=0.0 if status == "too_few_labels" else None).terms
     shown = at(looking.alpha, "absolute")
     point, low, high = (None if one is None else one + 0.5 for one in (shown.point, shown.ci_low, shown.ci_high))
     return Measured(
@@ -310,6 +319,7 @@ def _measured(pairs: LabelledPairs, looking: LookPlan) -> Measured:
         treatment=ArmValue(value=point, n=pairs.n_labels, ci_low=low, ci_high=high),
         control=ArmValue(value=one_minus(point), n=pairs.n_labels, ci_low=one_minus(high), ci_high=one_minus(low)),
         at=at,
+        user_terms=(pairs.units.tolist(), terms.tolist()) if len(terms) == len(pairs.units) else None,
     )
 
 

@@ -17,4 +17,4 @@ WITH labels_of AS (
   FROM ev_verdicts v JOIN ev_chosen c USING (id) LEFT JOIN labels_of USING (id)
   WHERE v.judge = $judge AND v.fingerprint = $fingerprint AND v.complete AND NOT c.later
 )
-SELECT dense_rank() OVER (ORDER BY hash(u), u) - 1 AS u, x, y, p FROM counted ORDER BY hash(u), counted.u, id;
+SELECT dense_rank() OVER (ORDER BY hash(u), u) - 1 AS u, u AS unit, x, y, p FROM counted ORDER BY hash(u), counted.u, id;

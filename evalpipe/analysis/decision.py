@@ -511,6 +511,10 @@ def measure_utility(connection: Connection, placed: Sequence[DecisionMetric], lo
             continue
         factor = one.terms.weight / one.terms.margin * one.metric.sign
         score += factor * point
+        if one.measured.user_terms is not None:
+            by_half = 2 if one.terms.scale == "relative" else 1
+            parts.append(_given_terms(connection, one.measured.user_terms, factor * by_half))
+            continue
         parts.append(_terms(one, factor, position, ratios, paired=look.paired))
     if not parts:
         return None
@@ -527,6 +531,15 @@ def measure_utility(connection: Connection, placed: Sequence[DecisionMetric], lo
         groups.append(UtilityGroup(n_clusters=row["g"], sum_squares=row["squares"] or 0.0, m3sum=row["cubes"]))
     n = max((one.measured.treatment.n for one in chosen), default=0)
     return utility(score, groups, n=n, multiplier=look.multiplier("utility"), alpha=look.alpha)
+
+
+def _given_terms(connection: Connection, terms: tuple[Sequence[int], Sequence[float]], factor: float) -> str:
+    """SELECT of (u, treated, e) of the corrected win rate, whose users' parts of the error were computed with it."""
+    connection.execute(
+        "CREATE OR REPLACE TEMP TABLE ev_given_terms AS SELECT unnest($1::UBIGINT[]) AS u, unnest($2::DOUBLE[]) AS e",
+        [list(terms[0]), list(terms[1])],
+    )
+    return f"SELECT u, true AS treated, {factor!r}::DOUBLE * e AS e FROM ev_given_terms"
 
 
 def _terms(one: DecisionMetric, factor: float, position: int, ratios: Sequence[str], *, paired: bool) -> str:

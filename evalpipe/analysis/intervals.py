@@ -53,6 +53,7 @@ class Measured:
         treatment: the treatment's.
         at: `at(alpha, scale)` is the difference at a level: treatment − control, or treatment / control − 1.
         missing: what is unknown of its values; None where none can be, or nothing was measured at all.
+        user_terms: (users, each user's part of the error of the difference), for a metric whose sums per user are in no table.
     """
 
     metric: Metric
@@ -60,6 +61,7 @@ class Measured:
     treatment: ArmValue
     at: Callable[[float, Scale], Estimate]
     missing: Missing | None = None
+    user_terms: tuple[Sequence[int], Sequence[float]] | None = None
 
     def both(self, level: float) -> tuple[Estimate, Estimate]:
         """The difference and the relative difference at a level, which agree on whether there is one.

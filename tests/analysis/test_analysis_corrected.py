@@ -21,6 +21,7 @@ QUALITY_ALONE = {
     for name in ("error_rate", "timeout_rate", "p50_latency_ms", "cost_per_request_usd")
 }
 """of so few pairs no rate of errors is shown to be within its margin"""
+METRICS_BESIDE = ("error_rate", "timeout_rate", "empty_rate", "p50_latency_ms", "cost_per_request_usd")
 
 
 def _people(seed: int = 1, n: int = N, win: float = 0.6) -> np.ndarray[Any, Any]:
@@ -271,6 +272,20 @@ def test_the_switch_is_a_recorded_change_of_what_decides() -> None:
     assert "people's labels correct the win rate" in " ".join(one.why for one in after.decision.changes)
     _, same = take_look(look(80), record, mode="shadow", settings=settings, data="c")
     assert same.set_number == 2  # more labels are no further change
+
+
+@pytest.mark.parametrize("looks", ["fixed", "anytime"])
+def test_policy_utility_weighs_the_corrected_win_rate_with_its_own_error(looks: str) -> None:
+    """Where nothing else has a weight, the sum is the corrected difference in margins, and its error that of the labels."""
+    nothing = {name: MetricRule(weight=0.0) for name in METRICS_BESIDE}
+    found = _analysis(100, looks=looks, policy="utility", metrics=nothing)
+    row, decision = metric(found, "win_rate_corrected"), found.decision
+    assert decision.utility == pytest.approx(row.difference / 0.03)
+    assert decision.utility_low is not None and decision.utility_high is not None
+    width = (decision.utility_high - decision.utility_low) * 0.03
+    assert width == pytest.approx(row.ci_high - row.ci_low, rel=0.15)  # another number of users in c
+    own = metric(found, "win_rate")
+    assert width > 1.3 * (own.ci_high - own.ci_low)
 
 
 def test_what_a_consistency_can_hide() -> None:

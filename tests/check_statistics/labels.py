@@ -267,6 +267,7 @@ def _labelled(
     given = np.full(len(users), np.nan) if probability is None else probability
     return LabelledPairs(
         users=np.asarray(place[order], np.int64),
+        units=np.arange(int(place.max()) + 1, dtype=np.uint64),
         judged=judged[order],
         labels=np.where(chosen, people, np.nan)[order],
         probability=np.where(chosen, given, np.nan)[order],
