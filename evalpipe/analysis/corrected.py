@@ -277,7 +277,8 @@ def place_corrected(
         return list(placed)
     if n < LABELS_TO_DECIDE and settings.labels != "required":
         return list(placed)
-    measured = _lacking(n) if pairs is None or n < LABELS_TO_DECIDE else _measured(pairs, looking)
+    left_out = 0 if pairs is None else pairs.n_left_out
+    measured = _lacking(n, left_out) if pairs is None or n < LABELS_TO_DECIDE else _measured(pairs, looking)
     found = []
     for one in placed:
         if one is own:
@@ -287,10 +288,12 @@ def place_corrected(
     return found
 
 
-def _lacking(n: int) -> Measured:
+def _lacking(n: int, n_left_out: int) -> Measured:
     """Too few labels, where they are required."""
     more = LABELS_TO_DECIDE - n
     there = "none is there" if n == 0 else f"{n} {'is' if n == 1 else 'are'} there"
+    if n_left_out:
+        there += f" ({n_left_out} more have no verdict that counts, or are of another sample)"
     note = (
         f"the win rate is to be corrected by people's labels of at least {LABELS_TO_DECIDE} pairs "
         f'(labels = "required" in [decision]), and {there}: label {more} more pair{"" if more == 1 else "s"}'

@@ -21,8 +21,9 @@ SELECT count(DISTINCT request_id), sum(cost_usd),
 FROM calls;
 
 -- name: label_rows
--- Every label of a request of the experiment.
+-- Every label of a request of the experiment. A probability that is none is not known.
 CREATE OR REPLACE TEMP TABLE ev_label_rows AS
-SELECT source, labeler AS labeller, hash(request_id) AS id, i.u, preference, probability
+SELECT source, labeler AS labeller, hash(request_id) AS id, i.u, preference,
+  CASE WHEN probability > 0 AND probability <= 1 THEN probability END AS probability
 FROM labels l JOIN ev_ids i ON i.id = hash(l.request_id)
 WHERE l.experiment = $experiment AND preference IS NOT NULL;

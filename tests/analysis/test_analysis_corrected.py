@@ -107,6 +107,29 @@ def test_required_labels_are_waited_for(n: int, more: str) -> None:
     assert "win_rate_corrected" in found.decision.blocking
 
 
+def test_labels_of_pairs_without_a_verdict_are_counted() -> None:
+    people = _people()
+    found = run(both_arms(60), labels=_labels(people, range(55)), label_mode="required")
+    assert "none is there (55 more have no verdict that counts" in found.decision.headline
+    assert found.corrected is not None and (found.corrected.n_labels, found.corrected.n_left_out) == (0, 55)
+
+
+def test_a_probability_that_is_none_is_not_known() -> None:
+    found = run(
+        both_arms(N), verdicts(_judged(_people())), labels=_labels(_people(), range(60), probability=[0.0, 1.5] * 30)
+    ).corrected
+    assert found is not None and (found.sampling, found.n_labels) == ("random", 60)
+
+
+def test_labels_of_one_user_conclude_nothing() -> None:
+    people = _people()
+    found = run(
+        both_arms(N, n_users=1), verdicts(_judged(people)), labels=_labels(people, range(100)), pairs_per_unit=0
+    )
+    assert metric(found, "win_rate_corrected").status == "one_cluster"
+    assert found.corrected is not None and found.corrected.errors[0].status == "one_cluster"
+
+
 def test_required_labels_decide_when_they_are_there() -> None:
     assert metric(_analysis(60, label_mode="required"), "win_rate_corrected").status == "ok"
 
