@@ -296,7 +296,8 @@ def _lacking(n: int, n_left_out: int) -> Measured:
         there += f" ({n_left_out} more have no verdict that counts, or are of another sample)"
     note = (
         f"the win rate is to be corrected by people's labels of at least {LABELS_TO_DECIDE} pairs "
-        f'(labels = "required" in [decision]), and {there}: label {more} more pair{"" if more == 1 else "s"}'
+        f'(labels = "required" in [decision]), and {there}: label {more} more pair{"" if more == 1 else "s"} '
+        "with `evalpipe label`"
     )
     empty = unmeasured(METRIC, "too_few_labels")
 

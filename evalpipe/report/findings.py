@@ -338,12 +338,12 @@ def _label_more(analysis: Analysis) -> str:
         return ""
     needed = LABELS_TO_DECIDE if found is None else found.needed_labels
     if needed:
-        return f"Label {format_counted(needed, 'more pair')}."
+        return f"Label {format_counted(needed, 'more pair')}: `evalpipe label`."
     if row is None:  # labels = "off"
         return 'Set `labels = "auto"` in [decision], so that the corrected win rate decides.'
     if row.expected_more_requests:
-        return f"Label about {format_counted(row.expected_more_requests, 'more pair')}."
-    return "Label more pairs."
+        return f"Label about {format_counted(row.expected_more_requests, 'more pair')}: `evalpipe label`."
+    return "Label more pairs: `evalpipe label`."
 
 
 def _days(days: float) -> str:

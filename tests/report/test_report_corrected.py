@@ -110,8 +110,8 @@ def test_what_to_label_next_is_a_step() -> None:
     )
     first = report_view(found).first
     assert first.lead == "Too few pairs are labelled by people."
-    assert first.next[0] == "Label 30 more pairs."
+    assert first.next[0] == "Label 30 more pairs: `evalpipe label`."
     measured = dataclasses.replace(row, status="ok", n=64, expected_more_requests=120)
     open_ = dataclasses.replace(waiting, rule="collect_more")
     found = dataclasses.replace(found, metrics=[*base.metrics, measured], decision=open_, corrected=_corrected())
-    assert report_view(found).first.next[0] == "Label about 120 more pairs."
+    assert report_view(found).first.next[0] == "Label about 120 more pairs: `evalpipe label`."

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -419,3 +420,23 @@ def test_files_of_an_older_schema_are_read_with_nulls(tmp_path: Path) -> None:
         rows = store.connection.sql("SELECT request_id, prompt, forced FROM exchanges ORDER BY 1").fetchall()
     assert rows == [("r0", None, None), ("r1", "Q", None)]
     assert write(tmp_path, [exchange("r0"), exchange("r2")]) == 1
+
+
+def test_labels_hold_how_the_pair_was_drawn_also_beside_older_files(tmp_path: Path) -> None:
+    folder = tmp_path / "labels" / "experiment=exp"
+    folder.mkdir(parents=True)
+    schema = BY_NAME["labels"].schema
+    columns = ["request_id", "preference", "source", "labeler", "labeled_at", "note"]
+    row = {"request_id": "r1", "preference": 1.0, "source": "human"}
+    pq.write_table(pa.Table.from_pylist([row], schema=schema).select(columns), folder / "old.parquet")
+    labels = [
+        Label(request_id="r1", preference=1.0, source="human"),  # the one that is there
+        Label(request_id="r1", preference=1.0, source="page", labeler="ann", probability=0.25, stratum="tie"),
+    ]
+    with open_store(tmp_path, "exp") as store:
+        assert store.write_labels(labels) == 1
+    with open_store(tmp_path, "exp") as store:
+        found = store.connection.sql(
+            "SELECT labeler, probability, stratum FROM labels ORDER BY ALL NULLS FIRST"
+        ).fetchall()
+    assert found == [(None, None, None), ("ann", 0.25, "tie")]
