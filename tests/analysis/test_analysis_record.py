@@ -239,7 +239,10 @@ def test_the_decision_in_force_names_its_look() -> None:
     assert (later.decision.recommendation, later.decision.decided_look) == ("ship", 2)
     assert later.decision.reasons[0].startswith("This was decided at look 2")
     # What is quoted by itself does not pass the numbers of that day for today's.
-    assert later.decision.headline == f"{first.decision.headline.rstrip('.')} (numbers of look 2, {first.decision.decided_at})."
+    assert (
+        later.decision.headline
+        == f"{first.decision.headline.rstrip('.')} (numbers of look 2, {first.decision.decided_at})."
+    )
     assert [check.status for check in later.checks if check.name == "nonstationary"] == ["pass"]
     moved, _ = _look(record, _analysis(*MORE[:2], low=-0.2, high=-0.1), "d4")
     assert [check.status for check in moved.checks if check.name == "nonstationary"] == ["warn"]
