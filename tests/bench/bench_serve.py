@@ -92,7 +92,7 @@ async def browser(url: str) -> AsyncIterator[None]:
         launched = await playwright.chromium.launch(executable_path=wanted, args=["--no-sandbox", "--disable-gpu"])
         page = await launched.new_page()
         await page.goto(url)
-        await page.wait_for_function("document.getElementById('live').textContent.startsWith('Live')")
+        await page.get_by_text("Live, ").wait_for()
         yield
         await launched.close()
 
