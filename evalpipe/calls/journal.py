@@ -8,6 +8,7 @@ which adds no id twice, and then removes the journal; a crash between the two re
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
@@ -20,11 +21,12 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from evalpipe.errors import EvalpipeError, WorkspaceBusyError
-from evalpipe.files import FULL, make_folder, sync_folder, try_lock, unlink_synced
+from evalpipe.files import FULL, make_folder, sync_folder, try_lock, unlink_synced, write_synced
 from evalpipe.models import Judgment
 from evalpipe.text import well_formed
 
 Row = TypeVar("Row")
+logger = logging.getLogger(__name__)
 
 _ENCODER = msgspec.json.Encoder()
 _ROWS_AT_ONCE = 20_000
@@ -161,13 +163,17 @@ def compact_rows(
     kind: RowKind[Row],
     write: Callable[[Sequence[Row]], int],
     *,
+    rejected: Path,
     keep: Path | None = None,
     in_flight: frozenset[str] = frozenset(),
 ) -> int:
     """Every finished journal in `folder` into the store; the rows added. `keep`: the journal being written, which has
-    what is `in_flight`."""
+    what is `in_flight`. `rejected`: folder for whole lines that cannot be read, which were paid for: they are kept there
+    as `load` keeps those of a log."""
     paths = [path for path in sorted(folder.glob("journal-*.jsonl")) if path != keep]
     rows = {kind.id_of(row): row for path in paths for row in read_rows(path, kind)}
+    for path in paths:
+        _keep_unreadable(path, kind, rejected)
     found = [row for row_id, row in rows.items() if row_id not in in_flight]
     n_added = sum(write(found[start : start + _ROWS_AT_ONCE]) for start in range(0, len(found), _ROWS_AT_ONCE))
     if paths:
@@ -177,13 +183,39 @@ def compact_rows(
 
 def read_rows(path: Path, kind: RowKind[Row]) -> Iterator[Row]:
     """The rows of a journal, broken lines left out (a torn last line is all that a crash can leave)."""
+    for _, found in _lines(path, kind):
+        yield from found
+
+
+def _lines(path: Path, kind: RowKind[Row]) -> Iterator[tuple[bytes, Sequence[Row]]]:
+    """Every line as it is in the file, and its row; no row where it cannot be read."""
     decoder = msgspec.json.Decoder(kind.type)
     with path.open("rb") as file:
         for line in file:
             try:
-                yield decoder.decode(line.strip(b"\0"))
+                yield line, (decoder.decode(line.strip(b"\0")),)
             except (msgspec.DecodeError, ValueError):
-                continue
+                yield line, ()
+
+
+def _keep_unreadable(path: Path, kind: RowKind[Row], rejected: Path) -> None:
+    """Whole lines that cannot be read, as another version's format, into a file of their own; a torn one holds nothing."""
+    found = [
+        {
+            "file": str(path),
+            "line": number,
+            "reason": "unreadable in a journal",
+            "text": line.decode("utf-8", "replace"),
+        }
+        for number, (line, rows) in enumerate(_lines(path, kind), 1)
+        if not rows and line.endswith(b"\n") and line.strip(b"\0 \t\r\n")
+    ]
+    if found:
+        kept = rejected / path.name
+        write_synced(kept, b"".join(_ENCODER.encode(one) + b"\n" for one in found))
+        logger.warning(
+            "%d lines of %s cannot be read, and are kept in %s: calls in them were paid for", len(found), path, kept
+        )
 
 
 # The journal of judgments.
@@ -207,11 +239,12 @@ def compact(
     folder: Path,
     write: Callable[[Sequence[Judgment]], int],
     *,
+    rejected: Path,
     keep: Path | None = None,
     in_flight: frozenset[str] = frozenset(),
 ) -> int:
     """Every finished journal of judgments in `folder` into the store; the rows added."""
-    return compact_rows(folder, JUDGMENTS, write, keep=keep, in_flight=in_flight)
+    return compact_rows(folder, JUDGMENTS, write, rejected=rejected, keep=keep, in_flight=in_flight)
 
 
 def read_journal(path: Path) -> Iterator[Judgment]:

@@ -696,6 +696,10 @@ def _counted(counts: Counter[str], most: int = 5) -> str:
 # Rejected lines: `data/rejected/NAME.jsonl` holds each with its file, its line number and the reason.
 
 
+def rejected_folder(data: Path) -> Path:
+    return data / "rejected"
+
+
 class RejectedLines:
     """The broken lines of one source file. Written once, at the end, over what an earlier load of the file left there:
     loading twice puts nothing aside twice."""
@@ -704,7 +708,7 @@ class RejectedLines:
         self._source = source
         # Two files of one name in different folders keep apart.
         mark = hashlib.sha256(str(source.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:8]
-        self.path = data / "rejected" / f"{source.name[:120]}.{mark}.jsonl"
+        self.path = rejected_folder(data) / f"{source.name[:120]}.{mark}.jsonl"
         self._lines: list[bytes] = []
 
     def __len__(self) -> int:

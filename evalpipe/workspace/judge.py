@@ -26,6 +26,7 @@ from evalpipe.judging.runner import Runner
 from evalpipe.judging.spec import JudgeSpec, judge_names
 from evalpipe.judging.stopping import EarlyStopper, LookResult, planned_pairs
 from evalpipe.stats.betting import SIGMA2_BOTH_ORDERS, SIGMA2_ONE_ORDER
+from evalpipe.store.load import rejected_folder
 from evalpipe.store.query import Selection, Store, open_store, readable
 from evalpipe.text import within_sentence
 from evalpipe.workspace.analyze import mode_of, planned_record, settings_of
@@ -101,11 +102,14 @@ def judge_online(workspace: Workspace, store: Store, spec: JudgeSpec, options: J
             announce=progress.write,
             watch=decider.watch if decider else lambda ask, judgment: None,
         )
+        rejected = rejected_folder(workspace.data)
         runner.rotate = rotation(
             workspace.data,
             journal,
             runner,
-            lambda path, in_flight: compact(folder, store.write_judgments, keep=path, in_flight=in_flight),
+            lambda path, in_flight: compact(
+                folder, store.write_judgments, rejected=rejected, keep=path, in_flight=in_flight
+            ),
         )
         try:
             await make_calls(runner, pages(store.connection, spec, plan), journal)
@@ -144,7 +148,9 @@ def judge(workspace: Workspace, options: JudgeOptions, *, by: JudgeBy = judge_on
                 workspace.data, name, selection=readable(workspace.data, name, options.selection), compared=True
             ) as store:
                 summaries.append(by(workspace, store, spec, options))
-                compact(journal_folder(workspace, name), store.write_judgments)
+                compact(
+                    journal_folder(workspace, name), store.write_judgments, rejected=rejected_folder(workspace.data)
+                )
             with open_store(workspace.data, name) as store:
                 summaries[-1].account = account_of(store, spec, price_of(workspace, spec))
             _check_budget(summaries[-1], spec)

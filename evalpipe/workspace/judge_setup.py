@@ -34,6 +34,7 @@ from evalpipe.judging.spec import JudgeSpec, load_judge
 from evalpipe.models import ANSWERED, ASKED_MODEL, JudgeMode
 from evalpipe.providers.base import Usage
 from evalpipe.providers.setup_faults import provider_words, shown_failure
+from evalpipe.store.load import rejected_folder
 from evalpipe.store.query import Selection, Store, open_store
 from evalpipe.workspace.call_runs import check_cap, price_of
 from evalpipe.workspace.paths import Workspace, has_record
@@ -265,7 +266,7 @@ def recover(workspace: Workspace, experiment: str) -> int:
     if not any(folder.glob("journal-*.jsonl")):
         return 0
     with open_store(workspace.data, experiment) as store:
-        return compact(folder, store.write_judgments)
+        return compact(folder, store.write_judgments, rejected=rejected_folder(workspace.data))
 
 
 # What `evalpipe judge` reports where there is nothing to judge: what was loaded, and why none of it can be.

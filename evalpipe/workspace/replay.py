@@ -30,6 +30,7 @@ from evalpipe.replay.requests import LoggedRequest, ReplayArm
 from evalpipe.replay.runner import Asked, ReplayBatches, ReplayItem, ReplayRunner, of_one, pending
 from evalpipe.replay.summary import ReplayEstimate, ReplaySummary, estimate
 from evalpipe.store.exchange_rows import ReadingRules
+from evalpipe.store.load import rejected_folder
 from evalpipe.store.load_history import take_out_replays
 from evalpipe.store.query import Selection, Store, note_control_from, open_store, readable
 from evalpipe.store.replays import ReplayAccount, account_of, folder_of, write_calls
@@ -210,7 +211,7 @@ def recover(data: Path, experiment: str) -> int:
     folder = folder_of(data, experiment)
     if not any(folder.glob("journal-*.jsonl")):
         return 0
-    return compact_rows(folder, CALLS, lambda rows: write_calls(data, experiment, rows))
+    return compact_rows(folder, CALLS, lambda rows: write_calls(data, experiment, rows), rejected=rejected_folder(data))
 
 
 def _batches_folder(data: Path, experiment: str) -> Path:
@@ -424,11 +425,14 @@ def _online(
             retries_errors=not options.with_control,
         )
 
+        rejected = rejected_folder(workspace.data)
         runner.rotate = rotation(
             workspace.data,
             journal,
             runner,
-            lambda path, in_flight: compact_rows(folder, CALLS, write, keep=path, in_flight=in_flight),
+            lambda path, in_flight: compact_rows(
+                folder, CALLS, write, rejected=rejected, keep=path, in_flight=in_flight
+            ),
         )
         try:
             await make_calls(runner, pages(store.connection, arms, account.attempts), journal)

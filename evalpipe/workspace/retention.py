@@ -24,6 +24,7 @@ from evalpipe.labels.store import has_waiting, is_labelling
 from evalpipe.models import AGAINST_ITSELF
 from evalpipe.spool.format import RequestRecord, read_record
 from evalpipe.spool.segments import holds_log, list_segments, read_lines
+from evalpipe.store.load import rejected_folder
 from evalpipe.store.parquet import private_file
 from evalpipe.store.query import open_store, writing
 from evalpipe.store.removal import Scrubber, of_requests, of_units, scrub
@@ -219,7 +220,7 @@ def _alone(workspace: Workspace, dry_run: bool) -> Iterator[None]:
         if workspace.spool.is_dir() and holds_log(workspace.spool):
             load(workspace, show_progress=False)
         with only_load(workspace.data):
-            unlink_synced(unfinished(workspace.data / "rejected", "*.jsonl"))
+            unlink_synced(unfinished(rejected_folder(workspace.data), "*.jsonl"))
             yield
 
 
@@ -278,7 +279,7 @@ def _waiting(workspace: Workspace, name: str, chosen: Callable[[RequestRecord], 
 def _old_rejects(workspace: Workspace, before: datetime, dry_run: bool) -> int:
     """Rejected lines in files that are older, which are deleted."""
     n_lines = 0
-    for path in sorted((workspace.data / "rejected").glob("*.jsonl")):
+    for path in sorted(rejected_folder(workspace.data).glob("*.jsonl")):
         if path.stat().st_mtime < before.timestamp():
             n_lines += path.read_bytes().count(b"\n")
             if not dry_run:
@@ -306,7 +307,7 @@ def _rejects_of(workspace: Workspace, words: set[str], dry_run: bool) -> int:
         json.dumps(word)[1:-1].encode("ascii") for word in wanted
     }
     n_lines = 0
-    for path in sorted((workspace.data / "rejected").glob("*.jsonl")):
+    for path in sorted(rejected_folder(workspace.data).glob("*.jsonl")):
         lines = path.read_bytes().splitlines(keepends=True)
         kept = [line for line in lines if not any(needle in line for needle in needles)]
         n_lines += len(lines) - len(kept)

@@ -385,6 +385,25 @@ def held_after(found: Workspace) -> float:
     return held(found)
 
 
+def test_a_whole_line_of_a_journal_that_cannot_be_read_is_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = Journal(tmp_path)
+    journal.begin(judgment("a"))
+    journal.append(judgment("a", JudgmentStatus.OK))
+    journal.close()
+    torn = b'{"judgment_id": "to'
+    journal.path.write_bytes(journal.path.read_bytes() + b'{"version": 9, "answer": "paid for"}\n' + torn)
+    stored: list[Judgment] = []
+    compact(tmp_path, lambda found: stored.extend(found) or len(found), rejected=tmp_path / "rejected")
+    assert [one.judgment_id for one in stored] == ["a:1"]
+    assert list(tmp_path.glob("journal-*")) == []
+    (kept,) = (tmp_path / "rejected").glob("*.jsonl")
+    (line,) = map(json.loads, kept.read_text().splitlines())
+    assert (line["line"], line["text"]) == (3, '{"version": 9, "answer": "paid for"}\n')
+    assert "1 lines of" in caplog.text and str(kept) in caplog.text
+
+
 def test_a_journal_stays_until_its_rows_are_stored(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     journal.begin(judgment("a"))
@@ -395,9 +414,9 @@ def test_a_journal_stays_until_its_rows_are_stored(tmp_path: Path) -> None:
         raise OSError("the disk failed")
 
     with pytest.raises(OSError, match="disk failed"):
-        compact(tmp_path, failing)
+        compact(tmp_path, failing, rejected=tmp_path / "rejected")
     stored: list[Judgment] = []
-    compact(tmp_path, lambda found: stored.extend(found) or len(found))
+    compact(tmp_path, lambda found: stored.extend(found) or len(found), rejected=tmp_path / "rejected")
     assert [(one.judgment_id, one.status) for one in stored] == [("a:1", JudgmentStatus.OK)]
     assert list(tmp_path.glob("journal-*")) == []
 
@@ -414,9 +433,9 @@ def test_a_run_killed_after_it_rotated_leaves_what_was_in_flight(tmp_path: Path)
     journal.begin(judgment("b"))
     journal.append(judgment("a", JudgmentStatus.OK))
     in_flight = journal.rotate()
-    compact(tmp_path, write, keep=journal.path, in_flight=in_flight)
+    compact(tmp_path, write, keep=journal.path, in_flight=in_flight, rejected=tmp_path / "rejected")
     journal.close()
-    compact(tmp_path, write)
+    compact(tmp_path, write, rejected=tmp_path / "rejected")
     assert [(one.key, one.status) for one in stored] == [("a", JudgmentStatus.OK), ("b", JudgmentStatus.ERROR)]
 
 
@@ -437,7 +456,7 @@ def test_a_journal_is_synced_with_its_name_and_gone_for_good(tmp_path: Path, mon
     synced.clear()
     in_flight = journal.rotate()
     assert synced == ["journals", journal.path.name, first], "the new file holds what the old one held"
-    compact(folder, len, keep=journal.path, in_flight=in_flight)
+    compact(folder, len, keep=journal.path, in_flight=in_flight, rejected=folder / "rejected")
     assert synced[-1] == "journals" and [path.name for path in folder.glob("journal-*")] == [journal.path.name]
     journal.close()
 

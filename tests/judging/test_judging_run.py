@@ -399,11 +399,11 @@ def test_a_rotated_journal_loses_nothing_of_what_is_in_flight(tmp_path: Path) ->
     journal.begin(judgment("b", JudgmentStatus.ERROR))
     journal.append(judgment("a", JudgmentStatus.OK))
     in_flight = journal.rotate()
-    compact(tmp_path, write, keep=journal.path, in_flight=in_flight)
+    compact(tmp_path, write, keep=journal.path, in_flight=in_flight, rejected=tmp_path / "rejected")
     assert stored == {"a:1": "ok"}
     journal.append(judgment("b", JudgmentStatus.OK))
     journal.close()
-    compact(tmp_path, write)
+    compact(tmp_path, write, rejected=tmp_path / "rejected")
     assert stored == {"a:1": "ok", "b:1": "ok"}
 
 

@@ -198,11 +198,17 @@ def journal(folder: str) -> None:
                     known[f"k{name}:1"] = "ok"
                 if n == 6:
                     in_flight = journal.rotate()
-                    compact(place, store.write_judgments, keep=journal.path, in_flight=in_flight)
+                    compact(
+                        place,
+                        store.write_judgments,
+                        keep=journal.path,
+                        in_flight=in_flight,
+                        rejected=workspace.data / "rejected",
+                    )
                     promise({"judgments": dict(known)})
             journal.close()
             promise({"judgments": dict(known)})
-            compact(place, store.write_judgments)
+            compact(place, store.write_judgments, rejected=workspace.data / "rejected")
             promise({"judgments": dict(known)})
 
 
@@ -244,7 +250,7 @@ def batches(folder: str) -> None:
         journal.close()
         if number:
             with open_store(workspace.data, "exp") as store:
-                compact(journal_folder(workspace, "exp"), store.write_judgments)
+                compact(journal_folder(workspace, "exp"), store.write_judgments, rejected=workspace.data / "rejected")
 
 
 def judge(folder: str) -> None:
