@@ -13,6 +13,8 @@ from functools import partial
 from random import Random
 from typing import Any
 
+import msgspec
+
 from evalpipe.providers.base import Reply, ReplyCall, ReplyWriter, Stop, Usage
 from evalpipe.providers.chat import ChatWriter, plain_chat
 from evalpipe.providers.json_values import MalformedJSONError, as_dict, dump, parse
@@ -133,9 +135,9 @@ class Engine:
         if n < self.settings.cache_min_tokens:
             return usage
         if self.cached_tokens(request):
-            return replace(usage, cached_input_tokens=n)
+            return msgspec.structs.replace(usage, cached_input_tokens=n)
         self._cached.add(_prefix(request))
-        return replace(usage, cache_write_tokens=n)
+        return msgspec.structs.replace(usage, cache_write_tokens=n)
 
     def cached_tokens(self, request: SimRequest) -> int:
         """Tokens of the request that are cached already: they count against no limit."""

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from fake_provider import FakeProvider, Response, longer_wins
 from test_judging_batches import STATED, each_once, forget, run, vendor_workspace, workspace
@@ -395,7 +396,7 @@ def test_an_answer_of_a_batch_without_a_usage_is_held_at_its_worst(
     async def silent(self: Any, batch_id: str) -> AsyncIterator[tuple[str, ModelResponse]]:
         async for name, reply in results(self, batch_id):
             assert reply.answer is not None
-            yield name, replace(reply, answer=replace(reply.answer, usage=Usage()))
+            yield name, replace(reply, answer=msgspec.structs.replace(reply.answer, usage=Usage()))
 
     monkeypatch.setattr(batch_client._MessageBatches, "results", silent)
     found = workspace(tmp_path, sim.base_url)
@@ -452,7 +453,7 @@ def test_a_batch_submitted_without_a_price_is_held_once_there_is_one(
     async def silent(self: Any, batch_id: str) -> AsyncIterator[tuple[str, ModelResponse]]:
         async for name, reply in results(self, batch_id):
             assert reply.answer is not None
-            yield name, replace(reply, answer=replace(reply.answer, usage=Usage()))
+            yield name, replace(reply, answer=msgspec.structs.replace(reply.answer, usage=Usage()))
 
     monkeypatch.setattr(batch_client._MessageBatches, "results", silent)
     run(found)
@@ -479,7 +480,7 @@ def test_a_batch_of_an_earlier_version_is_held_at_equal_shares(
     async def silent(self: Any, batch_id: str) -> AsyncIterator[tuple[str, ModelResponse]]:
         async for name, reply in results(self, batch_id):
             assert reply.answer is not None
-            yield name, replace(reply, answer=replace(reply.answer, usage=Usage()))
+            yield name, replace(reply, answer=msgspec.structs.replace(reply.answer, usage=Usage()))
 
     monkeypatch.setattr(batch_client._MessageBatches, "results", silent)
     run(found)
