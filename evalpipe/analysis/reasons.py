@@ -118,8 +118,10 @@ def _count_within(ruling: DecisionOutcome, results: Mapping[str, MetricResult]) 
     ]
     if not guardrails:
         return "no guardrail was measured"
-    shown = all(r.non_inferior for r in guardrails)
-    return f"every guardrail {'' if shown else 'that applies '}is within its margin"
+    open_ = [r.label[:1].lower() + r.label[1:] for r in guardrails if not r.non_inferior]
+    if not open_:
+        return "every guardrail is within its margin"
+    return f"every guardrail is within its margin but {listed(open_)}, of which there was no case to measure"
 
 
 def reasons(

@@ -15,7 +15,7 @@ def serve(
     config: options.Config = None,
     data: options.Data = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 picks a free one.")] = 8500,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0 picks a free one.")] = 8600,
     token_env: Annotated[
         str | None,
         typer.Option(
@@ -35,7 +35,7 @@ def serve(
 
     ```
     evalpipe serve
-    evalpipe serve ~/experiments/* --port 8600
+    evalpipe serve ~/experiments/* --port 8700
     ```
     """
     from evalpipe.errors import ConfigError
@@ -44,6 +44,9 @@ def serve(
 
     if folders and (config is not None or data is not None):
         raise ConfigError("folders and --config or --data (EVALPIPE_DATA) exclude each other: leave one out")
+    for folder in folders or []:
+        if not folder.is_dir():
+            raise ConfigError(f"there is no folder {folder}; `evalpipe init` makes a workspace")
     run(
         folders or [],
         None if folders else open_workspace(config, data),

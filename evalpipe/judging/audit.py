@@ -18,6 +18,8 @@ MOST_SEAT_BIAS = 0.15
 """Distance of the first-seat rate from one half: a Claude-3-Haiku judge measured at .63 is inside, .70 is not."""
 LEAST_KAPPA = 0.2
 """Agreement with labels at or below this is called slight (Landis and Koch 1977)."""
+LEAST_LABELS = 20
+"""below which an agreement without an interval says nothing"""
 MOST_FAILED = 0.2
 PRIOR_LABELS = 2
 """labels that the error expected from the judge's consistency counts as, beside those of a kind of verdict"""
@@ -116,7 +118,11 @@ def audit(
     if not labelled:
         missing.append("no labelled pairs: whether it is right is not known")
     for one in labelled:
-        if one.kappa_high is not None and one.kappa_high <= LEAST_KAPPA:
+        # A judge with one verdict for all has a kappa of 0 and no interval.
+        bound = one.kappa_high
+        if bound is None and one.n_labels >= LEAST_LABELS and (one.ac1 or 0.0) <= LEAST_KAPPA:
+            bound = one.kappa
+        if one.kappa is not None and bound is not None and bound <= LEAST_KAPPA:
             against.append(f"agrees with {one.source} no better than chance would: kappa {one.kappa:.2f}")
     asked = max(result.asked_pairs, result.n_judged)
     if asked and (asked - result.n_judged) / asked > MOST_FAILED:

@@ -22,7 +22,7 @@ from evalpipe.serve.experiments import Experiment, open_experiments
 from evalpipe.workspace.collect import is_loopback
 from evalpipe.workspace.paths import Workspace
 
-DEFAULT_PORT = 8500
+DEFAULT_PORT = 8600
 _ENDS_S = 3
 
 logger = logging.getLogger("evalpipe.serve")
@@ -59,7 +59,7 @@ def serve(
     allowed = frozenset(name.lower() for name in allow_hosts)
     for name in allowed:
         if not re.fullmatch(HOST, name):
-            raise ConfigError(f"--allow-host {name!r} is no host name such as 'box.internal' or 'box.internal:8500'")
+            raise ConfigError(f"--allow-host {name!r} is no host name such as 'box.internal' or 'box.internal:8600'")
     access = Access(token=token, is_loopback=loopback, allowed_hosts=allowed)
     app = build_app(experiments, access)
     with _listen(host, port) as sock:

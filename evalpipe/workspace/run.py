@@ -124,6 +124,8 @@ def run_job(workspace: Workspace, options: RunOptions) -> JobResult:
         )
         with _step(result, "load"):
             if not holds_log(workspace.spool):
+                if workspace.loaded_experiments():
+                    raise NoDataError("nothing new since the last load")
                 raise NoDataError("the collector has written nothing; send requests through `evalpipe collect`")
             result.loaded = load(workspace, show_progress=options.show_progress)
             if result.loaded.is_failure:

@@ -100,12 +100,23 @@ def _status(workspace: Workspace, name: str, *, is_own: bool) -> ExperimentStatu
 
 
 def spool_facts(workspace: Workspace) -> dict[str, Any]:
-    """`is_collecting` and `waiting_bytes`, from the spool's folder."""
+    """`is_collecting` and `waiting_bytes`, from the spool's folder. A segment that a collector holds stays there after it was
+    loaded: it waits where something was written to it since."""
     segments = list_segments(workspace.spool)
+    stored_at = max((path.stat().st_mtime for path in workspace.data.glob("exchanges/*/*/*.parquet")), default=0.0)
     return {
         "is_collecting": any(segment.live for segment in segments),
-        "waiting_bytes": sum(segment.n_bytes for segment in segments),
+        "waiting_bytes": sum(
+            segment.n_bytes for segment in segments if not segment.live or _changed_at(segment.path) > stored_at
+        ),
     }
+
+
+def _changed_at(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # loaded and removed meanwhile
+        return 0.0
 
 
 def _counts(workspace: Workspace, name: str) -> dict[str, Any]:

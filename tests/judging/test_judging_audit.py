@@ -12,7 +12,8 @@ from fake_provider import Call, FakeProvider, Response, longer_wins, verdict
 from test_judging_run import pairs, run, workspace
 
 from evalpipe.analysis.corrected import JudgedPair
-from evalpipe.judging.audit import pairs_to_label
+from evalpipe.analysis.result import Agreement, JudgeResult
+from evalpipe.judging.audit import audit, pairs_to_label
 from evalpipe.models import Label
 from evalpipe.store.query import open_store
 
@@ -99,3 +100,29 @@ def test_audit_reports_each_person_and_what_to_label_next(tmp_path: Path) -> Non
     assert "agrees with bob" in text and "AC1" in text and "ann and bob agree" in text
     assert "the orders disagree, wrong in about" in text
     assert "label next" not in run_here("judge", "audit", "--next", "0", cwd=tmp_path).stdout
+
+
+def test_a_judge_with_one_verdict_for_all_is_not_trusted() -> None:
+    agreement = Agreement(source="human", n_labels=81, accuracy=0.0, accuracy_high=0.045, kappa=0.0, ac1=-0.45)
+    result = JudgeResult(
+        name="pairwise",
+        fingerprint="f",
+        mode="pairwise",
+        model="m",
+        simulated=False,
+        imported=False,
+        feeds_decision=True,
+        win_rate=0.5,
+        ci_low=0.5,
+        ci_high=0.5,
+        standard_error=0.0,
+        confidence_level=0.95,
+        n_pairs=160,
+        n_clusters=79,
+        n_judged=160,
+        consistency=1.0,
+        agreements=[agreement],
+    )
+    found = audit(result)
+    assert found.trusted is False
+    assert found.reasons == ["agrees with human no better than chance would: kappa 0.00"]

@@ -86,6 +86,7 @@ def test_what_cannot_begin_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     assert "name different [collector] client_token_env (TOKEN_A, TOKEN_B)" in refused(tmp_path, "a", "b")
     assert "'box internal' is no host name" in refused(tmp_path / "a", "--allow-host", "box internal")
     assert "exclude each other" in refused(tmp_path, "a", "--data", "x")
+    assert "there is no folder nowhere" in refused(tmp_path, "a", "nowhere")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         words = refused(tmp_path / "a", "--port", str(port))
