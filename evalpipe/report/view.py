@@ -107,12 +107,18 @@ class ReportView:
         """What a reader of the table must know who sees nothing else of it."""
         lines = [f"{row.mark} {row.label}: {within_sentence(row.footnote)}" for row in self.rows if row.mark]
         undefined = [row for row in self.rows if row.finding == "undefined" and row.finding_word != NOT_MEASURED]
-        equal = [row for row in undefined if row.raw.status == "zero_variance" and not row.raw.difference]
-        if len(undefined) > len(equal):
+        constant = [row for row in undefined if row.raw.status == "zero_variance"]
+        equal = [row for row in constant if not row.raw.difference]
+        if len(undefined) > len(constant):
             lines.append("No conclusion: no valid interval can be computed yet, so no difference is shown.")
         if equal:
             named = ", ".join(within_sentence(row.label) for row in equal)
             lines.append(f"No conclusion on {named}: all pairs have equal values, so no interval can be computed.")
+        if len(constant) > len(equal):
+            named = ", ".join(within_sentence(row.label) for row in constant if row.raw.difference)
+            lines.append(
+                f"No conclusion on {named}: the difference is the same in all pairs, so no interval can be computed."
+            )
         if any(row.finding_word == NOT_MEASURED for row in self.rows):
             lines.append("Not measured: the source of this log does not measure it, so it decides nothing.")
         if self.unmeasured:

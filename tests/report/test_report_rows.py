@@ -157,3 +157,11 @@ def test_equal_values_are_not_a_matter_of_more_data() -> None:
     both = dataclasses.replace(mixed(), metrics=[equal, early])
     yet = "No conclusion: no valid interval can be computed yet, so no difference is shown."
     assert report_view(both).footnotes == [yet, same]
+
+
+def test_a_difference_that_never_varies_is_named() -> None:
+    constant = metric(
+        "timeout_rate", difference=0.5, ci_low=None, ci_high=None, finding="undefined", status="zero_variance"
+    )
+    words = "No conclusion on timeout rate: the difference is the same in all pairs, so no interval can be computed."
+    assert report_view(dataclasses.replace(mixed(), metrics=[constant])).footnotes == [words]
