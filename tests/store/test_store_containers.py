@@ -192,6 +192,40 @@ def test_a_file_that_is_no_log_is_named_for_what_it_is(tmp_path: Path, data: byt
         load(Workspace(root=tmp_path, data=tmp_path / "data", config=None), [path])
 
 
+def test_a_column_that_is_there_twice_is_read_under_a_number_and_reported(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("question,old,x,x,new,x (2)\nq1,a,1,2,b,3\nq2,c,4,5,d,6\n")
+    found, faults = documents(path)
+    assert [one.value for one in found] == [
+        {"question": "q1", "old": "a", "x": "1", "x (3)": "2", "new": "b", "x (2)": "3"},
+        {"question": "q2", "old": "c", "x": "4", "x (3)": "5", "new": "d", "x (2)": "6"},
+    ]
+    assert faults == ["the header names the column 'x' more than once: this one is read as 'x (3)'"]
+
+
+@pytest.mark.parametrize("text", ["one, two, one, one\n", "a word, a word, and more\n", "no, no, no\nno, no, no\n"])
+def test_a_text_whose_words_repeat_is_no_table(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.txt"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="plain text"):
+        documents(path)
+
+
+def test_a_nul_in_a_cell_is_replaced_and_the_file_remains_a_table(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_bytes(b'question,answer\nq1,a\nq2,"b\0c"\nq3,\0\nq4,d\n')
+    found, faults = documents(path)
+    assert [(one.number, one.value["answer"]) for one in found] == [(2, "a"), (3, "b\ufffdc"), (4, "\ufffd"), (5, "d")]
+    assert faults == ["NUL characters are read as U+FFFD: lines 3, 4"]
+
+
+def test_one_nul_makes_no_binary_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    path.write_bytes(b"words and more words " * 20 + b"\0 and words\n")
+    with pytest.raises(ConfigError, match="plain text, neither JSON nor a table"):
+        documents(path)
+
+
 @pytest.mark.parametrize("data", [parquet(pq.write_table)[:-10], zipped({"a.jsonl": LINES})[:-30], b""])
 def test_what_cannot_be_opened_is_one_line(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "x.parquet"

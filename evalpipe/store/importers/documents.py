@@ -7,7 +7,7 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
@@ -281,9 +281,11 @@ def delimiter_of(text: Text) -> str | None:
         if not rows or len(rows[0]) < 2 or not all(len(cell) < 200 for cell in rows[0]):
             continue
         names = [cell.strip() for cell in rows[0]]
-        if len(set(names)) != len(names) or sum(bool(name) for name in names) < max(1, len(names) - 1):
+        if sum(bool(name) for name in names) < max(1, len(names) - 1):
             continue
         below = rows[1:]
+        if 2 * len(set(names)) <= len(names) or (len(set(names)) != len(names) and not below):
+            continue  # words of a text repeat; the names of columns do so seldom
         if below and sum(len(row) == len(rows[0]) for row in below) < 0.5 * len(below):
             continue
         if best is None or len(rows[0]) > best[0]:
@@ -305,7 +307,8 @@ def csv_documents(text: Text, delimiter: str, faults: list[str]) -> Iterator[Doc
     lines = io.TextIOWrapper(
         raw, encoding=codec, errors="replace" if codec != "utf-8" else "surrogateescape", newline=""
     )
-    rows = csv.reader(lines, delimiter=delimiter)
+    with_nul: list[int] = []
+    rows = csv.reader(_without_nul(lines, with_nul), delimiter=delimiter)
     names: list[str] | None = None
     held: Document | None = None
     n_rows = 0
@@ -322,7 +325,9 @@ def csv_documents(text: Text, delimiter: str, faults: list[str]) -> Iterator[Doc
         if not row or (names is None and len(row) == 1 and row[0].startswith("sep=")):
             continue
         if names is None:
-            names = [name.strip().lstrip("\ufeff") or f"column {place}" for place, name in enumerate(row, 1)]
+            names = _unique_names(
+                [name.strip().lstrip("\ufeff") or f"column {place}" for place, name in enumerate(row, 1)], faults
+            )
             continue
         if held is not None:
             yield held
@@ -332,6 +337,34 @@ def csv_documents(text: Text, delimiter: str, faults: list[str]) -> Iterator[Doc
         if held.problem is not None and names is not None and held.problem.startswith("has fewer"):
             faults.append(CUT)
         yield held
+    if with_nul:
+        shown = ", ".join(map(str, with_nul[:3]))
+        more = f" and {len(with_nul) - 3:,} more" if len(with_nul) > 3 else ""
+        faults.append(f"NUL characters are read as U+FFFD: line{'s' if len(with_nul) > 1 else ''} {shown}{more}")
+
+
+def _without_nul(lines: Iterable[str], with_nul: list[int]) -> Iterator[str]:
+    """The lines with U+FFFD for each NUL, which no text has; the numbers of those that had one go into `with_nul`."""
+    for number, line in enumerate(lines, 1):
+        if "\0" in line:
+            with_nul.append(number)
+            line = line.replace("\0", "\ufffd")
+        yield line
+
+
+def _unique_names(names: list[str], faults: list[str]) -> list[str]:
+    """The names of the columns; one that was there before gets a number: "x", "x (2)"."""
+    found: dict[str, None] = {}
+    given = set(names)
+    for name in names:
+        own, n = name, 1
+        while own in found or (n > 1 and own in given):
+            n += 1
+            own = f"{name} ({n})"
+        if own != name:
+            faults.append(f"the header names the column {name!r} more than once: this one is read as {own!r}")
+        found[own] = None
+    return list(found)
 
 
 _UNDECODED = re.compile("[\udc80-\udcff]")
@@ -417,7 +450,9 @@ def excel_documents(archive: zipfile.ZipFile, name: str, faults: list[str]) -> I
                 if not any(value not in (None, "") for value in cells.values()):
                     continue
                 if names is None:
-                    names = [str(cells.get(at) or f"column {at + 1}").strip() for at in range(max(cells) + 1)]
+                    names = _unique_names(
+                        [str(cells.get(at) or f"column {at + 1}").strip() for at in range(max(cells) + 1)], faults
+                    )
                     continue
                 yield Document(number, {title: cells.get(at) for at, title in enumerate(names)})
     except (ElementTree.ParseError, zipfile.BadZipFile, KeyError, ValueError) as error:
