@@ -19,9 +19,10 @@ from evalpipe.judging.run_summary import RunSummary
 from evalpipe.models import Arm, Exchange, Label
 from evalpipe.providers.model_names import family, same_family
 from evalpipe.store.importers.base import Imported
+from evalpipe.store.importers.mapping import columns_of, listed, read_map
 from evalpipe.store.load import Entry, Reading, read_source, store_rows
 from evalpipe.store.load_history import loads_in
-from evalpipe.text import printable
+from evalpipe.text import format_counted, printable
 from evalpipe.workspace.load import (
     LoadOptions,
     LoadPlan,
@@ -112,6 +113,9 @@ class _Read:
     has_ids: bool = True
     says_arms: bool = False
     faults: list[str] = field(default_factory=list)
+    mapped: set[str] = field(default_factory=set)
+    """the targets of `--map` that are in the file"""
+    columns: dict[str, None] = field(default_factory=dict)
 
 
 def compare(
@@ -149,7 +153,7 @@ def compare(
     imported = [Imported(exchanges=[row for pair in pairs for row in pair], labels=labels)]
     with only_load(place.data):
         store_rows(place.data, experiment, f"compare-{content}", imported)
-    output(f"2/4 stored {len(pairs):,} pairs as {experiment} in {place.data}")
+    output(f"2/4 stored {format_counted(len(pairs), 'pair')} as {experiment} in {place.data}")
     summary = _judged(place, experiment, options, output, confirm)
     output("4/4 report")
     report = write_report(place, experiment=experiment)
@@ -174,10 +178,11 @@ def _name(old: Path, new: Path | None, asked: str | None) -> str:
 def _pairs_of(
     workspace: Workspace, old: Path, new: Path | None, options: CompareOptions, output: Output
 ) -> tuple[list[tuple[Exchange, Exchange]], list[Label]]:
-    first = _read(workspace, old, options, Arm.CONTROL, output)
+    first = _read(workspace, old, options, Arm.CONTROL, output, may_lack=new is not None)
     if new is None:
         return _both_in(first, old, output), first.labels
-    second = _read(workspace, new, options, Arm.TREATMENT, output)
+    second = _read(workspace, new, options, Arm.TREATMENT, output, may_lack=True)
+    _print_one_sided(first, second, old, new, options, output)
     for read, path in ((first, old), (second, new)):
         if read.says_arms and len({row.arm for row in read.rows}) > 1:
             raise ConfigError(
@@ -193,7 +198,27 @@ def _pairs_of(
     return found.pairs, []
 
 
-def _read(workspace: Workspace, path: Path, options: CompareOptions, arm: Arm, output: Output) -> _Read:
+def _print_one_sided(
+    first: _Read, second: _Read, old: Path, new: Path, options: CompareOptions, output: Output
+) -> None:
+    """One line of what `--map` names and only one file has. Raises ConfigError for what neither has."""
+    only: list[str] = []
+    for target, path in read_map(options.mapping).paths.items() if options.mapping else ():
+        if target not in first.mapped | second.mapped:
+            raise ConfigError(
+                f"--map: {target}={path} is nowhere in {old}, which has {listed(list(first.columns))}, "
+                f"nor in {new}, which has {listed(list(second.columns))}"
+            )
+        if target not in first.mapped & second.mapped:
+            note = ", so it pairs nothing" if target == "id" else ""
+            only.append(f"{target} (in {old if target in first.mapped else new}{note})")
+    if only:
+        output(printable(f"    from one file only: {'; '.join(only)}"))
+
+
+def _read(
+    workspace: Workspace, path: Path, options: CompareOptions, arm: Arm, output: Output, *, may_lack: bool
+) -> _Read:
     """Every answer of a file, with one line of what it is and what was left out."""
     if not path.exists():
         raise ConfigError(f"no such file: {path}")
@@ -203,11 +228,16 @@ def _read(workspace: Workspace, path: Path, options: CompareOptions, arm: Arm, o
         else sorted(one for one in path.rglob("*") if one.is_file() and not one.name.startswith("."))
     )
     chosen = LoadOptions(
-        format_name=options.format_name, arm=arm.value, mapping=options.mapping, arms=options.arms, yes=True
+        format_name=options.format_name,
+        arm=arm.value,
+        mapping=options.mapping,
+        arms=options.arms,
+        yes=True,
+        may_lack=may_lack,
     )
     plan: LoadPlan = plan_files(workspace, [(one, path.is_dir(), "compare") for one in files], chosen)
     if not plan.sources:
-        raise DataError(f"{path} holds no log: {'; '.join(plan.skipped) or 'it is empty'}")
+        raise DataError(f"{path} holds no log: {plan.skipped_text() or 'it is empty'}")
     memory = memory_of(plan)
     read = _Read()
     for planned in plan.sources:
@@ -217,6 +247,9 @@ def _read(workspace: Workspace, path: Path, options: CompareOptions, arm: Arm, o
         reading = Reading(arm=arm, arms=arms_of(planned, workspace), memory=memory)
         importer = planned.examined.importer
         read.says_arms = read.says_arms or (importer is not None and importer.tells_arms)
+        if importer is not None and importer.mapped is not None:
+            read.mapped |= importer.mapped.paths.keys()
+        read.columns |= dict.fromkeys(columns_of(planned.examined.sample[:20]))
         for entry in read_source(planned.examined, reading):
             _take(read, entry)
         read.faults += planned.examined.source.faults
@@ -254,7 +287,7 @@ def _print_source(planned: Planned, read: _Read, output: Output) -> None:
         if planned.guess
         else "map"
     )
-    output(f"    {planned.examined.source.name}: {planned.examined.source.kind}, {form}; {len(read.rows):,} answers")
+    output(f"    {planned.examined.source.name}: {planned.examined.source.kind}, {form}; {format_counted(len(read.rows), 'answer')}")
     for kinds, word in ((read.left_out, "left out"), (read.reasons, "rejected")):
         if kinds:
             output(printable(f"    {word}: {'; '.join(f'{kind} {n:,}' for kind, n in list(kinds.items())[:4])}"))
@@ -280,14 +313,15 @@ def _both_in(read: _Read, path: Path, output: Output) -> list[tuple[Exchange, Ex
 
 def _print_pairing(found: Pairing, old: Path, new: Path, output: Output) -> None:
     by = ", ".join(f"{n:,} by {how}" for how, n in found.by.items()) or "none"
-    output(f"    {len(found.pairs):,} pairs ({by})")
+    output(f"    {format_counted(len(found.pairs), 'pair')} ({by})")
     if found.n_other_prompts:
         output(
-            f"    {found.n_other_prompts:,} of them have prompts that differ between the files: control's is shown to the judge"
+            f"    {found.n_other_prompts:,} of them {'has' if found.n_other_prompts == 1 else 'have'} prompts that differ between the files: control's is shown to the judge"
         )
     for alone, path, arm in ((found.old_alone, old, "control"), (found.new_alone, new, "treatment")):
         if alone:
-            output(f"    {len(alone):,} answers of {path} ({arm}) have no partner and are left out, such as:")
+            have, such_as = ("has no partner and is", "") if len(alone) == 1 else ("have no partner and are", ", such as")
+            output(f"    {format_counted(len(alone), 'answer')} of {path} ({arm}) {have} left out{such_as}:")
             for row in alone[:SHOWN]:
                 output(printable(f"      {row.request_id[:40]}: {_short(row.prompt or row.text or '')}"))
 
@@ -467,7 +501,8 @@ def _cost(estimate: CostEstimate) -> str:
         return "nothing to ask: every pair is judged already, or its answers are identical"
     money = f"about ${estimate.usd:,.4f}" if estimate.usd is not None else "at a price that is not known"
     more = f", {estimate.known:,} known already" if estimate.known else ""
-    return f"{estimate.calls:,} calls for {estimate.units:,} pairs{more}, {money}"
+    calls, units = format_counted(estimate.calls, "call"), format_counted(estimate.units, "pair")
+    return f"{calls} for {units}{more}, {money}"
 
 
 # Two lists of answers → pairs: by id, else by equal prompt. Pure.
@@ -574,12 +609,20 @@ def _under_one_id(pairs: Sequence[tuple[Exchange, Exchange]]) -> list[tuple[Exch
             "request_id": name,
             "unit_id": old.unit_id or new.unit_id,
             "conversation_id": old.conversation_id or new.conversation_id,
-            "started_at": old.started_at,
+            "started_at": new.started_at if old.started_at.year <= 1970 < new.started_at.year else old.started_at,
             "prompt": asked.prompt,
             "turn": asked.turn,
             "step": asked.step,
         }
-        control = replace(old, arm=Arm.CONTROL, **shared, request=old.request or new.request)  # type: ignore[arg-type]
-        treatment = replace(new, arm=Arm.TREATMENT, **shared, request=new.request or old.request)  # type: ignore[arg-type]
+        control, treatment = (
+            replace(
+                one,
+                arm=arm,
+                **shared,  # type: ignore[arg-type]
+                request=one.request or other.request,
+                reference=one.reference or other.reference,
+            )
+            for one, other, arm in ((old, new, Arm.CONTROL), (new, old, Arm.TREATMENT))
+        )
         found.append((control, treatment))
     return found

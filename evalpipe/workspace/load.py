@@ -84,7 +84,7 @@ def load(
     spools, files = _sort_paths(workspace, paths, options.format_name, experiment)
     plan = plan_files(workspace, files, options)
     if files and not plan.sources and not spools:
-        raise DataError(f"nothing to load: {'; '.join(plan.skipped) or 'no file holds a log'}")
+        raise DataError(f"nothing to load: {plan.skipped_text() or 'no file holds a log'}")
     _confirm_guesses(workspace, plan, options, confirm)
     summary = LoadSummary(skipped=plan.skipped)
     if options.dry_run:
@@ -351,6 +351,8 @@ def _progress(n_bytes: int, show: bool | None) -> tqdm[NoReturn]:
 
 
 _SHOWN_CHARS = 60
+_SKIPPED_CHARS = 160
+"""of the reason of one among several files"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -367,6 +369,8 @@ class LoadOptions:
     dry_run: bool = False
     replace: bool = False
     price: bool = False
+    may_lack: bool = False
+    """what `mapping` names besides the answer may be missing in a file: another one has it"""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -392,6 +396,12 @@ class LoadPlan:
     @property
     def guesses(self) -> list[Planned]:
         return [one for one in self.sources if one.guess is not None]
+
+    def skipped_text(self) -> str:
+        """The first files that hold no log, each with its reason, and how many more there are."""
+        shown = [one if len(one) <= _SKIPPED_CHARS else f"{one[: _SKIPPED_CHARS - 1]}…" for one in self.skipped[:3]]
+        more = [f"and {len(self.skipped) - 3:,} more"] if len(self.skipped) > 3 else []
+        return "; ".join(shown + more) if len(self.skipped) > 1 else "".join(self.skipped)
 
 
 def plan_files(workspace: Workspace, files: Sequence[tuple[Path, bool, str]], options: LoadOptions) -> LoadPlan:
@@ -426,7 +436,7 @@ def _add(
     arms = options.arms or (settings.arms if settings else ())
     is_member = source.name != str(source.path)
     try:
-        examined = examine(source, format_name, mapped)
+        examined = examine(source, format_name, mapped, may_lack=options.may_lack and bool(options.mapping))
     except UnknownKindError as error:
         if not is_member:
             raise

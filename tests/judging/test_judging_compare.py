@@ -95,6 +95,73 @@ def test_one_file_with_both_answers_and_other_answers_under_the_same_name(tmp_pa
     assert (done.experiment, done.n_pairs, changed.experiment) == ("both", 12, "both-2")
 
 
+def german() -> tuple[Path, Path]:
+    """Two files whose columns differ: three answers with their users, two without in a table with a time."""
+    old = write("old.jsonl", [{"frage": f"{n}?", "antwort": f"alt {n}", "who": f"u{n}"} for n in range(3)])
+    new = Path("new.csv")
+    new.write_text(
+        "FRAGE;Antwort (neu);when\n" + "".join(f"{n}?;neu {n};2026-11-0{n + 1}T00:00:00Z\n" for n in range(2))
+    )
+    return old, new
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_files_with_other_columns_are_paired_and_what_one_lacks_comes_from_the_other(swapped: bool) -> None:
+    old, new = german()[::-1] if swapped else german()
+    said: list[str] = []
+    mapping = "prompt=frage, text=antwort|Antwort (neu), user=who, time=when"
+    with start_sim(SimSettings(ttft_ms=0.0, speed=1000)) as sim:
+        done = run(old, new, sim.base_url, said, mapping=mapping)
+    with open_store(done.workspace.data, done.experiment) as store:
+        found = store.connection.sql(
+            "SELECT prompt, text, arm, unit_id, CAST(started_at AT TIME ZONE 'UTC' AS DATE)::VARCHAR FROM exchanges "
+            "WHERE role = 'imported' ORDER BY ALL"
+        ).fetchall()
+    arms = {"alt": "treatment" if swapped else "control", "neu": "control" if swapped else "treatment"}
+    assert found == [
+        (f"{n}?", f"{word} {n}", arms[word], f"u{n}", f"2026-11-0{n + 1}") for n in range(2) for word in ("alt", "neu")
+    ]
+    assert "    from one file only: user (in old.jsonl); time (in new.csv)" in said
+    side = "treatment" if swapped else "control"
+    assert f"    1 answer of old.jsonl ({side}) has no partner and is left out:" in said
+
+
+def test_an_id_that_one_file_lacks_pairs_nothing_and_a_prompt_may_be_missing_where_ids_are() -> None:
+    old = write("old.jsonl", [{"key": n, "q": f"{n}?", "a": "x"} for n in range(2)])
+    new = write("new.jsonl", [{"q": f"{1 - n}?", "a": "y"} for n in range(2)])
+    keyed = write("keyed.jsonl", [{"key": n, "a": "y"} for n in range(2)])
+    said: list[str] = []
+    with start_sim(SimSettings(ttft_ms=0.0, speed=1000)) as sim:
+        run(old, new, sim.base_url, said, mapping="prompt=q, text=a, id=key")
+        assert "    2 pairs (2 by prompt)" in said
+        assert "    from one file only: id (in old.jsonl, so it pairs nothing)" in said
+        run(old, keyed, sim.base_url, said, mapping="prompt=q, text=a, id=key")
+    assert "    2 pairs (2 by id)" in said and "    from one file only: prompt (in old.jsonl)" in said
+
+
+def test_what_no_file_has_or_a_file_cannot_do_without_is_refused() -> None:
+    old, new = german()
+    one = write("one.jsonl", [{"q": "?", "a": "x", "b": "y"}])
+    for files, mapping, words in (
+        ((old, new), "prompt=frage, text=antwort|Antwort (neu), user=whom", "user=whom is nowhere in old.jsonl, .* nor in"),
+        ((old, new), "prompt=frage, text=antwort", r"nowhere in new.csv.*--map \"text=antwort\|Antwort \(neu\)\""),
+        ((old, new), "prompt=who, text=antwort|Antwort (neu)", "prompt=who is nowhere in new.csv"),
+        ((one, None), "prompt=q, text_a=a, text_b=b, user=who", "user=who is nowhere in one.jsonl"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            run(files[0], files[1], "http://127.0.0.1:1", [], mapping=mapping)
+
+
+def test_a_folder_without_a_log_is_reported_by_its_first_files() -> None:
+    folder = Path("notes")
+    folder.mkdir()
+    for n in range(1200):
+        (folder / f"{n:04}.txt").write_text("words " * 30)
+    with pytest.raises(DataError, match="; and 1,197 more$") as raised:
+        run(folder, folder, "http://127.0.0.1:1", [])
+    assert "0000.txt" in str(raised.value) and len(str(raised.value)) < 600
+
+
 def test_repeated_prompts_pair_in_order_and_ids_of_rows_are_not_believed() -> None:
     first = write("a.jsonl", [{"id": n, "prompt": "same?" if n < 2 else f"p{n}?", "answer": f"a{n}"} for n in range(4)])
     second = write(
@@ -126,7 +193,7 @@ def test_without_a_key_a_yes_or_a_pair_it_is_one_line_and_nothing_is_sent(monkey
     with pytest.raises(ConfigError, match="no judge: set one of ANTHROPIC_API_KEY"):
         attempt(first, second, yes=True)
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-unused")
-    with pytest.raises(ConfigError, match=r"costs money \(2 calls for 1 pairs, about \$0\.\d+\): add --yes"):
+    with pytest.raises(ConfigError, match=r"costs money \(2 calls for 1 pair, about \$0\.\d+\): add --yes"):
         attempt(first, second)
     with pytest.raises(DataError, match="neither an id nor a prompt is in both"):
         attempt(first, other, yes=True)

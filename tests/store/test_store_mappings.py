@@ -113,6 +113,29 @@ def test_a_mapping_that_cannot_be_is_one_line(workspace: Workspace, mapping: str
     assert not (workspace.data / "exchanges").exists()
 
 
+@pytest.mark.parametrize("mapping", ["prompt=q|Frage, text=a|Antwort (neu)", "prompt=Frage|q, text='Antwort (neu)|a'"])
+def test_of_several_paths_the_first_that_is_in_the_file_counts(workspace: Workspace, mapping: str) -> None:
+    mapped(workspace, write(workspace.root, {"q": "1?", "a": "one"}, name="x.jsonl"), mapping)
+    mapped(workspace, write(workspace.root, {"Frage": "2?", "Antwort (neu)": "two"}, name="y.jsonl"), mapping)
+    assert sorted(rows(workspace, "prompt, text")) == [("1?", "one"), ("2?", "two")]
+
+
+def test_a_column_whose_name_holds_the_bar_is_that_column(workspace: Workspace) -> None:
+    path = write(workspace.root, {"q": "?", "a": "part", "a|b": "whole"})
+    mapped(workspace, path, "prompt=q, text=a|b")
+    assert rows(workspace, "text") == [("whole",)]
+
+
+def test_a_path_that_is_nowhere_comes_with_the_form_for_several(workspace: Workspace) -> None:
+    path = write(workspace.root, {"q": "?", "Antwort, neu": "!"})
+    with pytest.raises(ConfigError) as raised:
+        mapped(workspace, path, "prompt=q, text=Antwort")
+    assert "text=Antwort is nowhere in" in str(raised.value) and "which has q, Antwort, neu" in str(raised.value)
+    form = str(raised.value).rpartition('--map "')[2].rstrip('"')
+    mapped(workspace, path, f"prompt=q, {form}")
+    assert rows(workspace, "text") == [("!",)]
+
+
 def test_a_guess_is_not_loaded_unasked_and_comes_with_its_line(workspace: Workspace) -> None:
     path = write(workspace.root, {"question": "a?", "answer_a": "x", "answer_b": "y"})
     with pytest.raises(ConfigError, match='--map "prompt=question, text_a=answer_a, text_b=answer_b"') as raised:

@@ -12,7 +12,7 @@ from evalpipe.errors import ConfigError
 from evalpipe.store.importers import IMPORTERS, detect, format_names
 from evalpipe.store.importers.base import Importer
 from evalpipe.store.importers.containers import Source
-from evalpipe.store.importers.mapping import Mapped, check_paths, columns_of
+from evalpipe.store.importers.mapping import Mapped, columns_of, listed, mapped_in
 from evalpipe.store.importers.values import normal, opened
 
 LOOK = 200
@@ -53,8 +53,10 @@ def _inside(document: Any, keys: Sequence[str]) -> Iterator[Any]:
         yield value
 
 
-def examine(source: Source, format_name: str = "auto", mapped: Mapped | None = None) -> Examined:
-    """Look at the first documents of a source. Raises ConfigError for an unknown format, for one whose shape no document has, and
+def examine(
+    source: Source, format_name: str = "auto", mapped: Mapped | None = None, *, may_lack: bool = False
+) -> Examined:
+    """Look at the first documents of a source; `may_lack` as in `mapped_in`. Raises ConfigError for an unknown format, for one whose shape no document has, and
     for a mapping whose paths lead nowhere; DataError for what cannot be read."""
     candidates = importers_named(format_name)
     documents = [one.value for one in itertools.islice(source.documents(), LOOK) if one.problem is None]
@@ -70,8 +72,8 @@ def examine(source: Source, format_name: str = "auto", mapped: Mapped | None = N
             else _path_to(documents, importer.matches) or _path_to_rows(documents)
         )
         sample = [one for document in documents for one in _inside(document, inner)] if inner else documents
-        check_paths(mapped, sample, source.name)
-        return Examined(source, importer, inner, sample)
+        here = mapped_in(mapped, sample, source.name, may_lack=may_lack)
+        return Examined(source, here.importer(), inner, sample)
     best = _most_matched(documents, candidates)
     if best is not None:
         return Examined(source, best, (), documents)
@@ -236,11 +238,11 @@ def describe(name: str, kind: str, documents: Sequence[Any]) -> str:
     words = {normal(column.rsplit(".", 1)[-1]) for column in columns}
     if len(words & set(_ACCESS)) >= 3 and not words & set(_TEXTS):
         return (
-            f"{name} ({kind}) is an access log without bodies (keys: {_listed(columns)}): it holds neither prompts nor answers, "
+            f"{name} ({kind}) is an access log without bodies (keys: {listed(columns)}): it holds neither prompts nor answers, "
             "only status and latency; log the bodies, or send the traffic through `evalpipe collect`"
         )
     near = nearest_format(objects)
-    parts = [f"{name} ({kind}) is in no format that is known here", f"keys: {_listed(columns)}"]
+    parts = [f"{name} ({kind}) is in no format that is known here", f"keys: {listed(columns)}"]
     if near is not None:
         missing = f" (it lacks {', '.join(near[1])})" if near[1] else ""
         parts.append(f"nearest format: {near[0]}{missing}")
@@ -249,11 +251,6 @@ def describe(name: str, kind: str, documents: Sequence[Any]) -> str:
         f"or name it with --format ({', '.join(format_names())})"
     )
     return "; ".join(parts)
-
-
-def _listed(columns: Sequence[str]) -> str:
-    shown = ", ".join(columns[:20])
-    return f"{shown} and {len(columns) - 20} more" if len(columns) > 20 else shown
 
 
 def _best(columns: Sequence[str], place: int) -> str:

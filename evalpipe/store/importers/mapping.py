@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from evalpipe.errors import ConfigError
@@ -71,7 +72,7 @@ _COLUMNS = {
 
 @dataclass(frozen=True, slots=True)
 class Mapped:
-    """target → path, as `--map` gives it."""
+    """target → path, as `--map` gives it: it may name several (`frage|Frage`) until `mapped_in` chooses by a file."""
 
     paths: Mapping[str, str]
 
@@ -97,7 +98,9 @@ class Mapped:
 
     def _fits(self, document: Any) -> bool:
         wanted = ("text_a", "text_b") if self.is_pairs else ("text",) if "text" in self.paths else ("prompt",)
-        return isinstance(document, Mapping) and all(_is_there(document, self.paths[target]) for target in wanted)
+        return isinstance(document, Mapping) and all(
+            any(_is_there(document, path) for path in alternatives(self.paths[target])) for target in wanted
+        )
 
     def _amend(self, call: Mapping[str, Any], row: dict[str, Any]) -> None:
         if "text" in self.paths and not _is_there(call, self.paths["text"]):
@@ -217,17 +220,53 @@ def read_map(text: str | Mapping[str, str]) -> Mapped:
     return Mapped(paths)
 
 
-def check_paths(mapped: Mapped, documents: list[Any], where: str) -> None:
-    """Raise ConfigError where a path of the mapping leads nowhere in any of the documents."""
+@lru_cache(maxsize=1024)
+def alternatives(path: str) -> tuple[str, ...]:
+    """The paths that one of a mapping stands for: "frage|Frage" is either, or a column whose name holds the bar."""
+    parts = tuple(part.strip() for part in path.split("|"))
+    return (path, *parts) if len(parts) > 1 and all(parts) else (path,)
+
+
+def mapped_in(mapped: Mapped, documents: Sequence[Any], where: str, *, may_lack: bool = False) -> Mapped:
+    """The mapping as it is in these documents: of several paths the first that leads somewhere.
+
+    `may_lack`: what is no answer may be missing, because another file has it; the result is without it. A prompt may
+    be missing where there are ids. Raises ConfigError where a path leads nowhere in any of the documents.
+    """
     objects = [document for document in documents if isinstance(document, Mapping)]
     if not objects:
-        return
+        return mapped
+    found: dict[str, str] = {}
+    lacking: dict[str, str] = {}
     for target, path in mapped.paths.items():
-        if not any(_is_there(document, path) for document in objects):
-            keys = list(dict.fromkeys(str(key) for document in objects[:20] for key in document))
-            near = difflib.get_close_matches(path, keys, n=1, cutoff=0.6)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ConfigError(f"--map: {target}={path} is nowhere in {where}, which has {', '.join(keys[:25])}{hint}")
+        there = next(
+            (one for one in alternatives(path) if any(_is_there(document, one) for document in objects)), None
+        )
+        if there is None:
+            lacking[target] = path
+        else:
+            found[target] = there
+    needed = {"text", "text_a", "text_b", "arm", *(() if {"id", "text"} <= found.keys() else ("prompt",))}
+    for target, path in lacking.items():
+        if not may_lack or target in needed:
+            raise ConfigError(_nowhere(target, path, objects, where))
+    return Mapped(found)
+
+
+def _nowhere(target: str, path: str, objects: Sequence[Mapping[str, Any]], where: str) -> str:
+    keys = list(dict.fromkeys(str(key) for document in objects[:20] for key in document))
+    near = difflib.get_close_matches(path.rsplit("|", 1)[-1].strip(), keys, n=1, cutoff=0.6)
+    hint = f"did you mean {near[0]}? Where" if near else "where"
+    return (
+        f"--map: {target}={path} is nowhere in {where}, which has {listed(keys)}; {hint} another file names it "
+        f"otherwise, give both: --map \"{target}={_quoted('|'.join((path, near[0] if near else 'COLUMN')))}\""
+    )
+
+
+def listed(columns: Sequence[str]) -> str:
+    """The first columns of a file, and how many more it has."""
+    shown = ", ".join(columns[:20])
+    return f"{shown} and {len(columns) - 20} more" if len(columns) > 20 else shown
 
 
 # Which value of a log's own column is which arm.
