@@ -30,7 +30,11 @@ def compare(
     ] = None,
     mapping: Annotated[
         str | None,
-        typer.Option("--map", help='Where things are: "prompt=question, text=answer", or text_a=… and text_b=….'),
+        typer.Option(
+            "--map",
+            help='Where things are: "prompt=question, text=answer", or text_a=… and text_b=…. '
+            'Where the files name them otherwise: "text=answer|reply".',
+        ),
     ] = None,
     arms: Annotated[
         str | None,
@@ -50,13 +54,18 @@ def compare(
     """Two files of answers to one decision: read, pair, estimate, judge, report. It asks before it spends.
 
     The files may be in any format that `evalpipe load` reads. Answers are paired by their id, else by an equal
-    prompt; what has no partner is counted and shown. Outside of a workspace everything is kept in `./evalpipe-NAME/`.
-    Run it again at any time: nothing is asked or paid twice.
+    prompt; what has no partner is counted and shown. `--map` takes several columns for one thing: the first that a file
+    has counts. What only one file has (user, time, tokens, …) is taken from it and named.
+
+    Outside of a workspace everything is kept in `./evalpipe-NAME/`. The same command on the same files goes on where it
+    stopped, and nothing is asked or paid twice. Changed files are a new comparison (NAME-2), whose pairs are all judged and
+    paid anew.
 
     Exit code 1 where the judge gave no verdict, 2 where a confirmation is needed and there is no terminal.
 
     ```
     evalpipe compare old.jsonl new.jsonl
+    evalpipe compare old.jsonl new.csv --map "prompt=question|Prompt, text=answer|Answer (new), user=uid"
     evalpipe compare answers.csv --judge-model claude-haiku-4-5 --max-usd 2 --yes
     ```
     """

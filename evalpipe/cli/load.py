@@ -62,7 +62,7 @@ def load(
     (gen_ai, OpenLLMetry, OpenInference, Vercel), `promptfoo`, `inspect`, `helicone`, `portkey`, `cloudflare`, `bedrock`,
     `posthog`, `braintrust`, `weave`, `mlflow`, `deepeval`, `ragas`, `lm-eval`, `mt-bench`, `alpacaeval`, `arena`, `preferences`,
     `tensorzero`, `http` (recorded requests). `auto` finds out. In a table of your own the columns are guessed, shown
-    and asked for; `--map` names them.
+    and asked for; `--map` names them (`text=answer|reply`: the first that a file has).
 
     ```
     evalpipe load

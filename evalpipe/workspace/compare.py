@@ -287,7 +287,9 @@ def _print_source(planned: Planned, read: _Read, output: Output) -> None:
         if planned.guess
         else "map"
     )
-    output(f"    {planned.examined.source.name}: {planned.examined.source.kind}, {form}; {format_counted(len(read.rows), 'answer')}")
+    output(
+        f"    {planned.examined.source.name}: {planned.examined.source.kind}, {form}; {format_counted(len(read.rows), 'answer')}"
+    )
     for kinds, word in ((read.left_out, "left out"), (read.reasons, "rejected")):
         if kinds:
             output(printable(f"    {word}: {'; '.join(f'{kind} {n:,}' for kind, n in list(kinds.items())[:4])}"))
@@ -315,12 +317,13 @@ def _print_pairing(found: Pairing, old: Path, new: Path, output: Output) -> None
     by = ", ".join(f"{n:,} by {how}" for how, n in found.by.items()) or "none"
     output(f"    {format_counted(len(found.pairs), 'pair')} ({by})")
     if found.n_other_prompts:
-        output(
-            f"    {found.n_other_prompts:,} of them {'has' if found.n_other_prompts == 1 else 'have'} prompts that differ between the files: control's is shown to the judge"
-        )
+        have = "has a prompt that differs" if found.n_other_prompts == 1 else "have prompts that differ"
+        output(f"    {found.n_other_prompts:,} of them {have} between the files: control's is shown to the judge")
     for alone, path, arm in ((found.old_alone, old, "control"), (found.new_alone, new, "treatment")):
         if alone:
-            have, such_as = ("has no partner and is", "") if len(alone) == 1 else ("have no partner and are", ", such as")
+            have, such_as = (
+                ("has no partner and is", "") if len(alone) == 1 else ("have no partner and are", ", such as")
+            )
             output(f"    {format_counted(len(alone), 'answer')} of {path} ({arm}) {have} left out{such_as}:")
             for row in alone[:SHOWN]:
                 output(printable(f"      {row.request_id[:40]}: {_short(row.prompt or row.text or '')}"))

@@ -143,7 +143,11 @@ def test_what_no_file_has_or_a_file_cannot_do_without_is_refused() -> None:
     old, new = german()
     one = write("one.jsonl", [{"q": "?", "a": "x", "b": "y"}])
     for files, mapping, words in (
-        ((old, new), "prompt=frage, text=antwort|Antwort (neu), user=whom", "user=whom is nowhere in old.jsonl, .* nor in"),
+        (
+            (old, new),
+            "prompt=frage, text=antwort|Antwort (neu), user=whom",
+            "user=whom is nowhere in old.jsonl, .* nor in",
+        ),
         ((old, new), "prompt=frage, text=antwort", r"nowhere in new.csv.*--map \"text=antwort\|Antwort \(neu\)\""),
         ((old, new), "prompt=who, text=antwort|Antwort (neu)", "prompt=who is nowhere in new.csv"),
         ((one, None), "prompt=q, text_a=a, text_b=b, user=who", "user=who is nowhere in one.jsonl"),
@@ -157,7 +161,7 @@ def test_a_folder_without_a_log_is_reported_by_its_first_files() -> None:
     folder.mkdir()
     for n in range(1200):
         (folder / f"{n:04}.txt").write_text("words " * 30)
-    with pytest.raises(DataError, match="; and 1,197 more$") as raised:
+    with pytest.raises(DataError, match=r"; and 1,197 more$") as raised:
         run(folder, folder, "http://127.0.0.1:1", [])
     assert "0000.txt" in str(raised.value) and len(str(raised.value)) < 600
 

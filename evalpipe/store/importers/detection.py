@@ -56,8 +56,11 @@ def _inside(document: Any, keys: Sequence[str]) -> Iterator[Any]:
 def examine(
     source: Source, format_name: str = "auto", mapped: Mapped | None = None, *, may_lack: bool = False
 ) -> Examined:
-    """Look at the first documents of a source; `may_lack` as in `mapped_in`. Raises ConfigError for an unknown format, for one whose shape no document has, and
-    for a mapping whose paths lead nowhere; DataError for what cannot be read."""
+    """Look at the first documents of a source; `may_lack` as in `mapped_in`.
+
+    Raises ConfigError for an unknown format, for one whose shape no document has, and for a mapping whose paths lead
+    nowhere; DataError for what cannot be read.
+    """
     candidates = importers_named(format_name)
     documents = [one.value for one in itertools.islice(source.documents(), LOOK) if one.problem is None]
     if not documents:

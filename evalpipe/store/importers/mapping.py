@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NoReturn
 
 from evalpipe.errors import ConfigError
 from evalpipe.identity import fingerprint
@@ -239,9 +239,7 @@ def mapped_in(mapped: Mapped, documents: Sequence[Any], where: str, *, may_lack:
     found: dict[str, str] = {}
     lacking: dict[str, str] = {}
     for target, path in mapped.paths.items():
-        there = next(
-            (one for one in alternatives(path) if any(_is_there(document, one) for document in objects)), None
-        )
+        there = next((one for one in alternatives(path) if any(_is_there(document, one) for document in objects)), None)
         if there is None:
             lacking[target] = path
         else:
@@ -249,17 +247,18 @@ def mapped_in(mapped: Mapped, documents: Sequence[Any], where: str, *, may_lack:
     needed = {"text", "text_a", "text_b", "arm", *(() if {"id", "text"} <= found.keys() else ("prompt",))}
     for target, path in lacking.items():
         if not may_lack or target in needed:
-            raise ConfigError(_nowhere(target, path, objects, where))
+            _refuse(target, path, objects, where)
     return Mapped(found)
 
 
-def _nowhere(target: str, path: str, objects: Sequence[Mapping[str, Any]], where: str) -> str:
+def _refuse(target: str, path: str, objects: Sequence[Mapping[str, Any]], where: str) -> NoReturn:
     keys = list(dict.fromkeys(str(key) for document in objects[:20] for key in document))
     near = difflib.get_close_matches(path.rsplit("|", 1)[-1].strip(), keys, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]}? Where" if near else "where"
-    return (
+    both = _quoted("|".join((path, near[0] if near else "COLUMN")))
+    raise ConfigError(
         f"--map: {target}={path} is nowhere in {where}, which has {listed(keys)}; {hint} another file names it "
-        f"otherwise, give both: --map \"{target}={_quoted('|'.join((path, near[0] if near else 'COLUMN')))}\""
+        f'otherwise, give both: --map "{target}={both}"'
     )
 
 
