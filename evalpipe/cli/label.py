@@ -245,21 +245,31 @@ def _given_line(counts: LabelCounts) -> str:
 
 
 def _needed_lines(needed: LabelsNeeded) -> list[str]:
-    points = 100 * needed.half_width
+    wanted = f"± {100 * needed.half_width:g}"
+    looks = {"anytime": "at any look", "fixed": "at one look", "scheduled": "on the planned dates"}[needed.looks]
+    variance = {"labels": "of the labels so far", "at most": "the most there can be"}[needed.variance_from]
+    within = {"labels": "by the labels so far", "judge": "by the judge", "at most": "the most there can be"}
+    lines = [
+        f"{wanted} points of the corrected win rate as the report shows it, {looks}; {needed.n_pairs:,} pairs of "
+        f"{needed.n_users:,} users",
+        f"  variance of a pair {needed.variance:.3f} ({variance}); correlation of a user's pairs {needed.within_user:.2f} "
+        f"({within[needed.within_from]})",
+    ]
 
-    def line(what: str, n: int) -> str:
+    def line(what: str, n: int | None) -> str:
+        if n is None:
+            return f"  {what:<52} more than all {needed.n_pairs:,} pairs"
         minutes = n * needed.seconds / 60
         time = f"{minutes:,.0f} min" if minutes < 90 else f"{minutes / 60:,.1f} h"
         return f"  {what:<52} {n:>7,} labels  about {time}"
 
-    source = {
-        "labels": "of the labels so far", "judge": "of the judge's verdicts", "at most": "the most there can be"
-    }[needed.variance_from]  # fmt: skip
-    lines = [
-        f"± {points:g} points of the win rate, {needed.n_pairs:,} pairs (variance {needed.variance:.3f}, {source}):"
-    ]
+    if needed.alone is None:  # a judge does not help either: it has verdicts on the pairs of the same users
+        width = needed.half_width_of_all
+        reached = "show no interval" if width is None else f"give about ± {100 * width:.0f} points"
+        users = "more users than there are" if needed.users_needed is None else f"about {needed.users_needed:,} users"
+        return [*lines, f"  all {needed.n_pairs:,} pairs of this log {reached}; {wanted} needs {users}"]
     lines.append(line("people alone", needed.alone))
     for rho, n in needed.with_judge.items():
-        measured = "as measured" if needed.correlation is not None else "if it is so good"
+        measured = "as measured" if needed.correlation is not None else "an assumption"
         lines.append(line(f"with the judge, correlation {rho:.2f} ({measured})", n))
     return lines

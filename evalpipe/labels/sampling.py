@@ -1,4 +1,4 @@
-"""Which pairs people label: a stratified draw with known probabilities, the same for the same seed; how many labels are needed.
+"""Which pairs people label: a stratified draw with known probabilities, the same for the same seed.
 
 The judge's uncertainty makes the strata: pairs on which it contradicts itself or sees a tie teach more about it than those on
 which it is sure, and are drawn up to twice as often. Pure.
@@ -7,10 +7,8 @@ which it is sure, and are drawn up to twice as often. Pure.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Literal
 
 Stratum = Literal["sure", "unsure"]
@@ -122,32 +120,6 @@ def allocate(sizes: Mapping[Stratum, int], n: int) -> Mapping[Stratum, int] | No
 def control_first(seed: str, request_id: str, labeler: str) -> bool:
     """Whether this person sees control's answer first: a coin for each person and pair."""
     return _chance(seed, _SIDE, f"{labeler}\0{request_id}") < 0.5
-
-
-def labels_needed(
-    half_width: float, *, variance: float, correlation: float = 0.0, n_pairs: int, confidence_level: float = 0.95
-) -> int:
-    """Labelled pairs until the win rate's interval is ± `half_width`.
-
-    n = z² V (1 − ρ²) / h², and for a sample of N pairs without replacement n N / (n + N). PPI++ with the best λ and many more
-    judged than labelled pairs has the variance V (1 − ρ²) / n (Angelopoulos, Duchi and Zrnic 2023, docs/statistics.md).
-
-    Args:
-        half_width: of the interval, in (0, 1): 0.05 for 5 points.
-        variance: V, of a pair's preference (0, 0.5, 1): at most 0.25.
-        correlation: ρ between judge and labels over pairs; 0: the judge is of no help.
-        n_pairs: N, pairs there are.
-        confidence_level: of the interval.
-
-    Raises:
-        ValueError: for a half-width that is not positive.
-    """
-    if not half_width > 0:
-        raise ValueError(f"half_width = {half_width}: a width is above 0")
-    z = NormalDist().inv_cdf((1 + confidence_level) / 2)
-    n = z**2 * variance * (1 - correlation**2) / half_width**2
-    n = n * n_pairs / (n + n_pairs) if n_pairs and n else 0.0
-    return min(n_pairs, math.ceil(n - 1e-9))
 
 
 def _chance(seed: str, purpose: str, key: str) -> float:

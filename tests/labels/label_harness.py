@@ -35,8 +35,11 @@ def make_workspace(
     *,
     verdicts: Sequence[tuple[str | None, str | None]] = (),
     texts: Sequence[tuple[str, str, str]] = (),
+    users: int | None = None,
+    settings: str = "",
 ) -> Workspace:
-    """n pairs; `verdicts`: of a recorded judge in both orders (a | b | tie), by pair; `texts`: (prompt, control, treatment)."""
+    """n pairs; `verdicts`: of a recorded judge in both orders (a | b | tie), by pair; `texts`: (prompt, control, treatment);
+    `users`: who ask in turn, by default one for each pair; `settings`: more of evalpipe.toml."""
     rows = []
     for index in range(n):
         prompt, control, treatment = (
@@ -49,7 +52,7 @@ def make_workspace(
             "prompt": prompt,
             "response_a": control,
             "response_b": treatment,
-            "unit_id": f"u{index}",
+            "unit_id": f"u{index % (users or n)}",
             "model_a": "secret-model-1",
             "model_b": "secret-model-2",
         }
@@ -61,7 +64,7 @@ def make_workspace(
             ]
         rows.append(row)
     root.mkdir(exist_ok=True)
-    (root / "evalpipe.toml").write_text('[experiment]\nname = "t"\n')
+    (root / "evalpipe.toml").write_text(f'[experiment]\nname = "t"\n{settings}')
     (root / "pairs.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     found = open_workspace(root / "evalpipe.toml")
     load(found, [root / "pairs.jsonl"], format_name="pairs", show_progress=False)

@@ -227,7 +227,7 @@ def test_the_command_line_in_one_line_each(tmp_path: Path, capsys: pytest.Captur
     assert run(tmp_path, "--status", "--json") == 0
     assert json.loads(capsys.readouterr().out)["by_labeler"] == {"Ana": 3}
     assert run(tmp_path, "--estimate", "5") == 0
-    assert "people alone" in capsys.readouterr().out
+    assert "all 6 pairs of this log" in capsys.readouterr().out
     assert run(tmp_path, "--estimate", "5", "--json") == 0
     assert json.loads(capsys.readouterr().out)["n_pairs"] == 6
     (tmp_path / "there.csv").write_text("")

@@ -1,4 +1,4 @@
-"""The draw: known probabilities, the same for a seed, balanced at every beginning; how many labels are needed."""
+"""The draw: known probabilities, the same for a seed, balanced at every beginning."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from evalpipe.labels.sampling import Candidate, allocate, control_first, draw, labels_needed
+from evalpipe.labels.sampling import Candidate, allocate, control_first, draw
 
 
 def candidates(n_sure: int, n_unsure: int) -> list[Candidate]:
@@ -103,18 +103,3 @@ def test_sides_are_a_coin_for_each_person_and_pair() -> None:
     assert sum(sides) / 8000 == pytest.approx(0.5, abs=4 * 0.5 / 8000**0.5)
     agree = sum(sides[at] == sides[at + 1] for at in range(0, 8000, 2)) / 4000
     assert agree == pytest.approx(0.5, abs=4 * 0.5 / 4000**0.5)
-
-
-def test_labels_needed_by_hand() -> None:
-    """± 5 points, V = 0.25, 95 %: 1.959964² · 0.25 / 0.05² = 384.146.
-
-    Of N = 1,000,000 pairs 384.146 · N / (384.146 + N) = 383.998 → 384; with ρ = 0.7: 384.146 · 0.51 = 195.914 → 195.876 → 196.
-    Of 500 pairs: 384.146 · 500 / 884.146 = 217.24 → 218.
-    """
-    assert labels_needed(0.05, variance=0.25, n_pairs=1_000_000) == 384
-    assert labels_needed(0.05, variance=0.25, correlation=0.7, n_pairs=1_000_000) == 196
-    assert labels_needed(0.05, variance=0.25, n_pairs=500) == 218
-    assert labels_needed(0.001, variance=0.25, n_pairs=50) == 50
-    assert labels_needed(0.05, variance=0.0, n_pairs=500) == 0
-    with pytest.raises(ValueError, match="half_width = 0"):
-        labels_needed(0, variance=0.25, n_pairs=5)
