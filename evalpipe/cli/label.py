@@ -107,7 +107,7 @@ def label(
     ```
     """
     from evalpipe.text import printable
-    from evalpipe.workspace.label import LabelOptions, estimate_labels, open_labelling
+    from evalpipe.workspace.label import LabelOptions, estimate_labels, label_status, open_labelling
     from evalpipe.workspace.paths import open_workspace
 
     workspace = open_workspace(config, data)
@@ -121,15 +121,17 @@ def label(
         else:
             typer.echo("\n".join(_needed_lines(needed)))
         return
-    with open_labelling(workspace, chosen) as labelling:
-        counts = labelling.counts()
-        if status and as_json:
+    if status:
+        counts = label_status(workspace, chosen)
+        if as_json:
             typer.echo(json.dumps(asdict(counts), ensure_ascii=False, indent=2))
             return
         for line in _count_lines(counts):
-            typer.echo(printable(line), err=not status)
-        if status:
-            return
+            typer.echo(printable(line))
+        return
+    with open_labelling(workspace, chosen) as labelling:
+        for line in _count_lines(labelling.counts()):
+            typer.echo(printable(line), err=True)
         from evalpipe.config import secret
         from evalpipe.serve.labelling.server import serve_labelling
 
@@ -166,7 +168,7 @@ def export_(
     from evalpipe.errors import ConfigError
     from evalpipe.files import write_atomically
     from evalpipe.labels.interchange import LABEL_STUDIO_CONFIG
-    from evalpipe.workspace.label import LabelOptions, export_labels, open_labelling
+    from evalpipe.workspace.label import export_labels, view_labels
     from evalpipe.workspace.paths import open_workspace
 
     name = _format(format_name) or ("csv" if path.suffix.lower() == ".csv" else None)
@@ -174,7 +176,7 @@ def export_(
         raise ConfigError(f"{path}: which format? a name that ends in .csv, or --format label-studio, argilla or csv")
     if path.exists():
         raise ConfigError(f"{path} exists; give another name")
-    with open_labelling(open_workspace(config, data), LabelOptions(experiment=experiment)) as labelling:
+    with view_labels(open_workspace(config, data), experiment) as labelling:
         text, n_pairs, n_labels = export_labels(labelling, name)
     write_atomically(path, text.encode("utf-8"))
     typer.echo(f"{path}: {n_pairs:,} pairs, {n_labels:,} labels", err=True)
@@ -230,8 +232,9 @@ def _format(name: str | None) -> Format | None:
 def _count_lines(counts: LabelCounts) -> list[str]:
     strata = ", ".join(f"{n:,} {name}" for name, n in sorted(counts.strata.items()))
     how = f"by the doubt of {counts.judge}: {strata}" if counts.judge and len(counts.strata) > 1 else "all alike"
+    drawn = "drawn" if counts.is_stored else "would be drawn by `evalpipe label`"
     return [
-        f"{counts.experiment}: {counts.n_drawn:,} of {counts.n_pairs:,} pairs drawn ({how}; seed {counts.seed!r}), "
+        f"{counts.experiment}: {counts.n_drawn:,} of {counts.n_pairs:,} pairs {drawn} ({how}; seed {counts.seed!r}), "
         f"{counts.overlap:.0%} for everybody",
         _given_line(counts),
     ]
@@ -239,8 +242,12 @@ def _count_lines(counts: LabelCounts) -> list[str]:
 
 def _given_line(counts: LabelCounts) -> str:
     people = ", ".join(f"{name} {n:,}" for name, n in counts.by_labeler.items())
-    return f"labels: {sum(counts.by_labeler.values()):,} of {counts.n_labelled_pairs:,} pairs" + (
-        f" ({people})" if people else ""
+    n, n_pairs, done = sum(counts.by_labeler.values()), counts.n_labelled_pairs, counts.n_labelled_drawn
+    return (
+        f"{n:,} label{'' if n == 1 else 's'} of {n_pairs:,} pair{'' if n_pairs == 1 else 's'}"
+        + (f" ({people})" if people else "")
+        + f"; {done:,} of the {counts.n_drawn:,} pairs of this draw "
+        + ("has a label" if done == 1 else "have a label")
     )
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -26,6 +28,7 @@ from evalpipe.labels.store import (
     Given,
     Journal,
     Progress,
+    State,
     as_label,
     labels_folder,
     read_state,
@@ -98,7 +101,8 @@ class ShownPair:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelCounts:
-    """Labels so far. `by_labeler`: person → labels."""
+    """The draw and the labels so far, those of earlier draws, too. `by_labeler`: person → labels. `n_labelled_drawn`: pairs of
+    the draw with a label. `is_stored`: False: the draw that the same options would make, before anybody labels."""
 
     experiment: str
     n_pairs: int
@@ -109,6 +113,8 @@ class LabelCounts:
     strata: Mapping[str, int]
     by_labeler: Mapping[str, int]
     n_labelled_pairs: int
+    n_labelled_drawn: int
+    is_stored: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,7 +151,61 @@ class LabelsNeeded:
     seconds: float
 
 
-class Labelling:
+class LabelView:
+    """A draw and its labels, to be read; a page may be open meanwhile."""
+
+    def __init__(self, workspace: Workspace, experiment: str, state: State) -> None:
+        self.workspace, self.experiment, self.state = workspace, experiment, state
+        self._lock = threading.Lock()
+        # Read once: a page is open for hours, and a store that is open keeps others from removing its files.
+        self._texts = _read_texts(workspace, experiment, list(state.pairs))
+
+    @property
+    def draw(self) -> Draw:
+        assert self.state.draw is not None
+        return self.state.draw
+
+    def counts(self) -> LabelCounts:
+        with self._lock, open_store(self.workspace.data, self.experiment) as store:
+            return _counts(self.experiment, self.draw, _labelled(store, self.state))
+
+    def drawn(self) -> list[tuple[DrawnPair, ShownPair | None]]:
+        """Every pair of the draw, in its order, with the first seat drawn for nobody in particular: for files of other tools."""
+        with self._lock:
+            return [(pair, self._shown(pair, "")) for pair in self.state.pairs.values()]
+
+    def given(self) -> list[Given]:
+        with self._lock:
+            return sorted(self.state.given.values(), key=lambda one: (one.at, one.labeler, one.request_id))
+
+    def stored_comments(self) -> dict[tuple[str, str], str]:
+        """(request, person) → the comment of a label that is in the store."""
+        with self._lock, open_store(self.workspace.data, self.experiment) as store:
+            rows = store.connection.execute(
+                "SELECT request_id, labeler, note FROM labels WHERE source = $1 AND note IS NOT NULL AND labeler IS NOT NULL",
+                [SOURCE],
+            ).fetchall()
+        return {(request_id, labeler): note for request_id, labeler, note in rows}
+
+    def _shown(self, pair: DrawnPair, labeler: str) -> ShownPair | None:
+        """The pair as this person sees it; None where its texts were removed since the draw."""
+        found = self._texts.get(pair.request_id)
+        if found is None:
+            return None
+        drawn = self.draw
+        turns, *sides = found
+        first, second = sides if control_first(drawn.seed, pair.request_id, labeler) else sides[::-1]
+        return ShownPair(
+            token=token_of(drawn.seed, pair.request_id),
+            request_id=pair.request_id,
+            turns=turns,
+            first=first,
+            second=second,
+            is_shared=pair.is_shared,
+        )
+
+
+class Labelling(LabelView):
     """Labelling of one experiment, by one process: several people, one pair each at a time. Safe to call from several threads.
 
     `close` puts every label into the store.
@@ -154,15 +214,11 @@ class Labelling:
     def __init__(
         self, workspace: Workspace, experiment: str, journal: Journal, *, clock: Callable[[], datetime]
     ) -> None:
-        self.workspace, self.experiment, self.journal = workspace, experiment, journal
+        super().__init__(workspace, experiment, journal.state)
+        self.journal = journal
         self._clock = clock
-        self._lock = threading.Lock()
-        drawn = journal.state.draw
-        seed = drawn.seed if drawn is not None else ""
-        self._tokens = {token_of(seed, request_id): request_id for request_id in journal.state.pairs}
+        self._tokens = {token_of(self.draw.seed, request_id): request_id for request_id in journal.state.pairs}
         self._answered: frozenset[str] | None = None
-        # Read once: a page is open for hours, and a store that is open keeps others from removing its files.
-        self._texts = _read_texts(workspace, experiment, list(journal.state.pairs))
 
     def __enter__(self) -> Labelling:
         return self
@@ -225,47 +281,6 @@ class Labelling:
             self.journal.undo(labeler, now=self._clock())
             return could
 
-    def counts(self) -> LabelCounts:
-        with self._lock:
-            state = self.journal.state
-            drawn = state.draw
-            assert drawn is not None
-            strata: dict[str, int] = {}
-            by_labeler: dict[str, int] = {}
-            for pair in state.pairs.values():
-                strata[pair.stratum or "all"] = strata.get(pair.stratum or "all", 0) + 1
-            for labeler, _ in state.given:
-                by_labeler[labeler] = by_labeler.get(labeler, 0) + 1
-            return LabelCounts(
-                experiment=self.experiment,
-                n_pairs=drawn.n_pairs,
-                n_drawn=len(state.pairs),
-                overlap=drawn.overlap,
-                seed=drawn.seed,
-                judge=drawn.judge,
-                strata=strata,
-                by_labeler=dict(sorted(by_labeler.items())),
-                n_labelled_pairs=len({request_id for _, request_id in state.given}),
-            )
-
-    def drawn(self) -> list[tuple[DrawnPair, ShownPair | None]]:
-        """Every pair of the draw, in its order, with the first seat drawn for nobody in particular: for files of other tools."""
-        with self._lock:
-            return [(pair, self._shown(pair, "")) for pair in self.journal.state.pairs.values()]
-
-    def given(self) -> list[Given]:
-        with self._lock:
-            return sorted(self.journal.state.given.values(), key=lambda one: (one.at, one.labeler, one.request_id))
-
-    def stored_comments(self) -> dict[tuple[str, str], str]:
-        """(request, person) → the comment of a label that is in the store."""
-        with self._lock, open_store(self.workspace.data, self.experiment) as store:
-            rows = store.connection.execute(
-                "SELECT request_id, labeler, note FROM labels WHERE source = $1 AND note IS NOT NULL AND labeler IS NOT NULL",
-                [SOURCE],
-            ).fetchall()
-        return {(request_id, labeler): note for request_id, labeler, note in rows}
-
     def label_of(self, one: FileLabel) -> Label:
         """A label of a file as the store has it. Raises DataError for an unknown pair, ConfigError for a label of nobody."""
         with self._lock:
@@ -279,9 +294,7 @@ class Labelling:
                         f"{self.experiment}: no pair {one.pair[:80]!r} with answers of both arms; "
                         "was the file exported from this draw?"
                     )
-            drawn = self.journal.state.draw
-            assert drawn is not None
-            is_first = control_first(drawn.seed, request_id, "")
+            is_first = control_first(self.draw.seed, request_id, "")
         if one.labeler is None:
             raise ConfigError("the file names nobody who gave these labels: add --labeler NAME")
         preference = one.treatment
@@ -302,22 +315,6 @@ class Labelling:
             stratum=None if pair is None else pair.stratum,
             control_score=control,
             treatment_score=treatment,
-        )
-
-    def _shown(self, pair: DrawnPair, labeler: str) -> ShownPair | None:
-        """The pair as this person sees it; None where its texts were removed since the draw."""
-        drawn, found = self.journal.state.draw, self._texts.get(pair.request_id)
-        if found is None or drawn is None:
-            return None
-        turns, *sides = found
-        first, second = sides if control_first(drawn.seed, pair.request_id, labeler) else sides[::-1]
-        return ShownPair(
-            token=token_of(drawn.seed, pair.request_id),
-            request_id=pair.request_id,
-            turns=turns,
-            first=first,
-            second=second,
-            is_shared=pair.is_shared,
         )
 
     def _store_labels(self, *, keep_last: bool) -> None:
@@ -404,7 +401,7 @@ def open_labelling(
     journal = Journal(labels_folder(workspace.data, name))
     try:
         with open_store(workspace.data, name, compared=True) as store:
-            wanted = _wanted_draw(workspace, store, options, journal.state.draw, at=clock())
+            wanted = _wanted_draw(workspace, store, options, journal.state, at=clock())
         if wanted is not None:
             journal.write(wanted)
         labelling = Labelling(workspace, name, journal, clock=clock)
@@ -417,6 +414,60 @@ def open_labelling(
         labelling.close()
         raise
     return labelling
+
+
+def label_status(workspace: Workspace, options: LabelOptions, *, now: datetime | None = None) -> LabelCounts:
+    """The draw and the labels so far, from the journal and the store; nothing is written, and a page may be open.
+
+    Raises:
+        ConfigError: for options that contradict the draw there is.
+        DataError: where no pair can be labelled.
+    """
+    name = loaded_experiment(workspace, options.experiment)
+    state, _ = read_state(labels_folder(workspace.data, name) / JOURNAL_NAME)
+    with open_store(workspace.data, name, compared=True) as store:
+        wanted = _wanted_draw(workspace, store, options, state, at=now or datetime.now(UTC))
+        drawn = wanted or state.draw
+        assert drawn is not None
+        return _counts(name, drawn, _labelled(store, state), is_stored=wanted is None)
+
+
+@contextmanager
+def view_labels(workspace: Workspace, experiment: str | None = None) -> Iterator[LabelView]:
+    """The stored draw with its labels, while a page is open, too; where there is no draw, `open_labelling` makes one."""
+    name = loaded_experiment(workspace, experiment)
+    state, _ = read_state(labels_folder(workspace.data, name) / JOURNAL_NAME)
+    if state.draw is not None:
+        yield LabelView(workspace, name, state)
+        return
+    with open_labelling(workspace, LabelOptions(experiment=experiment)) as labelling:
+        yield labelling
+
+
+def _labelled(store: Store, state: State) -> set[tuple[str, str]]:
+    """(person, request) of every label: of the store, which those of files are in, and of the journal, which has the latest."""
+    rows = store.connection.execute(
+        "SELECT DISTINCT labeler, request_id FROM labels WHERE source = $1 AND preference IS NOT NULL AND labeler IS NOT NULL",
+        [SOURCE],
+    ).fetchall()
+    return set(state.given) | {(labeler, request_id) for labeler, request_id in rows}
+
+
+def _counts(experiment: str, drawn: Draw, labelled: set[tuple[str, str]], *, is_stored: bool = True) -> LabelCounts:
+    requests = {request_id for _, request_id in labelled}
+    return LabelCounts(
+        experiment=experiment,
+        n_pairs=drawn.n_pairs,
+        n_drawn=len(drawn.pairs),
+        overlap=drawn.overlap,
+        seed=drawn.seed,
+        judge=drawn.judge,
+        strata=dict(Counter(stratum or "all" for _, _, stratum, _ in drawn.pairs)),
+        by_labeler=dict(sorted(Counter(labeler for labeler, _ in labelled).items())),
+        n_labelled_pairs=len(requests),
+        n_labelled_drawn=sum(request_id in requests for request_id, *_ in drawn.pairs),
+        is_stored=is_stored,
+    )
 
 
 def store_waiting(workspace: Workspace, experiment: str) -> bool:
@@ -442,9 +493,10 @@ def store_waiting(workspace: Workspace, experiment: str) -> bool:
 
 
 def _wanted_draw(
-    workspace: Workspace, store: Store, options: LabelOptions, before: Draw | None, *, at: datetime
+    workspace: Workspace, store: Store, options: LabelOptions, state: State, *, at: datetime
 ) -> Draw | None:
     """The draw to write down; None where the one there is stays."""
+    before = state.draw
     judge, mark = _judge_of(workspace, store, options.judge)
     candidates = _candidates(workspace, store, judge, mark)
     if not candidates:
@@ -455,7 +507,8 @@ def _wanted_draw(
     n = options.n_pairs or (len(before.pairs) if before is not None else DEFAULT_PAIRS)
     overlap = options.overlap if options.overlap is not None else before.overlap if before else DEFAULT_OVERLAP
     seed = options.seed if options.seed is not None else before.seed if before else store.experiment or ""
-    if before is not None and not options.new_draw:
+    is_new = options.new_draw
+    if before is not None and not is_new:
         if (
             overlap != before.overlap
             or seed != before.seed
@@ -466,24 +519,31 @@ def _wanted_draw(
                 f"--judge {before.judge or 'none'}: leave these options out to go on with them, "
                 "or start another draw with --new-draw"
             )
-        if n <= len(before.pairs):
+        n_drawn = len(before.pairs)
+        if n == n_drawn or (n > n_drawn == len(candidates) and found == before.mark):
             return None
-        if found != before.mark:
+        requests = {request_id for _, request_id in _labelled(store, state)}
+        is_unused = not any(request_id in requests for request_id, *_ in before.pairs)
+        if n < n_drawn and not is_unused:
+            raise ConfigError(
+                f"{store.experiment}: {n_drawn:,} pairs are drawn and some of them labelled, so --pairs {n} cannot make the draw "
+                "smaller: leave --pairs out to go on with it (you may stop at any pair), or start another one with --new-draw"
+            )
+        if found != before.mark and not is_unused:
             raise ConfigError(
                 f"{store.experiment}: {len(before.pairs):,} pairs were drawn of {before.n_pairs:,}; the log or the judge's "
                 "verdicts have changed since, so the draw cannot grow: leave --pairs out to go on with it, or start another one "
                 "with --new-draw"
             )
+        is_new = is_unused  # of a draw that nobody has labelled, no weight needs to be kept
     drawn = draw(
         candidates,
         n=n,
         overlap=overlap,
         seed=seed,
-        stratified=before is None or options.new_draw or _has_strata(before),
+        stratified=before is None or is_new or _has_strata(before),
     )
-    scale = (
-        {stratum: probability for _, probability, stratum, _ in before.pairs} if before and not options.new_draw else {}
-    )
+    scale = {stratum: probability for _, probability, stratum, _ in before.pairs} if before and not is_new else {}
     return Draw(
         at=at,
         seed=seed,
@@ -644,19 +704,17 @@ def _looking(workspace: Workspace, name: str, first_us: int | None, now: datetim
     return look.mode, critical
 
 
-def export_labels(labelling: Labelling, format_name: Format) -> tuple[str, int, int]:
+def export_labels(labelling: LabelView, format_name: Format) -> tuple[str, int, int]:
     """The draw and its labels as another tool's file. (text, pairs, labels)."""
     by_pair: dict[str, list[Given]] = {}
     for one in labelling.given():
         by_pair.setdefault(one.request_id, []).append(one)
     comments = labelling.stored_comments()
-    drawn = labelling.journal.state.draw
-    assert drawn is not None
     pairs = []
     for pair, shown in labelling.drawn():
         if shown is None:  # its texts were removed since the draw
             continue
-        is_first = control_first(drawn.seed, pair.request_id, "")
+        is_first = control_first(labelling.draw.seed, pair.request_id, "")
         labels = [
             FileLabel(
                 pair=shown.token,

@@ -220,6 +220,54 @@ def test_whose_labels_they_are_must_be_known(tmp_path: Path) -> None:
     assert read_labels("pair,choice\nr0,1\n", None, labeler="Ana")[0].labeler == "Ana"
 
 
+def test_status_reads_only_and_pairs_is_honoured_until_somebody_labels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = make_workspace(tmp_path, 120)
+    journal = found.data / "labels/experiment=t/labelling.jsonl"
+    assert run(tmp_path, "--status") == 0
+    assert "t: 100 of 120 pairs would be drawn by `evalpipe label`" in capsys.readouterr().out
+    assert not journal.exists()
+    with open_labelling(found, LabelOptions(n_pairs=80, overlap=0.0)) as labelling:
+        assert len(labelling.drawn()) == 80
+    with open_labelling(found, LabelOptions(n_pairs=50)) as labelling:  # nobody has labelled: another size is as good
+        assert {pair.probability for pair, _ in labelling.drawn()} == {50 / 120}
+        pair, *_ = labelling.next_pair("Ana")
+        assert pair is not None
+        labelling.label("Ana", pair.token, "1")
+    before = journal.read_bytes()
+    assert run(tmp_path, "--status") == 0
+    status = capsys.readouterr().out
+    assert "t: 50 of 120 pairs drawn" in status
+    assert "1 label of 1 pair (Ana 1); 1 of the 50 pairs of this draw has a label" in status
+    assert run(tmp_path, "--pairs", "40") != 0
+    error = capsys.readouterr().err
+    assert "so --pairs 40 cannot make the draw smaller" in error
+    assert "--new-draw" in error
+    assert error.count("\n") == 1
+    assert run(tmp_path, "--status", "--pairs", "60") == 0
+    assert "t: 60 of 120 pairs would be drawn" in capsys.readouterr().out
+    assert journal.read_bytes() == before
+    # Another draw: what was labelled before is still counted, and the progress is that of the new one.
+    with open_labelling(found, LabelOptions(n_pairs=40, seed="other", new_draw=True)) as labelling:
+        is_again = pair.request_id in {one.request_id for one, _ in labelling.drawn()}
+    assert run(tmp_path, "--status") == 0
+    again = "1 of the 40 pairs of this draw has" if is_again else "0 of the 40 pairs of this draw have"
+    assert f"1 label of 1 pair (Ana 1); {again} a label" in capsys.readouterr().out
+
+
+def test_labels_of_a_file_are_in_the_status_and_keep_the_draw(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = make_workspace(tmp_path, 20)
+    with open_labelling(found, LabelOptions(n_pairs=20)) as labelling:
+        import_labels(labelling, "pair_id,label,labeler\nr0,a,Ana\nr1,b,Ana\nr1,a,Bo\n", None)
+    assert run(tmp_path, "--status") == 0
+    assert "3 labels of 2 pairs (Ana 2, Bo 1); 2 of the 20 pairs of this draw have a label" in capsys.readouterr().out
+    assert run(tmp_path, "--pairs", "10") != 0
+    assert "--new-draw" in capsys.readouterr().err
+
+
 def test_the_command_line_in_one_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     labelled(tmp_path)
     assert run(tmp_path, "--status") == 0

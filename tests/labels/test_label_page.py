@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from label_harness import CONTROL, TREATMENT, PageEndedError, Person, forked_page, label_page, make_workspace, rows
 
+from evalpipe.cli.app import main
 from evalpipe.workspace.analyze import analyze_workspace
 from evalpipe.workspace.label import token_of
 from evalpipe.workspace.paths import Workspace
@@ -260,6 +261,25 @@ def test_one_page_at_a_time_for_an_experiment(tmp_path: Path) -> None:
     ):
         pass
     assert page.process.returncode is not None
+
+
+def test_status_and_export_while_the_page_is_open(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = make_workspace(tmp_path, 8)
+    with forked_page(tmp_path, n_pairs=8, overlap=0.0) as page:
+        ana = Person(page, "Ana")
+        for _ in range(3):
+            ana.label()
+        assert stored(found) == []  # in the journal only
+        for words, code in ((["--status"], 0), (["export", str(tmp_path / "pairs.csv")], 0)):
+            with pytest.raises(SystemExit) as ended:
+                main(["label", *words, "--config", str(tmp_path / "evalpipe.toml")])
+            assert (ended.value.code or 0) == code
+        captured = capsys.readouterr()
+        assert "3 labels of 3 pairs (Ana 3); 3 of the 8 pairs of this draw have a label" in captured.out
+        assert "pairs.csv: 8 pairs, 3 labels" in captured.err
+        ana.label()
+        page.stop()
+    assert len(stored(found)) == 4
 
 
 # kill -9.
