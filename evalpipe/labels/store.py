@@ -96,12 +96,13 @@ _ENCODER = msgspec.json.Encoder()
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """Of one person. `n_left`: pairs that may still be asked of them. `seconds_left`: at their pace so far; None: not known
-    yet."""
+    """Of one person. `n_left`: pairs that may still be asked of them. `n_elsewhere`: unlabelled pairs that others were shown and
+    that come to this person if those leave them. `seconds_left`: at their pace so far; None: not known yet."""
 
     n_labelled: int
     n_skipped: int
     n_left: int
+    n_elsewhere: int
     seconds_left: float | None
 
 
@@ -185,6 +186,12 @@ class State:
         is_labelled = (holder[0], pair.request_id) in self.given
         return not is_labelled and now - holder[1] > timedelta(seconds=CLAIM_S)
 
+    def _is_elsewhere(self, labeler: str, pair: DrawnPair, now: datetime) -> bool:
+        key, holder = (labeler, pair.request_id), self.holders.get(pair.request_id)
+        if key in self.given or key in self.skipped or holder is None or self.is_open(labeler, pair, now):
+            return False
+        return (holder[0], pair.request_id) not in self.given
+
     def progress(self, labeler: str, now: datetime) -> Progress:
         mine = [given for (who, _), given in self.given.items() if who == labeler]
         times = sorted(given.seconds for given in mine if given.seconds is not None)
@@ -193,6 +200,7 @@ class State:
             n_labelled=len(mine),
             n_skipped=sum(who == labeler for who, _ in self.skipped),
             n_left=left,
+            n_elsewhere=sum(self._is_elsewhere(labeler, pair, now) for pair in self.pairs.values()),
             seconds_left=times[len(times) // 2] * left if times else None,
         )
 

@@ -184,6 +184,12 @@ class AccessMiddleware:
             )
         if is_read and "text/html" in headers.get("accept", ""):
             return RedirectResponse(f"{SIGN_IN}?{urlencode({'next': path})}", status_code=303)
+        if not names_page and self._access.holds_token(headers, session_of(scope)):
+            return _refused(
+                401,
+                "evalpipe: the session's cookie alone changes nothing: the request lacks an Origin; send this page's own, "
+                f"or the header {TOKEN_HEADER}",
+            )
         return _refused(
             401, f"evalpipe: a valid token is needed: sign in at {SIGN_IN}, or send the header {TOKEN_HEADER}"
         )

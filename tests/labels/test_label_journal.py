@@ -150,8 +150,17 @@ def test_a_draw_grows_and_keeps_its_probabilities_and_nothing_else_changes_it(tm
         with open_labelling(found, LabelOptions(**options)) as labelling:  # type: ignore[arg-type]
             return {one.request_id: (one.probability, one.stratum) for one in labelling.journal.state.pairs.values()}
 
+    def label_one() -> None:
+        with open_labelling(found, LabelOptions()) as labelling:
+            pair, *_ = labelling.next_pair("ana")
+            assert pair is not None
+            labelling.label("ana", pair.token, "1")
+
     small = pairs(n_pairs=50)
-    assert pairs() == pairs(n_pairs=20) == small
+    label_one()  # until then another draw is as good
+    assert pairs() == small
+    with pytest.raises(ConfigError, match="--pairs 20 cannot make the draw smaller"):
+        pairs(n_pairs=20)
     large = pairs(n_pairs=80)
     assert small.items() < large.items()
     assert set(large.values()) == set(small.values())
@@ -162,6 +171,7 @@ def test_a_draw_grows_and_keeps_its_probabilities_and_nothing_else_changes_it(tm
         pairs(judge="nobody")
     other = pairs(seed="x", new_draw=True, n_pairs=50)
     assert set(other) != set(small)
+    label_one()
     make_workspace(tmp_path, 120)  # twenty more pairs, not judged: no candidates
     assert pairs() == other
     make_workspace(tmp_path, 140, verdicts=[("a", "b")] * 140)
@@ -171,10 +181,12 @@ def test_a_draw_grows_and_keeps_its_probabilities_and_nothing_else_changes_it(tm
 
 
 def test_an_estimate_counts_people_alone_and_with_the_judge(tmp_path: Path) -> None:
-    """1,000 pairs that the judge splits evenly: V = 0.25, so 384.146 · 1000 / 1384.146 = 277.53 → 278 labels for ± 5 points."""
-    found = make_workspace(tmp_path, 1000, verdicts=[("a", "a") if n % 2 else ("b", "b") for n in range(1000)])
+    """1,000 pairs, nobody has labelled: V is at most 0.25, t(383) = 1.9662, so 1.9662² · 0.25 / 0.05² = 386.6 labels for ± 5."""
+    verdicts = [("a", "a") if n % 2 else ("b", "b") for n in range(1000)]
+    found = make_workspace(tmp_path, 1000, verdicts=verdicts, settings='[decision]\nlooks = "fixed"\n')
     needed = estimate_labels(found, 5, LabelOptions())
-    assert (needed.variance, needed.variance_from, needed.alone) == (0.25, "judge", 278)
+    assert (needed.variance, needed.variance_from, needed.alone) == (0.25, "at most", 387)
+    assert None not in needed.with_judge.values()
     assert needed.with_judge[0.7] < needed.with_judge[0.5] < needed.with_judge[0.3] < needed.alone
     with pytest.raises(ConfigError, match="--estimate 0"):
         estimate_labels(found, 0, LabelOptions())

@@ -167,6 +167,25 @@ def test_a_pair_is_never_given_to_two_people_at_once(tmp_path: Path) -> None:
     assert sum(count > 0 for count in counts) == len({one["labeler"] for one in labels}) > 1
 
 
+def test_what_others_are_working_at_is_shown_at_the_end(tmp_path: Path) -> None:
+    make_workspace(tmp_path, 3)
+    with forked_page(tmp_path, n_pairs=3, overlap=0.0) as page:
+        ana, bo = Person(page, "Ana"), Person(page, "Bo")
+        token = bo.token()
+        assert "1 of 3" in bo.page()
+        for _ in range(2):
+            assert ana.label() is not None
+        shown = ana.page()
+        assert "Nothing left for you" in shown
+        assert "2 labelled" in shown
+        assert "1 pair of the draw is shown to somebody else" in shown
+        bo.send("skip", token)
+        assert ana.label() == token  # it comes to Ana after all
+        shown = ana.page()
+        assert "Nothing left for you" in shown
+        assert "somebody else" not in shown
+
+
 def test_a_form_that_is_sent_twice_is_one_label_and_a_second_opinion_is_none(tmp_path: Path) -> None:
     found = make_workspace(tmp_path, 6)
     with forked_page(tmp_path, n_pairs=6, overlap=0.0) as page:
@@ -227,8 +246,8 @@ def test_other_pages_and_other_people_can_neither_read_nor_write(tmp_path: Path)
             headers={"Cookie": ana.cookie, "Content-Type": "application/x-www-form-urlencoded"},
         )
         refused = ana.connection.getresponse()
-        refused.read()
-        assert refused.status == 401
+        why = refused.read().decode()
+        assert (refused.status, "the request lacks an Origin" in why, why.count("\n")) == (401, True, 1)
         guessed = ana.request("GET", "/start?token=guess")
         assert (guessed.status, guessed.headers["location"]) == (303, "/sign-in")
         assert "set-cookie" not in guessed.headers
