@@ -130,17 +130,22 @@ class _Child:
             watching = asyncio.create_task(self._until_ready(process.pid))
             code = await process.wait()
             watching.cancel()
+            self._look_whether_ready(process.pid)  # it may have listened and ended between two looks
         finally:
             lines.close()
         how = f"exit code {code}" if code >= 0 else f"killed by signal {-code}"
         return code, how if self._was_ready or lines.last is None else lines.last
 
     async def _until_ready(self, pid: int) -> None:
-        """It listens when it has written its address down."""
-        path = address_file(self._collector.data)
         while not self._was_ready:
-            try:
-                self._was_ready = json.loads(path.read_bytes())["pid"] == pid
-            except (OSError, ValueError, KeyError, TypeError):
-                self._was_ready = False
+            self._look_whether_ready(pid)
             await asyncio.sleep(_LOOK_S)
+
+    def _look_whether_ready(self, pid: int) -> None:
+        """It listens when it has written its address down."""
+        if self._was_ready:
+            return
+        try:
+            self._was_ready = json.loads(address_file(self._collector.data).read_bytes())["pid"] == pid
+        except (OSError, ValueError, KeyError, TypeError):
+            self._was_ready = False
