@@ -9,7 +9,6 @@ Two kinds, per arm and configuration, each counted over failures with one status
   property of the arm.
 """
 
-# mypyc: compiled into wheels (hatch_build.py)
 from __future__ import annotations
 
 from collections import deque
