@@ -64,9 +64,10 @@ def problems(
         *_deciding(workspace, status, now),
         *_alerts(workspace, status),
     ]
-    said: set[str] = set()
-    unique = [one for one in found if not (one.what in said or said.add(one.what))]  # type: ignore[func-returns-value]
-    return [Problem(what=one.what, command=in_folder(workspace, one.command)) for one in unique]
+    unique: dict[str, Problem] = {}
+    for one in found:
+        unique.setdefault(one.what, Problem(what=one.what, command=in_folder(workspace, one.command)))
+    return list(unique.values())
 
 
 def in_folder(workspace: Workspace, command: str) -> str:

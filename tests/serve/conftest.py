@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,11 +12,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "collector"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "judging"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "store"))
 
-from collector_harness import RawUpstream, Running, Script, start_collector
+from collector_fixtures import collector, upstream
 from serve_harness import HOSTILE, Served, serving_experiments
 
 from evalpipe.workspace import canary
 from evalpipe.workspace.paths import Workspace, open_workspace
+
+__all__ = ["collector", "upstream"]
 
 CANARY = """
 [experiment]
@@ -47,38 +48,6 @@ def rollout(tmp_path: Path) -> Workspace:
     canary.run(found, on_event=lambda event: None, wait=lambda seconds: next(steps, None) is None)
     canary.change_state(found, "pause", why=HOSTILE, by="ann <b>")
     return found
-
-
-@pytest.fixture
-def upstream() -> Iterator[Callable[[Script], RawUpstream]]:
-    """`upstream(script)` starts a raw upstream."""
-    started: list[RawUpstream] = []
-
-    def start(script: Script) -> RawUpstream:
-        started.append(RawUpstream(script))
-        return started[-1]
-
-    yield start
-    for server in started:
-        server.close()
-
-
-@pytest.fixture
-def collector(tmp_path: Path) -> Iterator[Callable[..., Running]]:
-    """`collector(control_url, treatment_url, …)` starts a collector on a free port."""
-    started: list[Running] = []
-
-    def start(*arguments: Any, **options: Any) -> Running:
-        root = options.pop("root", tmp_path / f"workspace{len(started)}")
-        started.append(start_collector(root, *arguments, **options))
-        return started[-1]
-
-    yield start
-    for running in started:
-        if running.process.poll() is None:
-            running.process.kill()
-            running.process.wait(10)
-        running.close()
 
 
 @pytest.fixture
