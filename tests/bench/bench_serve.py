@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -58,27 +58,33 @@ def started(*command: str, cwd: Path, log: Path) -> Iterator[subprocess.Popen[by
                 process.kill()
 
 
-@asynccontextmanager
-async def listeners(port: int, n: int) -> AsyncIterator[list[int]]:
-    """`n` clients of the event stream; how many events each has had."""
-    counts = [0] * n
+LISTENERS = """
+import asyncio, sys
+port, n = map(int, sys.argv[1:])
+counts = [0] * n
+async def listen(number):
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET /events HTTP/1.1\\r\\nHost: 127.0.0.1:%d\\r\\n\\r\\n" % port)
+    while line := await reader.readline():
+        counts[number] += line.startswith(b"data: ")
+async def main():
+    clients = asyncio.gather(*map(listen, range(n)))
+    await asyncio.to_thread(sys.stdin.read)
+    print(min(counts), flush=True)
+    clients.cancel()
+asyncio.run(main())
+"""
 
-    async def listen(number: int) -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(b"GET /events HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n" % port)
+
+@contextmanager
+def listeners(port: int, n: int) -> Iterator[Callable[[], int]]:
+    """`n` clients of the event stream, in a process of their own; called at the end, the events of who had the fewest."""
+    command = [sys.executable, "-c", LISTENERS, str(port), str(n)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         try:
-            while line := await reader.readline():
-                counts[number] += line.startswith(b"data: ")
+            yield lambda: int(process.communicate(b"")[0])
         finally:
-            writer.close()
-
-    tasks = [asyncio.create_task(listen(number)) for number in range(n)]
-    try:
-        yield counts
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+            process.kill()
 
 
 @asynccontextmanager
@@ -104,14 +110,15 @@ async def measure(port: int, rate: float, seconds: float) -> tuple[float, float]
 
 async def with_page(
     folder: Path, collector: int, port: int, options: argparse.Namespace
-) -> tuple[tuple[float, float], list[int]]:
+) -> tuple[tuple[float, float], int]:
     command = [sys.executable, "-m", "evalpipe", "serve", "--port", str(port)]
     with started(*command, cwd=folder, log=folder / "serve.log"):
         await asyncio.to_thread(wait_for, port)
-        async with browser(f"http://127.0.0.1:{port}/e/bench"), listeners(port, options.clients) as counts:
-            await asyncio.sleep(2)
-            found = await measure(collector, options.rate, options.seconds)
-            return found, list(counts)
+        async with browser(f"http://127.0.0.1:{port}/e/bench"):
+            with listeners(port, options.clients) as fewest:
+                await asyncio.sleep(2)
+                found = await measure(collector, options.rate, options.seconds)
+                return found, fewest()
 
 
 async def run(folder: Path, options: argparse.Namespace) -> dict[str, list[tuple[float, float]]]:
@@ -137,9 +144,9 @@ async def run(folder: Path, options: argparse.Namespace) -> dict[str, list[tuple
                 if name == "without":
                     found = await measure(port, options.rate, options.seconds)
                 else:
-                    found, counts = await with_page(folder, port, page, options)
-                    if min(counts) < options.seconds / 4:
-                        sys.exit(f"bench_serve.py: a client had {min(counts)} events in {options.seconds:g} s")
+                    found, fewest = await with_page(folder, port, page, options)
+                    if fewest < options.seconds / 4:
+                        sys.exit(f"bench_serve.py: a client had {fewest} events in {options.seconds:g} s")
                 results[name].append(found)
                 print(f"round {number + 1} {name:8} p50 {found[0]:7.2f} ms  p99 {found[1]:7.2f} ms", flush=True)
     return results
