@@ -148,6 +148,7 @@ check-judge: $(VENV)/.installed-dev ## the judge's heavy runs: limits, kill -9, 
 	$(BIN)/python tests/bench/check_judge_limits.py
 	$(BIN)/python tests/bench/check_judge_llmbar.py
 	$(BIN)/python tests/bench/check_judge_local.py
+	$(BIN)/python tests/bench/check_judge_faithfulness.py
 
 check-judge-litellm: .litellm/bin/litellm ## a judge asked through the real LiteLLM library (a virtual environment of its own; 5 minutes)
 	.litellm/bin/python tests/bench/check_judge_litellm.py

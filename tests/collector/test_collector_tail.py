@@ -37,7 +37,7 @@ def descriptors_below(folder: Path) -> int:
     files = []
     for link in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # the listing's own
-            files.append(os.readlink(link))
+            files.append(str(link.readlink()))
     return sum(file.startswith(f"{folder}/") for file in files)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_provider import Call, FakeProvider, Response
+from planted_claims import planted_pairs
 from scipy.stats import binomtest
 from test_judging_run import FAST, rows, run, workspace
 
@@ -406,41 +406,12 @@ def test_a_warning_where_more_than_half_of_the_scores_are_one_value(tmp_path: Pa
 # A hundred questions with planted claims, judged over HTTP by the simulator's rule.
 
 
-SUBJECTS = ["museum", "library", "harbour", "castle", "theatre", "garden", "bakery", "observatory", "station", "market"]
-FACTS = (
-    "{s} number {n} opens daily around {h} hours|{s} number {n} charges {p} euros entrance|{s} number {n} employs {w} workers|"
-    "{s} number {n} stands beside river Lauter|{s} number {n} sells illustrated postcards"
-)
-INVENTED = (
-    "Its founder was an astronaut from Norway",
-    "Visitors receive complimentary umbrellas",
-    "Dragons guard the basement",
-)
-
-
 def test_planted_claims_are_found_over_http(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """100 questions, five claims in each answer, every fifth planted: invented, with another number, or (a tenth of them) made of
     the context's own words, which a rule about words cannot find."""
-    rng = random.Random(4)
-    documents, planted, kinds = [], 0, Counter[str]()
-    for n in range(100):
-        facts = FACTS.format(s=SUBJECTS[n % 10], n=n, h=7 + n % 5, p=3 + n % 4, w=20 + n % 7).split("|")
-        sides = []
-        for _ in range(2):
-            said = []
-            for fact in facts:
-                kind = "true"
-                if rng.random() < 0.2:
-                    planted += 1
-                    kind = rng.choices(["invented", "number", "own words"], [45, 45, 10])[0]
-                if kind == "number" and not any(word in fact for word in ("euros", "workers", "around")):
-                    kind = "invented"
-                said.append(_told(fact, kind, facts, rng))
-                kinds[kind] += kind != "true"
-            sides.append(". ".join(said) + ".")
-        documents.append(
-            pair(f"p{n}", response_a=sides[0], response_b=sides[1], context=". ".join(facts) + ".", unit_id=f"u{n}")
-        )
+    documents, by_answer = planted_pairs()
+    kinds = sum(by_answer.values(), Counter[str]())
+    planted = kinds.total() - kinds["true"]
     with start_sim(SimSettings()) as sim:
         found = workspace(tmp_path, sim.base_url, documents)
         summary = run(found, judges=["faithfulness"])
@@ -465,14 +436,3 @@ def test_planted_claims_are_found_over_http(tmp_path: Path, capsys: pytest.Captu
     metric = next(one for one in analyze_workspace(found).metrics if one.name == "faithfulness_score")
     mean = sum(note.get("supported", 0) / 5 for note in notes) / 200
     assert (metric.control.value + metric.treatment.value) / 2 == pytest.approx(mean, abs=1e-12)
-
-
-def _told(fact: str, kind: str, facts: list[str], rng: random.Random) -> str:
-    if kind == "invented":
-        return rng.choice(INVENTED)
-    words = fact.split()
-    if kind == "number":
-        return " ".join("9999" if word.isdigit() and n > 3 else word for n, word in enumerate(words))
-    if kind == "own words":  # true of no context: the beginning of one fact, the end of another
-        return " ".join([*words[:3], "sells", *facts[1].split()[-1:]])
-    return fact
