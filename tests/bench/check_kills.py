@@ -43,6 +43,8 @@ from evalpipe.rollout.canary import History
 from evalpipe.store.query import open_store
 
 CONCURRENCY = 8
+CHILD_KILLED = "evalpipe: a helper process was killed"
+"""what `load` ends with, exit 1, when one of its pool is killed and it is not"""
 STEP_USD = 0.10
 """by which the judge's cap rises from run to run: it is always near"""
 N_CLIENTS, PAUSE_S = 10, 0.15
@@ -211,7 +213,8 @@ class Repeated:
         """the last run that was not killed"""
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._process: subprocess.Popen[str] | None = None
-        self.n_runs, self.n_whole, self.n_killed = 0, 0, 0
+        self.n_runs, self.n_whole, self.n_killed, self.n_ended = 0, 0, 0, 0
+        self._lost_a_child: set[int] = set()
         self.failures: list[str] = []
         self.left_over: list[str] = []
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -235,6 +238,8 @@ class Repeated:
             if process.returncode == 0:
                 self.n_whole += 1
                 self.takes_s = time.monotonic() - began
+            elif process.returncode == 1 and process.pid in self._lost_a_child and CHILD_KILLED in text:
+                self.n_ended += 1  # in order, with one line that says so
             elif process.returncode != -signal.SIGKILL:
                 self.failures.append(f"exit {process.returncode}: {text.strip()[-400:]}")
             self._stop.wait(self._pause_s)
@@ -266,8 +271,11 @@ class Repeated:
         return True
 
     def kill_child(self, chance: random.Random) -> bool:
-        found = self.pids()[1:]
-        return bool(found) and kill(chance.choice(found))
+        pids = self.pids()
+        if len(pids) < 2:
+            return False
+        self._lost_a_child.add(pids[0])
+        return kill(chance.choice(pids[1:]))
 
     def ask_to_stop(self) -> None:
         self._stop.set()
@@ -603,7 +611,10 @@ def check_others(stage: Stage) -> bool:
     left += [" ".join(p.cmdline()) for root in (stage.root, stage.canary_root) for p in processes_below(root)]
     damaged = evalpipe(stage.root, "doctor", "--data", check=False)
     reports = [path.name for path in (stage.root / "reports").glob("*")]
-    runs = {c.name: f"{c.n_runs} runs, {c.n_whole} whole, {c.n_killed} killed" for c in commands}
+    runs = {
+        c.name: f"{c.n_runs} runs, {c.n_whole} whole, {c.n_killed} killed, {c.n_ended} ended without a helper"
+        for c in commands
+    }
     failures = {c.name: c.failures for c in commands if c.failures}
     traces = [path for path in stage.root.glob("*.log") if "Traceback" in path.read_text(errors="replace")]
     good = say("processes", not left, f"left over {left}; {runs}")
