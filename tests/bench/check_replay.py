@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from check_judge_durability import slow_door
-from judge_harness import evalpipe, output, query, simulated, start, wait_until
+from judge_harness import evalpipe, query, say, simulated, start, wait_until
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "replay"))
 from replay_harness import logged, run, workspace
@@ -82,7 +82,7 @@ def kills(n: int = N_REQUESTS, n_kills: int = N_KILLS) -> bool:
             f"{CONCURRENCY} in flight), {account['n_unsettled']} booked at their worst, billed ${ledger['billed']['usd']:.4f}, "
             f"counted ${held:.4f} of $100, last run {last['answered']}"
         )
-        return output("replay: kill -9", holds, detail)
+        return say("replay: kill -9", holds, detail)
 
 
 def batch_kills(n: int = N_REQUESTS, n_kills: int = N_KILLS) -> bool:
@@ -122,7 +122,7 @@ def batch_kills(n: int = N_REQUESTS, n_kills: int = N_KILLS) -> bool:
             f"{n_kills} kills, {unacknowledged} of them between submitted and acknowledged; {n_batches} batches, {n} requests "
             f"billed once, {len(twice)} submitted twice; ${usd:.4f} in the account, ${ledger['billed']['usd']:.4f} billed"
         )
-        return output("replay: kill -9 in batch mode", holds, detail)
+        return say("replay: kill -9 in batch mode", holds, detail)
 
 
 def same_arms(seeds: int = int(os.environ.get("REPLAY_SEEDS", "200")), n: int = 150) -> bool:
@@ -154,7 +154,7 @@ def same_arms(seeds: int = int(os.environ.get("REPLAY_SEEDS", "200")), n: int = 
     limit = 0.05 + 2 * (0.05 * 0.95 / seeds) ** 0.5
     shipped = decisions["ship"]
     detail = f"{shipped} of {seeds} shipped (at most {limit:.1%}): {dict(decisions)}"
-    return output("replay: A/A", shipped / seeds <= limit, detail)
+    return say("replay: A/A", shipped / seeds <= limit, detail)
 
 
 def main() -> None:
