@@ -458,7 +458,7 @@ def test_the_treatment_process_reads_a_long_backlog_with_few_descriptors(
         running = start(upstream(answering).url, stderr=file, preexec_fn=limit)
     shadow = psutil.Process(running.children()["shadow"])
     # Each answer has ten tokens in and five out.
-    eventually(lambda: metric(running.port, "evalpipe_tokens_total") >= 80 * 15, timeout=60)
+    eventually(lambda: metric(running.port, "evalpipe_tokens_total") >= 80 * 15, timeout=100)
     assert shadow.is_running() and shadow.num_fds() < 40
     eventually(lambda: metric(running.port, "evalpipe_spool_unloaded_bytes") >= 80 * len(line))
     assert metric(running.port, "evalpipe_spool_unloaded_age_seconds") > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -90,9 +91,17 @@ def build(root: Path, *, reported: bool = True) -> Workspace:
     return workspace
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("built")
+    build(root)
+    return root
+
+
 @pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return build(tmp_path)
+def workspace(built: Path, tmp_path: Path) -> Workspace:
+    shutil.copytree(built, tmp_path, dirs_exist_ok=True)
+    return open_workspace(root=tmp_path)
 
 
 def everything(root: Path) -> dict[str, str]:
