@@ -369,10 +369,11 @@ class TelemetryConfig(_Section):
 class AlertsConfig(_Section):
     """Messages of `evalpipe run` and `evalpipe collect` to a webhook."""
 
-    webhook: Annotated[str, Field(pattern=r"^https?://\S+$")] | None = None
+    webhook: Annotated[str, Field(pattern=r"^[a-z][a-z0-9+]*://\S+$")] | None = None
     webhook_env: VariableName | None = None
     """the environment variable that holds the address, where it is a secret (Slack's are); it goes before `webhook`"""
-    form: Literal["json", "slack"] = "json"
+    form: Literal["json", "slack", "apprise"] = "json"
+    """`apprise`: the address is one of Apprise's (mailto://, tgram://, …), which sends (pip install 'evalpipe[apprise]')"""
     on: tuple[
         Literal[
             "decision_changed",
@@ -395,6 +396,16 @@ class AlertsConfig(_Section):
     )
     nothing_for_minutes: Positive = 180.0
     """so long without a new request is an alert (`nothing_collected`)"""
+
+    @model_validator(mode="after")
+    def _address_fits_the_form(self) -> AlertsConfig:
+        scheme = (self.webhook or "https").partition("://")[0]
+        if self.form != "apprise" and scheme not in {"http", "https"}:
+            raise ValueError(
+                f'webhook begins with {scheme}://: form = "{self.form}" sends to http and https addresses only; '
+                'form = "apprise" sends to others'
+            )
+        return self
 
 
 class CustomMetricConfig(_Section):

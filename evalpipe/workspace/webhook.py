@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 import urllib.error
@@ -12,7 +13,7 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -84,6 +85,7 @@ def send_new(
     address = webhook_address(config)
     if address is None:
         return [], None
+    post = post or (_notify if config.form == "apprise" else _post)
     path = _path(workspace, experiment, reporter)
     state = _read(path)
     elsewhere = _read(_path(workspace, experiment, "collect" if reporter == "run" else "run")).active
@@ -100,7 +102,7 @@ def send_new(
     problem = None
     while waiting:
         try:
-            (post or _post)(address, _body(waiting[0], config))
+            post(address, _body(waiting[0], config))
         except OSError as error:
             words = shown_url(str(getattr(error, "reason", error)))
             unsent = format_counted(len(waiting), "alert")
@@ -135,16 +137,41 @@ def webhook_address(config: AlertsConfig) -> str | None:
     """Where alerts go; None: nowhere.
 
     Raises:
-        ConfigError: where `webhook_env` names a variable that is not set, or holds no address.
+        ConfigError: where `webhook_env` names a variable that is not set, or holds no address; where Apprise is to send and is
+            not installed or does not know the address.
     """
-    if config.webhook_env is None:
-        return config.webhook
-    found = os.environ.get(config.webhook_env)
-    if not found:
-        raise ConfigError(f"alerts.webhook_env: the environment variable {config.webhook_env} is not set")
-    if not found.startswith(("http://", "https://")):
-        raise ConfigError(f"alerts.webhook_env: {config.webhook_env} does not hold an http or https address")
+    found, name = config.webhook, "alerts.webhook"
+    if config.webhook_env is not None:
+        found, name = os.environ.get(config.webhook_env), "alerts.webhook_env"
+        if not found:
+            raise ConfigError(f"{name}: the environment variable {config.webhook_env} is not set")
+        if config.form != "apprise" and not found.startswith(("http://", "https://")):
+            raise ConfigError(f"{name}: {config.webhook_env} does not hold an http or https address")
+    if found is not None and config.form == "apprise" and _apprise(found) is None:
+        raise ConfigError(f"{name} is no address that Apprise sends to (https://appriseit.com/services/)")
     return found
+
+
+def _apprise(address: str) -> Any:
+    """Apprise (https://github.com/caronc/apprise) with one address; None where it does not know the address."""
+    try:
+        import apprise
+    except ImportError:
+        raise ConfigError("alerts.form = \"apprise\": pip install 'evalpipe[apprise]'") from None
+    logging.getLogger("apprise").addHandler(logging.NullHandler())
+    sender = apprise.Apprise()
+    return sender if sender.add(address) else None
+
+
+def _notify(address: str, body: bytes) -> None:
+    """Send by Apprise, with a few tries. Raises OSError: why is not in what Apprise returns."""
+    message = msgspec.json.decode(body)
+    for n_left in reversed(range(_TRIES)):
+        if _apprise(address).notify(title=message["title"], body=message["text"], body_format="text"):
+            return
+        if n_left:
+            time.sleep(_PAUSE_S * (_TRIES - n_left))
+    raise OSError(f"Apprise could not send it, {_TRIES} times")
 
 
 def _path(workspace: Workspace, experiment: str, reporter: Reporter) -> Path:
@@ -162,6 +189,8 @@ def _body(one: Alert, config: AlertsConfig) -> bytes:
         # Slack reads <…> as links and mentions: https://api.slack.com/reference/surfaces/formatting#escaping
         text = one.text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
         return msgspec.json.encode({"text": f"evalpipe, {one.experiment}: {text}"})
+    if config.form == "apprise":
+        return msgspec.json.encode({"title": f"evalpipe, {one.experiment}", "text": one.text})
     return msgspec.json.encode({"source": "evalpipe", **msgspec.to_builtins(one)})
 
 

@@ -193,6 +193,44 @@ def test_what_a_webhook_did_not_take_is_sent_by_the_next_run(tmp_path: Path, web
     assert (new, problem) == ([], None) and [one["kind"] for one in webhook.got] == ["run_failed"]
 
 
+@pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")  # Apprise's
+def test_apprise_sends_to_its_own_addresses(tmp_path: Path, webhook: Webhook) -> None:
+    pytest.importorskip("apprise")
+    address = webhook.url.replace("http://", "json://")  # https://appriseit.com/services/json/
+    extra = f'[alerts]\nwebhook = "{address}"\nform = "apprise"\n'
+    found = workspace(tmp_path, "http://127.0.0.1:9", pairs(3), extra=extra)
+    webhook.status = 503
+    new, problem = alert(found, run_job(found, QUIET))
+    assert (
+        len(new) == 1 and problem is not None and "1 alert could not be sent" in problem and "127.0.0.1" not in problem
+    )
+    assert webhook.n_asked == 3 and webhook.got == []
+    webhook.status = 200
+    assert alert(found, run_job(found, QUIET)) == ([], None)
+    (sent,) = webhook.got
+    assert sent["title"] == "evalpipe, t" and sent["message"] == new[0].text
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ('webhook = "mailto://me:word@example.com"', 'form = "apprise"'),
+        ('webhook = "no address"', "alerts.webhook"),
+        ('webhook = "nonsense://x"\nform = "apprise"', "no address that Apprise sends to"),
+    ],
+)
+def test_an_address_that_alerts_cannot_go_to_is_refused_before_the_first_step(
+    tmp_path: Path, settings: str, words: str
+) -> None:
+    pytest.importorskip("apprise")
+    (tmp_path / "evalpipe.toml").write_text(f'[experiment]\nname = "t"\n[alerts]\n{settings}\n')
+    done = subprocess.run(
+        [sys.executable, "-m", "evalpipe", "run"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2 and words in done.stderr and ":word" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and not (tmp_path / "data").exists()
+
+
 def test_silence_and_failing_copies_by_the_rows(tmp_path: Path, webhook: Webhook) -> None:
     """A log whose last request is long ago, and whose treatment failed in most of the last hour."""
     (tmp_path / "evalpipe.toml").write_text(
