@@ -105,6 +105,16 @@ def test_init_writes_once_and_never_overwrites(tmp_path: Path) -> None:
     assert load_config(tmp_path / "Größe 2" / "evalpipe.toml").experiment.name == "Gr-e-2"
 
 
+def test_init_beside_loaded_data_names_its_experiment(tmp_path: Path) -> None:
+    (tmp_path / "data/exchanges/experiment=prod").mkdir(parents=True)
+    init_workspace(tmp_path)
+    assert load_config(tmp_path / "evalpipe.toml").experiment.name == "prod"
+    (tmp_path / "evalpipe.toml").unlink()
+    (tmp_path / "data/exchanges/experiment=other").mkdir()
+    init_workspace(tmp_path)
+    assert load_config(tmp_path / "evalpipe.toml").experiment.name not in {"prod", "other"}
+
+
 def test_a_file_that_is_missing_or_no_toml_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="evalpipe init"):
         load_config(tmp_path / "none.toml")

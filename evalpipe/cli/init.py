@@ -12,7 +12,10 @@ import typer
 
 def init(
     folder: Annotated[Path, typer.Argument(help="Where to write it.")] = Path(),
-    name: Annotated[str | None, typer.Option("--name", help="The experiment's name.  [default: the folder's]")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", help="The experiment's name.  [default: that of the data there, else the folder's]"),
+    ] = None,
     mode: Annotated[str, typer.Option("--mode", help="shadow | ab | canary")] = "shadow",
     service: Annotated[
         bool,

@@ -181,7 +181,14 @@ def is_workspace(folder: Path) -> bool:
 
 
 def init_workspace(folder: Path, *, name: str | None = None, mode: str = "shadow") -> list[Path]:
-    """Write a workspace into `folder`; what it wrote. Existing files are never touched: ConfigError names the first."""
+    """Write a workspace into `folder`; what it wrote. Existing files are never touched: ConfigError names the first.
+
+    Args:
+        name: of the experiment; by default that of the one that data/ holds, else the folder's.
+    """
+    stored = [path.name.removeprefix("experiment=") for path in folder.glob("data/exchanges/experiment=*")]
+    if name is None and len(stored) == 1:
+        name = stored[0]
     experiment = name if name is not None else re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name).strip(".-")[:64]
     experiment = experiment or "my-experiment"
     read_config({"experiment": {"name": experiment, "mode": mode}}, name="evalpipe init")
