@@ -10,9 +10,9 @@ from markupsafe import Markup
 from evalpipe.analysis.result import Analysis
 from evalpipe.report.charts.intervals import axis_reach, interval_cell
 from evalpipe.report.figures import mark_of
-from evalpipe.report.labels import FINDINGS
 from evalpipe.report.metrics import MetricRow
 from evalpipe.report.render import render_page
+from evalpipe.report.terms import FINDINGS
 from evalpipe.report.text import escape_markdown
 from evalpipe.report.view import ReportView, report_view
 from evalpipe.text import MISSING, format_count, format_instant, format_percent

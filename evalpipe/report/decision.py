@@ -9,7 +9,7 @@ from typing import Any
 
 from evalpipe.analysis.reasons import horizon_sentence
 from evalpipe.analysis.result import Analysis, Decision, DecisionChange
-from evalpipe.report.labels import RECOMMENDATIONS, plain
+from evalpipe.report.terms import RECOMMENDATIONS, plain
 from evalpipe.text import (
     format_day,
     format_instant,

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from evalpipe.analysis.result import Example, ExampleSide
-from evalpipe.report.labels import EXAMPLE_KINDS, EXAMPLE_KINDS_SHORT, plain
 from evalpipe.report.sanitize import cut_bytes, escape_invisible, markdown_html, one_line
+from evalpipe.report.terms import EXAMPLE_KINDS, EXAMPLE_KINDS_SHORT, plain
 from evalpipe.text import (
     MISSING,
     NBSP,

@@ -17,8 +17,8 @@ from evalpipe.report.charts.plots import (
     rate_chart,
     win_rate_chart,
 )
-from evalpipe.report.labels import FINDING_ORDER, plain
 from evalpipe.report.metrics import MetricRow
+from evalpipe.report.terms import FINDING_ORDER, plain
 from evalpipe.text import format_counted, format_percent, number_format
 
 ARMS = ("control", "treatment")

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from evalpipe.analysis.result import Analysis
 from evalpipe.analysis.settings import CORRECTED, LABELS_TO_DECIDE
 from evalpipe.analysis.wording import at_most
-from evalpipe.report.arms import ArmNames
-from evalpipe.report.labels import ROLE_ORDER, plain
 from evalpipe.report.metrics import MetricRow, is_win_rate, margin_text
-from evalpipe.report.money import MonthlyCost, dollars
+from evalpipe.report.monthly_cost import MonthlyCost, dollars
+from evalpipe.report.terms import ROLE_ORDER, ArmNames, plain
 from evalpipe.text import (
     NBSP,
     format_count,

@@ -10,7 +10,6 @@ from markupsafe import Markup
 from evalpipe.analysis.result import Analysis, JudgeResult
 from evalpipe.analysis.settings import CORRECTED
 from evalpipe.analysis.wording import metric_formats
-from evalpipe.report.arms import ArmNames, arm_names
 from evalpipe.report.charts.intervals import verdict_bar
 from evalpipe.report.examples import ExampleView
 from evalpipe.report.findings import (
@@ -24,11 +23,11 @@ from evalpipe.report.findings import (
     zero_sentence,
 )
 from evalpipe.report.judge import JudgeView
-from evalpipe.report.labels import FINDING_ORDER, FINDING_WORDS, NOT_MEASURED
 from evalpipe.report.metrics import MetricRow
-from evalpipe.report.money import COST, MonthlyCost, about, dollars, monthly_cost
+from evalpipe.report.monthly_cost import COST, MonthlyCost, about, dollars, monthly_cost
 from evalpipe.report.sanitize import one_line
 from evalpipe.report.summary import Problem
+from evalpipe.report.terms import FINDING_ORDER, FINDING_WORDS, NOT_MEASURED, ArmNames, arm_names
 from evalpipe.text import (
     NBSP,
     format_count,

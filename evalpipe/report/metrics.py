@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from evalpipe.analysis.result import ArmValue, MetricResult
 from evalpipe.analysis.settings import CORRECTED
 from evalpipe.analysis.wording import FormattedMetric, at_most, format_metric, metric_formats
-from evalpipe.report.labels import (
+from evalpipe.report.terms import (
     DIRECTIONS,
     FINDING_WORDS,
     FINDINGS,

@@ -17,22 +17,19 @@ from markupsafe import Markup, escape
 from evalpipe.analysis.result import Analysis
 from evalpipe.report.charts.intervals import Rate, is_bent, rate_axis, rate_axis_cell, rate_cell
 from evalpipe.report.charts.svg import HATCH, Scale
-from evalpipe.report.corrected import QUESTION
 from evalpipe.report.figures import row_picture, shared_reach
 from evalpipe.report.findings import MOST_NAMED
-from evalpipe.report.glossary import glossary, with_terms
-from evalpipe.report.history import KeptLook, expected, history_view
-from evalpipe.report.judge import AGREEMENT_COLUMNS, JudgeView, RateRow
-from evalpipe.report.labels import CHECK_MARKS, FINDING_ORDER, RECOMMENDATIONS
-from evalpipe.report.looks import Look
+from evalpipe.report.history import KeptLook, Look, expected, history_view
+from evalpipe.report.judge import AGREEMENT_COLUMNS, LABELS_QUESTION, JudgeView, RateRow
 from evalpipe.report.metrics import MetricRow
-from evalpipe.report.money import about
+from evalpipe.report.monthly_cost import about
 from evalpipe.report.sanitize import escape_invisible, one_line
+from evalpipe.report.terms import CHECK_MARKS, FINDING_ORDER, RECOMMENDATIONS, glossary, with_terms
 from evalpipe.report.view import report_view
 from evalpipe.text import format_counted, format_instant, sentence_case
 
 DEFAULT_EXAMPLES = 50
-ELSEWHERE = frozenset({"What got better?", "What got worse?", "Can the judge be trusted?", QUESTION})
+ELSEWHERE = frozenset({"What got better?", "What got worse?", "Can the judge be trusted?", LABELS_QUESTION})
 """questions that the page answers in another place: the first screen and the table, and the judge"""
 
 
@@ -58,7 +55,7 @@ def render(
         methods=_methods(view.rows),
         most_named=MOST_NAMED,
         elsewhere=ELSEWHERE,
-        question_of_labels=QUESTION,
+        question_of_labels=LABELS_QUESTION,
         sampled={sample.number for sample in view.first.samples},
         glossary=glossary(),
     )

@@ -11,8 +11,8 @@ from scipy.special import ndtr
 from evalpipe.analysis.result import Analysis, MetricResult, Segment
 from evalpipe.analysis.segments import FALSE_DISCOVERY_RATE
 from evalpipe.report.charts.intervals import Mark, interval_cell
-from evalpipe.report.labels import FINDING_ORDER, plain
 from evalpipe.report.metrics import sign
+from evalpipe.report.terms import FINDING_ORDER, plain
 from evalpipe.stats.multiplicity import benjamini_hochberg
 from evalpipe.text import format_count, format_counted, format_p, number_format
 

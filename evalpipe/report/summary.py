@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from evalpipe.analysis.result import Analysis, Check
-from evalpipe.report.corrected import QUESTION, labels_answer
 from evalpipe.report.decision import (
     LEVEL,
     DecisionView,
@@ -15,9 +14,9 @@ from evalpipe.report.decision import (
     readable,
     repeats_forecast,
 )
-from evalpipe.report.judge import JudgeView, at_equal_length
-from evalpipe.report.labels import LOOKS, MODES, POLICIES, RECOMMENDATIONS, ROLE_ORDER, RULES, check_name
+from evalpipe.report.judge import LABELS_QUESTION, JudgeView, at_equal_length, labels_answer
 from evalpipe.report.metrics import Fact, MetricRow, is_measured
+from evalpipe.report.terms import LOOKS, MODES, POLICIES, RECOMMENDATIONS, ROLE_ORDER, RULES, check_name
 from evalpipe.text import (
     MISSING,
     format_count,
@@ -189,7 +188,7 @@ def _answers(analysis: Analysis, rows: list[MetricRow], judges: list[JudgeView],
         Answer(name="How sure?", metrics=[], rest=_how_sure(analysis, rows, level)),
         how_much,
         Answer(name="Can the judge be trusted?", metrics=[], rest=_judge_answer(judges)),
-        *([Answer(name=QUESTION, metrics=[], rest=labels)] if (labels := labels_answer(analysis)) else []),
+        *([Answer(name=LABELS_QUESTION, metrics=[], rest=labels)] if (labels := labels_answer(analysis)) else []),
     ]
 
 

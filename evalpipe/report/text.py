@@ -20,8 +20,8 @@ from rich.text import Text
 from evalpipe.analysis.reasons import horizon_sentence
 from evalpipe.analysis.result import Analysis, Decision, DecisionChange, Horizon, MetricResult
 from evalpipe.report.decision import ROLLBACK, set_sentence, undone_sentence
-from evalpipe.report.labels import FINDINGS, plain
 from evalpipe.report.metrics import MetricRow
+from evalpipe.report.terms import FINDINGS, plain
 from evalpipe.report.view import ReportView, report_view, sanitized_analysis
 from evalpipe.text import NBSP, full_sentence, readable_instants, within_sentence
 

@@ -13,16 +13,15 @@ import msgspec
 
 from evalpipe.analysis.checks import CHECKS
 from evalpipe.analysis.result import Analysis, MetricResult
-from evalpipe.report.corrected import CorrectedView, corrected_view, labels_answer
 from evalpipe.report.examples import ExampleView, chosen, example_groups, example_views
 from evalpipe.report.figures import Figure, figures, funnel_figure, judge_figures, more_figures
 from evalpipe.report.first_screen import FirstScreen, first_screen
-from evalpipe.report.judge import JudgeView, judge_view
-from evalpipe.report.labels import FINDINGS, GROUPS, NOT_MEASURED, check_name
+from evalpipe.report.judge import CorrectedView, JudgeView, corrected_view, judge_view, labels_answer
 from evalpipe.report.metrics import LATER_TURNS, Fact, MetricRow, is_measured, metric_row
 from evalpipe.report.sanitize import escape_invisible
 from evalpipe.report.segments import SegmentTable, segment_table
 from evalpipe.report.summary import Problem, SummaryView, summary_view
+from evalpipe.report.terms import FINDINGS, GROUPS, NOT_MEASURED, check_name
 from evalpipe.text import (
     format_counted,
     format_instant,

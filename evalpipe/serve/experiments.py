@@ -15,8 +15,7 @@ import msgspec
 from evalpipe.config import CONFIG_FILE
 from evalpipe.errors import EvalpipeError
 from evalpipe.models import CanaryEvent
-from evalpipe.report.history import HistoryView, KeptLook, history_view
-from evalpipe.report.looks import Look, read_look
+from evalpipe.report.history import HistoryView, KeptLook, Look, history_view, read_look
 from evalpipe.store.parquet import parquet_files
 from evalpipe.store.schema import DATASETS
 from evalpipe.workspace.canary import Status as CanaryView

@@ -10,8 +10,8 @@ from typing import Any, Final
 import jinja2
 from starlette.responses import HTMLResponse, Response
 
-from evalpipe.report.labels import RECOMMENDATIONS
 from evalpipe.report.sanitize import escape_invisible
+from evalpipe.report.terms import RECOMMENDATIONS
 from evalpipe.serve.live import live_texts
 from evalpipe.text import format_count, format_counted, format_instant, format_usd, sentence_case
 

@@ -12,8 +12,7 @@ import msgspec
 
 from evalpipe.errors import DataError
 from evalpipe.files import unlink_synced, write_atomically
-from evalpipe.report.history import KeptLook
-from evalpipe.report.looks import Look, is_change, read_look
+from evalpipe.report.history import KeptLook, Look, is_change, read_look
 from evalpipe.report.render import Listed, render_history, render_index
 
 INDEX = "index.html"

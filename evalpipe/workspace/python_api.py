@@ -11,8 +11,8 @@ from markupsafe import Markup, escape
 
 from evalpipe.analysis.result import Analysis, Horizon, MetricResult
 from evalpipe.analysis.wording import format_metric
-from evalpipe.report.labels import FINDING_WORDS, RECOMMENDATIONS, ROLES
 from evalpipe.report.sanitize import escape_invisible
+from evalpipe.report.terms import FINDING_WORDS, RECOMMENDATIONS, ROLES
 from evalpipe.report.text import gate_lines
 from evalpipe.text import printable
 from evalpipe.workspace.decide import exit_code, verdict_and_analysis

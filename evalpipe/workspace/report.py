@@ -17,7 +17,7 @@ from evalpipe.errors import ConfigError, DataError, EvalpipeError
 from evalpipe.files import unfinished, unlink_synced, write_atomically
 from evalpipe.models import AGAINST_ITSELF
 from evalpipe.report.compare import comparison_json, comparison_markdown, render_comparison
-from evalpipe.report.looks import Look, look_of, since_sentence
+from evalpipe.report.history import Look, look_of, since_sentence
 from evalpipe.report.render import DEFAULT_EXAMPLES, render
 from evalpipe.report.text import render_csv, render_markdown
 from evalpipe.report.view import sanitized_analysis

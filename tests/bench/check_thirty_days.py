@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "store"))
 from fake_provider import FakeProvider, longer_wins
 from spool_builders import copy, request, served, shadow, write_segment
 
-from evalpipe.report.looks import read_look
+from evalpipe.report.history import read_look
 from evalpipe.spool.format import Record
 from evalpipe.workspace.alerts import alert
 from evalpipe.workspace.history import stored_looks

@@ -23,8 +23,7 @@ from report_builders import START, demo_like, empty, example, mixed, side
 
 from evalpipe.analysis.result import Analysis, MetricResult
 from evalpipe.report.compare import render_comparison
-from evalpipe.report.history import KeptLook
-from evalpipe.report.looks import look_of
+from evalpipe.report.history import KeptLook, look_of
 from evalpipe.report.render import Listed, render, render_history, render_index
 
 playwright_api = pytest.importorskip("playwright.sync_api")

@@ -8,7 +8,7 @@ import pytest
 from report_builders import judge, metric, mixed
 
 from evalpipe.analysis.result import Analysis, CorrectedRate, JudgeError
-from evalpipe.report.corrected import QUESTION, hidden, labels_answer
+from evalpipe.report.judge import LABELS_QUESTION, hidden, labels_answer
 from evalpipe.report.render import render
 from evalpipe.report.text import render_csv, render_markdown
 from evalpipe.report.view import report_view
@@ -43,7 +43,7 @@ def _report(corrected: CorrectedRate | None, **changes: object) -> Analysis:
 
 
 def _answer(analysis: Analysis) -> str:
-    return next(one.text for one in report_view(analysis).summary.questions if one.name == QUESTION).replace(
+    return next(one.text for one in report_view(analysis).summary.questions if one.name == LABELS_QUESTION).replace(
         "\xa0", " "
     )
 
@@ -92,7 +92,7 @@ def test_page_markdown_and_csv_hold_the_corrected_rate() -> None:
     page = render(found)
     assert "The correction by labels in figures" in page
     assert "1.80 labels" in page
-    assert QUESTION in render_markdown(found)
+    assert LABELS_QUESTION in render_markdown(found)
     assert "win_rate_corrected,Corrected win rate" in render_csv(found)
 
 

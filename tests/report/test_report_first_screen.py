@@ -13,11 +13,11 @@ from scipy.stats import beta
 from evalpipe.analysis.result import Analysis, Decision, Funnel, Horizon
 from evalpipe.config import read_config
 from evalpipe.errors import ConfigError
-from evalpipe.report.arms import arm_names
 from evalpipe.report.findings import zero_sentence
 from evalpipe.report.first_screen import FirstScreen
 from evalpipe.report.metrics import metric_row
 from evalpipe.report.render import render
+from evalpipe.report.terms import arm_names
 from evalpipe.report.view import report_view
 
 

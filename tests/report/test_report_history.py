@@ -17,8 +17,17 @@ from report_builders import demo_like, empty, example, mixed, win_rate
 
 from evalpipe.analysis.result import Analysis, Decision, DecisionChange, Horizon
 from evalpipe.report.charts.history import LookPoint, ribbon_chart
-from evalpipe.report.history import KeptLook, expected, history_view
-from evalpipe.report.looks import Look, is_change, look_of, read_look, since_last, since_sentence
+from evalpipe.report.history import (
+    KeptLook,
+    Look,
+    expected,
+    history_view,
+    is_change,
+    look_of,
+    read_look,
+    since_last,
+    since_sentence,
+)
 from evalpipe.report.render import Listed, render_history, render_index
 from evalpipe.workspace.history import keep_look, look_before, stored_looks, write_index
 from evalpipe.workspace.paths import Workspace

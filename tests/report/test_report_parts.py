@@ -13,10 +13,9 @@ from report_builders import arm, demo_like, metric, mixed, relative
 from scipy.stats import norm
 
 from evalpipe.analysis.result import Analysis, Segment
-from evalpipe.report.glossary import GLOSSARY, with_terms
-from evalpipe.report.labels import FINDING_WORDS, NOT_MEASURED, ROLES
 from evalpipe.report.render import render
 from evalpipe.report.segments import segment_table
+from evalpipe.report.terms import FINDING_WORDS, GLOSSARY, NOT_MEASURED, ROLES, with_terms
 from evalpipe.report.view import report_view
 
 
