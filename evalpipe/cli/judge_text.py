@@ -10,7 +10,7 @@ from evalpipe.analysis.result import Agreement
 from evalpipe.judging.audit import Audit
 from evalpipe.judging.costs import CostEstimate, CostHistory
 from evalpipe.judging.plan import NO_FACTS
-from evalpipe.judging.run_summary import WITHOUT_FACTS, RunSummary
+from evalpipe.judging.runner import WITHOUT_FACTS, RunSummary
 from evalpipe.judging.selftest import SelfTest
 from evalpipe.models import JudgmentStatus
 from evalpipe.text import printable

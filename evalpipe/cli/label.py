@@ -133,7 +133,7 @@ def label(
         for line in _count_lines(labelling.counts()):
             typer.echo(printable(line), err=True)
         from evalpipe.config import secret
-        from evalpipe.serve.labelling.server import serve_labelling
+        from evalpipe.serve.labelling.app import serve_labelling
 
         serve_labelling(
             labelling,

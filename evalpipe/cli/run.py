@@ -57,11 +57,10 @@ def run(
     """
     from evalpipe.cli.options import interrupt_on_sigterm
     from evalpipe.errors import ConfigError, EvalpipeError
-    from evalpipe.workspace.alerts import alert
+    from evalpipe.workspace.alerts import webhook_address
     from evalpipe.workspace.collect import read_duration
     from evalpipe.workspace.paths import open_workspace
-    from evalpipe.workspace.run import RunOptions, run_every, run_job
-    from evalpipe.workspace.webhook import webhook_address
+    from evalpipe.workspace.run import RunOptions, alert, run_every, run_job
 
     interrupt_on_sigterm()
     every_s = None if every is None else read_duration(every, "--every")

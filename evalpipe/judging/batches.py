@@ -25,8 +25,7 @@ from evalpipe.calls.client import CallOutcome, ModelResponse, shown_params
 from evalpipe.judging.judgments import ended, identical, message_of, outdated
 from evalpipe.judging.plan import JudgeCall
 from evalpipe.judging.prompt import Message
-from evalpipe.judging.run_summary import RunSummary
-from evalpipe.judging.runner import system_bytes
+from evalpipe.judging.runner import RunSummary, system_bytes
 from evalpipe.judging.spec import JudgeSpec
 from evalpipe.models import Arm, Judgment, ShownFirst
 

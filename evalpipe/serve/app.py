@@ -21,9 +21,8 @@ from evalpipe.serve.access import Access, AccessMiddleware, FormError, access_ro
 from evalpipe.serve.actions import Jobs, seen, signed, step_canary
 from evalpipe.serve.experiments import Experiment, Now
 from evalpipe.serve.live import EVERY_S, Live, TooManyClientsError, polling
-from evalpipe.serve.pages import STATIC, page, static_file
-from evalpipe.serve.reports import report_file, report_response
-from evalpipe.workspace.problems import in_folder
+from evalpipe.serve.pages import STATIC, page, report_file, report_response, static_file
+from evalpipe.workspace.status import in_folder
 
 logger = logging.getLogger(__name__)
 

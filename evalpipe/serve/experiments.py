@@ -23,8 +23,7 @@ from evalpipe.workspace.canary import open_history, read_status
 from evalpipe.workspace.history import stored_looks
 from evalpipe.workspace.live import CollectorSilentError, Counters, read_counters
 from evalpipe.workspace.paths import Workspace, open_workspace
-from evalpipe.workspace.problems import Problem, problems
-from evalpipe.workspace.status import ExperimentStatus, spool_facts, status_of
+from evalpipe.workspace.status import ExperimentStatus, Problem, problems, spool_facts, status_of
 
 MOST_LOOKS = 60
 """of an experiment that are shown, the latest; the history in reports/ has all"""

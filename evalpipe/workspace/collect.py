@@ -16,8 +16,8 @@ import msgspec
 from evalpipe.collector.auth import is_loopback_name
 from evalpipe.collector.descriptors import raise_limit
 from evalpipe.collector.logs import set_up_logging
+from evalpipe.collector.multi_collector import OneCollector, run_collectors
 from evalpipe.collector.settings import IN_PROCESS, ArmSettings, CollectorSettings, Secret
-from evalpipe.collector.several import OneCollector, run_collectors
 from evalpipe.collector.status import Samples
 from evalpipe.collector.supervisor import Run, listen, run_collector
 from evalpipe.config import ArmConfig, Config, secret
@@ -25,10 +25,9 @@ from evalpipe.errors import BudgetError, ConfigError, EvalpipeError
 from evalpipe.identity import fingerprint
 from evalpipe.providers.pricing import is_priced
 from evalpipe.spool.checkpoint import is_lost
-from evalpipe.workspace.collector_alerts import CollectorAlerts
+from evalpipe.workspace.alerts import CollectorAlerts, webhook_address
 from evalpipe.workspace.paths import Workspace, check_writable, open_workspace, price_book
 from evalpipe.workspace.secrets import unit_key
-from evalpipe.workspace.webhook import webhook_address
 
 COSTS_UNKNOWN = (
     'stream_usage is "as_is": chat streams that do not ask for their usage have NO TOKENS AND NO COST in the log. '

@@ -15,7 +15,7 @@ from evalpipe.config import ArmConfig, Config, ExperimentConfig, JudgeConfig
 from evalpipe.errors import ConfigError, DataError, EvalpipeError
 from evalpipe.identity import fingerprint
 from evalpipe.judging.costs import CostEstimate
-from evalpipe.judging.run_summary import RunSummary
+from evalpipe.judging.runner import RunSummary
 from evalpipe.models import Arm, Exchange, Label
 from evalpipe.providers.model_names import family, same_family
 from evalpipe.store.importers.base import Imported

@@ -21,8 +21,7 @@ from evalpipe.judging.batches import BatchRun, Item
 from evalpipe.judging.costs import CostEstimate, estimate
 from evalpipe.judging.judgments import message_of
 from evalpipe.judging.plan import calls_for, pages
-from evalpipe.judging.run_summary import RunSummary
-from evalpipe.judging.runner import Runner
+from evalpipe.judging.runner import Runner, RunSummary
 from evalpipe.judging.spec import JudgeSpec, judge_names
 from evalpipe.judging.stopping import EarlyStopper, LookResult, planned_pairs
 from evalpipe.stats.betting import SIGMA2_BOTH_ORDERS, SIGMA2_ONE_ORDER

@@ -30,8 +30,7 @@ from evalpipe.judging.costs import (
 )
 from evalpipe.judging.judgments import reparsed
 from evalpipe.judging.plan import JudgeCall
-from evalpipe.judging.run_summary import RunSummary
-from evalpipe.judging.runner import Runner, SystemClock
+from evalpipe.judging.runner import Runner, RunSummary, SystemClock
 from evalpipe.judging.selftest import SelfTest, read_results, test_calls
 from evalpipe.judging.spec import JudgeSpec
 from evalpipe.models import Judgment

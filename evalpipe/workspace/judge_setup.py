@@ -29,7 +29,7 @@ from evalpipe.judging.costs import (
 )
 from evalpipe.judging.facts import FactRules
 from evalpipe.judging.plan import NO_FACTS, PairRules, Plan, make_plan
-from evalpipe.judging.run_summary import RunSummary
+from evalpipe.judging.runner import RunSummary
 from evalpipe.judging.spec import JudgeSpec, load_judge
 from evalpipe.models import ANSWERED, ASKED_MODEL, JudgeMode
 from evalpipe.providers.base import Usage

@@ -35,10 +35,9 @@ from spool_builders import copy, request, served, shadow, write_segment
 
 from evalpipe.report.history import read_look
 from evalpipe.spool.format import Record
-from evalpipe.workspace.alerts import alert
 from evalpipe.workspace.history import stored_looks
 from evalpipe.workspace.paths import open_workspace
-from evalpipe.workspace.run import RunOptions, run_job
+from evalpipe.workspace.run import RunOptions, alert, run_job
 from evalpipe.workspace.status import status_of
 
 BEGIN = datetime(2026, 9, 1, tzinfo=UTC)

@@ -17,7 +17,7 @@ import pytest
 from collector_harness import CHAT, RawUpstream, Running, Script, chat_answer, chat_request, eventually, plain
 
 from evalpipe.models import CanaryEvent, CanaryState, CanaryStatus, render_event
-from evalpipe.workspace.collector_alerts import WINDOW_S, CollectorAlerts
+from evalpipe.workspace.alerts import WINDOW_S, CollectorAlerts
 from evalpipe.workspace.paths import Workspace, open_workspace
 
 START = Callable[..., Running]
@@ -225,7 +225,7 @@ def test_a_canary_that_was_rolled_back_is_reported_with_its_reason(tmp_path: Pat
 def test_what_was_not_taken_is_sent_at_a_later_look(
     tmp_path: Path, webhook: Webhook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("evalpipe.workspace.webhook._PAUSE_S", 0.01)
+    monkeypatch.setattr("evalpipe.workspace.alerts._PAUSE_S", 0.01)
     watch = Watch(tmp_path, webhook.url)
     webhook.status = 503
     watch.alerts.look(samples(copies=10))

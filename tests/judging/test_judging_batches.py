@@ -12,7 +12,7 @@ import pytest
 
 from evalpipe.calls import batch_client
 from evalpipe.calls.batches import intents
-from evalpipe.judging.run_summary import RunSummary
+from evalpipe.judging.runner import RunSummary
 from evalpipe.sim.app import start_sim
 from evalpipe.sim.settings import JudgeBehaviour, SimSettings
 from evalpipe.store.query import open_store

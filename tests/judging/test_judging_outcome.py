@@ -14,7 +14,7 @@ from evalpipe.calls.client import CallOutcome, ModelResponse, _SdkClient
 from evalpipe.cli.app import main
 from evalpipe.cli.judge_text import summary_lines
 from evalpipe.errors import UpstreamError
-from evalpipe.judging.run_summary import RunSummary
+from evalpipe.judging.runner import RunSummary
 from evalpipe.workspace.judge import estimate_judging
 from evalpipe.workspace.judge_setup import JudgeOptions
 

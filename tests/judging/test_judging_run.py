@@ -18,8 +18,7 @@ from evalpipe.cli.judge_text import summary_lines
 from evalpipe.errors import BudgetError, ConfigError, DataError, UpstreamError, WorkspaceBusyError
 from evalpipe.judging.judgments import RecordedCost, sent
 from evalpipe.judging.plan import calls_for
-from evalpipe.judging.run_summary import RunSummary
-from evalpipe.judging.runner import SystemClock
+from evalpipe.judging.runner import RunSummary, SystemClock
 from evalpipe.store.query import open_store, read_selection
 from evalpipe.workspace import call_runs, judge_setup
 from evalpipe.workspace.analyze import analyze_workspace

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from evalpipe.serve.labelling.server import serve_labelling
+from evalpipe.serve.labelling.app import serve_labelling
 from evalpipe.store.query import open_store
 from evalpipe.workspace.label import LabelOptions, open_labelling
 from evalpipe.workspace.load import load
@@ -160,7 +160,7 @@ class ForkedPage:
 @contextmanager
 def forked_page(root: Path, **options: Any) -> Iterator[ForkedPage]:
     context = get_context("forkserver")
-    context.set_forkserver_preload(["label_harness", "evalpipe.serve.labelling.server", "evalpipe.workspace.label"])
+    context.set_forkserver_preload(["label_harness", "evalpipe.serve.labelling.app", "evalpipe.workspace.label"])
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(root, options, theirs), daemon=True)
     process.start()

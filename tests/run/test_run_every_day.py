@@ -23,10 +23,9 @@ from test_judging_run import FAST, pairs, rows, workspace
 from evalpipe.errors import ConfigError, WorkspaceBusyError
 from evalpipe.spool.format import Record
 from evalpipe.workspace import judge_setup
-from evalpipe.workspace.alerts import alert
+from evalpipe.workspace.alerts import lasting_alerts, send_new
 from evalpipe.workspace.paths import Workspace, open_workspace
-from evalpipe.workspace.run import JobResult, RunOptions, run_every, run_job
-from evalpipe.workspace.webhook import lasting_alerts, send_new
+from evalpipe.workspace.run import JobResult, RunOptions, alert, run_every, run_job
 
 QUIET = RunOptions(show_progress=False)
 CALL_USD = 100 * 1e-6 + 50 * 5e-6  # 100 input and 50 output tokens at 1 and 5 dollars a million
@@ -35,7 +34,7 @@ CALL_USD = 100 * 1e-6 + 50 * 5e-6  # 100 input and 50 output tokens at 1 and 5 d
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("evalpipe.calls.runner.BACKOFF_S", 0.001)
-    monkeypatch.setattr("evalpipe.workspace.webhook._PAUSE_S", 0.01)
+    monkeypatch.setattr("evalpipe.workspace.alerts._PAUSE_S", 0.01)
 
 
 def statuses(result: JobResult) -> dict[str, str]:
