@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from evalpipe.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     from evalpipe.workspace.python_api import Decision as Decision
     from evalpipe.workspace.query import Notebook as Notebook
 
-
-__version__ = "0.1.0"
 __all__ = ["Decision", "Notebook", "__version__", "open"]
 _PLACES = {"Decision": "evalpipe.workspace.python_api", "Notebook": "evalpipe.workspace.query"}
 """names that are imported when they are first asked for: they need the statistics and pandas"""

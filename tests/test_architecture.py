@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from evalpipe.files import sql_statements
+from evalpipe.version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted((ROOT / "evalpipe").rglob("*.py"))
@@ -52,6 +53,11 @@ def test_every_named_statement_is_run_by_the_module_beside_it(path: Path) -> Non
     (runner,) = [source for source in sources if f'sql_statements("{package}", "{path.name}")' in source]
     assert statements and all(f'_SQL["{name}"]' in runner for name in statements)
     assert len(statements) == path.read_text("utf-8").count("-- name: ")
+
+
+def test_the_package_and_its_metadata_have_one_version() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert project["version"] == __version__
 
 
 def test_only_the_clients_import_a_provider_sdk() -> None:

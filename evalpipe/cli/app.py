@@ -13,9 +13,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from evalpipe import __version__
 from evalpipe.errors import EvalpipeError
 from evalpipe.text import printable
+from evalpipe.version import __version__
 
 COMMANDS = (
     # name, module in this package, panel

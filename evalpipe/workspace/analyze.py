@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
-import evalpipe
 from evalpipe.analysis.analyze import analyze
 from evalpipe.analysis.judges import SETTLED
 from evalpipe.analysis.record import ExperimentRecord, new_record, take_look, with_judging_stop
@@ -27,6 +26,7 @@ from evalpipe.models import AGAINST_ITSELF
 from evalpipe.providers.base import Usage
 from evalpipe.providers.pricing import cost_of, library_version
 from evalpipe.store.query import Store, candidates_on, control_from, open_store, read_selection
+from evalpipe.version import __version__
 from evalpipe.workspace.load import passes_through
 from evalpipe.workspace.paths import Workspace, experiment_name, has_record, price_book
 from evalpipe.workspace.query import REMEDY, sentence, with_damage
@@ -254,7 +254,7 @@ def provenance(workspace: Workspace, store: Store, name: str, options: Mapping[s
     config = workspace.config
     chosen = {key: value for key, value in options.items() if value is not None}
     return {
-        "evalpipe": evalpipe.__version__,
+        "evalpipe": __version__,
         "versions": {
             "python": platform.python_version(),
             **{library: metadata.version(library) for library in LIBRARIES},
