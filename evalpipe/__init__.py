@@ -9,11 +9,11 @@ from evalpipe.version import __version__ as __version__
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from evalpipe.workspace.notebook import Notebook as Notebook
     from evalpipe.workspace.python_api import Decision as Decision
-    from evalpipe.workspace.query import Notebook as Notebook
 
 __all__ = ["Decision", "Notebook", "__version__", "open"]
-_PLACES = {"Decision": "evalpipe.workspace.python_api", "Notebook": "evalpipe.workspace.query"}
+_PLACES = {"Decision": "evalpipe.workspace.python_api", "Notebook": "evalpipe.workspace.notebook"}
 """names that are imported when they are first asked for: they need the statistics and pandas"""
 
 
@@ -22,7 +22,7 @@ def open(path: str | Path = ".") -> Notebook:  # noqa: A001 - `evalpipe.open("."
 
     Raises `evalpipe.errors.ConfigError` where the workspace cannot be read.
     """
-    from evalpipe.workspace.query import open_notebook
+    from evalpipe.workspace.notebook import open_notebook
 
     return open_notebook(path)
 

@@ -11,7 +11,7 @@ import typer
 from evalpipe.cli import options
 
 if TYPE_CHECKING:
-    from evalpipe.workspace.query import DamagedFile
+    from evalpipe.workspace.damaged import DamagedFile
 
 
 MARKS = {"pass": "ok  ", "warn": "warn", "fail": "FAIL"}
@@ -50,7 +50,7 @@ def doctor(
 
     workspace = open_workspace(config, data)
     if check_data:
-        from evalpipe.workspace.query import move_damaged
+        from evalpipe.workspace.damaged import move_damaged
 
         moved = move_damaged(workspace)
         if as_json:

@@ -14,7 +14,8 @@ from evalpipe.cli import options
 
 if TYPE_CHECKING:
     from evalpipe.labels.interchange import Format
-    from evalpipe.workspace.label import LabelCounts, LabelsNeeded
+    from evalpipe.workspace.label import LabelCounts
+    from evalpipe.workspace.label_estimate import LabelsNeeded
 
 TOKEN_ENV = "EVALPIPE_TOKEN"
 
@@ -107,7 +108,7 @@ def label(
     ```
     """
     from evalpipe.text import printable
-    from evalpipe.workspace.label import LabelOptions, estimate_labels, label_status, open_labelling
+    from evalpipe.workspace.label import LabelOptions, label_status, open_labelling
     from evalpipe.workspace.paths import open_workspace
 
     workspace = open_workspace(config, data)
@@ -115,6 +116,8 @@ def label(
         n_pairs=pairs, overlap=overlap, seed=seed, judge=judge, new_draw=new_draw, experiment=experiment
     )
     if estimate is not None:
+        from evalpipe.workspace.label_estimate import estimate_labels
+
         needed = estimate_labels(workspace, estimate, chosen)
         if as_json:
             typer.echo(json.dumps(asdict(needed), indent=2))

@@ -27,9 +27,9 @@ from evalpipe.providers.base import Usage
 from evalpipe.providers.pricing import cost_of, library_version
 from evalpipe.store.query import Store, candidates_on, control_from, open_store, read_selection
 from evalpipe.version import __version__
+from evalpipe.workspace.damaged import REMEDY, damage_sentence, with_damage
 from evalpipe.workspace.load import passes_through
 from evalpipe.workspace.paths import Workspace, experiment_name, has_record, price_book
-from evalpipe.workspace.query import REMEDY, sentence, with_damage
 from evalpipe.workspace.record import excluding, load_record, recording, save_record
 from evalpipe.workspace.secrets import shown_config
 
@@ -68,7 +68,7 @@ def analyze_workspace(
     def look(but: Sequence[Exclusion] = ()) -> Analysis:
         with open_store(workspace.data, name, selection=excluding(selection, plan, but=but), compared=True) as store:
             if store.damaged and not store.files:
-                raise DataError(f"{sentence(store.damaged, workspace.data)}; {REMEDY}")
+                raise DataError(f"{damage_sentence(store.damaged, workspace.data)}; {REMEDY}")
             facts = provenance(workspace, store, name, options)
             _note_settled(store)
             found = analyze(

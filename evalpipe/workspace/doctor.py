@@ -282,11 +282,11 @@ def check_uncollected(workspace: Workspace, config: Config) -> Iterator[Diagnosi
 def check_stored_files(workspace: Workspace, config: Config) -> Iterator[Diagnosis]:
     from evalpipe.store.parquet import parquet_files, whole_and_damaged
     from evalpipe.store.schema import DATASETS
-    from evalpipe.workspace.query import REMEDY, sentence
+    from evalpipe.workspace.damaged import REMEDY, damage_sentence
 
     _, damaged = whole_and_damaged(path for one in DATASETS for path in parquet_files(workspace.data, one, None))
     if damaged:
-        yield Diagnosis(name="data", status="fail", detail=sentence(damaged, workspace.data), remedy=REMEDY)
+        yield Diagnosis(name="data", status="fail", detail=damage_sentence(damaged, workspace.data), remedy=REMEDY)
 
 
 def check_collector(workspace: Workspace, config: Config) -> Iterator[Diagnosis]:

@@ -30,6 +30,7 @@ from evalpipe.store.query import Selection, Store, open_store, readable
 from evalpipe.text import within_sentence
 from evalpipe.workspace.analyze import mode_of, planned_record, settings_of
 from evalpipe.workspace.call_runs import MAX_ROUNDS, make_calls, price_of, raise_if_ended, rotation, run_batches
+from evalpipe.workspace.damaged import refuse_damaged
 from evalpipe.workspace.judge_setup import (
     JudgeOptions,
     account_of,
@@ -49,7 +50,6 @@ from evalpipe.workspace.judge_setup import (
 )
 from evalpipe.workspace.judge_setup import judge_settings as judge_settings_of
 from evalpipe.workspace.paths import Workspace, check_writable, has_record, loaded_experiment
-from evalpipe.workspace.query import refuse_damaged
 from evalpipe.workspace.record import excluding, load_record, recording, save_record
 
 JudgeBy = Callable[[Workspace, Store, JudgeSpec, JudgeOptions], RunSummary]

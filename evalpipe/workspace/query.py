@@ -1,38 +1,23 @@
-"""The stored data opened for people: SQL, notebooks, and damaged files."""
+"""`evalpipe sql`: a query on the stored data, printed as a table, CSV or JSON."""
 
 from __future__ import annotations
 
 import csv
 import json
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from collections.abc import Iterator
+from typing import Any, TextIO
 
 import duckdb
-import pyarrow as pa
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from evalpipe.analysis.result import Analysis, Check
-from evalpipe.config import CONFIG_FILE
-from evalpipe.errors import ConfigError, DataError
-from evalpipe.files import make_folder, sync_folder, within_resources
-from evalpipe.store.parquet import parquet_files, verify, whole_and_damaged
-from evalpipe.store.query import Store, columns, open_store, plain, read_selection, run_query, writing
-from evalpipe.store.schema import BY_NAME, DATASETS
+from evalpipe.errors import ConfigError
+from evalpipe.store.query import columns, open_store, plain, run_query
 from evalpipe.text import format_counted, printable, well_formed
-from evalpipe.workspace.paths import Workspace, open_workspace
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from evalpipe.workspace.python_api import Decision
-
+from evalpipe.workspace.damaged import warn_of_damage
+from evalpipe.workspace.paths import Workspace
 
 FORMATS = ("table", "csv", "json")
 TABLE_ROWS = 1000
@@ -59,7 +44,7 @@ def sql(
     if experiment is not None or workspace.config is not None:
         experiment = workspace.experiment(experiment)
     with open_store(workspace.data, experiment) as store:
-        warn(store.damaged, workspace.data)
+        warn_of_damage(store.damaged, workspace.data)
         result = run_query(store, query)
         {"table": _table, "csv": _csv, "json": _json}[form](result, stream)
 
@@ -156,234 +141,3 @@ def _csv_cell(value: Any) -> str:
         return "true" if value else "false"
     simple = plain(value)
     return json.dumps(simple) if isinstance(simple, dict | list) else str(simple)
-
-
-# A workspace in a notebook: its datasets as pandas frames, and SQL over them.
-
-
-class Notebook:
-    """The datasets of a workspace as of its opening; `refresh()` looks again.
-
-    Each dataset is a property that reads the whole of it into a pandas frame: with a large log, ask `sql` for the columns
-    and rows you need.
-    """
-
-    def __init__(
-        self,
-        workspace: Workspace,
-        experiment: str | None = None,
-        *,
-        since: str | None = None,
-        until: str | None = None,
-        where: str | None = None,
-    ) -> None:
-        self.workspace = workspace
-        self.experiment = experiment
-        self._asked = {"since": since, "until": until, "where": where}
-        self._selection = read_selection(since, until, where)
-        self._store = self._open()
-
-    def __repr__(self) -> str:
-        of = f"experiment {self.experiment!r}" if self.experiment else f"{len(self.experiments)} experiments"
-        return f"<evalpipe {of} in {str(self.workspace.data)!r}>"
-
-    @property
-    def experiments(self) -> list[str]:
-        """The names of the experiments whose rows these are."""
-        return self._store.experiments()
-
-    @property
-    def exchanges(self) -> pd.DataFrame:
-        """One row per request and arm."""
-        return self.sql("FROM exchanges")
-
-    @property
-    def pairs(self) -> pd.DataFrame:
-        """One row per request both arms answered: the request's columns, then control_* and treatment_*."""
-        return self.sql("FROM pairs")
-
-    @property
-    def judgments(self) -> pd.DataFrame:
-        """One row per judge call."""
-        return self.sql("FROM judgments")
-
-    @property
-    def labels(self) -> pd.DataFrame:
-        """People's (or objective tests') preferences."""
-        return self.sql("FROM labels")
-
-    @property
-    def feedback(self) -> pd.DataFrame:
-        """End users' ratings."""
-        return self.sql("FROM feedback")
-
-    def sql(self, query: str) -> pd.DataFrame:
-        """The result of one reading query as a frame. Raises ConfigError where it is none or does not work."""
-        result = run_query(self._store, query)
-        with warnings.catch_warnings():
-            # DuckDB's own way of making an empty frame, which newer pandas will not have.
-            warnings.filterwarnings("ignore", message="The inplace keyword")
-            return result.df()
-
-    def decide(self, *, judge: str | None = None) -> Decision:
-        """The decision on these requests, as `evalpipe gate` makes it: a look, which goes on the experiment's record.
-
-        Args:
-            judge: the judge that decides; None: the first configured.
-
-        Raises ConfigError where there are several experiments and none was named, no data, or no such judge.
-        """
-        from evalpipe.workspace.python_api import decide  # scipy and the statistics: not for who reads frames
-
-        return decide(self.workspace, experiment=self.experiment, judge=judge, **self._asked)
-
-    def refresh(self) -> Notebook:
-        """Look at the files again: rows that were loaded meanwhile come in."""
-        self._store.close()
-        self._store = self._open()
-        return self
-
-    def _open(self) -> Store:
-        store = open_store(self.workspace.data, self.experiment, selection=self._selection)
-        if store.damaged:
-            warnings.warn(f"{sentence(store.damaged, self.workspace.data)}; {REMEDY}", stacklevel=3)
-        return store
-
-
-def open_notebook(
-    path: str | Path = ".",
-    experiment: str | None = None,
-    *,
-    since: str | None = None,
-    until: str | None = None,
-    where: str | None = None,
-) -> Notebook:
-    """Open the workspace at `path`. `experiment`: the one named, else the workspace's own, else all that are there.
-
-    Raises ConfigError where there is no such folder or its configuration is wrong.
-    """
-    root = Path(path).expanduser()
-    if not root.is_dir():
-        raise ConfigError(f"no folder {root}: evalpipe.open takes a workspace, the folder with {CONFIG_FILE} or data/")
-    workspace = open_workspace(root=root)
-    if experiment is not None:
-        experiment = workspace.experiment(experiment)
-    elif workspace.config is not None:
-        experiment = workspace.config.experiment.name
-    return Notebook(workspace, experiment, since=since, until=until, where=where)
-
-
-# Damaged files of the store: named by whatever reads without them, and moved out of the way by `evalpipe doctor
-# --data`.
-
-
-FOLDER = "damaged"
-REMEDY = "run `evalpipe doctor --data`: it moves the damaged files out of the way and lists what is lost"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DamagedFile:
-    """A file that does not hold what was written to it. `n_rows`: how many rows it held, where that can still be read."""
-
-    dataset: str
-    experiment: str
-    date: str | None
-    file: str
-    n_rows: int | None
-    moved_to: str | None = None
-
-
-def sentence(damaged: Sequence[Path], data: Path) -> str:
-    """What is missing because of them, in one sentence."""
-    names = [_relative(path, data) for path in damaged]
-    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    files, rows = ("file is", "its rows are") if len(names) == 1 else ("files are", "their rows are")
-    return f"{len(names)} stored {files} damaged, {rows} left out: {shown}"
-
-
-def warn(damaged: Sequence[Path], data: Path) -> None:
-    """The sentence on stderr, where there is something to name."""
-    if damaged:
-        sys.stderr.write(printable(f"evalpipe: warning: {sentence(damaged, data)}; {REMEDY}\n"))
-
-
-def with_damage(analysis: Analysis, damaged: Sequence[Path], data: Path) -> Analysis:
-    """The analysis with a check that names the damaged files."""
-    if not damaged:
-        return analysis
-    check = Check(name="damaged_files", status="warn", detail=sentence(damaged, data), remedy=REMEDY)
-    facts = {**analysis.provenance, "damaged_files": [_relative(path, data) for path in damaged]}
-    return replace(analysis, checks=[*analysis.checks, check], provenance=facts)
-
-
-def refuse_damaged(data: Path, experiment: str, dataset: str) -> None:
-    """Raise DataError where files of the dataset are damaged: what is lost there would be paid for again."""
-    _, damaged = whole_and_damaged(parquet_files(data, BY_NAME[dataset], experiment))
-    if damaged:
-        raise DataError(
-            f"{sentence(damaged, data)}; nothing was asked, since it would be paid for again: restore it from a backup, or "
-            f"{REMEDY}; after that its pairs are judged anew"
-        )
-
-
-def find_damaged(workspace: Workspace) -> list[DamagedFile]:
-    """Every damaged file of the data folder. Each page of each file is read."""
-    return [
-        _describe(path, workspace.data, dataset.name)
-        for dataset in DATASETS
-        for path in parquet_files(workspace.data, dataset, None)
-        if not _reads(path)
-    ]
-
-
-def move_damaged(workspace: Workspace) -> list[DamagedFile]:
-    """Move every damaged file to data/damaged/, under the same folders, and report what is lost with it."""
-    data = workspace.data
-    moved = []
-    with within_resources("what was moved stays moved: run it again where there is more room"):
-        for found in find_damaged(workspace):
-            source = data / found.file
-            target = data / FOLDER / found.file
-            with writing(data, found.dataset):
-                if not source.exists():  # another process was first
-                    continue
-                make_folder(target.parent, mode=0o700)
-                source.rename(target)
-                sync_folder(target.parent)
-                sync_folder(source.parent)
-            moved.append(replace(found, moved_to=_relative(target, data)))
-    return moved
-
-
-def _reads(path: Path) -> bool:
-    whole, _ = whole_and_damaged([path])
-    if not whole:
-        return False
-    try:
-        with pq.ParquetFile(path) as file:
-            schema, n_rows = file.schema_arrow, file.metadata.num_rows
-        verify(path, schema, n_rows)
-    except FileNotFoundError:  # loaded or moved meanwhile
-        return True
-    except (DataError, pa.ArrowException, OSError):
-        return False
-    return True
-
-
-def _describe(path: Path, data: Path, dataset: str) -> DamagedFile:
-    parts = dict(part.split("=", 1) for part in path.relative_to(data).parts if "=" in part)
-    try:
-        n_rows = pq.read_metadata(path).num_rows
-    except (pa.ArrowException, OSError):
-        n_rows = None
-    return DamagedFile(
-        dataset=dataset,
-        experiment=parts["experiment"],
-        date=parts.get("date"),
-        file=_relative(path, data),
-        n_rows=n_rows,
-    )
-
-
-def _relative(path: Path, data: Path) -> str:
-    return path.relative_to(data).as_posix()

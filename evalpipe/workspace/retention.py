@@ -29,9 +29,9 @@ from evalpipe.store.parquet import private_file
 from evalpipe.store.query import open_store, writing
 from evalpipe.store.removal import Scrubber, of_requests, of_units, scrub
 from evalpipe.store.replays import folder_of
+from evalpipe.workspace.damaged import FOLDER as DAMAGED
 from evalpipe.workspace.load import load, only_load
 from evalpipe.workspace.paths import Workspace, check_writable, loaded_experiment
-from evalpipe.workspace.query import FOLDER as DAMAGED
 from evalpipe.workspace.secrets import UNIT_KEY_ENV, unit_key
 
 DATED_FROM = datetime(1971, 1, 1, tzinfo=UTC)

@@ -10,7 +10,8 @@ from label_harness import make_workspace, rows
 
 from evalpipe.errors import ConfigError, EvalpipeError, WorkspaceBusyError
 from evalpipe.labels.store import ClosedPairError, Draw, Journal, read_state
-from evalpipe.workspace.label import LabelOptions, estimate_labels, labeler_name, open_labelling, store_waiting
+from evalpipe.workspace.label import LabelOptions, labeler_name, open_labelling, store_waiting
+from evalpipe.workspace.label_estimate import estimate_labels
 from evalpipe.workspace.retention import forget
 
 START = datetime(2026, 11, 28, tzinfo=UTC)

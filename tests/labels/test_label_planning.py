@@ -11,7 +11,8 @@ from label_harness import make_workspace
 from evalpipe.cli.app import main
 from evalpipe.labels.planning import LabelPlan, Spread, sizes_of, spread_of
 from evalpipe.workspace.analyze import analyze_workspace
-from evalpipe.workspace.label import LabelOptions, estimate_labels, import_labels, open_labelling
+from evalpipe.workspace.label import LabelOptions, import_labels, open_labelling
+from evalpipe.workspace.label_estimate import estimate_labels
 from evalpipe.workspace.paths import Workspace
 
 

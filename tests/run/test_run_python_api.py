@@ -60,7 +60,7 @@ def test_a_selection_is_the_gates_with_the_same_options(tmp_path: Path) -> None:
     folder = judged(tmp_path)
     before = (folder / "data" / "verdict.json").read_bytes()
     words = {"where": "request_id <> 'p0'"}
-    from evalpipe.workspace.query import open_notebook
+    from evalpipe.workspace.notebook import open_notebook
 
     decision = open_notebook(folder, **words).decide()
     document, _ = gate(folder, "--where", words["where"])

@@ -16,9 +16,9 @@ import evalpipe
 from evalpipe.errors import DataError
 from evalpipe.store.parquet import is_whole
 from evalpipe.store.query import open_store
+from evalpipe.workspace.damaged import find_damaged, move_damaged, refuse_damaged
 from evalpipe.workspace.load import load
 from evalpipe.workspace.paths import Workspace, open_workspace
-from evalpipe.workspace.query import find_damaged, move_damaged, refuse_damaged
 
 DAY = 86_400
 CONFIG = '[experiment]\nname = "exp"\n[arms.control]\nprovider = "openai"\n[arms.treatment]\nprovider = "anthropic"\n'
