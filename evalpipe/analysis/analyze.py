@@ -36,6 +36,7 @@ from evalpipe.analysis.examples import select_examples
 from evalpipe.analysis.forecast import Traffic, expected_more, horizon_of, requests_per_day
 from evalpipe.analysis.intervals import Support, measure_preference
 from evalpipe.analysis.judges import judge_results, label_results, prepare_labels
+from evalpipe.analysis.metric_formatting import bias_sentence, sentence
 from evalpipe.analysis.metrics import Metric, metrics
 from evalpipe.analysis.prepare import Prepared, find_sources, prepare_rows
 from evalpipe.analysis.reasons import blocking_metrics, headline, reasons, what_would_change
@@ -46,7 +47,6 @@ from evalpipe.analysis.settings import CORRECTED, LookPlan, Settings, resolve_lo
 from evalpipe.analysis.setup_faults import setup_faults
 from evalpipe.analysis.sql import Connection, rows, scalar
 from evalpipe.analysis.verdicts import Chosen, JudgeSummary, choose_pairs, deciding_judge, prepare_verdicts
-from evalpipe.analysis.wording import bias_sentence, sentence
 from evalpipe.files import sql_statements
 from evalpipe.models import MetricRole, Policy
 from evalpipe.providers.setup_faults import SetupFault

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from evalpipe.analysis.decision import DecisionMetric, DecisionOutcome, MetricEvidence
+from evalpipe.analysis.metric_formatting import rounded_up
 from evalpipe.analysis.planning import Noise, Spread, noise_in, seen_in
 from evalpipe.analysis.result import Horizon, MetricResult
 from evalpipe.analysis.settings import CORRECTED, SIGMA2_PAIRED_BINARY, LookPlan, Settings
-from evalpipe.analysis.wording import rounded_up
 from evalpipe.models import MetricRole, Policy
 from evalpipe.stats import betting
 from evalpipe.stats.estimates import Estimate

@@ -14,9 +14,9 @@ from typing import Protocol
 
 from scipy import special
 
+from evalpipe.analysis.metric_formatting import rounded_up
 from evalpipe.analysis.metrics import Metric, Quantile, Ratio
 from evalpipe.analysis.result import ArmValue, MetricResult
-from evalpipe.analysis.wording import rounded_up
 from evalpipe.stats import betting, estimates
 from evalpipe.stats.estimates import Estimate
 from evalpipe.stats.event_rates import HEAVINESS_SHARE

@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from evalpipe.analysis.decision import DecisionOutcome
 from evalpipe.analysis.forecast import MAX_REQUESTS
-from evalpipe.analysis.result import Check, Horizon, MetricResult
-from evalpipe.analysis.settings import CORRECTED, Settings
-from evalpipe.analysis.wording import (
+from evalpipe.analysis.metric_formatting import (
     allowed,
     amount,
     at_most,
@@ -20,6 +18,8 @@ from evalpipe.analysis.wording import (
     relative_change,
     sentence,
 )
+from evalpipe.analysis.result import Check, Horizon, MetricResult
+from evalpipe.analysis.settings import CORRECTED, Settings
 from evalpipe.models import MetricRole, Policy
 from evalpipe.stats.estimates import Estimate
 from evalpipe.text import MINUS

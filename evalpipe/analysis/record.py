@@ -13,10 +13,10 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from evalpipe.analysis.metric_formatting import listed, sentence
 from evalpipe.analysis.metrics import metrics
 from evalpipe.analysis.result import Analysis, Basis, Check, Decision, DecisionChange, MetricResult
 from evalpipe.analysis.settings import CORRECTED, Exclusion, Settings
-from evalpipe.analysis.wording import listed, sentence
 from evalpipe.identity import fingerprint
 from evalpipe.models import MetricRole, Recommendation
 from evalpipe.stats.sequential import DEFAULT_N_STAR_PAIRS, DEFAULT_N_STAR_USERS

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from evalpipe.analysis.metric_formatting import amount, percent
 from evalpipe.analysis.planning import PlannedMetric
-from evalpipe.analysis.wording import amount, percent
 
 if TYPE_CHECKING:
     from evalpipe.workspace.plan import Plan

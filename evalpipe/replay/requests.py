@@ -12,13 +12,13 @@ from typing import Any
 import msgspec
 
 from evalpipe.calls.client import CallOutcome, ModelResponse, masked
-from evalpipe.calls.http import HttpAnswer
 from evalpipe.calls.runner import RecordedCost
 from evalpipe.models import Arm, Exchange, ReplayCall, ReplayStatus
 from evalpipe.providers.base import NotShadowableError, OutgoingRequest, Usage
 from evalpipe.providers.pricing import Unpriced, price_of
 from evalpipe.providers.registry import speaks
 from evalpipe.providers.translate import render_treatment_request
+from evalpipe.replay.http_client import HttpAnswer
 from evalpipe.spool.format import Body, RequestRecord, ResponseRecord
 from evalpipe.store.exchange_rows import ReadingRules, read_replayed
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from evalpipe.calls.batches import OPEN, Batches, BatchItem, BatchRequest, BatchState, intents, items_in
 from evalpipe.calls.client import CallOutcome, ModelResponse
-from evalpipe.calls.http import HttpAnswer, HttpSender, response_of
 from evalpipe.calls.runner import CallRunner, RecordedCost, Route
 from evalpipe.identity import fingerprint
 from evalpipe.models import Arm, ReplayCall, ReplayStatus
 from evalpipe.providers.base import NotShadowableError, OutgoingRequest
+from evalpipe.replay.http_client import HttpAnswer, HttpSender, response_of
 from evalpipe.replay.plan import PlannedCall
 from evalpipe.replay.requests import (
     NOT_THE_ARM,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from evalpipe.analysis.metric_formatting import at_most
 from evalpipe.analysis.result import Analysis
 from evalpipe.analysis.settings import CORRECTED, LABELS_TO_DECIDE
-from evalpipe.analysis.wording import at_most
 from evalpipe.report.metrics import MetricRow, is_win_rate, margin_text
 from evalpipe.report.monthly_cost import MonthlyCost, dollars
 from evalpipe.report.terms import ROLE_ORDER, ArmNames, plain

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
+from evalpipe.analysis.metric_formatting import metric_formats
 from evalpipe.analysis.result import Analysis, JudgeResult
 from evalpipe.analysis.settings import CORRECTED
-from evalpipe.analysis.wording import metric_formats
 from evalpipe.report.charts.intervals import verdict_bar
 from evalpipe.report.examples import ExampleView
 from evalpipe.report.findings import (

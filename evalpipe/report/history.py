@@ -10,8 +10,8 @@ from urllib.parse import quote
 
 import msgspec
 
+from evalpipe.analysis.metric_formatting import metric_formats
 from evalpipe.analysis.result import Analysis, Decision, Funnel, Horizon, MetricResult
-from evalpipe.analysis.wording import metric_formats
 from evalpipe.report.charts.history import LookPoint, ribbon_chart
 from evalpipe.report.decision import exclusion_text, headline_of, readable
 from evalpipe.report.figures import Figure

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from evalpipe.analysis.metric_formatting import FormattedMetric, at_most, format_metric, metric_formats
 from evalpipe.analysis.result import ArmValue, MetricResult
 from evalpipe.analysis.settings import CORRECTED
-from evalpipe.analysis.wording import FormattedMetric, at_most, format_metric, metric_formats
 from evalpipe.report.terms import (
     DIRECTIONS,
     FINDING_WORDS,

@@ -9,8 +9,8 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from evalpipe.analysis.metric_formatting import format_metric
 from evalpipe.analysis.result import Analysis, Horizon, MetricResult
-from evalpipe.analysis.wording import format_metric
 from evalpipe.report.sanitize import escape_invisible
 from evalpipe.report.terms import FINDING_WORDS, RECOMMENDATIONS, ROLES
 from evalpipe.report.text import gate_lines

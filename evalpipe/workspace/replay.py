@@ -14,7 +14,6 @@ from evalpipe.calls.batch_client import open_batch_client
 from evalpipe.calls.batches import OPEN, BatchState, intents, most_usd
 from evalpipe.calls.budget import Budget, CostOf, TokenEstimator
 from evalpipe.calls.client import is_local, remember_keys
-from evalpipe.calls.http import HttpSender
 from evalpipe.calls.journal import CallJournal, RowKind, compact_rows, one_line_if_full, running_lock
 from evalpipe.calls.limiter import Limiter
 from evalpipe.calls.runner import Progress, Route, SystemClock
@@ -25,6 +24,7 @@ from evalpipe.models import Arm, ReplayCall
 from evalpipe.providers.base import ENDPOINTS
 from evalpipe.providers.model_names import same_model
 from evalpipe.providers.registry import PROVIDERS
+from evalpipe.replay.http_client import HttpSender
 from evalpipe.replay.plan import ReplayPlan, logged_requests, make_plan, pages
 from evalpipe.replay.requests import LoggedRequest, ReplayArm
 from evalpipe.replay.runner import Asked, ReplayBatches, ReplayItem, ReplayRunner, of_one, pending

@@ -8,11 +8,11 @@ from typing import Any
 
 from evalpipe.analysis.checks.base import PASS, WARN, CheckContext, CheckFunction
 from evalpipe.analysis.intervals import UserSums, sum_by_user
+from evalpipe.analysis.metric_formatting import amount, count, listed, percent
 from evalpipe.analysis.metrics import Ratio, metrics
 from evalpipe.analysis.result import Check
 from evalpipe.analysis.sql import rows
 from evalpipe.analysis.verdicts import sum_wins
-from evalpipe.analysis.wording import amount, count, listed, percent
 from evalpipe.providers.outcomes import CALLS_MISSING, PAUSED, UNKNOWN_REASON
 from evalpipe.providers.pricing import NOT_REPORTED
 from evalpipe.providers.response_builder import NOT_TEXT

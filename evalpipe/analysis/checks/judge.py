@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from evalpipe.analysis.checks.base import FAIL, PASS, WARN, CheckContext, CheckFunction
+from evalpipe.analysis.metric_formatting import bias_sentence, count, listed, percent, signed
 from evalpipe.analysis.result import Check
 from evalpipe.analysis.settings import CORRECTED
 from evalpipe.analysis.sql import Connection, rows
-from evalpipe.analysis.wording import bias_sentence, count, listed, percent, signed
 from evalpipe.models import MetricRole
 from evalpipe.providers.model_names import family, same_family, same_model
 from evalpipe.stats.agreement import KAPPA_GATE, LABELS_FOR_A_GATE

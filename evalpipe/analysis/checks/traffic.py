@@ -6,10 +6,10 @@ import math
 from typing import Final
 
 from evalpipe.analysis.checks.base import FAIL, PASS, WARN, CheckContext, CheckFunction
+from evalpipe.analysis.metric_formatting import count, percent
 from evalpipe.analysis.prepare import Prepared
 from evalpipe.analysis.result import Check, Funnel, MetricResult
 from evalpipe.analysis.sql import Connection, rows
-from evalpipe.analysis.wording import count, percent
 from evalpipe.files import sql_statements
 from evalpipe.stats import srm
 from evalpipe.stats.srm import MAX_SHED_SHARE, losses, too_much_shed, worst_case_win_rate
