@@ -114,7 +114,7 @@ class ExperimentConfig(_Section):
             raise ValueError("assignment = 'md5-100' draws by the experiment's name: leave salt out")
         if self.assignment == "md5-100" and self.treatment_percent % 1:
             raise ValueError(
-                f"assignment = 'md5-100' knows whole percentages only: treatment_percent = {self.treatment_percent:g}"
+                f"assignment = 'md5-100' takes whole percentages only: treatment_percent = {self.treatment_percent:g}"
             )
         return self
 
@@ -233,7 +233,7 @@ class CollectorConfig(_Section):
                 continue
             if not pattern.startswith("regex:"):
                 allowed = ", ".join(NAMED_REDACTIONS)
-                raise ValueError(f"{pattern!r} is none of {allowed}, and no 'regex:PATTERN'")
+                raise ValueError(f"{pattern!r} is not one of {allowed}, and no 'regex:PATTERN'")
             try:
                 re.compile(pattern.removeprefix("regex:"))
             except re.error as error:
@@ -487,7 +487,7 @@ class Config(_Section):
             for stage in self.canary.stages:
                 if stage.percentage % 1:
                     raise ValueError(
-                        f"assignment = 'md5-100' knows whole percentages only: a stage of {stage.percentage:g} %"
+                        f"assignment = 'md5-100' takes whole percentages only: a stage of {stage.percentage:g} %"
                     )
         return self
 

@@ -69,7 +69,7 @@ BASE: dict[str, Any] = {"experiment": {"name": "x"}}
         ({"experiment": {"name": "x", "mode": "ab", "control_from": "y"}}, "needs mode = 'shadow', not 'ab'"),
         ({"experiment": {"name": "x", "mode": "blue"}}, "experiment.mode = 'blue'"),
         ({**BASE, "collector": {"port": 70000}}, "collector.port = 70000"),
-        ({**BASE, "collector": {"redact": ["emial"]}}, "'emial' is none of email, phone, card, api_key"),
+        ({**BASE, "collector": {"redact": ["emial"]}}, "'emial' is not one of email, phone, card, api_key"),
         ({**BASE, "arms": {"control": {"provider": "openai", "base_url": "host"}}}, "arms.control.base_url = 'host'"),
         ({**BASE, "decision": {"metrics": {"cost": {"margin": "a lot"}}}}, "decision.metrics.cost.margin"),
         ({**BASE, "canary": {"stages": [{"percentage": 5}, {"percentage": 5}]}}, "must rise strictly"),

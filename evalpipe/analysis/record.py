@@ -361,7 +361,7 @@ def _in_force(now: Decision, decided: Decided) -> Decision:
         marked,
         recommendation=decided.recommendation,
         rule=decided.rule,
-        # Its numbers are not today's: the sentence that is quoted, mailed and printed says whose they are.
+        # Its numbers are not today's: the sentence that is quoted, mailed and printed names their date.
         headline=f"{decided.headline.rstrip('.')} (numbers of look {decided.look}, {decided.at}).",
         reasons=[sentence(since), *now.reasons],
         horizon=None,

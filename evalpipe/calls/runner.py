@@ -399,7 +399,7 @@ class CallRunner(ABC, Generic[Planned, Row]):
         return row
 
     def _note_model(self, route: Route, reply: ModelResponse) -> None:
-        """Remember a model that answered in place of the one asked: from now on a call is held at the dearer price of both."""
+        """Record a model that answered in place of the one asked: from now on a call is held at the dearer price of both."""
         model = reply.model
         if model is None or model in route.other_models or same_model(model, route.model):
             return

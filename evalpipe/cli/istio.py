@@ -23,7 +23,7 @@ def istio(
         typer.Option(
             "--match-header",
             metavar="NAME=VALUE",
-            help="istio: requests with this header go to the treatment; the others as --percentage says.  [default of that: 0]",
+            help="istio: requests with this header go to the treatment; the others by --percentage.  [default of that: 0]",
         ),
     ] = None,
     stage: Annotated[int | None, typer.Option("--stage", help="The share of this stage, from 1.")] = None,

@@ -85,7 +85,7 @@ class Assigner(Protocol):
         """An answer, or the first of it, to a request of which `gives_out` is true."""
 
     def maker_of(self, target: bytes) -> str | None:
-        """The arm that gave out an id which stands in the path of a request that is not collected; None where none did."""
+        """The arm that gave out the id in the path of a request that is not collected; None where none did."""
 
     def keep_on_control(self, assignment: Assignment) -> None:
         """A request of this conversation cannot be given to the treatment: nor will the rest of it be."""
@@ -128,7 +128,7 @@ class ShadowAssigner:
         )
 
     def answered(self, assignment: Assignment, headers: Mapping[str, str], body: bytes) -> None:
-        """Control serves all: nothing to remember."""
+        """Control serves all: nothing to store."""
 
     def maker_of(self, target: bytes) -> str | None:
         """Control made all."""
@@ -224,7 +224,7 @@ class CanaryShare:
         except FileNotFoundError:
             self._version, self._share = None, Share(0.0)
             return
-        except OSError:  # e.g. out of descriptors: the next look will tell
+        except OSError:  # e.g. out of descriptors: read again at the next look
             return
         self._version = version
         if event is None or (copy is not None and copy.seq > event.seq):
@@ -253,7 +253,7 @@ def choose(
         forced: the tester's header; needs `may_force` (a valid token).
         recipe: `[experiment] assignment`; with "md5-100" the salt is the experiment's name.
 
-    Raises HeadError for a header without the right to it, or for an arm that does not exist: a tester must not believe to
+    Raises HeadError for a header without the right to it, or for an arm that does not exist: a tester must not assume to
     have tested the treatment when control answered.
     """
     if forced is not None:
@@ -298,7 +298,7 @@ class SplitAssigner:
 
     `token`: what a tester must send to force an arm; None = nobody may. `shadow_percent` of the conversations that control
     serves get a treatment copy as well (canary: pairs for a judge). `book`: which arm gave out an id. `shares_account`: what
-    the one arm's provider keeps, the other arm finds, too. `untranslated`: the endpoints the treatment speaks as they are.
+    the one arm's provider keeps, the other arm finds, too. `untranslated`: the endpoints that the treatment serves untranslated.
     `may_continue`: a stored response may be gone on with, so a treatment of another dialect serves none.
     """
 
@@ -383,7 +383,7 @@ class SplitAssigner:
         self._book.put(_pin(assignment.unit_id, assignment.conversation_id), Arm.CONTROL.value)
 
     def _known(self, needs: Needs) -> Known | None:
-        """Who gave out the newest of the ids that somebody gave out."""
+        """The arm that gave out the newest of the ids."""
         for name in (*needs.made, *needs.may_be_made):
             known = self._book.get(name)
             if known is not None:
@@ -436,7 +436,7 @@ def _pin(unit_id: str | None, conversation: str | None) -> str:
 def _document(body: bytes) -> Any:
     try:
         return msgspec.json.decode(body)
-    except (msgspec.MsgspecError, RecursionError):  # control says what is wrong with it; here it only names nobody
+    except (msgspec.MsgspecError, RecursionError):  # control reports what is wrong with it; here it has no unit
         return None
 
 
@@ -608,7 +608,7 @@ class ChainBook:
         self._table = _mapped(path, n_sets * _SET_BYTES)
 
     def put(self, name: str, arm: str, conversation: str | None = None) -> None:
-        """Remember that `arm` made the id `name`. The newest word on an id holds."""
+        """Store that `arm` made the id `name`. The newest entry for an id is valid."""
         start, fingerprint = self._place(name)
         hour = int(self._clock() / 3600) & _HOUR_MASK
         at, oldest = start, _HOUR_MASK + 1

@@ -1,6 +1,6 @@
 """Who may use the collector: holders of the client token, else programs but no web pages; request ids as proof.
 
-Without a token whoever reaches the address is served, with the provider key the collector holds. A browser lets every page
+Without a token all who reach the address are served, with the provider key the collector holds. A browser lets every page
 of the web reach loopback: a simple cross-site request (a form, an image, a fetch without CORS, a WebSocket's handshake) is
 sent before anything is asked, and a page whose name is rebound to 127.0.0.1 even reads the answers. Browsers say so in
 `Origin`, `Sec-Fetch-Site` and `Host`, which no page can change; programs send a Host of this machine and neither of the others.
@@ -32,7 +32,7 @@ class TokenAuth:
     """The token is sent as `x-evalpipe-token`.
 
     Where no provider key is needed, the key headers of other programs hold it as well: on the collector's own routes
-    (Prometheus sends `Authorization: Bearer`; Flagger's webhooks only what stands in their URL, `http://any:TOKEN@…`, which
+    (Prometheus sends `Authorization: Bearer`; Flagger's webhooks only what is in their URL, `http://any:TOKEN@…`, which
     goes out as `Basic`), and on all routes where the collector holds control's key (`api_key=` of an SDK).
     """
 
@@ -68,7 +68,7 @@ class TokenAuth:
         return None if allowed else (401, "evalpipe: a valid client token is needed (header x-evalpipe-token)")
 
     def _web_refusal(self, target: bytes, lines: Sequence[Line], authority: bytes) -> tuple[int, str] | None:
-        """Where there is no token: what a web page of somebody else sends, or has sent, is refused."""
+        """Where there is no token: what another site's web page sends is refused."""
         hosts = [authority] if authority else []
         origins: list[bytes] = []
         sites: list[bytes] = []
@@ -126,7 +126,7 @@ def is_loopback_name(name: str) -> bool:
     """Whether a host name or address (without a port, IPv6 without brackets) can only mean this machine.
 
     Names below "localhost" are resolved to loopback by browsers and asked of no name server (RFC 6761 6.3). 0.0.0.0 is not
-    among them: browsers reach this machine with it, too, and say nothing about the page then.
+    among them: browsers reach this machine with it, too, and send no header about the page then.
     """
     if name == "localhost" or name.endswith(".localhost"):
         return True

@@ -29,7 +29,7 @@ class ClientConnection(ClientLink):
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self.transport = cast(asyncio.Transport, None)
-        self.flight: ProxiedExchange | None = None
+        self.exchange: ProxiedExchange | None = None
         self._request: Request | None = None
         self._own_body: list[bytes] | None = None
         self._buffer = b""
@@ -55,9 +55,9 @@ class ClientConnection(ClientLink):
     def connection_lost(self, exc: Exception | None) -> None:
         self._worker.clients.discard(self)
         self._closing = True
-        flight, self.flight = self.flight, None
-        if flight is not None:
-            flight.client_gone()
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.client_gone()
 
     def eof_received(self) -> bool:
         return False
@@ -65,13 +65,13 @@ class ClientConnection(ClientLink):
     def pause_writing(self) -> None:
         self.write_paused = True
         self.waits_since = self._worker.now
-        if self.flight is not None:
-            self.flight.pause_answer()
+        if self.exchange is not None:
+            self.exchange.pause_answer()
 
     def resume_writing(self) -> None:
         self.write_paused = False
-        if self.flight is not None:
-            self.flight.resume_answer()
+        if self.exchange is not None:
+            self.exchange.resume_answer()
 
     # --- bytes in
 
@@ -94,7 +94,7 @@ class ClientConnection(ClientLink):
                 framed, payload, data = request.reader.take(data)
                 self._body(request, request.reader, payload, len(framed))
                 continue
-            if self.flight is not None:  # pipelined: waits until the answer before it is out
+            if self.exchange is not None:  # pipelined: waits until the answer before it is out
                 self._buffer = data
                 if len(data) > _MAX_WAITING_BYTES and not self._paused_reading:
                     self._paused_reading = True
@@ -143,8 +143,8 @@ class ClientConnection(ClientLink):
             if is_own:
                 self._answer_own(request, body)
             else:
-                self.flight = ProxiedExchange(worker, self, request)
-                self.flight.whole(body)
+                self.exchange = ProxiedExchange(worker, self, request)
+                self.exchange.whole(body)
             return rest
         request.reader = BodyReader(length)
         self._request = request
@@ -153,8 +153,8 @@ class ClientConnection(ClientLink):
             if facts.expects:
                 self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         else:
-            self.flight = ProxiedExchange(worker, self, request)
-            self.flight.start(body_follows=bool(following))
+            self.exchange = ProxiedExchange(worker, self, request)
+            self.exchange.start(body_follows=bool(following))
         return following
 
     def _body(self, request: Request, reader: BodyReader, payload: bytes, n_framed: int) -> None:
@@ -168,8 +168,8 @@ class ClientConnection(ClientLink):
             if done:
                 body, self._own_body = b"".join(self._own_body), None
                 self._answer_own(request, body)
-        elif self.flight is not None:
-            self.flight.request_body(payload, n_framed, done)
+        elif self.exchange is not None:
+            self.exchange.request_body(payload, n_framed, done)
         elif done:  # the answer was out before the request was in: what was left of it is read and dropped
             self._next(request)
 
@@ -191,18 +191,16 @@ class ClientConnection(ClientLink):
         self._next(request)
 
     def serves(self, exchange: ExchangeState) -> bool:
-        return self.flight is exchange
+        return self.exchange is exchange
 
     def finished(self, exchange: ExchangeState, *, keep: bool) -> None:
         """The exchange's response is out. `keep` False: its end is the connection's end."""
-        self.flight = None
+        self.exchange = None
         request = exchange.request
         request.keep = request.keep and keep
         if self._request is None:
             self._next(request)
-        elif (
-            request.facts.expects
-        ):  # without its 100 the client may never send the body: nobody can tell what comes next
+        elif request.facts.expects:  # without its 100 the client may never send the body: what comes next is undefined
             self.linger()
         else:
             self.resume_upload()
@@ -232,15 +230,15 @@ class ClientConnection(ClientLink):
             self._worker.loop.call_soon(self._go_on)
 
     def _go_on(self) -> None:
-        if self._buffer and self.flight is None:
+        if self._buffer and self.exchange is None:
             self.data_received(b"")
 
     def _refuse(self, status: int, message: str) -> None:
         """What was sent is not a request that can be passed on; where it ends is not known, so the connection ends."""
-        flight, self.flight = self.flight, None
-        if flight is not None:
-            flight.client_gone()
-            if flight.answer_started:  # no second answer may be mixed into the first
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.client_gone()
+            if exchange.answer_started:  # no second answer may be mixed into the first
                 self.abort()
                 return
         self._worker.metrics.refused(status)
@@ -282,7 +280,7 @@ class ClientConnection(ClientLink):
         elif self._request is not None:
             if waited > settings.body_timeout_s and not self._upload_paused:
                 self.abort()
-        elif self.flight is None:
+        elif self.exchange is None:
             if self._head_since is not None:
                 if now - self._head_since > settings.head_timeout_s:
                     self._refuse(408, "the request head did not arrive in time")

@@ -45,11 +45,11 @@ class Descriptors:
         self._is_reported = False
 
     def refused(self) -> None:
-        """A client was refused, or a connection to an arm could not be opened, for want of descriptors."""
+        """A client was refused, or a connection to an arm could not be opened: no descriptor was free."""
         self._n_refused += 1
 
     def failed(self, error: OSError) -> None:
-        """A connection or a file could not be opened; counted where it was for want of descriptors."""
+        """A connection or a file could not be opened; counted where no descriptor was free."""
         if error.errno in (errno.EMFILE, errno.ENFILE):
             self._n_refused += 1
 

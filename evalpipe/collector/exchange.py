@@ -44,7 +44,7 @@ _MAX_UNSENT: Final = 256 << 10
 
 
 class OutgoingExchange(ExchangeState):
-    """The half of a flight that deals with the request."""
+    """The half of an exchange that deals with the request."""
 
     _sent = 0.0
     _overhead = 0.0
@@ -78,7 +78,7 @@ class OutgoingExchange(ExchangeState):
 
     @abstractmethod
     def _end_without_answer(self, status: int, ended: str, message: str) -> None:
-        """The arm gives no answer: the client gets one of ours."""
+        """The arm gives no answer: the client gets one of the collector's own."""
 
     def start(self, *, body_follows: bool) -> None:
         """The head is in, the body comes. `body_follows`: some of it is handed over right after this call."""
@@ -165,14 +165,14 @@ class OutgoingExchange(ExchangeState):
         return assignment
 
     def _to_treatment(self, head: RequestHead, assignment: Assignment, body: bytes) -> Assignment:
-        """Say the request to the treatment arm. Where that cannot be done control serves, outside the statistics."""
+        """Translate the request for the treatment arm. Where that cannot be done, control serves it, outside the statistics."""
         treatment = self.worker.arms["treatment"]
         try:
             asks = self.worker.asking["treatment"].is_taken
             self._outgoing = translate_request(treatment, head, body, ask_usage=asks)
         except NotShadowableError as error:
             if assignment.forced:
-                raise HttpError(400, f"this request cannot be said to the treatment arm: {error}") from None
+                raise HttpError(400, f"this request cannot be translated for the treatment arm: {error}") from None
             self.worker.assigner.keep_on_control(assignment)
             return msgspec.structs.replace(assignment, arm="control", forced=True, reason=error.stored)
         return assignment
@@ -455,7 +455,7 @@ class ProxiedExchange(OutgoingExchange):
 
     def __init__(self, worker: Worker, client: ClientLink, request: Request) -> None:
         super().__init__(worker, client, request)
-        worker.flights.add(self)
+        worker.exchanges.add(self)
 
     # --- the answer
 
@@ -607,10 +607,10 @@ class ProxiedExchange(OutgoingExchange):
         """The answer is whole: its record, and then `data`, its last piece."""
         self._last_bytes = data
         self._end("complete")
-        self.worker.turn.answer(self)
+        self.worker.write_batch.answer(self)
 
     def _send_last_soon(self) -> None:
-        self.worker.turn.send(self)
+        self.worker.write_batch.send(self)
 
     def answer_last(self, now: float) -> None:
         """The last piece goes to the client, if it is still there; `now` is a perf_counter's."""
@@ -644,7 +644,7 @@ class ProxiedExchange(OutgoingExchange):
         request = self.request
         request.keep = False
         if ended != "closed_by_upstream" and (self._until_close or self._dechunk):
-            self.client.abort()  # only a reset can say that an answer ended by closing is not whole
+            self.client.abort()  # only a reset shows that an answer that ends by closing is not whole
         self._leave(keep=False)
 
     def _end_without_answer(self, status: int, ended: str, message: str) -> None:
@@ -678,20 +678,20 @@ class ProxiedExchange(OutgoingExchange):
         self._leave(keep=self.request.keep)
 
     def fault(self) -> None:
-        """Something of ours failed while its bytes were written: it is shown, and nobody waits for what cannot come."""
+        """An internal error while its bytes were written: log it, and close both connections."""
         traceback.print_exc()
-        self.worker.flights.discard(self)
+        self.worker.exchanges.discard(self)
         self.client.abort()
 
     def client_gone(self) -> None:
-        """The client left: the arm is told by closing, and what came so far is recorded."""
+        """The client left: close the arm's connection and record what came so far."""
         if self._ended:
             return
         self._end("client_closed")
         upstream, self._upstream = self._upstream, None
         if upstream is not None:
             upstream.abandon()
-        self.worker.flights.discard(self)
+        self.worker.exchanges.discard(self)
 
     def _end(self, ended: str, *, message: str | None = None) -> None:
         self._ended = True
@@ -707,8 +707,8 @@ class ProxiedExchange(OutgoingExchange):
             if self._kept_answer is not None and self.assignment.gives_out:
                 self._note_ids(self._kept_answer.kept.data)
             self.worker.recorder.response(self, ended, message, self._kept_answer)
-            if ended != "complete":  # what the client is told next is told at once
-                self.worker.turn.end()
+            if ended != "complete":  # what goes to the client next is flushed at once
+                self.worker.write_batch.end()
         elif self.endpoint is None:
             self.worker.metrics.passed_through()
             facts = self.request.facts
@@ -726,7 +726,7 @@ class ProxiedExchange(OutgoingExchange):
 
     def _leave(self, *, keep: bool = True) -> None:
         self._upstream = None
-        self.worker.flights.discard(self)
+        self.worker.exchanges.discard(self)
         if self.client.serves(self):
             self.client.finished(self, keep=keep)
 

@@ -171,13 +171,13 @@ class WriteBatch:
         self._answers: list[ExchangeState] = []
         self._is_due = False
 
-    def send(self, flight: ExchangeState) -> None:
+    def send(self, exchange: ExchangeState) -> None:
         """The last piece of a request has its connection."""
-        self._requests.append(flight)
+        self._requests.append(exchange)
         self._end_soon()
 
     def lines(self) -> list[bytes]:
-        """What will be appended to the spool, in pieces. Whoever asks for it adds one whole record to its end, at once."""
+        """What will be appended to the spool, in pieces. A caller appends one whole record to its end, at once."""
         self._n_records += 1
         self._end_soon()
         return self._lines
@@ -185,9 +185,9 @@ class WriteBatch:
     def record(self, line: bytes) -> None:
         self.lines().append(line)
 
-    def answer(self, flight: ExchangeState) -> None:
+    def answer(self, exchange: ExchangeState) -> None:
         """The last piece of an answer is there. Its record must have been handed over before."""
-        self._answers.append(flight)
+        self._answers.append(exchange)
         self._end_soon()
 
     def _end_soon(self) -> None:
@@ -201,22 +201,22 @@ class WriteBatch:
         self._is_due = False
         if self._requests:
             requests, self._requests = self._requests, []
-            for flight in requests:
+            for exchange in requests:
                 try:
-                    flight.send_last(perf_counter())
-                except Exception:  # noqa: BLE001 – a fault of ours: the other flights of the turn go on
-                    flight.fault()
+                    exchange.send_last(perf_counter())
+                except Exception:  # noqa: BLE001 – an internal error: the other exchanges of the batch go on
+                    exchange.fault()
         if self._lines:
             lines, self._lines = self._lines, []
             n_records, self._n_records = self._n_records, 0
             self._writer.append_all(lines, n_records)
         if self._answers:
             answers, self._answers = self._answers, []
-            for flight in answers:
+            for exchange in answers:
                 try:
-                    flight.answer_last(perf_counter())
+                    exchange.answer_last(perf_counter())
                 except Exception:  # noqa: BLE001 – see above
-                    flight.fault()
+                    exchange.fault()
 
 
 MAX_MARKS: Final = 64
@@ -265,7 +265,7 @@ class ResponseCapture:
 
 
 def http_outcome(ended: str, status: int | None) -> str:
-    """The outcome as far as HTTP alone tells; refusals and the like are read from the bodies when the log is loaded."""
+    """The outcome as far as HTTP alone shows it; refusals and the like are read from the bodies when the log is loaded."""
     if ended == "complete" or ended == "closed_by_upstream":
         return "ok" if status is not None and status < 400 else "http_error"
     if ended == "timeout" or ended == "client_closed":

@@ -51,7 +51,7 @@ def render_request_head(
     identity: bool = False,
     decoded: bool = False,
 ) -> bytes:
-    """The request head for an arm, blank line included. `key_line`: the arm's own key takes the place of the client's.
+    """The request head for an arm, blank line included. `key_line`: the arm's own key replaces the client's.
 
     `whole_length`: the body goes out whole with this length (it was written for the arm); `identity`: and the answer must
     come uncompressed, as it will be read on its way; `decoded`: the body is no longer in the content encoding the client gave.
@@ -109,7 +109,7 @@ def render_response_head(
     return b"\r\n".join(head)
 
 
-# What request heads say, worked out once: an SDK's heads differ in little but their length.
+# Parsed request headers, cached: an SDK's headers differ in little but their length.
 
 
 _MAX_KNOWN: Final = 2048
@@ -119,11 +119,11 @@ _CR: Final = 13
 _LF: Final = 10
 _LENGTH_SPELLINGS: Final = (b"\r\nContent-Length: ", b"\r\ncontent-length: ")
 _LENGTH_MARK: Final = Line(b"content-length", b"", b"\0", LENGTH)
-"""stands where the length's line stood; no header line holds NUL"""
+"""marks the place of the length's line; no header line holds NUL"""
 
 
 class ParsedHeaders:
-    """All a request head says but its body's length. `lines` are without a Content-Length."""
+    """All facts of a request's headers but its body's length. `lines` are without a Content-Length."""
 
     __slots__ = (
         "after",
@@ -223,7 +223,7 @@ class HeaderCache:
             lines = [_LENGTH_MARK if number == lengths[0] else line for number, line in enumerate(lines)]
         facts = ParsedHeaders(first, [line for line in lines if not line.role & LENGTH], roles)
         if facts.http10 and found == CHUNKED:
-            raise HttpError(400, "HTTP/1.0 knows no chunked bodies")
+            raise HttpError(400, "HTTP/1.0 has no chunked bodies")
         rendered = render_request_head(
             facts.method, facts.target, lines, self._origin, self._key_line, chunked=found == CHUNKED
         )

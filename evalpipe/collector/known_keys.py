@@ -1,4 +1,4 @@
-"""Whether a known key stands in what is about to be written: asked of every answer, so it has to cost next to nothing.
+"""Whether a known key is in what is about to be written: checked for every answer, so it has to cost next to nothing.
 
 Text that holds a key holds each of its characters. The rarest of them are looked for first, one pass of memchr each, and
 most answers lack one. What may hold a key goes to the `Redactor`, which takes it out of JSON, streams and plain text.
@@ -78,7 +78,7 @@ class Needle:
         )
 
     def may_be_in_pieces(self, data: bytes) -> bool:
-        """Whether JSON texts in `data`, put together, may be the core: then each of its characters stands in a piece, which
+        """Whether JSON texts in `data`, put together, may be the core: then each of its characters is in a piece, which
         is the core as far as the quotes around the text."""
         found = self._places
         if found is None:
@@ -122,7 +122,7 @@ class Needle:
 
 
 def _places_of(character: bytes, core: bytes) -> list[int]:
-    """Where it stands in the core; none where these are too many to try."""
+    """Its place in the core; none where these are too many to try."""
     places = [place for place in range(len(core)) if core[place : place + 1] == character]
     return places if len(places) <= _MAX_PLACES else []
 

@@ -31,16 +31,16 @@ ASKED = frozenset(
     | {"frequency_penalty", "presence_penalty", "top_logprobs", "stream", "stream_options", "user", "service_tier"}
     | {"modalities", "audio", "prediction", "reasoning_effort", "verbosity", "thinking", "web_search_options"}
 )
-"""What a client may say. The library takes addresses, keys, credential files and callbacks as keywords of the same call: of
-those only what the configuration says (`params` of the arm) gets there."""
+"""What a client may set. The library takes addresses, keys, credential files and callbacks as keywords of the same call: of
+those only what the configuration sets (`params` of the arm) gets there."""
 
 
 def serve_litellm(fd: int, settings: CollectorSettings) -> None:
-    """Serve on the listening socket `fd` until the parent closes stdin (or dies)."""
+    """Serve on the listening socket `fd` until the parent closes stdin (or ends)."""
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # no download of a price list at start
     import litellm
 
-    litellm.drop_params = True  # what a provider does not know is left out, as for any other treatment
+    litellm.drop_params = True  # what a provider does not support is left out, as for any other treatment
     litellm.suppress_debug_info = True
     sock = socket.socket(fileno=fd)
     sock.setblocking(True)
@@ -76,7 +76,7 @@ class _Handler(BaseHTTPRequestHandler):
         """One chat completion. The arm's key, where it has one, comes as a bearer token."""
         length = self.headers.get("content-length")
         if length is None or not length.isdigit():
-            self.close_connection = True  # what follows cannot be told from the next request
+            self.close_connection = True  # what follows cannot be distinguished from the next request
             self._error(411, "length_required", "the litellm library is asked with a Content-Length only")
             return
         body = self.rfile.read(int(length))

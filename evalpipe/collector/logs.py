@@ -81,12 +81,12 @@ class LineWriter:
         while data:
             try:
                 n_written = os.write(self._fd, data)
-            except BlockingIOError:  # somebody made it non-blocking
+            except BlockingIOError:  # another process made it non-blocking
                 poll = select.poll()
                 poll.register(self._fd, select.POLLOUT)
                 poll.poll(1000)
                 continue
-            except OSError:  # the reader is gone, the disk full, the descriptor closed: nobody is left to say it to
+            except OSError:  # the reader is gone, the disk full, the descriptor closed: it cannot be reported anywhere
                 return False
             data = data[n_written:]
             self._is_torn = bool(data)
@@ -205,7 +205,7 @@ def keep_standard_streams() -> None:
 
 
 def log_event(logger: logging.Logger, level: int, message: str, **fields: Any) -> None:
-    """A line whose JSON has `fields` besides; `message` says all of it in words."""
+    """A line whose JSON has `fields` besides; `message` has all of it as text."""
     logger.log(level, "%s", message, extra={"fields": fields})
 
 

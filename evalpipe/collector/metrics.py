@@ -36,7 +36,7 @@ class BatchedHistogram(Histogram):
 _registry = CollectorRegistry()
 REQUESTS = Counter(
     "evalpipe_requests_total",
-    "Exchanges, by what HTTP tells",
+    "Exchanges, by outcome at the level of HTTP",
     ["experiment", "arm", "role", "outcome"],
     registry=_registry,
 )
@@ -76,13 +76,15 @@ OVERHEAD = BatchedHistogram(
 LOST = Counter("evalpipe_records_lost_total", "Records that could not be written", ["process"], registry=_registry)
 TROUBLE = Gauge(
     "evalpipe_last_trouble_timestamp_seconds",
-    "When records were last lost (kind lost) or connections refused for want of open files (kind open_files)",
+    "When records were last lost (kind lost) or connections refused at the limit of open files (kind open_files)",
     ["kind"],
     multiprocess_mode="max",
     registry=_registry,
 )
 UNCONNECTED = Counter(
-    "evalpipe_connections_refused_total", "Connections refused for want of open files (ulimit -n)", registry=_registry
+    "evalpipe_connections_refused_total",
+    "Connections refused at the limit of open files (ulimit -n)",
+    registry=_registry,
 )
 UNLOADED = Gauge(
     "evalpipe_spool_unloaded_bytes",

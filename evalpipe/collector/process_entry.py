@@ -1,7 +1,7 @@
 """The processes the supervisor starts: `python -m evalpipe.collector.process_entry serve FD | shadow | litellm FD`.
 
-Settings come as one JSON line on stdin, which stays open: its end says that the supervisor is gone. One line on stdout
-says that the process is ready. Imported lazily and lightly: a worker holds no SDK, no pandas, no configuration model.
+Settings come as one JSON line on stdin, which stays open: its end means that the supervisor is gone. One line on stdout
+means that the process is ready. Imported lazily and lightly: a worker holds no SDK, no pandas, no configuration model.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ async def _shadow(settings: CollectorSettings) -> None:
 def _ready() -> None:
     os.write(1, b"ready\n")
     gc.collect()
-    gc.freeze()  # what was imported lives as long as the process: no need to look at it again
+    gc.freeze()  # what was imported stays as long as the process: no need to look at it again
     gc.set_threshold(10_000, 20, 50)  # exchanges leave no cycles behind: look for them less often
 
 

@@ -36,13 +36,13 @@ class Recorder:
         self,
         settings: CollectorSettings,
         writer: SpoolWriter,
-        turn: WriteBatch,
+        write_batch: WriteBatch,
         metrics: Metrics,
         setup: SetupWatch,
         *,
         originals: UnredactedSender | None,
     ) -> None:
-        self._settings, self._writer, self._turn, self._metrics = settings, writer, turn, metrics
+        self._settings, self._writer, self._write_batch, self._metrics = settings, writer, write_batch, metrics
         self._originals, self._setup = originals, setup
         self._redacts = bool(settings.redact)
         self._held = held_keys(settings)
@@ -51,30 +51,30 @@ class Recorder:
         self._redactors: dict[tuple[str, ...], Redactor] = {}
         self._unit_key = settings.unit_key.value.encode("latin-1")
 
-    def request(self, flight: ExchangeState, *, whole: bool = True) -> None:
+    def request(self, exchange: ExchangeState, *, whole: bool = True) -> None:
         """The request record; `whole` False: the arm answered before the request was in, so no copy is due."""
-        assignment = flight.assignment
-        assert assignment is not None and flight.endpoint is not None
-        facts = flight.request.facts
-        kept = flight.kept_request
+        assignment = exchange.assignment
+        assert assignment is not None and exchange.endpoint is not None
+        facts = exchange.request.facts
+        kept = exchange.kept_request
         keys = self._keys_of(facts)
         template = facts.template
         holds_key = keys.may_be_in(kept.data)
         if template is not None and whole and not holds_key:
-            template.add(self._turn.lines(), flight.request_id, flight.started_at, kept.data, kept.n_dropped)
+            template.add(self._write_batch.lines(), exchange.request_id, exchange.started_at, kept.data, kept.n_dropped)
             return
         body = kept.body
         eligible = assignment.eligible and whole
         record = RequestRecord(
-            request_id=flight.request_id,
+            request_id=exchange.request_id,
             experiment=self._settings.experiment,
             mode=self._settings.mode,
             arm=assignment.arm,
-            received_at=flight.started_at,
+            received_at=exchange.started_at,
             unit_id=self._stored_id(assignment.unit_id, keys),
             unit_source=assignment.unit_source,
             conversation_id=self._stored_id(assignment.conversation_id, keys),
-            endpoint=flight.endpoint,
+            endpoint=exchange.endpoint,
             method=str(facts.method, "latin-1"),
             target=str(_without_secrets(facts.target), "latin-1"),
             headers=logged(facts.lines, LOGGED_REQUEST),
@@ -98,39 +98,39 @@ class Recorder:
                 written = msgspec.structs.replace(written, body=decoded, headers=headers)
         if not redacts and whole and assignment is facts.assignment:
             facts.template = RequestTemplate(written)
-        self._turn.record(render_record(written))
+        self._write_batch.record(render_record(written))
         if eligible and self._originals is not None:
             reason = self._originals.send(render_record(record))
             if reason is not None:
-                self.shadow(flight.request_id, *reason)
+                self.shadow(exchange.request_id, *reason)
 
-    def response(self, flight: ExchangeState, ended: str, message: str | None, kept: ResponseCapture | None) -> None:
-        assignment = flight.assignment
-        assert assignment is not None and flight.endpoint is not None
-        latency_ms = flight.latency_ms
-        arm = flight.arm
+    def response(self, exchange: ExchangeState, ended: str, message: str | None, kept: ResponseCapture | None) -> None:
+        assignment = exchange.assignment
+        assert assignment is not None and exchange.endpoint is not None
+        latency_ms = exchange.latency_ms
+        arm = exchange.arm
         name: str = arm.arm
         first_token_ms = None if kept is None else kept.first_token_ms
         exchanges = self._metrics.served(name)
-        outcome = http_outcome(ended, flight.status)
+        outcome = http_outcome(ended, exchange.status)
         exchanges.observe(outcome, latency_ms / 1000, first_token_ms)
         if outcome != "ok" or not exchanges.is_proven:
-            self._watch_setup(flight, exchanges, ended, message, kept)
-        facts = flight.request.facts
+            self._watch_setup(exchange, exchanges, ended, message, kept)
+        facts = exchange.request.facts
         keys = self._keys_of(facts)
         redacts = self._redacts or (kept is not None and may_hold(keys, kept))
         templates = facts.answer_templates
-        is_plain = kept is not None and ended == "complete" and flight.sent_body is None and not redacts
+        is_plain = kept is not None and ended == "complete" and exchange.sent_body is None and not redacts
         template = templates.get(name) if is_plain else None
         if template is not None and kept is not None:
             template.add(
-                self._turn.lines(),
-                flight.request_id,
-                flight.started_at,
+                self._write_batch.lines(),
+                exchange.request_id,
+                exchange.started_at,
                 latency_ms,
-                flight.first_byte_ms,
+                exchange.first_byte_ms,
                 kept.marks,
-                flight.status,
+                exchange.status,
                 kept.headers_json,
                 kept.kept.data,
                 kept.kept.n_dropped,
@@ -139,7 +139,7 @@ class Recorder:
             return
         body = _EMPTY if kept is None else kept.kept.body
         headers = {} if kept is None else kept.headers
-        sent = None if flight.sent_body is None else Body.of(flight.sent_body)
+        sent = None if exchange.sent_body is None else Body.of(exchange.sent_body)
         if redacts or sent is not None:
             redactor = self._redactor(keys)
             if redacts:
@@ -150,56 +150,61 @@ class Recorder:
                 sent = redactor.body(sent, None)
         failed = ended not in {"complete", "closed_by_upstream", "client_closed"}
         record = ResponseRecord(
-            request_id=flight.request_id,
+            request_id=exchange.request_id,
             experiment=self._settings.experiment,
             arm=arm.arm,
             role="served",
             provider=arm.provider,
-            endpoint=flight.answer_endpoint or flight.endpoint,
-            started_at=flight.started_at,
+            endpoint=exchange.answer_endpoint or exchange.endpoint,
+            started_at=exchange.started_at,
             ended=ended,
             latency_ms=latency_ms,
-            first_byte_ms=flight.first_byte_ms,
+            first_byte_ms=exchange.first_byte_ms,
             marks=[] if kept is None else kept.marks,
-            status=flight.status or None,
+            status=exchange.status or None,
             headers=headers,
             body=body,
             sent=sent,
             error_type=ended if failed else None,
             error_message=message or None,
-            timeout_ms=flight.timeout_ms,
+            timeout_ms=exchange.timeout_ms,
             infrastructure_usd=arm.infrastructure_usd,
         )
         if is_plain and message is None:
             templates[name] = ResponseTemplate(record)
-        self._turn.record(render_record(record))
+        self._write_batch.record(render_record(record))
 
     def _watch_setup(
-        self, flight: ExchangeState, exchanges: Exchanges, ended: str, message: str | None, kept: ResponseCapture | None
+        self,
+        exchange: ExchangeState,
+        exchanges: Exchanges,
+        ended: str,
+        message: str | None,
+        kept: ResponseCapture | None,
     ) -> None:
-        assignment = flight.assignment
-        assert assignment is not None and flight.endpoint is not None
+        assignment = exchange.assignment
+        assert assignment is not None and exchange.endpoint is not None
         self._setup.ended(
-            flight.arm.arm,
+            exchange.arm.arm,
             exchanges,
-            endpoint=flight.answer_endpoint or flight.endpoint,
-            status=flight.status or None,
+            endpoint=exchange.answer_endpoint or exchange.endpoint,
+            status=exchange.status or None,
             headers={} if kept is None else kept.headers,
             body=b"" if kept is None else kept.kept.data,
             ended=ended,
             message=message,
-            asked_at=flight.started_at,
+            asked_at=exchange.started_at,
             unit_id=assignment.unit_id,
-            asked=(flight.endpoint, flight.readable_request),
-            request_id=flight.request_id,
-            secrets=self._keys_of(flight.request.facts).values,
+            asked=(exchange.endpoint, exchange.readable_request),
+            request_id=exchange.request_id,
+            secrets=self._keys_of(exchange.request.facts).values,
         )
 
     def shadow(self, request_id: str, status: str, reason: str) -> None:
-        """Told after the request's own record, in the same turn."""
+        """Called after the request's own record, in the same batch."""
         experiment = self._settings.experiment
         record = ShadowRecord(request_id=request_id, experiment=experiment, status=status, at=time(), reason=reason)
-        self._turn.record(render_record(record))
+        self._write_batch.record(render_record(record))
         self._metrics.shadow(status)
         if status == "shed":
             self._metrics.shed(reason)

@@ -22,7 +22,7 @@ _INDEX_KEYS = ("index", "output_index", "content_index", "summary_index", "item_
 _MAX_DEPTH = 200
 
 Piece = tuple[dict[str, Any] | list[Any], str | int]
-"""where a string stands: the object or list that holds it, and its key"""
+"""where a string is: the object or list that holds it, and its key"""
 
 
 class Redactor:
@@ -61,7 +61,7 @@ class Redactor:
         try:
             text = str(data, "utf-8")
         except UnicodeDecodeError:
-            # A body cut within a character is still text; anything else is not, and what it holds cannot be told.
+            # A body cut within a character is still text; anything else is not, and what it holds is unknown.
             text = str(data, "utf-8", "replace")
             if text.count("\ufffd") > 3:
                 return Body(n_dropped_bytes=len(data) + body.n_dropped_bytes)
@@ -141,7 +141,7 @@ class Redactor:
         if redacted == whole:
             return
         spans = self._spans(whole)
-        if redacted != _cut(whole, 0, spans):  # found only behind escapes: all of it stands in the first piece
+        if redacted != _cut(whole, 0, spans):  # found only behind escapes: all of it is in the first piece
             spans = [(0, len(whole), redacted)]
         offset = 0
         for (event, (holder, key)), text in zip(found, texts, strict=True):
@@ -216,7 +216,7 @@ def _pieces(value: Any, key: tuple[Any, ...], *, in_delta: bool) -> list[tuple[t
 
 
 def _cut(text: str, offset: int, spans: list[tuple[int, int, str]]) -> str:
-    """`text`, which begins at `offset` of the text the spans are of, without the spans; labels stand where they begin."""
+    """`text`, which begins at `offset` of the text the spans are of, without the spans; labels are put where they begin."""
     end, kept, at = offset + len(text), [], offset
     for start, stop, label in spans:
         if stop <= offset or start >= end:
@@ -242,7 +242,7 @@ def _unescape(match: re.Match[str]) -> str:
     return match.group() if character in '"\\' else character
 
 
-# What is redacted: where in a text an e-mail address, phone or card number, key, or a pattern of one's own stands.
+# What is redacted: where in a text an e-mail address, phone or card number, key, or a pattern of one's own is found.
 #
 # Each finder gives (start, end) spans. All are linear in the text's length: texts are untrusted and may be megabytes of
 # one letter.
@@ -317,7 +317,7 @@ def _luhn(digits: str) -> bool:
 
 def find_phones(text: str) -> Iterator[Span]:
     """International numbers, national ones written with separators and a leading 0 or brackets, and valid US numbers
-    (phonenumbers knows the numbering plans)."""
+    (phonenumbers has the numbering plans)."""
     candidates = list(_PHONE_CANDIDATE.finditer(text))
     if not candidates:
         return

@@ -41,7 +41,7 @@ class Routes:
     """Answers the paths below /_evalpipe/ of one worker.
 
     Args:
-        flights: the exchanges under way, as the worker keeps them.
+        exchanges: the exchanges under way, as the worker keeps them.
         is_stopping: whether the worker takes no further connections.
     """
 
@@ -55,12 +55,12 @@ class Routes:
         setup: SetupWatch,
         uncollected: Uncollected,
         ids: RequestIds,
-        flights: set[ExchangeState],
+        exchanges: set[ExchangeState],
         is_stopping: Callable[[], bool],
     ) -> None:
         self._settings, self._metrics, self._writer, self._recorder = settings, metrics, writer, recorder
         self._setup, self._uncollected, self._ids = setup, uncollected, ids
-        self._flights, self._is_stopping = flights, is_stopping
+        self._exchanges, self._is_stopping = exchanges, is_stopping
         data = Path(settings.data)
         self._verdict = data / "verdict.json"
         self._controller_lock: Path | None = None
@@ -121,7 +121,7 @@ class Routes:
         if not is_locked(Path(self._settings.spool) / TREATMENT_LOCK):
             reasons.append("the treatment process is not running: copies wait, tokens and dollars are not counted")
         if self._controller_lock is not None and not is_locked(self._controller_lock):
-            reasons.append("the canary's controller is not running: nobody watches the guardrails")
+            reasons.append("the canary's controller is not running: the guardrails are not evaluated")
         faults = self._setup.faults()
         reasons += [fault.text for fault in faults]
         uncollected = self._uncollected.all()
@@ -147,7 +147,7 @@ class Routes:
                 "uncollected": [{"method": one.method, "path": one.path, "count": one.count} for one in uncollected],
                 "experiment": self._settings.experiment,
                 "mode": self._settings.mode,
-                "in_flight": len(self._flights),
+                "in_flight": len(self._exchanges),
                 "compiled": is_compiled(),
             },
         )

@@ -1,4 +1,4 @@
-"""What a collector is told: plain frozen values, made from the configuration by `workspace.collect`.
+"""A collector's settings: plain frozen values, made from the configuration by `workspace.collect`.
 
 They cross process borders as JSON over a pipe, never on a command line, so a key in them shows in no process list.
 """
@@ -109,7 +109,7 @@ class ArmSettings(msgspec.Struct, frozen=True, kw_only=True):
         return self.model is None
 
     def speaks(self, endpoint: str) -> bool:
-        """Whether the arm's server understands the endpoint's dialect as it is. LiteLLM speaks all of them."""
+        """Whether the arm's server understands the endpoint's dialect as it is. LiteLLM serves all of them."""
         return self.provider == "litellm" or (endpoint == "messages") == (self.provider == "anthropic")
 
 

@@ -1,6 +1,6 @@
 """Shadow requests: decides for every eligible request what becomes of its copy, sends it, keeps the response.
 
-It lives in its own process and reads what the workers write, so nothing here can delay, change or fail a served answer.
+It runs in its own process and reads what the workers write, so nothing here can delay, change or fail a served answer.
 Each decision is a record before it is acted on. The queue is bounded in number, bytes and age; what does not fit is shed,
 visibly.
 """
@@ -90,7 +90,7 @@ class ShadowQueue:
         self._max_queue: int = settings.shadow_queue
         self._max_queue_bytes: int = settings.shadow_queue_bytes
         self.sheds_overflow = False
-        """whether a copy that does not fit in the queue is shed; else whoever hands copies over stops when it is full, and
+        """whether a copy that does not fit in the queue is shed; else its caller stops when it is full, and
         what comes next waits where it is"""
         self._hold_until = 0.0
         self._reserved_usd = 0.0
@@ -373,7 +373,7 @@ class ShadowQueue:
             self._templates[endpoint] = ResponseTemplate(record)
         if self._settings.shadow_budget_usd is not None:
             cost = self._pricer.cost(self._pricer.read(record), self._arm)
-            # An answer that does not tell its usage may still have been billed: what was reserved counts then.
+            # An answer that does not report its usage may still have been billed: what was reserved counts then.
             self.spent_usd += copy.reserved_usd if cost is None else cost + self._arm.infrastructure_usd
         self._answered.append(render_record(record))
 

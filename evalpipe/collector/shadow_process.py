@@ -54,7 +54,7 @@ _REQUEST, _RESPONSE, _SHADOW = b'{"record":"request"', b'{"record":"response"', 
 _GO_ON_BELOW = 0.5
 """a full queue is filled again from here on: not line by line, since every reading begins with a large piece"""
 _MAX_LINES = 256
-"""records taken before the network has its turn again"""
+"""records taken before the event loop handles the network again"""
 
 logger = logging.getLogger(__name__)
 
@@ -300,7 +300,7 @@ class ShadowProcess:
             return 0
         self._pauses = False
         n_lines = 0
-        # Originals in memory and the end wait for nobody; else what does not fit stays in the spool.
+        # Originals in memory and shutdown bypass the queue limit; else what does not fit stays in the spool.
         mirror.sheds_overflow = finishing or self._originals is not None
         for line in self._tail.read(*self._wanted(mirror)):
             self._handle(line)
@@ -343,7 +343,7 @@ class ShadowProcess:
             record = _read(line.line)
             if self._originals is not None and isinstance(
                 record, ShadowRecord
-            ):  # the worker could not hand it over and has said so
+            ):  # the worker could not hand it over and has reported it
                 self._originals.decided(record.request_id)
         else:
             record = _read(line.line)
@@ -388,7 +388,7 @@ class ShadowProcess:
         self._loop.run_in_executor(None, self._write_state)
 
     def _write_state(self) -> None:
-        with self._saving:  # one at a time, so that no older state takes the place of a newer one
+        with self._saving:  # one at a time, so that no older state replaces a newer one
             unsaved, self._unsaved = self._unsaved, None
             if unsaved is not None:
                 self._write(unsaved[0], unsaved[1])

@@ -334,10 +334,10 @@ class _Supervisor:
                 await asyncio.sleep(HISTORY_POLL_S)  # every worker has looked at the history by then
                 return
             await asyncio.sleep(_LOOK_S)
-        logger.error("the canary's controller has not begun within %g s: nobody watches the guardrails", _BESIDE_S)
+        logger.error("the canary's controller has not begun within %g s: the guardrails are not evaluated", _BESIDE_S)
 
     async def _watch_canary(self) -> None:
-        """Nobody watched is a canary without guardrails: a controller that ends gets a successor."""
+        """Restart the controller when it ends: without it the guardrails are not evaluated."""
         while self._run.controller_command:
             how = await run_command("canary", self._run.controller_command, stdin=asyncio.subprocess.PIPE)
             self._controller_ended = True
@@ -361,7 +361,7 @@ class _Supervisor:
 def _bridged(settings: CollectorSettings) -> tuple[CollectorSettings, socket.socket | None]:
     """The settings with the litellm library's arms at the address of a bridge on loopback, and its listening socket.
 
-    The socket stays open here, so that a bridge that dies has a successor at the same address.
+    The socket stays open here, so that a bridge that ends has a successor at the same address.
     """
     arms = {arm.arm: arm for arm in (settings.control, settings.treatment) if arm and arm.base_url == IN_PROCESS}
     if not arms:
@@ -440,7 +440,7 @@ class Child:
                 stderr=lines.write_fd,
                 pass_fds=self._fds,
                 env=self._environment,
-                process_group=0,  # Ctrl-C reaches the supervisor only: it says when to stop
+                process_group=0,  # Ctrl-C reaches the supervisor only, which stops the others
             )
         except OSError as error:  # no descriptors, no processes, no memory: it is tried again
             lines.started()

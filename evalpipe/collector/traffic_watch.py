@@ -66,7 +66,7 @@ class TrafficWatch:
             self._report_units()
 
     def request(self, endpoint: str, body: bytes, unit_id: str | None, conversation: str | None) -> None:
-        """A request whose unit stands in its body, if anywhere but in `unit_id`."""
+        """A request whose unit is in its body, if anywhere but in `unit_id`."""
         if not self.is_watching:
             return
         try:
@@ -137,7 +137,7 @@ def read_uncollected(folder: Path, *, run: str = "") -> list[UncollectedPath]:
     for path in sorted(folder.glob(f"{run or '*'}.*.json")):
         try:
             found += _decoder.decode(path.read_bytes())
-        except (OSError, msgspec.DecodeError):  # not one of ours, or taken away meanwhile
+        except (OSError, msgspec.DecodeError):  # another program's file, or removed meanwhile
             continue
     return merged(found)
 

@@ -1,6 +1,6 @@
 """Changes to requests and responses: translation for the treatment arm, `rewrite`, and `stream_usage = "inject"`.
 
-Control's requests never come here. A request that cannot be said to the treatment faithfully is served by control and left
+Control's requests never come here. A request that cannot be translated for the treatment faithfully is served by control and left
 out of the statistics: the user must not pay for our experiment.
 """
 
@@ -126,7 +126,7 @@ class ResponseTranslation:
         return self._render_head([b"Content-Length: %d" % len(rest)], keep=keep) + rest
 
     def broken(self, message: str) -> bytes:
-        """What a client whose stream broke off is told before the connection ends without its last chunk."""
+        """What is sent to a client whose stream broke off, before the connection ends without its last chunk."""
         return self._framed(self._translator.broken(message))
 
     def _framed(self, data: bytes) -> bytes:
@@ -151,7 +151,7 @@ class ResponseTranslation:
 
 
 def rewrite(endpoint: str, body: bytes, arm: ArmSettings) -> bytes:
-    """The body for the arm. A request nobody can read goes out as it came: the provider says what is wrong with it."""
+    """The body for the arm. A request that cannot be read goes out as it came: the provider reports what is wrong with it."""
     if not speaks(arm.provider, endpoint):
         return body
     try:
@@ -187,7 +187,7 @@ _FRAME: Final = frozenset(
     {"id", "object", "created", "model", "choices", "usage", "x_groq", "system_fingerprint", "service_tier", "provider"}
     | {"obfuscation", "stream_options"}
 )
-"""members of a usage chunk that say nothing without its usage"""
+"""members of a usage chunk that are meaningless without its usage"""
 _MAX_HELD: Final = 1 << 20
 """bytes of an event that are held back at most: what is longer holds no usage, and passes as it comes"""
 
@@ -208,7 +208,7 @@ class UsageStripper:
     """Takes the usage out of the payload of a stream, event by event; only an event that is not whole yet is held back.
 
     `headers`: of the answer; a stream that comes compressed, although it was asked for uncompressed, is uncompressed.
-    Raises EncodingError from `feed` where it is not what its headers say.
+    Raises EncodingError from `feed` where it is not what its headers declare.
     """
 
     def __init__(self, headers: dict[str, str] | None = None) -> None:
@@ -285,7 +285,7 @@ _EXTRA: Final = re.compile(
 )
 
 REFUSALS: Final = frozenset({400, 422})
-"""statuses by which servers refuse a field they do not know"""
+"""statuses by which servers refuse an unknown field"""
 MAX_REFUSAL_BYTES: Final = 64 << 10
 """of a refusal's body that are read; what is longer is none of a field"""
 
@@ -293,7 +293,7 @@ MAX_REFUSAL_BYTES: Final = 64 << 10
 class UsageAsking:
     """Whether one arm's server takes `stream_options`, learned from its refusals.
 
-    A server that names the field is believed at once. One that only says that some field is one too many is asked once more
+    A server that names the field counts at once. One that only reports that some field is one too many is asked once more
     without it, and believed where it then answers; where it refuses that too, another field is meant.
     """
 

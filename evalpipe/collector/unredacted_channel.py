@@ -1,7 +1,7 @@
 """Requests through memory: with redaction on, what is sent to the treatment never lies on the disk.
 
 The worker hands each request over on a Unix socket, as the record it would have written. What cannot be handed over, or
-was lost with a killed process, is counted as not shadowable or shed: the request's redacted record tells that it was due.
+was lost with a killed process, is counted as not shadowable or shed: the request's redacted record shows that it was due.
 """
 
 from __future__ import annotations

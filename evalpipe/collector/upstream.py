@@ -91,7 +91,7 @@ class UpstreamConnection:
         self.request_sent = False
 
     def abandon(self) -> None:
-        """Nobody wants this answer any more: the server sees the connection close."""
+        """The answer is no longer needed: close the connection."""
         self._sink = None
         self.transport.abort()
 
@@ -113,7 +113,7 @@ class UpstreamConnection:
             self._receive(sink, data)
         except HttpError as error:
             self._fail("protocol_error", str(error))
-        except Exception as error:  # noqa: BLE001 – a fault of ours: it is shown, and nobody waits for an answer that cannot come
+        except Exception as error:  # noqa: BLE001 – an internal error: logged, and the exchange is ended
             traceback.print_exc()
             self._sink = None
             self.transport.abort()

@@ -30,7 +30,7 @@ from evalpipe.spool.format import ResponseRecord, read_record
 from evalpipe.spool.reader import SegmentFiles, SpoolTail, TailedLine
 
 _PIECE_BYTES = 64 << 10
-"""a large piece takes a millisecond to read and to search: so long nobody else shall wait"""
+"""a large piece takes a millisecond to read and to search: it bounds how long the event loop is blocked"""
 _RESPONSE = b'{"record":"response"'
 _N_AHEAD = 16
 """segments of each kind that are held open while others are counted: load may delete them meanwhile"""

@@ -42,13 +42,13 @@ logger = logging.getLogger(__name__)
 
 
 class Worker:
-    """What flights and clients share in one process."""
+    """What exchanges and clients share in one process."""
 
     def __init__(self, settings: CollectorSettings, loop: asyncio.AbstractEventLoop) -> None:
         self.settings, self.loop = settings, loop
         self.now = loop.time()
         self.stopping = False
-        self.flights: set[ExchangeState] = set()
+        self.exchanges: set[ExchangeState] = set()
         self.clients: set[ClientLink] = set()
         self.metrics_dir = settings.metrics_dir or ""
         self.metrics = Metrics(settings.experiment, f"served-{os.getpid()}")
@@ -85,9 +85,9 @@ class Worker:
 
             originals = UnredactedSender(loop, settings.shadow_socket, settings.shadow_queue_bytes)
         self._originals = originals
-        self.turn = WriteBatch(loop, self.writer)
+        self.write_batch = WriteBatch(loop, self.writer)
         self.setup = SetupWatch(settings)
-        self.recorder = Recorder(settings, self.writer, self.turn, self.metrics, self.setup, originals=originals)
+        self.recorder = Recorder(settings, self.writer, self.write_batch, self.metrics, self.setup, originals=originals)
         self.ids = RequestIds(settings.unit_key.value.encode("latin-1"), settings.experiment)
         self.traffic = TrafficWatch(settings.unit_sources)
         self.uncollected = Uncollected(
@@ -101,7 +101,7 @@ class Worker:
             setup=self.setup,
             uncollected=self.uncollected,
             ids=self.ids,
-            flights=self.flights,
+            exchanges=self.exchanges,
             is_stopping=lambda: self.stopping,
         )
         self.guard = TokenAuth(settings)
@@ -112,17 +112,17 @@ class Worker:
         self._names_arm = settings.mode != "shadow"
         self._next_tick = 0.0
 
-    # --- what a flight asks
+    # --- what an exchange needs
 
-    def own_lines(self, flight: ExchangeState) -> list[bytes]:
+    def own_lines(self, exchange: ExchangeState) -> list[bytes]:
         """The collector's own answer headers."""
-        lines = [b"x-evalpipe-request-id: " + flight.request_id.encode("ascii")]
-        if self._names_arm and flight.assignment is not None:
-            lines.append(b"x-evalpipe-arm: " + flight.assignment.arm.encode("ascii"))
+        lines = [b"x-evalpipe-request-id: " + exchange.request_id.encode("ascii")]
+        if self._names_arm and exchange.assignment is not None:
+            lines.append(b"x-evalpipe-arm: " + exchange.assignment.arm.encode("ascii"))
         return lines
 
     def rewrite(self, endpoint: str, arm: ArmSettings, body: bytes) -> bytes:
-        """The body as the arm gets it: as it came, unless `rewrite` says otherwise."""
+        """The body as the arm gets it: as it came, unless `rewrite` is set."""
         if not arm.rewrite:
             return body
         from evalpipe.collector.transform import rewrite
@@ -140,8 +140,8 @@ class Worker:
     def tick(self) -> None:
         self.now = now = self.loop.time()
         at = perf_counter()
-        for flight in list(self.flights):
-            flight.check(at)
+        for exchange in list(self.exchanges):
+            exchange.check(at)
         for client in list(self.clients):
             client.check(now)
         self.assigner.tick()
@@ -173,7 +173,7 @@ class Worker:
         self.stopping = True
         server.close()
         deadline = self.loop.time() + self.settings.timeout_s
-        while (self.flights or any(client.transport.get_write_buffer_size() for client in self.clients)) and (
+        while (self.exchanges or any(client.transport.get_write_buffer_size() for client in self.clients)) and (
             self.loop.time() < deadline
         ):
             self.tick()
@@ -186,7 +186,7 @@ class Worker:
             await self._originals.drain()
         for pool in self.pools.values():
             pool.close()
-        self.turn.end()
+        self.write_batch.end()
         self.metrics.flush()
         self.setup.tick()
         self.uncollected.tick(now=True)

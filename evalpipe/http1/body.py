@@ -8,7 +8,7 @@ import httptools
 from evalpipe.http1.headers import CHUNKED, UNTIL_CLOSE, HttpError
 
 _CHUNKED_REQUEST = b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n"
-"""Framing is the same both ways, and as a request llhttp knows no body that ends with the connection."""
+"""Framing is the same both ways, and for a request llhttp has no body that ends with the connection."""
 
 
 class BodyReader:

@@ -37,7 +37,7 @@ LOGGED_RESPONSE_PREFIXES = (b"x-ratelimit-", b"anthropic-ratelimit-")
 
 
 class HttpError(Exception):
-    """Not HTTP, or HTTP that a proxy must not pass on; `status` is what the sender is told."""
+    """Not HTTP, or HTTP that a proxy must not pass on; `status` is the HTTP status of the reply to the sender."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -56,13 +56,13 @@ CREDENTIAL: Final = 128
 LOGGED_REQUEST: Final = 256
 LOGGED_ANSWER: Final = 512
 QUOTA: Final = 1024
-"""tells how much of a provider's limit is left"""
+"""shows how much of a provider's limit is left"""
 EVENTS: Final = 2048
 """the answer is an event stream"""
 SECRET: Final = 4096
 """holds a credential or cookies, by its name"""
 ENCODING: Final = 8192
-"""says how the body is encoded"""
+"""names the body's encoding"""
 
 
 class Line:
@@ -140,7 +140,7 @@ def _learn(raw: bytes) -> Line:
 
 
 class _NoEvents:
-    """A head alone is fed: nobody listens."""
+    """Only headers are parsed; the callbacks of a body are unused."""
 
 
 _no_events: Final = _NoEvents()
@@ -156,7 +156,7 @@ def check_request(head: bytes) -> None:
     except httptools.HttpParserError as error:
         raise HttpError(400, f"malformed request: {error}") from None
     if parser.get_http_version() not in {"1.1", "1.0"}:
-        raise HttpError(505, "only HTTP/1 is spoken here")
+        raise HttpError(505, "only HTTP/1 is supported")
 
 
 def check_response(head: bytes) -> int:
@@ -173,7 +173,7 @@ def check_response(head: bytes) -> int:
 
 
 _NOT_TO_BE_NAMED = frozenset((b"close", b"keep-alive", b"", b"host", b"content-length", b"transfer-encoding"))
-"""tokens of Connection that drop no header: what tells where a message goes and ends stays, whoever names it"""
+"""tokens of Connection that drop no header: what determines where a message goes and ends stays, also if it is named"""
 
 
 def named_by_connection(lines: Sequence[Line]) -> frozenset[bytes]:

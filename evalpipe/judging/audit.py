@@ -19,7 +19,7 @@ MOST_SEAT_BIAS = 0.15
 LEAST_KAPPA = 0.2
 """Agreement with labels at or below this is called slight (Landis and Koch 1977)."""
 LEAST_LABELS = 20
-"""below which an agreement without an interval says nothing"""
+"""below which an agreement without an interval is not evidence"""
 MOST_FAILED = 0.2
 PRIOR_LABELS = 2
 """labels that the error expected from the judge's consistency counts as, beside those of a kind of verdict"""

@@ -23,7 +23,7 @@ from evalpipe.providers.base import Usage
 _SQL = sql_statements("evalpipe.judging", "costs.sql")
 
 TOKENS_PER_CHAR = 0.27
-"""English prose and code; other scripts are denser. A run learns the true ratio, an estimate has only this."""
+"""English prose and code; other scripts are denser. A run measures the true ratio, an estimate has only this."""
 REASONING_TOKENS, SCORE_TOKENS = 120, 12
 CLAIM_TOKENS = 300
 """of a list of claims: some eight of them"""

@@ -35,7 +35,7 @@ CALIBRATION_SHARE = 0.2
 MAX_ATTEMPTS = 3
 """Answers without a verdict that one call is paid for, over all runs."""
 UNREAD = frozenset({JudgmentStatus.UNPARSEABLE, JudgmentStatus.REFUSED, JudgmentStatus.TRUNCATED})
-"""Statuses of calls that were answered without a verdict. An error is none: the provider, not the pair, is at fault."""
+"""Statuses of calls that were answered without a verdict. Not an error: then the provider, not the pair, is at fault."""
 NO_FACTS = {"context": "no_context", "reference": "no_reference"}
 """kinds of answers that a judge of facts is not asked about: there is nothing to check them against"""
 UNJUDGEABLE = frozenset({NOT_TEXT, PAUSED, CALLS_MISSING})

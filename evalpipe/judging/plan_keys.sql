@@ -31,7 +31,7 @@ UNION ALL
 SELECT request_id, key, 0, 0, true, false FROM judging_pending
 ;
 
--- What was asked at any time, whatever is selected now, and when first; `place`: where it stands among the pairs a look has chosen.
+-- What was asked at any time, whatever is selected now, and when first; `place`: its rank among the pairs a look has chosen.
 CREATE OR REPLACE TEMP TABLE judging_seen AS
 SELECT request_id, min(place) AS place, min(asked_at) AS asked_at FROM (
     SELECT request_id, NULL::BIGINT AS place, coalesce(judged_at, TIMESTAMPTZ '-infinity') AS asked_at

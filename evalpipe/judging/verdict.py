@@ -1,4 +1,4 @@
-"""A judge's reply → a verdict, or the reason why it is none. Pure; never guesses, never takes the first number it sees.
+"""A judge's reply → a verdict, or the reason why it cannot be read. Pure; never guesses, never takes the first number.
 
 Exactly one JSON object may be in the reply: alone, in one fenced block, or between plain sentences. What a reasoning model wrote
 before its last `</think>` is no part of the reply. An object that the reply seems to quote is no verdict.

@@ -1,7 +1,7 @@
 """Pairs and labels as files of other tools: CSV, Label Studio's JSON tasks, Argilla's JSON records. Pure.
 
-A file is as blind as the page: `pair` stands for the request, and which arm is the first answer was drawn for the file. So a
-label in it is about the first or the second answer; whoever reads it back (`read_labels`) turns that into arms by the same
+A file is as blind as the page: `pair` replaces the request's id, and which arm is the first answer was drawn for the file. So a
+label in it is about the first or the second answer; `read_labels` turns that into arms by the same
 draw.
 
 Label Studio: a list of tasks, `data` and `annotations[].result[]` of type `pairwise` with `value.selected` left or right; a
@@ -127,7 +127,7 @@ def _recognised(text: str) -> Format:
         return "label-studio"
     if "fields" in first:
         return "argilla"
-    raise DataError(f"the file is none of {', '.join(FORMATS)}: name its format with --format")
+    raise DataError(f"the file is not one of {', '.join(FORMATS)}: name its format with --format")
 
 
 # CSV.

@@ -14,7 +14,7 @@ from typing import Literal
 Stratum = Literal["sure", "unsure"]
 
 UNSURE_RATE = 2.0
-"""how much more often a pair of the stratum "unsure" is drawn: an estimate stays usable where the judge's doubt says nothing"""
+"""how much more often a pair of the stratum "unsure" is drawn: an estimate stays usable where the judge's doubt is no evidence"""
 LEAST_PER_STRATUM = 20
 """labels that an estimate within a stratum needs (docs/statistics.md); a draw that cannot have them in both has no strata"""
 _DRAW, _OVERLAP, _SIDE = "draw", "overlap", "side"
@@ -59,7 +59,7 @@ def draw(
 
     Within a stratum every set of its size is equally likely (pairs are ordered by a hash of the seed and their id), so a
     pair's probability is the stratum's drawn share of its pairs. Every beginning of the result holds the strata in the
-    proportions of the whole: whoever stops early has a smaller sample of the same kind. A larger `n` with the same strata
+    proportions of the whole: stopping early gives a smaller sample of the same kind. A larger `n` with the same strata
     begins with the same pairs.
 
     Args:

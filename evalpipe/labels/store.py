@@ -29,7 +29,7 @@ CLAIM_S = 3600.0
 JOURNAL_NAME = "labelling.jsonl"
 _LOCK_NAME = ".labelling.lock"
 PREFERENCES = {"1": 0.0, "2": 1.0, "0": 0.5}
-"""what each key of the page says where control's answer is the first one"""
+"""what each key of the page means where control's answer is the first one"""
 
 Choice = Literal["1", "2", "0"]
 

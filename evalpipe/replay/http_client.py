@@ -77,7 +77,7 @@ class HttpSender:
         except TimeoutError as error:
             found.ended, found.error, found.timeout_ms = "timeout", error, self._timeout_s * 1000
         except Exception as error:  # noqa: BLE001  what the library raises becomes a response, or is raised again
-            failed_reply(error, None)  # raises what is none of its kinds
+            failed_reply(error, None)  # raises unknown exceptions again
             found.ended, found.error = _ended(error), error
             if found.ended == "timeout":
                 found.timeout_ms = self._timeout_s * 1000

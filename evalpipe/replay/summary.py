@@ -16,7 +16,7 @@ from evalpipe.replay.requests import ReplayArm, counted_bytes, longest_answer
 from evalpipe.store.replays import ReplayAccount
 
 TOKENS_PER_BYTE = 0.25
-"""English prose and code as JSON; a run learns the true ratio, an estimate has only this"""
+"""English prose and code as JSON; a run measures the true ratio, an estimate has only this"""
 EXPECTED_OUTPUT = 300
 """output tokens of an answer where the log holds none to go by"""
 _SAMPLE_CALLS = 400

@@ -82,7 +82,7 @@ class DecisionView:
 
 
 def decision_view(analysis: Analysis) -> DecisionView:
-    """The surroundings of an analysis' decision; its texts may hold anything and are escaped by whoever shows them."""
+    """The surroundings of an analysis' decision; its texts may hold anything and are escaped where they are shown."""
     decision = analysis.decision
     year = _instant(analysis.generated_at)
     return DecisionView(

@@ -1,4 +1,4 @@
-"""What is known, what is not, and what to do next: short sentences for somebody who decides and does not compute."""
+"""What is known, what is not, and what to do next: short sentences for people who decide and do not compute."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def zero_sentence(rows: list[MetricRow]) -> str:
 
 
 def _none_seen(rows: list[MetricRow]) -> list[Statement]:
-    """Events that nobody saw and that are not shown to be rare enough: one sentence for all of them."""
+    """Events that were not observed and that are not shown to be rare enough: one sentence for all of them."""
     if not rows:
         return []
     margins = {margin_text(row.raw) for row in rows}
@@ -270,7 +270,7 @@ def next_steps(analysis: Analysis, names: ArmNames, cost: MonthlyCost | None, *,
     """What to do, and what waiting brings or costs: at most three sentences.
 
     Args:
-        has_remedy: what mends the data stands in a problem above.
+        has_remedy: what mends the data is in a problem above.
     """
     decision = analysis.decision
     if decision.recommendation == "invalid":

@@ -104,7 +104,7 @@ def first_screen(
     problems: list[Problem],
     examples: list[ExampleView],
 ) -> FirstScreen:
-    """Everything above the fold. Texts may hold anything and are escaped by whoever shows them."""
+    """Everything above the fold. Texts may hold anything and are escaped where they are shown."""
     names, asked = arm_names(analysis.provenance), about(analysis.provenance)
     cost = monthly_cost(analysis)
     failed = [problem for problem in problems if problem.level in {"setup", "fail"}]
@@ -257,7 +257,7 @@ def _cost(rows: list[MetricRow], cost: MonthlyCost | None) -> Tile:
 
 
 def _word(row: MetricRow) -> str:
-    """A finding as a manager says it."""
+    """A finding in a manager's words."""
     if row.finding == "inconclusive" and row.raw.margin > 0 and row.raw.non_inferior:
         return "not worse"
     return _PLAIN_FINDINGS.get(row.finding, row.finding_word)

@@ -196,7 +196,7 @@ class HistoryView:
 
 
 def history_view(kept: Sequence[KeptLook], *, latest: str) -> HistoryView:
-    """The view of a history; texts may hold anything and are escaped by whoever shows them.
+    """The view of a history; texts may hold anything and are escaped where they are shown.
 
     Args:
         kept: oldest first, at least one.

@@ -191,7 +191,7 @@ def _consistency(judge: JudgeResult) -> str:
     return f"{share} of {format_count(judge.n_both_orders)} pairs judged in both orders; {flips} flipped the winner"
 
 
-# Can the judge be trusted? A sentence that names what speaks for it and everything that was found against it.
+# Can the judge be trusted? A sentence that names the evidence for it and everything that was found against it.
 
 
 SHARE = NumberFormat(factor=100.0, decimals=1, suffix=f"{NBSP}%")
@@ -213,7 +213,7 @@ def judge_trust(judge: JudgeResult, checks: Sequence[Check] = ()) -> tuple[str, 
     """Can this judge be trusted? A level and a sentence with the numbers it rests on.
 
     bad: simulated, or not reliable by its status. care: orders agree in under 75 % of pairs, or agreement with
-    people is not shown (lower limit of kappa under 0.4), or something speaks against it. good: none of these. unknown: never
+    people is not shown (lower limit of kappa under 0.4), or there is evidence against it. good: none of these. unknown: never
     checked in either way. Whatever was found against it is named; `checks` has what follows from the judge's name.
     """
     if judge.name.startswith("label:"):

@@ -328,7 +328,7 @@ def _facts(metric: MetricResult, shown: FormattedMetric, *, concluded: bool) -> 
 
 
 def _how_to_read(metric: MetricResult, shown: FormattedMetric, finding: str) -> str:
-    """One or two sentences for somebody who has never read an interval."""
+    """One or two sentences for people who have never read an interval."""
     subject = (metric.label or metric.name)[:1].lower() + (metric.label or metric.name)[1:]
     if metric.status == "not_measured":
         return f"The source of this log does not measure {subject}, so it decides nothing."

@@ -103,7 +103,7 @@ def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("evalpipe.report"),
         autoescape=True,
-        # The one door to the page: whatever text is put in, wherever it comes from, shows what it hides.
+        # The one way onto the page: whatever text is put in, wherever it comes from, shows what it hides.
         finalize=lambda value: escape_invisible(value) if type(value) is str else value,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

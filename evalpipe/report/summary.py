@@ -37,7 +37,7 @@ MOST_NAMED = 4
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """The answer to a question: metrics with their differences where it is about metrics, then what is left to say."""
+    """The answer to a question: metrics with their differences where it is about metrics, then what remains."""
 
     name: str
     metrics: list[tuple[str, str]]

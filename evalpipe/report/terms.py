@@ -26,7 +26,7 @@ class ArmNames:
     treatment: str
 
     def title(self, recommendation: str) -> str:
-        """The recommendation as a manager says it: "Keep gpt-4o; do not switch to gpt-4o-mini yet"."""
+        """The recommendation in a manager's words: "Keep gpt-4o; do not switch to gpt-4o-mini yet"."""
         if recommendation == "ship":
             return f"Switch from {self.control} to {self.treatment}"
         if recommendation == "keep":

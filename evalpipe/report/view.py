@@ -103,7 +103,7 @@ class ReportView:
 
     @property
     def footnotes(self) -> list[str]:
-        """What a reader of the table must know who sees nothing else of it."""
+        """What must be read with the table by people who see nothing else."""
         lines = [f"{row.mark} {row.label}: {within_sentence(row.footnote)}" for row in self.rows if row.mark]
         undefined = [row for row in self.rows if row.finding == "undefined" and row.finding_word != NOT_MEASURED]
         constant = [row for row in undefined if row.raw.status == "zero_variance"]

@@ -100,7 +100,7 @@ class Access:
     sessions: Sessions = field(default_factory=Sessions)
 
     def web_refusal(self, method: str, headers: Headers) -> str | None:
-        """Why a request is refused as a web page's of somebody else, in one line; None where it is not."""
+        """Why a request is refused as another site's web page, in one line; None where it is not."""
         hosts = [value.strip().lower() for value in headers.getlist("host")]
         if len(hosts) != 1:
             return f"evalpipe: a request needs one Host, this one has {len(hosts)}"
@@ -114,7 +114,7 @@ class Access:
         site = headers.get("sec-fetch-site", "none").strip().lower()
         if site in {"same-origin", "none"}:
             return None
-        # Somebody's link to this page, opened in a tab of its own: nothing of it can be read or pressed from there.
+        # A link to this page from elsewhere, opened in a tab of its own: nothing of it can be read or pressed from there.
         is_link = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
         if method in _READS and is_link:
             return None
@@ -151,7 +151,7 @@ class AccessMiddleware:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        if scope["type"] != "http":  # nothing here speaks WebSocket
+        if scope["type"] != "http":  # WebSocket is not supported here
             await send({"type": "websocket.close", "code": 1008})
             return
 

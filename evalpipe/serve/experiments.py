@@ -51,7 +51,7 @@ class Stored:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Now:
-    """An experiment as it is now. `silent`: why no collector was heard, where none was."""
+    """An experiment as it is now. `silent`: why no collector answered, where none did."""
 
     stored: Stored
     counters: Counters | None
@@ -129,7 +129,7 @@ class Experiment:
         )
 
     def counters(self) -> tuple[Counters | None, str | None]:
-        """What the collector counts, and why it is not heard."""
+        """What the collector counts, and why it does not answer."""
         with self._lock:
             return self._count()
 
@@ -227,7 +227,7 @@ def _names(workspace: Workspace) -> Iterator[tuple[str, bool]]:
 
 
 def _key(name: str, taken: set[str]) -> str:
-    """What stands in the address of its page: the name, with a number where another folder has it, too."""
+    """The last part of its page's address: the name, with a number where another folder has it, too."""
     plain = "".join(sign if (sign.isalnum() and sign.isascii()) or sign in "._-~" else "-" for sign in name)
     plain = plain if plain.strip(".") else "experiment"
     number = 1

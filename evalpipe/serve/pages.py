@@ -87,7 +87,7 @@ def report_file(folder: Path, asked: str) -> Path | None:
 
 
 def report_response(path: Path) -> Response:
-    """The file under the policy that stands in it, and in a sandbox. Raises OSError."""
+    """The file under the policy that it contains, and in a sandbox. Raises OSError."""
     content = path.read_bytes()
     policy = _NOTHING
     if path.suffix == ".html":

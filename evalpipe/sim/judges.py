@@ -102,7 +102,7 @@ class SimulatedJudge:
         if judge is None and len(self._recorded.judges) == 1:
             judge = next(iter(self._recorded.judges))
         if judge is None:
-            raise BadRequestError(f"model: {model!r} is none of the recorded judges")
+            raise BadRequestError(f"model: {model!r} is not one of the recorded judges")
         if found is None:
             raise BadRequestError("no recorded pair has these two responses")
         pair, a_first = found

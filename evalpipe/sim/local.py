@@ -67,7 +67,7 @@ def serve(model: str, port: int, *, threads: int = 1, slots: int = 2) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     server = xllamacpp.Server(params)
-    print(f"listening on {server.listening_address}", flush=True)  # noqa: T201 - how a parent process learns the address
+    print(f"listening on {server.listening_address}", flush=True)  # noqa: T201 - for the parent process: the address
     stop.wait()
 
 

@@ -1,6 +1,6 @@
 """Alerts to a webhook: what is new is sent once, what lasts again only after it has ended, what was not taken is kept.
 
-`evalpipe run` and the collector each keep a file of what they have reported; neither repeats what the other's says lasts.
+`evalpipe run` and the collector each keep a file of what they have reported; neither repeats what lasts by the other's file.
 `CollectorAlerts` sends what a morning's run would report too late: silence, failing copies, a budget, a canary. It reads the
 counters of the collector's processes from the supervisor's, so that a slow webhook is in no request's way.
 """

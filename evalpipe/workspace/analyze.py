@@ -50,7 +50,7 @@ def analyze_workspace(
 ) -> Analysis:
     """The analysis of an experiment as configured. Raises EvalpipeError in one line.
 
-    `pilot`: to learn how noisy the metrics are, by plain intervals; no look of the experiment, nothing is recorded.
+    `pilot`: to measure how noisy the metrics are, by plain intervals; no look of the experiment, nothing is recorded.
     """
     selection = read_selection(since, until, where)
     name = experiment_name(workspace, experiment)

@@ -168,7 +168,7 @@ _EVERY_ADDRESS = {"0.0.0.0", "::"}
 
 
 def costs_unknown(config: Config) -> bool:
-    """Whether chat streams pass as they are, although an arm speaks a dialect that reports usage on demand only."""
+    """Whether chat streams pass as they are, although an arm uses a dialect that reports usage on demand only."""
     arms = [] if config.arms is None else [config.arms.control, config.arms.treatment]
     speaks_chat = any(arm is not None and arm.provider != "anthropic" for arm in arms)
     return speaks_chat and config.collector.stream_usage == "as_is"

@@ -79,7 +79,7 @@ class ShownSide:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShownPair:
-    """A pair on the page. `token`: stands for it in forms, and leads nowhere. `turns`: [{role, content}] of what was asked."""
+    """A pair on the page. `token`: its id in forms, and nowhere else. `turns`: [{role, content}] of what was asked."""
 
     token: str
     request_id: str
@@ -324,7 +324,7 @@ def _side(text: str | None, n_cut: int | None, tool_calls: str | None, outcome: 
 
 
 def token_of(seed: str, request_id: str) -> str:
-    """What stands for a pair in a form: nothing can be looked up by it."""
+    """A pair's id in a form: nothing can be looked up by it."""
     return sha256(f"pair\0{seed}\0{request_id}".encode("utf-8", "surrogatepass")).hexdigest()[:20]
 
 
@@ -336,7 +336,7 @@ def labeler_name(text: str) -> str:
     """
     name = " ".join(text.split())
     if not name:
-        raise ConfigError("a name is needed: it stands beside each label")
+        raise ConfigError("a name is needed: it is stored with each label")
     if len(name) > MAX_NAME or not name.isprintable():
         raise ConfigError(f"a name has at most {MAX_NAME} characters, all of them visible")
     return name

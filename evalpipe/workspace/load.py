@@ -388,7 +388,7 @@ class Planned:
 
 @dataclass(kw_only=True, slots=True)
 class LoadPlan:
-    """The sources of a load, and what was found and is none (files of a folder in no known format)."""
+    """The sources of a load, and what was found besides (files of a folder in no known format)."""
 
     sources: list[Planned] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)

@@ -26,7 +26,7 @@ from evalpipe.workspace.paths import Workspace, check_judge, loaded_experiment
 from evalpipe.workspace.secrets import Outgoing
 
 MACHINE_FACTS = frozenset({"evalpipe", "versions", "data"})
-"""what the provenance says of one machine: versions, and the sizes of the files it wrote"""
+"""what the provenance records of one machine: versions, and the sizes of the files it wrote"""
 
 
 def _as_it_is(data: bytes, name: str) -> bytes:
@@ -84,7 +84,7 @@ def analyze(
     until: str | None = None,
     where: str | None = None,
 ) -> Analysis:
-    """The analysis of a workspace. Raises ConfigError for an experiment without data or a judge nobody knows."""
+    """The analysis of a workspace. Raises ConfigError for an experiment without data or an unknown judge."""
     from evalpipe.workspace.analyze import analyze_workspace
 
     name = loaded_experiment(workspace, experiment)
@@ -184,8 +184,8 @@ _EXAMPLE = b'<details class="example'
 def scrub_reports(workspace: Workspace, experiment: str, requests: Collection[str], *, dry_run: bool) -> int:
     """Take the examples out of every HTML report of the experiment, in reports/ and in its history. The number of pages changed.
 
-    A page whose JSON is gone, or is no report, is deleted where it names one of the requests: nothing tells its texts from its
-    numbers.
+    A page whose JSON is gone, or is no report, is deleted where it names one of the requests: nothing separates its texts from
+    its numbers.
     """
     names = {name.encode("utf-8", "surrogatepass") for name in requests}
     experiments = (experiment, f"{experiment}{AGAINST_ITSELF}")

@@ -269,7 +269,9 @@ def _canary(canary: CanaryView | None) -> Iterator[Problem]:
         why = canary.event.why if canary.event else "no reason is recorded"
         yield Problem(what=f"the canary was rolled back: {why}", command='evalpipe canary reset --why "…"')
     elif not canary.watched and state.status in {CanaryStatus.RUNNING, CanaryStatus.PAUSED, CanaryStatus.INCONCLUSIVE}:
-        yield Problem(what="nobody watches the canary's guardrails: no controller runs", command="evalpipe canary run")
+        yield Problem(
+            what="the canary's guardrails are not evaluated: no controller runs", command="evalpipe canary run"
+        )
     if state.status is CanaryStatus.INCONCLUSIVE and canary.event is not None:
         yield Problem(what=f"the canary's stage is inconclusive: {canary.event.why}", command="evalpipe canary status")
     elif state.status is CanaryStatus.PAUSED and canary.loss is None and canary.event is not None:

@@ -653,7 +653,7 @@ def test_a_canary_whose_controller_cannot_run_is_ready_and_degraded(
     running = collector(control.url, treatment.url, root=root, mode="canary", collector=SHARES["canary"])
     assert ask(running.port, "/_evalpipe/ready").startswith(b"HTTP/1.1 200 ")
     health = json.loads(ask(running.port, "/_evalpipe/health").partition(b"\r\n\r\n")[2])
-    assert health["reasons"] == ["the canary's controller is not running: nobody watches the guardrails"]
+    assert health["reasons"] == ["the canary's controller is not running: the guardrails are not evaluated"]
     answer = ask(running.port, "/v1/chat/completions", chat_request())
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert b"x-evalpipe-arm: control" in answer

@@ -187,7 +187,7 @@ def test_what_cannot_be_said_to_the_treatment_is_served_by_control_outside_the_s
     assert raw.headers["x-evalpipe-arm"] == "control"
     request, _ = next(pair for pair in served(stack.spool) if pair[0].unit_id == unit)
     assert request.forced and request.arm == "control"
-    with pytest.raises(openai.BadRequestError, match="cannot be said to the treatment"):
+    with pytest.raises(openai.BadRequestError, match="cannot be translated for the treatment"):
         stack.openai(FORCE).chat.completions.create(model=CONTROL, n=2, messages=[{"role": "user", "content": "two"}])
 
 

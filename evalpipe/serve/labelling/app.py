@@ -230,7 +230,7 @@ def _text(text: str, *, n_cut: int = 0) -> TextView:
 
 
 def _pretty(tool_calls: str) -> str:
-    """Name and arguments of each call; ids differ between vendors, and would tell the arms apart."""
+    """Name and arguments of each call; ids differ between vendors, and would reveal the arms."""
     try:
         calls = json.loads(tool_calls)
     except (ValueError, RecursionError):
@@ -267,7 +267,7 @@ def _environment() -> jinja2.Environment:
     return jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: _source(f"templates/{name}")),
         autoescape=True,
-        # The one door to the page: whatever text is put in, wherever it comes from, shows what it hides.
+        # The one way onto the page: whatever text is put in, wherever it comes from, shows what it hides.
         finalize=lambda value: escape_invisible(value) if type(value) is str else value,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
