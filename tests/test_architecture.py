@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,27 @@ def test_every_named_statement_is_run_by_the_module_beside_it(path: Path) -> Non
     (runner,) = [source for source in sources if f'sql_statements("{package}", "{path.name}")' in source]
     assert statements and all(f'_SQL["{name}"]' in runner for name in statements)
     assert len(statements) == path.read_text("utf-8").count("-- name: ")
+
+
+def test_every_imported_package_is_a_declared_dependency() -> None:
+    """Also those imported inside a function; what comes with another package only may leave with its next release."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = [text for name in ("local", "litellm") for text in project["optional-dependencies"][name]]
+    declared = {canonicalize_name(Requirement(text).name) for text in [*project["dependencies"], *extras]}
+    provided = metadata.packages_distributions()
+    imported = set()
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {name.name.partition(".")[0] for name in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                imported.add(node.module.partition(".")[0])
+    third_party = imported - set(sys.stdlib_module_names) - {"evalpipe"}
+    assert {"duckdb", "anthropic", "phonenumbers"} <= third_party  # also the lazy ones are found
+    undeclared = {
+        name for name in third_party if not {canonicalize_name(one) for one in provided.get(name, [name])} & declared
+    }
+    assert undeclared == set()
 
 
 def test_the_package_and_its_metadata_have_one_version() -> None:
