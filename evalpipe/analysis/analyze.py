@@ -218,7 +218,7 @@ def measure(
         corrected = replace(corrected, decides=any(one.metric.name == CORRECTED for one in placed))
     margin = next((one.terms.margin for one in placed if one.metric.name == WIN_RATE), 0.03)
     found_judges = judge_results(
-        connection, judges, judge, experiment=experiment, settings=settings, looking=look, margin=margin
+        connection, judges, judge, experiment=experiment, settings=settings, look_plan=look, margin=margin
     )
     funnel = count_funnel(connection, experiment=experiment, prepared=prepared, judge=judge)
     empty = empty_arm(funnel, paired=paired)
@@ -232,7 +232,7 @@ def measure(
             prepared=prepared,
             funnel=funnel,
             judges=found_judges,
-            looking=look,
+            look_plan=look,
             results={one.metric.name: result_of(one, alpha=settings.alpha, ruling=None) for one in placed},
             chosen=chosen,
             corrected=corrected,

@@ -49,7 +49,7 @@ DAY_US = 86_400_000_000
 def measure_all(
     connection: Connection,
     items: Sequence[Metric],
-    looking: LookPlan,
+    look_plan: LookPlan,
     *,
     prepared: Prepared,
     sources: Mapping[str, bool],
@@ -61,7 +61,7 @@ def measure_all(
 
     Args:
         items: the metrics.
-        looking: the way of looking.
+        look_plan: the plan of looks.
         prepared: what `prepare_rows` found.
         sources: by metric name, whether the source of the log can measure it; a name that is missing: it can.
         alphas: every level an interval may be asked at.
@@ -73,8 +73,8 @@ def measure_all(
     """
     ratios = [item for item in items if isinstance(item.values, Ratio)]
     sums = [prepared.counted(item.values) for item in ratios if isinstance(item.values, Ratio)]
-    quantiles = QuantilePass(connection, items, looking, only=None if looking.paired else _latest_stage(connection))
-    if looking.paired:
+    quantiles = QuantilePass(connection, items, look_plan, only=None if look_plan.paired else _latest_stage(connection))
+    if look_plan.paired:
         sum_by_user(connection, [*sums, *quantiles.helpers], paired=True)
         users = below = UserSums(connection)
         first = len(ratios)
@@ -83,21 +83,21 @@ def measure_all(
         sum_by_user(connection, sums, paired=False, group="stage::VARCHAR")
         sum_by_user(connection, quantiles.helpers, paired=False, table="ev_below")
         users, below, first = UserSums(connection), UserSums(connection, "ev_below"), 0
-    judged = sum_quality(connection, judge=judge, pointwise=pointwise, paired=looking.paired)
+    judged = sum_quality(connection, judge=judge, pointwise=pointwise, paired=look_plan.paired)
     times = _Times(connection, ratios, prepared)
     measured: dict[str, Measured] = {}
     for position, item in enumerate(ratios):
         values = item.values
         assert isinstance(values, Ratio)
         if values.binary:
-            found = _events(connection, item, f"m{position}", looking, prepared, times, users)
+            found = _events(connection, item, f"m{position}", look_plan, prepared, times, users)
         else:
             groups = users.aggregate(f"m{position}", counted=values.denominator != "1")
-            found = measure_ratio(item, combined(groups), looking)
+            found = measure_ratio(item, combined(groups), look_plan)
         measured[item.name] = found.with_missing(prepared.missing.get(values.rows))
     for item in items:
         if isinstance(item.values, JudgmentValue):
-            measured[item.name] = _verdict(connection, item, looking, judge, has_data=item.name in judged)
+            measured[item.name] = _verdict(connection, item, look_plan, judge, has_data=item.name in judged)
     columns = [f"m{first + position}" for position in range(len(quantiles.helpers))]
     for one in quantiles.measure(columns, below, alphas):
         measured[one.metric.name] = one.with_missing(prepared.missing.get(one.metric.values.rows))  # type: ignore[union-attr]
@@ -202,7 +202,7 @@ def _events(
     connection: Connection,
     item: Metric,
     column: str,
-    looking: LookPlan,
+    look_plan: LookPlan,
     prepared: Prepared,
     times: _Times,
     users: UserSums,
@@ -210,15 +210,15 @@ def _events(
     groups = users.aggregate(column, binary=True)
     found = combined(groups)
     if found is None:
-        return measure_ratio(item, None, looking)
+        return measure_ratio(item, None, look_plan)
     happened = found.control.numerator + found.treatment.numerator > 0
     clusters = times.of(item) if happened else []
-    if looking.paired:
+    if look_plan.paired:
         counts = replace(_paired_counts(connection, item), times=clusters)
     else:
-        staged = prepared.mode == "canary" and looking.mode == "anytime"
+        staged = prepared.mode == "canary" and look_plan.mode == "anytime"
         counts = EventCounts(times=clusters, stages=_stages(connection, column, groups) if staged else ())
-    return measure_ratio(item, found, looking, counts=counts)
+    return measure_ratio(item, found, look_plan, counts=counts)
 
 
 def _paired_counts(connection: Connection, item: Metric) -> EventCounts:
@@ -258,21 +258,21 @@ def _stages(connection: Connection, column: str, groups: Mapping[str, Aggregates
 
 
 def _verdict(
-    connection: Connection, item: Metric, looking: LookPlan, judge: JudgeSummary | None, *, has_data: bool
+    connection: Connection, item: Metric, look_plan: LookPlan, judge: JudgeSummary | None, *, has_data: bool
 ) -> Measured:
     if not has_data:
-        return measure_ratio(item, None, looking)
+        return measure_ratio(item, None, look_plan)
     if item.name.startswith("win_rate") and judge is not None:
         values, counts, n_pairs = users_means(connection, judge, later=item.name == "win_rate_later_turns")
         return measure_preference(
-            item, looking, support=Support(both=(values, counts), sigma2=judge.sigma2), n_pairs=n_pairs
+            item, look_plan, support=Support(both=(values, counts), sigma2=judge.sigma2), n_pairs=n_pairs
         )
     connection.execute(
         "CREATE OR REPLACE TEMP TABLE ev_one AS SELECT grp, u, st AS q_st, wt AS q_wt, sc AS q_sc, wc AS q_wc "
         "FROM ev_quality WHERE metric = ?",
         [item.name],
     )
-    return measure_ratio(item, combined(UserSums(connection, "ev_one").aggregate("q")), looking)
+    return measure_ratio(item, combined(UserSums(connection, "ev_one").aggregate("q")), look_plan)
 
 
 # Latency quantiles in three SQL passes: the quantiles, how users spread around them, the quantiles at the limits.
@@ -301,10 +301,10 @@ class QuantilePass:
     what to sum per user (requests at or below the quantile)."""
 
     def __init__(
-        self, connection: Connection, items: Sequence[Metric], looking: LookPlan, *, only: str | None = None
+        self, connection: Connection, items: Sequence[Metric], look_plan: LookPlan, *, only: str | None = None
     ) -> None:
         """`only`: a condition on the rows that count, on top of each metric's own."""
-        self._connection, self._looking = connection, looking
+        self._connection, self._look_plan = connection, look_plan
         chosen = [(item, item.values) for item in items if isinstance(item.values, Quantile)]
         self._quantiles = [
             (item, values if only is None else replace(values, rows=f"({values.rows} AND {only})"))
@@ -329,13 +329,13 @@ class QuantilePass:
                 values,
                 users.aggregate(column).get("") if self._seen(values) else None,
                 self._points,
-                self._looking,
+                self._look_plan,
                 alphas,
             )
             for (item, values), column in zip(self._quantiles, columns, strict=True)
         ]
         limits = _quantiles_at(self._connection, requests)
-        return [_measured(request, self._looking, limits) for request in requests]
+        return [_measured(request, self._look_plan, limits) for request in requests]
 
     def _seen(self, values: Quantile) -> bool:
         return any(self._points[values.value, values.rows, arm].get(values.share) is not None for arm in (False, True))
@@ -377,7 +377,7 @@ def _request(
     values: Quantile,
     found: Aggregates | None,
     points: dict[tuple[str, str, bool], dict[float, float | None]],
-    looking: LookPlan,
+    look_plan: LookPlan,
     alphas: Sequence[float],
 ) -> _Request:
     arms = {arm: _empty() for arm in (False, True)}
@@ -387,14 +387,14 @@ def _request(
             arms[arm] = _arm(side, points[values.value, values.rows, arm].get(values.share))
         both = found.paired.absolute
         v_t, v_c = arms[True].variance, arms[False].variance
-        if looking.paired and both is not None and both.v_lin is not None and v_t and v_c:
+        if look_plan.paired and both is not None and both.v_lin is not None and v_t and v_c:
             correlation = (v_t + v_c - both.v_lin) / (2 * math.sqrt(v_t * v_c))
         users = found.paired.n_clusters
     levels = {}
-    multiplier = looking.multiplier(item.name)
+    multiplier = look_plan.multiplier(item.name)
     for alpha in alphas:
         c = critical(
-            arms[False].n_clusters, arms[True].n_clusters, paired=looking.paired, multiplier=multiplier, alpha=alpha
+            arms[False].n_clusters, arms[True].n_clusters, paired=look_plan.paired, multiplier=multiplier, alpha=alpha
         )
         for arm in (False, True):
             levels[alpha, arm] = limit_levels(arms[arm], values.share, c)
@@ -446,7 +446,7 @@ def _quantiles_at(
 
 
 def _measured(
-    request: _Request, looking: LookPlan, limits: dict[tuple[str, str, bool, float], float | None]
+    request: _Request, look_plan: LookPlan, limits: dict[tuple[str, str, bool, float], float | None]
 ) -> Measured:
     values = request.values
 
@@ -471,15 +471,15 @@ def _measured(
             side(alpha, False),
             side(alpha, True),
             correlation=request.correlation,
-            paired=looking.paired,
-            multiplier=looking.multiplier(request.item.name),
+            paired=look_plan.paired,
+            multiplier=look_plan.multiplier(request.item.name),
             alpha=alpha,
             scale=scale,
             n_clusters=request.n_users or None,
         )
 
     def shown(arm: bool) -> ArmValue:
-        own = side(looking.alpha, arm)
+        own = side(look_plan.alpha, arm)
         return ArmValue(value=own.quantile, n=own.n, ci_low=own.low, ci_high=own.high)
 
     return Measured(metric=request.item, control=shown(False), treatment=shown(True), at=at)

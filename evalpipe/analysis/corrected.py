@@ -170,18 +170,18 @@ def judged_pairs(connection: Connection, judge: str, fingerprint: str) -> list[J
     ]
 
 
-def correct(pairs: LabelledPairs, looking: LookPlan, level: float, *, lam: float | None = None) -> ppi.Corrected:
-    """The corrected win rate at a two-sided level, by the experiment's way of looking; `lam` given: not at any time."""
-    found = _correct(pairs, looking, level, lam)
+def correct(pairs: LabelledPairs, look_plan: LookPlan, level: float, *, lam: float | None = None) -> ppi.Corrected:
+    """The corrected win rate at a two-sided level, by the experiment's plan of looks; `lam` given: not at any time."""
+    found = _correct(pairs, look_plan, level, lam)
     return replace(found, estimate=_within(found.estimate))
 
 
-def _correct(pairs: LabelledPairs, looking: LookPlan, level: float, lam: float | None) -> ppi.Corrected:
-    multiplier = looking.multiplier(CORRECTED)
+def _correct(pairs: LabelledPairs, look_plan: LookPlan, level: float, lam: float | None) -> ppi.Corrected:
+    multiplier = look_plan.multiplier(CORRECTED)
     n_users = len(np.unique(pairs.users[pairs.labelled]))
-    if looking.mode == "anytime" and lam is None and n_users >= ppi.LABELS_ANYTIME:  # before, nothing is concluded
+    if look_plan.mode == "anytime" and lam is None and n_users >= ppi.LABELS_ANYTIME:  # before, nothing is concluded
         refresh = min(ppi.REFRESH, max(ppi.LABELS_FOR_LAMBDA, int(pairs.users.max() + 1) // FEWEST_RENEWALS))
-        return ppi.anytime_mean(pairs.items(), n_star=looking.star(CORRECTED), refresh=refresh, alpha=level)
+        return ppi.anytime_mean(pairs.items(), n_star=look_plan.star(CORRECTED), refresh=refresh, alpha=level)
     if pairs.known:
         return ppi.active_mean(pairs.items(), lam=lam, multiplier=multiplier, alpha=level)
     return ppi.ppi_users(pairs.sums(), lam=lam, multiplier=multiplier, alpha=level)
@@ -230,10 +230,10 @@ def judge_error(pairs: LabelledPairs, *, alpha: float) -> list[JudgeError]:
 
 
 def corrected_rate(
-    pairs: LabelledPairs, judge: JudgeSummary | None, looking: LookPlan, settings: Settings
+    pairs: LabelledPairs, judge: JudgeSummary | None, look_plan: LookPlan, settings: Settings
 ) -> CorrectedRate:
     """The corrected win rate as it is shown, whether or not it decides."""
-    found, status, note = _shown(pairs, looking)
+    found, status, note = _shown(pairs, look_plan)
     estimate = found.estimate
     lacking = max(0, LABELS_TO_DECIDE - pairs.n_labels)
     return CorrectedRate(
@@ -241,7 +241,7 @@ def corrected_rate(
         value=estimate.point,
         ci_low=estimate.ci_low,
         ci_high=estimate.ci_high,
-        confidence_level=1 - looking.alpha,
+        confidence_level=1 - look_plan.alpha,
         standard_error=estimate.standard_error,
         n_labels=pairs.n_labels,
         n_users=estimate.n_clusters,
@@ -254,7 +254,7 @@ def corrected_rate(
         setting=settings.labels,
         needed_labels=lacking,
         method=estimate.method,
-        errors=judge_error(pairs, alpha=looking.alpha),
+        errors=judge_error(pairs, alpha=look_plan.alpha),
         status=status,
         note=note,
     )
@@ -263,7 +263,7 @@ def corrected_rate(
 def place_corrected(
     placed: Sequence[DecisionMetric],
     pairs: LabelledPairs | None,
-    looking: LookPlan,
+    look_plan: LookPlan,
     settings: Settings,
 ) -> list[DecisionMetric]:
     """The metrics with the corrected win rate in the role of the judge's own, which informs from then on.
@@ -278,7 +278,7 @@ def place_corrected(
     if n < LABELS_TO_DECIDE and settings.labels != "required":
         return list(placed)
     left_out = 0 if pairs is None else pairs.n_left_out
-    measured = _lacking(n, left_out) if pairs is None or n < LABELS_TO_DECIDE else _measured(pairs, looking)
+    measured = _lacking(n, left_out) if pairs is None or n < LABELS_TO_DECIDE else _measured(pairs, look_plan)
     found = []
     for one in placed:
         if one is own:
@@ -307,16 +307,16 @@ def _lacking(n: int, n_left_out: int) -> Measured:
     return replace(empty, at=at)
 
 
-def _measured(pairs: LabelledPairs, looking: LookPlan) -> Measured:
-    _, status, note = _shown(pairs, looking)
+def _measured(pairs: LabelledPairs, look_plan: LookPlan) -> Measured:
+    _, status, note = _shown(pairs, look_plan)
 
     @cache
     def at(level: float, scale: Scale) -> Estimate:
-        found = correct(pairs, looking, level, lam=0.0 if status == "too_few_labels" else None).estimate
+        found = correct(pairs, look_plan, level, lam=0.0 if status == "too_few_labels" else None).estimate
         return from_half(replace(found, status=status, note=note), scale)
 
-    terms = correct(pairs, looking, looking.alpha, lam=0.0 if status == "too_few_labels" else None).terms
-    shown = at(looking.alpha, "absolute")
+    terms = correct(pairs, look_plan, look_plan.alpha, lam=0.0 if status == "too_few_labels" else None).terms
+    shown = at(look_plan.alpha, "absolute")
     point, low, high = (None if one is None else one + 0.5 for one in (shown.point, shown.ci_low, shown.ci_high))
     return Measured(
         metric=METRIC,
@@ -338,11 +338,11 @@ def _within(estimate: Estimate) -> Estimate:
     )
 
 
-def _shown(pairs: LabelledPairs, looking: LookPlan) -> tuple[ppi.Corrected, str, str | None]:
+def _shown(pairs: LabelledPairs, look_plan: LookPlan) -> tuple[ppi.Corrected, str, str | None]:
     """The corrected rate, its status, and what is to be known of it in words."""
     labels = pairs.labels[pairs.labelled]
     too_few = ppi.labels_status(np.sign(labels - 0.5))
-    found = correct(pairs, looking, looking.alpha, lam=0.0 if too_few else None)
+    found = correct(pairs, look_plan, look_plan.alpha, lam=0.0 if too_few else None)
     if found.estimate.point is None:
         return found, found.estimate.status, found.estimate.note
     if too_few:

@@ -98,7 +98,7 @@ def horizon_of(
     Args:
         evidence: what the rules read, by which the lines are drawn.
         placed: the metrics with their terms.
-        look: the way of looking, which gives the critical value at a sample.
+        look: the plan of looks, which gives the critical value at a sample.
         settings: `max_requests` and `min_effect_of_interest`, which end an experiment, too.
         utility: the weighted sum (policy `utility`).
 

@@ -165,36 +165,36 @@ def unmeasured(item: Metric, status: str) -> Measured:
 
 
 def measure_ratio(
-    item: Metric, found: Aggregates | None, looking: LookPlan, *, counts: EventCounts | None = None
+    item: Metric, found: Aggregates | None, look_plan: LookPlan, *, counts: EventCounts | None = None
 ) -> Measured:
     """A mean, a ratio, or with `counts` the rate of an event; `found` None where no request has a value."""
     if found is None:
         return unmeasured(item, "no_data")
-    multiplier = looking.multiplier(item.name)
+    multiplier = look_plan.multiplier(item.name)
 
     @cache  # the table, the rules and the reasons ask for the same few levels
     def at(level: float, scale: Scale) -> Estimate:
         if counts is not None:
-            return _event_difference(item, found, looking, counts, level, scale)
-        if looking.paired:
+            return _event_difference(item, found, look_plan, counts, level, scale)
+        if look_plan.paired:
             return paired_difference(found.paired, multiplier=multiplier, alpha=level, scale=scale)
         return unpaired_difference(found.control, found.treatment, multiplier=multiplier, alpha=level, scale=scale)
 
     times = () if counts is None else counts.times
     return Measured(
         metric=item,
-        control=_arm_value(found.control, [one.control for one in times], looking, item.name),
-        treatment=_arm_value(found.treatment, [one.treatment for one in times], looking, item.name),
+        control=_arm_value(found.control, [one.control for one in times], look_plan, item.name),
+        treatment=_arm_value(found.treatment, [one.treatment for one in times], look_plan, item.name),
         at=at,
     )
 
 
-def measure_preference(item: Metric, looking: LookPlan, *, support: Support, n_pairs: int) -> Measured:
+def measure_preference(item: Metric, look_plan: LookPlan, *, support: Support, n_pairs: int) -> Measured:
     """The win rate: treatment θ = the mean over users of their mean preference, control 1 − θ, difference θ − 1/2.
 
     Args:
         item: the metric.
-        looking: the way of looking.
+        look_plan: the plan of looks.
         support: the users' means.
         n_pairs: judged pairs behind them.
     """
@@ -207,14 +207,14 @@ def measure_preference(item: Metric, looking: LookPlan, *, support: Support, n_p
         estimate = win_rate(
             values,
             counts,
-            multiplier=looking.multiplier(item.name),
+            multiplier=look_plan.multiplier(item.name),
             alpha=level,
-            bets=looking.bets(item.name, level, sigma2=support.sigma2),
+            bets=look_plan.bets(item.name, level, sigma2=support.sigma2),
             n=n_pairs,
         )
         return from_half(estimate, scale)
 
-    shown = at(looking.alpha, "absolute")
+    shown = at(look_plan.alpha, "absolute")
     point, low, high = (None if one is None else one + 0.5 for one in (shown.point, shown.ci_low, shown.ci_high))
     treatment = ArmValue(value=point, n=n_pairs, ci_low=low, ci_high=high)
     control = ArmValue(value=one_minus(point), n=n_pairs, ci_low=one_minus(high), ci_high=one_minus(low))
@@ -222,23 +222,23 @@ def measure_preference(item: Metric, looking: LookPlan, *, support: Support, n_p
 
 
 def _event_difference(
-    item: Metric, found: Aggregates, looking: LookPlan, counts: EventCounts, alpha: float, scale: Scale
+    item: Metric, found: Aggregates, look_plan: LookPlan, counts: EventCounts, alpha: float, scale: Scale
 ) -> Estimate:
     """Errors, timeouts, empty answers, refusals, truncations, per request."""
-    multiplier = looking.multiplier(item.name)
+    multiplier = look_plan.multiplier(item.name)
     times = [one.paired for one in counts.times]
     if counts.stages:
         with_event = sum(one.treatment_users + one.control_users for one in counts.stages)
         if with_event >= MIN_EVENTS and sum(one.events for one in counts.stages) <= MAX_REPEATS * with_event:
             return _conditional(found, counts.stages, times, alpha, scale)
     if scale == "relative":
-        if looking.paired:
+        if look_plan.paired:
             widest = _widest(found.paired, times)
             return paired_difference(widest, multiplier=multiplier, alpha=alpha, scale=scale)
         effect = _design_effect(found, times)
         control, treatment = (_inflated(arm, effect) for arm in (found.control, found.treatment))
         return unpaired_difference(control, treatment, multiplier=multiplier, alpha=alpha, scale=scale)
-    if not looking.paired:
+    if not look_plan.paired:
         return unpaired_events(
             found.control,
             found.treatment,
@@ -256,7 +256,7 @@ def _event_difference(
         heaviness=max(found.heaviness),
         multiplier=multiplier,
         alpha=alpha,
-        bets=looking.bets(item.name, alpha, sigma2=SIGMA2_PAIRED_BINARY),
+        bets=look_plan.bets(item.name, alpha, sigma2=SIGMA2_PAIRED_BINARY),
     )
 
 
@@ -347,10 +347,10 @@ def _inflated(arm: ArmAggregate, effect: float) -> ArmAggregate:
     return replace(arm, spread=spread)
 
 
-def _arm_value(arm: ArmAggregate, times: Sequence[ArmAggregate], looking: LookPlan, name: str) -> ArmValue:
+def _arm_value(arm: ArmAggregate, times: Sequence[ArmAggregate], look_plan: LookPlan, name: str) -> ArmValue:
     """An arm's value with its own interval, over the clusters (users, hours, blocks of hours, days) with the largest variance."""
     widest = max([arm, *times], key=lambda one: _variance(one.spread, one.n_clusters))
-    estimate = arm_interval(widest, multiplier=looking.multiplier(name), alpha=looking.alpha)
+    estimate = arm_interval(widest, multiplier=look_plan.multiplier(name), alpha=look_plan.alpha)
     value, low, high = arm.ratio, estimate.ci_low, estimate.ci_high
     if value is not None and low is not None and high is not None:
         low, high = min(low, value), max(high, value)

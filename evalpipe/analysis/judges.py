@@ -47,7 +47,7 @@ def judge_results(
     *,
     experiment: str,
     settings: Settings,
-    looking: LookPlan,
+    look_plan: LookPlan,
     margin: float,
 ) -> list[JudgeResult]:
     """Every judge that names winners, the deciding one first."""
@@ -62,7 +62,7 @@ def judge_results(
             judge,
             experiment=experiment,
             settings=settings,
-            looking=looking,
+            look_plan=look_plan,
             margin=margin,
             deciding=judge is deciding,
         )
@@ -76,14 +76,14 @@ def _judge_result(
     *,
     experiment: str,
     settings: Settings,
-    looking: LookPlan,
+    look_plan: LookPlan,
     margin: float,
     deciding: bool,
 ) -> JudgeResult:
     verdicts = read_verdicts(connection, judge, deciding=deciding)
-    alpha = looking.alpha
+    alpha = look_plan.alpha
     counted = _counted(verdicts)
-    estimate = preference_estimate(counted.x, counted.users, looking, alpha, sigma2=judge.sigma2)
+    estimate = preference_estimate(counted.x, counted.users, look_plan, alpha, sigma2=judge.sigma2)
     both = verdicts.both_orders
     first, second = _winner(verdicts.treatment_first[both]), _winner(verdicts.control_first[both])
     n_both = int(both.sum())
@@ -98,7 +98,7 @@ def _judge_result(
     calls = _calls(connection, judge, experiment, (info or JudgeInfo(name=judge.name)).max_attempts)
     n, total = len(verdicts.x), float(verdicts.x.sum())
     bounds = win_rate_bounds(total, n, max(0, calls["asked"] - n))
-    controlled, status, note = _length(counted, looking, margin, judge.sigma2)
+    controlled, status, note = _length(counted, look_plan, margin, judge.sigma2)
     if consistent.status == "unreliable_judge":
         status, note = "unreliable_judge", consistent.note
     agreements = agreements_of(connection, judge, alpha=alpha)
@@ -134,7 +134,7 @@ def _judge_result(
         first_seat_rate=seat.point,
         first_seat_low=seat.ci_low,
         first_seat_high=seat.ci_high,
-        rules=_rules(counted, looking, estimate),
+        rules=_rules(counted, look_plan, estimate),
         length_controlled=controlled,
         dimensions=_dimensions(connection, judge),
         length_bins=_length_bins(counted),
@@ -190,7 +190,7 @@ def _counted(verdicts: Verdicts) -> Verdicts:
     )
 
 
-def _rules(verdicts: Verdicts, looking: LookPlan, average: Estimate) -> list[WinRate]:
+def _rules(verdicts: Verdicts, look_plan: LookPlan, average: Estimate) -> list[WinRate]:
     """The win rate under each way to count pairs whose two orders disagree."""
     shown = [_shown("average", average)]
     both = verdicts.both_orders
@@ -198,10 +198,10 @@ def _rules(verdicts: Verdicts, looking: LookPlan, average: Estimate) -> list[Win
         return shown
     first, second = _winner(verdicts.treatment_first[both]), _winner(verdicts.control_first[both])
     tied = np.where(first == second, verdicts.x[both], 0.5)
-    shown.append(_shown("tie", preference_estimate(tied, verdicts.users[both], looking, looking.alpha)))
+    shown.append(_shown("tie", preference_estimate(tied, verdicts.users[both], look_plan, look_plan.alpha)))
     agreed = np.flatnonzero(both)[first == second]
     shown.append(
-        _shown("left_out", preference_estimate(verdicts.x[agreed], verdicts.users[agreed], looking, looking.alpha))
+        _shown("left_out", preference_estimate(verdicts.x[agreed], verdicts.users[agreed], look_plan, look_plan.alpha))
     )
     return shown
 
@@ -211,7 +211,7 @@ def _shown(rule: str, estimate: Estimate) -> WinRate:
 
 
 def _length(
-    verdicts: Verdicts, looking: LookPlan, margin: float, sigma2: float
+    verdicts: Verdicts, look_plan: LookPlan, margin: float, sigma2: float
 ) -> tuple[WinRate | None, str, str | None]:
     """The length-controlled win rate, and whether length explains the raw one away.
 
@@ -225,10 +225,10 @@ def _length(
         verdicts.x[known],
         verdicts.length_difference[known],
         verdicts.users[known],
-        multiplier=looking.multiplier(METRIC),
-        alpha=looking.alpha,
+        multiplier=look_plan.multiplier(METRIC),
+        alpha=look_plan.alpha,
     ).win_rate
-    raw = preference_estimate(verdicts.x[known], verdicts.users[known], looking, looking.alpha, sigma2=sigma2)
+    raw = preference_estimate(verdicts.x[known], verdicts.users[known], look_plan, look_plan.alpha, sigma2=sigma2)
     labels = [_label(raw, margin), _label(fitted, margin)]
     if is_length_confounded(*labels) and (labels[0] == "better" or known.all()):
         shown = 100 * (fitted.point or 0.5)
@@ -345,7 +345,7 @@ def prepare_labels(connection: Connection, *, experiment: str) -> None:
     )
 
 
-def label_results(connection: Connection, looking: LookPlan) -> list[JudgeResult]:
+def label_results(connection: Connection, look_plan: LookPlan) -> list[JudgeResult]:
     """Every source of labels as a judge: win rate, and McNemar's exact p of wins against losses."""
     results = []
     for row in rows(connection, "SELECT source, count(*) AS n FROM ev_labels GROUP BY source ORDER BY n DESC, source"):
@@ -360,9 +360,9 @@ def label_results(connection: Connection, looking: LookPlan) -> list[JudgeResult
             means,
             units,
             n=row["n"],
-            multiplier=looking.multiplier("win_rate"),
-            alpha=looking.alpha,
-            bets=looking.bets("win_rate", looking.alpha, sigma2=betting.SIGMA2_ONE_ORDER),
+            multiplier=look_plan.multiplier("win_rate"),
+            alpha=look_plan.alpha,
+            bets=look_plan.bets("win_rate", look_plan.alpha, sigma2=betting.SIGMA2_ONE_ORDER),
         )
         wins, ties, losses = connection.execute(
             "SELECT count(*) FILTER (preference > 0.5), count(*) FILTER (preference = 0.5), "
@@ -383,7 +383,7 @@ def label_results(connection: Connection, looking: LookPlan) -> list[JudgeResult
                 ci_low=estimate.ci_low,
                 ci_high=estimate.ci_high,
                 standard_error=None if variance is None else math.sqrt(variance),
-                confidence_level=1 - looking.alpha,
+                confidence_level=1 - look_plan.alpha,
                 n_pairs=row["n"],
                 n_clusters=users.n_clusters,
                 p_value=mcnemar(wins, losses).p_exact,

@@ -100,7 +100,7 @@ class PlannedMetric:
         sd: standard deviation of a user's difference (of its logarithm on the relative scale).
         alpha: two-sided level of the effect: alpha over the number of goals, or of benefits.
         n_fixed: units to show the effect in one fixed look with `power`; of a guardrail that it is not worse.
-        n_typical: units by which half of the experiments have shown it under the configured way of looking.
+        n_typical: units by which half of the experiments have shown it under the configured plan of looks.
         n_max: where to stop for good: twice `n_fixed` looking at any time (not before `n_typical`).
         n_star: users after which its intervals are made tightest.
         n_noninferior: units to show no loss beyond `margin` in one fixed look with `power` when nothing differs.
@@ -192,7 +192,7 @@ def plan_metric(
     Args:
         item: the metric.
         question: what is to be shown.
-        looks: the way of looking.
+        looks: the plan of looks.
         n_looks: planned looks (scheduled).
         paired: both arms answer the same requests (shadow mode).
         pilot: its row in an analysis of the log by plain intervals; None without a log.

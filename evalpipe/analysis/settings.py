@@ -134,7 +134,7 @@ class Settings:
         return 1 - self.confidence_level
 
     @property
-    def mode_of_looking(self) -> str:
+    def look_mode(self) -> str:
         """fixed | anytime | scheduled"""
         return self.looks if isinstance(self.looks, str) else "scheduled"
 

@@ -244,12 +244,12 @@ class Verdicts:
 def preference_estimate(
     x: Array,
     users: npt.NDArray[np.int64],
-    looking: LookPlan,
+    look_plan: LookPlan,
     alpha: float,
     *,
     sigma2: float = betting.SIGMA2_BOTH_ORDERS,
 ) -> Estimate:
-    """The win rate of pairs: the mean over users of their mean preference, by the experiment's way of looking.
+    """The win rate of pairs: the mean over users of their mean preference, by the experiment's plan of looks.
 
     Args:
         x: preferences in [0, 1].
@@ -264,9 +264,9 @@ def preference_estimate(
     return winrate.win_rate(
         means,
         units,
-        multiplier=looking.multiplier(METRIC),
+        multiplier=look_plan.multiplier(METRIC),
         alpha=alpha,
-        bets=looking.bets(METRIC, alpha, sigma2=sigma2),
+        bets=look_plan.bets(METRIC, alpha, sigma2=sigma2),
         n=len(x),
     )
 

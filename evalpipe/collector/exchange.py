@@ -31,7 +31,7 @@ from evalpipe.http1.body import BodyReader
 from evalpipe.http1.headers import CHUNKED, EVENTS, LENGTH, HttpError, ResponseHeaders
 from evalpipe.providers.base import NotShadowableError, OutgoingRequest
 from evalpipe.providers.decoding import EncodingError, decode_request
-from evalpipe.providers.registry import speaks
+from evalpipe.providers.registry import serves
 from evalpipe.providers.request_fields import names_field
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ class OutgoingExchange(ExchangeState):
         return assignment
 
     def _may_be_unsayable(self, endpoint: str) -> bool:
-        return endpoint == "messages" or not speaks(self.worker.arms["treatment"].provider, endpoint)
+        return endpoint == "messages" or not serves(self.worker.arms["treatment"].provider, endpoint)
 
     def _as_treatment_would(self, head: RequestHead, assignment: Assignment, body: bytes) -> Assignment:
         """Of a request that control serves by the draw: one that the treatment could not have been asked is left out of the

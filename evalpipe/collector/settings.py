@@ -108,10 +108,6 @@ class ArmSettings(msgspec.Struct, frozen=True, kw_only=True):
             return self.api_key is None or not self.rewrite or self.model is None
         return self.model is None
 
-    def speaks(self, endpoint: str) -> bool:
-        """Whether the arm's server understands the endpoint's dialect as it is. LiteLLM serves all of them."""
-        return self.provider == "litellm" or (endpoint == "messages") == (self.provider == "anthropic")
-
 
 class CollectorSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a worker or the treatment process needs. Times in seconds, sizes in bytes, shares in percent."""

@@ -75,7 +75,7 @@ class ShadowQueue:
         self._queue: deque[ShadowRequest] = deque()
         self._queued: dict[str, ShadowRequest] = {}
         self._queued_bytes = 0
-        self._flying: set[ShadowRequest] = set()
+        self._in_flight: set[ShadowRequest] = set()
         self._answered: list[bytes] = []
         """records of answers, in pieces, to be written at the end of the turn"""
         self._n_answered = 0
@@ -140,7 +140,7 @@ class ShadowQueue:
         self._turn_soon()
         if not self.sheds_overflow:
             return
-        room = max(0, self._concurrency - len(self._flying))  # those leave the queue at the end of this turn
+        room = max(0, self._concurrency - len(self._in_flight))  # those leave the queue at the end of this turn
         while len(self._queue) > self._max_queue + room or self._queued_bytes > self._max_queue_bytes:
             self._shed(self._pop().request_id, "queue_full")
 
@@ -218,7 +218,7 @@ class ShadowQueue:
         self._in_turn = False
         self._write_answers()
         due: list[ShadowRequest] = []
-        room = self._concurrency - len(self._flying)
+        room = self._concurrency - len(self._in_flight)
         if self._queue and time() >= self._hold_until:
             while self._queue and len(due) < room:
                 copy = self._pop()
@@ -240,7 +240,7 @@ class ShadowQueue:
         decisions = [self._render_decision(copy.request_id, "sampled", None) for copy in due]
         for copy, is_written in zip(due, self._writer.append_lines(decisions), strict=True):
             if is_written:
-                self._flying.add(copy)
+                self._in_flight.add(copy)
                 copy.start(self._loop, self._pool, self._head_of(copy.outgoing))
             else:
                 self._reserved_usd -= copy.reserved_usd
@@ -288,7 +288,7 @@ class ShadowQueue:
             return
         if not self._asking.is_taken and not names_field(self._drop, "stream_options"):
             self._drop = (*self._drop, "stream_options")  # the client's own too: this server takes none
-        self._flying.discard(copy)
+        self._in_flight.discard(copy)
         self._reserved_usd -= copy.reserved_usd
         self._record(copy)
         self._turn_soon()
@@ -390,7 +390,7 @@ class ShadowQueue:
     def tick(self) -> None:
         """To be called a few times a second."""
         now = perf_counter()
-        for copy in list(self._flying):
+        for copy in list(self._in_flight):
             copy.check(now, self._settings.shadow_timeout_s)
         self._setup.tick()
         oldest = time() - self._settings.shadow_queue_age_s
@@ -405,7 +405,7 @@ class ShadowQueue:
 
     @property
     def is_idle(self) -> bool:
-        return not self._queue and not self._flying and not self._answered
+        return not self._queue and not self._in_flight and not self._answered
 
     def shed_queue(self, reason: str) -> None:
         """At the end: what has not been sent will not be."""

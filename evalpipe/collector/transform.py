@@ -20,7 +20,7 @@ from evalpipe.http1.headers import Line
 from evalpipe.providers.base import NotShadowableError, OutgoingRequest
 from evalpipe.providers.decoding import EncodingError, StreamDecoder
 from evalpipe.providers.json_values import MalformedJSONError, as_dict, as_list, parse_answer, without_members
-from evalpipe.providers.registry import speaks
+from evalpipe.providers.registry import serves
 from evalpipe.providers.setup_faults import provider_words
 from evalpipe.providers.translate import render_treatment_request
 from evalpipe.providers.translate_response import AnswerTranslator
@@ -152,7 +152,7 @@ class ResponseTranslation:
 
 def rewrite(endpoint: str, body: bytes, arm: ArmSettings) -> bytes:
     """The body for the arm. A request that cannot be read goes out as it came: the provider reports what is wrong with it."""
-    if not speaks(arm.provider, endpoint):
+    if not serves(arm.provider, endpoint):
         return body
     try:
         return render_treatment_request(

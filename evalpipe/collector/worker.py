@@ -211,12 +211,12 @@ def _assigner(settings: CollectorSettings) -> Assigner:
         return ShadowAssigner(unit_sources=settings.unit_sources, eligible=settings.treatment is not None)
     from evalpipe.collector.assignment import ChainBook, SplitAssigner
     from evalpipe.providers.base import ENDPOINTS
-    from evalpipe.providers.registry import speaks
+    from evalpipe.providers.registry import serves
 
     token, treatment = settings.client_token, settings.treatment
     untranslated = None
     if treatment is not None:
-        untranslated = frozenset(name for name in ENDPOINTS.values() if speaks(treatment.provider, name))
+        untranslated = frozenset(name for name in ENDPOINTS.values() if serves(treatment.provider, name))
     return SplitAssigner(
         salt=settings.effective_salt,
         unit_sources=settings.unit_sources,

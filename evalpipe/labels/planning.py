@@ -54,7 +54,7 @@ class LabelPlan:
     Attributes:
         sizes: a user's pairs → how many users have so many.
         spread: of people's preferences.
-        critical: the way of looking.
+        critical: the plan of looks.
     """
 
     sizes: Mapping[int, int]

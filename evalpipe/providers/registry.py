@@ -100,7 +100,7 @@ PROVIDERS: Mapping[str, tuple[str, ...]] = {
 """provider → the endpoints it is asked at; the first one takes what has to be translated"""
 
 
-def speaks(provider: str, endpoint: str) -> bool:
+def serves(provider: str, endpoint: str) -> bool:
     """Whether requests of that endpoint reach the provider without translation. Raises KeyError for an unknown provider."""
     return endpoint in PROVIDERS[provider]
 

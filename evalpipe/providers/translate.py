@@ -21,7 +21,7 @@ from evalpipe.providers.model_names import (
     takes_max_completion_tokens,
     takes_sampling,
 )
-from evalpipe.providers.registry import PROVIDERS, speaks
+from evalpipe.providers.registry import PROVIDERS, serves
 from evalpipe.providers.request_fields import LIMITS, names_field, without_fields
 from evalpipe.providers.responses import check_state, read_responses
 
@@ -74,7 +74,7 @@ def render_treatment_request(
         model=model, params=params or {}, system_prompt=system_prompt, drop=tuple(drop), ask_usage=ask_usage
     )
     try:
-        if speaks(provider, endpoint):
+        if serves(provider, endpoint):
             return _same_dialect(endpoint, body, document, settings, headers or {}, served, stores_by_default)
         return _other_dialect(endpoint, document, provider, settings)
     except (RecursionError, TypeError, AttributeError) as error:

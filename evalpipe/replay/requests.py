@@ -16,7 +16,7 @@ from evalpipe.calls.runner import RecordedCost
 from evalpipe.models import Arm, Exchange, ReplayCall, ReplayStatus
 from evalpipe.providers.base import NotShadowableError, OutgoingRequest, Usage
 from evalpipe.providers.pricing import Unpriced, price_of
-from evalpipe.providers.registry import speaks
+from evalpipe.providers.registry import serves
 from evalpipe.providers.translate import render_treatment_request
 from evalpipe.replay.http_client import HttpAnswer
 from evalpipe.spool.format import Body, RequestRecord, ResponseRecord
@@ -99,7 +99,7 @@ def outgoing_of(logged: LoggedRequest, arm: ReplayArm, *, batch: bool = False) -
     endpoint = _endpoint(logged, document)
     model: str | None = arm.model
     if not arm.rewrite:
-        model = None if isinstance(document.get("model"), str) and speaks(arm.provider, endpoint) else arm.model
+        model = None if isinstance(document.get("model"), str) and serves(arm.provider, endpoint) else arm.model
     if logged.is_imported and endpoint == "messages":
         document.setdefault("max_tokens", DEFAULT_LIMIT)
     made = render_treatment_request(

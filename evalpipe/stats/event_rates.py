@@ -63,7 +63,7 @@ def paired_events(
     - anytime with ≥ 50 users, ≥ 10 discordant pairs and |skewness| ≤ .1 at every clustering: the asymptotic confidence sequence;
     - fixed and scheduled looks with ≥ 25 discordant pairs and several requests per user: t with the degrees of freedom of the
       clustering with the largest variance;
-    - else Tango's score limits on counts divided by the design effect, at the critical value of the way of looking.
+    - else Tango's score limits on counts divided by the design effect, at the critical value of the plan of looks.
 
     Args:
         t_only: pairs in which only the treatment has the event.
@@ -73,7 +73,7 @@ def paired_events(
         times: the event summed per clock hour, block of hours and day, each an aggregate whose clusters are these; one with fewer
             than 5 clusters is left out, as it gives no variance.
         heaviness: ΣW²/ΣW over users, W = a user's requests; 1 where every user has one.
-        multiplier: the way of looking; `Fixed()` by default.
+        multiplier: the plan of looks; `Fixed()` by default.
         alpha: two-sided level, between 0 and 1.
         bets: stakes of the betting interval; planned for 2 % discordant pairs at n* by default.
 
@@ -142,15 +142,15 @@ def unpaired_events(
     Anytime with ≥ 100 users in the smaller arm, ≥ 10 events in each arm and |skewness| ≤ .1 at every clustering: the asymptotic
     confidence sequence. Fixed and scheduled looks with ≥ 10 events in each arm: t with Welch's degrees of freedom, or those of
     the times where these have the largest variance. Else Newcombe's square-and-add of both arms' Wilson limits (1998,
-    method 10 for independent samples), each at its rows divided by its design effect, at the critical value of the way of
-    looking.
+    method 10 for independent samples), each at its rows divided by its design effect, at the critical value of the plan
+    of looks.
 
     Args:
         control, treatment: the event summed per user of each arm.
         times: the event summed per clock hour, block of hours and day, both arms' sums in one aggregate (an hour's term is the
             treatment's minus control's); one with fewer than 5 clusters is left out.
         heaviness: (control's, treatment's) ΣW²/ΣW over users, W = a user's requests.
-        multiplier: the way of looking; `Fixed()` by default.
+        multiplier: the plan of looks; `Fixed()` by default.
         alpha: two-sided level, between 0 and 1.
 
     Returns:

@@ -256,7 +256,7 @@ class PairedRates:
         Args:
             point: the true difference, oriented; the share of discordant pairs is at least its size.
             line: the difference to be excluded, at whichever side of `point` it lies.
-            looks: level and way of looking.
+            looks: level and plan of looks.
             half: by which half of the experiments have excluded it (`Looks.in_half`), rather than their expected values.
 
         Returns:

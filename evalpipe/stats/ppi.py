@@ -101,7 +101,7 @@ def ppi_mean(
         f: the judge's values of the same.
         rest: the judge's values of the N others; none: the labels alone.
         lam: λ; None: clip(mean[(Y − Ȳ)(f − f̄)] / ((1 + n/N)·var(f and F)), 0, 1).
-        multiplier: the way of looking; one look by default.
+        multiplier: the plan of looks; one look by default.
         alpha: two-sided level.
 
     Returns:
@@ -196,7 +196,7 @@ def stratified_mean(
         strata: each stratum's sums. Where a user may be in several, all have the same users in the same order, and the
             user's parts of all strata are added before squaring; lists of different lengths are different users.
         weights: W_h ≥ 0, each stratum's share of all pairs; they are divided by their sum.
-        multiplier: the way of looking.
+        multiplier: the plan of looks.
         alpha: two-sided level.
 
     Returns:
@@ -279,7 +279,7 @@ def active_mean(
         scaled: g_i = c + λ(f_i − f̄) with c and f̄ the labelled items' means weighted by 1/π, and the weights 1/π scaled to add
             up to the number of users. The result then holds where only a random part of the drawn items has been labelled so
             far, and at equal probabilities is PPI++. False: g_i = λf_i and the weights as they are.
-        multiplier: the way of looking.
+        multiplier: the plan of looks.
         alpha: two-sided level.
 
     Returns:

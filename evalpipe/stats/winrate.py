@@ -44,7 +44,7 @@ def win_rate(
     Args:
         values: distinct users' means x_u, each in [0, 1] (repeats are allowed, so raw means with counts of 1 do too).
         counts: users with each of the means, ≥ 0.
-        multiplier: the way of looking; `Fixed()` by default.
+        multiplier: the plan of looks; `Fixed()` by default.
         alpha: two-sided level, between 0 and 1.
         bets: stakes of the betting interval; the default is planned for n* (1000 without a plan).
         n: judged pairs behind the means; the number of users by default.

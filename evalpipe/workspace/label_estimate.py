@@ -106,7 +106,7 @@ def estimate_labels(
         within, within_from = by_judge.within, "judge"
     else:
         within, within_from = 1.0, "at most"
-    looks, critical = _way_of_looking(workspace, name, first_us, now or datetime.now(UTC))
+    looks, critical = _look_plan_of(workspace, name, first_us, now or datetime.now(UTC))
     plan = LabelPlan(
         sizes=sizes_of([of_request[one.request_id][0] for one in candidates]),
         spread=Spread(variance=variance, within=within),
@@ -134,7 +134,7 @@ def estimate_labels(
     )
 
 
-def _way_of_looking(workspace: Workspace, name: str, first_us: int | None, now: datetime) -> tuple[str, Critical]:
+def _look_plan_of(workspace: Workspace, name: str, first_us: int | None, now: datetime) -> tuple[str, Critical]:
     """(how the report may be looked at, the critical value of its corrected win rate by labelled users)."""
     settings, mode = settings_of(workspace), mode_of(workspace.config)
     look = resolve_look(

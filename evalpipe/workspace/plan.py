@@ -228,7 +228,7 @@ def _basis(
         settings=settings,
         power=power,
         orders=config.judge.orders if config else "both",
-        looks=settings.mode_of_looking,  # type: ignore[arg-type]
+        looks=settings.look_mode,  # type: ignore[arg-type]
         terms=terms,
         analysis=analysis,
         log=_log(workspace, settings, analysis, mode),

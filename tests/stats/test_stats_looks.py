@@ -192,7 +192,7 @@ def _sample_ratio_status(treated: int, kept: int, mode: str) -> str:
         connection=connection,
         prepared=SimpleNamespace(paired=False),
         settings=SimpleNamespace(treatment_percent=50.0),
-        looking=SimpleNamespace(mode=mode),
+        look_plan=SimpleNamespace(mode=mode),
     )
     found = sample_ratio(evidence)  # type: ignore[arg-type]
     assert found is not None

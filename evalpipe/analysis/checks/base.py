@@ -25,7 +25,7 @@ class CheckContext:
     prepared: Prepared
     funnel: Funnel
     judges: Sequence[JudgeResult]
-    looking: LookPlan
+    look_plan: LookPlan
     results: Mapping[str, MetricResult]
     chosen: Chosen | None = None
     corrected: CorrectedRate | None = None

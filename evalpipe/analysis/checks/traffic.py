@@ -85,7 +85,7 @@ def sample_ratio(evidence: CheckContext) -> Check | None:
     if not stages or n_t + n_c == 0:
         return Check(name="sample_ratio", status=WARN, detail="the planned share of the treatment is not known")
     p = srm.chi_square_p(chi2, stages)
-    broken = log_e >= math.log(srm.ALARM_E) if evidence.looking.mode == "anytime" else p < srm.ALARM_P
+    broken = log_e >= math.log(srm.ALARM_E) if evidence.look_plan.mode == "anytime" else p < srm.ALARM_P
     seen = (
         f"{count(n_t)} of {count(n_t + n_c)} users ({percent(n_t / (n_t + n_c))}) got the treatment, "
         f"{percent(expected / (n_t + n_c))} were planned"
