@@ -20,7 +20,11 @@ def canonical_json(value: Any) -> str:
 
     Lone surrogates stay escaped (ASCII output), so any parsed JSON can be written. NaN and Infinity raise ValueError.
     """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return _canonical.encode(value)
+
+
+# Made once: json.dumps builds a new one at every call with options.
+_canonical: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def fingerprint(value: Any, *, length: int = 16) -> str:
@@ -70,7 +74,7 @@ def unit_in_body(document: Any, path: str) -> str | None:
 
 def hash_unit(key: bytes, unit_id: str) -> str:
     """The stored form of a unit id: 32 hex digits of HMAC-SHA-256, so that a log names no user."""
-    return hmac.new(key, unit_id.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()[:32]
+    return hmac.digest(key, unit_id.encode("utf-8", "surrogatepass"), "sha256").hex()[:32]
 
 
 # The user of a request and its conversation, as far as its headers and body name them.

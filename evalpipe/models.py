@@ -53,8 +53,7 @@ class ShadowStatus(StrEnum):
     SHED = "shed"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Exchange:
+class Exchange(msgspec.Struct, frozen=True, kw_only=True):
     """One request with one arm's answer, as stored: one row of the `exchanges` dataset. Not measured is None, never 0.
 
     Times are UTC instants (`_at`) or milliseconds (`_ms`); tokens and dollars are counts as billed. `input_tokens` holds
@@ -114,8 +113,8 @@ class Exchange:
     cost_source: str | None = None
     """what `cost_usd` was computed by: "config", the price library and its version, or the provider's own field"""
     cost_note: str | None = None
-    removed_at: datetime | None = None
     """why there is no cost, or what is not in it"""
+    removed_at: datetime | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,7 +15,9 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 def well_formed(text: str) -> str:
     """`text` with every lone surrogate replaced by U+FFFD, so that it can be encoded as UTF-8 (Unicode 3.9, U+FFFD)."""
-    return _LONE_SURROGATE.sub("\ufffd", text) if _LONE_SURROGATE.search(text) else text
+    if text.isascii() or _LONE_SURROGATE.search(text) is None:
+        return text
+    return _LONE_SURROGATE.sub("\ufffd", text)
 
 
 def joined(text: str) -> str:

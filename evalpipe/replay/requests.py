@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from evalpipe.calls.client import CallOutcome, ModelResponse, masked
 from evalpipe.calls.runner import RecordedCost
@@ -145,7 +146,7 @@ def _unstreamed(made: OutgoingRequest) -> OutgoingRequest:
     if not document.pop("stream", False):
         return made
     document.pop("stream_options", None)
-    return msgspec.structs.replace(made, body=json.dumps(document).encode(), asks_usage=False)
+    return replace(made, body=json.dumps(document).encode(), asks_usage=False)
 
 
 def longest_answer(body: bytes) -> int:
@@ -250,7 +251,7 @@ def _as_a_single_call(row: Exchange, arm: ReplayArm, usage: Usage, rules: Readin
     if row.cost_usd is None:
         return row
     cost = price_of(
-        msgspec.structs.replace(usage, service_tier=None),
+        replace(usage, service_tier=None),
         model=row.model,
         requested=row.model_requested,
         provider=arm.provider,

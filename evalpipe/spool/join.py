@@ -4,6 +4,7 @@ A request is finished when its served response is there and, where a shadow requ
 was sent) its response. Records that an ended process can no longer write are not waited for.
 """
 
+# mypyc: compiled into wheels (hatch_build.py)
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator

@@ -4,6 +4,7 @@ A segment is `WRITER.NNNNNN.jsonl`. A living writer holds an exclusive flock on 
 it lets the old one go.
 """
 
+# mypyc: compiled into wheels (hatch_build.py)
 from __future__ import annotations
 
 import gzip

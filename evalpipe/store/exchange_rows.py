@@ -1,22 +1,15 @@
-"""The records of one request → its exchanges: the response parsed, timed and priced, in one process or several."""
+"""The records of one request → its exchanges: the response parsed, timed and priced."""
 
+# mypyc: compiled into wheels (hatch_build.py)
 from __future__ import annotations
 
 import json
-import os
-import signal
-import threading
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from multiprocessing import connection, get_context, parent_process
-from types import TracebackType
 from typing import Any, cast
 
 import msgspec
-import pyarrow as pa
+from msgspec.structs import replace
 
 from evalpipe.identity import conversation_id, conversation_of, hash_unit, read_sources, unit_of
 from evalpipe.models import FAILED, Arm, Exchange, Outcome, Role, ShadowStatus
@@ -25,10 +18,9 @@ from evalpipe.providers.decoding import EncodingError, decode, header
 from evalpipe.providers.json_values import parse_document
 from evalpipe.providers.pricing import NOT_REPORTED, Cost, Price, Unpriced, price_of
 from evalpipe.providers.registry import read_answer, read_request
-from evalpipe.spool.format import Body, Ended, RequestRecord, ResponseRecord, ShadowRecord, read_record
-from evalpipe.spool.join import LOST, STOPPED, PendingRequest, put
+from evalpipe.spool.format import Body, Ended, RequestRecord, ResponseRecord, ShadowRecord
+from evalpipe.spool.join import LOST, STOPPED, PendingRequest
 from evalpipe.store.importers.base import prompt_text
-from evalpipe.store.schema import EXCHANGES, to_table
 from evalpipe.text import well_formed
 
 SIMULATED_HEADER = "x-simulated-by"
@@ -37,8 +29,7 @@ BROKEN_OFF = "the answer failed before it reported its tokens: what was billed f
 """`cost_note` of failures that may have been billed"""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReadingRules:
+class ReadingRules(msgspec.Struct, frozen=True, kw_only=True):
     """The configuration of reading records.
 
     `unit_sources`: as `[experiment] unit`, the first one present names the unit (headers were looked at by the collector).
@@ -47,7 +38,7 @@ class ReadingRules:
 
     unit_sources: Sequence[str] = ()
     unit_key: bytes | None = None
-    prices: Mapping[str, Price] = field(default_factory=dict)
+    prices: Mapping[str, Price] = msgspec.field(default_factory=dict)
 
 
 def read_exchanges(entry: PendingRequest, rules: ReadingRules) -> list[Exchange]:
@@ -165,7 +156,7 @@ def _served(client: _Client, entry: PendingRequest) -> Exchange:
             request_id=request.request_id,
             arm=Arm(request.arm),
             role=Role.SERVED,
-            started_at=_instant(request.received_at),
+            started_at=instant(request.received_at),
             endpoint=request.endpoint or None,
             model_requested=client.view.model,
             request=_storable(client.body),
@@ -209,7 +200,7 @@ def _answered(
         request_id=client.record.request_id,
         arm=Arm(response.arm),
         role=role,
-        started_at=_instant(client.record.received_at if role is Role.SERVED else response.started_at),
+        started_at=instant(client.record.received_at if role is Role.SERVED else response.started_at),
         provider=response.provider or None,
         endpoint=response.endpoint or None,
         model_requested=sent_view.model,
@@ -245,7 +236,7 @@ def _copy_lost(client: _Client, shadow: ShadowRecord, reason: str) -> Exchange:
         request_id=client.record.request_id,
         arm=Arm.TREATMENT,
         role=Role.SHADOW,
-        started_at=_instant(shadow.at),
+        started_at=instant(shadow.at),
         outcome=Outcome.CLIENT_CLOSED,
         error_type=reason,
         **_common(client, None, Arm.TREATMENT),
@@ -289,13 +280,13 @@ def _as_far_as_kept(response: ResponseRecord, answer: Answer) -> Answer:
     if not n_dropped or response.ended != "complete" or answer.outcome is not Outcome.UNREADABLE:
         return answer
     message = f"the answer is longer than the log keeps: {n_dropped:,} bytes are not in it"
-    return msgspec.structs.replace(answer, outcome=Outcome.OK, error_type="not_kept_whole", error_message=message)
+    return replace(answer, outcome=Outcome.OK, error_type="not_kept_whole", error_message=message)
 
 
 def _cost(
     client: _Client, response: ResponseRecord, answer: Answer, view: RequestView, outcome: Outcome
 ) -> Cost | Unpriced:
-    at = _instant(response.started_at)
+    at = instant(response.started_at)
     generated = answer.usage.output_tokens is not None or answer.text or answer.tool_calls
     if outcome is Outcome.HTTP_ERROR and not generated and _is_not_billed(response):
         return Cost(usd=0.0, priced_at=at, source="not billed")
@@ -374,100 +365,5 @@ def _object(body: bytes) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def _instant(seconds: float) -> datetime:
-    return _EPOCH + timedelta(seconds=seconds)
-
-
-# Finished entries → Arrow tables, in this process or in several: reading answers is what a load spends its time on.
-
-
-Job = list[tuple[list[bytes], str | None]]
-"""The lines of each entry, and why what is missing in it will not come."""
-
-
-class Parser:
-    """Takes batches of entries and gives tables by experiment, in the order of submission.
-
-    With one process everything happens in `results`; with more, batches are parsed while the caller reads on. Leaving the
-    block by an exception (Ctrl-C) drops what is not begun.
-    """
-
-    def __init__(self, rules: ReadingRules, processes: int) -> None:
-        self._rules = rules
-        # A fresh interpreter, not a fork: this process may hold threads of DuckDB and Arrow.
-        self._pool = (
-            None
-            if processes <= 1
-            else ProcessPoolExecutor(max_workers=processes, mp_context=get_context("spawn"), initializer=_watch_parent)
-        )
-        self._waiting: deque[Future[dict[str, bytes]] | Sequence[PendingRequest]] = deque()
-
-    def __enter__(self) -> Parser:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=kind is not None)
-
-    def submit(self, entries: Sequence[PendingRequest]) -> None:
-        if self._pool is None:
-            self._waiting.append(entries)
-            return
-        job: Job = [([source.data for source in entry.sources], entry.lost_reason) for entry in entries]
-        self._waiting.append(self._pool.submit(_parse_job, job, self._rules))
-
-    def results(self, n_pending: int) -> Iterator[tuple[str, pa.Table]]:
-        """(experiment, exchanges) of the batches in front, until at most `n_pending` are left (in one process: none)."""
-        while len(self._waiting) > (0 if self._pool is None else n_pending):
-            batch = self._waiting.popleft()
-            if isinstance(batch, Future):
-                for experiment, data in batch.result().items():
-                    with pa.ipc.open_stream(data) as reader:
-                        yield experiment, reader.read_all()
-            else:
-                yield from _parse(batch, self._rules).items()
-
-
-def _watch_parent() -> None:
-    """Ctrl-C reaches the whole process group; one process answering it is enough. And no worker outlives its parent, however
-    that ended: the pipes of the pool do not show it, since each worker holds both ends of them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-    os._exit(1)
-
-
 def instant(seconds: float) -> datetime:
     return _EPOCH + timedelta(seconds=seconds)
-
-
-def _parse(entries: Sequence[PendingRequest], rules: ReadingRules) -> dict[str, pa.Table]:
-    rows: dict[str, list[Exchange]] = {}
-    for entry in entries:
-        assert entry.request is not None
-        rows.setdefault(entry.request.experiment, []).extend(read_exchanges(entry, rules))
-    return {experiment: to_table(EXCHANGES, exchanges) for experiment, exchanges in rows.items()}
-
-
-def _parse_job(job: Job, rules: ReadingRules) -> dict[str, bytes]:
-    """The work of another process: lines in, Arrow streams out, both cheap to hand over."""
-    entries = []
-    for lines, lost_reason in job:
-        entry = PendingRequest(lost_reason=lost_reason)
-        for line in lines:
-            put(entry, read_record(line))
-        entries.append(entry)
-    results = {}
-    for experiment, table in _parse(entries, rules).items():
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, table.schema) as writer:
-            writer.write_table(table)
-        results[experiment] = sink.getvalue().to_pybytes()
-    return results

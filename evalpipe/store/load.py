@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from msgspec.structs import replace as with_values
 
 from evalpipe.errors import DataError
 from evalpipe.files import sync_folder, unlink_synced, write_synced
@@ -35,7 +36,7 @@ from evalpipe.spool.segments import (
     remove,
     treatment_state,
 )
-from evalpipe.store.exchange_rows import Parser, ReadingRules, instant
+from evalpipe.store.exchange_rows import ReadingRules, instant
 from evalpipe.store.importers import IMPORTERS
 from evalpipe.store.importers.base import BrokenLineError, Imported, Importer
 from evalpipe.store.importers.columnar import Columnar
@@ -45,6 +46,7 @@ from evalpipe.store.importers.documents import Document, Text
 from evalpipe.store.importers.mapping import Arms
 from evalpipe.store.load_history import Ledger
 from evalpipe.store.parquet import DatasetWriter, existing_keys
+from evalpipe.store.parsing import Parser, rare_collections
 from evalpipe.store.query import writing
 from evalpipe.store.schema import BY_NAME, holds_failures, to_table
 
@@ -89,7 +91,7 @@ class SpoolLoad:
 
     def run(self) -> LoadSummary:
         """Load what is there. The caller holds the load lock."""
-        with exclusive_segments(self._spool) as segments:
+        with rare_collections(), exclusive_segments(self._spool) as segments:
             return self._load(segments)
 
     def _load(self, segments: list[Segment]) -> LoadSummary:
@@ -416,7 +418,7 @@ def _placed(imported: Imported, importer: Importer, reading: Reading, numbered: 
                 n = numbered[one.request_id]
                 renamed[one.request_id] = one.request_id if n == 1 else f"{one.request_id}-{n}"
         exchanges = [
-            replace(one, request_id=renamed[one.request_id]) if renamed[one.request_id] != one.request_id else one
+            with_values(one, request_id=renamed[one.request_id]) if renamed[one.request_id] != one.request_id else one
             for one in exchanges
         ]
         labels = [replace(one, request_id=renamed.get(one.request_id, one.request_id)) for one in labels]
@@ -426,10 +428,10 @@ def _placed(imported: Imported, importer: Importer, reading: Reading, numbered: 
         if unknown and len(exchanges) == 1:
             raise BrokenLineError(f"of neither arm: {unknown[0]!r}; name two values with --arms CONTROL,TREATMENT")
         left = [f"answers of neither arm ({value})" for value in unknown]
-        exchanges = [replace(one, arm=arm) for one, arm in zip(exchanges, arms, strict=True) if arm is not None]
+        exchanges = [with_values(one, arm=arm) for one, arm in zip(exchanges, arms, strict=True) if arm is not None]
         imported = replace(imported, left_out=[*imported.left_out, *left])
     elif not importer.tells_arms and reading.arm is not Arm.CONTROL:
-        exchanges = [replace(one, arm=reading.arm) for one in exchanges]
+        exchanges = [with_values(one, arm=reading.arm) for one in exchanges]
     if reading.priced is not None:
         exchanges = [reading.priced(one) for one in exchanges]
     if exchanges is imported.exchanges and labels is imported.labels:

@@ -175,8 +175,9 @@ BY_NAME = {dataset.name: dataset for dataset in DATASETS}
 def to_table(schema: pa.Schema, rows: Sequence[Any]) -> pa.Table:
     """A table of records whose attributes are named as the columns. Enums become their text, mappings MAPs; a lone
     surrogate, which no UTF-8 file can hold, becomes U+FFFD."""
+    columns = zip(*map(attrgetter(*schema.names), rows), strict=True) if rows else [()] * len(schema)
     return pa.Table.from_arrays(
-        [_column([get(row) for row in rows], field.type) for field, get in _getters(schema)], schema=schema
+        [_column(values, field.type) for field, values in zip(schema, columns, strict=True)], schema=schema
     )
 
 
@@ -186,11 +187,7 @@ def holds_failures(exchanges: pa.Table) -> bool:
     return bool(pc.any(pc.is_in(exchanges["outcome"], value_set=failed)).as_py())
 
 
-def _getters(schema: pa.Schema) -> list[tuple[pa.Field, attrgetter[Any]]]:
-    return [(field, attrgetter(field.name)) for field in schema]
-
-
-def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
+def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     if pa.types.is_map(kind):
         values = [None if value is None else list(value.items()) for value in values]
     try:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace as with_values
+
 from evalpipe.config import ArmConfig, Config, ExperimentConfig, JudgeConfig
 from evalpipe.errors import ConfigError, DataError, EvalpipeError
 from evalpipe.identity import fingerprint
@@ -618,10 +620,10 @@ def _under_one_id(pairs: Sequence[tuple[Exchange, Exchange]]) -> list[tuple[Exch
             "step": asked.step,
         }
         control, treatment = (
-            replace(
+            with_values(
                 one,
                 arm=arm,
-                **shared,  # type: ignore[arg-type]
+                **shared,
                 request=one.request or other.request,
                 reference=one.reference or other.reference,
             )

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -193,9 +193,11 @@ def _priced(workspace: Workspace) -> Callable[[Exchange], Exchange]:
             usage, model=row.model, requested=row.model_requested, provider=row.provider, at=at, prices=prices
         )
         if isinstance(found, Unpriced):
-            return replace(row, cost_note=found.reason)
+            return msgspec.structs.replace(row, cost_note=found.reason)
         note = "; ".join(filter(None, ("computed by `load --price`, not in the log", found.note)))
-        return replace(row, cost_usd=found.usd, priced_at=found.priced_at, cost_source=found.source, cost_note=note)
+        return msgspec.structs.replace(
+            row, cost_usd=found.usd, priced_at=found.priced_at, cost_source=found.source, cost_note=note
+        )
 
     return priced
 

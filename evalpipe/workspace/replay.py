@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import msgspec
+
 from evalpipe.analysis.turns import goal_turns, mark_first_turns
 from evalpipe.calls.batch_client import open_batch_client
 from evalpipe.calls.batches import OPEN, BatchState, intents, most_usd
@@ -57,7 +59,10 @@ ANSWER_BYTES = 1 << 17
 def _shortened(row: ReplayCall) -> ReplayCall:
     exchange = row.exchange
     return replace(
-        row, exchange=None if exchange is None else replace(exchange, response=None, request=None, meta=None)
+        row,
+        exchange=None
+        if exchange is None
+        else msgspec.structs.replace(exchange, response=None, request=None, meta=None),
     )
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from replay_harness import NOON, TREATMENT, logged, query, workspace, write
 
 from evalpipe.analysis.result import Analysis, MetricResult
