@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from json.encoder import encode_basestring_ascii
 from typing import Any, Final, NamedTuple
 
 BUCKETS = 10_000
@@ -59,6 +60,9 @@ def conversation_id(system_text: str, first_user_message: Any) -> str:
 
     Conversations that open with the same words are one unit: without a user id they cannot be distinguished.
     """
+    if isinstance(first_user_message, str):  # the canonical JSON of two texts, without the way through an encoder
+        text = f"[{encode_basestring_ascii(system_text)},{encode_basestring_ascii(first_user_message)}]"
+        return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
     return fingerprint([system_text, first_user_message])
 
 
@@ -181,7 +185,13 @@ def unit_of(
 
 
 def conversation_of(system_text: str, first_user_message: Any, document: Any) -> str:
-    """The conversation of a request without a header that names it, 16 hex digits.
+    """The conversation of a request without a header that names it, 16 hex digits."""
+    named = conversation_in(system_text, first_user_message, document)
+    return conversation_id(system_text, first_user_message) if named is None else named
+
+
+def conversation_in(system_text: str, first_user_message: Any, document: Any) -> str | None:
+    """The conversation that a request's body names, 16 hex digits; None where it names none.
 
     A conversation object of the provider's, or a cache key that is an id of its own (Codex: of the session), names it. Any
     other cache key only distinguishes conversations with the same opening: applications give one key to all of them.
@@ -196,7 +206,7 @@ def conversation_of(system_text: str, first_user_message: Any, document: Any) ->
             if _INDIVIDUAL.search(key):
                 return fingerprint(["prompt_cache_key", key])
             return fingerprint([system_text, first_user_message, key])
-    return conversation_id(system_text, first_user_message)
+    return None
 
 
 # The number of an SDK's attempt at a request, from its headers.

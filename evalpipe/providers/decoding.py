@@ -46,7 +46,10 @@ def header(headers: Mapping[str, str], name: str) -> str:
     value = headers.get(name)
     if value is not None:
         return value
-    return next((value for key, value in headers.items() if key.lower() == name), "")
+    for key, value in headers.items():
+        if key.lower() == name:
+            return value
+    return ""
 
 
 def decode_request(encoding: str, body: bytes, *, limit: int) -> bytes:

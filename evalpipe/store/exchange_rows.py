@@ -11,7 +11,7 @@ from typing import Any, cast
 import msgspec
 from msgspec.structs import replace
 
-from evalpipe.identity import conversation_id, conversation_of, hash_unit, read_sources, unit_of
+from evalpipe.identity import conversation_id, conversation_in, hash_unit, read_sources, unit_of
 from evalpipe.models import FAILED, Arm, Exchange, Outcome, Role, ShadowStatus
 from evalpipe.providers.base import Answer, RequestView
 from evalpipe.providers.decoding import EncodingError, decode, header
@@ -24,6 +24,7 @@ from evalpipe.store.importers.base import prompt_text
 from evalpipe.text import well_formed
 
 SIMULATED_HEADER = "x-simulated-by"
+_ARMS: Mapping[str, Arm] = {arm.value: arm for arm in Arm}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 BROKEN_OFF = "the answer failed before it reported its tokens: what was billed for it is not known"
 """`cost_note` of failures that may have been billed"""
@@ -79,12 +80,13 @@ class _Client:
         self.view = read_request(request.endpoint, self.body)
         self.prompt = prompt_text(self.view.messages)
         self._document = _object(self.body) if rules.unit_sources or b'"prompt_cache_key"' in self.body else {}
-        self.conversation = request.conversation_id or conversation_of(
+        named = request.conversation_id or conversation_in(
             self.view.system_text, self.view.first_user_message, self._document
         )
+        self.conversation = named or conversation_id(self.view.system_text, self.view.first_user_message)
         self.unit_id, self.unit_source = self._unit()
         # Under an id of the client's own, one user message may be any turn: the order of its requests decides.
-        self.turn = None if self.view.turn == 1 and self._names_conversation() else self.view.turn
+        self.turn = None if self.view.turn == 1 and named and self._names_conversation() else self.view.turn
         self.kind = _kind(request, self.view, served)
         self.is_repeated = False
         self.earlier_attempts: Sequence[str] = ()
@@ -154,7 +156,7 @@ def _served(client: _Client, entry: PendingRequest) -> Exchange:
     if entry.served is None:
         return Exchange(
             request_id=request.request_id,
-            arm=Arm(request.arm),
+            arm=_ARMS[request.arm],
             role=Role.SERVED,
             started_at=instant(request.received_at),
             endpoint=request.endpoint or None,
@@ -198,7 +200,7 @@ def _answered(
     timed_out = outcome is Outcome.TIMEOUT and response.timeout_ms is not None
     return Exchange(
         request_id=client.record.request_id,
-        arm=Arm(response.arm),
+        arm=_ARMS[response.arm],
         role=role,
         started_at=instant(client.record.received_at if role is Role.SERVED else response.started_at),
         provider=response.provider or None,

@@ -26,7 +26,7 @@ from evalpipe.files import sync_folder, unlink_synced, write_synced
 from evalpipe.models import Arm, Exchange, Feedback, Role
 from evalpipe.providers.json_values import parse_document
 from evalpipe.spool.format import FeedbackRecord
-from evalpipe.spool.join import PendingRequest, SpoolJoin, join_attempts, time_of
+from evalpipe.spool.join import PendingRequest, SpoolJoin, time_of
 from evalpipe.spool.segments import (
     Segment,
     exclusive_segments,
@@ -105,7 +105,7 @@ class SpoolLoad:
             self._ratings = stack.enter_context(DatasetWriter(self._data, BY_NAME["feedback"]))
             self._parser = stack.enter_context(Parser(self._rules, self._processes))
             self._read(join)
-            self._drain(0)
+            self._drain(finish=True)
             for experiment, ratings in self._feedback.items():
                 self._ratings.add(experiment, to_table(BY_NAME["feedback"].schema, ratings))
         for rejects in self._rejects.values():
@@ -164,12 +164,11 @@ class SpoolLoad:
         self._summary.n_known += len(self._batch) - len(new)
         self._batch, self._batch_bytes = [], 0
         if new:
-            join_attempts(new)
             self._parser.submit(new)
-        self._drain(self._processes)
+        self._drain()
 
-    def _drain(self, n_pending: int) -> None:
-        for experiment, table in self._parser.results(n_pending):
+    def _drain(self, *, finish: bool = False) -> None:
+        for experiment, table in self._parser.results(finish=finish):
             self._exchanges.add(experiment, table)
             if holds_failures(table):
                 self._summary.failed.add(experiment)

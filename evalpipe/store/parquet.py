@@ -371,9 +371,11 @@ class DatasetWriter:
             return [((experiment,), table)]
         days = pc.cast(pc.floor_temporal(table["started_at"], unit="day"), pa.timestamp("s", tz="UTC"))
         parts: list[tuple[tuple[str, ...], pa.Table]] = []
-        for day in pc.unique(days).sort().to_pylist():
+        found = pc.unique(days).sort().to_pylist()
+        for day in found:
             text = f"{_as_date(day):%Y-%m-%d}" if day.year >= 1000 else _as_date(day).isoformat()
-            parts.append(((experiment, text), table.filter(pc.equal(days, pa.scalar(day, days.type)))))
+            part = table if len(found) == 1 else table.filter(pc.equal(days, pa.scalar(day, days.type)))
+            parts.append(((experiment, text), part))
         return parts
 
     def _only_new(self, partition: tuple[str, ...], table: pa.Table) -> pa.Table:

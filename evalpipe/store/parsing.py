@@ -17,30 +17,31 @@ import pyarrow as pa
 
 from evalpipe.models import Exchange
 from evalpipe.spool.format import read_record
-from evalpipe.spool.join import PendingRequest, put
+from evalpipe.spool.join import PendingRequest, join_attempts, put
 from evalpipe.store.exchange_rows import ReadingRules, read_exchanges
 from evalpipe.store.schema import EXCHANGES, to_table
 
-Job = list[tuple[list[bytes], str | None]]
-"""The lines of each entry, and why what is missing in it will not come."""
+Job = list[tuple[list[bytes], float, str | None]]
+"""The lines of each entry, its time, and why what is missing in it will not come."""
 
 
 class Parser:
     """Takes batches of entries and gives tables by experiment, in the order of submission.
 
-    With one process everything happens in `results`; with more, batches are parsed while the caller reads on. Leaving the
-    block by an exception (Ctrl-C) drops what is not begun.
+    With several processes, this one counts as one of them: the others parse while the caller reads on, and what they have no
+    time for is parsed here. Leaving the block by an exception (Ctrl-C) drops what is not begun.
     """
 
     def __init__(self, rules: ReadingRules, processes: int) -> None:
         self._rules = rules
+        self._n_others = max(processes, 1) - 1
         # A fresh interpreter, not a fork: this process may hold threads of DuckDB and Arrow.
         self._pool = (
-            None
-            if processes <= 1
-            else ProcessPoolExecutor(max_workers=processes, mp_context=get_context("spawn"), initializer=_begin)
+            ProcessPoolExecutor(max_workers=self._n_others, mp_context=get_context("spawn"), initializer=_begin)
+            if self._n_others
+            else None
         )
-        self._waiting: deque[Future[dict[str, bytes]] | Sequence[PendingRequest]] = deque()
+        self._waiting: deque[Future[dict[str, bytes]] | dict[str, pa.Table]] = deque()
 
     def __enter__(self) -> Parser:
         return self
@@ -52,22 +53,28 @@ class Parser:
             self._pool.shutdown(wait=True, cancel_futures=kind is not None)
 
     def submit(self, entries: Sequence[PendingRequest]) -> None:
-        if self._pool is None:
-            self._waiting.append(entries)
+        n_open = sum(isinstance(batch, Future) and not batch.done() for batch in self._waiting)
+        if self._pool is None or n_open > self._n_others:  # each of them is busy, and the next batch waits
+            self._waiting.append(_parse(entries, self._rules))
             return
-        job: Job = [([source.data for source in entry.sources], entry.lost_reason) for entry in entries]
+        job: Job = [([source.data for source in entry.sources], entry.at, entry.lost_reason) for entry in entries]
         self._waiting.append(self._pool.submit(_parse_job, job, self._rules))
 
-    def results(self, n_pending: int) -> Iterator[tuple[str, pa.Table]]:
-        """(experiment, exchanges) of the batches in front, until at most `n_pending` are left (in one process: none)."""
-        while len(self._waiting) > (0 if self._pool is None else n_pending):
-            batch = self._waiting.popleft()
+    def results(self, *, finish: bool = False) -> Iterator[tuple[str, pa.Table]]:
+        """(experiment, exchanges) of the batches in front that are parsed; those that are not are waited for where too many
+        are open. `finish`: all of them."""
+        while self._waiting:
+            batch = self._waiting[0]
+            n_most = 0 if finish else 2 * self._n_others + 1
+            if isinstance(batch, Future) and not batch.done() and len(self._waiting) <= n_most:
+                return
+            self._waiting.popleft()
             if isinstance(batch, Future):
                 for experiment, data in batch.result().items():
                     with pa.ipc.open_stream(data) as reader:
                         yield experiment, reader.read_all()
             else:
-                yield from _parse(batch, self._rules).items()
+                yield from batch.items()
 
 
 _RARELY = (100_000, 20, 50)
@@ -106,6 +113,7 @@ def _exit_with_parent() -> None:
 
 
 def _parse(entries: Sequence[PendingRequest], rules: ReadingRules) -> dict[str, pa.Table]:
+    join_attempts(entries)
     rows: dict[str, list[Exchange]] = {}
     for entry in entries:
         assert entry.request is not None
@@ -116,8 +124,8 @@ def _parse(entries: Sequence[PendingRequest], rules: ReadingRules) -> dict[str, 
 def _parse_job(job: Job, rules: ReadingRules) -> dict[str, bytes]:
     """The work of another process: lines in, Arrow streams out, both cheap to hand over."""
     entries = []
-    for lines, lost_reason in job:
-        entry = PendingRequest(lost_reason=lost_reason)
+    for lines, at, lost_reason in job:
+        entry = PendingRequest(at=at, lost_reason=lost_reason)
         for line in lines:
             put(entry, read_record(line))
         entries.append(entry)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evalpipe.identity import bucket, canonical_json, fingerprint, hash_unit, in_treatment
+from evalpipe.identity import bucket, canonical_json, conversation_id, fingerprint, hash_unit, in_treatment
 
 # printf '%s' 'claude-migration-v1:user-1' | sha256sum | cut -c1-16, read as a number, modulo 10000.
 VECTORS = [
@@ -34,6 +34,16 @@ def test_raising_the_percentage_moves_nobody_back(salt: str, unit: str, a: float
     assert in_treatment(salt, unit, high) or not in_treatment(salt, unit, low)
     assert in_treatment(salt, unit, 100)
     assert not in_treatment(salt, unit, 0)
+
+
+LETTERS = st.characters() | st.sampled_from(['"', "\\", "\x00", "\x7f", "\u2028", "\ud800", "\U0001f600"])
+
+
+@given(st.text(LETTERS), st.text(LETTERS))
+def test_a_conversations_id_is_the_fingerprint_of_its_opening(system: str, first: str) -> None:
+    text = json.dumps([system, first], separators=(",", ":"))
+    assert conversation_id(system, first) == hashlib.sha256(text.encode()).hexdigest()[:16]
+    assert conversation_id(system, [first]) == fingerprint([system, [first]])
 
 
 JSON = st.recursive(

@@ -451,6 +451,36 @@ def test_several_processes_give_the_same_rows(tmp_path: Path) -> None:
     assert got[0] == got[1]
 
 
+def test_repeated_attempts_are_joined_by_several_processes_too(tmp_path: Path) -> None:
+    """An SDK's second attempt is the request; the first one, and the shadow request made of it, count as its own."""
+    repeated = {"x-stainless-retry-count": "1"}
+    body = {"model": "gpt-4o", "messages": [{"role": "user", "content": "the same"}]}
+    records: list[Record | bytes] = [
+        request("first", at=T0, body=body),
+        served("first", at=T0, status=500, body=b'{"error": {"message": "busy"}}'),
+        request("second", at=T0 + 1, body=body, headers=repeated, eligible=False),
+        served("second", at=T0 + 1),
+    ]
+    # Enough for several batches: those that wait for another process, and those that are parsed meanwhile.
+    others = [record for n in range(9000) for record in (request(f"r{n}", eligible=False), served(f"r{n}"))]
+    for processes in (1, 2):
+        root = tmp_path / str(processes)
+        write_segment(root / "spool", "served-1.000001", [*records, *others])
+        write_segment(root / "spool", "shadow-1.000001", [shadow("first"), copy("first")])
+        assert load(root, processes=processes).n_exchanges == 9004
+        query = (
+            "SELECT request_id, arm, forced, shadow_status, CAST(meta->'$.earlier_attempts' AS VARCHAR) FROM exchanges "
+            "WHERE request_id IN ('first', 'second') ORDER BY request_id, arm"
+        )
+        assert rows(root, query) == [
+            ("first", "control", True, "sampled", None),
+            ("first", "treatment", True, None, None),
+            ("second", "control", False, "sampled", '["first"]'),
+            ("second", "treatment", False, None, '["first"]'),
+        ]
+        assert rows(root, "SELECT count(DISTINCT request_id) FROM exchanges") == [(9002,)]
+
+
 PLAN = st.lists(
     st.tuples(
         st.sampled_from(["served", "served+copy", "not_sampled", "undecided", "unanswered", "copy_lost"]),
