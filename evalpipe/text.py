@@ -50,14 +50,28 @@ def cut_middle(text: str, limit: int) -> tuple[str, int]:
     return f"{text[:head]}\n[… {n_cut:,} characters cut …]\n{text[len(text) - tail :]}", n_cut
 
 
+_KINDS = (
+    ("integer", "a whole number"),
+    ("number", "a number"),
+    ("boolean", "true or false"),
+    ("string", "a text in quotes"),
+    ("list", "a list: [ … ]"),
+    ("tuple", "a list: [ … ]"),
+    ("dictionary", "a table"),
+)
+"""pydantic's names of what a value must be, and the words of a person who writes TOML or a command line"""
+
+
 def mistake_in_words(message: str) -> str:
     """What is allowed, from pydantic's message on one value.
 
     >>> mistake_in_words("Input should be a valid integer, unable to parse string as an integer")
-    'must be a valid integer'
+    'must be a whole number'
     """
-    message = message.removeprefix("Value error, ").replace("Input should be", "must be")
-    return message.partition(", unable to parse")[0]
+    message = message.removeprefix("Value error, ").replace("Input should be", "must be").partition(", unable to ")[0]
+    for kind, words in _KINDS:
+        message = message.replace(f"must be a valid {kind}", f"must be {words}")
+    return message
 
 
 def place_in_toml(text: str, problem: str) -> str:

@@ -190,9 +190,46 @@ def test_one_arm_missing_is_said_in_the_report(workspace: Path) -> None:
 
 def test_an_unknown_option_is_a_usage_error(tmp_path: Path) -> None:
     done = run("report", "--no-such-option", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "--no-such-option" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert "--no-such-option" in one_line(done, 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("reprot", "no such command 'reprot'; did you mean 'report'? see `evalpipe --help`"),
+        ("canary rn", "no such command 'rn'; did you mean 'run'? see `evalpipe canary --help`"),
+        ("report --opne", "report has no option --opne; did you mean --open? `evalpipe report --help` lists those there are"),
+        ("canary run --xyz", "canary run has no option --xyz; `evalpipe canary run --help` lists those there are"),
+        ("judge --max-usd abc", "--max-usd 'abc': must be a number; see `evalpipe judge --help`"),
+        ("judge --max-usd=-1", "--max-usd '-1': must be greater than or equal to 0; see `evalpipe judge --help`"),
+        ("judge --max-usd", "option '--max-usd' needs a value; see `evalpipe judge --help`"),
+        ("collect --port 1.5", "--port '1.5': must be a whole number; see `evalpipe collect --help`"),
+        ("report --format xml", "--format 'xml': must be one of 'html', 'markdown', 'json', 'csv'; see `evalpipe report --help`"),
+        ("forget", "missing option '--user'; see `evalpipe forget --help`"),
+        ("replay old.jsonl", "unexpected argument (old.jsonl); see `evalpipe replay --help`"),
+    ],
+)  # fmt: skip
+def test_what_the_parser_refuses_is_one_line_with_the_value_and_the_nearest_name(
+    words: str, line: str, tmp_path: Path
+) -> None:
+    done = run(*words.split(), cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"evalpipe: {line}\n")
+
+
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        ('port = "abc"', "collector.port = 'abc': must be a whole number"),
+        ('idle_timeout_s = "long"', "collector.idle_timeout_s = 'long': must be a number"),
+        ("fsync_interval_s = [1]", "collector.fsync_interval_s = [1]: must be a number"),
+        ('hash_units = "perhaps"', "collector.hash_units = 'perhaps': must be true or false"),
+        ("host = 127", "collector.host = 127: must be a text in quotes"),
+        ('redact = "email"', "collector.redact = 'email': must be a list: [ … ]"),
+    ],
+)
+def test_a_setting_of_the_wrong_kind_is_named_with_what_it_must_be(setting: str, line: str, workspace: Path) -> None:
+    (workspace / "evalpipe.toml").write_text(f"{CONFIG}\n[collector]\n{setting}\n")
+    assert line in one_line(run("doctor", cwd=workspace), 2)
 
 
 def test_doctor_finds_what_would_fail(workspace: Path) -> None:
@@ -333,9 +370,12 @@ def test_the_template_s_judge_is_of_neither_arm_s_family(tmp_path: Path) -> None
 def test_a_folder_inside_a_workspace_names_the_workspace(workspace: Path) -> None:
     inside = workspace / "reports"
     inside.mkdir()
-    for command in ("report", "plan"):
-        line = one_line(run(command, cwd=inside), 2)
+    for command, code in (("report", 2), ("plan", 2), ("doctor", 2), ("load", 1)):
+        assert f"the workspace around it is {workspace}: cd there" in one_line(run(command, cwd=inside), code)
+    for command in ("collect", "run", "serve"):
+        line = one_line(run_apart(command, cwd=inside), 2)
         assert f"the workspace around it is {workspace}: cd there" in line
+        assert "init" not in line
 
 
 def test_a_wrong_condition_names_the_columns_there_are(workspace: Path) -> None:

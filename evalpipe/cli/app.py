@@ -134,7 +134,13 @@ def main(arguments: list[str] | None = None) -> None:
             if type(error).__name__ == "Abort":
                 _interrupted()
             raise
-        show()
+        from evalpipe.cli.usage import usage_line
+
+        line = usage_line(error, words)
+        if line is None:
+            show()
+        else:
+            typer.echo(f"evalpipe: {printable(line)}", err=True)
         sys.exit(getattr(error, "exit_code", 1))
     if result == 130:  # the exit code of typer for a KeyboardInterrupt, and of judge for its own
         _interrupted()

@@ -20,7 +20,7 @@ from evalpipe.serve.access import Access
 from evalpipe.serve.app import build_app
 from evalpipe.serve.experiments import Experiment, open_experiments
 from evalpipe.workspace.collect import is_loopback
-from evalpipe.workspace.paths import Workspace
+from evalpipe.workspace.paths import Workspace, no_workspace
 
 DEFAULT_PORT = 8600
 _ENDS_S = 3
@@ -46,11 +46,13 @@ def serve(
         allow_hosts: names, other than loopback's, that the page is asked by.
 
     Raises:
-        ConfigError: where the address cannot be had, the folders name different variables, or other machines could reach it
+        ConfigError: where the folder is no workspace, the address cannot be had, the folders name different variables, or other machines could reach it
             without a token.
     """
     set_up_logging("serve", log_format=log_format)
     experiments = open_experiments(folders, workspace)
+    if workspace is not None and not experiments:
+        raise ConfigError(no_workspace(workspace))
     variable = token_env or _token_variable(experiments)
     token = secret(variable)
     loopback = is_loopback(host)
@@ -103,6 +105,11 @@ class _Server(uvicorn.Server):
             self.force_exit = True
         self.should_exit = True
         self._close_streams()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.force_exit:  # asked twice: the application still ends in order, else its end is logged as an error
+            await self.lifespan.shutdown()
 
 
 def _token_variable(experiments: Sequence[Experiment]) -> str:

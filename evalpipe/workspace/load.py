@@ -50,7 +50,7 @@ from evalpipe.store.load_history import unload as take_out
 from evalpipe.store.parquet import private_file, sweep_stale
 from evalpipe.store.query import open_store
 from evalpipe.store.schema import DATASETS
-from evalpipe.workspace.paths import Workspace, check_writable, price_book, record_path
+from evalpipe.workspace.paths import Workspace, check_writable, price_book, record_path, workspace_around
 from evalpipe.workspace.secrets import unit_key
 
 PARALLEL_BYTES = 64 * 1024 * 1024
@@ -260,9 +260,13 @@ def _sort_paths(
     if not paths:
         if not holds_log(workspace.spool) and not workspace.loaded_experiments():
             if workspace.config is None and not workspace.data.exists():
+                around = workspace_around(workspace.root)
+                what = (
+                    f"the workspace around it is {around}: cd there" if around else "`evalpipe init` makes a workspace"
+                )
                 raise DataError(
                     f"nothing to load: neither {CONFIG_FILE} nor a log in {workspace.root}; is it the right folder? "
-                    "`evalpipe init` makes a workspace, or name a file to load"
+                    f"{what}, or name a file to load"
                 )
             raise DataError(
                 f"nothing to load: {workspace.spool} holds no request yet; send some through `evalpipe collect`, "

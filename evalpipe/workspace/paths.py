@@ -50,9 +50,9 @@ class Workspace:
 
     def require_config(self) -> Config:
         if self.config is None:
-            raise ConfigError(
-                f"no {CONFIG_FILE} in {self.root}: write one with `evalpipe init`, or name another with --config"
-            )
+            around = workspace_around(self.root)
+            what = f"the workspace around it is {around}: cd there" if around else "write one with `evalpipe init`"
+            raise ConfigError(f"no {CONFIG_FILE} in {self.root}: {what}, or name another with --config")
         return self.config
 
     def experiment(self, name: str | None) -> str:
@@ -116,9 +116,14 @@ def has_record(data: Path, experiment: str) -> bool:
     return any(place(data, experiment).exists() for place in places)
 
 
+def workspace_around(folder: Path) -> Path | None:
+    """The nearest workspace that a folder lies in, not the folder itself."""
+    return next((one for one in folder.parents if (one / CONFIG_FILE).is_file()), None)
+
+
 def no_workspace(workspace: Workspace) -> str:
     """What to do in a folder that is no workspace and holds no data, with the workspace around it where there is one."""
-    around = next((folder for folder in workspace.root.parents if (folder / CONFIG_FILE).is_file()), None)
+    around = workspace_around(workspace.root)
     where = f"the workspace around it is {around}: cd there" if around else "`evalpipe init` makes a workspace"
     return (
         f"no {CONFIG_FILE} in {workspace.root}, no data in {workspace.data}: is it the right folder? {where}; "

@@ -70,6 +70,20 @@ def test_without_a_token_it_prints_that_it_is_read_only(rollout: Workspace) -> N
         assert process.wait(30) == 0
 
 
+def test_asked_twice_to_stop_it_ends_in_order_without_an_error_in_its_log(rollout: Workspace) -> None:
+    with started(rollout.root) as (process, served, _):
+        with socket.create_connection(("127.0.0.1", served.port), timeout=30) as listener:
+            listener.sendall(b"POST /in HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n\r\n")
+            assert served.ask("/e/rollout").status == 200
+            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGINT)
+            assert process.stderr is not None
+            log = process.stderr.read()
+            assert process.wait(30) == 0
+    assert log.splitlines()[-1].endswith("INFO serve: stopped")
+    assert "ERROR" not in log and "Traceback" not in log
+
+
 def refused(folder: Path, *words: str) -> str:
     command = [sys.executable, "-m", "evalpipe", "serve", *words]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
@@ -86,6 +100,7 @@ def test_what_cannot_begin_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     assert "name different [collector] client_token_env (TOKEN_A, TOKEN_B)" in refused(tmp_path, "a", "b")
     assert "'box internal' is no host name" in refused(tmp_path / "a", "--allow-host", "box internal")
     assert "exclude each other" in refused(tmp_path, "a", "--data", "x")
+    assert "is it the right folder? `evalpipe init` makes a workspace" in refused(tmp_path)
     assert "there is no folder nowhere" in refused(tmp_path, "a", "nowhere")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
