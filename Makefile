@@ -107,6 +107,10 @@ check-mutations: $(VENV)/.installed-dev ## put known faults into the code, one a
 check-power: $(VENV)/.installed-dev ## power losses replayed at every moment of real processes, with 2,000 mixtures of what no sync covers for each part (half an hour; needs a C compiler)
 	EVALPIPE_POWER_STATES=$${EVALPIPE_POWER_STATES:-2000} $(BIN)/python -m pytest -n 0 -s tests/power
 
+.PHONY: check-release
+check-release: ## the release procedure in a local index: sdist and wheel in dist/, installed into an empty environment, which runs the demo (minutes)
+	$(PYTHON) tests/bench/check_release.py
+
 check-rollout: $(VENV)/.installed-dev ## simulated canaries, and real collectors with kills and share changes (minutes; not in the suite)
 	$(BIN)/python tests/rollout/check_assignment.py
 	$(BIN)/python tests/rollout/check_canary_simulation.py

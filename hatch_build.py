@@ -23,12 +23,13 @@ _MARKER = re.compile(r"^# mypyc: compiled into wheels", re.MULTILINE)
 _MODE = os.environ.get("EVALPIPE_COMPILE", "")
 # What the compiled modules import and mypy reads types of, beside the compiler itself.
 _NEEDS = ["mypy>=1.18", "setuptools>=75", "msgspec>=0.19", "prometheus-client>=0.21"]
+# Modules that are imported only for their types are not checked: where a wheel is built, NumPy and others are not installed.
 _SETUP = """
 from setuptools import setup
 from mypyc.build import mypycify
 
 modules = {modules!r}
-options = ["--config-file=", "--ignore-missing-imports"]
+options = ["--config-file=", "--ignore-missing-imports", "--follow-imports=silent"]
 setup(name="evalpipe", packages=[], ext_modules=mypycify(options + modules, opt_level="2", debug_level="0",
       group_name="evalpipe._compiled"))
 """

@@ -1,4 +1,4 @@
-"""Writes docs/reference/ from the code: the command line, the configuration, the error messages.
+"""Writes docs/reference/ from the code (command line, configuration, error messages), and the example notebook as a page.
 
 `python docs/generate.py` writes the pages, `python docs/generate.py --check` exits 1 where one of them is stale.
 Nothing on these pages depends on the names of modules, so moving code does not make them stale.
@@ -7,6 +7,7 @@ Nothing on these pages depends on the names of modules, so moving code does not 
 from __future__ import annotations
 
 import ast
+import json
 import re
 import sys
 import types
@@ -24,7 +25,7 @@ import evalpipe
 from evalpipe.cli.app import COMMANDS, build_app
 from evalpipe.config import Config
 
-FOLDER = Path(__file__).resolve().parent / "reference"
+FOLDER = Path(__file__).resolve().parent
 PACKAGE = Path(evalpipe.__file__).resolve().parent
 NOTE = "<!-- Written by docs/generate.py from the code. Do not edit: run `make docs-reference`. -->\n"
 
@@ -376,7 +377,35 @@ def _code(text: str) -> str:
     return f"{fence}{space}{text}{space}{fence}"
 
 
-PAGES = {"cli.md": cli_page, "configuration.md": configuration_page, "errors.md": errors_page}
+# ------------------------------------------------------------------------------------------------------- the notebook
+
+
+def notebook_page() -> str:
+    """docs/examples/report.ipynb as it was executed: its texts, its code and the outputs stored in it."""
+    document = json.loads((FOLDER / "examples/report.ipynb").read_text("utf-8"))
+    parts = ["<!-- Written by docs/generate.py from report.ipynb. Do not edit: run `make docs-reference`. -->"]
+    for cell in document["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(source)
+            continue
+        parts.append(f"<!-- skip: tests/test_examples.py runs the notebook -->\n```python\n{source}\n```")
+        for output in cell["outputs"]:
+            table = re.search(r"<table.*</table>", "".join(output["data"].get("text/html", "")), re.DOTALL)
+            if table is not None:
+                parts.append(re.sub(r"<(table|tr)[^>]*>", r"<\1>", table[0]))
+            else:
+                parts.append(f"```text\n{''.join(output['data']['text/plain'])}\n```")
+    parts.append("As a file: [report.ipynb](report.ipynb).")
+    return "\n\n".join(parts) + "\n"
+
+
+PAGES = {
+    "reference/cli.md": cli_page,
+    "reference/configuration.md": configuration_page,
+    "reference/errors.md": errors_page,
+    "examples/report.md": notebook_page,
+}
 
 
 def main(arguments: list[str]) -> int:
@@ -385,12 +414,12 @@ def main(arguments: list[str]) -> int:
     for name, page in PAGES.items():
         path, text = FOLDER / name, page()
         if "--check" not in arguments:
-            FOLDER.mkdir(exist_ok=True)
+            path.parent.mkdir(exist_ok=True)
             path.write_text(text, "utf-8")
         elif not path.exists() or path.read_text("utf-8") != text:
-            stale.append(name)
+            stale.append(f"docs/{name}")
     if stale:
-        sys.stderr.write(f"stale: docs/reference/{', docs/reference/'.join(stale)}; run python docs/generate.py\n")
+        sys.stderr.write(f"stale: {', '.join(stale)}; run python docs/generate.py\n")
     return 1 if stale else 0
 
 

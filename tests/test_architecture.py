@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -138,3 +140,34 @@ def test_what_tests_and_checks_import_of_each_other_is_there() -> None:
         if one.name not in names[node.module]
     ]
     assert not missing
+
+
+@pytest.mark.timeout(600)
+def test_what_wheels_compile_needs_no_package_that_the_build_does_not_install(tmp_path: Path) -> None:
+    """mypyc refuses every type error it reports: with the build's options there is none where only its own needs are installed."""
+    hook = (ROOT / "hatch_build.py").read_text("utf-8")
+    options = re.findall(r'"([^"]+)"', re.search(r"^options = (\[.*\])$", hook, re.MULTILINE)[1])  # type: ignore[index]
+    marked = [
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "evalpipe").rglob("*.py")
+        if re.search(r"^# mypyc: compiled into wheels", path.read_text("utf-8"), re.MULTILINE)
+    ]
+    assert len(marked) > 20
+    needs = tmp_path / "needs"
+    needs.mkdir()
+    for name in ("msgspec", "prometheus_client"):
+        spec = importlib.util.find_spec(name)
+        assert spec is not None and spec.origin is not None and name.replace("_", "-") in hook
+        (needs / name).symlink_to(Path(spec.origin).parent)
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", *options, "--no-site-packages", "--cache-dir", str(tmp_path / "cache"), *marked],
+        cwd=ROOT, env=os.environ | {"MYPYPATH": str(needs)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_index_accepts_a_release_that_names_a_stranger_s_address() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert {"Documentation", "Repository", "Issues", "Changelog"} <= set(project["urls"])
+    has_placeholder = any("OWNER" in address for address in project["urls"].values())
+    assert ("Private :: Do Not Upload" in project["classifiers"]) == has_placeholder

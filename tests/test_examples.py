@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
-import io
 import json
 import os
 import socket
@@ -155,16 +155,23 @@ def test_a_prompt_is_compared_in_ci(running: Set, tmp_path: Path) -> None:
     assert "Collect more data" in (tmp_path / "comment.md").read_text("utf-8")
 
 
-def test_the_notebook_s_cells_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_notebook_s_stored_outputs_are_what_its_cells_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     evalpipe("init", ".", "--name", "demo", cwd=tmp_path)
     evalpipe("load", str(ROOT / "data/sample/log.jsonl.gz"), "--format", "spool", cwd=tmp_path)
     document = json.loads((EXAMPLES / "report.ipynb").read_text("utf-8"))
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    for cell in document["cells"]:
-        if cell["cell_type"] == "code":
-            with contextlib.redirect_stdout(io.StringIO()):
-                exec(compile("".join(cell["source"]), "report.ipynb", "exec"), names)
+    cells = [cell for cell in document["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    for cell in cells:
+        tree = ast.parse("".join(cell["source"]))
+        last = tree.body.pop()
+        assert isinstance(last, ast.Expr)
+        exec(compile(tree, "report.ipynb", "exec"), names)
+        value = eval(compile(ast.Expression(last.value), "report.ipynb", "eval"), names)
+        (output,) = cell["outputs"]
+        assert "".join(output["data"]["text/plain"]) == repr(value)
+        assert ("text/html" in output["data"]) == hasattr(value, "_repr_html_")
     assert len(names["pairs"]) > 100  # type: ignore[arg-type]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -106,6 +107,9 @@ def compare(
         decision = done.report.analysis.decision
         typer.echo(f"decision: {decision.recommendation}")
     typer.echo(json.dumps(str(done.report.html)) if as_json else f"page: {done.report.html}", err=as_json)
+    folder = done.report.html.parent.parent
+    if not as_json and folder != Path.cwd():
+        typer.echo(f"the other commands work there, e.g. cd {shlex.quote(str(folder))} && evalpipe gate")
     if open_ and not open_in_browser(done.report.html):
         typer.echo("no browser could be started here: open the file yourself", err=True)
     if done.summary.stopped == "interrupted":

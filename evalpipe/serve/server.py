@@ -46,8 +46,8 @@ def serve(
         allow_hosts: names, other than loopback's, that the page is asked by.
 
     Raises:
-        ConfigError: where the folder is no workspace, the address cannot be had, the folders name different variables, or other machines could reach it
-            without a token.
+        ConfigError: where the folder is no workspace, the address cannot be had, the folders name different variables, or other
+            machines could reach it without a token.
     """
     set_up_logging("serve", log_format=log_format)
     experiments = open_experiments(folders, workspace)
