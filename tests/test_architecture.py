@@ -144,7 +144,7 @@ def test_what_tests_and_checks_import_of_each_other_is_there() -> None:
 
 @pytest.mark.timeout(600)
 def test_what_wheels_compile_needs_no_package_that_the_build_does_not_install(tmp_path: Path) -> None:
-    """mypyc refuses every type error it reports: with the build's options there is none where only its own needs are installed."""
+    """mypyc refuses every type error it reports: with the build's options there is none where only its needs are installed."""
     hook = (ROOT / "hatch_build.py").read_text("utf-8")
     options = re.findall(r'"([^"]+)"', re.search(r"^options = (\[.*\])$", hook, re.MULTILINE)[1])  # type: ignore[index]
     marked = [

@@ -71,15 +71,17 @@ def test_without_a_token_it_prints_that_it_is_read_only(rollout: Workspace) -> N
 
 
 def test_asked_twice_to_stop_it_ends_in_order_without_an_error_in_its_log(rollout: Workspace) -> None:
-    with started(rollout.root) as (process, served, _):
-        with socket.create_connection(("127.0.0.1", served.port), timeout=30) as listener:
-            listener.sendall(b"POST /in HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n\r\n")
-            assert served.ask("/e/rollout").status == 200
-            process.send_signal(signal.SIGTERM)
-            process.send_signal(signal.SIGINT)
-            assert process.stderr is not None
-            log = process.stderr.read()
-            assert process.wait(30) == 0
+    with (
+        started(rollout.root) as (process, served, _),
+        socket.create_connection(("127.0.0.1", served.port), timeout=30) as listener,
+    ):
+        listener.sendall(b"POST /in HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n\r\n")
+        assert served.ask("/e/rollout").status == 200
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        log = process.stderr.read()
+        assert process.wait(30) == 0
     assert log.splitlines()[-1].endswith("INFO serve: stopped")
     assert "ERROR" not in log and "Traceback" not in log
 
