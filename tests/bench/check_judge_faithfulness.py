@@ -36,7 +36,7 @@ def main() -> bool:
         root = workspace(Path(folder), url, concurrency=2, name="small", model=MODEL, max_attempts=1)
         (root / "judges").mkdir()
         shipped = (ROOT / "judges/faithfulness.toml").read_text()
-        settings = {"provider": "openai", "model": MODEL, "api_key_env": "UNUSED", "timeout_s": 600, "max_tokens": 400}
+        settings = {"provider": "openai", "model": MODEL, "api_key_env": "UNUSED", "timeout_s": 600, "max_tokens": 240}
         kept = [line for line in shipped.splitlines() if line.partition(" =")[0] not in settings]
         lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
         (root / "judges/small.toml").write_text("\n".join(lines + kept))
