@@ -197,7 +197,7 @@ def test_a_table_of_ones_own_names_requests_and_arms(tmp_path: Path) -> None:
         ("pair,choice,score_1,labeler\nr0,1,good,Ana\n", "a score of 'good' is no number"),
         ("question,answer\nx,y\n", "needs the columns pair and choice; it has question, answer"),
         ("[1, 2", "the file is not JSON"),
-        ("[{}]", "none of csv, label-studio, argilla"),
+        ("[{}]", "not one of csv, label-studio, argilla"),
         (
             '[{"data": {"pair": "r0"}, "annotations": [{"result": [{"type": "pairwise", "value": {}}]}]}]',
             "task 1: the value",

@@ -78,7 +78,7 @@ def test_what_is_wrong_stands_with_a_line_that_runs_from_anywhere(
     lines = re.findall(r"<code>(cd [^<]*)</code>", page)
     assert all(line.startswith(f"cd &#39;{awkward}&#39; &amp;&amp; ") for line in lines)
     assert any(line.endswith("evalpipe canary run") for line in lines)
-    assert "Nobody watches the canary&#39;s guardrails" in page
+    assert "canary&#39;s guardrails are not evaluated: no controller runs" in page
 
 
 def test_a_folder_that_cannot_be_opened_does_not_hide_the_others(serve: SERVE, reported: Path, tmp_path: Path) -> None:
