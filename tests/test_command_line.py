@@ -282,6 +282,7 @@ def test_a_port_in_use_is_the_one_line(workspace: Path) -> None:
     assert len(done.stderr.splitlines()) == 1, done.stderr
 
 
+@pytest.mark.serial
 def test_an_interrupted_command_says_so(workspace: Path) -> None:
     command = [sys.executable, "-m", "evalpipe", "gate", "--watch", "1"]
     with subprocess.Popen(command, cwd=workspace, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
