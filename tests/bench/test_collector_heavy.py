@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from urllib.request import Request, urlopen
 
@@ -38,41 +38,10 @@ from collector_harness import (
     eventually,
     exchange,
     plain,
-    start_collector,
 )
 from conformance_cases import cases, comparable, script_of
 
 FUZZ_S = float(os.environ.get("EVALPIPE_FUZZ_S", "60"))
-
-
-@pytest.fixture
-def upstream() -> Iterator[Callable[[Script], RawUpstream]]:
-    started: list[RawUpstream] = []
-
-    def start(script: Script) -> RawUpstream:
-        started.append(RawUpstream(script))
-        return started[-1]
-
-    yield start
-    for server in started:
-        server.close()
-
-
-@pytest.fixture
-def collector(tmp_path: Path) -> Iterator[Callable[..., Running]]:
-    started: list[Running] = []
-
-    def start(*arguments: object, **options: object) -> Running:
-        root = options.pop("root", tmp_path / f"workspace{len(started)}")
-        started.append(start_collector(root, *arguments, **options))  # type: ignore[arg-type]
-        return started[-1]
-
-    yield start
-    for running in started:
-        if running.process.poll() is None:
-            running.process.kill()
-            running.process.wait(10)
-        running.close()
 
 
 def echo(request: Received) -> list[bytes | float | str]:
