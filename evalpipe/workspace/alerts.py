@@ -170,14 +170,14 @@ def _apprise(address: str) -> Any:
 
 
 def _notify(address: str, body: bytes) -> None:
-    """Send by Apprise, with a few tries. Raises OSError: why is not in what Apprise returns."""
+    """Send by Apprise. Raises OSError: why is not in what Apprise returns."""
     message = msgspec.json.decode(body)
-    for n_left in reversed(range(_TRIES)):
-        if _apprise(address).notify(title=message["title"], body=message["text"], body_format="text"):
-            return
-        if n_left:
-            time.sleep(_PAUSE_S * (_TRIES - n_left))
-    raise OSError(f"Apprise could not send it, {_TRIES} times")
+
+    def send() -> None:
+        if not _apprise(address).notify(title=message["title"], body=message["text"], body_format="text"):
+            raise OSError(f"Apprise could not send it, {_TRIES} times")
+
+    _with_retries(send)
 
 
 def _path(workspace: Workspace, experiment: str, reporter: Reporter) -> Path:
@@ -201,18 +201,26 @@ def _body(one: Alert, config: AlertsConfig) -> bytes:
 
 
 def _post(address: str, body: bytes) -> None:
-    """POST with a few tries. Raises OSError; a refusal (4xx but 408 and 429) is not tried again."""
+    """POST. Raises OSError."""
     request = urllib.request.Request(address, data=body, headers={"Content-Type": "application/json"}, method="POST")
+
+    def send() -> None:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S):
+            pass
+
+    _with_retries(send)
+
+
+def _with_retries(send: Callable[[], None]) -> None:
+    """A few tries. Raises the last one's OSError; a refusal (4xx but 408 and 429) is not tried again."""
     for n_left in reversed(range(_TRIES)):
         try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_S):
-                return
-        except urllib.error.HTTPError as error:
-            is_final = 400 <= error.code < 500 and error.code not in {408, 429}
+            send()
+            return
+        except OSError as error:
+            code = error.code if isinstance(error, urllib.error.HTTPError) else None
+            is_final = code is not None and 400 <= code < 500 and code not in {408, 429}
             if is_final or not n_left:
-                raise
-        except OSError:
-            if not n_left:
                 raise
         time.sleep(_PAUSE_S * (_TRIES - n_left))
 
