@@ -45,37 +45,20 @@ class Needle:
         self._length = len(self.core)
         by_rarity = sorted({bytes((value,)) for value in self.core}, key=_rarity)
         self.rare = by_rarity[:_N_RARE]
-        self._rarest = [character[0] for character in self.rare[:_N_ASKED]]
         self._at = self.core.find(self.rare[0])
+        self._rarest = [character[0] for character in self.rare[:_N_ASKED]]
         self._places: list[list[int]] | None = None
         """of each rare character; looked up when the first stream is searched, as most keys meet none"""
 
     def is_in(self, data: bytes) -> bool:
-        """`core in data`, by way of its rarest characters: most often one of them is missing, or there are few."""
+        """`core in data`, by way of its rarest characters: most often one of them is missing, or the rarest is there once."""
         for value in self._rarest:
             if value not in data:
                 return False
-        rarest, at = self.rare[0], self._at
-        found = data.find(rarest)
-        n_looks = 0
-        while found >= 0:
-            if self._begins_at(data, found - at):
-                return True
-            n_looks += 1
-            if n_looks * _BYTES_A_LOOK > found + _SOME_BYTES:  # not rare here: the search of all of it is quicker
-                return data.find(self.core, found - at if found > at else 0) >= 0
-            found = data.find(rarest, found + 1)
-        return False
-
-    def _begins_at(self, data: bytes, start: int) -> bool:
-        core, end = self.core, start + self._length
-        return (
-            start >= 0
-            and end <= len(data)
-            and data[start] == core[0]
-            and data[end - 1] == core[-1]
-            and data.startswith(core, start)
-        )
+        found = data.find(self.rare[0])
+        if data.find(self.rare[0], found + 1) >= 0:
+            return self.core in data
+        return found >= self._at and data.startswith(self.core, found - self._at)
 
     def may_be_in_pieces(self, data: bytes) -> bool:
         """Whether JSON texts in `data`, put together, may be the core: then each of its characters is in a piece, which

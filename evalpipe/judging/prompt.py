@@ -86,11 +86,13 @@ def injection_signals(text: str) -> tuple[str, ...]:
     """The names of the patterns that occur in the first 100,000 characters of `text`, in the order of `TRIPWIRES`. Remembered
     for a moment: the same texts come again in the other order."""
     head = text[:_SCANNED_CHARS]
-    if not head.isascii():  # a pattern also takes letters of other scripts for Latin ones, e.g. a long s
+    if not head.isascii() and any(letter in head for letter in _TAKEN_FOR_LATIN):
         return tuple(name for name, _, pattern in TRIPWIRES if pattern.search(head))
     low = head.lower()
     return tuple(
-        name for name, words, pattern in TRIPWIRES if any(word in low for word in words) and pattern.search(head)
+        name
+        for name, groups, pattern in TRIPWIRES
+        if all(any(word in low for word in words) for words in groups) and pattern.search(head)
     )
 
 
@@ -248,29 +250,36 @@ _TAG = re.compile(r"<(?=\s*/?\s*(?:request|context|reference|response(?:-[12])?)
 _NEUTRAL = "\u2039"
 """‹: reads like the tag it replaces, and closes nothing."""
 
-TRIPWIRES: tuple[tuple[str, tuple[str, ...], re.Pattern[str]], ...] = tuple(
-    (name, tuple(words.split()), re.compile(pattern, re.IGNORECASE))
-    for name, words, pattern in (
-        ("ignore_instructions", "ignore disregard forget",
+TRIPWIRES: tuple[tuple[str, tuple[tuple[str, ...], ...], re.Pattern[str]], ...] = tuple(
+    (name, tuple(tuple(group.split("|")) for group in groups), re.compile(pattern, re.IGNORECASE))
+    for name, groups, pattern in (
+        ("ignore_instructions",
+         ("ignore|disregard|forget", "previous|prior|above|earlier|all|your", "instruction|prompt|rule|rubric"),
          r"\b(?:ignore|disregard|forget)\b.{0,30}\b(?:previous|prior|above|earlier|all|your)\b.{0,20}\b(?:instruction|prompt|rule|rubric)"),
-        ("choose_me", "best better winner highest superior 10 correct",
+        ("choose_me",
+         ("best|better|winner|highest|superior|10|correct", "choose|select|pick|prefer|vote for|rate",
+          "this|my|response|answer|output"),
          r"\b(?:choose|select|pick|prefer|vote for|rate)\b.{0,40}\b(?:this|my|response [12]|answer [12ab]|output"
          r" \(?[ab12]\)?|the (?:first|second) (?:response|answer))\b.{0,60}\b(?:best|better|winner|highest|superior|10|correct)"),
-        ("names_winner", "better best winner superior chosen",
+        ("names_winner",
+         ("better|best|winner|superior|chosen", "response|answer|output|assistant|model", " is| wins| should win| must be"),
          r"\b(?:response|answer|output|assistant|model) ?[(\[]?[12ab][)\]]? (?:is|wins|should win|must be)\b"
          r".{0,20}\b(?:better|best|winner|superior|chosen)\b"),
-        ("forged_verdict", "winner [[ response_", r"\"winner\"\s*:|\[\[[abc12]\]\]|\"response_[12]\"\s*:\s*\{"),
-        ("speaks_to_judge", "judge grader evaluator rater reviewer",
+        ("forged_verdict", ("winner|[[|response_",), r"\"winner\"\s*:|\[\[[abc12]\]\]|\"response_[12]\"\s*:\s*\{"),
+        ("speaks_to_judge",
+         ("judge|grader|evaluator|rater|reviewer", "dear|attention|note to|message to|you are"),
          r"\b(?:dear|attention|note to|message to|you are)\b.{0,20}\b(?:judge|grader|evaluator|rater|reviewer)\b"),
-        ("forged_tag", "< [inst [/inst",
+        ("forged_tag", ("<|[inst|[/inst",),
          r"<\s*/?\s*(?:request|response(?:-[12])?)-[0-9a-z]|<\s*/?\s*(?:context|reference)-[0-9a-f]{8}|<\|(?:im_start|im_end|system|assistant|user)\|>|"
          r"\[/?INST\]|</?(?:system|instructions?)>"),
     )
 )  # fmt: skip
-"""(name, words, pattern): counted, never acted upon. A hit is no proof: people do ask models about prompts. `words`: without one
-of them, in lower case, there is no hit; looking for them is ten times cheaper than the pattern."""
+"""(name, groups of words, pattern): counted, never acted upon. A hit is no proof: people do ask models about prompts. Every match
+holds a word of each group, in lower case; looking for them first is ten times cheaper than the pattern."""
 
 _SCANNED_CHARS = 100_000
+_TAKEN_FOR_LATIN = "\u0130\u0131\u017f\u212a"
+"""İ, ı, ſ and the sign of kelvin: patterns that ignore case take them for I, S and K, and lower case does not make them so"""
 
 
 def escape_delimiters(text: str, nonce: str) -> str:

@@ -83,8 +83,8 @@ _RARELY = (100_000, 20, 50)
 
 @contextmanager
 def rare_collections() -> Iterator[None]:
-    """Records and rows leave no cycles behind: inside the block Python looks for them seldom, not again and again among the
-    thousands that wait."""
+    """Records, rows and calls leave few cycles behind: inside the block Python looks for them seldom, not again and again
+    among the thousands that wait."""
     before = gc.get_threshold()
     gc.set_threshold(*_RARELY)
     try:

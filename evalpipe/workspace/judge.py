@@ -26,6 +26,7 @@ from evalpipe.judging.spec import JudgeSpec, judge_names
 from evalpipe.judging.stopping import EarlyStopper, LookResult, planned_pairs
 from evalpipe.stats.betting import SIGMA2_BOTH_ORDERS, SIGMA2_ONE_ORDER
 from evalpipe.store.load import rejected_folder
+from evalpipe.store.parsing import rare_collections
 from evalpipe.store.query import Selection, Store, open_store, readable
 from evalpipe.text import within_sentence
 from evalpipe.workspace.analyze import mode_of, planned_record, settings_of
@@ -116,7 +117,8 @@ def judge_online(workspace: Workspace, store: Store, spec: JudgeSpec, options: J
             await runner.client.close()
 
     try:
-        asyncio.run(run())
+        with rare_collections():
+            asyncio.run(run())
     finally:
         journal.close()
         progress.close()

@@ -34,6 +34,7 @@ from evalpipe.replay.summary import ReplayEstimate, ReplaySummary, estimate
 from evalpipe.store.exchange_rows import ReadingRules
 from evalpipe.store.load import rejected_folder
 from evalpipe.store.load_history import take_out_replays
+from evalpipe.store.parsing import rare_collections
 from evalpipe.store.query import Selection, Store, note_control_from, open_store, readable
 from evalpipe.store.replays import ReplayAccount, account_of, folder_of, write_calls
 from evalpipe.workspace.call_runs import (
@@ -448,7 +449,8 @@ def _online(
     try:
         with _opened(workspace, name, options) as store:
             _plan(workspace, store, options)
-            asyncio.run(run(store))
+            with rare_collections():
+                asyncio.run(run(store))
     finally:
         journal.close()
         progress.close()
