@@ -10,7 +10,7 @@ help: ## list the targets
 
 # One stamp a kind of install: nothing is fetched twice, and a changed pyproject installs again.
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@echo "making $(VENV) and installing evalpipe with some 60 packages (DuckDB, PyArrow, pandas, SciPy, the vendors' SDKs …)"
+	@echo "making $(VENV) and installing evalpipe with some 50 packages (DuckDB, PyArrow, pandas, SciPy, the vendors' SDKs …)"
 	$(PYTHON) -m venv $(VENV)
 	EVALPIPE_COMPILE=0 $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e .
 	@touch $@

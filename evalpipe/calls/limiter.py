@@ -161,13 +161,14 @@ _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 def read_limits(headers: Mapping[str, str]) -> dict[str, Reported]:
     """The limits an answer reports, by kind; header names in lower case. OpenAI's one token limit counts input and
     output together: it is taken as the input limit, which it mostly is for a judge."""
+    given = dict(headers.items())  # an SDK's headers are searched from the first to the last for each name
     found: dict[str, Reported] = {}
     for kind, name in (("requests", "requests"), ("input_tokens", "input-tokens"), ("output_tokens", "output-tokens")):
-        limit, left = (_number(headers.get(f"{_ANTHROPIC}{name}-{what}")) for what in ("limit", "remaining"))
+        limit, left = (_number(given.get(f"{_ANTHROPIC}{name}-{what}")) for what in ("limit", "remaining"))
         if limit is not None or left is not None:
             found[kind] = Reported(limit=limit, remaining=left)
     for kind, name in (("requests", "requests"), ("input_tokens", "tokens")):
-        limit, left = (_number(headers.get(f"x-ratelimit-{what}-{name}")) for what in ("limit", "remaining"))
+        limit, left = (_number(given.get(f"x-ratelimit-{what}-{name}")) for what in ("limit", "remaining"))
         if kind not in found and (limit is not None or left is not None):
             found[kind] = Reported(limit=limit, remaining=left)
     return found

@@ -102,6 +102,14 @@ def _with_bare_data(arguments: list[str]) -> list[str]:
     ]
 
 
+def _missing_package(error: Exception) -> str | None:
+    """The line for a package that is not installed, as on a machine that only collects; None where none is missing."""
+    name = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if name in {"", "evalpipe"}:
+        return None
+    return f"this command needs the package {name}, which is not installed here: `pip install evalpipe` brings all packages"
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit. 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted."""
     words = sys.argv[1:] if arguments is None else arguments
@@ -127,6 +135,10 @@ def main(arguments: list[str] | None = None) -> None:
         fault = resource_fault(error)
         if fault is not None:
             typer.echo(f"evalpipe: {fault}; run the same command again where there is more room", err=True)
+            sys.exit(1)
+        missing = _missing_package(error)
+        if missing is not None:
+            typer.echo(f"evalpipe: {missing}", err=True)
             sys.exit(1)
         # click's own errors (usage, abort) print themselves; its classes moved between typer releases.
         show = getattr(error, "show", None)

@@ -89,11 +89,17 @@ def injection_signals(text: str) -> tuple[str, ...]:
     if not head.isascii() and any(letter in head for letter in _TAKEN_FOR_LATIN):
         return tuple(name for name, _, pattern in TRIPWIRES if pattern.search(head))
     low = head.lower()
-    return tuple(
-        name
-        for name, groups, pattern in TRIPWIRES
-        if all(any(word in low for word in words) for words in groups) and pattern.search(head)
-    )
+    return tuple(name for name, groups, pattern in TRIPWIRES if _has_of_each(low, groups) and pattern.search(head))
+
+
+def _has_of_each(text: str, groups: tuple[tuple[str, ...], ...]) -> bool:
+    for words in groups:
+        for word in words:
+            if word in text:
+                break
+        else:
+            return False
+    return True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

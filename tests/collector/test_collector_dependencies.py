@@ -28,6 +28,7 @@ NEEDED = frozenset(
         "httptools",
         "httpx2",  # of genai-prices
         "msgspec",
+        "phonenumberslite",
         "prometheus-client",
         "pydantic",
         "pydantic-core",
@@ -36,7 +37,7 @@ NEEDED = frozenset(
         "zstandard",
     }
 )
-"""distributions of a collector that does not load by itself, redacts no phone numbers and uses no LiteLLM"""
+"""distributions of a collector that does not load by itself and uses no LiteLLM"""
 
 REFUSAL = """
 import sys
@@ -60,7 +61,7 @@ base_url = "{url}"
 model = "claude-haiku-4-5"
 api_key_env = "TREATMENT_KEY"
 [collector]
-redact = ["email", "card"]
+redact = ["email", "card", "phone"]
 """
 
 
@@ -75,20 +76,26 @@ def other_modules() -> set[str]:
     }
 
 
+def only_needed(folder: Path) -> dict[str, str]:
+    """The environment of a process that finds none of the project's other dependencies."""
+    refused = other_modules()
+    assert {"pandas", "pyarrow", "duckdb", "scipy", "numpy", "anthropic", "openai", "jinja2", "starlette"} <= refused
+    (folder / "sitecustomize.py").write_text(REFUSAL.format(names=sorted(refused)))
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("EVALPIPE_")}
+    paths = [str(folder), str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
+    return {**environment, "PYTHONPATH": os.pathsep.join(paths)}
+
+
 def test_a_collector_runs_without_the_packages_of_analysis_and_judging(
     tmp_path: Path, upstream: Callable[[Script], RawUpstream]
 ) -> None:
-    refused = other_modules()
-    assert {"pandas", "pyarrow", "duckdb", "scipy", "numpy", "anthropic", "openai", "jinja2", "starlette"} <= refused
-    (tmp_path / "sitecustomize.py").write_text(REFUSAL.format(names=sorted(refused)))
+    environment = only_needed(tmp_path)
     server = upstream(lambda got: [plain(chat_answer())])
     (tmp_path / "evalpipe.toml").write_text(CONFIG.format(url=server.url))
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("EVALPIPE_")}
-    paths = [str(tmp_path), str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
     process = subprocess.Popen(
         [sys.executable, "-m", "evalpipe", "collect", "--port", "0"],
         cwd=tmp_path,
-        env={**environment, "PYTHONPATH": os.pathsep.join(paths), "TREATMENT_KEY": "sk-ant-test"},
+        env={**environment, "TREATMENT_KEY": "sk-ant-test"},
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -102,7 +109,12 @@ def test_a_collector_runs_without_the_packages_of_analysis_and_judging(
         found = listening.search("".join(lines))
         assert found is not None, lines
         client = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=20)
-        client.request("POST", CHAT, chat_request("mail me at a@example.com"), {"content-type": "application/json"})
+        client.request(
+            "POST",
+            CHAT,
+            chat_request("mail me at a@example.com or call (415) 555-2671"),
+            {"content-type": "application/json"},
+        )
         answer = client.getresponse()
         assert (answer.status, answer.read()) == (200, chat_answer())
         client.close()
@@ -120,3 +132,24 @@ def test_a_collector_runs_without_the_packages_of_analysis_and_judging(
         process.stderr.close()
     assert code == 0, lines
     assert not [line for line in lines if "refused by the test" in line or " ERROR " in line]
+
+
+def test_another_command_names_the_package_that_is_missing(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "evalpipe", "report"],
+        cwd=tmp_path,
+        env=only_needed(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"evalpipe: this command needs the package \w+, .*`pip install evalpipe` .*\n", done.stderr)
+
+
+def test_the_packages_of_a_collector_are_those_of_the_documentation() -> None:
+    page = (ROOT / "docs" / "how-to" / "collect.md").read_text("utf-8")
+    found = re.search(r"pip install --no-deps [^\n]*\npip install ([^\n]*)", page)
+    assert found is not None
+    # httpx2 comes with genai-prices, pydantic-core with pydantic
+    assert set(found[1].split()) == NEEDED - {"httpx2", "pydantic-core"}
