@@ -17,6 +17,12 @@ def load(
     paths: Annotated[
         list[Path] | None, typer.Argument(help="Files or folders to load.  [default: the workspace's spool]")
     ] = None,
+    spool: Annotated[
+        Path | None,
+        typer.Option(
+            "--spool", metavar="DIR", help="Load the spool of another collector, and empty it like the own one."
+        ),
+    ] = None,
     log_format: Annotated[
         str, typer.Option("--format", "-f", help="auto, spool, pairs, or one of the formats listed above.")
     ] = "auto",
@@ -52,7 +58,8 @@ def load(
     """Turn the collector's log, or another tool's, into the datasets the other commands read.
 
     Loading twice adds nothing. A broken entry is written to `data/rejected/` with its file, line number and reason,
-    and stops nothing. It may run while the collector writes.
+    and stops nothing. It may run while the collector writes. Files that are named are kept; the workspace's spool, and one named
+    by `--spool`, are emptied of what is stored.
 
     A file's format is detected from its content: JSON lines, JSON, CSV, TSV, Parquet, Excel, zip, tar, gzip, zstd, UTF-8 or
     UTF-16. A folder is read with the folders in it, as one experiment.
@@ -66,6 +73,7 @@ def load(
 
     ```
     evalpipe load
+    evalpipe load --spool /mnt/other-machine/data/spool
     evalpipe load exports/langfuse/
     evalpipe load --arm treatment new_model.json
     evalpipe load answers.csv --map "prompt=question, text_a=old_answer, text_b=new_answer"
@@ -82,6 +90,7 @@ def load(
 
     interrupt_on_sigterm()
     chosen = LoadOptions(
+        spool=spool,
         format_name=log_format,
         arm=arm,
         mapping=mapping,

@@ -81,7 +81,10 @@ def load(
     options = options or LoadOptions(format_name=format_name, arm=arm)
     if options.arm not in set(Arm):
         raise ConfigError(f"--arm {options.arm}: choose control or treatment")
-    spools, files = _sort_paths(workspace, paths, options.format_name, experiment)
+    if options.spool is None:
+        spools, files = _sort_paths(workspace, paths, options.format_name, experiment)
+    else:
+        spools, files = [_other_spool(options.spool, paths)], []
     plan = plan_files(workspace, files, options)
     if files and not plan.sources and not spools:
         raise DataError(f"nothing to load: {plan.skipped_text() or 'no file holds a log'}")
@@ -288,6 +291,18 @@ def _sort_paths(
     return [*spools, segments] if segments else spools, files
 
 
+def _other_spool(spool: Path, paths: Sequence[Path]) -> Path:
+    if paths:
+        raise ConfigError(f"--spool {spool} and {paths[0]}: name files, or the spool of a collector, not both")
+    if not spool.is_dir():
+        raise ConfigError(
+            f"--spool {spool}: there is no such folder; it is the folder spool in the data of a collector"
+        )
+    if not holds_log(spool):
+        raise DataError(f"nothing to load: no segment in {spool} holds a record")
+    return spool
+
+
 def _load_spool(workspace: Workspace, spool: Path | Sequence[Path], bar: tqdm[NoReturn]) -> LoadSummary:
     config = workspace.config
     collector = CollectorConfig() if config is None else config.collector
@@ -363,8 +378,10 @@ _SKIPPED_CHARS = 160
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoadOptions:
-    """The command line's options for other tools' logs."""
+    """The command line's options. All but `spool` are of other tools' logs."""
 
+    spool: Path | None = None
+    """the spool of a collector elsewhere, emptied like the workspace's own"""
     format_name: str = "auto"
     arm: str = "control"
     mapping: str | None = None

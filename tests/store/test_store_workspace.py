@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from spool_builders import request, served, write_segment
 
-from evalpipe.errors import ConfigError
+from evalpipe.errors import ConfigError, DataError
 from evalpipe.store.query import open_store
 from evalpipe.workspace.collect import collector_settings
-from evalpipe.workspace.load import load
+from evalpipe.workspace.load import LoadOptions, load
 from evalpipe.workspace.paths import Workspace, open_workspace
 from evalpipe.workspace.secrets import UNIT_KEY_ENV, unit_key
 
@@ -78,6 +78,32 @@ def _collect(workspace: Workspace, number: int) -> None:
 def _units(workspace: Workspace) -> int:
     with open_store(workspace.data) as store:
         return len(store.connection.execute("SELECT DISTINCT unit_id FROM exchanges").fetchall())
+
+
+def test_the_spool_of_another_collector_is_loaded_and_emptied(collected: Workspace, tmp_path: Path) -> None:
+    other = tmp_path / "other" / "spool"
+    for number in (2, 3):  # the second request is in the workspace's own spool, too
+        body = {"model": "gpt-4o", "user": "alice", "messages": [{"role": "user", "content": "hello"}]}
+        records = [request(f"r{number}", eligible=False, body=body), served(f"r{number}")]
+        write_segment(other, f"served-{number}.000001", records)
+    summary = load(collected, options=LoadOptions(spool=other))
+    assert (summary.n_exchanges, list(other.glob("*.jsonl"))) == (2, [])
+    summary = load(collected)
+    assert (summary.n_exchanges, summary.n_known) == (0, 1)
+    with open_store(collected.data) as store:
+        stored = store.connection.execute("SELECT request_id FROM exchanges ORDER BY 1").fetchall()
+    assert stored == [("r1",), ("r2",), ("r3",)]
+
+
+def test_a_spool_that_is_none_is_named(collected: Workspace, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--spool .*elsewhere: there is no such folder"):
+        load(collected, options=LoadOptions(spool=tmp_path / "elsewhere"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"no segment in .*empty holds a record"):
+        load(collected, options=LoadOptions(spool=tmp_path / "empty"))
+    with pytest.raises(ConfigError, match="not both"):
+        load(collected, [tmp_path / "a.jsonl"], options=LoadOptions(spool=tmp_path / "empty"))
+    assert load(collected).n_exchanges == 1
 
 
 @pytest.mark.parametrize(
