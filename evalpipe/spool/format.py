@@ -133,28 +133,6 @@ class FeedbackRecord(msgspec.Struct, frozen=True, tag="feedback", tag_field="rec
     version: int = FORMAT_VERSION
 
 
-class RequestStart(msgspec.Struct, tag="request", tag_field="record", omit_defaults=True):
-    """What differs between requests of one client to one route: the first members of a `RequestRecord`."""
-
-    request_id: str
-    received_at: float
-    body: Body
-
-
-class ResponseStart(msgspec.Struct, tag="response", tag_field="record", omit_defaults=True):
-    """What differs between whole answers of one arm to one endpoint: the first members of a `ResponseRecord`."""
-
-    request_id: str
-    started_at: float
-    latency_ms: float
-    status: int
-    headers: msgspec.Raw
-    body: Body
-    first_byte_ms: float | None = None
-    marks: list[tuple[int, float]] = []
-    sent: Body | None = None
-
-
 Record = RequestRecord | ResponseRecord | ShadowRecord | FeedbackRecord
 
 _encoder = msgspec.json.Encoder()

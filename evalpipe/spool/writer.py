@@ -20,15 +20,7 @@ from typing import Final
 import msgspec
 
 from evalpipe.files import make_folder, sync_folder, take_lock
-from evalpipe.spool.format import (
-    Body,
-    Record,
-    RequestRecord,
-    RequestStart,
-    ResponseRecord,
-    ResponseStart,
-    render_record,
-)
+from evalpipe.spool.format import Body, Record, RequestRecord, ResponseRecord, render_record
 
 RETRY_S = 1.0
 """after a failed write: how long before the disk is tried with a new segment"""
@@ -321,24 +313,21 @@ def _close(fd: int) -> None:
 
 
 _encoder: Final = msgspec.json.Encoder()
-_buffer: Final = bytearray()
 
 
-def _as_body(data: bytes, n_dropped_bytes: int) -> Body:
-    """`Body.of`, without its call for what is text and whole."""
+def add_body(line: list[bytes], data: bytes, n_dropped_bytes: int) -> None:
+    """What a record's body is in JSON, see `Body`, in pieces to the end of `line`."""
     if n_dropped_bytes or not data:
-        return Body.of(data, n_dropped_bytes=n_dropped_bytes) if n_dropped_bytes else Body()
+        line.append(_encoder.encode(Body.of(data, n_dropped_bytes=n_dropped_bytes) if n_dropped_bytes else Body()))
+        return
     try:
-        return Body(data.decode("utf-8"))
+        text = data.decode("utf-8")
     except UnicodeDecodeError:
-        return Body.of(data)
-
-
-def _open_object(start: RequestStart | ResponseStart) -> bytes:
-    """The JSON of `start` without its closing brace."""
-    _encoder.encode_into(start, _buffer)
-    _buffer.pop()
-    return bytes(_buffer)
+        line.append(_encoder.encode(Body.of(data)))
+        return
+    line.append(b'{"text":')
+    line.append(_encoder.encode(text))
+    line.append(b"}")
 
 
 def _rest(record: Record, own: Set[str]) -> bytes:
@@ -357,7 +346,12 @@ class RequestTemplate:
 
     def add(self, line: list[bytes], request_id: str, received_at: float, body: bytes, n_dropped_bytes: int) -> None:
         """What `render_record` gives for the whole record, in another order of members, in pieces to the end of `line`."""
-        line.append(_open_object(RequestStart(request_id, received_at, _as_body(body, n_dropped_bytes))))
+        line.append(b'{"record":"request","request_id":"')
+        line.append(request_id.encode("ascii"))
+        line.append(b'","received_at":')
+        line.append(_encoder.encode(received_at))
+        line.append(b',"body":')
+        add_body(line, body, n_dropped_bytes)
         line.append(self._rest)
 
 
@@ -399,16 +393,24 @@ class ResponseTemplate:
 
         `headers`: JSON. `sent`: b"" where the arm got the client's own bytes.
         """
-        start = ResponseStart(
-            request_id,
-            started_at,
-            latency_ms,
-            status,
-            msgspec.Raw(headers),
-            _as_body(body, n_dropped_bytes),
-            first_byte_ms,
-            marks,
-            _as_body(sent, 0) if sent else None,
-        )
-        line.append(_open_object(start))
+        line.append(b'{"record":"response","request_id":"')
+        line.append(request_id.encode("ascii"))
+        line.append(b'","started_at":')
+        line.append(_encoder.encode(started_at))
+        line.append(b',"latency_ms":')
+        line.append(_encoder.encode(latency_ms))
+        line.append(b',"first_byte_ms":')
+        line.append(_encoder.encode(first_byte_ms))
+        if marks:
+            line.append(b',"marks":')
+            line.append(_encoder.encode(marks))
+        line.append(b',"status":')
+        line.append(b"200" if status == 200 else b"%d" % status)
+        line.append(b',"headers":')
+        line.append(headers)
+        line.append(b',"body":')
+        add_body(line, body, n_dropped_bytes)
+        if sent:
+            line.append(b',"sent":')
+            add_body(line, sent, 0)
         line.append(self._rest)

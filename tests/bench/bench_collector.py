@@ -66,7 +66,7 @@ uvloop.run(main())
 """
 LUA = """wrk.method = "POST"
 wrk.headers["Content-Type"] = "application/json"
-wrk.headers["Authorization"] = "Bearer sk-bench"
+wrk.headers["Authorization"] = "Bearer sk-proj-Zq7XbV2LmK9wYdN4sJ1hRcF8gPuE6aTo5iBxC3nWvSyGjDlUQfOeAtHk"
 wrk.body = '{"model":"gpt-4o","messages":[{"role":"user","content":"' .. string.rep("hello wor ", 94) .. '"}]}'
 """
 BODY = json.dumps({"model": "gpt-4o", "messages": [{"role": "user", "content": "hello wor " * 94}]}).encode()
