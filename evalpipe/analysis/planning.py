@@ -12,12 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from scipy import special
-
 from evalpipe.analysis.metric_formatting import rounded_up
 from evalpipe.analysis.metrics import Metric, Quantile, Ratio
 from evalpipe.analysis.result import ArmValue, MetricResult
-from evalpipe.stats import betting, estimates
+from evalpipe.stats import betting, estimates, special
 from evalpipe.stats.estimates import Estimate
 from evalpipe.stats.event_rates import HEAVINESS_SHARE
 from evalpipe.stats.planning import (

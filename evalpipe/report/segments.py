@@ -6,13 +6,13 @@ import math
 from dataclasses import dataclass
 
 from markupsafe import Markup
-from scipy.special import ndtr
 
 from evalpipe.analysis.result import Analysis, MetricResult, Segment
 from evalpipe.analysis.segments import FALSE_DISCOVERY_RATE
 from evalpipe.report.charts.intervals import Mark, interval_cell
 from evalpipe.report.metrics import sign
 from evalpipe.report.terms import FINDING_ORDER, plain
+from evalpipe.stats import special
 from evalpipe.stats.multiplicity import benjamini_hochberg
 from evalpipe.text import format_count, format_counted, format_p, number_format
 
@@ -186,7 +186,7 @@ def _compared(segments: list[Segment], metrics: dict[str, MetricResult]) -> list
                 continue
             elsewhere = sum(n * value for n, value, _ in rest) / size
             spread = math.sqrt(half**2 + sum((n * width) ** 2 for n, _, width in rest) / size**2)
-            p = 2 * float(ndtr(-_Z * abs(here - elsewhere) / spread)) if spread else 1.0
+            p = 2 * float(special.ndtr(-_Z * abs(here - elsewhere) / spread)) if spread else 1.0
             found.append((segment, here, elsewhere, _is_relative(metrics.get(name)), p))
     adjusted = benjamini_hochberg([p for *_, p in found])
     made = [

@@ -12,8 +12,8 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
 
+from evalpipe.stats import special
 from evalpipe.stats.estimates import Estimate
 from evalpipe.stats.proportions import wilson
 

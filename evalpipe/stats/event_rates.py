@@ -16,9 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy.special import betaln, logsumexp
-
-from evalpipe.stats import betting, estimates
+from evalpipe.stats import betting, estimates, special
 from evalpipe.stats.clusters import ArmAggregate, PairedAggregate, Spread
 from evalpipe.stats.estimates import Estimate
 from evalpipe.stats.means import unpaired_skew, welch_df
@@ -389,7 +387,7 @@ def log_alarm(stages: Sequence[Stage]) -> float:
             total += stage.treatment_events * math.log(p / stage.share)
             total += stage.control_events * math.log((1 - p) / (1 - stage.share))
         logs.append(total)
-    return float(logsumexp(logs) - math.log(len(ALARM_RATIOS)))
+    return float(special.logsumexp(logs) - math.log(len(ALARM_RATIOS)))
 
 
 def rate_ratio(stages: Sequence[Stage], *, alpha: float = 0.05, prior_weight: float = PRIOR_WEIGHT) -> Estimate:
@@ -455,7 +453,7 @@ def _log_e(stage: Stage, log_ratio: float, prior_weight: float) -> float:
     a, b = prior_weight * share, prior_weight * (1 - share)
     logit = math.log(share / (1 - share)) + log_ratio
     log_p, log_q = -_softplus(-logit), -_softplus(logit)
-    return float(betaln(a + x, b + y) - betaln(a, b)) - x * log_p - y * log_q
+    return float(special.betaln(a + x, b + y) - special.betaln(a, b)) - x * log_p - y * log_q
 
 
 def _most_likely(stages: Sequence[Stage]) -> float:

@@ -14,7 +14,8 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
+
+from evalpipe.stats import special
 
 Array = npt.NDArray[np.float64]
 Spending = Literal["obrien_fleming", "pocock"]

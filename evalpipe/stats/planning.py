@@ -10,9 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from scipy import special
-
-from evalpipe.stats import betting, estimates
+from evalpipe.stats import betting, estimates, special
 from evalpipe.stats.event_rates import DEFAULT_SIGMA2
 from evalpipe.stats.group_sequential import critical_values
 from evalpipe.stats.proportions import newcombe_limits, tango_statistic

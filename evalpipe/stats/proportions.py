@@ -6,9 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from scipy import special
-
-from evalpipe.stats import estimates
+from evalpipe.stats import estimates, special
 from evalpipe.stats.clusters import ArmAggregate
 from evalpipe.stats.estimates import Estimate
 from evalpipe.stats.sequential import Fixed, Multiplier

@@ -13,7 +13,8 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
+
+from evalpipe.stats import special
 
 DEFAULT_N_STAR_PAIRS = 1000
 DEFAULT_N_STAR_USERS = 5000

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy.special import bdtr, chdtrc, gammaln
+from evalpipe.stats import special
 
 PRIOR_WEIGHT = 1000.0
 ALARM_E = 100.0
@@ -30,7 +30,7 @@ def chi_square(counts: Sequence[int], shares: Sequence[float]) -> tuple[float, f
 
 def chi_square_p(chi2: float, df: int) -> float:
     """The probability of a chi-square statistic of `df` degrees of freedom at least this large."""
-    return float(chdtrc(df, chi2))
+    return float(special.chdtrc(df, chi2))
 
 
 def log_e(counts: Sequence[int], shares: Sequence[float], *, prior_weight: float = PRIOR_WEIGHT) -> float:
@@ -49,7 +49,7 @@ def _normalised(shares: Sequence[float]) -> list[float]:
 
 
 def _log_beta(weights: Sequence[float]) -> float:
-    return float(sum(gammaln(w) for w in weights) - gammaln(sum(weights)))
+    return float(sum(special.gammaln(w) for w in weights) - special.gammaln(sum(weights)))
 
 
 # What is missing and how much it could matter: bounds, and whether the losses lean to one side
@@ -90,7 +90,7 @@ class Losses:
 def losses(treatment_only: int, control_only: int) -> Losses:
     """Rows lost by evalpipe (not errors or timeouts of an arm: those are outcomes) on one side only, tested against a coin."""
     n = treatment_only + control_only
-    p = min(1.0, 2 * float(bdtr(min(treatment_only, control_only), n, 0.5))) if n else 1.0
+    p = min(1.0, 2 * float(special.bdtr(min(treatment_only, control_only), n, 0.5))) if n else 1.0
     return Losses(treatment_only=treatment_only, control_only=control_only, p_value=p, lopsided=p < LOPSIDED_P)
 
 
