@@ -15,6 +15,12 @@ from evalpipe.collector import is_compiled
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(Path(__file__).parent))  # command_line.py, for the tests of every folder
 
+# Some hundred processes of evalpipe are started: none of them compiles the package for itself, and no worker rewrites the tests'
+# assertions again, also where the environment (a container image's, often) asks for no bytecode.
+if "EVALPIPE_NO_BYTECODE" not in os.environ:
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # A slow or busy machine is no failure, and the same commit gives the same result: examples come from the test's own name.
 settings.register_profile("evalpipe", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("evalpipe")

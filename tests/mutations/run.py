@@ -48,7 +48,13 @@ _LIBRARIES = (
     "typer",
 )
 """Imported once; each run of the tests is a fork that has them."""
-_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "EVALPIPE_NO_BYTECODE": "1",
+}
+"""No bytecode: a file that is changed twice within a second would be taken for the one that was compiled."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
