@@ -197,12 +197,9 @@ def _create_stored(connection: duckdb.DuckDBPyConnection, dataset: Dataset, file
     columns = ["experiment", *dataset.schema.names, *[name for name, _ in dataset.partitions if name != "experiment"]]
     selected = ", ".join(_name(column) for column in columns)
     if not files:
-        connection.register("_nothing", _nothing(dataset.schema))
-        nulls = ", ".join(f"NULL::{kind} AS {_name(name)}" for name, kind in dataset.partitions)
-        connection.execute(
-            f"CREATE TABLE stored_{dataset.name} AS SELECT {selected} FROM (SELECT *, {nulls} FROM _nothing)"
-        )
-        connection.unregister("_nothing")
+        kinds = {**_kinds(connection, dataset.name), **dict(dataset.partitions)}
+        defined = ", ".join(f"{_name(column)} {kinds[column]}" for column in columns)
+        connection.execute(f"CREATE TABLE stored_{dataset.name} ({defined})")
         return
     paths = ", ".join(_literal(str(path)) for path in files)
     types = ", ".join(f"{_literal(name)}: {kind}" for name, kind in dataset.partitions)
@@ -213,12 +210,22 @@ def _create_stored(connection: duckdb.DuckDBPyConnection, dataset: Dataset, file
     connection.execute(f"CREATE VIEW stored_{dataset.name} AS SELECT {selected} FROM {source}")
 
 
+_KINDS: dict[str, dict[str, str]] = {}
+"""the columns of each dataset without its partitions, and DuckDB's type of each"""
+
+
+def _kinds(connection: duckdb.DuckDBPyConnection, name: str) -> dict[str, str]:
+    if name not in _KINDS:
+        connection.register("_nothing", _nothing(BY_NAME[name].schema))
+        _KINDS[name] = {row[0]: row[1] for row in connection.execute("DESCRIBE _nothing").fetchall()}
+        connection.unregister("_nothing")
+    return _KINDS[name]
+
+
 def _selected(connection: duckdb.DuckDBPyConnection, dataset: Dataset, source: str, columns: list[str]) -> str:
     """The columns of `source`; one that none of its files has, as they are all older than it, is null."""
     known = {row[0] for row in connection.execute(f"DESCRIBE FROM {source}").fetchall()}
-    connection.register("_nothing", _nothing(dataset.schema))
-    kinds = {row[0]: row[1] for row in connection.execute("DESCRIBE _nothing").fetchall()}
-    connection.unregister("_nothing")
+    kinds = _kinds(connection, dataset.name)
     return ", ".join(_name(name) if name in known else f"NULL::{kinds[name]} AS {_name(name)}" for name in columns)
 
 
