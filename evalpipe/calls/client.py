@@ -11,7 +11,8 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Final, Protocol
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import parse_qsl, urlsplit
 
 from evalpipe.calls.limiter import Reported, asked_wait, read_limits, read_retry_after
@@ -24,6 +25,9 @@ from evalpipe.providers.outcomes import failure_in
 from evalpipe.providers.paths import is_azure, split_address
 from evalpipe.providers.registry import read_answer
 from evalpipe.text import printable
+
+if TYPE_CHECKING:
+    import ssl
 
 Messages = Sequence[tuple[str, str]]
 """(role, text) in order, beginning with the user's message; the system text is the judge's own."""
@@ -319,12 +323,21 @@ def open_sdk(spec: ModelSettings, concurrency: int) -> Any:
         limits=httpx2.Limits(**limits),
         timeout=httpx2.Timeout(spec.timeout_s, connect=CONNECT_TIMEOUT_S),
         trust_env=trust_env,
+        verify=_authorities(trust_env),
     )
     address, query = sdk_address(spec)
     options: dict[str, Any] = {"default_query": query} if query else {}
     if spec.base_url and spec.provider == "openai" and is_azure(spec.base_url) and "api-version" in query:
         client, options = sdk.AsyncAzureOpenAI, {"api_version": query["api-version"], "default_query": query}
     return client(api_key=api_key(spec), base_url=address, max_retries=0, http_client=http, **options)
+
+
+@cache
+def _authorities(trust_env: bool) -> ssl.SSLContext:
+    """The certificate authorities that are trusted. To read them takes longer than all the rest of a client."""
+    import httpx2
+
+    return httpx2.create_ssl_context(trust_env=trust_env)
 
 
 def sdk_address(spec: ModelSettings) -> tuple[str | None, dict[str, str]]:
