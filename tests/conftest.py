@@ -26,6 +26,43 @@ settings.register_profile("evalpipe", deadline=None, derandomize=True, suppress_
 settings.load_profile("evalpipe")
 
 
+LONGEST_FIRST = (
+    "labels/test_label_browser.py",
+    "collector/test_collector_nights.py",
+    "test_documents.py",
+    "report/test_report_browser.py",
+    "run/test_run_every_day.py",
+    "run/test_run_in_ci.py",
+    "serve/test_serve_browser.py",
+    "collector/test_collector_roads.py",
+    "serve/test_serve_app.py",
+    "collector/test_collector_treatment.py",
+    "collector/test_collector_budget.py",
+    "labels/test_label_page.py",
+    "judging/test_judging_replies.py",
+    "judging/test_judging_run.py",
+    "analysis/test_analysis_experiments.py",
+    "collector/test_collector_chains.py",
+    "judging/test_judging_batches_held.py",
+    "judging/test_judging_interrupted.py",
+    "store/test_store_resources.py",
+    "power/test_power_loss.py",
+    "test_examples.py",
+    "judging/test_judging_full_disk.py",
+    "collector/test_collector_stream_usage.py",
+    "collector/test_collector_setup_faults.py",
+)
+"""Files that take more than some ten seconds. A worker runs a file to its end: one that begins last would keep one core busy
+while the others have nothing left."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    folder = Path(__file__).parent
+    places = {path: rank.get(path.relative_to(folder).as_posix(), len(rank)) for path in {item.path for item in items}}
+    items.sort(key=lambda item: places[item.path])
+
+
 def pytest_report_header() -> str:
     compiled = is_compiled()
     if os.environ.get("EVALPIPE_EXPECT_COMPILED") and not compiled:
