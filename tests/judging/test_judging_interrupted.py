@@ -112,7 +112,7 @@ def test_a_second_ctrl_c_stops_at_once_and_what_was_in_flight_is_a_visible_row(t
 
 def test_ctrl_c_leaves_a_batch_to_go_on_and_the_next_run_collects_it(tmp_path: Path) -> None:
     behaviour = JudgeBehaviour(behaviour="stated", accuracy=0.9)
-    with start_sim(SimSettings(judge=behaviour, batch_seconds=8)) as sim:
+    with start_sim(SimSettings(judge=behaviour, batch_seconds=3)) as sim:
         workspace(tmp_path, sim.base_url)
         folder = batches_folder(open_workspace(tmp_path / "evalpipe.toml"), "t")
         process = start(tmp_path, "--batch")
