@@ -206,6 +206,58 @@ def two_runners() -> bool:
         return say("two runners", holds and sim.ledger()["n_answered_again"] == 0, second.stderr.strip())
 
 
+def four_runners(n_pairs: int = 1500, n_kills: int = 50, concurrency: int = 8) -> bool:
+    """Four `judge` on one store, one killed at a time and started again: one works, the others stop with a line."""
+    chance = random.Random(5)
+    with simulated("--judge", "accuracy=0.8", "--ttft-ms", "150") as sim, tempfile.TemporaryDirectory() as folder:
+        root = workspace(Path(folder), sim.url, n_pairs=n_pairs, words=15, concurrency=concurrency, **FAST)
+        processes = [start(root, "judge", "--max-usd", "100") for _ in range(4)]
+        n_killed = n_killed_at_work = n_busy = 0
+        others: list[str] = []
+        while n_killed < n_kills:
+            time.sleep(0.2 + chance.random() * 0.5)
+            alive = [index for index, process in enumerate(processes) if process.poll() is None]
+            if alive:
+                victim = chance.choice(alive)
+                before = sim.ledger()["calls"]
+                processes[victim].kill()
+                n_killed += 1
+                n_killed_at_work += before > 0
+            for index, process in enumerate(processes):
+                if process.poll() is None:
+                    continue
+                _, errors = process.communicate()
+                if process.returncode == 1 and "another `evalpipe judge`" in errors:
+                    n_busy += 1
+                elif process.returncode not in (0, -signal.SIGKILL):
+                    others.append(errors.strip()[-200:])
+                processes[index] = start(root, "judge", "--max-usd", "100")
+        for process in processes:
+            process.communicate()
+        judged(root)
+        ledger = sim.ledger()
+        rows = query(
+            root,
+            "SELECT count(*) FILTER (WHERE note LIKE '%\"lost\"%') AS lost, "
+            "count(*) FILTER (WHERE note LIKE '%\"lost\"%' AND coalesce(cost_usd, 0) <= 0) AS unbooked FROM judgments",
+        )[0]
+        wasted = ledger["n_answered_again"]
+        holds = (
+            complete(root, n_pairs)
+            and not others
+            and n_busy > 0
+            and wasted <= n_killed_at_work * concurrency
+            and wasted <= rows["lost"] <= n_killed_at_work * concurrency
+            and rows["unbooked"] == 0
+        )
+        detail = (
+            f"{n_killed} kills, {n_busy} times another one was at work and it said so, {n_pairs} pairs judged once in each "
+            f"order, {wasted} answers paid twice, {rows['lost']} calls booked as lost (at most {n_killed_at_work} × "
+            f"{concurrency} in flight), {rows['unbooked']} of them at no cost; other ends: {others[:3]}"
+        )
+        return say("four runners", holds, detail)
+
+
 def changes() -> bool:
     """Unchanged: nothing sent. Prompt, model or parameter changed: judged anew."""
     with simulated("--judge", "accuracy=0.8") as sim, tempfile.TemporaryDirectory() as folder:
@@ -225,7 +277,7 @@ def changes() -> bool:
         return say("judged anew on change only", seen == [98, 0] * 4, f"calls per run: {seen}")
 
 
-CHECKS = {check.__name__: check for check in (changes, two_runners, cap, kills, batch_kills, faults)}
+CHECKS = {check.__name__: check for check in (changes, two_runners, four_runners, cap, kills, batch_kills, faults)}
 
 if __name__ == "__main__":
     started = time.monotonic()
