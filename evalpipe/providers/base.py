@@ -130,8 +130,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """reasoning that `text` leaves out and that a stream had passed before its end showed what it was"""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RequestView:
+class RequestView(msgspec.Struct, frozen=True, kw_only=True):
     """The fields of a request that evalpipe uses, in any dialect.
 
     `messages`: [{"role": system|user|assistant|tool, "content": plain text}], images and files as "[image]" marks,

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
 import brotli
+import msgspec
 import zstandard
 
 MAX_DECODED_BYTES = 128 * 1024 * 1024
@@ -30,8 +30,7 @@ class TooLargeError(EncodingError):
     """The body unpacks to more than the limit."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Decoded:
+class Decoded(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A body without its content encoding."""
 
     data: bytes
@@ -46,9 +45,9 @@ def header(headers: Mapping[str, str], name: str) -> str:
     value = headers.get(name)
     if value is not None:
         return value
-    for key, value in headers.items():
-        if key.lower() == name:
-            return value
+    for key in headers:
+        if len(key) == len(name) and key.lower() == name:
+            return headers[key]
     return ""
 
 

@@ -54,6 +54,10 @@ def price_of(
         The cost with its source, or the reason why there is none. A fee that is certainly charged and whose price is
         not known leaves no cost at all; a part that may be nothing is named in the cost's `note`.
     """
+    if not prices and not batch and usage.is_plain:
+        ordinary = _ordinary_cost(usage, _known_names(model, requested, provider), at)
+        if ordinary is not None:
+            return ordinary
     names = _names(model, requested, provider)
     own = _own(names, requested, provider, prices or {})
     if own is None and usage.reported_usd is not None:
@@ -103,6 +107,28 @@ def is_priced(model: str, provider: str | None, *, at: datetime, prices: Mapping
     """Whether answers of this model have a price at all."""
     usage = Usage(input_tokens=1, output_tokens=1)
     return cost_of(usage, model=model, provider=provider, at=at, prices=prices) is not None
+
+
+def _ordinary_cost(usage: Usage, listed: Listed | None, at: datetime) -> Cost | None:
+    """What nearly every answer costs: plain token counts at the list price. None where there is more to look at."""
+    given, made = usage.input_tokens, usage.output_tokens
+    if listed is None or given is None or made is None:
+        return None
+    prices = listed.info.get_prices(at)
+    if (given and prices.input_mtok is None) or (made and prices.output_mtok is None):
+        return None
+    usd = _plain_usd(usage, prices)
+    return None if isinstance(usd, Unpriced) else Cost(usd=usd, priced_at=at, source=library_version())
+
+
+@lru_cache(maxsize=4096)
+def _known_names(model: str | None, requested: str | None, provider: str | None) -> Listed | None:
+    """The library's entry of these names; None where plain counts do not decide what such an answer costs."""
+    names = _names(model, requested, provider)
+    if not names or _is_free(names, requested):
+        return None
+    listed = next((found for name in names if (found := find_listed(name, provider)) is not None), None)
+    return None if listed is None or any(part in listed.model for part in ALWAYS_SEARCHING) else listed
 
 
 def _names(model: str | None, requested: str | None, provider: str | None) -> list[str]:
@@ -239,8 +265,7 @@ class Price:
         return None if per_1000 is None else per_1000 / 1000
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Cost:
+class Cost(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """`usd`, at the price that held at `priced_at` (UTC), by `source`: "config", the price library and its version, or the
     provider's own field. `note`: what is not in it; None where nothing is known to be missing."""
 
@@ -250,8 +275,7 @@ class Cost:
     note: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Unpriced:
+class Unpriced(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """No cost is known; `reason` is one sentence for readers of the row."""
 
     reason: str
@@ -467,7 +491,7 @@ def list_cost(usage: Usage, listed: Listed, model: str, *, at: datetime, batch: 
         prices = _with_audio_price(listed, terms.prices, model, at)
         usd = _mixed_usd(usage, prices, listed, model)
     else:
-        usd = _plain_usd(usage, terms)
+        usd = _plain_usd(usage, terms.prices, is_standard=terms.is_standard)
     return usd if isinstance(usd, Unpriced) else terms.share * usd
 
 
@@ -576,23 +600,27 @@ def _has_other_media(usage: Usage) -> bool:
     )
 
 
-def _plain_usd(usage: Usage, terms: _Terms) -> float | Unpriced:
-    """USD at the standard share where all tokens are text, or images that cost what text costs."""
+def _plain_usd(usage: Usage, prices: Any, *, is_standard: bool = True) -> float | Unpriced:
+    """USD at the standard share where all tokens are text, or images that cost what text costs. `is_standard`: see `_Terms`."""
     cached, written = usage.cached_input_tokens or 0, usage.cache_write_tokens or 0
     one_hour = min(usage.cache_write_1h_tokens or 0, written)
     rest = (usage.input_tokens or 0) - cached - written
     if rest < 0:
         # Counts that contradict each other (more cached than input): a provider's slip, not a price.
         return Unpriced(reason=CONTRADICTION)
-    counts, prices = _Counts(rest, cached, written - one_hour, one_hour, usage.output_tokens or 0), terms.prices
-    if not terms.is_standard:  # made for this answer: nothing to keep
+    counts = _Counts(rest, cached, written - one_hour, one_hour, usage.output_tokens or 0)
+    if not is_standard:  # made for this answer: nothing to keep
         return _by_calculation(counts, prices)
-    if id(prices) not in _rates:
-        _rates[id(prices)] = _read_rates(prices)
-    rates = _rates[id(prices)]
+    key = id(prices)
+    if key not in _rates:
+        _rates[key] = _read_rates(prices)
+    rates = _rates[key]
     if rates is None:
         return _by_calculation(counts, prices)
-    return sum(count * rate for count, rate in zip(counts, rates, strict=True))
+    usd = 0.0
+    for place in range(len(counts)):
+        usd += counts[place] * rates[place]
+    return usd
 
 
 def _mixed_usd(usage: Usage, prices: Any, listed: Listed, model: str) -> float | Unpriced:
