@@ -67,6 +67,14 @@ def parse_answer(data: bytes | str) -> tuple[Any, bool]:
         raise MalformedJSONError(str(error)) from None
 
 
+def parse_exact(data: bytes | str) -> Any:
+    """The JSON value of RFC 8259 JSON in UTF-8, which every reader here reads alike. Raises MalformedJSONError."""
+    try:
+        return _fast_decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise MalformedJSONError(str(error)) from None
+
+
 def parse_document(data: bytes) -> Any:
     """The JSON value of a logged document, `json.loads` where msgspec refuses it: NaN and lone surrogates stay as they are.
     Raises ValueError with the reason."""

@@ -41,6 +41,11 @@ class Body(msgspec.Struct, frozen=True, omit_defaults=True):
             return base64.b64decode(self.base64)
         return (self.text or "").encode()
 
+    @property
+    def content(self) -> bytes | str:
+        """As text where it is UTF-8: nothing has to be made of it."""
+        return self.data if self.base64 is not None else self.text or ""
+
 
 class RequestRecord(msgspec.Struct, frozen=True, tag="request", tag_field="record", omit_defaults=True, kw_only=True):
     """A collected request as it arrived. Credentials and cookies never get here: `headers` holds an allow-list."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any, cast
 
 import msgspec
@@ -15,9 +16,9 @@ from evalpipe.identity import conversation_id, conversation_in, hash_unit, read_
 from evalpipe.models import FAILED, Arm, Exchange, Outcome, Role, ShadowStatus
 from evalpipe.providers.base import Answer, RequestView
 from evalpipe.providers.decoding import EncodingError, decode, header
-from evalpipe.providers.json_values import parse_document
+from evalpipe.providers.json_values import MalformedJSONError, parse_document, parse_exact
 from evalpipe.providers.pricing import NOT_REPORTED, Cost, Price, Unpriced, price_of
-from evalpipe.providers.registry import read_answer, read_request
+from evalpipe.providers.registry import read_answer, read_request, view_of
 from evalpipe.spool.format import Body, Ended, RequestRecord, ResponseRecord, ShadowRecord
 from evalpipe.spool.join import LOST, STOPPED, PendingRequest
 from evalpipe.store.importers.base import prompt_text
@@ -70,6 +71,9 @@ def read_replayed(request: RequestRecord, response: ResponseRecord, rules: Readi
     return replace(found, **columns)
 
 
+_hashed = lru_cache(maxsize=16_384)(hash_unit)
+
+
 class _Client:
     """The request as the client sent it, read once for all its exchanges. `served`: the answer the user got, if any."""
 
@@ -77,9 +81,16 @@ class _Client:
         self.record = request
         self.rules = rules
         self.body = _decoded(request.headers, request.body)
-        self.view = read_request(request.endpoint, self.body)
+        self._document: Any
+        try:  # nearly every body: parsed once for both
+            self._document = parse_exact(self.body)
+            self.view = view_of(request.endpoint, self._document)
+        except MalformedJSONError:
+            self.view = read_request(request.endpoint, self.body)
+            self._document = _object(self.body)
+        if not rules.unit_sources and not _holds_cache_key(self.body):
+            self._document = None
         self.prompt = prompt_text(self.view.messages)
-        self._document = _object(self.body) if rules.unit_sources or b'"prompt_cache_key"' in self.body else {}
         named = request.conversation_id or conversation_in(
             self.view.system_text, self.view.first_user_message, self._document
         )
@@ -103,7 +114,7 @@ class _Client:
         raw, source = unit_of(read_sources(tuple(self.rules.unit_sources)), None, self._document)
         if raw is not None:
             key = self.rules.unit_key
-            return (raw if key is None else hash_unit(key, raw)), source
+            return (raw if key is None else _hashed(key, raw)), source
         return self.conversation, "conversation"
 
     def meta(self, response: ResponseRecord | None) -> str:
@@ -167,7 +178,7 @@ def _served(client: _Client, entry: PendingRequest) -> Exchange:
             streamed=client.view.streamed,
             shadow_status=status,
             shadow_reason=reason,
-            **_common(client, None, request.arm),
+            **_common(client, request.arm),
         )
     return _answered(client, entry.served, Role.SERVED, status, reason)
 
@@ -189,23 +200,24 @@ def _answered(
     shadow_status: ShadowStatus | None = None,
     shadow_reason: str | None = None,
 ) -> Exchange:
-    body = response.body.data
+    request, body = client.record, response.body.content
     ended = cast(Ended, response.ended)
     answer = _as_far_as_kept(
         response, read_answer(response.endpoint, response.status, response.headers, body, ended=ended)
     )
-    sent_view, sent_body = _sent(client, response)
+    sent_body = client.body if response.sent is None else response.sent.content
+    requested, asks_stream = _asked(client, response)
     outcome = Outcome.TIMEOUT if response.error_type == "timeout" else answer.outcome
-    cost = _cost(client, response, answer, sent_view, outcome)
+    cost = _cost(client, response, answer, requested, outcome)
     timed_out = outcome is Outcome.TIMEOUT and response.timeout_ms is not None
     return Exchange(
-        request_id=client.record.request_id,
+        request_id=request.request_id,
         arm=_ARMS[response.arm],
         role=role,
-        started_at=instant(client.record.received_at if role is Role.SERVED else response.started_at),
+        started_at=instant(request.received_at if role is Role.SERVED else response.started_at),
         provider=response.provider or None,
         endpoint=response.endpoint or None,
-        model_requested=sent_view.model,
+        model_requested=requested,
         model=answer.model,
         request=_storable(sent_body),
         response=answer.assembled if answer.assembled is not None else _raw_text(response, body),
@@ -218,17 +230,30 @@ def _answered(
         error_message=response.error_message or answer.error_message,
         latency_ms=response.timeout_ms if timed_out else response.latency_ms,
         ttft_ms=_ttft(response, answer),
-        streamed=answer.streamed or sent_view.streamed,
+        streamed=answer.streamed or asks_stream,
         input_tokens=answer.usage.input_tokens,
         cached_input_tokens=answer.usage.cached_input_tokens,
         cache_write_tokens=answer.usage.cache_write_tokens,
         output_tokens=answer.usage.output_tokens,
         reasoning_tokens=answer.usage.reasoning_tokens,
-        **_cost_columns(cost, response),
+        cost_usd=None if isinstance(cost, Unpriced) else cost.usd + response.infrastructure_usd,
+        priced_at=None if isinstance(cost, Unpriced) else cost.priced_at,
+        cost_source=None if isinstance(cost, Unpriced) else cost.source,
+        cost_note=cost.reason if isinstance(cost, Unpriced) else cost.note,
         simulated=bool(header(response.headers, SIMULATED_HEADER)),
         shadow_status=shadow_status,
         shadow_reason=shadow_reason,
-        **_common(client, response, response.arm),
+        # As `_common`, without the detour of a mapping.
+        unit_id=client.unit_id,
+        conversation_id=client.conversation,
+        meta=client.meta(response),
+        config_fingerprint=_of_arm(request.config_fingerprint, response.arm),
+        prompt=client.prompt,
+        percentage=request.percentage,
+        forced=request.forced or client.is_repeated,
+        turn=client.turn,
+        step=client.view.step,
+        request_kind=client.kind,
     )
 
 
@@ -241,16 +266,17 @@ def _copy_lost(client: _Client, shadow: ShadowRecord, reason: str) -> Exchange:
         started_at=instant(shadow.at),
         outcome=Outcome.CLIENT_CLOSED,
         error_type=reason,
-        **_common(client, None, Arm.TREATMENT),
+        **_common(client, Arm.TREATMENT),
     )
 
 
-def _common(client: _Client, response: ResponseRecord | None, arm: str) -> dict[str, Any]:
+def _common(client: _Client, arm: str) -> dict[str, Any]:
+    """The columns of a row without an answer that its request decides."""
     request = client.record
     return {
         "unit_id": client.unit_id,
         "conversation_id": client.conversation,
-        "meta": client.meta(response),
+        "meta": client.meta(None),
         "config_fingerprint": _of_arm(request.config_fingerprint, arm),
         "prompt": client.prompt,
         "percentage": request.percentage,
@@ -267,12 +293,12 @@ def _of_arm(fingerprints: str | None, arm: str) -> str | None:
     return (treatment if dash and arm == Arm.TREATMENT else control) or None
 
 
-def _sent(client: _Client, response: ResponseRecord) -> tuple[RequestView, bytes]:
-    """What this arm got: the client's own request, or what it was translated to."""
+def _asked(client: _Client, response: ResponseRecord) -> tuple[str | None, bool]:
+    """The model, and whether a stream was wanted, in what this arm got: the client's own request, or its translation."""
     if response.sent is None:
-        return client.view, client.body
-    body = response.sent.data
-    return read_request(response.endpoint, body), body
+        return client.view.model, client.view.streamed
+    view = read_request(response.endpoint, response.sent.content)
+    return view.model, view.streamed
 
 
 def _as_far_as_kept(response: ResponseRecord, answer: Answer) -> Answer:
@@ -286,7 +312,7 @@ def _as_far_as_kept(response: ResponseRecord, answer: Answer) -> Answer:
 
 
 def _cost(
-    client: _Client, response: ResponseRecord, answer: Answer, view: RequestView, outcome: Outcome
+    client: _Client, response: ResponseRecord, answer: Answer, requested: str | None, outcome: Outcome
 ) -> Cost | Unpriced:
     at = instant(response.started_at)
     generated = answer.usage.output_tokens is not None or answer.text or answer.tool_calls
@@ -295,7 +321,7 @@ def _cost(
     cost = price_of(
         answer.usage,
         model=answer.model,
-        requested=view.model,
+        requested=requested,
         provider=response.provider,
         at=at,
         prices=client.rules.prices,
@@ -323,17 +349,6 @@ def _is_not_billed(response: ResponseRecord) -> bool:
     return is_answered and response.status is not None and response.status >= 300
 
 
-def _cost_columns(cost: Cost | Unpriced, response: ResponseRecord) -> dict[str, Any]:
-    if isinstance(cost, Unpriced):
-        return {"cost_note": cost.reason}
-    return {
-        "cost_usd": cost.usd + response.infrastructure_usd,
-        "priced_at": cost.priced_at,
-        "cost_source": cost.source,
-        "cost_note": cost.note,
-    }
-
-
 def _ttft(response: ResponseRecord, answer: Answer) -> float | None:
     """Ms until the bytes with the first content were there: the first mark at or behind them."""
     if not answer.streamed or answer.content_offset is None:
@@ -341,30 +356,37 @@ def _ttft(response: ResponseRecord, answer: Answer) -> float | None:
     return next((ms for n_bytes, ms in response.marks if n_bytes >= answer.content_offset), None)
 
 
-def _decoded(headers: Mapping[str, str], body: Body) -> bytes:
+def _decoded(headers: Mapping[str, str], body: Body) -> bytes | str:
+    """The body without its content encoding, as text where it has none and is UTF-8."""
+    if not header(headers, "content-encoding"):
+        return body.content
     try:
         return decode(headers, body.data).data
     except EncodingError:
         return body.data
 
 
-def _raw_text(response: ResponseRecord, body: bytes) -> str | None:
+def _raw_text(response: ResponseRecord, body: bytes | str) -> str | None:
     """What came, as text, where no message could be read from it; nothing is null."""
     if not body:
         return None
     return _storable(_decoded(response.headers, response.body))
 
 
-def _storable(body: bytes) -> str:
-    return well_formed(str(body, "utf-8", "replace"))
+def _storable(body: bytes | str) -> str:
+    return body if isinstance(body, str) else well_formed(str(body, "utf-8", "replace"))
 
 
-def _object(body: bytes) -> dict[str, Any]:
+def _object(body: bytes | str) -> dict[str, Any]:
     try:
-        document = parse_document(body)
+        document = parse_document(body.encode() if isinstance(body, str) else body)
     except ValueError:
         return {}
     return document if isinstance(document, dict) else {}
+
+
+def _holds_cache_key(body: bytes | str) -> bool:
+    return '"prompt_cache_key"' in body if isinstance(body, str) else b'"prompt_cache_key"' in body
 
 
 def instant(seconds: float) -> datetime:

@@ -1,0 +1,81 @@
+"""The shapes of ordinary whole answers, as msgspec decodes them (`ordinary.read_ordinary`).
+
+Each field that the general readers look at has the one type that is ordinary; others that vendors are known to send are listed
+as `Any`, so that they are read, and refused where they are malformed, as the general readers do. Not compiled: msgspec takes the
+fields' types from annotations, which a compiled class does not keep.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+
+class ChatMessage(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    content: str
+    role: Any = None
+    refusal: None = None
+    annotations: Any = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: list[Any] | None = None
+    images: list[Any] | None = None
+    # What a server shows of its reasoning is no part of the text, and stays in the answer as it came.
+    reasoning: Any = None
+    reasoning_content: Any = None
+    reasoning_details: Any = None
+
+
+class Choice(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    message: ChatMessage
+    finish_reason: str | None = None
+    index: Any = None
+    logprobs: Any = None
+    content_filter_results: Any = None
+    native_finish_reason: Any = None
+    stop_reason: Any = None
+    token_ids: Any = None
+    error: None = None
+
+
+class Chat(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    choices: list[Choice]
+    model: str
+    usage: dict[str, Any] | None = None
+    service_tier: Any = None
+    id: Any = None
+    object: str | None = None
+    created: Any = None
+    system_fingerprint: Any = None
+    provider: Any = None
+    prompt_filter_results: Any = None
+    prompt_logprobs: Any = None
+    prompt_token_ids: Any = None
+    kv_transfer_params: Any = None
+    error: None = None
+
+
+class TextBlock(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    type: Literal["text"]
+    text: str
+    citations: Any = None
+
+
+class Message(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    content: list[TextBlock]
+    model: str
+    type: str | None = None
+    stop_reason: str | None = None
+    usage: dict[str, Any] | None = None
+    id: Any = None
+    role: Any = None
+    stop_sequence: Any = None
+    stop_details: Any = None
+    container: Any = None
+    context_management: Any = None
+    error: None = None
+
+
+chat_decoder: Final = msgspec.json.Decoder(Chat)
+message_decoder: Final = msgspec.json.Decoder(Message)
