@@ -7,14 +7,14 @@ was sent) its response. Records that an ended process can no longer write are no
 # mypyc: compiled into wheels (hatch_build.py)
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import msgspec
 
 from evalpipe.identity import attempt_of
 from evalpipe.models import Role, ShadowStatus
-from evalpipe.spool.format import Record, RequestRecord, ResponseRecord, ShadowRecord
+from evalpipe.spool.format import FeedbackRecord, Record, RequestRecord, ResponseRecord, ShadowRecord, read_record
 
 STOPPED = "collector_stopped"
 """The process that would have written the record is gone."""
@@ -63,6 +63,14 @@ class PendingRequest:
         return self.shadow.status != ShadowStatus.SAMPLED or self.copy is not None
 
 
+def entry_of(lines: Iterable[bytes], at: float, lost_reason: str | None) -> PendingRequest:
+    """The entry that these lines were put together to, read anew. Raises ValueError for a broken line."""
+    entry = PendingRequest(at=at, lost_reason=lost_reason)
+    for line in lines:
+        put(entry, read_record(line))
+    return entry
+
+
 def put(entry: PendingRequest, record: Record) -> None:
     """Put a record into its place; where that is taken (a copied segment), the first stays."""
     if isinstance(record, RequestRecord):
@@ -100,6 +108,20 @@ class SpoolJoin:
         self._entries: dict[tuple[str, str], PendingRequest] = {}
         self._expired_to = float("-inf")
 
+    def entries(
+        self, records: Iterable[tuple[Record, Source]], rated: Callable[[FeedbackRecord], object]
+    ) -> Iterator[PendingRequest]:
+        """The entries that `records` finish, and those given up as lost by the time of a record (`lost_reason`). Feedback is
+        passed on to `rated`."""
+        for record, source in records:
+            if isinstance(record, FeedbackRecord):
+                rated(record)
+                continue
+            entry = self.add(record, source)
+            if entry is not None:
+                yield entry
+            yield from self.expire(time_of(record))
+
     def add(self, record: Record, source: Source) -> PendingRequest | None:
         """The entry this record finishes, if it does. A record that is there already (a copy of a segment) is dropped."""
         key = (record.experiment, record.request_id)
@@ -117,16 +139,18 @@ class SpoolJoin:
             return self._entries.pop(key)
         return None
 
-    def expire(self, now: float) -> Iterator[PendingRequest]:
+    def expire(self, now: float) -> list[PendingRequest]:
         """Entries whose first record is older than `open_limit_s` at `now` (seconds since the epoch): given up as lost."""
         if now - self._expired_to < self._open_limit_s / 4:  # a scan of what is open, not for every record
-            return
+            return []
         self._expired_to = now
+        given_up: list[PendingRequest] = []
         overdue = [key for key, entry in self._entries.items() if now - entry.at > self._open_limit_s]
         for key in overdue:
             entry = self._entries.pop(key)
             entry.lost_reason = self._reason(entry, default=LOST)
-            yield entry
+            given_up.append(entry)
+        return given_up
 
     def leftovers(self) -> Iterator[tuple[PendingRequest, bool]]:
         """At the end of the log: every entry that is not finished, and whether it waits for a running process.

@@ -30,6 +30,8 @@ EMPTY_AFTER_S = 3600.0
 """An empty segment of this age was never written to. A younger one may be about to be locked by its new writer."""
 
 _CHUNK_BYTES = 1 << 20
+_PROGRESS_BYTES = 1 << 18
+"""read between two reports of progress"""
 _STARTS_WITHIN_S = 30.0
 
 
@@ -195,8 +197,9 @@ def _look(path: Path) -> tuple[int, bool] | None:
 MAX_TIME_S = 253402300800.0
 """The end of year 9999, where calendars end."""
 
-_ARMS, _SHADOW_STATUSES = frozenset(Arm), frozenset(ShadowStatus)
-_ROLES = frozenset({Role.SERVED, Role.SHADOW})
+_ARMS = frozenset(arm.value for arm in Arm)
+_SHADOW_STATUSES = frozenset(status.value for status in ShadowStatus)
+_ROLES = frozenset({Role.SERVED.value, Role.SHADOW.value})
 
 Reject = Callable[[Segment, int, bytes, str], None]
 
@@ -215,21 +218,33 @@ def read_spool(
 
 def check_record(record: Record) -> None:
     """Refuse words and times outside what they may be. Raises ValueError with the field."""
-    if isinstance(record, RequestRecord | ResponseRecord) and record.arm not in _ARMS:
-        raise ValueError(f"arm {record.arm[:40]!r} is neither control nor treatment")
-    if isinstance(record, ResponseRecord) and record.role not in _ROLES:
-        raise ValueError(f"role {record.role[:40]!r} is neither served nor shadow")
-    if isinstance(record, ShadowRecord) and record.status not in _SHADOW_STATUSES:
-        raise ValueError(f"shadow status {record.status[:40]!r} is unknown")
-    if isinstance(record, FeedbackRecord) and not 0 <= record.rating <= 1:
-        raise ValueError(f"rating {record.rating!r} is not in [0, 1]")
-    at = record.started_at if isinstance(record, ResponseRecord) else time_of(record)
+    if isinstance(record, RequestRecord):
+        at = record.received_at
+        _check_arm(record.arm)
+    elif isinstance(record, ResponseRecord):
+        at = record.started_at
+        _check_arm(record.arm)
+        if record.role not in _ROLES:
+            raise ValueError(f"role {record.role[:40]!r} is neither served nor shadow")
+    elif isinstance(record, ShadowRecord):
+        at = record.at
+        if record.status not in _SHADOW_STATUSES:
+            raise ValueError(f"shadow status {record.status[:40]!r} is unknown")
+    else:
+        at = record.at
+        if not 0 <= record.rating <= 1:
+            raise ValueError(f"rating {record.rating!r} is not in [0, 1]")
     if not 0 <= at < MAX_TIME_S:
         raise ValueError(f"time {at!r} is no date")
     if not is_experiment_name(record.experiment):
         raise ValueError(f"experiment {record.experiment[:80]!r} is no allowed name")
     if not record.request_id:
         raise ValueError("request_id is empty")
+
+
+def _check_arm(arm: str) -> None:
+    if arm not in _ARMS:
+        raise ValueError(f"arm {arm[:40]!r} is neither control nor treatment")
 
 
 @lru_cache(maxsize=256)
@@ -245,8 +260,12 @@ def _read_writer(
     segments: list[tuple[int, Segment]], reject: Reject, progress: Callable[[int], object]
 ) -> Iterator[tuple[Record, Source]]:
     for index, segment in segments:
+        n_read = 0
         for number, _, line in read_lines(segment):
-            progress(len(line) + 1)
+            n_read += len(line) + 1
+            if n_read >= _PROGRESS_BYTES:
+                progress(n_read)
+                n_read = 0
             if not line.strip():
                 continue
             try:
@@ -256,6 +275,7 @@ def _read_writer(
                 reject(segment, number, line, str(error))
                 continue
             yield record, Source(segment=index, writer=segment.writer, line=number, data=line)
+        progress(n_read)
 
 
 # The lock that keeps a second collector off a spool.

@@ -26,7 +26,7 @@ from evalpipe.files import sync_folder, unlink_synced, write_synced
 from evalpipe.models import Arm, Exchange, Feedback, Role
 from evalpipe.providers.json_values import parse_document
 from evalpipe.spool.format import FeedbackRecord
-from evalpipe.spool.join import PendingRequest, SpoolJoin, time_of
+from evalpipe.spool.join import PendingRequest, SpoolJoin
 from evalpipe.spool.segments import (
     Segment,
     exclusive_segments,
@@ -114,15 +114,12 @@ class SpoolLoad:
         return self._count()
 
     def _read(self, join: SpoolJoin) -> None:
-        for record, source in read_spool(self._segments, self._reject, self._progress):
-            if isinstance(record, FeedbackRecord):
-                self._rate(record)
-                continue
-            entry = join.add(record, source)
-            if entry is not None:
+        records = read_spool(self._segments, self._reject, self._progress)
+        for entry in join.entries(records, self._rate):
+            if entry.lost_reason is None:
                 self._take(entry)
-            for overdue in join.expire(time_of(record)):
-                self._give_up(overdue)
+            else:
+                self._give_up(entry)
         for overdue in join.expire(self._now):
             self._give_up(overdue)
         self._flush()
@@ -131,7 +128,8 @@ class SpoolLoad:
 
     def _take(self, entry: PendingRequest) -> None:
         self._batch.append(entry)
-        self._batch_bytes += sum(len(source.data) for source in entry.sources)
+        for source in entry.sources:
+            self._batch_bytes += len(source.data)
         if len(self._batch) >= BATCH_ENTRIES or self._batch_bytes >= BATCH_BYTES:
             self._flush()
 
@@ -175,6 +173,8 @@ class SpoolLoad:
 
     def _known(self, entries: list[PendingRequest]) -> set[int]:
         """The entries (by `id`) whose rows are stored: the served one, and the shadow one where its response is here."""
+        if not self._stored_experiments:
+            return set()
         wanted: dict[str, list[tuple[PendingRequest, float, tuple[str, str, str]]]] = {}
         for entry in entries:
             for experiment, at, key in _keys(entry):

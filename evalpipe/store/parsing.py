@@ -16,8 +16,7 @@ from types import TracebackType
 import pyarrow as pa
 
 from evalpipe.models import Exchange
-from evalpipe.spool.format import read_record
-from evalpipe.spool.join import PendingRequest, join_attempts, put
+from evalpipe.spool.join import PendingRequest, entry_of, join_attempts
 from evalpipe.store.exchange_rows import ReadingRules, read_exchanges
 from evalpipe.store.schema import EXCHANGES, to_table
 
@@ -123,12 +122,7 @@ def _parse(entries: Sequence[PendingRequest], rules: ReadingRules) -> dict[str, 
 
 def _parse_job(job: Job, rules: ReadingRules) -> dict[str, bytes]:
     """The work of another process: lines in, Arrow streams out, both cheap to hand over."""
-    entries = []
-    for lines, at, lost_reason in job:
-        entry = PendingRequest(at=at, lost_reason=lost_reason)
-        for line in lines:
-            put(entry, read_record(line))
-        entries.append(entry)
+    entries = [entry_of(lines, at, lost_reason) for lines, at, lost_reason in job]
     results = {}
     for experiment, table in _parse(entries, rules).items():
         sink = pa.BufferOutputStream()

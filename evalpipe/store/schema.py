@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
+from msgspec.structs import astuple
 
 from evalpipe.models import FAILED
 from evalpipe.text import well_formed
@@ -175,10 +177,18 @@ BY_NAME = {dataset.name: dataset for dataset in DATASETS}
 def to_table(schema: pa.Schema, rows: Sequence[Any]) -> pa.Table:
     """A table of records whose attributes are named as the columns. Enums become their text, mappings MAPs; a lone
     surrogate, which no UTF-8 file can hold, becomes U+FFFD."""
-    columns = zip(*map(attrgetter(*schema.names), rows), strict=True) if rows else [()] * len(schema)
+    columns = _columns(schema.names, rows) if rows else [()] * len(schema)
     return pa.Table.from_arrays(
         [_column(values, field.type) for field, values in zip(schema, columns, strict=True)], schema=schema
     )
+
+
+def _columns(names: Sequence[str], rows: Sequence[Any]) -> list[tuple[Any, ...]]:
+    first = rows[0]
+    if not isinstance(first, msgspec.Struct):
+        return list(zip(*map(attrgetter(*names), rows), strict=True))
+    by_name = dict(zip(first.__struct_fields__, zip(*map(astuple, rows), strict=True), strict=True))
+    return [by_name[name] for name in names]
 
 
 def holds_failures(exchanges: pa.Table) -> bool:
