@@ -7,7 +7,7 @@ fields' types from annotations, which a compiled class does not keep.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 

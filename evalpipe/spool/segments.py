@@ -23,7 +23,7 @@ from evalpipe.errors import DataError, EvalpipeError, WorkspaceBusyError
 from evalpipe.files import is_locked, release_lock, try_lock
 from evalpipe.models import Arm, Role, ShadowStatus
 from evalpipe.spool.checkpoint import OWN_PREFIX, STATE_FILE, TREATMENT_LOCK, ShadowState, read_state
-from evalpipe.spool.format import FeedbackRecord, Record, RequestRecord, ResponseRecord, ShadowRecord, read_record
+from evalpipe.spool.format import Record, RequestRecord, ResponseRecord, ShadowRecord, read_record
 from evalpipe.spool.join import Source, time_of
 
 EMPTY_AFTER_S = 3600.0

@@ -50,11 +50,15 @@ MESSAGE: dict[str, Any] = {
 }
 ORDINARY = {"chat.completions": CHAT, "messages": MESSAGE}
 
-KEYS = (
-    "error base_resp type object x_groq usage choices content tool_calls function_call audio images refusal reasoning delta "
-    "reasoning_content stop_details stop_reason finish_reason message code provider model text unknown server_tool_use cost "
-    "iterations speed total_tokens prompt_tokens output_tokens"
-).split()
+# fmt: off
+KEYS = [
+    "error", "base_resp", "type", "object", "x_groq", "usage", "choices", "content", "tool_calls",
+    "function_call", "audio", "images", "refusal", "reasoning", "delta", "reasoning_content",
+    "stop_details", "stop_reason", "finish_reason", "message", "code", "provider", "model", "text",
+    "unknown", "server_tool_use", "cost", "iterations", "speed", "total_tokens", "prompt_tokens",
+    "output_tokens",
+]
+# fmt: on
 VALUES = st.sampled_from(
     [
         *(None, "", 0, 5, -1, 1.5, True, 10**30, [], {}, "error", "x", ["a"], {"a": 1}, "  "),
