@@ -402,7 +402,6 @@ def _or(value: float | None, other: float) -> float:
 # List prices: what a usage costs by the kept library, by service tier, and by the documented rules it does not hold.
 
 
-_Rates = tuple[float, ...]
 _SOLD_BY_ONE_VENDOR = frozenset({"claude", "gpt", "gemini"})
 _PREVIEW = "web_search_preview"
 
@@ -579,7 +578,8 @@ def _with_audio_price(listed: Listed, prices: Any, model: str, at: datetime) -> 
 # --- what the tokens cost
 
 
-class _Counts(NamedTuple):
+@dataclass(slots=True)
+class _Counts:
     """Tokens that are priced apart from each other: together the whole input, and the output."""
 
     rest: int
@@ -589,9 +589,20 @@ class _Counts(NamedTuple):
     output: int
 
 
+@dataclass(slots=True)
+class _Rates:
+    """USD per token of each of `_Counts`."""
+
+    rest: float
+    cached: float
+    written_5m: float
+    written_1h: float
+    output: float
+
+
 _rates: dict[int, _Rates | None] = {}
-"""By identity of the library's own price object, which exists as long as the process: USD per token of each of `_Counts`, or
-None where prices depend on more than the counts (tiers by prompt length, a fee per request)."""
+"""By identity of the library's own price object, which exists as long as the process; None where prices depend on more than the
+counts (tiers by prompt length, a fee per request)."""
 
 
 def _has_other_media(usage: Usage) -> bool:
@@ -617,10 +628,13 @@ def _plain_usd(usage: Usage, prices: Any, *, is_standard: bool = True) -> float 
     rates = _rates[key]
     if rates is None:
         return _by_calculation(counts, prices)
-    usd = 0.0
-    for place in range(len(counts)):
-        usd += counts[place] * rates[place]
-    return usd
+    return (
+        counts.rest * rates.rest
+        + counts.cached * rates.cached
+        + counts.written_5m * rates.written_5m
+        + counts.written_1h * rates.written_1h
+        + counts.output * rates.output
+    )
 
 
 def _mixed_usd(usage: Usage, prices: Any, listed: Listed, model: str) -> float | Unpriced:
@@ -672,7 +686,7 @@ def _read_rates(prices: Any) -> _Rates | None:
     if "requests_kcount" in known or any(not isinstance(value, Decimal) for value in known.values()):
         return None
     one = [_Counts(*(10**6 * (kind == other) for other in range(5))) for kind in range(5)]
-    return tuple(_by_calculation(counts, prices) / 1e6 for counts in one)
+    return _Rates(*[_by_calculation(counts, prices) / 1e6 for counts in one])
 
 
 def _by_calculation(counts: _Counts, prices: Any) -> float:

@@ -41,12 +41,22 @@ class SseParser:
             # The LF of a CRLF whose CR ended the last feed belongs to that line.
             start = int(chunk[0] == 0x0A)
             self._after_cr = False
-        for end in _LINE_END.finditer(chunk, start):
-            piece = chunk[start : end.start()]
-            line = b"".join([*self._pieces, piece]) if self._pieces else piece
-            self._pieces.clear()
-            start = end.end()
-            event = self._line(line, self._offset + end.start() + 1)
+        has_cr = b"\r" in chunk
+        while True:
+            if has_cr:
+                found = _LINE_END.search(chunk, start)
+                end, behind = (found.start(), found.end()) if found is not None else (-1, -1)
+            else:  # nearly every stream
+                end = chunk.find(b"\n", start)
+                behind = end + 1
+            if end < 0:
+                break
+            line = chunk[start:end]
+            if self._pieces:
+                line = b"".join([*self._pieces, line])
+                self._pieces.clear()
+            start = behind
+            event = self._line(line, self._offset + end + 1)
             if event is not None:
                 events.append(event)
         self._after_cr = chunk.endswith(b"\r") if chunk else self._after_cr
@@ -64,9 +74,12 @@ class SseParser:
             self._first_line = False
         if not line:
             event = None
-            if self._data:
-                event = SseEvent(event=self._event or "message", data="\n".join(self._data), end_offset=end_offset)
-            self._event, self._data = "", []
+            data = self._data
+            if data:
+                text = data[0] if len(data) == 1 else "\n".join(data)
+                event = SseEvent(event=self._event or "message", data=text, end_offset=end_offset)
+                self._data = []
+            self._event = ""
             return event
         field, _, value = line.partition(b":")
         value = value.removeprefix(b" ")

@@ -340,6 +340,8 @@ def _reported(usage: dict[str, Any]) -> tuple[float | None, str | None]:
     if ticks is not None:
         return ticks / _XAI_TICKS_PER_USD, "usage.cost_in_usd_ticks"
     cost = usage.get("cost")
+    if cost is None:
+        return None, None
     if isinstance(cost, dict):
         usd = _amount(cost.get("total_cost"))
         return (usd, "usage.cost.total_cost") if usd is not None else (None, None)
@@ -366,15 +368,21 @@ def _amount(value: Any) -> float | None:
 
 
 def _first(*values: Any) -> int | None:
-    return next((count for value in values if (count := as_count(value)) is not None), None)
+    for value in values:
+        count = as_count(value)
+        if count is not None:
+            return count
+    return None
 
 
 def _tools(calls: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
-    return tuple((tool, n) for tool, n in calls.items() if n)
+    return tuple([(tool, n) for tool, n in calls.items() if n])
 
 
 def _way(value: Any) -> str | None:
-    word = (as_text(value) or "").strip().lower()
+    if not isinstance(value, str):
+        return None
+    word = value.strip().lower()
     return None if word in _STANDARD else word
 
 
