@@ -362,6 +362,18 @@ class ReportConfig(_Section):
     """days that looks are kept in reports/NAME; 0 = no limit"""
 
 
+class CompactConfig(_Section):
+    """How small stored files are merged."""
+
+    after_load: bool = True
+    """`evalpipe load` merges small files by itself"""
+    min_files: Annotated[int, Field(ge=2)] = 32
+    """so many small files of one day (or of judgments, labels, ratings) are merged by `evalpipe load`"""
+    grace_minutes: Annotated[float, Field(ge=0, le=525_600)] = 60.0
+    """how long merged files are kept for readers that began before; another program that reads the folder itself counts
+    their rows twice until then"""
+
+
 class TelemetryConfig(_Section):
     names: Literal["evalpipe", "otel"] = "evalpipe"
 
@@ -467,6 +479,7 @@ class Config(_Section):
     decision: DecisionConfig = DecisionConfig()
     canary: CanaryConfig = CanaryConfig()
     report: ReportConfig = ReportConfig()
+    compact: CompactConfig = CompactConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     alerts: AlertsConfig = AlertsConfig()
     metrics: dict[str, CustomMetricConfig] = {}

@@ -37,6 +37,7 @@ COMMANDS = (
     ("plan", "plan", "Decide"),
     ("exclude", "exclude", "Decide"),
     ("sql", "sql", "Decide"),
+    ("compact", "compact", "Keep"),
     ("prune", "prune", "Keep"),
     ("forget", "forget", "Keep"),
     ("canary", "canary", "Roll out"),

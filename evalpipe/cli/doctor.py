@@ -78,7 +78,7 @@ def doctor(
 
 
 def _lost(one: DamagedFile) -> str:
-    rows = "an unknown number of rows" if one.n_rows is None else f"{one.n_rows:,} rows"
+    rows = "an unknown number of rows" if one.n_lost is None else f"{one.n_lost:,} rows"
     day = f" of {one.date}" if one.date else ""
     return f"damaged: {rows} of {one.dataset}{day} of experiment {one.experiment} are lost; moved to {one.moved_to}"
 

@@ -50,6 +50,7 @@ def load(
     price: Annotated[
         bool, typer.Option("--price", help="Compute costs a log does not have, by list prices ([prices] first).")
     ] = False,
+    no_compact: Annotated[bool, typer.Option("--no-compact", help="Leave small stored files as they are.")] = False,
     experiment: options.Experiment = None,
     config: options.Config = None,
     data: options.Data = None,
@@ -80,6 +81,8 @@ def load(
     evalpipe load ab.jsonl --map "prompt=question, text=answer, arm=variant, user=uid, time=ts"
     ```
 
+    Where a day has many small files they are merged in the end, for some seconds (`evalpipe compact`; `[compact]`).
+
     Exit code 1 where nothing could be stored of what was named, 2 where a mapping has to be confirmed and no terminal can
     be asked.
     """
@@ -100,6 +103,7 @@ def load(
         dry_run=dry_run,
         replace=replace,
         price=price,
+        compact=not no_compact,
     )
     summary = run(
         open_workspace(config, data),

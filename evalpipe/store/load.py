@@ -617,6 +617,8 @@ class LoadSummary:
     n_waiting: int = 0
     n_stopped: int = 0
     n_segments_deleted: int = 0
+    compacted: list[str] = field(default_factory=list)
+    """small files that were merged after it, a line each"""
     failed: set[str] = field(default_factory=set)
     """experiments that rows of failed requests were loaded into"""
     warnings: list[str] = field(default_factory=list)
@@ -685,6 +687,7 @@ class LoadSummary:
         if self.n_rejected:
             lines.append(f"{self.n_rejected:,} broken entries rejected, written to {', '.join(self.rejected)}")
             lines.append(f"reasons: {_counted(self.reasons)}")
+        lines += self.compacted
         return [*lines, *(f"warning: {line}" for line in self.warnings)]
 
 

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from evalpipe.files import sync_folder
 from evalpipe.models import FAILED, Role
+from evalpipe.store.compaction import purge, remove_if_empty
 from evalpipe.store.parquet import ParquetFile, parquet_files, successor_stem, wait_for_readers, whole_and_damaged
 from evalpipe.store.query import writing
 from evalpipe.store.removal import remove_superseded
@@ -163,6 +164,7 @@ def _take_out(data: Path, dataset: Dataset, experiment: str, rows: pa.Table, *, 
     wanted = _joined(rows, keys)
     n_taken = 0
     with writing(data, dataset.name):
+        purge(data, dataset, experiment)
         remove_superseded(data, dataset, experiment)
         files, _ = whole_and_damaged(parquet_files(data, dataset, experiment))
         emptied = []
@@ -185,8 +187,7 @@ def _take_out(data: Path, dataset: Dataset, experiment: str, rows: pa.Table, *, 
         for path in emptied:
             path.unlink(missing_ok=True)
             sync_folder(path.parent)
-            if not any(path.parent.iterdir()):
-                path.parent.rmdir()
+            remove_if_empty(path.parent)
         remove_superseded(data, dataset, experiment)
         folder = data / dataset.name / f"experiment={experiment}"
         if folder.is_dir() and not any(folder.iterdir()):

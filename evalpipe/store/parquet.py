@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
 import time
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from functools import cache
 from pathlib import Path
@@ -22,6 +24,8 @@ import pyarrow.parquet as pq
 from evalpipe.errors import DataError
 from evalpipe.files import make_folder, sync_folder, take_lock, try_lock, unlink_synced
 from evalpipe.identity import fingerprint
+from evalpipe.store import manifest as manifests
+from evalpipe.store.manifest import MERGED, Manifest, Merge
 from evalpipe.store.schema import Dataset
 
 STALE_AFTER_S = 24 * 3600.0
@@ -43,14 +47,93 @@ def partition_folder(data: Path, dataset: Dataset, values: tuple[str, ...]) -> P
 
 
 def parquet_files(data: Path, dataset: Dataset, experiment: str | None, dates: set[str] | None = None) -> list[Path]:
-    """The finished files of a dataset, sorted by path; of one experiment (and these dates) where given. A file that has a
-    successor, which holds its rows, is left out."""
-    return _current(_finished(data, dataset, experiment, dates))[0]
+    """The finished files of a dataset, sorted by path; of one experiment (and these dates) where given. Each row is in one of
+    them: a file is left out where a successor or a merged file holds its rows. Every reader of a dataset asks here."""
+    return [
+        path
+        for folder in partition_folders(data, dataset, experiment, dates)
+        for path in read_partition(folder).current
+    ]
 
 
 def superseded_files(data: Path, dataset: Dataset, experiment: str | None) -> list[Path]:
     """Files whose rows a successor holds: of a process that ended before it could delete them."""
-    return _current(_finished(data, dataset, experiment, None))[1]
+    return [
+        path for folder in partition_folders(data, dataset, experiment) for path in read_partition(folder).superseded
+    ]
+
+
+def partition_folders(
+    data: Path, dataset: Dataset, experiment: str | None, dates: set[str] | None = None
+) -> list[Path]:
+    """The folders that hold files of a dataset, sorted; of one experiment (and these dates) where given."""
+    first = "experiment=*" if experiment is None else f"experiment={experiment}"
+    pattern = "/".join([first, *["*=*"] * (len(dataset.partitions) - 1)])
+    found = sorted((data / dataset.name).glob(pattern))
+    if dates is not None and len(dataset.partitions) > 1:
+        wanted = {f"date={date}" for date in dates}
+        found = [folder for folder in found if folder.name in wanted]
+    return found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Partition:
+    """The Parquet files of one folder in one consistent view. `current` hold its rows, each once.
+
+    `superseded`: a successor holds their rows. `replaced`: a merged file does. `uncommitted`: results of a merge that did not
+    take effect. `is_written`: `manifest` is the one on the disk (else there is none, or it was read from the files).
+    """
+
+    manifest: Manifest
+    is_written: bool
+    current: list[Path]
+    superseded: list[Path]
+    replaced: list[Path]
+    uncommitted: list[Path]
+
+
+def read_partition(folder: Path) -> Partition:
+    """What is in a partition's folder. Raises DataError where a newer version wrote its manifest."""
+    while True:  # until the manifest was the same before and after the listing: then both are of one moment
+        data = manifests.read_bytes(folder)
+        paths = _finished(folder)
+        if manifests.read_bytes(folder) == data:
+            break
+    found = None if data is None else manifests.decode(data, folder)
+    newest, superseded = _current(paths)
+    manifest = _from_files(newest) if found is None else found
+    gone = manifest.replaced_stems()
+    stems = [(path, stem_of(path)) for path in newest]
+    return Partition(
+        manifest=manifest,
+        is_written=found is not None,
+        current=[path for path, stem in stems if manifest.counts(stem, gone)],
+        superseded=superseded,
+        replaced=[path for path, stem in stems if stem in gone],
+        uncommitted=[path for path, stem in stems if stem not in gone and not manifest.counts(stem, gone)],
+    )
+
+
+REPLACES = "evalpipe.replaces"
+"""The key in the footer of a merged file of the stems it took the place of."""
+
+
+def _from_files(paths: list[Path]) -> Manifest:
+    """The manifest where it was lost or is damaged: every merged file that is whole names in its footer what it replaced."""
+    found = Manifest()
+    for path in paths:
+        stem = stem_of(path)
+        if not stem.endswith(MERGED):
+            continue
+        if not is_whole(path):  # it counts as a damaged one, beside those that it may have replaced
+            found = Manifest(found.number, {**found.merged, stem: 0}, found.replaced)
+            continue
+        with suppress(FileNotFoundError):
+            footer = pq.read_metadata(path)
+            named = json.loads((footer.metadata or {}).get(REPLACES.encode(), b"[]"))
+            at = datetime.fromtimestamp(path.stat().st_ctime, UTC)
+            found = found.with_merge(Merge(at, stem, tuple(named)), footer.num_rows)
+    return found
 
 
 def successor_stem(path: Path) -> str:
@@ -59,14 +142,17 @@ def successor_stem(path: Path) -> str:
     return f"{stem}~{generation + 1}"
 
 
-def _finished(data: Path, dataset: Dataset, experiment: str | None, dates: set[str] | None) -> list[Path]:
-    first = "experiment=*" if experiment is None else f"experiment={experiment}"
-    pattern = "/".join([first, *["*=*"] * (len(dataset.partitions) - 1), "*.parquet"])
-    found = sorted((data / dataset.name).glob(pattern))
-    if dates is not None and len(dataset.partitions) > 1:
-        wanted = {f"date={date}" for date in dates}
-        found = [path for path in found if path.parent.name in wanted]
-    return [path for path in found if not path.name.startswith(".")]
+def stem_of(path: Path) -> str:
+    """The stem of a file, the same one for all its generations."""
+    return _generation(path)[0]
+
+
+def _finished(folder: Path) -> list[Path]:
+    try:
+        found = sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [path for path in found if path.name.endswith(".parquet") and not path.name.startswith(".")]
 
 
 def _current(paths: list[Path]) -> tuple[list[Path], list[Path]]:
@@ -154,7 +240,9 @@ class ParquetFile:
     file is deleted only after that.
     """
 
-    def __init__(self, folder: Path, schema: pa.Schema, *, stem: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, schema: pa.Schema, *, stem: str | None = None, facts: Mapping[str, str] | None = None
+    ) -> None:
         make_folder(folder)
         self._stem = stem or new_stem()
         self._folder = folder
@@ -173,6 +261,8 @@ class ParquetFile:
                 use_dictionary=[name for name in schema.names if name in _LOW_CARDINALITY],
                 write_page_checksum=True,
             )
+            if facts:
+                self._writer.add_key_value_metadata(facts)
         except BaseException:
             self._file.close()
             self._temp.unlink()
@@ -185,11 +275,27 @@ class ParquetFile:
 
     def finish(self) -> Path:
         """Close, sync, verify, rename. Raises DataError where what was written cannot be read back."""
+        self.seal()
+        return self.place()
+
+    def seal(self, seen: Callable[[pa.RecordBatch], object] = lambda batch: None) -> None:
+        """Close, sync, verify; the file has no name yet. Raises DataError where what was written cannot be read back.
+
+        Args:
+            seen: gets every row as it is read back.
+        """
         try:
             self._writer.close()
             os.fsync(self._file.fileno())
             self._file.close()
-            verify(self._temp, self._schema, self.n_rows)
+            verify(self._temp, self._schema, self.n_rows, seen)
+        except BaseException:
+            self.abandon()
+            raise
+
+    def place(self) -> Path:
+        """Give the sealed file its name. Raises OSError."""
+        try:
             path = self._folder / f"{self._stem}.{checksum(self._temp)}{schema_mark(self._schema)}"
             self._temp.rename(path)
         except BaseException:
@@ -197,6 +303,10 @@ class ParquetFile:
             raise
         sync_folder(path.parent)
         return path
+
+    def is_gone(self) -> bool:
+        """Whether somebody has deleted the unfinished file."""
+        return not self._temp.exists()
 
     def abandon(self) -> None:
         """Leave nothing behind."""
@@ -207,11 +317,17 @@ class ParquetFile:
         self._temp.unlink(missing_ok=True)
 
 
-def verify(path: Path, schema: pa.Schema, n_rows: int) -> None:
-    """Read every page of the file with its checksum. Raises DataError where it is not what was written."""
+def verify(
+    path: Path, schema: pa.Schema, n_rows: int, seen: Callable[[pa.RecordBatch], object] = lambda batch: None
+) -> None:
+    """Read every page of the file with its checksum; `seen` gets the rows. Raises DataError where it is not what was
+    written."""
+    n_found = 0
     try:
         with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False, buffer_size=1 << 20) as file:
-            n_found = sum(batch.num_rows for batch in file.iter_batches(batch_size=1024, use_threads=False))
+            for batch in file.iter_batches(batch_size=1024, use_threads=False):
+                n_found += batch.num_rows
+                seen(batch)
             same = file.schema_arrow.equals(schema)
     except pa.ArrowMemoryError:
         raise

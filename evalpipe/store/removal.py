@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from evalpipe.files import sync_folder
 from evalpipe.providers.setup_faults import NO_CONNECTION
+from evalpipe.store.compaction import purge
 from evalpipe.store.parquet import (
     ParquetFile,
     parquet_files,
@@ -29,7 +30,7 @@ from evalpipe.store.parquet import (
     wait_for_readers,
     whole_and_damaged,
 )
-from evalpipe.store.schema import BY_NAME, Dataset
+from evalpipe.store.schema import BY_NAME, Dataset, conformed, with_missing
 
 FILLER = "█"
 _ROWS_AT_ONCE = 2000
@@ -93,6 +94,8 @@ def scrub(
     """
     dataset = BY_NAME[name]
     n_rows = 0
+    if not dry_run:
+        purge(data, dataset, experiment)
     files, _ = whole_and_damaged(parquet_files(data, dataset, experiment))
     for path in files:
         mask = chosen(_narrow(path, dataset))
@@ -102,7 +105,7 @@ def scrub(
         if not dry_run:
             n_found = _rewrite(path, dataset, mask, scrubber)
         elif name != "exchanges":
-            n_found = _n_changed(_conformed(pq.read_table(path, partitioning=None), dataset), mask, dataset, scrubber)
+            n_found = _n_changed(conformed(pq.read_table(path, partitioning=None), dataset), mask, dataset, scrubber)
         n_rows += n_found
     if not dry_run:
         remove_superseded(data, dataset, experiment)
@@ -150,25 +153,13 @@ def _narrow(path: Path, dataset: Dataset) -> pa.Table:
     wanted = [name for name in ("request_id", "unit_id", "removed_at") if name in dataset.schema.names]
     with pq.ParquetFile(path) as file:
         table = file.read(columns=[name for name in wanted if name in file.schema_arrow.names])
-    return _with_missing(table, dataset, wanted)
-
-
-def _with_missing(table: pa.Table, dataset: Dataset, names: list[str]) -> pa.Table:
-    for name in names:
-        if name not in table.column_names:
-            table = table.append_column(name, pa.nulls(table.num_rows, dataset.schema.field(name).type))
-    return table.select(names)
-
-
-def _conformed(table: pa.Table, dataset: Dataset) -> pa.Table:
-    """A table of an older file in today's columns."""
-    return _with_missing(table, dataset, dataset.schema.names).cast(dataset.schema)
+    return with_missing(table, dataset, wanted)
 
 
 def _rewrite(path: Path, dataset: Dataset, mask: pa.Array, scrubber: Scrubber) -> int:
     """The file's successor, in place. The number of rows in which something changed; with none the file stays."""
     with pq.ParquetFile(path) as file:
-        table = _conformed(file.read(), dataset)
+        table = conformed(file.read(), dataset)
     n_changed = _n_changed(table, mask, dataset, scrubber)
     if not n_changed:
         return 0

@@ -191,6 +191,19 @@ def _columns(names: Sequence[str], rows: Sequence[Any]) -> list[tuple[Any, ...]]
     return [by_name[name] for name in names]
 
 
+def with_missing(table: pa.Table, dataset: Dataset, names: list[str]) -> pa.Table:
+    """These columns of a table of a file; one that the file does not have is null."""
+    for name in names:
+        if name not in table.column_names:
+            table = table.append_column(name, pa.nulls(table.num_rows, dataset.schema.field(name).type))
+    return table.select(names)
+
+
+def conformed(table: pa.Table, dataset: Dataset) -> pa.Table:
+    """A table of an older file in today's columns."""
+    return with_missing(table, dataset, dataset.schema.names).cast(dataset.schema)
+
+
 def holds_failures(exchanges: pa.Table) -> bool:
     """Whether a request failed in one of these rows of `exchanges`."""
     failed = pa.array(sorted(FAILED), pa.string())

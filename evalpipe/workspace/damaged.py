@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from evalpipe.analysis.result import Analysis, Check
 from evalpipe.errors import DataError
 from evalpipe.files import make_folder, sync_folder, within_resources
+from evalpipe.store.compaction import NEVER, settle
 from evalpipe.store.parquet import parquet_files, verify, whole_and_damaged
 from evalpipe.store.query import writing
 from evalpipe.store.schema import BY_NAME, DATASETS
@@ -25,7 +26,10 @@ REMEDY = "run `evalpipe doctor --data`: it moves the damaged files out of the wa
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DamagedFile:
-    """A file that does not hold what was written to it. `n_rows`: how many rows it held, where that can still be read."""
+    """A file that does not hold what was written to it. `n_rows`: how many rows it held, where that can still be read.
+
+    `n_lost`: how many of them no other file holds; those of a merged file are still in the files it was made of for a while.
+    """
 
     dataset: str
     experiment: str
@@ -33,6 +37,7 @@ class DamagedFile:
     file: str
     n_rows: int | None
     moved_to: str | None = None
+    n_lost: int | None = None
 
 
 def damage_sentence(damaged: Sequence[Path], data: Path) -> str:
@@ -93,7 +98,8 @@ def move_damaged(workspace: Workspace) -> list[DamagedFile]:
                 source.rename(target)
                 sync_folder(target.parent)
                 sync_folder(source.parent)
-            moved.append(replace(found, moved_to=_relative(target, data)))
+                is_undone = settle(source.parent, replaced_before=NEVER).n_undone > 0
+            moved.append(replace(found, moved_to=_relative(target, data), n_lost=0 if is_undone else found.n_rows))
     return moved
 
 

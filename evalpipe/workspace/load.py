@@ -50,6 +50,7 @@ from evalpipe.store.load_history import unload as take_out
 from evalpipe.store.parquet import private_file, sweep_stale
 from evalpipe.store.query import open_store
 from evalpipe.store.schema import DATASETS
+from evalpipe.workspace.compact import compact_after_load
 from evalpipe.workspace.paths import Workspace, check_writable, price_book, record_path, workspace_around
 from evalpipe.workspace.secrets import unit_key
 
@@ -123,6 +124,9 @@ def load(
                     progress=_Moved(planned, bar.update).to,
                 )
             )
+        if options.compact and (workspace.config is None or workspace.config.compact.after_load):
+            bar.set_description("compact", refresh=False)
+            summary.compacted = compact_after_load(workspace)
     if summary.failed:
         summary.warnings = setup_warnings(workspace, summary.failed)
     return summary
@@ -392,6 +396,8 @@ class LoadOptions:
     dry_run: bool = False
     replace: bool = False
     price: bool = False
+    compact: bool = True
+    """small files are merged after it, where the configuration does not forbid that"""
     may_lack: bool = False
     """what `mapping` names besides the answer may be missing in a file: another one has it"""
 

@@ -30,7 +30,7 @@ from evalpipe.store.query import open_store, writing
 from evalpipe.store.removal import Scrubber, of_requests, of_units, scrub
 from evalpipe.store.replays import folder_of
 from evalpipe.workspace.damaged import FOLDER as DAMAGED
-from evalpipe.workspace.load import load, only_load
+from evalpipe.workspace.load import LoadOptions, load, only_load
 from evalpipe.workspace.paths import Workspace, check_writable, loaded_experiment
 from evalpipe.workspace.secrets import UNIT_KEY_ENV, unit_key
 
@@ -218,7 +218,7 @@ def _alone(workspace: Workspace, dry_run: bool) -> Iterator[None]:
     check_writable(workspace.data)
     with within_resources("run it again where there is more room, it goes on from there"):
         if workspace.spool.is_dir() and holds_log(workspace.spool):
-            load(workspace, show_progress=False)
+            load(workspace, show_progress=False, options=LoadOptions(compact=False))
         with only_load(workspace.data):
             unlink_synced(unfinished(rejected_folder(workspace.data), "*.jsonl"))
             yield
