@@ -29,6 +29,7 @@ from evalpipe.files import sync_folder, unlink_synced
 from evalpipe.store import manifest as manifests
 from evalpipe.store.manifest import MERGED, Manifest, Merge
 from evalpipe.store.parquet import (
+    MAX_FILE_BYTES,
     REPLACES,
     ParquetFile,
     Partition,
@@ -45,7 +46,9 @@ from evalpipe.store.schema import Dataset, conformed
 SMALL_BYTES = 32 * 1024 * 1024
 """A file below this is small."""
 TARGET_BYTES = 64 * 1024 * 1024
-"""Small files are merged until they hold about so much together."""
+"""Small files are merged until they have so much together, or `MAX_FILE_BYTES` in memory."""
+_LOOKED_INTO_BYTES = 2 * 1024 * 1024
+"""A file of this size is looked into: where it is half of `MAX_FILE_BYTES` in memory it is not small."""
 FILES_AT_ONCE = 2000
 """Files of one merge at most: what a kill can undo."""
 ROW_GROUP_ROWS = 20_000
@@ -89,8 +92,21 @@ def sizes_of(partition: Partition, left_out: Mapping[Path, str]) -> dict[Path, i
     for path in partition.current:
         if path not in left_out:
             with suppress(FileNotFoundError):  # taken out meanwhile
-                sizes[path] = path.stat().st_size
+                size = path.stat().st_size
+                if not _is_full(path, size):
+                    sizes[path] = size
     return sizes
+
+
+def _is_full(path: Path, size: int) -> bool:
+    if size < _LOOKED_INTO_BYTES:
+        return False
+    try:
+        footer = pq.read_metadata(path)
+    except (pa.ArrowException, OSError):
+        return False  # the merge finds out what is wrong with it
+    n_bytes = sum(footer.row_group(at).total_byte_size for at in range(footer.num_row_groups))
+    return size >= SMALL_BYTES or n_bytes >= MAX_FILE_BYTES // 2
 
 
 class UnreadableError(Exception):
@@ -137,8 +153,8 @@ def merge(
             left_out[path] = "damaged"
     while len(chosen) > 1 and all(path.exists() for path in chosen):
         try:
-            new = _write(folder, dataset, chosen, progress)
-            return _commit(data, dataset, folder, new, chosen, now)
+            new, held = _write(folder, dataset, chosen, progress)
+            return _commit(data, dataset, folder, new, held, now)
         except UnreadableError as error:
             left_out[error.path] = error.reason
             chosen.remove(error.path)
@@ -147,23 +163,30 @@ def merge(
     return False
 
 
-def _write(folder: Path, dataset: Dataset, paths: Sequence[Path], progress: Callable[[int], object]) -> ParquetFile:
-    """The merged file, synced and read back, without a name."""
-    facts = {REPLACES: json.dumps([stem_of(path) for path in paths])}
+def _write(
+    folder: Path, dataset: Dataset, paths: Sequence[Path], progress: Callable[[int], object]
+) -> tuple[ParquetFile, list[Path]]:
+    """The merged file, synced and read back, without a name; and the files it holds, the first ones of `paths`."""
     read, written = RowSum(dataset), RowSum(dataset)
-    new = ParquetFile(folder, dataset.schema, stem=_merged_stem(paths), facts=facts)
+    new = ParquetFile(folder, dataset.schema, stem=_merged_stem(paths))
+    held: list[Path] = []
     try:
         waiting: list[pa.Table] = []
+        n_rows = n_bytes = 0
         for path in paths:
             for table in _tables(path, dataset):
                 waiting.append(table)
-                if (
-                    sum(one.num_rows for one in waiting) >= ROW_GROUP_ROWS
-                    or sum(one.nbytes for one in waiting) >= ROW_GROUP_BYTES
-                ):
+                n_rows += table.num_rows
+                n_bytes += table.nbytes
+                if n_rows >= ROW_GROUP_ROWS or n_bytes >= ROW_GROUP_BYTES:
                     _append(new, waiting, read)
+                    n_rows = n_bytes = 0
             progress(1)
+            held.append(path)
+            if len(held) > 1 and new.n_bytes >= MAX_FILE_BYTES:
+                break
         _append(new, waiting, read)
+        new.describe({REPLACES: json.dumps([stem_of(path) for path in held])})
         new.seal(lambda batch: written.add(pa.Table.from_batches([batch])))
         if (read.n_rows, read.total) != (written.n_rows, written.total):
             raise DataError(
@@ -178,7 +201,7 @@ def _write(folder: Path, dataset: Dataset, paths: Sequence[Path], progress: Call
     except BaseException:
         new.abandon()
         raise
-    return new
+    return new, held
 
 
 def _append(new: ParquetFile, waiting: list[pa.Table], read: RowSum) -> None:
@@ -501,7 +524,7 @@ def _merge_partition(
     progress: Callable[[int], object],
 ) -> None:
     """Merge until nothing is left to merge: each merge makes the files fewer."""
-    before = read_partition(folder).current
+    before = set(read_partition(folder).current)
     done = PartitionResult(folder=folder, n_before=len(before), n_after=len(before), n_merged=0, n_bytes=0)
     n_changed = 0
     while n_changed < _ATTEMPTS and result.is_complete:
@@ -516,10 +539,11 @@ def _merge_partition(
             rules.room(sum(sizes[path] for path in group))
             n_left_out = len(result.left_out)
             if merge(data, dataset, group, left_out=result.left_out, progress=progress):
-                small = [path for path in group if path in before and path not in result.left_out]
+                left = set(read_partition(folder).current)
+                small = [path for path in group if path in before and path not in left]
                 done.n_merged += len(small)
                 done.n_bytes += sum(sizes[path] for path in small)
-                done.n_after = len(read_partition(folder).current)
+                done.n_after = len(left)
                 result.n_merged += len(small)
             elif len(result.left_out) == n_left_out:
                 n_changed += 1

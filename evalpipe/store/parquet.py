@@ -240,9 +240,7 @@ class ParquetFile:
     file is deleted only after that.
     """
 
-    def __init__(
-        self, folder: Path, schema: pa.Schema, *, stem: str | None = None, facts: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, folder: Path, schema: pa.Schema, *, stem: str | None = None) -> None:
         make_folder(folder)
         self._stem = stem or new_stem()
         self._folder = folder
@@ -261,8 +259,6 @@ class ParquetFile:
                 use_dictionary=[name for name in schema.names if name in _LOW_CARDINALITY],
                 write_page_checksum=True,
             )
-            if facts:
-                self._writer.add_key_value_metadata(facts)
         except BaseException:
             self._file.close()
             self._temp.unlink()
@@ -272,6 +268,10 @@ class ParquetFile:
         self._writer.write_table(table, row_group_size=max(1, table.num_rows))
         self.n_rows += table.num_rows
         self.n_bytes += table.nbytes
+
+    def describe(self, facts: Mapping[str, str]) -> None:
+        """Put facts into the footer."""
+        self._writer.add_key_value_metadata(facts)
 
     def finish(self) -> Path:
         """Close, sync, verify, rename. Raises DataError where what was written cannot be read back."""
