@@ -88,6 +88,10 @@ check-store: $(VENV)/.installed-dev ## kill collectors and loads under 10,000 re
 check-kills: $(VENV)/.installed-dev ## kill -9 every kind of process 300 times while all of them work (an hour; ARGS="KILLS SECONDS")
 	$(BIN)/python tests/bench/check_kills.py $(ARGS)
 
+.PHONY: check-compaction
+check-compaction: $(VENV)/.installed-dev ## 10,000 small files merged: report before and after, readers meanwhile, 120 kills (10 minutes; ARGS="FILES KILLS")
+	$(BIN)/python tests/bench/check_compaction.py $(ARGS)
+
 check-soak: $(COMPILED)/.built ## 500 requests/s for an hour, loaded every two minutes: memory, descriptors and backlog stay flat (ARGS="RATE SECONDS")
 	PYTHONPATH=$(COMPILED) $(BIN)/python tests/bench/check_soak.py $(ARGS)
 

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from evalpipe.errors import DataError
-from evalpipe.files import sync_folder, unlink_synced
+from evalpipe.files import sync_folder, unfinished, unlink_synced
 from evalpipe.store import manifest as manifests
 from evalpipe.store.manifest import MERGED, Manifest, Merge
 from evalpipe.store.parquet import (
@@ -475,7 +475,8 @@ def compact(
         if rules.dry_run:
             _plan_partition(folder, before, rules, result)
             continue
-        unlink_synced(folder.glob(f".*{MERGED}*.tmp"))  # of compactions that were killed: only one works at a time
+        # Of compactions that were killed: only one works at a time.
+        unlink_synced([*folder.glob(f".*{MERGED}*.tmp"), *unfinished(folder, manifests.NAME)])
         _settle(data, dataset, folder, NEVER if is_short else rules.replaced_before, result)
         _merge_partition(data, dataset, folder, rules, result, progress)
     if rules.dry_run:
