@@ -22,7 +22,7 @@ from evalpipe.spool.format import RequestRecord, ShadowRecord, read_record
 from evalpipe.spool.reader import SpoolTail
 from evalpipe.spool.segments import holds_log
 from evalpipe.store.query import open_store
-from evalpipe.workspace import load, retention
+from evalpipe.workspace import compact, load, retention
 from evalpipe.workspace.canary import open_history
 from evalpipe.workspace.decide import exclusions
 from evalpipe.workspace.judge_setup import batches_folder, journal_folder, recover
@@ -83,6 +83,29 @@ def check_load(root: Path, promised: list[Any]) -> None:
     for words in _of(promised, "rejected"):
         n = sum(count for line, count in rejected.items() if words in line)
         assert n == 1, f"the line that is {words!r} is there {n} times among the rejected ones"
+
+
+def check_compaction(root: Path, promised: list[Any]) -> None:
+    """What was loaded is read once, as it was found and after the next compaction, which leaves nothing over."""
+    workspace = open_workspace(root=root)
+    wanted = {name for names in _of(promised, "loaded") for name in names}
+    if not (workspace.data / "exchanges").is_dir():
+        assert not wanted
+        return
+
+    def whole(found: dict[str, list[tuple[str, str]]]) -> None:
+        missing = sorted(name for name in wanted if found.get(name) != [("control", "ok")])
+        assert not missing, f"lost or twice: {missing[:4]} ({len(missing)} of {len(wanted)})"
+        assert all(len(rows) == 1 for rows in found.values()), "a row is read twice"
+
+    found = _rows(workspace)
+    whole(found)
+    whole(_loaded(workspace))
+    if workspace.loaded_experiments() and _rows(workspace):
+        compact.compact(workspace, grace_minutes=0, show_progress=False)
+        whole(_rows(workspace))
+        assert found.items() <= _rows(workspace).items(), "the next compaction lost a row"
+        assert len(list(workspace.data.glob("exchanges/*/*/*.parquet"))) == 1, "something is left over"
 
 
 def _no_copy_twice(workspace: Workspace, decided: set[str]) -> None:

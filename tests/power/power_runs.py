@@ -127,6 +127,28 @@ def load(folder: str) -> None:
         promise({"loaded": names})
 
 
+def compact(folder: str) -> None:
+    """Loads that leave small files, each compacted with what was merged before; in the end nothing but merged files is left."""
+    from evalpipe.workspace import load as workspace_load
+    from evalpipe.workspace.compact import compact as merge_files
+    from evalpipe.workspace.paths import open_workspace
+
+    workspace = open_workspace(root=Path(folder))
+    for life in range(3):
+        for part in range(2):
+            names = [f"c{life}-{part}-{n}" for n in range(3)]
+            writer = SpoolWriter(workspace.spool, f"served-{life}{part}", segment_bytes=30_000, segment_s=300)
+            writer.open()
+            for name in names:
+                writer.append_lines([*map(_line, (request(name, eligible=False), served(name)))])
+            writer.close()
+            _synced(writer)
+            workspace_load.load(workspace)
+            promise({"loaded": names})
+        merge_files(workspace, grace_minutes=0 if life else 60, show_progress=False)
+        promise({"files": 1 if life else 3})
+
+
 def killed_load(folder: str) -> None:
     """A load that is killed between the rename of its first file and the sync of that file's folder."""
     code = """

@@ -33,7 +33,7 @@ FULL = int(os.environ.get("EVALPIPE_POWER_STATES", "0"))
 pytestmark = pytest.mark.timeout(3000 if FULL else 900)
 
 
-PARTS = ("spool", "stopped", "load", "journal", "batches", "judge", "canary", "records", "forget", "prune")
+PARTS = ("spool", "stopped", "load", "journal", "batches", "judge", "canary", "records", "forget", "prune", "compact")
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +135,8 @@ CASES = [
     ("canary", checks.check_canary, 40),
     # Exclusions, looks, verdicts, and the key of unit ids.
     ("records", checks.check_records, 12),
+    # Each row is in one file that counts, before and after the manifest is swapped and what it replaced is deleted.
+    ("compact", checks.check_compaction, 16),
 ]
 
 
