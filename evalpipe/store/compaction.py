@@ -265,18 +265,22 @@ def _commit(
     now: Callable[[], datetime],
 ) -> bool:
     """Let the merge take effect, unless one of its files no longer counts. An error leaves a file that does not count."""
-    with writing(data, dataset.name):
-        partition = read_partition(folder)
-        if not set(paths) <= set(partition.current):
-            new.abandon()
-            return False
-        changed_at = max(path.stat().st_mtime for path in paths)
-        if not partition.is_written:  # from here on a merged file counts only where the manifest lists it
-            manifests.write(folder, partition.manifest)
-        path = new.place()
-        os.utime(path, (changed_at, changed_at))  # `status` reads from it when something was loaded last
-        done = Merge(now(), stem_of(path), tuple(stem_of(one) for one in paths))
-        manifests.write(folder, partition.manifest.with_merge(done, new.n_rows))
+    try:
+        with writing(data, dataset.name):
+            partition = read_partition(folder)
+            if not set(paths) <= set(partition.current):
+                new.abandon()
+                return False
+            changed_at = max(path.stat().st_mtime for path in paths)
+            if not partition.is_written:  # from here on a merged file counts only where the manifest lists it
+                manifests.write(folder, partition.manifest)
+            path = new.place()
+            os.utime(path, (changed_at, changed_at))  # `status` reads from it when something was loaded last
+            done = Merge(now(), stem_of(path), tuple(stem_of(one) for one in paths))
+            manifests.write(folder, partition.manifest.with_merge(done, new.n_rows))
+    except BaseException:
+        new.abandon()
+        raise
     return True
 
 
@@ -285,11 +289,10 @@ def _commit(
 
 @dataclass(kw_only=True, slots=True)
 class Settled:
-    """`n_removed` replaced files were deleted, `n_undone` merges were undone, `n_waiting` replaced files are still kept."""
+    """`n_removed` replaced files were deleted, `n_undone` merges were undone."""
 
     n_removed: int = 0
     n_undone: int = 0
-    n_waiting: int = 0
     kept: list[Path] = field(default_factory=list)
     """damaged merged files whose sources are gone in part"""
 
@@ -328,11 +331,10 @@ def settle(folder: Path, *, replaced_before: datetime | None) -> Settled:
     ]
     unlink_synced(orphans)
     for one in manifest.replaced:
-        old = [path for stem in one.files for path in files.get(stem, ())]
         due = replaced_before is None or one.at < replaced_before
         if not due or not _holds(manifest, one, files):
-            settled.n_waiting += len(old)
             continue
+        old = [path for stem in one.files for path in files.get(stem, ())]
         sync_folder(folder)  # the swap must not be lost when the files go that it replaced
         unlink_synced(old)
         settled.n_removed += len(old)
