@@ -66,9 +66,9 @@ def test_killed_before_any_change_of_the_disk_the_next_command_finishes_or_undoe
 
 
 def test_readers_see_the_same_rows_all_the_while(tmp_path: Path) -> None:
-    write_small_files(tmp_path, 300, n_days=3, n_judgment_files=30)
+    write_small_files(tmp_path, 150, n_days=3, n_judgment_files=15)
     before = counts(tmp_path)
-    assert before[:2] == (1200, 1200)
+    assert before[:2] == (600, 600)
     running = subprocess.Popen([sys.executable, "-c", COMPACT, str(tmp_path)])
     seen = set()
     n_reads = 0
