@@ -244,6 +244,7 @@ class RowSum:
         self._query = f"SELECT count(*), coalesce(sum(hash({columns})), 0) FROM rows_read"
         self._connection = duckdb.connect(":memory:")
         self._connection.execute("SET threads = 1")
+        self._connection.execute("SET enable_progress_bar = false")
         self.n_rows = 0
         self.total = 0
 

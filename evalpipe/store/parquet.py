@@ -541,6 +541,7 @@ def existing_keys(
     same = " AND ".join(f'stored."{name}" IS NOT DISTINCT FROM asked."{name}"' for name in keys.column_names)
     with duckdb.connect(":memory:") as connection:
         connection.execute("SET TimeZone = 'UTC'")
+        connection.execute("SET enable_progress_bar = false")
         connection.register("asked", keys)
         relation = connection.sql(
             f"SELECT {names} FROM asked SEMI JOIN (SELECT {names} FROM read_parquet($1)) AS stored ON {same}",

@@ -109,6 +109,7 @@ def open_store(
     other = None if base is None else control_from(data, base)
     connection = duckdb.connect(":memory:", config={"temp_directory": _spill_folder()})
     connection.execute("SET TimeZone = 'UTC'")
+    connection.execute("SET enable_progress_bar = false")  # it is printed on stdout, amid a command's JSON
     files: list[Path] = []
     damaged: list[Path] = []
     reader = Reader(data)

@@ -106,6 +106,7 @@ def account_of(data: Path, experiment: str, prices: Mapping[str, CostOf]) -> Rep
     if not files:
         return ReplayAccount()
     with duckdb.connect(":memory:") as connection:
+        connection.execute("SET enable_progress_bar = false")
         connection.execute(
             "CREATE VIEW calls AS FROM read_parquet($files, union_by_name = true)".replace(
                 "$files", "[" + ", ".join("'" + str(path).replace("'", "''") + "'" for path in files) + "]"

@@ -92,6 +92,13 @@ def test_json_is_one_document_of_plain_values(workspace: Workspace) -> None:
     assert json.loads(run(workspace, "FROM feedback", "json")) == []
 
 
+def test_a_long_query_prints_no_progress_into_the_document(workspace: Workspace) -> None:
+    """DuckDB's bar goes to stdout after two seconds, unless it is off."""
+    out = io.StringIO()
+    sql(workspace, "SELECT current_setting('enable_progress_bar') AS shown", form="json", out=out)
+    assert json.loads(out.getvalue()) == [{"shown": False}]
+
+
 def test_the_table_shows_text_as_text(workspace: Workspace) -> None:
     out = run(workspace, "SELECT request_id, text, finish_reason FROM exchanges ORDER BY request_id, arm")
     assert "[bold red]x[/]" in out
