@@ -304,6 +304,8 @@ def test_a_merged_file_shows_that_texts_are_missing_in_it(tmp_path: Path) -> Non
     retention.forget(workspace, "alice")
     before = numbers(workspace)
     assert compact(workspace, grace_minutes=0).n_merged > 0
+    (merged,) = [path for path in files(workspace) if "-merged" in path.name]
+    assert "~" in merged.name, "it holds rows whose texts were removed"
     assert readable(workspace.data, "exp", Selection()).readable
     retention.forget(workspace, "bob")
     assert [name for name, text in everything(tmp_path).items() if "words-of-bob" in text] == []
@@ -319,6 +321,8 @@ def test_unload_takes_rows_out_of_merged_and_replaced_files(tmp_path: Path) -> N
     compact(workspace)
     unload(workspace, "two.jsonl")
     assert sorted({row[1] for row in rows(workspace)}) == ["one", "three"]
+    left = list((workspace.data / "exchanges").rglob("*.parquet"))
+    assert not [path for path in left if "two" in pq.read_table(path, partitioning=None)["request_id"].to_pylist()]
     compact(workspace, grace_minutes=0)
     assert sorted({row[1] for row in rows(workspace)}) == ["one", "three"]
     for name in ("one", "three"):
@@ -408,6 +412,8 @@ def test_without_the_manifest_each_row_is_read_once(workspace: Workspace, conten
     assert rows(workspace) == before
     compact(workspace, grace_minutes=0)
     assert rows(workspace) == before and len(stored(workspace)) == 3
+    manifest(workspace).unlink()
+    assert rows(workspace) == before, "also where nothing but merged files is left"
 
 
 def test_without_the_manifest_a_damaged_merge_is_named_and_not_deleted(workspace: Workspace) -> None:
