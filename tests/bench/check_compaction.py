@@ -95,7 +95,9 @@ def check_report(root: Path, n_files: int) -> bool:
     ]
     seconds, megabytes, out = timed(root, "compact", "--json")
     stop.touch()
-    found = [json.loads(reader.communicate()[0].splitlines()[-1]) for reader in readers]  # DuckDB may print its progress
+    found = [
+        json.loads(reader.communicate()[0].splitlines()[-1]) for reader in readers
+    ]  # DuckDB may print its progress
     done = json.loads(out)
     held &= line(
         done["files_before"] == n_files and done["files_after"] <= 6,
