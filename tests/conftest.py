@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -20,6 +21,10 @@ sys.path.insert(0, str(Path(__file__).parent))  # command_line.py, for the tests
 if "EVALPIPE_NO_BYTECODE" not in os.environ:
     sys.dont_write_bytecode = False
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# Where the suite was started in the background of a script, Ctrl-C is ignored, and the processes of the tests would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A slow or busy machine is no failure, and the same commit gives the same result: examples come from the test's own name.
 settings.register_profile("evalpipe", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
