@@ -18,7 +18,7 @@ from evalpipe.collector.shadow import ShadowQueue
 from evalpipe.collector.status import SpoolWatch
 from evalpipe.collector.unredacted_channel import UnredactedReceiver
 from evalpipe.collector.upstream import Pool
-from evalpipe.collector.usage_metrics import Pricer, UsageMetrics
+from evalpipe.collector.usage_metrics import CountingPace, Pricer, UsageMetrics
 from evalpipe.files import try_lock
 from evalpipe.spool.checkpoint import (
     OWN_PREFIX,
@@ -41,15 +41,8 @@ IDLE_POLL_S = 0.01
 """while none come"""
 _SAVE_S = 1.0
 _LOOK_S = 0.1
-_ACCOUNTING_S = 0.0005
-"""at most this long at a time, and a twentieth of the time in all (some 700 answers a second): copies that come meanwhile
-wait, and on a machine of one core the users do"""
-_BEHIND_S = 1.0
-"""what is not counted for so long is counted between copies, too, up to `_MOST` times as long: else a rate that leaves no
-pause would never be counted"""
-_MOST = 4.0
 _CALM = 1500
-"""requests a second up to which there is time for that: an answer takes longer to count than to copy"""
+"""requests a second up to which answers are counted between copies: to count one takes longer than to copy it"""
 _REQUEST, _RESPONSE, _SHADOW = b'{"record":"request"', b'{"record":"response"', b'{"record":"shadow"'
 _GO_ON_BELOW = 0.5
 """a full queue is filled again from here on: not line by line, since every reading begins with a large piece"""
@@ -243,7 +236,8 @@ class ShadowProcess:
 
     async def _follow(self, stop: asyncio.Event) -> None:
         self._tail.look_for_segments()  # before the first reading: what is decided is forgotten once all was read
-        looked_at = counted_at = self._loop.time()
+        looked_at = self._loop.time()
+        pace = CountingPace(looked_at, self._accountant.unread_bytes)
         n_lines, is_calm = 0, True
         while not stop.is_set():
             now = self._loop.time()
@@ -253,11 +247,9 @@ class ShadowProcess:
                 self._look(now)
             n_new = 0 if self._mirror is None else await self._take_in(self._mirror)
             n_lines += n_new
-            behind_s = now - counted_at
-            hurries = is_calm and behind_s > _BEHIND_S
-            slice_s = _ACCOUNTING_S * min(behind_s, _MOST) if hurries else _ACCOUNTING_S
-            if (hurries or not n_new) and self._accountant.work(slice_s):
-                counted_at = now
+            hurries = pace.hurries(now, is_calm=is_calm)
+            if (hurries or not n_new) and self._accountant.work(pace.slice_s(now, hurries=hurries)):
+                pace.caught_up(now)
             await asyncio.sleep(POLL_S if n_new else IDLE_POLL_S)
 
     def _look(self, now: float) -> None:

@@ -38,6 +38,57 @@ _REFUSALS_EVERY = 10
 """answers after which the arms' refusals are compared anew"""
 
 
+_SLICE_S = 0.0005
+"""at most this long at a time, and a twentieth of the time in all (some 700 answers a second): copies that come meanwhile
+wait, and on a machine of one core the users do"""
+_BEHIND_S = 1.0
+"""what is not counted for so long is counted between copies, too, up to `_MOST` times as long: else a rate that leaves no
+pause would never be counted"""
+_MOST = 4.0
+_TRIED_S = 1.0
+_PAUSE_S = 10.0
+"""Where more came than was counted in a second of hurry, the rate is too high to be counted: the next try is so much later, as
+each takes time from the users' requests."""
+
+
+class CountingPace:
+    """How long answers are counted at a time: longer where the count is behind, as long as that helps. Pure.
+
+    Args:
+        now: the loop's time, in seconds.
+        unread_bytes: how much is left to count.
+    """
+
+    def __init__(self, now: float, unread_bytes: Callable[[], int]) -> None:
+        self._counted_at = self._paused_until = now
+        self._unread_bytes = unread_bytes
+        self._tried_at: float | None = None
+        self._n_unread = 0
+
+    def caught_up(self, now: float) -> None:
+        """All of it is counted."""
+        self._counted_at = now
+
+    def hurries(self, now: float, *, is_calm: bool) -> bool:
+        """Whether the count goes on between copies, too, and for longer."""
+        if not is_calm or now - self._counted_at <= _BEHIND_S or now < self._paused_until:
+            self._tried_at = None
+            return False
+        if self._tried_at is None:
+            self._tried_at, self._n_unread = now, self._unread_bytes()
+        elif now - self._tried_at > _TRIED_S:
+            left = self._unread_bytes()
+            if left > self._n_unread:
+                self._paused_until, self._tried_at = now + _PAUSE_S, None
+                return False
+            self._tried_at, self._n_unread = now, left
+        return True
+
+    def slice_s(self, now: float, *, hurries: bool) -> float:
+        """Seconds of this thread's own."""
+        return _SLICE_S * min(now - self._counted_at, _MOST) if hurries else _SLICE_S
+
+
 class UsageMetrics:
     """Counts every answer once: `offsets` is where the process before this one stopped."""
 
@@ -68,6 +119,13 @@ class UsageMetrics:
     def let_go(self) -> None:
         for tail in self._tails:
             tail.let_go()
+
+    def unread_bytes(self) -> int:
+        """Bytes of the spool that are still to be counted."""
+        n_bytes = 0
+        for tail in self._tails:
+            n_bytes += tail.unread_bytes()
+        return n_bytes
 
     def work(self, budget_s: float) -> bool:
         """Count what was recorded since the last call, for at most about `budget_s` seconds of this thread's own (on a busy

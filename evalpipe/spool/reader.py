@@ -160,6 +160,13 @@ class SpoolTail:
                 self._open(segment)
             n_open += segment.fd >= 0
 
+    def unread_bytes(self) -> int:
+        """Bytes of the known segments that were not given out yet."""
+        n_bytes = 0
+        for segment in self._segments.values():
+            n_bytes += max(_size_of(self._folder / segment.name) - segment.offset, 0)
+        return n_bytes
+
     def _names(self) -> set[str]:
         try:
             with os.scandir(self._folder) as entries:

@@ -109,3 +109,18 @@ def test_a_folder_that_is_gone_is_an_empty_one(tmp_path: Path) -> None:
     tail.look_for_segments()
     assert [line.line for line in tail.read()] == [b'{"a": 1}']
     tail.close()
+
+
+def test_what_is_unread_is_known_in_bytes(tmp_path: Path) -> None:
+    (tmp_path / "served-1.000001.jsonl").write_bytes(b'{"a": 1}\n{"b": 2}\n')
+    (tmp_path / "served-1.000002.jsonl").write_bytes(b'{"c": 3}\n')
+    tail = SpoolTail(tmp_path, "served-", {})
+    assert tail.unread_bytes() == 0  # no segment is known yet
+    tail.look_for_segments()
+    assert tail.unread_bytes() == 27
+    reader = tail.read()
+    next(reader)
+    assert tail.unread_bytes() == 18
+    assert len(list(reader)) == 2
+    assert tail.unread_bytes() == 0
+    tail.close()
