@@ -430,7 +430,7 @@ def test_a_conversation_with_a_request_that_cannot_be_translated_stays_with_cont
     ask(CHAT, chat("another talk"))
     assert ask.arms == [drawn, "control", "control", drawn]
     eventually(lambda: len(running.responses()) == 4)
-    assert [r.forced for r in sorted(running.requests().values(), key=lambda r: r.request_id)] == [
+    assert [r.forced for r in sorted(running.requests().values(), key=lambda r: r.received_at)] == [
         False,
         True,
         True,
