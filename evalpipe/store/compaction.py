@@ -300,7 +300,7 @@ class Settled:
 
 def needs_settling(partition: Partition) -> bool:
     """Whether anything of a merge is left."""
-    is_lost = not partition.is_written and bool(partition.manifest.merged)
+    is_lost = not partition.is_written and partition.manifest.number > 0
     return is_lost or bool(partition.manifest.replaced or partition.uncommitted)
 
 
@@ -315,9 +315,9 @@ def settle(folder: Path, *, replaced_before: datetime | None) -> Settled:
         OSError: where a file cannot be deleted, or the manifest not written.
     """
     settled = Settled()
-    partition = read_partition(folder)
+    partition = read_partition(folder, mends=False)
     manifest = partition.manifest
-    if not partition.is_written and manifest.merged:
+    if not partition.is_written and manifest.number > 0:
         manifests.write(folder, manifest)
     files: dict[str, list[Path]] = {}
     for path in (*partition.current, *partition.replaced, *partition.uncommitted, *partition.superseded):

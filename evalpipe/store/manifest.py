@@ -59,6 +59,15 @@ class Manifest(msgspec.Struct, frozen=True):
         merged = {stem: n for stem, n in self.merged.items() if stem != merge.into}
         return Manifest(self.number + 1, merged, tuple(one for one in self.replaced if one != merge))
 
+    def mended(self, stems: Collection[str]) -> Manifest:
+        """Without the merges whose file is not among `stems` (gone, or damaged) while all that they replaced is."""
+        found = self
+        for merge in reversed(self.replaced):
+            is_merged_again = merge.into in found.replaced_stems()
+            if not is_merged_again and merge.into not in stems and all(stem in stems for stem in merge.files):
+                found = found.undone(merge)
+        return found
+
     def removed(self, merge: Merge) -> Manifest:
         """The manifest after the files that a merge replaced were deleted."""
         merged = {stem: n for stem, n in self.merged.items() if stem not in merge.files}

@@ -92,8 +92,16 @@ class Partition:
     uncommitted: list[Path]
 
 
-def read_partition(folder: Path) -> Partition:
-    """What is in a partition's folder. Raises DataError where a newer version wrote its manifest."""
+def read_partition(folder: Path, *, mends: bool = True) -> Partition:
+    """What is in a partition's folder.
+
+    Args:
+        folder: the partition's.
+        mends: where a merged file is damaged or gone and all that it replaced is still there, that counts again.
+
+    Raises:
+        DataError: where a newer version wrote its manifest.
+    """
     while True:  # until the manifest was the same before and after the listing: then both are of one moment
         data = manifests.read_bytes(folder)
         paths = _finished(folder)
@@ -101,12 +109,15 @@ def read_partition(folder: Path) -> Partition:
             break
     found = None if data is None else manifests.decode(data, folder)
     newest, superseded = _current(paths)
-    manifest = _from_files(newest) if found is None else found
-    gone = manifest.replaced_stems()
     stems = [(path, stem_of(path)) for path in newest]
+    manifest = _from_files(newest) if found is None else _with_unlisted(found, stems)
+    if mends and manifest.replaced:
+        whole = {stem for path, stem in stems if not stem.endswith(MERGED) or is_whole(path)}
+        manifest = manifest.mended(whole)
+    gone = manifest.replaced_stems()
     return Partition(
         manifest=manifest,
-        is_written=found is not None,
+        is_written=manifest is found,
         current=[path for path, stem in stems if manifest.counts(stem, gone)],
         superseded=superseded,
         replaced=[path for path, stem in stems if stem in gone],
@@ -116,6 +127,28 @@ def read_partition(folder: Path) -> Partition:
 
 REPLACES = "evalpipe.replaces"
 """The key in the footer of a merged file of the stems it took the place of."""
+
+
+def _with_unlisted(manifest: Manifest, stems: list[tuple[Path, str]]) -> Manifest:
+    """The manifest with the merged files that it does not list, though what they took the place of is gone: it is older than
+    they are, as one from a backup is. A merge that did not take effect has all its files beside it."""
+    replaced = manifest.replaced_stems()
+    present = {stem for _, stem in stems}
+    for path, stem in stems:
+        if stem.endswith(MERGED) and stem not in manifest.merged and stem not in replaced and is_whole(path):
+            with suppress(FileNotFoundError):
+                merge, n_rows = _merge_of(path)
+                if not present.issuperset(merge.files):
+                    manifest = manifest.with_merge(merge, n_rows)
+    return manifest
+
+
+def _merge_of(path: Path) -> tuple[Merge, int]:
+    """The merge that wrote a file, as its footer names it, and the number of its rows."""
+    footer = pq.read_metadata(path)
+    named = json.loads((footer.metadata or {}).get(REPLACES.encode(), b"[]"))
+    at = datetime.fromtimestamp(path.stat().st_ctime, UTC)
+    return Merge(at, stem_of(path), tuple(named)), footer.num_rows
 
 
 def _from_files(paths: list[Path]) -> Manifest:
@@ -129,10 +162,7 @@ def _from_files(paths: list[Path]) -> Manifest:
             found = Manifest(found.number, {**found.merged, stem: 0}, found.replaced)
             continue
         with suppress(FileNotFoundError):
-            footer = pq.read_metadata(path)
-            named = json.loads((footer.metadata or {}).get(REPLACES.encode(), b"[]"))
-            at = datetime.fromtimestamp(path.stat().st_ctime, UTC)
-            found = found.with_merge(Merge(at, stem, tuple(named)), footer.num_rows)
+            found = found.with_merge(*_merge_of(path))
     return found
 
 

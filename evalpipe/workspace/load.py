@@ -85,7 +85,7 @@ def load(
     if options.spool is None:
         spools, files = _sort_paths(workspace, paths, options.format_name, experiment)
     else:
-        spools, files = [_other_spool(options.spool, paths)], []
+        spools, files = [_other_spool(options.spool, paths, experiment)], []
     plan = plan_files(workspace, files, options)
     if files and not plan.sources and not spools:
         raise DataError(f"nothing to load: {plan.skipped_text() or 'no file holds a log'}")
@@ -93,6 +93,11 @@ def load(
     summary = LoadSummary(skipped=plan.skipped)
     if options.dry_run:
         summary.planned = [_planned_line(one) for one in plan.sources]
+        if options.spool is not None:
+            segments = segment_files(options.spool)
+            summary.planned.append(
+                f"{options.spool}: {len(segments)} segments, {_n_bytes(segments) / 1e6:,.1f} MB of a collector"
+            )
         return summary
     check_writable(workspace.data)
     n_bytes = _n_bytes({one.path for one in plan.sources}) + sum(_n_bytes(segment_files(spool)) for spool in spools)
@@ -295,13 +300,32 @@ def _sort_paths(
     return [*spools, segments] if segments else spools, files
 
 
-def _other_spool(spool: Path, paths: Sequence[Path]) -> Path:
+_SEGMENT = re.compile(r".+\.\d{6}\.jsonl")
+_RECORD = b'{"record":"'
+_HEAD_BYTES = 65_536
+
+
+def _other_spool(spool: Path, paths: Sequence[Path], experiment: str | None) -> Path:
+    """The folder, once each file that would be emptied was looked at."""
     if paths:
         raise ConfigError(f"--spool {spool} and {paths[0]}: name files, or the spool of a collector, not both")
+    if experiment is not None:
+        raise ConfigError(
+            f"--spool and --experiment {experiment}: each record names the experiment it was collected for"
+        )
     if not spool.is_dir():
         raise ConfigError(
             f"--spool {spool}: there is no such folder; it is the folder spool in the data of a collector"
         )
+    for path in segment_files(spool):
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+        holds_records = not head or any(line.startswith(_RECORD) for line in head.split(b"\n"))
+        if not holds_records or not _SEGMENT.fullmatch(path.name):
+            raise ConfigError(
+                f"--spool {spool}: {path.name} is no segment of a collector's log, and --spool empties the folder; "
+                "name the files of another tool without --spool"
+            )
     if not holds_log(spool):
         raise DataError(f"nothing to load: no segment in {spool} holds a record")
     return spool

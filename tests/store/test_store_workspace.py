@@ -107,6 +107,37 @@ def test_a_spool_that_is_none_is_named(collected: Workspace, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("answers.jsonl", b'{"prompt": "a", "response_a": "b"}\n'),
+        ("old-log.000001.jsonl", b'{"prompt": "a", "response_a": "b"}\n'),
+        ("served-1.jsonl", b'{"record":"request"}\n'),
+    ],
+)
+def test_a_folder_with_other_files_is_never_emptied(
+    collected: Workspace, tmp_path: Path, name: str, content: bytes
+) -> None:
+    other = tmp_path / "production"
+    write_segment(other, "served-9.000001", [request("r9", eligible=False), served("r9")])
+    (other / name).write_bytes(content)
+    before = sorted(path.name for path in other.iterdir())
+    with pytest.raises(ConfigError, match=f"{name} is no segment of a collector's log"):
+        load(collected, options=LoadOptions(spool=other))
+    assert sorted(path.name for path in other.iterdir()) == before
+    assert (other / name).read_bytes() == content
+
+
+def test_a_dry_run_over_another_spool_names_it_and_leaves_it(collected: Workspace, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    path = write_segment(other, "served-9.000001", [request("r9", eligible=False), served("r9")])
+    summary = load(collected, options=LoadOptions(spool=other, dry_run=True))
+    assert summary.planned == [f"{other}: 1 segments, 0.0 MB of a collector"]
+    assert path.exists()
+    with pytest.raises(ConfigError, match="--experiment mine"):
+        load(collected, experiment="mine", options=LoadOptions(spool=other))
+
+
+@pytest.mark.parametrize(
     "damage",
     [
         lambda key: key[:1],
