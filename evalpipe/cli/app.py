@@ -108,7 +108,8 @@ def _missing_package(error: Exception) -> str | None:
     name = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if name in {"", "evalpipe"}:
         return None
-    return f"this command needs the package {name}, which is not installed here: `pip install evalpipe` brings all packages"
+    how = "install evalpipe with all its packages (README, Install)"
+    return f"this command needs the package {name}, which is not installed here: {how}"
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -21,6 +21,7 @@ def compact(
         typer.Option(
             "--grace-minutes",
             min=0.0,
+            max=525_600.0,
             metavar="MINUTES",
             help="Delete replaced files after this time; 0: now, once no reader is left.  [default: [compact] grace_minutes]",
         ),

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
@@ -63,6 +64,11 @@ def collect(
             f"${config.collector.client_token_env}, or give --insecure"
         )
     load_every_s = None if load_every is None else read_duration(load_every)
+    if load_every_s is not None and find_spec("pyarrow") is None:
+        raise ConfigError(
+            "--load-every: pyarrow is not installed here, and `evalpipe load` needs it: install evalpipe with all its packages "
+            "(README, Install), or load on another machine by `evalpipe load --spool DIR`"
+        )
     load_command = [sys.executable, "-m", "evalpipe", "load", "--data", str(workspace.data)]
     if workspace.config_path is not None:
         load_command += ["--config", str(workspace.config_path)]

@@ -144,12 +144,29 @@ def test_another_command_names_the_package_that_is_missing(tmp_path: Path) -> No
         timeout=60,
     )
     assert (done.returncode, done.stdout) == (1, "")
-    assert re.fullmatch(r"evalpipe: this command needs the package \w+, .*`pip install evalpipe` .*\n", done.stderr)
+    assert re.fullmatch(
+        r"evalpipe: this command needs the package \w+, .*install evalpipe with all its packages .*\n", done.stderr
+    )
 
 
 def test_the_packages_of_a_collector_are_those_of_the_documentation() -> None:
     page = (ROOT / "docs" / "how-to" / "collect.md").read_text("utf-8")
-    found = re.search(r"pip install --no-deps [^\n]*\npip install ([^\n]*)", page)
+    found = re.search(r"\npip install ([^\n]*)\npip install --no-deps", page)
     assert found is not None
     # httpx2 comes with genai-prices, pydantic-core with pydantic
     assert set(found[1].split()) == NEEDED - {"httpx2", "pydantic-core"}
+
+
+def test_loading_beside_it_is_refused_before_it_begins(tmp_path: Path) -> None:
+    (tmp_path / "evalpipe.toml").write_text(CONFIG.format(url="http://127.0.0.1:9"))
+    done = subprocess.run(
+        [sys.executable, "-m", "evalpipe", "collect", "--port", "0", "--load-every", "1m"],
+        cwd=tmp_path,
+        env={**only_needed(tmp_path), "TREATMENT_KEY": "sk-ant-test"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode in (1, 2)
+    assert done.stderr.count("\n") == 1, "it does not begin to serve"
+    assert "pyarrow" in done.stderr
