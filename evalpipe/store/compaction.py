@@ -322,8 +322,16 @@ def settle(folder: Path, *, replaced_before: datetime | None) -> Settled:
     files: dict[str, list[Path]] = {}
     for path in (*partition.current, *partition.replaced, *partition.uncommitted, *partition.superseded):
         files.setdefault(stem_of(path), []).append(path)
-    manifest = _undo_damaged(folder, manifest, files, settled)
+    whole = {stem for stem, paths in files.items() if not stem.endswith(MERGED) or is_whole(paths[0])}
+    mended = manifest.mended(files, whole)
+    if mended is not manifest:
+        manifests.write(folder, mended)
+        settled.n_undone = len(manifest.replaced) - len(mended.replaced)
+        manifest = mended
     replaced = manifest.replaced_stems()
+    for one in manifest.replaced:
+        if one.into not in replaced and one.into not in whole:
+            settled.kept += files.get(one.into, [])
     orphans = [
         path
         for stem, paths in files.items()
@@ -342,20 +350,6 @@ def settle(folder: Path, *, replaced_before: datetime | None) -> Settled:
         manifest = manifest.removed(one)
         manifests.write(folder, manifest)
     return settled
-
-
-def _undo_damaged(folder: Path, manifest: Manifest, files: Mapping[str, list[Path]], settled: Settled) -> Manifest:
-    """Let the files count again that a merged file replaced which is damaged or gone, where all of them are there."""
-    for one in reversed(manifest.replaced):
-        if one.into in manifest.replaced_stems() or _holds(manifest, one, files):
-            continue
-        if all(stem in files for stem in one.files):
-            manifest = manifest.undone(one)
-            manifests.write(folder, manifest)
-            settled.n_undone += 1
-        else:
-            settled.kept += files.get(one.into, [])
-    return manifest
 
 
 def _result(manifest: Manifest, merge: Merge) -> str:

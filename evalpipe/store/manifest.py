@@ -59,12 +59,17 @@ class Manifest(msgspec.Struct, frozen=True):
         merged = {stem: n for stem, n in self.merged.items() if stem != merge.into}
         return Manifest(self.number + 1, merged, tuple(one for one in self.replaced if one != merge))
 
-    def mended(self, stems: Collection[str]) -> Manifest:
-        """Without the merges whose file is not among `stems` (gone, or damaged) while all that they replaced is."""
+    def mended(self, present: Collection[str], whole: Collection[str]) -> Manifest:
+        """Without the merges whose file is damaged or gone, where all files that they replaced are there: these count again.
+
+        Args:
+            present: the stems of the files that are there.
+            whole: those of them that are not damaged.
+        """
         found = self
         for merge in reversed(self.replaced):
             is_merged_again = merge.into in found.replaced_stems()
-            if not is_merged_again and merge.into not in stems and all(stem in stems for stem in merge.files):
+            if not is_merged_again and merge.into not in whole and all(stem in present for stem in merge.files):
                 found = found.undone(merge)
         return found
 

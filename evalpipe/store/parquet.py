@@ -113,7 +113,7 @@ def read_partition(folder: Path, *, mends: bool = True) -> Partition:
     manifest = _from_files(newest) if found is None else _with_unlisted(found, stems)
     if mends and manifest.replaced:
         whole = {stem for path, stem in stems if not stem.endswith(MERGED) or is_whole(path)}
-        manifest = manifest.mended(whole)
+        manifest = manifest.mended({stem for _, stem in stems}, whole)
     gone = manifest.replaced_stems()
     return Partition(
         manifest=manifest,
