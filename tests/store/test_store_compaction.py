@@ -379,6 +379,17 @@ def test_a_damaged_merge_is_undone_while_its_sources_are_there(workspace: Worksp
     assert rows(workspace) == before and len(stored(workspace)) == 3
 
 
+def test_what_is_left_of_a_damaged_merge_s_sources_is_kept(workspace: Workspace) -> None:
+    sources = sorted((workspace.data / FIRST_DAY).glob("*.parquet"))
+    compact(workspace)
+    broken = files(workspace)[0]
+    broken.write_bytes(broken.read_bytes()[:-300])
+    sources[0].unlink()
+    compact(workspace, grace_minutes=0)
+    assert broken.exists()
+    assert all(path.exists() for path in sources[1:]), "nothing else holds their rows"
+
+
 def test_a_load_after_a_merge_was_damaged_stores_nothing_twice(tmp_path: Path) -> None:
     workspace = Workspace(root=tmp_path, data=tmp_path / "data", config=None)
     segments = [
