@@ -13,8 +13,12 @@ from hypothesis import HealthCheck, settings
 
 from evalpipe.collector import is_compiled
 
+sys.path.insert(0, str(Path(__file__).parent))  # command_line.py and objects/, for the tests of every folder
+
+from objects.fixtures import bucket, faulty_bucket, storage
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(Path(__file__).parent))  # command_line.py, for the tests of every folder
+__all__ = ["bucket", "faulty_bucket", "storage"]
 
 # Some hundred processes of evalpipe are started: none of them compiles the package for itself, and no worker rewrites the tests'
 # assertions again, also where the environment (a container image's, often) asks for no bytecode.
