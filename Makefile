@@ -92,6 +92,10 @@ check-kills: $(VENV)/.installed-dev ## kill -9 every kind of process 300 times w
 check-compaction: $(VENV)/.installed-dev ## 10,000 small files merged: report before and after, readers meanwhile, 120 kills (10 minutes; ARGS="FILES KILLS")
 	$(BIN)/python tests/bench/check_compaction.py $(ARGS)
 
+.PHONY: check-shared-store
+check-shared-store: $(VENV)/.installed-dev ## load, judge, compact and report of three machines on one S3 store, 5 % faults, 100 kills (20 minutes; ARGS=KILLS)
+	$(BIN)/python tests/bench/check_shared_store.py $(ARGS)
+
 check-soak: $(COMPILED)/.built ## 500 requests/s for an hour, loaded every two minutes: memory, descriptors and backlog stay flat (ARGS="RATE SECONDS")
 	PYTHONPATH=$(COMPILED) $(BIN)/python tests/bench/check_soak.py $(ARGS)
 

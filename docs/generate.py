@@ -152,6 +152,8 @@ WITHOUT_COMMENT = {
     "judge.requests_per_minute": "limit, followed together with the provider's headers",
     "judge.input_tokens_per_minute": "limit, followed together with the provider's headers",
     "judge.output_tokens_per_minute": "limit, followed together with the provider's headers",
+    "data": "the store of several machines on object storage, such as `s3://bucket/prefix`, also gs:// and az:// "
+    "(`pip install 'evalpipe[s3]'`); left out: the folder data/ beside the file",
     "decision.confidence_level": "of every interval and of the decision",
     "canary.stages": "percentage, duration_hours and auto_advance (default false) of each stage, rising",
     "canary.guardrails": "limits: `error_rate`, `timeout_rate`, `refusal_rate`, `truncation_rate`, `pNN_latency_ms`, "

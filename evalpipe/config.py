@@ -468,9 +468,14 @@ class SourceConfig(_Section):
     """values of the arm column: control's, treatment's"""
 
 
+ObjectStoreUrl = Annotated[str, Field(pattern=r"^(s3|gs|az)://[^/]+")]
+
+
 class Config(_Section):
     """The whole configuration of a workspace. Secrets are not in it: only the names of environment variables."""
 
+    data: ObjectStoreUrl | None = None
+    """object storage that several machines share; None: the folder data/"""
     experiment: ExperimentConfig
     arms: ArmsConfig | None = None
     collector: CollectorConfig = CollectorConfig()
@@ -547,6 +552,7 @@ _PATTERNS = {
     "control_from": "the name of an experiment is expected: letters, digits, '.', '_' and '-', 1 to 64 of them",
     "webhook": "an http or https address is expected",
     "link": "a web address such as https://host/page is expected",
+    "data": "an address of object storage is expected, such as s3://bucket/prefix (a folder is named with --data)",
     "base_url": "an address such as https://host/v1 is expected, a query such as ?api-version=… may follow",
 }
 """what the patterns of those keys ask for, in words"""

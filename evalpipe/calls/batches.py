@@ -24,7 +24,7 @@ import msgspec
 from evalpipe.calls.batch_client import BatchCallError, BatchClient, BatchStatus, RequestBody
 from evalpipe.calls.budget import Budget, CostOf, MostTokens, most_input_tokens
 from evalpipe.calls.client import CallOutcome, ModelResponse, ModelSettings, refusal
-from evalpipe.calls.journal import CallJournal
+from evalpipe.calls.journal import CallJournal, commit_calls
 from evalpipe.calls.runner import Clock, RecordedCost, RunCounts
 from evalpipe.errors import UpstreamError
 from evalpipe.files import write_synced
@@ -236,6 +236,7 @@ class Batches(ABC, Generic[Planned, AnyItem, Row]):
         return seen
 
     async def _submit(self, intent: BatchState, requests: list[tuple[str, RequestBody]]) -> None:
+        await asyncio.to_thread(commit_calls, self.folder.parent)  # another machine must find what may be paid for
         try:
             batch_id = await self.client.submit(intent.name, requests)
         except BatchCallError as error:
@@ -250,6 +251,7 @@ class Batches(ABC, Generic[Planned, AnyItem, Row]):
                 raise UpstreamError(f"{self.spec.who}: the batch did not arrive: {error}; run it again") from error
             return
         save_state(self.folder, changed(intent, state="submitted", batch_id=batch_id))
+        await asyncio.to_thread(commit_calls, self.folder.parent)
 
     async def _find(self, intent: BatchState) -> BatchState | None:
         """The intent with its batch's id; None where it never arrived (then it is given up) or the user will not wait."""

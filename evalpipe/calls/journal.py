@@ -23,6 +23,7 @@ import msgspec
 from evalpipe.errors import EvalpipeError, WorkspaceBusyError
 from evalpipe.files import FULL, make_folder, sync_folder, try_lock, unlink_synced, write_synced
 from evalpipe.models import Judgment
+from evalpipe.objects.shared import commit, shared_work
 from evalpipe.text import well_formed
 
 Row = TypeVar("Row")
@@ -62,6 +63,7 @@ class CallJournal(Generic[Row]):
         self.folder = folder
         self.path = folder
         self.n_lines = 0
+        """lines of all files of this run"""
         self._answer_bytes = answer_bytes
         self._in_flight: dict[str, Row] = {}
         self._file = -1
@@ -101,7 +103,7 @@ class CallJournal(Generic[Row]):
 
     def rotate(self) -> frozenset[str]:
         """Go on in a new file, which takes over what is in flight; the ids of that."""
-        old, end, path, set_aside, n_lines = self._file, self._end, self.path, self._set_aside_to, self.n_lines
+        old, end, path, set_aside = self._file, self._end, self.path, self._set_aside_to
         try:
             with one_line_if_full(self.folder):
                 self._open()
@@ -114,7 +116,7 @@ class CallJournal(Generic[Row]):
             if self._file != old:
                 os.close(self._file)
                 self.path.unlink()
-            self._file, self._end, self.path, self._set_aside_to, self.n_lines = old, end, path, set_aside, n_lines
+            self._file, self._end, self.path, self._set_aside_to = old, end, path, set_aside
             raise
         _end_file(old, end)
         return frozenset(self._in_flight)
@@ -127,7 +129,6 @@ class CallJournal(Generic[Row]):
         self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         sync_folder(self.folder)  # a file whose name a power loss takes is lost with all its bytes
         self._end = self._set_aside_to = 0
-        self.n_lines = 0
 
     def _set_aside(self, n_bytes: int, n_answers: int) -> None:
         """Reserve space for these bytes and for the responses of so many calls in flight."""
@@ -271,25 +272,37 @@ def running_lock(folder: Path, *, command: str, doing: str, lock: str) -> Iterat
     """Hold one command's work on an experiment: two runners would pay twice. Raises WorkspaceBusyError naming the one that runs.
 
     Args:
-        folder: of the experiment.
+        folder: of the experiment, in a dataset's folder of the data folder.
         command: in the message, e.g. "evalpipe judge".
         doing: in the message, e.g. "is judging".
-        lock: the lock file's name.
+        lock: the lock file's name. On a shared store the work is a lease, too (`work_of`).
     """
     folder.mkdir(parents=True, exist_ok=True)
+    experiment = folder.name.removeprefix("experiment=")
     handle = os.open(folder / lock, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         if not try_lock(handle):
             owner = os.pread(handle, 64, 0).decode("ascii", "replace").strip() or "unknown"
             raise WorkspaceBusyError(
-                f"another `{command}` (process {owner}) {doing} {folder.name.removeprefix('experiment=')}: "
+                f"another `{command}` (process {owner}) {doing} {experiment}: "
                 "wait for it, or stop it with Ctrl-C; nothing was sent"
             )
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"{os.getpid()}\n".encode("ascii"), 0)
-        yield
+        with shared_work(folder.parents[1], work_of(folder), waits=False):
+            yield
     finally:
         os.close(handle)  # releases the lock, as the end of the process would
+
+
+def work_of(folder: Path) -> str:
+    """The lease of the calls of an experiment, DATASET/EXPERIMENT, from its folder in the dataset's."""
+    return f"{folder.parent.name}/{folder.name.removeprefix('experiment=')}"
+
+
+def commit_calls(folder: Path) -> None:
+    """Commit what is known of the calls of an experiment, where its data are on object storage."""
+    commit(folder.parents[1], work_of(folder))
 
 
 def judging_lock(folder: Path) -> AbstractContextManager[None]:

@@ -63,7 +63,7 @@ def collect(
         collect_several(folders, host=host, options=shared, log_format=log_format.value, log_level=log_level.value)
         return
     run(
-        open_workspace(root=folders[0].resolve()) if folders else open_workspace(config, data),
+        open_workspace(root=folders[0].resolve()) if folders else open_workspace(config, data, pull=False),
         host=host,
         port=port,
         workers=workers,

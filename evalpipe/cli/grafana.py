@@ -37,7 +37,7 @@ def grafana(
     from evalpipe.workspace.manifests import write_monitoring
     from evalpipe.workspace.paths import open_workspace
 
-    workspace = open_workspace(config, data)
+    workspace = open_workspace(config, data, pull=False)
     written = write_monitoring(
         workspace,
         out,

@@ -11,7 +11,10 @@ from typing import Annotated, NoReturn
 import typer
 
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="Configuration file.  [default: ./evalpipe.toml]")]
-Data = Annotated[Path | None, typer.Option("--data", envvar="EVALPIPE_DATA", help="Data folder.  [default: ./data]")]
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", envvar="EVALPIPE_DATA", help="Data folder, or s3://bucket/prefix.  [default: ./data]"),
+]
 Experiment = Annotated[
     str | None, typer.Option("--experiment", "-e", help="Experiment name.  [default: the workspace's]")
 ]

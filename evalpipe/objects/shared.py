@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from evalpipe.objects.working_copy import WorkingCopy
+if TYPE_CHECKING:
+    from evalpipe.objects.working_copy import WorkingCopy
 
 _opened: dict[Path, WorkingCopy] = {}
 

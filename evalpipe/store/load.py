@@ -24,6 +24,7 @@ from msgspec.structs import replace as with_values
 from evalpipe.errors import DataError
 from evalpipe.files import sync_folder, unlink_synced, write_synced
 from evalpipe.models import Arm, Exchange, Feedback, Role
+from evalpipe.objects.shared import commit
 from evalpipe.providers.json_values import parse_document
 from evalpipe.spool.format import FeedbackRecord
 from evalpipe.spool.join import PendingRequest, SpoolJoin
@@ -110,6 +111,7 @@ class SpoolLoad:
                 self._ratings.add(experiment, to_table(BY_NAME["feedback"].schema, ratings))
         for rejects in self._rejects.values():
             rejects.write()
+        commit(self._data, "load")
         self._remove_segments()
         return self._count()
 

@@ -163,7 +163,7 @@ def _take_out(data: Path, dataset: Dataset, experiment: str, rows: pa.Table, *, 
     keys = _KEYS[dataset.name]
     wanted = _joined(rows, keys)
     n_taken = 0
-    with writing(data, dataset.name):
+    with writing(data, dataset.name, erases=True):
         purge(data, dataset, experiment)
         remove_superseded(data, dataset, experiment)
         files, _ = whole_and_damaged(parquet_files(data, dataset, experiment))

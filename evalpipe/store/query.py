@@ -24,6 +24,7 @@ import pyarrow as pa
 from evalpipe.errors import ConfigError, DataError
 from evalpipe.files import sql_statements, take_lock, write_synced
 from evalpipe.models import AGAINST_ITSELF, Judgment, Label
+from evalpipe.objects.shared import shared_work
 from evalpipe.store.parquet import DatasetWriter, Reader, parquet_files, private_file, schema_mark, whole_and_damaged
 from evalpipe.store.schema import BY_NAME, DATASETS, Dataset, to_table
 
@@ -163,11 +164,18 @@ def readable(data: Path, experiment: str, selection: Selection) -> Selection:
 
 
 @contextmanager
-def writing(data: Path, name: str) -> Iterator[None]:
-    """Hold the write lock of a dataset: the look for what is there already and the write are one step."""
+def writing(data: Path, name: str, *, erases: bool = False) -> Iterator[None]:
+    """Hold the write lock of a dataset: the look for what is there already and the write are one step.
+
+    Args:
+        data: the data folder.
+        name: of the dataset.
+        erases: on a shared store, what the removed files held is deleted at once, though others may read it.
+    """
     with private_file(data / name / ".lock", os.O_RDWR) as handle:
         take_lock(handle)
-        yield
+        with shared_work(data, f"write/{name}", erases=erases):
+            yield
 
 
 def first_line(error: BaseException) -> str:

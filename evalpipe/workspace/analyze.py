@@ -260,7 +260,9 @@ def provenance(workspace: Workspace, store: Store, name: str, options: Mapping[s
             **{library: metadata.version(library) for library in LIBRARIES},
         },
         "config": None if config is None else shown_config(config),
-        "config_fingerprint": None if config is None else fingerprint(config.model_dump(mode="json")),
+        "config_fingerprint": None
+        if config is None
+        else fingerprint(config.model_dump(mode="json", exclude={"data"})),  # not where the data are
         **_about(workspace, name),
         "data": _data(store),
         "prices": {"library": library_version(), "own": sorted(config.prices) if config else []},

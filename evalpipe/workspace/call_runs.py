@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,9 +17,11 @@ from tqdm import tqdm
 from evalpipe.calls.batches import Batches
 from evalpipe.calls.budget import CostOf
 from evalpipe.calls.client import ENDS, ModelSettings
-from evalpipe.calls.journal import CallJournal, NoRoomError, no_room, one_line_if_full
+from evalpipe.calls.journal import CallJournal, NoRoomError, commit_calls, no_room, one_line_if_full
 from evalpipe.calls.runner import CallRunner, Progress, RunCounts
-from evalpipe.errors import BudgetError, UpstreamError
+from evalpipe.errors import BudgetError, EvalpipeError, UpstreamError
+from evalpipe.objects.client import StorageError
+from evalpipe.objects.shared import working_copy
 from evalpipe.providers.base import Usage
 from evalpipe.providers.pricing import cost_of
 from evalpipe.workspace.paths import Workspace, price_book
@@ -28,6 +31,9 @@ MAX_ROUNDS = 3
 ROTATE_AFTER_LINES = 10_000
 """The journal goes into the store every so many lines, so that reports see a long run and a restart is quick."""
 _SYNC_EVERY_S = 1.0
+SHARE_EVERY_S = 2.0
+SHARE_AFTER_LINES = 200
+"""seconds, and lines, after which a run's answers are committed to object storage"""
 
 Planned = TypeVar("Planned")
 Row = TypeVar("Row")
@@ -81,9 +87,13 @@ def rotation(
     """What a runner calls between pages: every `ROTATE_AFTER_LINES` a new journal is begun, and `store_others` puts the rows of
     all but that (its path, the ids in flight) into the store."""
 
+    n_stored = 0
+
     async def rotate() -> None:
-        if journal.n_lines < ROTATE_AFTER_LINES or runner.is_stopping():
+        nonlocal n_stored
+        if journal.n_lines - n_stored < ROTATE_AFTER_LINES or runner.is_stopping():
             return
+        n_stored = journal.n_lines
         try:
             in_flight = journal.rotate()
             with one_line_if_full(data):
@@ -99,11 +109,13 @@ async def make_calls(
 ) -> None:
     """Run what is planned, the journal synced beside it; Ctrl-C finishes what is in flight."""
     syncing = asyncio.create_task(_keep_synced(journal))
+    sharing = asyncio.create_task(_keep_shared(journal, runner.stop))
     try:
         with _graceful_interrupt(runner.stop, runner.stop_now, "finishing the calls in flight"):
             await runner.run(pages)
     finally:
         syncing.cancel()
+        sharing.cancel()
 
 
 def run_batches(
@@ -144,6 +156,8 @@ def raise_if_ended(data: Path, summary: RunCounts[Any], asked: ModelSettings, re
     """Raises NoRoomError or UpstreamError where the disk or the provider ended the run; `recover` stores what it did."""
     if summary.stopped == "disk":
         raise NoRoomError(summary.message or str(no_room(data)))
+    if summary.stopped == "storage":
+        raise StorageError(summary.message or "the object storage cannot be reached")
     if summary.stopped is not None and summary.stopped in ENDS:
         recover()
         raise UpstreamError(ENDS[summary.stopped](asked, summary.message or ""))
@@ -153,6 +167,29 @@ async def _keep_synced(journal: CallJournal[Any]) -> None:
     while True:
         await asyncio.sleep(_SYNC_EVERY_S)
         await asyncio.to_thread(journal.sync)
+
+
+async def _keep_shared(journal: CallJournal[Any], stop: Callable[[str, str], None]) -> None:
+    """Where the data are on object storage: commit what was answered every `SHARE_EVERY_S` or `SHARE_AFTER_LINES`, so that no
+    more is lost with this machine. A storage that cannot be written, or a lost lease, ends the run."""
+    if working_copy(journal.folder.parents[1]) is None:
+        return
+    n_before, since = journal.n_lines, time.monotonic()
+    while True:
+        await asyncio.sleep(SHARE_EVERY_S / 20)
+        n_new = journal.n_lines - n_before
+        if n_new < SHARE_AFTER_LINES and (not n_new or time.monotonic() - since < SHARE_EVERY_S):
+            continue
+        try:
+            journal.rotate()  # a finished file is written once; the new one holds what is in flight
+            n_before, since = journal.n_lines, time.monotonic()
+            await asyncio.to_thread(commit_calls, journal.folder)
+        except NoRoomError as error:
+            stop("disk", str(error))
+            return
+        except EvalpipeError as error:
+            stop("storage", f"{error}; every answer so far is kept here, and goes there with the next run")
+            return
 
 
 class _graceful_interrupt:  # noqa: N801  reads as a statement

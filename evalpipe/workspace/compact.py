@@ -16,6 +16,7 @@ from tqdm import tqdm
 from evalpipe.config import CompactConfig
 from evalpipe.errors import EvalpipeError
 from evalpipe.files import resource_fault, take_lock, try_lock, within_resources
+from evalpipe.objects.shared import shared_work
 from evalpipe.store.compaction import Compaction, CompactionRules, PartitionResult, plan, sizes_of
 from evalpipe.store.compaction import compact as compact_store
 from evalpipe.store.parquet import partition_folders, private_file, read_partition, sweep_stale
@@ -207,7 +208,11 @@ def _only_compaction(data: Path, *, waits: bool = False) -> Iterator[bool]:
             sys.stderr.write(f"evalpipe: another compaction is at work in {data}: waiting for it\n")
             take_lock(handle)
             is_alone = True
-        yield is_alone
+        if not is_alone:
+            yield False
+            return
+        with shared_work(data, "compact"):
+            yield True
 
 
 def _progress(workspace: Workspace, experiment: str | None, show: bool | None) -> tqdm[NoReturn]:

@@ -15,6 +15,7 @@ from evalpipe.analysis.setup_faults import setup_faults
 from evalpipe.errors import ConfigError, NoDataError
 from evalpipe.files import write_atomically
 from evalpipe.models import Recommendation
+from evalpipe.objects.shared import pull
 from evalpipe.report.text import gate_document
 from evalpipe.store.parquet import parquet_files
 from evalpipe.store.query import Selection, open_store, read_instant
@@ -119,6 +120,7 @@ def watch(
     before: tuple[Any, ...] | None = None
     document: dict[str, Any] = {}
     while True:
+        pull(workspace.data)
         name = _experiment(workspace, experiment, waits=True)
         record = load_record(workspace.data, name)
         present = (

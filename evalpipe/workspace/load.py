@@ -24,6 +24,7 @@ from evalpipe.config import CONFIG_FILE, CollectorConfig, Config, SourceConfig
 from evalpipe.errors import ConfigError, DataError
 from evalpipe.files import take_lock, try_lock, within_resources
 from evalpipe.models import ANSWERED, Arm, Exchange
+from evalpipe.objects.shared import shared_work
 from evalpipe.providers.base import Usage
 from evalpipe.providers.pricing import Unpriced, price_of
 from evalpipe.providers.setup_faults import SetupFault
@@ -365,7 +366,8 @@ def only_load(data: Path) -> Iterator[None]:
         if not try_lock(handle):
             sys.stderr.write(f"evalpipe: another load is at work in {data}: waiting for it\n")
             take_lock(handle)
-        yield
+        with shared_work(data, "load"):
+            yield
 
 
 def _files(path: Path) -> list[Path]:

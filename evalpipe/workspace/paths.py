@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import string
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from importlib import resources
 from pathlib import Path
 
@@ -15,6 +18,9 @@ from evalpipe.config import CONFIG_FILE, Config, load_config, read_config
 from evalpipe.errors import ConfigError, DataError, EvalpipeError
 from evalpipe.files import FULL
 from evalpipe.models import AGAINST_ITSELF
+from evalpipe.objects.client import is_url, normalized_url
+from evalpipe.objects.shared import attach, working_copy
+from evalpipe.objects.shared import pull as pull_data
 from evalpipe.providers.pricing import Price
 from evalpipe.spool.segments import holds_log
 
@@ -34,6 +40,8 @@ class Workspace:
     data: Path
     config: Config | None
     config_path: Path | None = None
+    url: str | None = None
+    """the object storage whose working copy `data` is"""
 
     @property
     def spool(self) -> Path:
@@ -84,15 +92,61 @@ class Workspace:
         return [self.root / "prompts", shipped("prompts")]
 
 
-def open_workspace(config: Path | None = None, data: Path | None = None, *, root: Path | None = None) -> Workspace:
+def open_workspace(
+    config: Path | None = None, data: Path | None = None, *, root: Path | None = None, pull: bool = True
+) -> Workspace:
     """The workspace of the working directory, or of the folder of `config`. A missing default configuration is not an
-    error here: `require_config` is asked where one is needed."""
+    error here: `require_config` is asked where one is needed.
+
+    Args:
+        config: the configuration file; None: evalpipe.toml in `root`.
+        data: the data folder, or the address of object storage; None: $EVALPIPE_DATA, the configuration's `data`, or data/.
+        root: the workspace's folder; None: the working directory.
+        pull: bring a data folder that is the working copy of object storage to the newest state.
+
+    Raises:
+        ConfigError: for a wrong configuration, or an address that cannot be used.
+        StorageError: where the object storage cannot be reached.
+    """
     path = config or (root or Path.cwd()) / CONFIG_FILE
     folder = root or path.parent.resolve()
     loaded = None if config is None and not path.exists() else load_config(path)
-    env = os.environ.get("EVALPIPE_DATA")
-    data_folder = data or (Path(env) if env else folder / "data")
-    return Workspace(root=folder, data=data_folder, config=loaded, config_path=path if loaded else None)
+    named = str(data or os.environ.get("EVALPIPE_DATA") or (loaded.data if loaded and loaded.data else ""))
+    url = normalized_url(named) if is_url(named) else None
+    data_folder = Path(named) if named and url is None else folder / "data"
+    if url is not None and loaded is None:
+        data_folder = cache_folder() / hashlib.sha256(url.encode()).hexdigest()[:16]
+    workspace = Workspace(root=folder, data=data_folder, config=loaded, config_path=path if loaded else None, url=url)
+    if url is not None:
+        follow(workspace, url, pull=pull)
+    return workspace
+
+
+def cache_folder() -> Path:
+    """Where working copies of stores are that no workspace's folder is for: $XDG_CACHE_HOME/evalpipe."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "evalpipe"
+
+
+def follow(workspace: Workspace, url: str, *, pull: bool = True) -> None:
+    """Make the data folder the working copy of object storage. Raises ConfigError, StorageError."""
+    if working_copy(workspace.data) is None:
+        from evalpipe.objects.client import open_objects
+        from evalpipe.objects.working_copy import TTL_S, WorkingCopy
+        from evalpipe.store.ownership import lease_of
+        from evalpipe.store.parquet import wait_for_readers
+
+        attach(
+            WorkingCopy(
+                workspace.data,
+                open_objects(url),
+                owner_of=lease_of,
+                command=" ".join(["evalpipe", *sys.argv[1:2]]),
+                before_removal=partial(wait_for_readers, workspace.data),
+                lease_objects=open_objects(url, give_up_after_s=TTL_S / 3),
+            )
+        )
+    if pull:
+        pull_data(workspace.data)
 
 
 def record_path(data: Path, experiment: str) -> Path:

@@ -15,6 +15,7 @@ from evalpipe.analysis.record import ExperimentRecord, read_record, render_recor
 from evalpipe.analysis.settings import Exclusion
 from evalpipe.errors import DataError, EvalpipeError
 from evalpipe.files import NOT_ALLOWED, take_lock, write_atomically
+from evalpipe.objects.shared import shared_work
 from evalpipe.store.query import Selection
 from evalpipe.workspace.paths import record_copy_path, record_mark_path, record_path
 
@@ -91,7 +92,8 @@ def recording(data: Path, experiment: str, *, read_only: bool = False) -> Iterat
         raise EvalpipeError(f"cannot write {path.parent}: {error.strerror}") from error
     try:
         take_lock(handle)
-        yield True
+        with shared_work(data, f"record/{experiment}"):
+            yield True
     finally:
         os.close(handle)
 

@@ -229,7 +229,7 @@ def _held(data: Path, dataset: str, dry_run: bool) -> Iterator[None]:
     if dry_run:
         yield
         return
-    with writing(data, dataset):
+    with writing(data, dataset, erases=True):
         yield
 
 

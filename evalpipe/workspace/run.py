@@ -20,6 +20,7 @@ from evalpipe.errors import EvalpipeError, NoDataError, NothingToJudgeError, Wor
 from evalpipe.files import try_lock
 from evalpipe.judging.runner import RunSummary
 from evalpipe.models import AGAINST_ITSELF, FAILED, CanaryStatus
+from evalpipe.objects.shared import shared_work
 from evalpipe.rollout.canary import CONTROLLER
 from evalpipe.spool.segments import holds_log
 from evalpipe.store.load import LoadSummary
@@ -226,7 +227,8 @@ def only_run(data: Path) -> Iterator[None]:
             )
         os.ftruncate(handle, 0)
         os.pwrite(handle, str(os.getpid()).encode(), 0)
-        yield
+        with shared_work(data, "run", waits=False):
+            yield
     finally:
         os.close(handle)
 
