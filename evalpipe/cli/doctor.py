@@ -48,7 +48,7 @@ def doctor(
     from evalpipe.text import printable
     from evalpipe.workspace.paths import open_workspace
 
-    workspace = open_workspace(config, data)
+    workspace = open_workspace(config, data, pull=check_data)
     if check_data:
         from evalpipe.workspace.damaged import move_damaged
 

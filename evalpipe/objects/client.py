@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -301,6 +302,31 @@ class Objects:
                     ) from error
             self._sleep(random.uniform(0, pause))
             pause = min(2 * pause, LONGEST_PAUSE_S)
+
+
+def check_conditional_writes(objects: Objects) -> None:
+    """Check that the storage honours conditional writes: without them two writers would overwrite each other's commits.
+
+    Raises:
+        ConfigError: where it does not.
+        StorageError: where it cannot be reached, or refuses writing.
+    """
+    key = f"probe/{secrets.token_hex(8)}"
+    try:
+        version = objects.create(key, b"1")
+        second = objects.replace(key, b"2", version)
+        for write in (lambda: objects.create(key, b"3"), lambda: objects.replace(key, b"4", version)):
+            try:
+                write()
+            except (KeyExistsError, ChangedError):
+                continue
+            raise ConfigError(
+                f"data = {objects.address!r}: this storage overwrites an object though the request forbids it (If-None-Match, "
+                "If-Match): it cannot hold a store; use S3, Google Cloud Storage, Azure, or a server that honours conditional writes"
+            )
+        objects.replace(key, b"5", second)
+    finally:
+        objects.delete([key])
 
 
 def _version_of(meta: Mapping[str, Any]) -> str:

@@ -45,6 +45,13 @@ def commit(data: Path, name: str) -> None:
         copy.commit(name)
 
 
+def sweep(data: Path) -> None:
+    """Delete what writers left that ended before their commit, where the folder is a working copy."""
+    copy = working_copy(data)
+    if copy is not None:
+        copy.sweep()
+
+
 def pull(data: Path) -> None:
     """Bring the folder to the newest state, where it is a working copy."""
     copy = working_copy(data)

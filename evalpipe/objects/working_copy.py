@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from evalpipe.errors import ConfigError, EvalpipeError, WorkspaceBusyError
 from evalpipe.files import make_folder, take_lock, write_synced
-from evalpipe.objects.client import Objects, StorageError
+from evalpipe.objects.client import Objects, StorageError, check_conditional_writes
 from evalpipe.objects.lease import Lease
 from evalpipe.objects.log import CommitLog, State, StoredFile
 
@@ -38,6 +38,9 @@ TTL_S: Final = 15.0
 """a process that is silent for so long has lost its leases (seconds)"""
 KEEP_REMOVED_S: Final = 600.0
 """how long the object of a removed file stays, for readers that began before (seconds)"""
+ORPHAN_AGE: Final = timedelta(days=1)
+"""the age from which an object that no commit names is not of a commit in the making"""
+_NO_FILES = ("log/", "checkpoints/", "leases/", "probe/", "state/")
 PARALLEL: Final = 16
 """transfers at once"""
 _READ_BYTES = 1 << 20
@@ -106,7 +109,14 @@ class WorkingCopy:
     # Reading.
 
     def pull(self) -> None:
-        """Bring the folder to the newest state of the store. Raises StorageError, DataError, OSError."""
+        """Bring the folder to the newest state of the store.
+
+        Raises:
+            ConfigError: where the storage does not honour conditional writes; looked at while the store is empty.
+            StorageError: where it cannot be reached, or holds other bytes than were written.
+            DataError: where the log is damaged, or a newer version wrote it.
+            OSError: where the disk cannot be written.
+        """
         with self._exclusive() as index:
             self._pull(index)
 
@@ -115,6 +125,8 @@ class WorkingCopy:
         log = CommitLog(self.objects, index.state)
         while True:
             state = log.follow()
+            if not state.number:
+                check_conditional_writes(self.objects)
             wanted = {
                 path: file
                 for path, file in state.files.items()
@@ -248,6 +260,21 @@ class WorkingCopy:
             if erases:
                 self._delete_due(log.state)
         return True
+
+    def sweep(self) -> int:
+        """Delete objects that no commit names: of writers that ended before their commit, more than `ORPHAN_AGE` ago.
+
+        Returns:
+            Their number.
+        """
+        with self._exclusive() as index:
+            state = CommitLog(self.objects, index.state).follow()
+        named = {file.key for file in state.files.values()} | {one.key for one in state.removed}
+        objects = [one for one in self.objects.list("") if not one.key.startswith(_NO_FILES)]
+        newest = max((one.modified for one in objects), default=datetime.now(UTC))
+        orphans = [one.key for one in objects if one.key not in named and one.modified < newest - ORPHAN_AGE]
+        self.objects.delete(orphans)
+        return len(orphans)
 
     def _take(self, name: str, *, waits: bool) -> Lease:
         def say(owner: str) -> None:

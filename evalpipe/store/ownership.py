@@ -13,7 +13,6 @@ _RULES = tuple(
         ),
         (r"judgments/experiment=([^/]+)/(?:journal-[^/]+\.jsonl|(?:batches|settled)/.*)", r"judgments/\1"),
         (r"replays/experiment=([^/]+)/(?:journal-[^/]+\.jsonl|batches/.*)", r"replays/\1"),
-        (r"labels/experiment=([^/]+)/labelling\.jsonl", r"labels/\1"),
         (r"experiments/\.?([^/]+)\.(?:json|copy|recorded)", r"record/\1"),
         (r"(?:loads|rejected)/.*|experiments/(?:[^/]+\.unit-key|[^/]+\.removals\.jsonl|\.[^/]+\.control-from)", "load"),
         (r"exchanges/[^/]+/\.unit-key", "load"),

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from evalpipe.config import CompactConfig
 from evalpipe.errors import EvalpipeError
 from evalpipe.files import resource_fault, take_lock, try_lock, within_resources
-from evalpipe.objects.shared import shared_work
+from evalpipe.objects.shared import shared_work, sweep
 from evalpipe.store.compaction import Compaction, CompactionRules, PartitionResult, plan, sizes_of
 from evalpipe.store.compaction import compact as compact_store
 from evalpipe.store.parquet import partition_folders, private_file, read_partition, sweep_stale
@@ -74,6 +74,7 @@ def compact(
         for dataset in COMPACTED:
             sweep_stale(workspace.data, dataset)
         compact_store(workspace.data, COMPACTED, name, rules, result, progress=bar.update)
+    sweep(workspace.data)
     return result
 
 

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from evalpipe.collector.traffic_watch import folder_of, read_uncollected
 from evalpipe.config import ArmConfig, Config, secret
 from evalpipe.credentials import shown_url
-from evalpipe.errors import EvalpipeError
+from evalpipe.errors import ConfigError, EvalpipeError
 from evalpipe.traffic_shape import REMEDY, summary
 from evalpipe.workspace.collect import costs_unknown
 from evalpipe.workspace.paths import Workspace
@@ -123,6 +123,22 @@ def check_folders(workspace: Workspace, config: Config) -> Iterator[Diagnosis]:
             status="warn" if low else "pass",
             detail=f"{folder} is writable, {free / 2**30:.1f} GiB free",
             remedy="free some space: on a full disk users are served on, but the log has gaps" if low else None,
+        )
+
+
+def check_storage(workspace: Workspace, config: Config) -> Iterator[Diagnosis]:
+    if workspace.url is None:
+        return
+    from evalpipe.objects.client import StorageError, check_conditional_writes, open_objects
+
+    try:
+        check_conditional_writes(open_objects(workspace.url, give_up_after_s=REACH_TIMEOUT_S))
+    except (ConfigError, StorageError) as error:
+        remedy = "check the credentials, the bucket's name and the network"
+        yield Diagnosis(name="data", status="fail", detail=str(error), remedy=remedy)
+    else:
+        yield Diagnosis(
+            name="data", status="pass", detail=f"{workspace.url} is writable and honours conditional writes"
         )
 
 
@@ -309,6 +325,7 @@ CHECKS: tuple[Callable[[Workspace, Config], Iterator[Diagnosis]], ...] = (
     check_keys,
     check_upstreams,
     check_folders,
+    check_storage,
     check_prompt_files,
     check_prices,
     check_judges,

@@ -39,6 +39,7 @@ KINDS = (
     "reset_after",  # done, and the connection is reset instead of an answer
     "delay",  # done, and answered after delay_s
     "late",  # done after delay_s: a client that gave up meanwhile may see its request happen later
+    "unconditional",  # done though its condition does not hold, as by a server without conditions; conditional writes only
     "truncated",  # the body of an object ends after half of it; GET of an object only
 )
 ERRORS = {
@@ -135,7 +136,7 @@ class Faults:
         self.requests[request.method] += 1
         drawn = self.random.random()
         kind = self._planned(request) or self._by_rate(drawn)
-        if kind is None or (kind == "conflict" and not request.is_conditional_write):
+        if kind is None or (kind in ("conflict", "unconditional") and not request.is_conditional_write):
             return None
         if kind == "truncated" and not (request.method == "GET" and request.key):
             return None
@@ -210,7 +211,7 @@ class FaultProxy:
             return False
         if kind == "late":
             await asyncio.sleep(self.faults.delay_s)
-        response = await self._perform(request)
+        response = await self._perform(request, checked=kind != "unconditional")
         if kind == "delay":
             await asyncio.sleep(self.faults.delay_s)
         if kind == "reset_after":
@@ -222,12 +223,12 @@ class FaultProxy:
         _write(writer, request, response)
         return True
 
-    async def _perform(self, request: Request) -> Response:
-        """What the server behind does, with the conditions of a write checked in the same step."""
+    async def _perform(self, request: Request, *, checked: bool) -> Response:
+        """What the server behind does, with the conditions of a write checked in the same step, where they are `checked`."""
         async with self._locked(request.keys_written):
             if not request.is_conditional_write:
                 return await self._forward(request)
-            if refusal := await self._refusal(request):
+            if checked and (refusal := await self._refusal(request)):
                 return refusal
             plain = [
                 (name, value) for name, value in request.headers if (name.lower(), value) not in request.conditions

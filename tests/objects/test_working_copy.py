@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -206,3 +207,27 @@ def test_only_its_owner_can_read_what_arrives(bucket: Bucket, tmp_path: Path) ->
         write(here.folder, "a/1.parquet", "prompts")
     there.pull()
     assert (there.folder / "a/1.parquet").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_server_that_ignores_conditions_is_refused_before_the_first_commit(
+    faulty_bucket: Bucket, tmp_path: Path
+) -> None:
+    faulty_bucket.faults.set(unconditional=1.0)
+    here = copy_in(tmp_path / "here", faulty_bucket)
+    with pytest.raises(ConfigError, match="honours conditional writes"):
+        here.pull()
+
+
+def test_objects_without_a_commit_are_deleted_a_day_later(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, objects = copy_in(tmp_path / "here", bucket), open_objects(bucket.url)
+    with here.work("a"):
+        write(here.folder, "a/1.parquet", "1")
+        write(here.folder, "a/record", "1")
+    objects.put("a/left.parquet", b"of a writer that was killed")
+    assert here.sweep() == 0
+    monkeypatch.setattr("evalpipe.objects.working_copy.ORPHAN_AGE", timedelta(seconds=-60))
+    assert here.sweep() == 1 and objects.get("a/left.parquet") is None
+    copy_in(tmp_path / "there", bucket).pull()
+    assert contents(tmp_path / "there") == {"a/1.parquet": "1", "a/record": "1"}
