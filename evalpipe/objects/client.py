@@ -315,14 +315,18 @@ def check_conditional_writes(objects: Objects) -> None:
     try:
         version = objects.create(key, b"1")
         second = objects.replace(key, b"2", version)
-        for write in (lambda: objects.create(key, b"3"), lambda: objects.replace(key, b"4", version)):
+        refusals: tuple[tuple[Callable[[], str], type[Exception]], ...] = (
+            (lambda: objects.create(key, b"3"), KeyExistsError),
+            (lambda: objects.replace(key, b"4", version), ChangedError),
+        )
+        for write, refusal in refusals:
             try:
                 write()
-            except (KeyExistsError, ChangedError):
+            except refusal:
                 continue
             raise ConfigError(
                 f"data = {objects.address!r}: this storage overwrites an object though the request forbids it (If-None-Match, "
-                "If-Match): it cannot hold a store; use S3, Google Cloud Storage, Azure, or a server that honours conditional writes"
+                "If-Match), and cannot hold a store: use S3, Google Cloud Storage, Azure, or a server that honours such conditions"
             )
         objects.replace(key, b"5", second)
     finally:
