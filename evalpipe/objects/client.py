@@ -325,8 +325,9 @@ def check_conditional_writes(objects: Objects) -> None:
             except refusal:
                 continue
             raise ConfigError(
-                f"data = {objects.address!r}: this storage overwrites an object though the request forbids it (If-None-Match, "
-                "If-Match), and cannot hold a store: use S3, Google Cloud Storage, Azure, or a server that honours such conditions"
+                f"data = {objects.address!r}: this storage overwrites an object though the request forbids it "
+                "(If-None-Match, If-Match), and cannot hold a store: use S3, Google Cloud Storage, Azure, or a server that "
+                "honours such conditions"
             )
         objects.replace(key, b"5", second)
     finally:
