@@ -2,8 +2,9 @@
 
 Commands read and write files of a data folder as they do on one machine. Where the data are on object storage, that folder is a
 working copy: `pull` brings it to the store's newest state, `work` holds a lease, begins from that state and commits at its end
-what changed in the files that belong to the lease (`owner_of`), in one commit. Files that a killed process left are committed by
-the next one that holds their lease here; a file that is gone without a commit is fetched again.
+what changed in the files that belong to the lease (`owner_of`), in one commit. What a killed process had changed without a
+commit is taken back, whole: what it was made from (the collector's log, a journal) is still there. Files that hold what nothing
+else does (`is_kept`: journals) stay as they are, and are committed by the next work.
 
 Bytes are checked against the CRC-32 of the commit when they arrive.
 """
@@ -27,7 +28,7 @@ import msgspec
 from tqdm import tqdm
 
 from evalpipe.errors import ConfigError, EvalpipeError, WorkspaceBusyError
-from evalpipe.files import make_folder, take_lock, write_synced
+from evalpipe.files import is_locked, make_folder, take_lock, write_synced
 from evalpipe.objects.client import Objects, StorageError, check_conditional_writes
 from evalpipe.objects.lease import Lease
 from evalpipe.objects.log import CommitLog, State, StoredFile
@@ -79,6 +80,7 @@ class WorkingCopy:
         objects: Objects,
         *,
         owner_of: Callable[[str], str | None],
+        is_kept: Callable[[str], bool] = lambda path: False,
         command: str = "",
         before_removal: Callable[[], None] = lambda: None,
         ttl_s: float = TTL_S,
@@ -88,6 +90,7 @@ class WorkingCopy:
         folder: of the files; made where there is none.
         objects: of the store.
         owner_of: the lease that a file belongs to, by its path below the folder with "/"; None: it is this machine's own.
+        is_kept: whether a file with such a path, changed by a process that has ended, is kept for the next commit.
         command: for messages, such as "evalpipe judge".
         before_removal: called before files are removed that readers of this machine may have open.
         ttl_s: of leases, in seconds.
@@ -97,7 +100,7 @@ class WorkingCopy:
             ConfigError: where the folder is of another store, or holds files that are in none.
         """
         self.folder, self.objects, self.url = folder, objects, objects.address
-        self._owner_of, self._command, self._before_removal = owner_of, command, before_removal
+        self._owner_of, self._is_kept, self._command, self._before_removal = owner_of, is_kept, command, before_removal
         self._ttl_s = ttl_s
         self._lease_objects = lease_objects or objects
         self._lock = threading.RLock()
@@ -120,19 +123,18 @@ class WorkingCopy:
         with self._exclusive() as index:
             self._pull(index)
 
-    def _pull(self, index: _Index, *, restored: str | None = None) -> None:
-        """`restored`: the lease whose files are fetched again where they are gone."""
+    def _pull(self, index: _Index, *, begins: str | None = None) -> None:
+        """`begins`: the lease of a work that begins, whose files nobody else is changing here."""
         log = CommitLog(self.objects, index.state)
         while True:
             state = log.follow()
             if not state.number:
                 check_conditional_writes(self.objects)
+            self._undo(state, index, begins)
             wanted = {
                 path: file
                 for path, file in state.files.items()
-                if path not in index.seen
-                or index.seen[path].key != file.key
-                or (restored is not None and self._owner_of(path) == restored and not (self.folder / path).exists())
+                if path not in index.seen or index.seen[path].key != file.key
             }
             missing = self._fetch(wanted, index)
             if not missing:
@@ -149,6 +151,37 @@ class WorkingCopy:
             del index.seen[path]
         index.state = state
 
+    def _undo(self, state: State, index: _Index, begins: str | None) -> None:
+        """Take back what ended processes changed without a commit, all of it: a part alone would be no state that ever was.
+
+        Files of their own writers' (`is_kept`) stay: they hold what nothing else does.
+        """
+        present: set[str] = set()
+        at_work: dict[str, bool] = {}
+
+        def is_at_work(name: str) -> bool:
+            if name not in at_work:
+                at_work[name] = name != begins and bool(is_locked(self._lock_of(name)))
+            return at_work[name]
+
+        for path, found in _files_below(self.folder):
+            name = self._owner_of(path)
+            if name is None:
+                continue
+            present.add(path)
+            if is_at_work(name) or _is_as_seen(found, index.seen.get(path)) or self._is_kept(path):
+                continue
+            file = state.files.get(path)
+            if file is not None and _is_same(self.folder / path, file):
+                index.seen[path] = _seen(self.folder / path, file.key)
+            elif path in index.seen or file is not None:
+                index.seen.pop(path, None)
+            if file is None:
+                (self.folder / path).unlink(missing_ok=True)
+        for path in [path for path in index.seen if path in state.files and path not in present]:
+            if not is_at_work(self._owner_of(path) or ""):
+                del index.seen[path]
+
     def _fetch(self, wanted: Mapping[str, StoredFile], index: _Index) -> list[str]:
         """Bring these files here; the paths whose objects are gone."""
         missing: list[str] = []
@@ -158,7 +191,10 @@ class WorkingCopy:
 
         def fetch(path: str) -> None:
             file, place = wanted[path], self.folder / path
-            if _is_same(place, file) or self._download(file, place):
+            is_own = self._is_kept(path) and place.exists() and not _is_as_seen(place.stat(), index.seen.get(path))
+            if is_own and not _is_same(place, file):  # its writer ended after a commit of it: it has gone on since
+                index.seen[path] = Seen(file.key, -1, 0, 0)
+            elif _is_same(place, file) or self._download(file, place):
                 index.seen[path] = _seen(place, file.key)
             else:
                 missing.append(path)
@@ -201,21 +237,26 @@ class WorkingCopy:
             WorkspaceBusyError: where another machine holds it, without `waits`.
             LeaseLostError: where this machine was silent for too long: what it had not committed does not count.
         """
-        lease = self._take(name, waits=waits)
-        self._leases[name] = lease
+        handle = os.open(self._lock_of(name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            with self._exclusive() as index:
-                log = CommitLog(self.objects, index.state, by=self._by())
-                log.follow()
-                log.commit(lambda state: ({}, ()), leases={name: lease.number})
-                self._pull(index, restored=name)
-            yield
-        finally:
+            take_lock(handle)
+            lease = self._take(name, waits=waits)
+            self._leases[name] = lease
             try:
-                self.commit(name, erases=erases)
+                with self._exclusive() as index:
+                    log = CommitLog(self.objects, index.state, by=self._by())
+                    log.follow()
+                    log.commit(lambda state: ({}, ()), leases={name: lease.number})
+                    self._pull(index, begins=name)
+                try:
+                    yield
+                finally:
+                    self.commit(name, erases=erases)
             finally:
                 del self._leases[name]
                 lease.release()
+        finally:
+            os.close(handle)
 
     def commit(self, name: str, *, erases: bool = False) -> bool:
         """Commit what changed in the files of a lease that is held. Whether anything had.
@@ -297,6 +338,10 @@ class WorkingCopy:
             )
         return lease
 
+    def _lock_of(self, name: str) -> Path:
+        """Locked by the process of this machine that holds the lease."""
+        return self.folder / f".lease-{name.replace('/', '~')}.lock"
+
     def _by(self) -> str:
         return f"{socket.gethostname()} process {os.getpid()} {self._command} {self.copy}"
 
@@ -304,21 +349,14 @@ class WorkingCopy:
         """Paths of the lease's files that are new or changed, and of those that are gone."""
         changed: list[str] = []
         present: set[str] = set()
-        for path, entry in self._owned(name):
+        for path, found in _files_below(self.folder):
+            if self._owner_of(path) != name:
+                continue
             present.add(path)
-            seen = index.seen.get(path)
-            state = entry.stat()
-            if seen is None or (seen.size, seen.changed_ns, seen.inode) != (
-                state.st_size,
-                state.st_mtime_ns,
-                state.st_ino,
-            ):
+            if not _is_as_seen(found, index.seen.get(path)):
                 changed.append(path)
         gone = [path for path in index.seen if path not in present and self._owner_of(path) == name]
         return sorted(changed), tuple(sorted(gone))
-
-    def _owned(self, name: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
-        yield from (found for found in _files_below(self.folder) if self._owner_of(found[0]) == name)
 
     def _upload(
         self, paths: Iterable[str], stored: Mapping[str, StoredFile], index: _Index
@@ -432,6 +470,14 @@ def _is_same(path: Path, file: StoredFile) -> bool:
         return False
 
 
+def _is_as_seen(state: os.stat_result, seen: Seen | None) -> bool:
+    return seen is not None and (seen.size, seen.changed_ns, seen.inode) == (
+        state.st_size,
+        state.st_mtime_ns,
+        state.st_ino,
+    )
+
+
 def _seen(path: Path, key: str) -> Seen:
     state = path.stat()
     return Seen(key, state.st_size, state.st_mtime_ns, state.st_ino)
@@ -442,8 +488,8 @@ def _key_of(path: str) -> str:
     return path if path.endswith(".parquet") else f"files/{path}/{secrets.token_hex(8)}"
 
 
-def _files_below(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """(path with "/" below the folder, entry) of each file."""
+def _files_below(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """(path with "/" below the folder, state) of each file; one that is gone meanwhile is left out."""
     waiting = [("", os.fspath(folder))]
     while waiting:
         prefix, place = waiting.pop()
@@ -454,8 +500,9 @@ def _files_below(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 waiting.append((f"{prefix}{entry.name}/", entry.path))
-            else:
-                yield f"{prefix}{entry.name}", entry
+                continue
+            with suppress(FileNotFoundError):
+                yield f"{prefix}{entry.name}", entry.stat()
 
 
 def _shown(owner: str) -> str:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from evalpipe.files import sync_folder
 from evalpipe.models import FAILED, Role
+from evalpipe.objects.shared import commit
 from evalpipe.store.compaction import purge, remove_if_empty
 from evalpipe.store.parquet import ParquetFile, parquet_files, successor_stem, wait_for_readers, whole_and_damaged
 from evalpipe.store.query import writing
@@ -52,6 +53,7 @@ class Ledger:
     between the two, every row that is stored is noted."""
 
     def __init__(self, data: Path, experiment: str, source: str) -> None:
+        self._data = data
         self._folder = folder_of(data, experiment)
         self._source = str(Path(source).resolve())
         self._at = datetime.now(UTC)
@@ -68,6 +70,7 @@ class Ledger:
         if self._file is not None:
             self._file.finish()
             self._file = None
+            commit(self._data, "load")  # before the rows
 
     def note(self, dataset: str, table: pa.Table) -> None:
         """Note rows of a dataset that were added."""

@@ -18,6 +18,9 @@ _RULES = tuple(
         (r"exchanges/[^/]+/\.unit-key", "load"),
     )
 )
+_KEPT = re.compile(
+    r".*/journal-[^/]+\.jsonl|rejected/.*|experiments/(?:[^/]+\.unit-key|\.[^/]+\.control-from)|exchanges/[^/]+/\.unit-key"
+)
 _IN_THE_MAKING = re.compile(r"(?:^|/)\.[^/]*\.(?:tmp|part)$")
 
 
@@ -45,3 +48,14 @@ def lease_of(path: str) -> str | None:
         if found is not None:
             return found.expand(lease)
     return None
+
+
+def is_kept(path: str) -> bool:
+    """Whether a file holds what nothing else does, also where the process that wrote it has ended: journals of calls that were
+    paid for, rejected lines, notes that no lock is held for.
+
+    Examples:
+        >>> is_kept("judgments/experiment=a/journal-1.jsonl"), is_kept("exchanges/experiment=a/date=2026-01-01/x.parquet")
+        (True, False)
+    """
+    return _KEPT.fullmatch(path) is not None

@@ -132,7 +132,7 @@ def follow(workspace: Workspace, url: str, *, pull: bool = True) -> None:
     if working_copy(workspace.data) is None:
         from evalpipe.objects.client import open_objects
         from evalpipe.objects.working_copy import TTL_S, WorkingCopy
-        from evalpipe.store.ownership import lease_of
+        from evalpipe.store.ownership import is_kept, lease_of
         from evalpipe.store.parquet import wait_for_readers
 
         attach(
@@ -140,6 +140,7 @@ def follow(workspace: Workspace, url: str, *, pull: bool = True) -> None:
                 workspace.data,
                 open_objects(url),
                 owner_of=lease_of,
+                is_kept=is_kept,
                 command=" ".join(["evalpipe", *sys.argv[1:2]]),
                 before_removal=partial(wait_for_readers, workspace.data),
                 lease_objects=open_objects(url, give_up_after_s=TTL_S / 3),

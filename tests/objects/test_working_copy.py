@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,7 +34,9 @@ def write(folder: Path, path: str, text: str) -> None:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".working-copy"))
+    files = (
+        path for path in folder.rglob("*") if path.is_file() and not path.name.startswith((".working-copy", ".lease"))
+    )
     return {path.relative_to(folder).as_posix(): path.read_text() for path in files}
 
 
@@ -121,8 +124,7 @@ with copy.work("a"):
 """
 
 
-def test_the_next_one_here_goes_on_from_a_kill_at_once(bucket: Bucket, tmp_path: Path) -> None:
-    """What was deleted without a commit is there again; what was written is committed."""
+def test_what_a_killed_process_changed_is_taken_back_whole_and_at_once(bucket: Bucket, tmp_path: Path) -> None:
     here, there = copy_in(tmp_path / "here", bucket), copy_in(tmp_path / "there", bucket)
     with here.work("a"):
         write(here.folder, "a/1.parquet", "rows")
@@ -132,9 +134,52 @@ def test_the_next_one_here_goes_on_from_a_kill_at_once(bucket: Bucket, tmp_path:
     there.pull()
     assert contents(there.folder) == {"a/1.parquet": "rows", "a/record": "first"}
     with here.work("a"):  # the lease of the killed process has 60 s left: it was this machine's own
-        assert contents(here.folder)["a/1.parquet"] == "rows"
+        assert contents(here.folder) == {"a/1.parquet": "rows", "a/record": "first"}
     there.pull()
-    assert contents(there.folder) == {"a/1.parquet": "rows", "a/record": "changed", "a/2.parquet": "new"}
+    assert contents(there.folder) == {"a/1.parquet": "rows", "a/record": "first"}
+
+
+def test_a_journal_of_a_killed_process_is_committed_as_far_as_it_came(bucket: Bucket, tmp_path: Path) -> None:
+    """Also where the process ended between a commit of it and the note here that it was committed."""
+    there = copy_in(tmp_path / "there", bucket)
+    here = WorkingCopy(
+        tmp_path / "here", open_objects(bucket.url), owner_of=owner_of, is_kept=lambda path: "journal" in path
+    )
+    with here.work("a"):
+        write(here.folder, "a/journal", "first line")
+        index = (here.folder / ".working-copy.json").read_bytes()
+        here.commit("a")
+        (here.folder / ".working-copy.json").write_bytes(index)
+        write(here.folder, "a/journal", "first line, second line")
+        write(here.folder, "a/other journal", "of an ended process")
+        with here.work("b"):  # begins with a pull
+            pass
+        assert contents(here.folder)["a/journal"] == "first line, second line"
+    there.pull()
+    assert contents(there.folder) == {"a/journal": "first line, second line", "a/other journal": "of an ended process"}
+
+
+def test_files_that_somebody_deletes_here_are_not_deleted_from_the_store(bucket: Bucket, tmp_path: Path) -> None:
+    here, there = copy_in(tmp_path / "here", bucket), copy_in(tmp_path / "there", bucket)
+    with here.work("a"):
+        write(here.folder, "a/1.parquet", "rows")
+    shutil.rmtree(here.folder / "a")
+    with here.work("a"):
+        write(here.folder, "a/2.parquet", "more rows")
+    there.pull()
+    assert contents(there.folder) == {"a/1.parquet": "rows", "a/2.parquet": "more rows"}
+
+
+def test_what_another_process_of_this_machine_is_at_is_left_alone(bucket: Bucket, tmp_path: Path) -> None:
+    here = copy_in(tmp_path / "here", bucket)
+    reader = copy_in(tmp_path / "here", bucket)
+    with here.work("a"):
+        write(here.folder, "a/1.parquet", "in the making")
+        reader.pull()
+        with reader.work("b"):
+            assert contents(here.folder) == {"a/1.parquet": "in the making"}
+    reader.pull()
+    assert contents(here.folder) == {"a/1.parquet": "in the making"}
 
 
 def test_a_change_by_another_machine_wins_over_one_that_a_kill_left(bucket: Bucket, tmp_path: Path) -> None:
