@@ -143,7 +143,9 @@ def rounds(folder: Path, faults: Faults, n_kills: int, texts: dict[str, str]) ->
                     bar.update()
                 elif process.returncode and "another `evalpipe" in error:
                     n_busy += 1
-                elif process.returncode and "no data of experiment" not in error:  # nothing is loaded yet
+                elif (
+                    process.returncode and "no data of" not in error and "has no exchanges" not in error
+                ):  # nothing is loaded yet
                     failed.append(f"{key}: {process.returncode}: {error[-400:]}")
             if sum(killed.values()) >= n_kills:
                 time.sleep(0.1)
