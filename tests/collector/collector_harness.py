@@ -338,6 +338,8 @@ def start_collector(
             running.url = line.split()[-1]
             break
     else:
+        process.stderr.close()
+        process.wait(10)
         raise RuntimeError("".join(running.lines))
 
     def drain() -> None:
