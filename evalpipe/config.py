@@ -204,6 +204,8 @@ class CollectorConfig(_Section):
     """ab, canary: a stored response may be gone on with by its id, so a treatment of the other dialect serves none"""
     redact: tuple[Redaction, ...] = ()
     client_token_env: VariableName = "EVALPIPE_TOKEN"
+    replica: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] | None = None
+    """this collector's name among those of the experiment; None: the host's"""
     allowed_hosts: tuple[str, ...] = ()
     """names other than loopback's that the collector is asked by, where no client token protects it"""
     allowed_origins: tuple[str, ...] = ()
@@ -346,6 +348,8 @@ class CanaryConfig(_Section):
     guardrails: dict[str, Positive] = {"error_rate": 0.02, "p99_latency_ms": 5000.0}
     min_requests: Annotated[int, Field(ge=0)] = 50
     evaluate_every_s: Positive = 10.0
+    state_timeout_s: Positive = 60.0
+    """a replica that has not seen the shared state for so long serves the last stage known to be safe"""
     shadow_percent: Percent = 0.0
 
     @field_validator("stages")

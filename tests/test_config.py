@@ -45,7 +45,12 @@ def test_the_template_documents_every_key_and_is_valid(tmp_path: Path) -> None:
         tomllib.loads("\n".join(line for line in lines if not line.startswith(("# ", "function"))))
     )
     assert everything.collector == Config.model_validate({"experiment": {"name": "x"}}).collector.model_copy(
-        update={"stream_usage": "inject", "shadow_budget_usd": 50.0, "redact": everything.collector.redact}
+        update={
+            "stream_usage": "inject",
+            "shadow_budget_usd": 50.0,
+            "redact": everything.collector.redact,
+            "replica": "host-1",
+        }
     )
     assert everything.canary == Config.model_validate({"experiment": {"name": "x"}}).canary
 

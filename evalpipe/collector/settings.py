@@ -118,6 +118,12 @@ class CollectorSettings(msgspec.Struct, frozen=True, kw_only=True):
     """folder of the segments"""
     data: str
     """folder of the data (verdict.json, canary state)"""
+    replica: str = ""
+    """this collector's name among those of the experiment"""
+    objects_url: str | None = None
+    """object storage that the replicas share: the copies' budget and the canary's state are there"""
+    state_timeout_s: float = 60.0
+    """canary: a replica that has not seen the shared state for so long serves the last stage known to be safe"""
     mode: str = "shadow"
     treatment: ArmSettings | None = None
     treatment_percent: float = 10.0

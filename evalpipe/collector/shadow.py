@@ -13,6 +13,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Mapping
 from time import perf_counter, time
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -40,6 +41,9 @@ from evalpipe.spool.checkpoint import RecordPosition
 from evalpipe.spool.format import Body, RequestRecord, ResponseRecord, ShadowRecord, render_record
 from evalpipe.spool.writer import ResponseTemplate, SpoolWriter
 
+if TYPE_CHECKING:
+    from evalpipe.collector.portions import Portions
+
 _SAMPLING_SALT = "evalpipe-shadow"
 """sampling is independent of the assignment's salt: a sampled conversation is no likelier in one arm"""
 _MAX_TOKENS = re.compile(rb'"max_(?:completion_|output_)?tokens"\s*:\s*([0-9]{1,9})')
@@ -58,6 +62,7 @@ class ShadowQueue:
         pricer: Pricer,
         *,
         spent_usd: float,
+        portions: Portions | None = None,
     ) -> None:
         assert settings.treatment is not None
         self._settings, self._loop, self._writer, self._pool = settings, loop, writer, pool
@@ -95,6 +100,9 @@ class ShadowQueue:
         self._hold_until = 0.0
         self._reserved_usd = 0.0
         self.spent_usd = spent_usd
+        self._portions = portions
+        if portions is not None:
+            portions.on_change = self._turn_soon
 
     # --- what comes in
 
@@ -221,8 +229,11 @@ class ShadowQueue:
         room = self._concurrency - len(self._in_flight)
         if self._queue and time() >= self._hold_until:
             while self._queue and len(due) < room:
+                is_covered = self._reserve(self._queue[0])
+                if is_covered is None:  # a portion of the budget is being leased: nothing overtakes this one
+                    break
                 copy = self._pop()
-                if self._reserve(copy):
+                if is_covered:
                     due.append(copy)
                 else:
                     self._shed(copy.request_id, "budget")
@@ -253,7 +264,8 @@ class ShadowQueue:
             self._head = render_copy_head(outgoing, self._pool.origin, self._key_line)
         return self._head
 
-    def _reserve(self, copy: ShadowRequest) -> bool:
+    def _reserve(self, copy: ShadowRequest) -> bool | None:
+        """Hold the worst that the copy may cost. False: the budget has no room for it; None: not yet known."""
         budget = self._settings.shadow_budget_usd
         if budget is None:
             return True
@@ -261,8 +273,10 @@ class ShadowQueue:
         limit = _MAX_TOKENS.search(body)
         worst = self._pricer.worst_cost(self._arm, len(body), int(limit.group(1)) if limit else None)
         worst += self._arm.infrastructure_usd
-        if self.spent_usd + self._reserved_usd + worst > budget:
-            return False
+        held = self.spent_usd + self._reserved_usd + worst
+        fits = held <= budget if self._portions is None else self._portions.covers(held)
+        if not fits:
+            return fits
         copy.reserved_usd = worst
         self._reserved_usd += worst
         return True
@@ -402,6 +416,11 @@ class ShadowQueue:
     def fullness(self) -> float:
         """Of the queue, 1 where no more should be taken: what waits in the spool costs nothing, and grows too old there too."""
         return max(len(self._queue) / self._max_queue, self._queued_bytes / self._max_queue_bytes)
+
+    @property
+    def booked_usd(self) -> float:
+        """What was spent, and the worst that copies still under way may cost."""
+        return self.spent_usd + self._reserved_usd
 
     @property
     def is_idle(self) -> bool:

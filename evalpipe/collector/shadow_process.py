@@ -110,7 +110,13 @@ class ShadowProcess:
             self._settings, self._folder, state.accounted, self._metrics, pricer, self._files
         )
         self._tail = SpoolTail(self._folder, "served-", state.offsets, files=self._files)
+        spent_usd = self._spent[self._settings.experiment]
+        portions = None
         if self._settings.treatment is not None:
+            if self._settings.objects_url is not None and self._settings.shadow_budget_usd is not None:
+                from evalpipe.collector.portions import open_portions  # only where replicas share a budget
+
+                portions = open_portions(self._settings, self._loop, spent_usd)
             self._mirror = ShadowQueue(
                 self._settings,
                 self._loop,
@@ -118,7 +124,8 @@ class ShadowProcess:
                 self._pool,
                 self._metrics,
                 pricer,
-                spent_usd=self._spent.get(self._settings.experiment, 0.0),
+                spent_usd=spent_usd,
+                portions=portions,
             )
         try:
             self._resume(state, decided)
@@ -126,6 +133,8 @@ class ShadowProcess:
                 await self._listen_for_originals(self._mirror, self._settings.shadow_socket)
             await self._follow(stop)
             await self._finish()
+            if portions is not None and self._mirror is not None:
+                await self._loop.run_in_executor(None, portions.close, self._mirror.booked_usd)
         finally:
             if self._originals is not None:
                 self._originals.close()

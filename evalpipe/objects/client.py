@@ -40,6 +40,8 @@ _ENDPOINTS = (
     "GOOGLE_ENDPOINT_URL",
 )
 """an address with http:// in one of these is the user's choice of a connection without TLS (a server of their own)"""
+LEAST_TIMEOUT_S = 1.0
+"""A request that is given up soon may still take so long."""
 REQUEST_TIMEOUT_S = 30.0
 """The longest pause between two bytes of an answer, and the time for a connection."""
 
@@ -95,7 +97,7 @@ def open_objects(url: str, *, give_up_after_s: float = GIVE_UP_AFTER_S) -> Objec
 
     Args:
         url: `s3://bucket/prefix`; also gs:// and az://.
-        give_up_after_s: how long a failing request is repeated, in seconds.
+        give_up_after_s: how long a failing request is repeated, in seconds; one that is not answered ends by then, too.
 
     Raises:
         ConfigError: for an address without a bucket, or where the package obstore is not installed.
@@ -109,8 +111,8 @@ def open_objects(url: str, *, give_up_after_s: float = GIVE_UP_AFTER_S) -> Objec
     if not is_url(address) or not address.partition("://")[2].partition("/")[0]:
         raise ConfigError(f"data = {url!r}: an address such as s3://bucket/prefix is expected")
     options: ClientConfig = {
-        "timeout": timedelta(seconds=REQUEST_TIMEOUT_S),
-        "connect_timeout": timedelta(seconds=5),
+        "timeout": timedelta(seconds=min(REQUEST_TIMEOUT_S, max(LEAST_TIMEOUT_S, give_up_after_s))),
+        "connect_timeout": timedelta(seconds=min(5.0, max(LEAST_TIMEOUT_S, give_up_after_s))),
         "allow_http": any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS),
     }
     try:

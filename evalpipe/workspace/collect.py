@@ -27,8 +27,8 @@ from evalpipe.identity import fingerprint
 from evalpipe.providers.pricing import is_priced
 from evalpipe.spool.checkpoint import is_lost
 from evalpipe.workspace.alerts import CollectorAlerts, webhook_address
-from evalpipe.workspace.paths import Workspace, check_writable, open_workspace, price_book
-from evalpipe.workspace.secrets import unit_key
+from evalpipe.workspace.paths import Workspace, check_writable, open_workspace, price_book, replica_name
+from evalpipe.workspace.secrets import UNIT_KEY_ENV, key_fingerprint, unit_key
 
 COSTS_UNKNOWN = (
     'stream_usage is "as_is": chat streams that do not ask for their usage have NO TOKENS AND NO COST in the log. '
@@ -56,6 +56,8 @@ def collect(
     config = workspace.require_config()
     check_writable(workspace.data)
     settings = collector_settings(workspace)
+    if settings.objects_url is not None:
+        _check_shared_key(settings.objects_url, settings)
     host = host or config.collector.host
     settings = msgspec.structs.replace(settings, is_loopback=is_loopback(host))
     if not settings.is_loopback and settings.client_token is None and not insecure:
@@ -69,7 +71,7 @@ def collect(
             "--load-every: pyarrow is not installed here, and `evalpipe load` needs it: install evalpipe with all its packages "
             "(README, Install), or load on another machine by `evalpipe load --spool DIR`"
         )
-    load_command = [sys.executable, "-m", "evalpipe", "load", "--data", str(workspace.data)]
+    load_command = [sys.executable, "-m", "evalpipe", "load", "--data", workspace.url or str(workspace.data)]
     if workspace.config_path is not None:
         load_command += ["--config", str(workspace.config_path)]
     alerts, no_alerts = _alerts(workspace)
@@ -137,7 +139,8 @@ def collect_several(
     for workspace in workspaces:
         name = workspace.require_config().experiment.name
         command = [sys.executable, "-m", "evalpipe", "collect", "--with-parent", "--log-format", "json"]
-        command += ["--log-level", log_level, "--data", str(workspace.data), "--config", str(workspace.config_path)]
+        command += ["--log-level", log_level, "--data", workspace.url or str(workspace.data)]
+        command += ["--config", str(workspace.config_path)]
         command += [*options, *([] if host is None else ["--host", host])]
         shown = name if names[name] == 1 else str(workspace.root)
         collectors.append(OneCollector(experiment=shown, command=command, data=workspace.data))
@@ -198,7 +201,7 @@ def _controller_command(workspace: Workspace) -> list[str]:
         "--log-format",
         "json",
         "--data",
-        str(workspace.data),
+        workspace.url or str(workspace.data),
     ]
     return command if workspace.config_path is None else [*command, "--config", str(workspace.config_path)]
 
@@ -225,6 +228,9 @@ def collector_settings(workspace: Workspace) -> CollectorSettings:
         treatment=treatment,
         spool=str(workspace.spool.resolve()),
         data=str(workspace.data.resolve()),
+        replica=replica_name(config),
+        objects_url=workspace.url,
+        state_timeout_s=config.canary.state_timeout_s,
         mode=experiment.mode,
         treatment_percent=experiment.treatment_percent,
         salt=experiment.salt,
@@ -252,6 +258,35 @@ def collector_settings(workspace: Workspace) -> CollectorSettings:
         allowed_hosts=options.allowed_hosts,
         allowed_origins=options.allowed_origins,
     )
+
+
+_KEY_CHECK_S = 5.0
+
+
+def _check_shared_key(url: str, settings: CollectorSettings) -> None:
+    """All replicas hash units and seal request ids by one key: its fingerprint is stored by the first of them.
+
+    Raises:
+        ConfigError: where this one's key is another. A storage that cannot be reached is no reason not to serve.
+    """
+    from evalpipe.objects.client import KeyExistsError, StorageError, open_objects
+
+    objects, key = open_objects(url, give_up_after_s=_KEY_CHECK_S), f"state/replicas/{settings.experiment}.unit-key"
+    own = key_fingerprint(settings.unit_key.value.encode("latin-1"))
+    try:
+        try:
+            objects.create(key, own.encode())
+            return
+        except KeyExistsError:
+            found = objects.get(key)
+    except StorageError as error:
+        logger.warning("the replicas' key of unit ids cannot be compared: %s", error)
+        return
+    if found is not None and found.data.decode("ascii", "replace") != own:
+        raise ConfigError(
+            f"this collector's key of unit ids (fingerprint {own}) is not that of the experiment's other replicas "
+            f"({found.data.decode('ascii', 'replace')}, {key} of {url}): set {UNIT_KEY_ENV} to the same key on all of them"
+        )
 
 
 def spent_on_copies(workspace: Workspace, experiment: str) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import socket
 import string
 import sys
 from collections.abc import Sequence
@@ -148,6 +149,11 @@ def follow(workspace: Workspace, url: str, *, pull: bool = True) -> None:
         )
     if pull:
         pull_data(workspace.data)
+
+
+def replica_name(config: Config) -> str:
+    """This collector's name among those of the experiment: the configured one, else the host's."""
+    return config.collector.replica or re.sub(r"[^A-Za-z0-9._-]+", "-", socket.gethostname())[:64] or "localhost"
 
 
 def record_path(data: Path, experiment: str) -> Path:
