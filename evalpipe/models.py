@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -376,6 +376,8 @@ class CanaryEvaluation(msgspec.Struct, frozen=True, kw_only=True):
     n_control: int = 0
     n_treatment: int = 0
     verdicts: list[GuardrailVerdict] = []
+    silent: list[str] = []
+    """replicas that have not been heard of for a while: they count with what they last reported"""
 
 
 _encoder = msgspec.json.Encoder()
@@ -413,6 +415,26 @@ def copy_name(history: str) -> str:
     """The name of the file beside a history that holds a copy of its last line. It is written after the line: a copy that is
     ahead of its history shows that the history lost its end."""
     return f"{history.removesuffix('.jsonl')}.last.json"
+
+
+def seen_name(history: str) -> str:
+    """The name of the file beside a history that mirrors a shared one: it was last written when the shared one was last seen."""
+    return f"{history.removesuffix('.jsonl')}.seen"
+
+
+def safe_share(events: Sequence[CanaryEvent]) -> tuple[float, int]:
+    """The last stage of a history that is known to be safe: its percentage, and the entry that began it.
+
+    A stage is safe once it was passed, or held until its end (the gate, the last one). Before that it is the stage before; after
+    a rollback, a reset or a loss nothing is safe but 0 %, which is no stage (entry 0).
+    """
+    present = events[-1].state
+    if present.status is CanaryStatus.DONE or present.paused_by == "gate":
+        return present.percentage, present.entry
+    if not present.percentage:
+        return 0.0, 0
+    before = next((event.state for event in reversed(events) if event.state.entry != present.entry), CanaryState())
+    return (before.percentage, before.entry) if before.percentage else (0.0, 0)
 
 
 def controller_lock_name(experiment: str) -> str:

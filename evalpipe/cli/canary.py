@@ -42,7 +42,7 @@ def run(
 
     set_up_logging("canary", log_format=log_format.value)
     logger = logging.getLogger("evalpipe.canary")
-    workspace = open_workspace(config, data)
+    workspace = open_workspace(config, data, pull=False)
     standing_by: list[bool] = []
 
     def show(event: CanaryEvent) -> None:
@@ -77,7 +77,7 @@ def status(config: options.Config = None, data: options.Data = None, as_json: op
     from evalpipe.workspace.canary import read_status, status_document, status_lines
     from evalpipe.workspace.paths import open_workspace
 
-    found = read_status(open_workspace(config, data))
+    found = read_status(open_workspace(config, data, pull=False))
     if as_json:
         typer.echo(json.dumps(status_document(found), indent=2))
         return
@@ -95,7 +95,7 @@ def history(config: options.Config = None, data: options.Data = None, as_json: o
     from evalpipe.workspace.canary import event_document, event_line, open_history
     from evalpipe.workspace.paths import open_workspace
 
-    events = open_history(open_workspace(config, data)).events()
+    events = open_history(open_workspace(config, data, pull=False)).events()
     if as_json:
         typer.echo(json.dumps([event_document(event) for event in events], indent=2))
         return
@@ -156,5 +156,5 @@ def _print_status(
     from evalpipe.workspace.canary import change_state, event_line
     from evalpipe.workspace.paths import open_workspace
 
-    event = change_state(open_workspace(config, data), action, why=why, by=by, force=force)
+    event = change_state(open_workspace(config, data, pull=False), action, why=why, by=by, force=force)
     typer.echo(printable(event_line(event)))

@@ -29,7 +29,7 @@ from evalpipe.identity import (
     read_sources,
     unit_of,
 )
-from evalpipe.models import Arm, copy_name, last_event, read_evaluation
+from evalpipe.models import Arm, copy_name, last_event, read_evaluation, read_events, safe_share, seen_name
 from evalpipe.providers.decoding import EncodingError, decode
 from evalpipe.providers.json_values import as_dict, as_list, as_text
 from evalpipe.providers.registry import read_request
@@ -193,21 +193,46 @@ class CanaryShare:
 
     No file yet, nothing readable in it, or less than its copy of the last line holds: 0 %. A file that cannot be read for a
     moment leaves the share as it was.
+
+    Where the file mirrors a history that replicas share: once that has not been seen for `state_timeout_s`, the last stage known
+    to be safe is in force.
     """
 
-    def __init__(self, path: Path, *, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        clock: Callable[[], float] = monotonic,
+        state_timeout_s: float | None = None,
+        wall_clock: Callable[[], float] = time,
+    ) -> None:
         self._path, self._clock = path, clock
+        self._seen_path = path.with_name(seen_name(path.name))
+        self._state_timeout_s, self._wall_clock = state_timeout_s, wall_clock
+        self._safe = Share(0.0)
         self._copy_path = path.with_name(copy_name(path.name))
         self._looked_at = -HISTORY_POLL_S
         self._version: tuple[tuple[int, int, int] | None, tuple[int, int, int]] | None = None
-        self._share = Share(0.0)
+        self._share = self._in_force = Share(0.0)
 
     def __call__(self) -> Share:
         now = self._clock()
         if now - self._looked_at >= HISTORY_POLL_S:
             self._looked_at = now
             self._look()
-        return self._share
+            self._in_force = self._safe if self._is_out_of_sight() else self._share
+        return self._in_force
+
+    def _is_out_of_sight(self) -> bool:
+        """Whether the shared history was last seen too long ago."""
+        if self._state_timeout_s is None:
+            return False
+        try:
+            return self._wall_clock() - self._seen_path.stat().st_mtime > self._state_timeout_s
+        except FileNotFoundError:  # it never was
+            return True
+        except OSError:  # e.g. out of descriptors: looked at again
+            return self._in_force is self._safe
 
     def _look(self) -> None:
         try:
@@ -220,17 +245,20 @@ class CanaryShare:
             copy = None if copy_version is None else last_event(self._copy_path.read_bytes())
             with self._path.open("rb") as file:
                 file.seek(max(0, found.st_size - _TAIL_BYTES), os.SEEK_SET)
-                event = last_event(file.read())
+                tail = file.read()
+            event = last_event(tail)
         except FileNotFoundError:
-            self._version, self._share = None, Share(0.0)
+            self._version = None
+            self._share = self._safe = Share(0.0)
             return
         except OSError:  # e.g. out of descriptors: read again at the next look
             return
         self._version = version
         if event is None or (copy is not None and copy.seq > event.seq):
-            self._share = Share(0.0)
+            self._share = self._safe = Share(0.0)
         else:
             self._share = Share(event.state.percentage, event.state.entry)
+            self._safe = Share(*safe_share(read_events(tail)))
 
 
 def _version(path: Path) -> tuple[int, int, int]:

@@ -132,7 +132,13 @@ CANARY = Gauge(
     multiprocess_mode="mostrecent",
     registry=_registry,
 )
-
+REPLICA = Gauge(
+    "evalpipe_replica_info",
+    "1, with the name of this collector among those of the experiment",
+    ["replica"],
+    multiprocess_mode="max",
+    registry=_registry,
+)
 GUARDRAIL = Gauge(
     "evalpipe_guardrail_breached",
     "1 where the canary's last evaluation found the guardrail breached",
@@ -298,6 +304,9 @@ class Metrics:
 
     def uncollected(self) -> None:
         UNCOLLECTED.inc()
+
+    def replica(self, name: str) -> None:
+        REPLICA.labels(name).set(1)
 
     def canary(self, percentage: float) -> None:
         CANARY.labels(self._experiment).set(percentage)

@@ -19,7 +19,7 @@ from evalpipe.collector.setup_watch import SetupWatch
 from evalpipe.collector.traffic_watch import Uncollected
 from evalpipe.files import is_locked
 from evalpipe.http1.headers import Line
-from evalpipe.models import controller_lock_name
+from evalpipe.models import controller_lock_name, seen_name
 from evalpipe.spool.checkpoint import READY_FILE, TREATMENT_LOCK
 from evalpipe.spool.writer import SpoolWriter
 from evalpipe.traffic_shape import REMEDY, summary
@@ -64,8 +64,11 @@ class Routes:
         data = Path(settings.data)
         self._verdict = data / "verdict.json"
         self._controller_lock: Path | None = None
+        self._state_seen: Path | None = None
         if settings.mode == "canary":
             self._controller_lock = data / "canary" / controller_lock_name(settings.experiment)
+            if settings.objects_url is not None:
+                self._state_seen = data / "canary" / seen_name(f"{settings.experiment}.jsonl")
         self._was_ready = False
 
     def answer(self, method: bytes, target: bytes, lines: list[Line], body: bytes) -> Answer:
@@ -122,6 +125,8 @@ class Routes:
             reasons.append("the treatment process is not running: copies wait, tokens and dollars are not counted")
         if self._controller_lock is not None and not is_locked(self._controller_lock):
             reasons.append("the canary's controller is not running: the guardrails are not evaluated")
+        if self._state_seen is not None:
+            reasons += self._out_of_sight(self._state_seen, now)
         faults = self._setup.faults()
         reasons += [fault.text for fault in faults]
         uncollected = self._uncollected.all()
@@ -147,10 +152,25 @@ class Routes:
                 "uncollected": [{"method": one.method, "path": one.path, "count": one.count} for one in uncollected],
                 "experiment": self._settings.experiment,
                 "mode": self._settings.mode,
+                "replica": self._settings.replica,
                 "in_flight": len(self._exchanges),
                 "compiled": is_compiled(),
             },
         )
+
+    def _out_of_sight(self, seen: Path, now: float) -> list[str]:
+        """Why this replica may serve another share than the others."""
+        try:
+            age_s = now - seen.stat().st_mtime
+        except OSError:
+            return ["the shared state of the canary has not been seen: this replica serves 0 %"]
+        limit_s = self._settings.state_timeout_s
+        if age_s <= limit_s:
+            return []
+        return [
+            f"the shared state of the canary has not been seen for {age_s:.0f} s (state_timeout_s = {limit_s:g}): this replica "
+            "serves the last stage known to be safe"
+        ]
 
     def _gate(self, *, post: bool) -> Answer:
         try:

@@ -105,6 +105,7 @@ class Worker:
             is_stopping=lambda: self.stopping,
         )
         self.guard = TokenAuth(settings)
+        self.metrics.replica(settings.replica)
         self.assigner = _assigner(settings)
         self._gauges = _gauges(settings, self.metrics)
         self.descriptors = Descriptors(self.metrics.unconnected)
@@ -235,7 +236,8 @@ def _share(settings: CollectorSettings) -> Callable[[], Share]:
     from evalpipe.collector.assignment import CanaryShare, Share
 
     if settings.mode == "canary":
-        return CanaryShare(Path(settings.data) / "canary" / f"{settings.experiment}.jsonl")
+        history = Path(settings.data) / "canary" / f"{settings.experiment}.jsonl"
+        return CanaryShare(history, state_timeout_s=None if settings.objects_url is None else settings.state_timeout_s)
     return lambda: Share(settings.treatment_percent)
 
 

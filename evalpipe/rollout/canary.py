@@ -188,6 +188,8 @@ def reset(*, now: float, why: str) -> StateTransition:
 
 
 TAIL_BYTES = 1 << 16
+LOST = CanaryState(status=CanaryStatus.PAUSED, paused_by=HISTORY_LOST)
+"""the state of a canary whose history is lost"""
 NOT_BEGUN = b" waiting"
 """The end of an election lock whose canary has no history yet."""
 
@@ -199,6 +201,19 @@ class Traces:
 
     found: tuple[str, ...] = ()
     entry: int = 0
+
+
+def lost_event(why: str, *, entry: int, now: float) -> CanaryEvent:
+    """The change that records a loss. `entry`: the highest number in use."""
+    seq = entry + 1
+    return CanaryEvent(
+        seq=seq,
+        at=now,
+        who=CONTROLLER,
+        action=HISTORY_LOST,
+        why=f"{why}; `evalpipe canary reset` starts over",
+        state=msgspec.structs.replace(LOST, entry=seq, entered_at=now),
+    )
 
 
 class History:
@@ -234,7 +249,7 @@ class History:
             if copy is None or copy.seq <= event.seq:
                 return event.state, None, event, event.seq
             why = f"{self.path} ends at change {event.seq}, {self._copy_path.name} holds change {copy.seq}"
-            return _LOST, why, event, copy.seq
+            return LOST, why, event, copy.seq
         evaluation = self.evaluation()
         outside = self._traces()
         found = list(outside.found)
@@ -248,7 +263,7 @@ class History:
             return CanaryState(), None, None, 0
         why = f"{self.path} holds no change, but a canary has begun ({', '.join(found)})"
         entry = max(outside.entry, copy.seq if copy else 0, evaluation.entry if evaluation else 0)
-        return _LOST, why, None, entry
+        return LOST, why, None, entry
 
     def note_loss(self, *, now: float) -> CanaryEvent | None:
         """Write down that the history is lost, if it is: from then on the history itself holds the pause."""
@@ -256,15 +271,7 @@ class History:
             _, why, _, entry = self._present()
             if why is None:
                 return None
-            seq = entry + 1
-            lost = CanaryEvent(
-                seq=seq,
-                at=now,
-                who=CONTROLLER,
-                action=HISTORY_LOST,
-                why=f"{why}; `evalpipe canary reset` starts over",
-                state=msgspec.structs.replace(_LOST, entry=seq, entered_at=now),
-            )
+            lost = lost_event(why, entry=entry, now=now)
             self._append(lost)
             return lost
 
@@ -294,6 +301,16 @@ class History:
             event = CanaryEvent(seq=seq, at=now, who=who, action=change.action, why=change.why, state=state)
             self._append(event)
             return event
+
+    def mirror(self, events: Sequence[CanaryEvent]) -> None:
+        """Hold the events of a shared history, unless this one is as new already."""
+        with self._locked():
+            before = self.last()
+            if before is not None and before.seq >= events[-1].seq:
+                return
+            self._mark_begun()
+            write_synced(self.path, b"".join(map(render_event, events)))
+            write_synced(self._copy_path, render_event(events[-1]))
 
     def evaluation(self) -> CanaryEvaluation | None:
         """What the controller saw last; None where it never looked (or the file is unreadable: it is only a cache)."""
@@ -352,9 +369,6 @@ class History:
         with os.fdopen(os.open(self._lock_path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "ab") as file:
             take_lock(file.fileno())
             yield
-
-
-_LOST = CanaryState(status=CanaryStatus.PAUSED, paused_by=HISTORY_LOST)
 
 
 def _has_begun(lock: Path) -> bool:

@@ -12,12 +12,28 @@ from typing import IO, Protocol
 
 from evalpipe.files import is_locked, try_lock
 from evalpipe.models import Arm, CanaryEvaluation, CanaryEvent, CanaryState, CanaryStatus, GuardrailVerdict
-from evalpipe.rollout.canary import CONTROLLER, LIVE, NOT_BEGUN, History, Stage, StageStatus, StateTransition, evaluate
+from evalpipe.rollout.canary import CONTROLLER, LIVE, NOT_BEGUN, Stage, StageStatus, StateTransition, evaluate
 from evalpipe.rollout.guardrails import Guardrail, evaluate_guardrails
 from evalpipe.rollout.observations import Observation
 
 _ATTEMPTS, _BETWEEN_S = 20, 0.01
 """of the election: a check for a controller holds the lock for a moment, too"""
+
+
+class StateHistory(Protocol):
+    """Where the canary's state is, and what was evaluated last: `rollout.canary.History`, or one that replicas share."""
+
+    def state(self) -> CanaryState: ...
+
+    def note_loss(self, *, now: float) -> CanaryEvent | None: ...
+
+    def apply(
+        self, decide: Callable[[CanaryState], StateTransition | None], *, now: float, who: str
+    ) -> CanaryEvent | None: ...
+
+    def evaluation(self) -> CanaryEvaluation | None: ...
+
+    def write_evaluation(self, evaluation: CanaryEvaluation) -> None: ...
 
 
 class Source(Protocol):
@@ -47,13 +63,22 @@ class Controller:
 
     def __init__(
         self,
-        history: History,
+        history: StateHistory,
         settings: ControllerSettings,
         source: Source,
         guardrails: Callable[[], Sequence[Guardrail]],
+        *,
+        silent: Callable[[], list[str]] = list,
     ) -> None:
+        """Args:
+        history: of the canary.
+        settings: of the controller.
+        source: of the answers.
+        guardrails: new ones, for a stage that begins.
+        silent: the replicas that have not been heard of for a while.
+        """
         self._history, self._settings, self._source = history, settings, source
-        self._build = guardrails
+        self._build, self._silent = guardrails, silent
         self._guardrails: Sequence[Guardrail] = guardrails()
         self._entry: int | None = None
         self._last_at: float | None = None
@@ -84,6 +109,7 @@ class Controller:
                     n_control=self._n[Arm.CONTROL],
                     n_treatment=self._n[Arm.TREATMENT],
                     verdicts=verdicts,
+                    silent=self._silent(),
                 )
             )
         seen = StageStatus(watched_s=self._watched_s, n_treatment=self._n[Arm.TREATMENT], verdicts=verdicts)
@@ -100,11 +126,10 @@ class Controller:
         return self._history.apply(decide, now=now, who=CONTROLLER)
 
     def _begin(self, state: CanaryState) -> None:
-        restarted = self._entry is None
+        before = self._history.evaluation() if self._entry is None else None
         self._entry = state.entry
         self._guardrails = self._build()
         self._n = {Arm.CONTROL: 0, Arm.TREATMENT: 0}
-        before = self._history.evaluation() if restarted else None
         self._watched_s = before.watched_s if before is not None and before.entry == state.entry else 0.0
         self._take(self._source.begin(state))
 

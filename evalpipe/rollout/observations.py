@@ -20,7 +20,7 @@ class Observation:
     """One served request with its answer. `unit`: the user's id. Not measured is None.
 
     `asked_at`: seconds since the epoch; `failure` and `words`: what a failed one may be part of, and the provider's words for
-    it; `configuration`: the fingerprint of the arm's.
+    it; `configuration`: the fingerprint of the arm's; `request_id`: "" where it came from the store.
     """
 
     arm: Arm
@@ -33,6 +33,7 @@ class Observation:
     failure: Signature | None = None
     words: str | None = None
     configuration: str | None = None
+    request_id: str = ""
 
 
 Event = Callable[[Observation], bool | None]

@@ -21,19 +21,24 @@ from evalpipe.config import Config
 from evalpipe.errors import ConfigError, DataError
 from evalpipe.files import sql_statements
 from evalpipe.models import Arm, CanaryEvaluation, CanaryEvent, CanaryState, CanaryStatus, Outcome, Role
+from evalpipe.objects.client import open_objects
+from evalpipe.objects.lease import holder, key_of
+from evalpipe.objects.shared import pull
 from evalpipe.providers.setup_faults import signature_of
 from evalpipe.rollout import canary
 from evalpipe.rollout.canary import History, Traces
-from evalpipe.rollout.controller import Controller, ControllerSettings, has_leader, leader_lock
+from evalpipe.rollout.controller import Controller, ControllerSettings, StateHistory, has_leader, leader_lock
 from evalpipe.rollout.guardrails import Guardrail, Margin, TreatmentSetup, WinRateLimit, build_guardrails
 from evalpipe.rollout.observations import Observation, SpoolReader, StageFeed
+from evalpipe.rollout.shared_history import SharedHistory
 from evalpipe.spool.format import RequestRecord, ResponseRecord, read_record
 from evalpipe.spool.join import PendingRequest
 from evalpipe.store.exchange_rows import ReadingRules, read_exchanges
 from evalpipe.store.query import open_store
 from evalpipe.workspace.analyze import settings_of
+from evalpipe.workspace.canary_replica import ReplicaController, controller_lease
 from evalpipe.workspace.load import passes_through
-from evalpipe.workspace.paths import Workspace, price_book
+from evalpipe.workspace.paths import Workspace, price_book, replica_name
 from evalpipe.workspace.record import load_record
 
 STANDBY_S = 1.0
@@ -41,8 +46,17 @@ STANDBY_S = 1.0
 _CLOCK_SLACK = timedelta(seconds=60)
 
 
-def open_history(workspace: Workspace, experiment: str | None = None) -> History:
+def open_history(workspace: Workspace, experiment: str | None = None) -> History | SharedHistory:
+    """The canary's history: on this machine's disk, or, where the data are on object storage, the one that all replicas share."""
     name = workspace.experiment(experiment)
+    own = local_history(workspace, name)
+    if workspace.url is None:
+        return own
+    return SharedHistory(open_objects(workspace.url), name, own, traces=partial(canary_traces, workspace, name))
+
+
+def local_history(workspace: Workspace, name: str) -> History:
+    """The history on this machine's disk; where replicas share one, this mirrors it."""
     return History(workspace.data / "canary", name, traces=partial(canary_traces, workspace, name))
 
 
@@ -67,18 +81,26 @@ def canary_config(workspace: Workspace) -> Config:
 class WorkspaceSource:
     """A stage's answers: from the spool as it grows, and, for a controller that comes later, from the store as well."""
 
-    def __init__(self, workspace: Workspace, config: Config) -> None:
-        self._workspace, self._experiment = workspace, config.experiment.name
+    def __init__(self, workspace: Workspace, config: Config, *, reads_store: bool = True) -> None:
+        self._workspace, self._experiment, self._reads_store = workspace, config.experiment.name, reads_store
         rules = ReadingRules(unit_sources=config.experiment.unit, prices=price_book(config))
         self._judge = partial(_read, rules)
         self._spool: SpoolReader | None = None
         self._feed: StageFeed | None = None
+        self._entry: int | None = None
 
     def begin(self, state: CanaryState) -> Iterator[Observation]:
         if self._feed is None:
             yield from self._rebuild(state)
         else:
             self._feed.new_stage(state.entry)
+
+    def of_stage(self, state: CanaryState) -> list[Observation]:
+        """What ended since the last call, in whatever stage that was."""
+        if self._feed is None or self._entry != state.entry:
+            self._entry = state.entry
+            return [*self.begin(state), *self.new(state)]
+        return list(self.new(state))
 
     def new(self, state: CanaryState) -> Iterator[Observation]:
         assert self._feed is not None, "begin comes first"
@@ -96,7 +118,7 @@ class WorkspaceSource:
     def _rebuild(self, state: CanaryState) -> Iterator[Observation]:
         self._spool = SpoolReader(self._workspace.spool, self._experiment)
         self._feed = StageFeed(self._spool, self._judge)
-        if state.status in canary.LIVE:
+        if self._reads_store and state.status in canary.LIVE:
             stored = self._stored(state)
             self._feed.already_counted(set(stored))
             yield from stored.values()
@@ -151,11 +173,12 @@ def _read(rules: ReadingRules, request: RequestRecord, response: ResponseRecord)
         ),
         words=exchange.error_message,
         configuration=exchange.config_fingerprint,
+        request_id=exchange.request_id,
     )
 
 
 def _guardrails(
-    workspace: Workspace, config: Config, history: History, answered: MutableSet[str | None]
+    workspace: Workspace, config: Config, history: StateHistory, answered: MutableSet[str | None]
 ) -> list[Guardrail]:
     """`answered`: the treatment's configurations that have answered in an earlier stage."""
     built = build_guardrails(config.canary.guardrails, _margins(config))
@@ -177,9 +200,10 @@ def _margins(config: Config) -> Mapping[str, Margin]:
 _SQL = sql_statements("evalpipe.workspace", "canary.sql")
 
 
-def _judged_since(workspace: Workspace, config: Config, history: History) -> Sequence[tuple[str, float]]:
+def _judged_since(workspace: Workspace, config: Config, history: StateHistory) -> Sequence[tuple[str, float]]:
     """(unit, mean preference) of the pairs of the present stage that the judge has answered as `orders` promises."""
     since = datetime.fromtimestamp(history.state().entered_at, UTC)
+    pull(workspace.data)
     with open_store(workspace.data, config.experiment.name) as store:
         asked = {"judge": config.judge.name[0], "since": since, "both_orders": config.judge.orders == "both"}
         return store.connection.execute(_SQL["judged"], asked).fetchall()
@@ -208,10 +232,11 @@ def run(
     """Watch and steer until `wait(seconds)` returns True, or, with `until_done`, until the canary is done or rolled back.
 
     One controller decides: the one that holds the election lock. Another waits and takes over when the first ends,
-    however it ends.
+    however it ends. Where replicas share their data, this is so on each machine; of these controllers, the one that holds the
+    lease decides, the others follow its decisions and publish what their collectors answered.
     """
     config = canary_config(workspace)
-    history = open_history(workspace)
+    history = local_history(workspace, config.experiment.name)
     settings = ControllerSettings(
         stages=configured_stages(config),
         min_requests=config.canary.min_requests,
@@ -220,6 +245,19 @@ def run(
     )
     while True:
         with leader_lock(history.controller_lock_path) as leads:
+            if leads and workspace.url is not None:
+                with closing(WorkspaceSource(workspace, config, reads_store=False)) as source:
+                    replica = ReplicaController(
+                        workspace.url,
+                        config.experiment.name,
+                        replica_name(config),
+                        History(workspace.data / "canary", config.experiment.name),
+                        settings,
+                        answers=source.of_stage,
+                        guardrails=partial(_guardrails, workspace, config),
+                        traces=partial(canary_traces, workspace, config.experiment.name),
+                    )
+                    return replica.run(on_event, on_standby, clock, wait, until_done)
             if leads:
                 return _lead(workspace, config, history, settings, on_event, clock, wait, until_done)
         on_standby()
@@ -255,7 +293,8 @@ def _lead(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Status:
-    """The canary's state. `watched`: a controller holds the election lock now. `loss`: why its history is lost."""
+    """The canary's state. `watched`: a controller holds the election lock (or the replicas' lease) now. `loss`: why its history
+    is lost."""
 
     experiment: str
     state: CanaryState
@@ -280,9 +319,19 @@ def read_status(workspace: Workspace) -> Status:
         event=event,
         evaluation=evaluation if shown else None,
         stages=configured_stages(config),
-        watched=has_leader(history.controller_lock_path),
+        watched=_is_watched(workspace, config, history.controller_lock_path),
         loss=loss or (event.why if event and state.paused_by == canary.HISTORY_LOST else None),
     )
+
+
+def _is_watched(workspace: Workspace, config: Config, lock: Path) -> bool:
+    if workspace.url is None:
+        return has_leader(lock)
+    objects, name = open_objects(workspace.url), controller_lease(config.experiment.name)
+    renewed_at = next((one.modified for one in objects.list("leases") if one.key == key_of(name)), None)
+    if renewed_at is None or datetime.now(UTC) - renewed_at > _CLOCK_SLACK:  # whoever held it was killed
+        return False
+    return holder(objects, name) is not None
 
 
 def change_state(
@@ -425,6 +474,7 @@ def status_document(status: Status) -> dict[str, Any]:
         "watched_s": evaluation.watched_s if evaluation else None,
         "n_control": evaluation.n_control if evaluation else None,
         "n_treatment": evaluation.n_treatment if evaluation else None,
+        "silent_replicas": evaluation.silent if evaluation else [],
         "guardrails": [msgspec.to_builtins(verdict) for verdict in evaluation.verdicts] if evaluation else [],
         "last_change": event_document(status.event) if status.event else None,
     }
@@ -448,5 +498,7 @@ def status_lines(status: Status) -> Iterator[str]:
         f"  watched {evaluation.watched_s:.0f} s of {needed:.0f} s; requests: {evaluation.n_treatment} treatment, "
         f"{evaluation.n_control} control"
     )
+    if evaluation.silent:
+        yield f"  not heard of: {', '.join(evaluation.silent)}; counted with what they last reported"
     for verdict in evaluation.verdicts:
         yield f"  {verdict.status:9} {verdict.kind:10} {verdict.note}"
