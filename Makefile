@@ -88,6 +88,10 @@ check-store: $(VENV)/.installed-dev ## kill collectors and loads under 10,000 re
 check-kills: $(VENV)/.installed-dev ## kill -9 every kind of process 300 times while all of them work (an hour; ARGS="KILLS SECONDS")
 	$(BIN)/python tests/bench/check_kills.py $(ARGS)
 
+.PHONY: check-replicas
+check-replicas: $(VENV)/.installed-dev ## three collectors on one object storage with faults, two killed −9 under 200,000 requests; a canary whose controllers die (10 minutes; ARGS=REQUESTS)
+	$(BIN)/python tests/bench/check_replicas.py $(ARGS)
+
 .PHONY: check-compaction
 check-compaction: $(VENV)/.installed-dev ## 10,000 small files merged: report before and after, readers meanwhile, 120 kills (10 minutes; ARGS="FILES KILLS")
 	$(BIN)/python tests/bench/check_compaction.py $(ARGS)
