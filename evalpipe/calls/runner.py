@@ -258,10 +258,17 @@ class CallRunner(ABC, Generic[Planned, Row]):
     n_in_flight: int = field(default=0, init=False)
     _stopping: str = field(default="", init=False)
     _error: BaseException | None = field(default=None, init=False)
+    _changed: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    _stopped: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set, init=False)
 
     @abstractmethod
     async def work(self, planned: Planned) -> None:
         """Bring one planned call to its end."""
+
+    @abstractmethod
+    def end(self, planned: Planned, row: Row) -> None:
+        """Count how a planned call ended in this run: `row` is the last one of it."""
 
     def ends_without_call(self, planned: Planned) -> bool:
         """Whether a planned call needs none; where so, it was brought to its end."""
@@ -269,10 +276,7 @@ class CallRunner(ABC, Generic[Planned, Row]):
 
     async def run(self, pages: Iterator[list[Planned]]) -> None:
         """Work through everything that is planned, or until something stops the run (`summary.stopped`, `summary.message`)."""
-        self._changed = asyncio.Event()
-        self._stopped = asyncio.Event()
         slots = asyncio.Semaphore(self.concurrency)
-        self._tasks: set[asyncio.Task[None]] = set()
         page = await asyncio.to_thread(next, pages, None)
         try:
             while page is not None and not self.is_stopping():
@@ -343,16 +347,14 @@ class CallRunner(ABC, Generic[Planned, Row]):
             )
             most = MostTokens(input_tokens=most_input_tokens(call.n_bytes), output_tokens=call.max_tokens)
             worst = most.usd(route.cost_of, route.other_models)
-            if not await self._acquire(route, need, worst or 0.0):
+            if not await self.acquire(route, need, worst or 0.0):
                 return row  # how the last try failed, or None where there was none
             expected = Usage(input_tokens=round(need.input_tokens), output_tokens=route.estimator.mean_output_tokens())
             booking = RecordedCost(
                 cost_usd=route.cost_of(expected), at_most=worst, most_tokens=most if worst is None else None
             )
-            try:
-                self.journal.begin(call.sent(attempt, booking=booking, at=self.clock.utc()))
-            except NoRoomError as error:  # its answer could not be kept: neither it nor any other call is sent
-                self.stop("disk", str(error))
+            sent = call.sent(attempt, booking=booking, at=self.clock.utc())
+            if not await self.begin(route, need, booking, sent):
                 return row
             self.n_in_flight += 1
             try:
@@ -360,18 +362,17 @@ class CallRunner(ABC, Generic[Planned, Row]):
             finally:
                 self.n_in_flight -= 1
                 self._changed.set()
-            self._settle(route, need, reply)
             route.is_reached |= reply.outcome is not CallOutcome.NO_CONNECTION
             now = self.clock.utc()
             if reply.outcome is CallOutcome.ANSWERED:
                 route.estimator.learn(call.n_chars, reply.usage, whole=reply.is_whole)
                 cost = route.cost_of(reply.usage, reply.model)
                 booked = RecordedCost(cost_usd=cost) if cost is not None else booking
-                self._book(worst, booked)
-                self._note_model(route, reply)
-                return self.write(call.answered(attempt, reply, booking=booked, at=now))
+                row = call.answered(attempt, reply, booking=booked, at=now)
+                self.finish(route, need, worst, reply, booked, row)
+                self.note_model(route, reply)
+                return row
             booked = RecordedCost(cost_usd=0.0) if reply.outcome in FREE else booking
-            self._book(worst, booked)
             n_paid += reply.outcome is CallOutcome.BROKEN
             n_free += reply.outcome in (CallOutcome.SERVER_ERROR, CallOutcome.NO_CONNECTION)
             n_pauses += reply.outcome is CallOutcome.RATE_LIMITED
@@ -382,12 +383,36 @@ class CallRunner(ABC, Generic[Planned, Row]):
             row = call.failed(attempt, reply, booking=booked, at=now, is_last=last)
             if reply.outcome is CallOutcome.FATAL:
                 self.stop("refused", f"{reply.kind}: {reply.message}")
-            self.write(row)
+            self.finish(route, need, worst, reply, booked, row)
             if last or self._is_unreached(route, reply, n_free) or self._stopping:
                 return row
             self.summary.retried[reply.kind or reply.outcome.value] += 1
             attempt += reply.outcome is CallOutcome.BROKEN
             await self._pause(route, reply, n_free + n_paid)
+
+    async def begin(self, route: Route, need: TokenReservation, booking: RecordedCost, row: Row) -> bool:
+        """Have a call on the disk before it is sent; False where it must not be sent. `row`: as it stays if no response
+        arrives; `need` and `booking`: what is reserved for it."""
+        try:
+            self.journal.begin(row)
+        except NoRoomError as error:  # its answer could not be kept: neither it nor any other call is sent
+            self.stop("disk", str(error))
+            return False
+        return True
+
+    def finish(
+        self,
+        route: Route,
+        need: TokenReservation,
+        worst: float | None,
+        reply: ModelResponse,
+        booked: RecordedCost,
+        row: Row,
+    ) -> None:
+        """A call has ended: what it used of the limits and the budget in place of what was reserved, and its row."""
+        self._settle(route, need, reply)
+        self._book(worst, booked)
+        self.write(row)
 
     def write(self, row: Row) -> Row:
         """Put the end of a call on the disk, and count it."""
@@ -398,7 +423,7 @@ class CallRunner(ABC, Generic[Planned, Row]):
         self.summary.book(row)
         return row
 
-    def _note_model(self, route: Route, reply: ModelResponse) -> None:
+    def note_model(self, route: Route, reply: ModelResponse) -> None:
         """Record a model that answered in place of the one asked: from now on a call is held at the dearer price of both."""
         model = reply.model
         if model is None or model in route.other_models or same_model(model, route.model):
@@ -434,7 +459,7 @@ class CallRunner(ABC, Generic[Planned, Row]):
             self.stop("unreachable", reply.message)
         return True
 
-    async def _acquire(self, route: Route, need: TokenReservation, worst: float) -> bool:
+    async def acquire(self, route: Route, need: TokenReservation, worst: float) -> bool:
         """Wait for the budget and the limits, first come first served; False where the run stops instead."""
         async with route.gate:
             while not self._stopping:

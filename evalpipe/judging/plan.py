@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from importlib import resources
 from typing import Any, Literal
@@ -64,7 +64,7 @@ _BITS = {Arm.CONTROL: 1, Arm.TREATMENT: 2}
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JudgeCall:
     """One planned call with its texts. `attempt`: calls made for this key before; `n_unread`: those of them that were answered
-    without a verdict. A pointwise judge reads the answer of
+    without a verdict. `unit`: whose request it is. A pointwise judge reads the answer of
     `arm` alone; for a pairwise one `arm` is None. `facts`: what it is checked against, by context|reference."""
 
     key: str
@@ -77,6 +77,7 @@ class JudgeCall:
     control: ShownAnswer | None = None
     treatment: ShownAnswer | None = None
     n_unread: int = 0
+    unit: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -289,16 +290,21 @@ def _planned_calls(
     connection: Connection, spec: JudgeSpec, rows: Sequence[tuple[str, int]], known: dict[str, tuple[int, int]]
 ) -> list[JudgeCall]:
     found: dict[str, dict[str, tuple[Any, ...]]] = {}
+    units: dict[str, str] = {}
     facts = ", request, context, reference" if spec.facts else ""  # requests are long: read only where they are needed
-    for request_id, arm, *texts in connection.execute(
-        f"SELECT request_id, arm, prompt, text, tool_calls, outcome{facts} FROM exchanges WHERE role <> 'replay' "
-        "AND list_contains($2::VARCHAR[], outcome) AND request_id IN (SELECT unnest($1::VARCHAR[]))",
+    for request_id, arm, unit, *texts in connection.execute(
+        f"SELECT request_id, arm, coalesce(unit_id, conversation_id, request_id), prompt, text, tool_calls, outcome{facts} "
+        "FROM exchanges WHERE role <> 'replay' AND list_contains($2::VARCHAR[], outcome) "
+        "AND request_id IN (SELECT unnest($1::VARCHAR[]))",
         [[request_id for request_id, _ in rows], sorted(ANSWERED)],
     ).fetchall():
         found.setdefault(request_id, {})[arm] = tuple(texts)
+        units[request_id] = unit
     read = _pair_calls if spec.mode is JudgeMode.PAIRWISE else _response_calls
     return [
-        ask for request_id, sides in rows for ask in read(spec, request_id, sides, found.get(request_id, {}), known)
+        replace(ask, unit=units[request_id])
+        for request_id, sides in rows
+        for ask in read(spec, request_id, sides, found.get(request_id, {}), known)
     ]
 
 

@@ -7,7 +7,7 @@ progress line, the summary and `--json`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
@@ -23,7 +23,7 @@ from evalpipe.judging.prompt import Message, repair_message
 from evalpipe.judging.spec import JudgeSpec
 from evalpipe.models import ASKED_MODEL, FINAL, Judgment, JudgmentStatus
 
-__all__ = ["WITHOUT_FACTS", "RunSummary", "Runner", "SystemClock", "repair_turns", "system_bytes"]
+__all__ = ["WITHOUT_FACTS", "JudgeRun", "RunSummary", "Runner", "SystemClock", "repair_turns", "system_bytes"]
 
 WITHOUT_FACTS = frozenset(NO_FACTS.values())
 
@@ -135,13 +135,12 @@ class RunSummary(RunCounts[Judgment]):
 
 
 @dataclass(kw_only=True)
-class Runner(CallRunner[JudgeCall, Judgment]):
-    """Everything one judge's run needs. `watch` gets every judgment that ended and may return a reason to
+class JudgeRun(CallRunner[JudgeCall, Judgment]):
+    """One judge's run, wherever its calls are made. `watch` gets every judgment that ended and may return a reason to
     stop; `ask_identical`: also put the same answer twice to the judge (a test of the judge); `max_attempts`: answers without a
     verdict that a call is paid for, over all runs; `other_models`: models that have answered in place of the one asked."""
 
     spec: JudgeSpec
-    client: JudgeClient
     limiter: Limiter
     cost_of: CostOf
     summary: RunSummary
@@ -149,10 +148,10 @@ class Runner(CallRunner[JudgeCall, Judgment]):
     ask_identical: bool = False
     max_attempts: int = MAX_ATTEMPTS
     other_models: set[str] = field(default_factory=set)
+    route: Route = field(init=False)
 
-    async def run(self, pages: Iterator[list[JudgeCall]]) -> None:
-        """Judge everything that is planned, or until something stops the run (`summary.stopped`, `summary.message`)."""
-        self._route = Route(
+    def __post_init__(self) -> None:
+        self.route = Route(
             who=f"judge {self.spec.name}",
             model=self.spec.model,
             limiter=self.limiter,
@@ -160,20 +159,34 @@ class Runner(CallRunner[JudgeCall, Judgment]):
             estimator=TokenEstimator(max_tokens=self.spec.max_tokens),
             other_models=self.other_models,
         )
-        await super().run(pages)
 
     def ends_without_call(self, planned: JudgeCall) -> bool:
         """Identical responses are a tie without a call."""
         if not planned.is_identical or self.ask_identical:
             return False
-        self._end(planned, self.write(identical(planned, self.spec, at=self.clock.utc())))
+        self.end(planned, self.write(identical(planned, self.spec, at=self.clock.utc())))
         return True
+
+    def end(self, planned: JudgeCall, row: Judgment) -> None:
+        """A planned call has ended in this run."""
+        self.summary.end(row)
+        reason = self.watch(planned, row)
+        if reason:
+            self.stop("decided", reason)
+        self.show()
+
+
+@dataclass(kw_only=True)
+class Runner(JudgeRun):
+    """Makes the calls of a judge's run from this process."""
+
+    client: JudgeClient
 
     async def work(self, planned: JudgeCall) -> None:
         """Ask for a verdict; a reply that cannot be read is asked for once more, with what was wrong with it."""
         message = message_of(planned, self.spec, self.clock.nonce())
         request = _JudgeRequest(planned, self.spec, self.client, message, [("user", message.text)])
-        judgment = await self.call(request, self._route, planned.attempt + 1)
+        judgment = await self.call(request, self.route, planned.attempt + 1)
         can_repair = planned.n_unread + 1 < self.max_attempts
         if (
             judgment is not None
@@ -185,17 +198,9 @@ class Runner(CallRunner[JudgeCall, Judgment]):
             again = _JudgeRequest(
                 planned, self.spec, self.client, message, repair_turns(request.turns, judgment), repair=True
             )
-            judgment = await self.call(again, self._route, judgment.attempt + 1) or judgment
+            judgment = await self.call(again, self.route, judgment.attempt + 1) or judgment
         if judgment is not None:
-            self._end(planned, judgment)
-
-    def _end(self, ask: JudgeCall, judgment: Judgment) -> None:
-        """A planned call has ended in this run."""
-        self.summary.end(judgment)
-        reason = self.watch(ask, judgment)
-        if reason:
-            self.stop("decided", reason)
-        self.show()
+            self.end(planned, judgment)
 
 
 class _JudgeRequest:

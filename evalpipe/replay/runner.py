@@ -43,12 +43,9 @@ class Asked:
 
 
 @dataclass(kw_only=True)
-class ReplayRunner(CallRunner[PlannedCall, ReplayCall]):
-    """Sends what is planned. `retries_errors` False: errors are measured, so an error of the server is the arm's answer."""
+class ReplayRun(CallRunner[PlannedCall, ReplayCall]):
+    """A replay's run, wherever its calls are made."""
 
-    experiment: str
-    arms: Mapping[Arm, Asked]
-    rules: ReadingRules
     summary: ReplaySummary
     n_failed_in_a_row: dict[Arm, int] = field(default_factory=dict, init=False)
 
@@ -59,15 +56,10 @@ class ReplayRunner(CallRunner[PlannedCall, ReplayCall]):
         self.summary.leave_out(planned.refused)
         return True
 
-    async def work(self, planned: PlannedCall) -> None:
-        """Ask an arm, and count how it ended."""
-        asked = self.arms[planned.arm]
-        assert planned.outgoing is not None
-        call = _ArmCall(planned, planned.outgoing, asked, self.experiment, self.rules)
-        row = await self.call(call, asked.route, planned.attempt + 1)
-        if row is not None:
-            self.summary.end(row)
-            self._watch_outage(planned.arm, row)
+    def end(self, planned: PlannedCall, row: ReplayCall) -> None:
+        """Count how it ended."""
+        self.summary.end(row)
+        self._watch_outage(planned.arm, row)
         self.show()
 
     def _watch_outage(self, arm: Arm, row: ReplayCall) -> None:
@@ -77,6 +69,25 @@ class ReplayRunner(CallRunner[PlannedCall, ReplayCall]):
             self.stop(
                 "failing", f"the last {n} calls of {arm.value} all failed ({row.kind}: {row.message or 'no words'})"
             )
+
+
+@dataclass(kw_only=True)
+class ReplayRunner(ReplayRun):
+    """Sends what is planned from this process. `retries_errors` False: errors are measured, so an error of the server is the
+    arm's answer."""
+
+    experiment: str
+    arms: Mapping[Arm, Asked]
+    rules: ReadingRules
+
+    async def work(self, planned: PlannedCall) -> None:
+        """Ask an arm."""
+        asked = self.arms[planned.arm]
+        assert planned.outgoing is not None
+        call = _ArmCall(planned, planned.outgoing, asked, self.experiment, self.rules)
+        row = await self.call(call, asked.route, planned.attempt + 1)
+        if row is not None:
+            self.end(planned, row)
 
 
 class _ArmCall:

@@ -7,7 +7,7 @@ import asyncio
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -23,7 +23,7 @@ from evalpipe.errors import BudgetError, EvalpipeError, UpstreamError
 from evalpipe.objects.client import StorageError
 from evalpipe.objects.shared import working_copy
 from evalpipe.providers.base import Usage
-from evalpipe.providers.pricing import cost_of
+from evalpipe.providers.pricing import Price, cost_of
 from evalpipe.workspace.paths import Workspace, price_book
 
 MAX_ROUNDS = 3
@@ -52,7 +52,11 @@ class PricedModel(Protocol):
 
 def price_of(workspace: Workspace, asked: PricedModel, *, batch: bool = False) -> CostOf:
     """Usage → USD for this judge or arm: at the price of the model that answered, else of the one asked."""
-    prices = price_book(workspace.config)
+    return price_by(price_book(workspace.config), asked, batch=batch)
+
+
+def price_by(prices: Mapping[str, Price], asked: PricedModel, *, batch: bool = False) -> CostOf:
+    """`price_of` without a workspace. `prices`: those that go before the price library."""
 
     def price(usage: Usage, answered: str | None = None) -> float | None:
         cost = cost_of(

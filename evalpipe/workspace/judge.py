@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from evalpipe.analysis.analyze import Conclusion, Measurements, conclude, measure, summarized, with_preferences
 from evalpipe.analysis.record import ExperimentRecord, JudgedUntil, take_look
@@ -21,7 +22,7 @@ from evalpipe.judging.batches import BatchRun, Item
 from evalpipe.judging.costs import CostEstimate, estimate
 from evalpipe.judging.judgments import message_of
 from evalpipe.judging.plan import calls_for, pages
-from evalpipe.judging.runner import Runner, RunSummary
+from evalpipe.judging.runner import JudgeRun, Runner, RunSummary
 from evalpipe.judging.spec import JudgeSpec, judge_names
 from evalpipe.judging.stopping import EarlyStopper, LookResult, planned_pairs
 from evalpipe.stats.betting import SIGMA2_BOTH_ORDERS, SIGMA2_ONE_ORDER
@@ -57,10 +58,30 @@ JudgeBy = Callable[[Workspace, Store, JudgeSpec, JudgeOptions], RunSummary]
 """How one judge does its work: call by call, or in batches."""
 
 
+class OpenRun(Protocol):
+    """Where the calls of a run are made: the run of a judge, ready to be started, until the block is left."""
+
+    def __call__(self, workspace: Workspace, spec: JudgeSpec, **parts: Any) -> AbstractAsyncContextManager[JudgeRun]:
+        """`parts`: the fields of a `JudgeRun` but `spec`."""
+        ...
+
+
 # Judging call by call: the runner over the plan of one judge, its journal into the store, Ctrl-C.
 
 
-def judge_online(workspace: Workspace, store: Store, spec: JudgeSpec, options: JudgeOptions) -> RunSummary:
+@asynccontextmanager
+async def _run_here(workspace: Workspace, spec: JudgeSpec, **parts: Any) -> AsyncIterator[JudgeRun]:
+    """A run that makes its calls from this process."""
+    client = open_client(spec, concurrency=parts["concurrency"])
+    try:
+        yield Runner(spec=spec, client=client, **parts)
+    finally:
+        await client.close()
+
+
+def judge_online(
+    workspace: Workspace, store: Store, spec: JudgeSpec, options: JudgeOptions, *, opened: OpenRun = _run_here
+) -> RunSummary:
     """Ask the provider call by call."""
     config = judge_settings(workspace)
     price = price_of(workspace, spec)
@@ -86,9 +107,9 @@ def judge_online(workspace: Workspace, store: Store, spec: JudgeSpec, options: J
     progress = Progress(summary, [limiter], budget, shown=options.show_progress)
 
     async def run() -> None:
-        runner = Runner(
-            spec=spec,
-            client=open_client(spec, concurrency=config.concurrency),
+        async with opened(
+            workspace,
+            spec,
             limiter=limiter,
             budget=budget,
             cost_of=price,
@@ -101,20 +122,17 @@ def judge_online(workspace: Workspace, store: Store, spec: JudgeSpec, options: J
             other_models=other_models(store, spec),
             announce=progress.write,
             watch=decider.watch if decider else lambda ask, judgment: None,
-        )
-        rejected = rejected_folder(workspace.data)
-        runner.rotate = rotation(
-            workspace.data,
-            journal,
-            runner,
-            lambda path, in_flight: compact(
-                folder, store.write_judgments, rejected=rejected, keep=path, in_flight=in_flight
-            ),
-        )
-        try:
+        ) as runner:
+            rejected = rejected_folder(workspace.data)
+            runner.rotate = rotation(
+                workspace.data,
+                journal,
+                runner,
+                lambda path, in_flight: compact(
+                    folder, store.write_judgments, rejected=rejected, keep=path, in_flight=in_flight
+                ),
+            )
             await make_calls(runner, pages(store.connection, spec, plan), journal)
-        finally:
-            await runner.client.close()
 
     try:
         with rare_collections():

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any, Protocol
 
 import msgspec
 
@@ -29,7 +31,7 @@ from evalpipe.providers.registry import PROVIDERS
 from evalpipe.replay.http_client import HttpSender
 from evalpipe.replay.plan import ReplayPlan, logged_requests, make_plan, pages
 from evalpipe.replay.requests import LoggedRequest, ReplayArm
-from evalpipe.replay.runner import Asked, ReplayBatches, ReplayItem, ReplayRunner, of_one, pending
+from evalpipe.replay.runner import Asked, ReplayBatches, ReplayItem, ReplayRun, ReplayRunner, of_one, pending
 from evalpipe.replay.summary import ReplayEstimate, ReplaySummary, estimate
 from evalpipe.store.exchange_rows import ReadingRules
 from evalpipe.store.load import rejected_folder
@@ -49,6 +51,22 @@ from evalpipe.workspace.call_runs import (
 from evalpipe.workspace.collect import arm_fingerprint, arm_settings
 from evalpipe.workspace.paths import Workspace, check_writable, has_record, loaded_experiment, price_book
 from evalpipe.workspace.record import excluding, load_record
+
+
+class OpenRun(Protocol):
+    """Where the calls of a replay are made: its run, ready to be started, until the block is left."""
+
+    def __call__(
+        self,
+        workspace: Workspace,
+        experiment: str,
+        arms: Mapping[Arm, ReplayArm],
+        routes: Mapping[Arm, Route],
+        **parts: Any,
+    ) -> AbstractAsyncContextManager[ReplayRun]:
+        """`parts`: the fields of a `ReplayRun`."""
+        ...
+
 
 Output = Callable[[str], object]
 Confirm = Callable[[str], bool]
@@ -86,8 +104,35 @@ class ReplayOptions:
     show_progress: bool | None = None
 
 
+@asynccontextmanager
+async def _run_here(
+    workspace: Workspace, experiment: str, arms: Mapping[Arm, ReplayArm], routes: Mapping[Arm, Route], **parts: Any
+) -> AsyncIterator[ReplayRun]:
+    """A replay that makes its calls from this process."""
+    senders = {
+        arm: HttpSender(one.base_url or "", concurrency=parts["concurrency"], timeout_s=one.timeout_s)
+        for arm, one in arms.items()
+    }
+    try:
+        yield ReplayRunner(
+            experiment=experiment,
+            arms={arm: Asked(settings=one, sender=senders[arm], route=routes[arm]) for arm, one in arms.items()},
+            rules=ReadingRules(prices=price_book(workspace.config)),
+            **parts,
+        )
+    finally:
+        for sender in senders.values():
+            await sender.close()
+
+
 def replay(
-    workspace: Workspace, options: ReplayOptions, *, yes: bool, output: Output, confirm: Confirm | None
+    workspace: Workspace,
+    options: ReplayOptions,
+    *,
+    yes: bool,
+    output: Output,
+    confirm: Confirm | None,
+    opened: OpenRun = _run_here,
 ) -> ReplaySummary:
     """Send what is not answered yet. Raises EvalpipeError; a run that was stopped early has its reason in its summary.
 
@@ -97,6 +142,7 @@ def replay(
         yes: spend without asking.
         output: takes the lines of the estimate.
         confirm: asked before money is spent; None: there is no terminal.
+        opened: where the calls are made.
     """
     name, arms = prepare(workspace, options)
     check_writable(workspace.data)
@@ -116,7 +162,7 @@ def replay(
             check_cap(arm, _cap(workspace, options), price_of(workspace, arm))
         if found.calls and not yes:
             _agree(found, options, confirm)
-        by = _by_batches if options.batch else _online
+        by = _by_batches if options.batch else partial(_online, opened=opened)
         summary = by(workspace, name, arms, options, found)
         recover(workspace.data, name)
         summary.account = _account(workspace, name)
@@ -398,6 +444,8 @@ def _online(
     arms: Mapping[Arm, ReplayArm],
     options: ReplayOptions,
     found: ReplayEstimate,
+    *,
+    opened: OpenRun,
 ) -> ReplaySummary:
     """Ask call by call."""
     summary = _summary_of(found)
@@ -413,14 +461,11 @@ def _online(
         return write_calls(workspace.data, name, rows)
 
     async def run(store: Store) -> None:
-        senders = {
-            arm: HttpSender(one.base_url or "", concurrency=settings.concurrency, timeout_s=one.timeout_s)
-            for arm, one in arms.items()
-        }
-        runner = ReplayRunner(
-            experiment=name,
-            arms={arm: Asked(settings=one, sender=senders[arm], route=routes[arm]) for arm, one in arms.items()},
-            rules=ReadingRules(prices=price_book(workspace.config)),
+        async with opened(
+            workspace,
+            name,
+            arms,
+            routes,
             budget=budget,
             journal=journal,
             clock=clock,
@@ -429,22 +474,17 @@ def _online(
             show=progress,
             announce=progress.write,
             retries_errors=not options.with_control,
-        )
-
-        rejected = rejected_folder(workspace.data)
-        runner.rotate = rotation(
-            workspace.data,
-            journal,
-            runner,
-            lambda path, in_flight: compact_rows(
-                folder, CALLS, write, rejected=rejected, keep=path, in_flight=in_flight
-            ),
-        )
-        try:
+        ) as runner:
+            rejected = rejected_folder(workspace.data)
+            runner.rotate = rotation(
+                workspace.data,
+                journal,
+                runner,
+                lambda path, in_flight: compact_rows(
+                    folder, CALLS, write, rejected=rejected, keep=path, in_flight=in_flight
+                ),
+            )
             await make_calls(runner, pages(store.connection, arms, account.attempts), journal)
-        finally:
-            for sender in senders.values():
-                await sender.close()
 
     try:
         with _opened(workspace, name, options) as store:
