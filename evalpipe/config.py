@@ -315,6 +315,22 @@ class ReplayConfig(_Section):
     max_usd: NonNegative | None = None
 
 
+class ClusterConfig(_Section):
+    """`--ray`: the Ray cluster whose nodes make the calls of `evalpipe judge` and `evalpipe replay`."""
+
+    address: str | None = None
+    """host:port of a node; auto: the cluster this machine is part of; local: one on this machine for the run. None: RAY_ADDRESS,
+    else auto where there is one, else local"""
+    shards: Annotated[int, Field(ge=0, le=1000)] = 0
+    """processes that make calls; 0 = one for each node"""
+    cpus_per_shard: Positive = 1.0
+    """CPUs that Ray sets aside for each"""
+    concurrency_per_shard: Annotated[int, Field(ge=0, le=1000)] = 0
+    """calls of a shard in flight; 0 = `concurrency` of [judge] or [replay] holds over the whole cluster"""
+    start_timeout_s: Positive = 120.0
+    """so long is waited for the first shard, and for another one where all are lost"""
+
+
 class DecisionConfig(_Section):
     confidence_level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     looks: Literal["anytime", "fixed"] | tuple[date, ...] = "anytime"
@@ -485,6 +501,7 @@ class Config(_Section):
     collector: CollectorConfig = CollectorConfig()
     judge: JudgeConfig = JudgeConfig()
     replay: ReplayConfig = ReplayConfig()
+    cluster: ClusterConfig = ClusterConfig()
     decision: DecisionConfig = DecisionConfig()
     canary: CanaryConfig = CanaryConfig()
     report: ReportConfig = ReportConfig()

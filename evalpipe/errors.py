@@ -41,5 +41,9 @@ class BudgetError(EvalpipeError):
     """A spending cap cannot be kept, e.g. because a price is unknown."""
 
 
+class ClusterError(EvalpipeError):
+    """A Ray cluster cannot be joined, or its last node is gone; what was answered is kept."""
+
+
 class UpstreamError(EvalpipeError):
     """A provider could not be reached or refused the work for good (key, quota)."""

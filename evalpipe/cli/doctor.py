@@ -25,6 +25,14 @@ def doctor(
     config: options.Config = None,
     data: options.Data = None,
     live: Live = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="[ADDRESS]",
+            help="Also join the Ray cluster and look at its nodes: versions and keys.  [default: [cluster] address]",
+        ),
+    ] = None,
     check_data: Annotated[
         bool,
         typer.Option("--check-data", help="Read every stored file, and move damaged ones to data/damaged/."),
@@ -44,6 +52,8 @@ def doctor(
     - `evalpipe doctor --live`
 
     - `evalpipe doctor --data`
+
+    - `evalpipe doctor --ray 10.0.0.1:6379`
     """
     from evalpipe.text import printable
     from evalpipe.workspace.paths import open_workspace
@@ -67,6 +77,10 @@ def doctor(
         from evalpipe.workspace.doctor_live import diagnose_live
 
         found += diagnose_live(workspace)
+    if ray is not None:
+        from evalpipe.cluster.doctor import diagnose_cluster
+
+        found += diagnose_cluster(workspace, ray)
     if as_json:
         typer.echo(json.dumps([asdict(diagnosis) for diagnosis in found], indent=2))
     else:

@@ -89,6 +89,7 @@ def judge(
             help="Apply the report's rules after every ten users; stop when more verdicts change nothing.",
         ),
     ] = False,
+    ray: options.Ray = None,
     since: options.Since = None,
     until: options.Until = None,
     where: options.Where = None,
@@ -123,6 +124,7 @@ def judge(
     evalpipe judge --limit 100 --max-usd 0.50
     evalpipe judge this_week.jsonl --until-decided
     evalpipe judge --batch
+    evalpipe judge --ray 10.0.0.1:6379
     ```
     """
     from evalpipe.cli import judge_text
@@ -133,6 +135,7 @@ def judge(
     from evalpipe.workspace.paths import open_workspace
 
     _check_flags(estimate=estimate, batch=batch, status=status, cancel=cancel, until_decided=until_decided)
+    options.check_ray(ray, batch=batch)
     workspace = open_workspace(config, data)
     chosen = JudgeOptions(
         judges=judges or (),
@@ -154,7 +157,14 @@ def judge(
         batches = (cancel_batches if cancel else batch_statuses)(workspace, chosen)
         print_result({"batches": batches}, judge_text.batch_lines(batches), as_json=as_json)
         return 0
-    summaries = workspace_judge.judge(workspace, chosen, by=judge_by_batches if batch else judge_online)
+    if ray is not None:
+        from evalpipe.cluster.judge import judge_on
+        from evalpipe.cluster.nodes import joined
+
+        with joined(workspace, ray) as cluster:
+            summaries = workspace_judge.judge(workspace, chosen, by=judge_on(cluster))
+    else:
+        summaries = workspace_judge.judge(workspace, chosen, by=judge_by_batches if batch else judge_online)
     print_result(
         {"runs": [summary.as_json() for summary in summaries]}, judge_text.summary_lines(summaries), as_json=as_json
     )

@@ -10,6 +10,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from evalpipe.errors import ConfigError
+
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="Configuration file.  [default: ./evalpipe.toml]")]
 Data = Annotated[
     Path | None,
@@ -49,6 +51,14 @@ LogLevel = Annotated[LogLevels, typer.Option("--log-level", help="The least leve
 Where = Annotated[str | None, typer.Option("--where", help="Only requests whose served row meets this SQL expression.")]
 
 
+def check_ray(ray: str | None, *, batch: bool) -> None:
+    """Raises ConfigError where a cluster would have nothing to do."""
+    if ray is not None and batch:
+        raise ConfigError(
+            "--ray spreads single calls over nodes, a batch is the provider's own: leave --ray or --batch out"
+        )
+
+
 def interrupt_on_sigterm() -> None:
     """Let SIGTERM end this command as Ctrl-C does: unfinished files are removed, helper processes are stopped, exit code 130."""
     signal.signal(signal.SIGTERM, _interrupt)
@@ -61,6 +71,14 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 
 MaxUsd = Annotated[
     float | None, typer.Option("--max-usd", min=0.0, help="Hard cap over all runs of this experiment and judge.")
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="[ADDRESS]",
+        help="Make the calls from the nodes of a Ray cluster: host:port, auto or local.  [default: [cluster] address]",
+    ),
 ]
 Judges = Annotated[
     list[str] | None,

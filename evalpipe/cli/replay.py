@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from enum import StrEnum
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -58,6 +59,7 @@ def replay(
         bool, typer.Option("--retry-failed", help="Ask again for answers that failed in earlier replays.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Spend without asking.")] = False,
+    ray: options.Ray = None,
     since: options.Since = None,
     until: options.Until = None,
     where: options.Where = None,
@@ -85,6 +87,7 @@ def replay(
     evalpipe replay --users 500 --pairs-per-unit 3 --max-usd 10
     evalpipe replay --users 500 --with-control --yes
     evalpipe replay --batch
+    evalpipe replay --ray auto --yes
     ```
     """
     from evalpipe.store.query import read_selection
@@ -95,6 +98,7 @@ def replay(
 
     if estimate and retry_failed:
         raise ConfigError("--estimate sends nothing and --retry-failed takes answers out: leave one out")
+    options.check_ray(ray, batch=batch)
     workspace = open_workspace(config, data)
     chosen = ReplayOptions(
         users=users,
@@ -112,13 +116,22 @@ def replay(
         typer.echo(json.dumps({"estimate": found.as_json()}) if as_json else "\n".join(estimate_lines(found)))
         return 0
     can_ask = sys.stdin.isatty() and sys.stderr.isatty()
-    summary = workspace_replay.replay(
+    replayed = partial(
+        workspace_replay.replay,
         workspace,
         chosen,
         yes=yes,
         output=lambda line: typer.echo(printable(line), err=True),
         confirm=(lambda question: typer.confirm(question, err=True)) if can_ask else None,
     )
+    if ray is not None:
+        from evalpipe.cluster.nodes import joined
+        from evalpipe.cluster.replay import replay_on
+
+        with joined(workspace, ray) as cluster:
+            summary = replayed(opened=replay_on(cluster))
+    else:
+        summary = replayed()
     lines = "\n".join(printable(line) for line in result_lines(summary))
     typer.echo(json.dumps({"replay": summary.as_json()}) if as_json else lines)
     if summary.stopped == "interrupted":

@@ -1,0 +1,279 @@
+"""Judging and replaying on three Ray nodes of one machine: a node that is removed, caps, Ctrl-C, kill −9 and keys, by the
+simulated provider's own ledger. Needs `pip install 'evalpipe[ray]'` in this Python: `make check-ray`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from judge_harness import complete, evalpipe, finish, judged, query, say, simulated, start, wait_until, workspace
+
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+KEY = "sk-ant-check-ray-0123456789abcdefghij"
+os.environ["ANTHROPIC_API_KEY"] = os.environ["OPENAI_API_KEY"] = KEY
+LIMIT = 24_000
+FAST = {"requests_per_minute": LIMIT, "input_tokens_per_minute": 100_000_000, "output_tokens_per_minute": 100_000_000}
+CONCURRENCY = 64
+
+
+@contextmanager
+def nodes(n: int = 3) -> Iterator[tuple[str, Callable[[], None]]]:
+    """A cluster of `n` nodes, two CPUs each: its address, and what removes one that is not the head at once."""
+    try:
+        from ray.cluster_utils import Cluster
+    except ImportError:
+        sys.exit("this Python has no ray: pip install 'evalpipe[ray]', or run `make check-ray`")
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    options = {"num_cpus": 2, "object_store_memory": 80_000_000, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=options)
+    others = [cluster.add_node(num_cpus=2, object_store_memory=80_000_000) for _ in range(n - 1)]
+    try:
+        yield cluster.address, lambda: cluster.remove_node(others.pop(), allow_graceful=False)
+    finally:
+        cluster.shutdown()
+
+
+def most_in_a_minute(samples: list[tuple[float, int]]) -> int:
+    """The most calls between any two samples at most 60 s apart."""
+    most, first = 0, 0
+    for at, n in samples:
+        while samples[first][0] < at - 60:
+            first += 1
+        most = max(most, n - samples[first][1])
+    return most
+
+
+def lost_rows(root: Path) -> tuple[int, float, int]:
+    """Calls booked as lost, what they are held at (USD), and those of them at no cost."""
+    row = query(
+        root,
+        "SELECT count(*) AS n, coalesce(sum((note->>'$.cost_at_most_usd')::DOUBLE), 0) AS held, "
+        "count(*) FILTER (WHERE coalesce(cost_usd, 0) <= 0) AS free FROM judgments WHERE note->>'$.error' = 'lost'",
+    )[0]
+    return row["n"], row["held"], row["free"]
+
+
+def node(n_pairs: int = 20_000) -> bool:
+    """One of three nodes is removed in the middle."""
+    limits = f"requests={LIMIT}"
+    with (
+        simulated(
+            "--judge", "accuracy=0.8", "--ttft-ms", "20", "--tokens-per-second", "100000", "--limits", limits
+        ) as sim,
+        tempfile.TemporaryDirectory() as folder,
+        nodes() as (address, remove),
+    ):
+        root = workspace(Path(folder), sim.url, n_pairs=n_pairs, words=15, concurrency=CONCURRENCY, **FAST)
+        cap = 60.0 * n_pairs / 20_000
+        began = time.monotonic()
+        process = start(root, "judge", "--json", "--ray", address, "--max-usd", str(cap))
+        samples: list[tuple[float, int]] = []
+        removed_at = 0
+        while process.poll() is None:
+            samples.append((time.monotonic(), sim.ledger()["calls"]))
+            if not removed_at and samples[-1][1] >= n_pairs:
+                removed_at = samples[-1][1]
+                remove()
+            time.sleep(0.25)
+        out, errors = process.communicate()
+        seconds = time.monotonic() - began
+        if process.returncode:
+            return say("a node removed", False, f"exit {process.returncode}: {errors[-500:]}")
+        summary = json.loads(out)["runs"][0]
+        ledger = sim.ledger()
+        lost, held, free = lost_rows(root)
+        asked_twice, paid_twice = ledger["n_asked_again"], ledger["n_answered_again"]
+        billed, booked = ledger["billed"]["usd"], query(root, "SELECT sum(cost_usd) AS usd FROM judgments")[0]["usd"]
+        minute, n_429 = most_in_a_minute(samples), ledger["by_kind"].get("limit", 0)
+        first = next(at for at, n in samples if n)
+        rate = 60 * ledger["calls"] / (samples[-1][0] - first)
+        again = judged(root)
+        holds = (
+            complete(root, n_pairs)
+            and removed_at > 0
+            and 0 < lost <= CONCURRENCY
+            and paid_twice <= asked_twice <= lost
+            and free == 0
+            and n_429 == 0
+            and minute <= LIMIT * 61 / 60
+            and billed <= cap
+            and summary["all_runs"]["known_usd"] <= billed + 1e-9 <= summary["all_runs"]["known_usd"] + held + 1e-6
+            and again["planned"] == 0
+        )
+        lines = [line for line in errors.splitlines() if " is lost" in line]
+        detail = (
+            f"{n_pairs} pairs judged once in each order in {seconds:.0f} s, a node removed after {removed_at} of "
+            f"{ledger['calls']} calls; {asked_twice} asked twice, "
+            f"{lost} booked as lost (at most {CONCURRENCY} in flight), {free} of them free; "
+            f"{rate:.0f} requests/min on average, at most {minute} in any minute of {LIMIT}, {n_429} × 429; "
+            f"billed ${billed:.4f}, booked ${booked:.4f}, lost ones held at ${held:.4f}, cap ${cap:g}; {lines}"
+        )
+        return say("a node removed", holds, detail)
+
+
+def cap(n_pairs: int = 1_000) -> bool:
+    """A cap that is reached, with a node removed on the way."""
+    with (
+        simulated("--judge", "accuracy=0.8", "--ttft-ms", "50") as sim,
+        tempfile.TemporaryDirectory() as folder,
+        nodes() as (address, remove),
+    ):
+        root = workspace(Path(folder), sim.url, n_pairs=n_pairs, words=15, concurrency=CONCURRENCY, **FAST)
+        process = start(root, "judge", "--json", "--ray", address, "--max-usd", "0.8")
+        wait_until(lambda: sim.ledger()["calls"] >= 150 or process.poll() is not None)
+        remove()
+        out, errors = process.communicate()
+        summary = json.loads(out)["runs"][0] if out else {"stopped": errors[-300:]}
+        bill = sim.ledger()["billed"]["usd"]
+        lost, held, _ = lost_rows(root)
+        detail = (
+            f"billed ${bill:.4f} of $0.80, {lost} calls lost and held at ${held:.4f}; stopped: {summary['stopped']}"
+        )
+        return say("the cap", bill <= 0.8 and summary["stopped"] == "budget" and lost > 0, detail)
+
+
+def interrupted(n_pairs: int = 2_000) -> bool:
+    """Ctrl-C finishes what is in flight and exits with 130; then kill −9 of the driver; the next run does the rest."""
+    with (
+        simulated("--judge", "accuracy=0.8", "--ttft-ms", "300") as sim,
+        tempfile.TemporaryDirectory() as folder,
+        nodes() as (address, _),
+    ):
+        root = workspace(Path(folder), sim.url, n_pairs=n_pairs, words=15, concurrency=CONCURRENCY, **FAST)
+        process = start(root, "judge", "--json", "--ray", address)
+        wait_until(lambda: sim.ledger()["calls"] >= 300 or process.poll() is not None)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        after = sim.ledger()
+        stored = query(root, "SELECT count(*) AS n FROM judgments WHERE status = 'ok'")[0]["n"]
+        lost_at_first = lost_rows(root)[0]
+        gracefully = process.returncode == 130 and stored == after["billed"]["billed_calls"] and lost_at_first == 0
+        process = start(root, "judge", "--ray", address)
+        wait_until(lambda: sim.ledger()["calls"] >= after["calls"] + 300 or process.poll() is not None)
+        process.kill()
+        process.communicate()
+        time.sleep(3)  # the shards are without their driver
+        orphans = sim.ledger()["calls"]
+        time.sleep(3)
+        silent = sim.ledger()["calls"] == orphans
+        summary = judged(root, "--ray", address)
+        ledger = sim.ledger()
+        lost, _, free = lost_rows(root)
+        holds = (
+            gracefully
+            and silent
+            and complete(root, n_pairs)
+            and ledger["n_asked_again"] <= lost <= CONCURRENCY
+            and not free
+        )
+        detail = (
+            f"Ctrl-C: exit {130 if gracefully else errors[-300:]}, {stored} answers stored of "
+            f"{after['billed']['billed_calls']} billed, "
+            f"{lost_at_first} lost; kill -9: {lost} booked as lost, {ledger['n_asked_again']} asked twice, calls after it: "
+            f"{'none' if silent else 'some'}; then {summary['judgments']}"
+        )
+        return say("Ctrl-C and kill -9", holds, detail)
+
+
+def replayed(n_requests: int = 2_000) -> bool:
+    """A replay of both arms with a node removed in the middle."""
+    with (
+        simulated("--ttft-ms", "30", "--tokens-per-second", "100000") as sim,
+        tempfile.TemporaryDirectory() as folder,
+        nodes() as (address, remove),
+    ):
+        root = Path(folder)
+        (root / "log.jsonl").write_text(
+            "\n".join(
+                json.dumps(
+                    {"id": f"r{i}", "user_id": f"u{i // 2}", "prompt": f"Question {i}?", "response": f"Answer {i}."}
+                )
+                for i in range(n_requests)
+            )
+        )
+        limits = "requests_per_minute = 24000\ninput_tokens_per_minute = 1e9\noutput_tokens_per_minute = 1e9\n"
+        (root / "evalpipe.toml").write_text(
+            f'[experiment]\nname = "replayed"\n[arms.control]\nprovider = "openai"\nbase_url = "{sim.url}/v1"\n'
+            f'model = "gpt-4.1-mini"\napi_key_env = "OPENAI_API_KEY"\n[arms.treatment]\nprovider = "anthropic"\n'
+            f'base_url = "{sim.url}"\nmodel = "claude-haiku-4-5"\napi_key_env = "ANTHROPIC_API_KEY"\n'
+            f"[replay]\nconcurrency = {CONCURRENCY}\n{limits}"
+        )
+        evalpipe(root, "load", "log.jsonl", "--map", "request_id=id, unit_id=user_id, prompt=prompt, text=response")
+        process = start(root, "replay", "--json", "--yes", "--with-control", "--ray", address)
+        wait_until(lambda: sim.ledger()["calls"] >= n_requests or process.poll() is not None)
+        remove()
+        out, errors = process.communicate()
+        if process.returncode:
+            return say("a replay", False, errors[-500:])
+        summary: dict[str, Any] = json.loads(out)["replay"]
+        ledger = sim.ledger()
+        rows = query(
+            root,
+            "SELECT arm, count(*) AS n, count(DISTINCT request_id) AS requests FROM exchanges WHERE role = 'replay' "
+            "GROUP BY arm ORDER BY arm",
+        )
+        lost = summary["retries"].get("lost", 0)
+        expected = [{"arm": arm, "n": n_requests, "requests": n_requests} for arm in ("control", "treatment")]
+        bill, account = ledger["billed"]["usd"], summary["all_runs"]
+        holds = (
+            rows == expected
+            and 0 < lost <= CONCURRENCY
+            and ledger["n_asked_again"] <= lost
+            and account["known_usd"] <= bill + 1e-9 <= account["known_usd"] + account["at_most_usd"] + 1e-6
+        )
+        detail = (
+            f"{summary['answered']} of {summary['planned']} answered, a row each: {rows == expected}; {lost} lost, "
+            f"{ledger['n_asked_again']} asked twice; billed ${bill:.4f}, known ${account['known_usd']:.4f} and at most "
+            f"${account['at_most_usd']:.4f} more"
+        )
+        return say("a replay", holds, detail)
+
+
+def doctor() -> bool:
+    """`evalpipe doctor --ray`, and no key in what it prints or in Ray's files, after a run that used it."""
+    with (
+        simulated("--judge", "accuracy=0.8") as sim,
+        tempfile.TemporaryDirectory() as folder,
+        nodes() as (address, _),
+    ):
+        root = workspace(Path(folder), sim.url, n_pairs=50, words=15, api_key_env="ANTHROPIC_API_KEY", **FAST)
+        judged(root, "--ray", address)
+        done = evalpipe(root, "doctor", "--ray", address, "--json", check=False)
+        found = {one["name"]: one for one in json.loads(done.stdout)}
+        alike = [one for name, one in found.items() if name.startswith("node ")]
+        session = Path("/tmp/ray/session_latest").resolve()
+        leaks = [
+            str(path) for path in session.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()[: 1 << 24]
+        ]
+        gone = evalpipe(root, "doctor", "--ray", "127.0.0.1:1", check=False)
+        line = next((line for line in gone.stdout.splitlines() if "cannot join" in line), gone.stderr[-200:])
+        holds = (
+            len(alike) == 3
+            and all(one["status"] == "pass" for one in alike)
+            and found["key ANTHROPIC_API_KEY"]["status"] == "pass"
+            and KEY not in done.stdout + done.stderr
+            and not leaks
+            and gone.returncode == 1
+            and "cannot join" in line
+        )
+        detail = f"{[one['detail'] for one in alike][:1]} × {len(alike)}; {leaks or 'no key in any file'}; {line}"
+        return say("doctor --ray", holds, detail)
+
+
+CHECKS = {check.__name__: check for check in (doctor, cap, interrupted, replayed, node)}
+
+if __name__ == "__main__":
+    started = time.monotonic()
+    wanted = sys.argv[1:] or list(CHECKS)
+    results = [CHECKS[name.partition("=")[0]](*map(int, name.split("=")[1:])) for name in wanted]
+    print(json.dumps({"seconds": round(time.monotonic() - started)}))
+    finish(results)
