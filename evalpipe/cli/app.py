@@ -108,7 +108,7 @@ _WITH_RAY = ("doctor", "judge", "replay")
 _RAY_ADDRESS = re.compile(r"auto|local|ray://\S+|[\w.-]+:[0-9]{1,5}|\[[0-9a-f:.]+\]:[0-9]{1,5}")
 
 
-def _with_bare_ray(arguments: list[str]) -> list[str]:
+def with_bare_ray(arguments: list[str]) -> list[str]:
     """`--ray` may stand without an address; a word after it that is none is the command's own, as a file's name."""
     if not arguments or arguments[0] not in _WITH_RAY:
         return arguments
@@ -135,7 +135,7 @@ def main(arguments: list[str] | None = None) -> None:
         typer.echo(DOORS, nl=False)
         sys.exit(0)
     try:
-        result = build_app()(_with_bare_ray(_with_bare_data(words)), standalone_mode=False, prog_name="evalpipe")
+        result = build_app()(with_bare_ray(_with_bare_data(words)), standalone_mode=False, prog_name="evalpipe")
     except EvalpipeError as error:
         from evalpipe.collector.logs import report_error
 

@@ -39,7 +39,9 @@ START_GRACE_S = 30.0
 """So long the first shard waits for the others, so that the work is divided from the beginning."""
 _LOOK_EVERY_S = 0.05
 MAX_STARTS = 5
-"""A shard is started again so often; one that is lost with every start is left out."""
+"""Starts of a shard that ends nothing in between; then the others do its work."""
+MAX_LOST = 3
+"""Shards that are lost with one planned call in flight, which may be why; then the next run asks for it."""
 LOST = ModelResponse(outcome=CallOutcome.BROKEN, kind="lost", message="the shard that made the call is gone")
 
 
@@ -81,12 +83,13 @@ class Cluster(Protocol):
 
 @dataclass(kw_only=True)
 class _Job(Generic[Planned, Row]):
-    """A planned call that a shard has. `rows`: how its calls ended so far; `kind`: of the last of them."""
+    """A planned call that a shard has. `rows`: how its calls ended so far; `kind`: of the last of them; `n_lost`: of all."""
 
     planned: Planned
     done: asyncio.Future[Row | None]
     rows: list[Row] = field(default_factory=list)
     kind: str = ""
+    n_lost: int = 0
 
     def resolve(self, row: Row | None) -> None:
         if not self.done.done():
@@ -235,7 +238,7 @@ class ClusterRunner(CallRunner[Planned, Row]):
         lost, member.in_flight = member.in_flight, {}
         for question in lost.values():
             self._end_call(Finished(row=question.row, booked=question.booking, reply=LOST), question)
-        open_keys = [key for key in member.keys if key in self._jobs and not self._jobs[key].done.done()]
+        open_keys = [key for key, job in self._jobs.items() if key in member.keys and not job.done.done()]  # as planned
         for key in open_keys:
             self._assign(key)
         where = f"shard {member.number + 1} on node {member.shard.node} is lost ({why})"
@@ -266,7 +269,7 @@ class ClusterRunner(CallRunner[Planned, Row]):
     def _assign(self, key: str) -> None:
         """Give a planned call to a shard; where there is none, it waits for one."""
         job = self._jobs[key]
-        if self.is_stopping():
+        if self.is_stopping() or job.n_lost >= MAX_LOST:
             job.resolve(job.rows[-1] if job.rows else None)
         elif self._members:
             planned = self.kind.resumed(job.planned, job.rows)
@@ -289,11 +292,8 @@ class ClusterRunner(CallRunner[Planned, Row]):
         try:
             while True:
                 for report in await member.shard.collect():
-                    if (
-                        self._members.get(member.number) is not member
-                    ):  # given up: its calls are booked, and made elsewhere
-                        return
-                    self._follow(member, report)
+                    if self._members.get(member.number) is member:  # else its calls are booked, and made elsewhere
+                        self._follow(member, report)
         except LostShardError as error:
             self._lose(member, str(error))
 
@@ -307,6 +307,7 @@ class ClusterRunner(CallRunner[Planned, Row]):
                 self._end_call(report, member.in_flight.pop(self.kind.id_of(report.row)))
             case Ended(key=key):
                 member.keys.discard(key)
+                self._n_starts[member.number] = 0
                 job = self._jobs.get(key)
                 if job is not None:
                     job.resolve(job.rows[-1])
@@ -350,6 +351,7 @@ class ClusterRunner(CallRunner[Planned, Row]):
         if job is not None:
             job.rows.append(ended.row)
             job.kind = ended.reply.kind or ended.reply.outcome.value
+            job.n_lost += ended.reply is LOST
 
     def _share_model(self, route: Route, reply: ModelResponse) -> None:
         """Have every shard hold its calls at the price of a model that answered in place of the one asked, too."""

@@ -6,9 +6,11 @@ import logging
 import os
 import platform
 import re
+import socket
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from evalpipe.calls.client import ModelSettings, key_in_environment
@@ -22,6 +24,7 @@ from evalpipe.workspace.paths import Workspace
 
 _ADDRESSES = ("ANTHROPIC_BASE_URL", "OPENAI_BASE_URL")
 """where a judge is asked that names no address, as the SDKs read it"""
+CONNECT_TIMEOUT_S = 5.0
 NODE_TIMEOUT_S = 60.0
 """what a node may take to start a process and import evalpipe"""
 
@@ -73,11 +76,13 @@ def joined(workspace: Workspace, address: str | None) -> Iterator[RayCluster]:
     settings = cluster_settings(workspace)
     wanted = address or settings.address
     ray = _ray()
-    _join(ray, wanted)
-    try:
-        yield RayCluster(ray, settings)
-    finally:
-        ray.shutdown()
+    # Ray prints the last lines of a dead node's log on stdout, where `--json` has its one document.
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        _join(ray, wanted)
+        try:
+            yield RayCluster(ray, settings)
+        finally:
+            ray.shutdown()
 
 
 def _ray() -> Any:
@@ -97,6 +102,7 @@ def _join(ray: Any, wanted: str | None) -> None:
             f"--ray {wanted}: run evalpipe on a node of the cluster and give host:port or auto; Ray's client (ray://) is not used"
         )
     try:
+        _check_listens(wanted)
         ray.init(address=wanted, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray raises many kinds
         where = f"at {wanted}" if wanted else "of this machine"
@@ -104,6 +110,13 @@ def _join(ray: Any, wanted: str | None) -> None:
             f"cannot join the Ray cluster {where}: {_first_line(error)}; look with `ray status`, and check --ray "
             "([cluster] address)"
         ) from error
+
+
+def _check_listens(address: str | None) -> None:
+    """Raises OSError where nothing listens at host:port: Ray tries for a minute, and reports it on many lines."""
+    host, _, port = (address or "").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
 
 
 class RayCluster:

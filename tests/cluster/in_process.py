@@ -30,6 +30,11 @@ class InProcessShard:
         self._gone = asyncio.Event()
         self.n_finished = 0
 
+    @property
+    def other_models(self) -> set[str]:
+        """Those that its calls are held at the price of, besides the one asked."""
+        return {model for route in self._actor._runner.routes.values() for model in route.other_models}
+
     async def start(self, setup: ShardSetup) -> None:
         if self._lost_at == 0:
             raise LostShardError("it cannot start")

@@ -15,7 +15,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "judging"))
 
-from fake_provider import Call, FakeProvider, Response, longer_wins
+from fake_provider import Call, FakeProvider, Response, longer_wins, render
 from in_process import InProcessCluster
 
 from evalpipe.cluster.judge import judge_on
@@ -118,6 +118,32 @@ def test_a_lost_shards_calls_in_flight_are_booked_at_their_worst_and_asked_elsew
     assert len(cluster.shards) == 4  # it was started again
 
 
+def test_a_call_is_on_the_drivers_disk_before_it_is_sent(tmp_path: Path) -> None:
+    lines: list[tuple[int, int]] = []
+
+    def counting(call: Call) -> Response:
+        paths = (tmp_path / "data/judgments/experiment=t").glob("journal-*.jsonl")
+        written = [line for path in paths for line in path.read_bytes().strip(b"\0").splitlines()]
+        lines.append((len(provider.calls), len({json.loads(line)["key"] for line in written})))
+        return longer_wins(call)
+
+    with FakeProvider(counting) as provider:
+        run(workspace(tmp_path, provider.url, 10, settings="concurrency = 3\n"), InProcessCluster(2))
+    assert len(lines) == 20
+    assert all(n_written >= n_calls for n_calls, n_written in lines)
+
+
+def test_another_model_that_answered_one_shard_makes_every_shards_calls_dearer(tmp_path: Path) -> None:
+    def first_by_another(call: Call) -> Response:
+        model = "claude-opus-4-5-20251101" if len(provider.calls) == 1 else "claude-haiku-4-5"
+        return Response(raw=json.dumps({**render(call, longer_wins(call)), "model": model}).encode())
+
+    cluster = InProcessCluster(3)
+    with FakeProvider(first_by_another) as provider:
+        run(workspace(tmp_path, provider.url, 20, settings="concurrency = 1\nmax_usd = 5.0\n"), cluster)
+    assert [shard.other_models for shard in cluster.shards] == [{"claude-opus-4-5-20251101"}] * 3
+
+
 def test_calls_in_flight_are_bounded_over_all_shards(tmp_path: Path) -> None:
     most, lock = Counter[str](), threading.Lock()
 
@@ -207,7 +233,7 @@ def test_where_no_shard_is_left_the_run_ends_in_one_line_and_goes_on_later(
 ) -> None:
     found = workspace(tmp_path, provider.url, 20, settings="concurrency = 2\n")
     with pytest.raises(ClusterError, match="no shard of the cluster is left"):
-        run(found, InProcessCluster(1, lost_at=[6, 0, 0, 0, 0]))
+        run(found, InProcessCluster(1, lost_at=[6] + [0] * 9))
     n_before = len(provider.calls)
     summary = run(found, InProcessCluster(2))
     assert len(rows(found, FINAL)) == 40
@@ -221,3 +247,13 @@ def test_a_node_that_starts_no_shard_is_one_line(tmp_path: Path, provider: FakeP
     with pytest.raises(ClusterError, match="it cannot start"):
         run(found, InProcessCluster(1, lost_at=[0] * 9))
     assert not provider.calls
+
+
+def test_a_call_that_ends_every_shard_is_left_to_the_next_run(tmp_path: Path, provider: FakeProvider) -> None:
+    """One call in flight when three shards in a row are lost: it may be why. All others are judged."""
+    found = workspace(tmp_path, provider.url, 10, settings="concurrency = 1\n")
+    summary = run(found, InProcessCluster(1, lost_at=[4, 1, 1]))
+    assert dict(summary.failed) == {"lost": 1}
+    assert len(rows(found, FINAL)) == 19
+    assert run(found, InProcessCluster(1)).n_planned == 1
+    assert len(rows(found, FINAL)) == 20
