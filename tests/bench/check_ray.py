@@ -272,6 +272,7 @@ def doctor() -> bool:
 CHECKS = {check.__name__: check for check in (doctor, cap, interrupted, replayed, node)}
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the nodes are ended, too
     started = time.monotonic()
     wanted = sys.argv[1:] or list(CHECKS)
     results = [CHECKS[name.partition("=")[0]](*map(int, name.split("=")[1:])) for name in wanted]

@@ -15,7 +15,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "judging"))
 
-from fake_provider import Call, FakeProvider, Response, longer_wins, render
+from fake_provider import Call, FakeProvider, Response, longer_wins, render, verdict
 from in_process import InProcessCluster
 
 from evalpipe.cluster.judge import judge_on
@@ -26,6 +26,7 @@ from evalpipe.workspace.judge import judge
 from evalpipe.workspace.judge_setup import JudgeOptions
 from evalpipe.workspace.load import load
 from evalpipe.workspace.paths import Workspace, open_workspace
+from evalpipe.workspace.record import load_record
 
 FAST = "requests_per_minute = 60000\ninput_tokens_per_minute = 100000000\noutput_tokens_per_minute = 100000000\n"
 
@@ -57,7 +58,8 @@ def workspace(root: Path, url: str, n_pairs: int, *, settings: str = "", cluster
     )
     (root / "pairs.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     found = open_workspace(root / "evalpipe.toml")
-    load(found, [root / "pairs.jsonl"], format_name="pairs")
+    if rows:  # an empty file is an error
+        load(found, [root / "pairs.jsonl"], format_name="pairs")
     return found
 
 
@@ -193,12 +195,27 @@ def test_requests_a_minute_hold_over_all_shards(tmp_path: Path) -> None:
     assert max(times) - min(times) >= 1.9
 
 
-def test_until_decided_stops_every_shard(tmp_path: Path) -> None:
-    with FakeProvider(longer_wins) as provider:
-        found = workspace(tmp_path, provider.url, 400, settings="concurrency = 4\npairs_per_unit = 1\n")
+def test_until_decided_looks_at_the_beginning_of_the_plan_and_stops_every_shard(tmp_path: Path) -> None:
+    """The treatment wins every pair."""
+
+    def good_wins(call: Call) -> Response:
+        return Response(verdict("response_1" if "long" in call.blocks["response-1"] else "response_2", 5, 5))
+
+    with FakeProvider(good_wins) as provider:
+        found = workspace(tmp_path, provider.url, 0)
+        pairs = [
+            {"pair_id": f"p{n}", "prompt": f"q {n}", "response_a": "short", "response_b": "long", "unit_id": f"u{n}"}
+            for n in range(200)
+        ]
+        (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(pair) for pair in pairs))
+        load(found, [tmp_path / "pairs.jsonl"], format_name="pairs")
         summary = run(found, InProcessCluster(3), until_decided=True)
-        assert summary.stopped in (None, "decided")
-        assert summary.n_ended == len(rows(found, FINAL)) == len(provider.calls)
+    assert summary.stopped == "decided"
+    assert "Ship the treatment" in str(summary.message)
+    assert summary.n_ended == len(provider.calls) == len(rows(found, FINAL)) < summary.n_planned
+    record = load_record(found.data, "t")
+    assert record is not None and record.decided is not None
+    assert (record.decided.recommendation, record.decided.look) == ("ship", record.n_looks)
 
 
 def test_a_refused_key_ends_the_run_in_one_line(tmp_path: Path) -> None:
