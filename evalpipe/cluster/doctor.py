@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 
-from evalpipe.calls.client import is_local
+from evalpipe.calls.client import is_local, key_in_environment
 from evalpipe.cluster.nodes import NodeFacts, facts_here, facts_of_nodes, joined
 from evalpipe.config import secret
 from evalpipe.errors import EvalpipeError
@@ -38,11 +38,15 @@ def diagnose_cluster(workspace: Workspace, address: str | None) -> list[Diagnosi
 
 
 def _key_names(workspace: Workspace) -> list[str]:
-    """The environment variables that hold the keys of the judges and the arms."""
+    """The environment variables that hold the keys of the judges and the arms; a server on this machine needs none."""
     arms = workspace.config.arms if workspace.config else None
     asked = [arm.api_key_env for arm in (arms.control, arms.treatment) if arm is not None] if arms else []
     with suppress(EvalpipeError):  # `evalpipe doctor` reports a broken judge by itself
-        asked += [spec.api_key_env for spec in load_specs(workspace)]
+        asked += [
+            spec.api_key_env
+            for spec in load_specs(workspace)
+            if not is_local(spec.base_url) or key_in_environment(spec)
+        ]
     return sorted({name for name in asked if name})
 
 

@@ -19,6 +19,7 @@ from evalpipe.calls.client import CallOutcome, ModelResponse
 from evalpipe.calls.runner import CallRunner, Route
 from evalpipe.cluster.kinds import CallKind, Planned, Row, shard_of
 from evalpipe.cluster.messages import (
+    GATHER_S,
     Admitted,
     Announced,
     Ask,
@@ -284,6 +285,7 @@ class ClusterRunner(CallRunner[Planned, Row]):
         try:
             while True:
                 await member.any.wait()
+                await asyncio.sleep(GATHER_S)
                 await member.shard.deliver(member.take())
         except LostShardError as error:
             self._lose(member, str(error))

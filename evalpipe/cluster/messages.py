@@ -9,6 +9,9 @@ from evalpipe.calls.client import ModelResponse
 from evalpipe.calls.limiter import TokenReservation
 from evalpipe.calls.runner import RecordedCost
 
+GATHER_S = 0.005
+"""So long a message waits for more to go with it: Ray takes a third of a millisecond of CPU for each, however long it is."""
+
 Planned = TypeVar("Planned")
 Row = TypeVar("Row")
 

@@ -24,6 +24,8 @@ from evalpipe.workspace.paths import Workspace
 
 _ADDRESSES = ("ANTHROPIC_BASE_URL", "OPENAI_BASE_URL")
 """where a judge is asked that names no address, as the SDKs read it"""
+_LONGEST = 300
+"""characters of an error of Ray's that are shown"""
 CONNECT_TIMEOUT_S = 5.0
 NODE_TIMEOUT_S = 60.0
 """what a node may take to start a process and import evalpipe"""
@@ -107,7 +109,7 @@ def _join(ray: Any, wanted: str | None) -> None:
     except Exception as error:  # Ray raises many kinds
         where = f"at {wanted}" if wanted else "of this machine"
         raise ClusterError(
-            f"cannot join the Ray cluster {where}: {_first_line(error)}; look with `ray status`, and check --ray "
+            f"cannot join the Ray cluster {where}: {_one_line(error)}; look with `ray status`, and check --ray "
             "([cluster] address)"
         ) from error
 
@@ -185,8 +187,9 @@ def _why_lost(error: Exception) -> str:
     return f"its process is gone: {type(error).__name__}"
 
 
-def _first_line(error: BaseException) -> str:
-    return next((line.strip().rstrip(".;:") for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _one_line(error: BaseException) -> str:
+    line = " ".join(str(error).split()).rstrip(".;:") or type(error).__name__
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"
 
 
 # What the nodes have, for `evalpipe doctor --ray`.
@@ -243,4 +246,4 @@ def _why_not(error: Exception) -> str:
         return f"the package {missing[1]} is not installed there"
     if type(error).__name__ == "GetTimeoutError":
         return f"no process has started there within {NODE_TIMEOUT_S:g} s"
-    return _first_line(error)
+    return _one_line(error)

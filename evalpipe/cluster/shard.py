@@ -23,6 +23,7 @@ from evalpipe.calls.limiter import Limiter, TokenReservation
 from evalpipe.calls.runner import CallRunner, RecordedCost, Route
 from evalpipe.cluster.kinds import CallKind, Planned, Row
 from evalpipe.cluster.messages import (
+    GATHER_S,
     Admitted,
     Announced,
     Ask,
@@ -56,6 +57,7 @@ class Link(Generic[Planned, Row]):
     async def collect(self) -> list[Report[Row]]:
         """Everything since the last time, as soon as there is anything."""
         await self._any.wait()
+        await asyncio.sleep(GATHER_S)
         self._any.clear()
         found, self._reports = self._reports, []
         return found

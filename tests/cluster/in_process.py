@@ -1,10 +1,11 @@
-"""Shards in the test's own event loop: the real driver, shards, runners and messages, each message pickled, without Ray."""
+"""Shards in threads of the test's process: the real driver, shards, runners and messages, each message pickled, without Ray."""
 
 from __future__ import annotations
 
 import asyncio
 import pickle
-from collections.abc import Awaitable, Sequence
+import threading
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -26,9 +27,22 @@ class InProcessShard:
 
     def __init__(self, name: str, lost_at: int | None) -> None:
         self.node, self._lost_at = name, lost_at
+        self.n_finished = 0
         self._actor = ShardActor()
         self._gone = asyncio.Event()
-        self.n_finished = 0
+        self._ready = threading.Event()
+        threading.Thread(target=lambda: asyncio.run(self._live()), daemon=True).start()
+        self._ready.wait(10)
+
+    async def _live(self) -> None:
+        self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
+        self._ready.set()
+        await self._end.wait()
+        runner = getattr(self._actor, "_runner", None)
+        if runner is not None:
+            runner.link.give(None)
+            self._actor._running.cancel()
+            await asyncio.gather(self._actor._running, return_exceptions=True)
 
     @property
     def other_models(self) -> set[str]:
@@ -38,7 +52,7 @@ class InProcessShard:
     async def start(self, setup: ShardSetup) -> None:
         if self._lost_at == 0:
             raise LostShardError("it cannot start")
-        await self._actor.start(carried(setup))
+        await self._while_there(self._actor.start(carried(setup)))
 
     async def deliver(self, orders: Sequence[Order[Any]]) -> None:
         await self._while_there(self._actor.deliver(carried(orders)))
@@ -52,14 +66,13 @@ class InProcessShard:
         return carried(found)
 
     def kill(self) -> None:
-        self._gone.set()
-        runner = getattr(self._actor, "_runner", None)
-        if runner is not None:
-            runner.link.give(None)
-            self._actor._running.cancel()
+        if not self._gone.is_set():
+            self._gone.set()
+            self._loop.call_soon_threadsafe(self._end.set)
 
-    async def _while_there(self, work: Awaitable[Result]) -> Result:
-        task, gone = asyncio.ensure_future(work), asyncio.ensure_future(self._gone.wait())
+    async def _while_there(self, work: Coroutine[Any, Any, Result]) -> Result:
+        task = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+        gone = asyncio.ensure_future(self._gone.wait())
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         gone.cancel()
         if not task.done():

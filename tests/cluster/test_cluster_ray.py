@@ -96,7 +96,7 @@ def test_two_shards_judge_each_pair_once_with_the_drivers_key_and_ctrl_c_keeps_e
             20,
             20,
         ), errors
-        assert {call.headers["x-api-key"] for call in provider.calls} == {KEY}
+        assert {call.headers["authorization"] for call in provider.calls} == {f"Bearer {KEY}"}
         assert KEY not in out + errors
 
 
