@@ -167,11 +167,13 @@ def test_calls_in_flight_are_bounded_over_all_shards(tmp_path: Path) -> None:
         assert 4 < most["now"] <= 12
 
 
-def test_the_cap_holds_over_all_shards(tmp_path: Path, provider: FakeProvider) -> None:
-    found = workspace(tmp_path, provider.url, 60, settings="max_usd = 0.05\n")
-    summary = run(found, InProcessCluster(3, lost_at=[7, None, None]))
+@pytest.mark.parametrize("lost_at", [[], [7]])
+def test_the_cap_holds_over_all_shards(tmp_path: Path, provider: FakeProvider, lost_at: list[int | None]) -> None:
+    """A call is held at more than $0.005 (1,024 tokens of output at 5 dollars a million), so no four are in flight at a time."""
+    found = workspace(tmp_path, provider.url, 60, settings="max_usd = 0.02\n")
+    summary = run(found, InProcessCluster(3, lost_at=lost_at))
     # 100 input and 50 output tokens a call at 1 and 5 dollars a million: what is billed, whoever made the call.
-    assert len(provider.calls) * (100 * 1e-6 + 50 * 5e-6) <= 0.05
+    assert len(provider.calls) * (100 * 1e-6 + 50 * 5e-6) <= 0.02
     assert summary.stopped == "budget"
     assert 0 < len(provider.calls) < 120
 
