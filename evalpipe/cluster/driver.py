@@ -246,24 +246,24 @@ class ClusterRunner(CallRunner[Planned, Row]):
         booked = f"{len(lost):,} calls in flight are booked at their worst case"
         self._replace(member.number, f"{where}: {booked}, {len(open_keys):,} planned ones go on elsewhere")
 
-    def _replace(self, number: int, told: str) -> None:
+    def _replace(self, number: int, notice: str) -> None:
         """Start a shard again; what it had to do is done by the others meanwhile."""
-        self.announce(told)
+        self.announce(notice)
         if self.is_stopping():
             return
         if self._n_starts[number] < MAX_STARTS:
             self._start(number)
         if not self._members:
-            self._spawn(self._end_without_shards(told))
+            self._spawn(self._end_without_shards(notice))
 
-    async def _end_without_shards(self, told: str) -> None:
+    async def _end_without_shards(self, notice: str) -> None:
         self._joined.clear()
         if self._starting:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self.cluster.start_timeout_s):
                     await self._joined.wait()
         if not self._members and not self.is_stopping():
-            raise ClusterError(f"no shard of the cluster is left: {told}; every answer so far is kept: run it again")
+            raise ClusterError(f"no shard of the cluster is left: {notice}; every answer so far is kept: run it again")
 
     # Planned calls.
 
