@@ -29,6 +29,7 @@ from evalpipe.providers.json_values import parse_document
 from evalpipe.spool.format import FeedbackRecord
 from evalpipe.spool.join import PendingRequest, SpoolJoin
 from evalpipe.spool.segments import (
+    MAX_TIME_S,
     Segment,
     exclusive_segments,
     holds_decisions,
@@ -46,14 +47,17 @@ from evalpipe.store.importers.detection import Examined
 from evalpipe.store.importers.documents import Document, Text
 from evalpipe.store.importers.mapping import Arms
 from evalpipe.store.load_history import Ledger
-from evalpipe.store.parquet import DatasetWriter, existing_keys
-from evalpipe.store.parsing import Parser, rare_collections
+from evalpipe.store.parquet import DatasetWriter, Times, existing_keys, newest_time
+from evalpipe.store.parsing import RowWriters, rare_collections
 from evalpipe.store.query import writing
 from evalpipe.store.schema import BY_NAME, holds_failures, to_table
 
 BATCH_ENTRIES = 2000
-BATCH_BYTES = 16 * 1024 * 1024
+BATCH_BYTES = 8 * 1024 * 1024
 """Requests, and bytes of their records, that are parsed and written at once."""
+COMMIT_ENTRIES = 500_000
+COMMIT_BYTES = 1024 * 1024 * 1024
+"""Requests, and bytes of their records, after which their files are put in place."""
 
 OPEN_LIMIT_S = 3600.0
 """Beyond every timeout of a collector with default settings: a record that is missing for longer will not come."""
@@ -82,13 +86,17 @@ class SpoolLoad:
         """segments something in which waits for the next load"""
         self._batch: list[PendingRequest] = []
         self._batch_bytes = 0
+        self._taken: set[int] = set()
+        """hashes of the requests whose rows are not in place yet"""
+        self._taken_bytes = 0
+        self._again: list[PendingRequest] = []
+        """entries of requests that came before (a copy of a segment): they follow when the rows of those are in place"""
+        self._again_bytes = 0
         self._feedback: dict[str, list[Feedback]] = {}
         self._summary = LoadSummary()
         self._segments: list[Segment] = []
-        self._stored_experiments = {
-            path.name.removeprefix("experiment=") for path in data.glob("exchanges/experiment=*")
-        }
-        """experiments that had rows before this load: only there can something be known"""
+        self._newest: dict[str, float] = {}
+        """experiment → seconds since the epoch: no row that is in place began later; -inf where there is none"""
 
     def run(self) -> LoadSummary:
         """Load what is there. The caller holds the load lock."""
@@ -102,17 +110,16 @@ class SpoolLoad:
         with ExitStack() as stack:
             for name in ("exchanges", "feedback"):
                 stack.enter_context(writing(self._data, name))
-            self._exchanges = stack.enter_context(DatasetWriter(self._data, BY_NAME["exchanges"]))
             self._ratings = stack.enter_context(DatasetWriter(self._data, BY_NAME["feedback"]))
-            self._parser = stack.enter_context(Parser(self._rules, self._processes))
+            self._rows = stack.enter_context(RowWriters(self._data, self._rules, self._processes))
             self._read(join)
-            self._drain(finish=True)
+            self._commit()
             for experiment, ratings in self._feedback.items():
                 self._ratings.add(experiment, to_table(BY_NAME["feedback"].schema, ratings))
         for rejects in self._rejects.values():
             rejects.write()
         commit(self._data, "load")
-        self._remove_segments()
+        self._delete_segments()
         return self._count()
 
     def _read(self, join: SpoolJoin) -> None:
@@ -122,16 +129,29 @@ class SpoolLoad:
                 self._take(entry)
             else:
                 self._give_up(entry)
+            if (
+                len(self._taken) >= COMMIT_ENTRIES
+                or self._taken_bytes >= COMMIT_BYTES
+                or self._again_bytes >= BATCH_BYTES
+            ):
+                self._commit()
         for overdue in join.expire(self._now):
             self._give_up(overdue)
         self._flush()
         self._close(list(join.leftovers()))
-        self._flush()
 
     def _take(self, entry: PendingRequest) -> None:
+        n_bytes = sum([len(source.data) for source in entry.sources])
+        request = entry.request
+        assert request is not None
+        key = hash((request.experiment, request.request_id))
+        if key in self._taken:
+            self._again.append(entry)
+            self._again_bytes += n_bytes
+            return
+        self._taken.add(key)
         self._batch.append(entry)
-        for source in entry.sources:
-            self._batch_bytes += len(source.data)
+        self._batch_bytes += n_bytes
         if len(self._batch) >= BATCH_ENTRIES or self._batch_bytes >= BATCH_BYTES:
             self._flush()
 
@@ -156,36 +176,51 @@ class SpoolLoad:
                     self._reject(self._segments[source.segment], source.line, source.data, NO_REQUEST)
 
     def _flush(self) -> None:
-        """Hand the batch to the parser, leaving out what is stored already, and write what the parser has ready."""
+        """Have the batch's rows written, leaving out what is stored already."""
         if not self._batch:
             return
-        known = self._known(self._batch)
+        suspects = [entry for entry in self._batch if self._may_be_stored(entry)]
+        known = self._known(suspects)
         new = [entry for entry in self._batch if id(entry) not in known]
-        self._summary.n_known += len(self._batch) - len(new)
+        self._summary.n_known += len(known)
+        self._taken_bytes += self._batch_bytes
         self._batch, self._batch_bytes = [], 0
         if new:
-            self._parser.submit(new)
-        self._drain()
+            self._rows.submit(new, may_be_stored=len(suspects) > len(known))
 
-    def _drain(self, *, finish: bool = False) -> None:
-        for experiment, table in self._parser.results(finish=finish):
-            self._exchanges.add(experiment, table)
-            if holds_failures(table):
-                self._summary.failed.add(experiment)
+    def _commit(self) -> None:
+        """Put the rows of what was taken in place, then those of what came again: that is known by now."""
+        self._flush()
+        while self._taken:
+            self._rows.commit()
+            self._taken.clear()
+            self._newest.clear()
+            self._taken_bytes = 0
+            again, self._again, self._again_bytes = self._again, [], 0
+            for entry in again:
+                self._take(entry)
+            self._flush()
+
+    def _may_be_stored(self, entry: PendingRequest) -> bool:
+        """False only where no row of the request can be stored: each row bears the time of one of its records, and the one of
+        the user's answer that of the request."""
+        request = entry.request
+        if request is None:
+            return True
+        newest = self._newest.get(request.experiment)
+        if newest is None:
+            found = newest_time(self._data, BY_NAME["exchanges"], request.experiment)
+            newest = self._newest[request.experiment] = float("-inf") if found is None else found.timestamp()
+        return min(_times(entry)) <= newest + _ROUNDED_S
 
     def _known(self, entries: list[PendingRequest]) -> set[int]:
         """The entries (by `id`) whose rows are stored: the served one, and the shadow one where its response is here."""
-        if not self._stored_experiments:
-            return set()
         wanted: dict[str, list[tuple[PendingRequest, float, tuple[str, str, str]]]] = {}
         for entry in entries:
             for experiment, at, key in _keys(entry):
                 wanted.setdefault(experiment, []).append((entry, at, key))
         missing: set[int] = set()
         for experiment, items in wanted.items():
-            if experiment not in self._stored_experiments:
-                missing |= {id(entry) for entry, _, _ in items}
-                continue
             stored = existing_keys(
                 self._data,
                 BY_NAME["exchanges"],
@@ -195,7 +230,7 @@ class SpoolLoad:
                     names=["request_id", "arm", "role"],
                 ),
                 {instant(at).date().isoformat() for _, at, _ in items},
-                exclude=self._exchanges.files,
+                between=_between([entry for entry, _, _ in items]),
             )
             missing |= {id(entry) for entry, _, key in items if key not in stored}
         return {id(entry) for entry in entries} - missing
@@ -216,7 +251,8 @@ class SpoolLoad:
         rejects = self._rejects.setdefault(segment.path, RejectedLines(self._data, segment.path))
         rejects.add(line, data, reason)
 
-    def _remove_segments(self) -> None:
+    def _delete_segments(self) -> None:
+        """Every row and every rejected line is in place; from here on nothing else holds them."""
         if not isinstance(self._spool, Path):
             return
         done = [one for i, one in enumerate(self._segments) if not one.locked and i not in self._needed]
@@ -243,12 +279,37 @@ class SpoolLoad:
     def _count(self) -> LoadSummary:
         summary = self._summary
         summary.n_files = len(self._segments)
-        summary.n_exchanges, summary.n_feedback = self._exchanges.n_added, self._ratings.n_added
-        summary.n_known += self._exchanges.n_known + self._ratings.n_known
+        written = self._rows.written
+        summary.n_exchanges, summary.n_feedback = written.n_added, self._ratings.n_added
+        summary.n_known += written.n_known + self._ratings.n_known
+        summary.failed |= written.failed
         summary.n_rejected = sum(len(rejects) for rejects in self._rejects.values())
         summary.rejected = sorted(str(rejects.path) for rejects in self._rejects.values())
-        summary.experiments = self._exchanges.experiments | self._ratings.experiments
+        summary.experiments = written.experiments | self._ratings.experiments
         return summary
+
+
+_ROUNDED_S = 0.001
+"""A stored time is one in a record to the microsecond."""
+
+
+def _times(entry: PendingRequest) -> list[float]:
+    """Seconds since the epoch of the rows that the records here may have become."""
+    times = [] if entry.request is None else [entry.request.received_at]
+    if entry.shadow is not None:
+        times.append(entry.shadow.at)
+    if entry.copy is not None:
+        times.append(entry.copy.started_at)
+    return times
+
+
+def _between(entries: list[PendingRequest]) -> Times | None:
+    """When stored rows of `entries` began, None: not known, since records of some may be gone."""
+    if not all(entry.is_finished for entry in entries):
+        return None
+    times = [at for entry in entries for at in _times(entry)]
+    first, last = max(min(times) - _ROUNDED_S, 0.0), min(max(times) + _ROUNDED_S, MAX_TIME_S - 1)
+    return instant(first), instant(last)
 
 
 def _keys(entry: PendingRequest) -> Iterator[tuple[str, float, tuple[str, str, str]]]:

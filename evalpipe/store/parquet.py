@@ -8,11 +8,11 @@ import re
 import secrets
 import time
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -263,6 +263,20 @@ def schema_mark(schema: pa.Schema) -> str:
     return f".{fingerprint([[field.name, str(field.type)] for field in schema], length=8)}.parquet"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SealedFile:
+    """A file that is written, synced and read back, and has no name yet: another process may give it that."""
+
+    temp: Path
+    path: Path
+
+    def place(self) -> Path:
+        """Make it visible. Raises OSError."""
+        self.temp.rename(self.path)
+        sync_folder(self.path.parent)
+        return self.path
+
+
 class ParquetFile:
     """One Parquet file in the making. Row groups are appended; `finish` makes it visible under its name.
 
@@ -323,16 +337,18 @@ class ParquetFile:
             self.abandon()
             raise
 
+    def sealed(self) -> SealedFile:
+        """The sealed file and the name it is to have. Raises OSError."""
+        path = self._folder / f"{self._stem}.{checksum(self._temp)}{schema_mark(self._schema)}"
+        return SealedFile(temp=self._temp, path=path)
+
     def place(self) -> Path:
         """Give the sealed file its name. Raises OSError."""
         try:
-            path = self._folder / f"{self._stem}.{checksum(self._temp)}{schema_mark(self._schema)}"
-            self._temp.rename(path)
+            return self.sealed().place()
         except BaseException:
             self.abandon()
             raise
-        sync_folder(path.parent)
-        return path
 
     def is_gone(self) -> bool:
         """Whether somebody has deleted the unfinished file."""
@@ -474,7 +490,7 @@ class DatasetWriter:
         """Append the rows of `table` that are new. The number of rows added."""
         n_added = 0
         self.experiments.add(experiment)
-        for partition, part in self._partitions(experiment, table):
+        for partition, part in by_partition(self._dataset, experiment, table):
             new = self._only_new(partition, part)
             if new.num_rows:
                 self._append(partition, new)
@@ -512,18 +528,6 @@ class DatasetWriter:
         self.files.append(self._open.pop(partition).finish())
         self._pending_keys.pop(partition, None)  # they are found in the file from now on
 
-    def _partitions(self, experiment: str, table: pa.Table) -> list[tuple[tuple[str, ...], pa.Table]]:
-        if len(self._dataset.partitions) == 1:
-            return [((experiment,), table)]
-        days = pc.cast(pc.floor_temporal(table["started_at"], unit="day"), pa.timestamp("s", tz="UTC"))
-        parts: list[tuple[tuple[str, ...], pa.Table]] = []
-        found = pc.unique(days).sort().to_pylist()
-        for day in found:
-            text = f"{_as_date(day):%Y-%m-%d}" if day.year >= 1000 else _as_date(day).isoformat()
-            part = table if len(found) == 1 else table.filter(pc.equal(days, pa.scalar(day, days.type)))
-            parts.append(((experiment, text), part))
-        return parts
-
     def _only_new(self, partition: tuple[str, ...], table: pa.Table) -> pa.Table:
         """The rows whose key is neither in a stored file of the partition, nor in an open one, nor earlier in the table."""
         key = list(self._dataset.key)
@@ -549,6 +553,24 @@ class DatasetWriter:
         return existing_keys(self._data, self._dataset, partition[0], keys, set(partition[1:]) or None)
 
 
+def by_partition(dataset: Dataset, experiment: str, table: pa.Table) -> list[tuple[tuple[str, ...], pa.Table]]:
+    """The rows of `table` by the partition they belong to."""
+    if len(dataset.partitions) == 1:
+        return [((experiment,), table)]
+    days = pc.cast(pc.floor_temporal(table["started_at"], unit="day"), pa.timestamp("s", tz="UTC"))
+    parts: list[tuple[tuple[str, ...], pa.Table]] = []
+    found = pc.unique(days).sort().to_pylist()
+    for day in found:
+        text = f"{_as_date(day):%Y-%m-%d}" if day.year >= 1000 else _as_date(day).isoformat()
+        part = table if len(found) == 1 else table.filter(pc.equal(days, pa.scalar(day, days.type)))
+        parts.append(((experiment, text), part))
+    return parts
+
+
+Times = tuple[datetime, datetime]
+"""the first and the last of several instants"""
+
+
 def existing_keys(
     data: Path,
     dataset: Dataset,
@@ -556,17 +578,24 @@ def existing_keys(
     keys: pa.Table,
     dates: set[str] | None,
     *,
-    exclude: Collection[Path] = (),
+    between: Times | None = None,
 ) -> set[tuple[Any, ...]]:
-    """Which of `keys` (columns of the dataset) stored files of the experiment (and dates) hold, `exclude` left out.
+    """Which of `keys` (columns of the dataset) stored files of the experiment (and dates) hold.
 
     A row that is known is not written again, and what it came from is deleted: so these files survive a power loss from here
     on, also where the process that wrote them was killed before it could do so.
+
+    Args:
+        between: only rows that began in this time are looked at, and only files that may hold such.
     """
-    stored, _ = whole_and_damaged(parquet_files(data, dataset, experiment, dates))
-    files = [path for path in stored if path not in exclude]
+    files, _ = whole_and_damaged(
+        path
+        for path in parquet_files(data, dataset, experiment, dates)
+        if between is None or _overlap(times_of(path), between)
+    )
     if not files or not keys.num_rows:
         return set()
+    within = "" if between is None else " WHERE started_at BETWEEN $2 AND $3"
     names = ", ".join(f'"{name}"' for name in keys.column_names)
     same = " AND ".join(f'stored."{name}" IS NOT DISTINCT FROM asked."{name}"' for name in keys.column_names)
     with duckdb.connect(":memory:") as connection:
@@ -574,8 +603,8 @@ def existing_keys(
         connection.execute("SET enable_progress_bar = false")
         connection.register("asked", keys)
         relation = connection.sql(
-            f"SELECT {names} FROM asked SEMI JOIN (SELECT {names} FROM read_parquet($1)) AS stored ON {same}",
-            params=[[str(path) for path in files]],
+            f"SELECT {names} FROM asked SEMI JOIN (SELECT {names} FROM read_parquet($1){within}) AS stored ON {same}",
+            params=[[str(path) for path in files], *(between or ())],
         )
         found: pa.Table = relation.to_arrow_table().cast(keys.schema)
     if found.num_rows:
@@ -583,6 +612,36 @@ def existing_keys(
             make_folder(folder)
             sync_folder(folder)
     return set(zip(*(found[name].to_pylist() for name in keys.column_names), strict=True))
+
+
+def newest_time(data: Path, dataset: Dataset, experiment: str) -> datetime | None:
+    """No row of the experiment that is stored began later; None: none is stored."""
+    for folder in reversed(partition_folders(data, dataset, experiment)):
+        files = read_partition(folder).current
+        if files:
+            return max((times[1] if (times := times_of(path)) is not None else _NO_LIMIT) for path in files)
+    return None
+
+
+_NO_LIMIT = datetime.max.replace(tzinfo=UTC)
+
+
+@lru_cache(maxsize=8192)
+def times_of(path: Path) -> Times | None:
+    """When the first and the last row of a file began, by its footer; None where that cannot be read, or says nothing."""
+    try:
+        footer = pq.read_metadata(path)
+    except (pa.ArrowInvalid, OSError):
+        return None
+    column = footer.schema.to_arrow_schema().get_field_index("started_at")
+    found = [footer.row_group(i).column(column).statistics for i in range(footer.num_row_groups)]
+    if not found or any(one is None or not one.has_min_max for one in found):
+        return None
+    return min(one.min for one in found), max(one.max for one in found)
+
+
+def _overlap(times: Times | None, others: Times) -> bool:
+    return times is None or (times[0] <= others[1] and others[0] <= times[1])
 
 
 def _as_date(instant: datetime) -> date:

@@ -1,16 +1,23 @@
-"""Finished entries → Arrow tables, in this process or in several: reading answers is what a load spends its time on."""
+"""Finished entries → files of exchanges, in this process or in several: reading answers is what a load spends its time on.
+
+Each process writes files of its own and reads them back. Their names are given by the process that reads the spool, which alone
+holds the datasets' locks: where it is killed nothing appears any more.
+"""
 
 from __future__ import annotations
 
 import gc
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from multiprocessing import connection, get_context, parent_process
+from pathlib import Path
 from types import TracebackType
 
 import pyarrow as pa
@@ -18,62 +25,185 @@ import pyarrow as pa
 from evalpipe.models import Exchange
 from evalpipe.spool.join import PendingRequest, entry_of, join_attempts
 from evalpipe.store.exchange_rows import ReadingRules, read_exchanges
-from evalpipe.store.schema import EXCHANGES, to_table
+from evalpipe.store.parquet import MAX_FILE_BYTES, ParquetFile, SealedFile, by_partition, existing_keys, partition_folder
+from evalpipe.store.schema import BY_NAME, holds_failures, to_table
+
+_DATASET = BY_NAME["exchanges"]
+_MOST_OPEN = 2
+"""Batches another process has at a time: the one it is at, and the next."""
 
 Job = list[tuple[list[bytes], float, str | None]]
 """The lines of each entry, its time, and why what is missing in it will not come."""
 
 
-class Parser:
-    """Takes batches of entries and gives tables by experiment, in the order of submission.
+@dataclass(kw_only=True, slots=True)
+class Written:
+    """What became of a batch. `n_known`: rows that were stored already; `failed`: experiments in which a request failed."""
 
-    With several processes, this one counts as one of them: the others parse while the caller reads on, and what they have no
-    time for is parsed here. Leaving the block by an exception (Ctrl-C) drops what is not begun.
+    n_added: int = 0
+    n_known: int = 0
+    experiments: set[str] = field(default_factory=set)
+    failed: set[str] = field(default_factory=set)
+
+    def add(self, other: Written) -> None:
+        self.n_added += other.n_added
+        self.n_known += other.n_known
+        self.experiments |= other.experiments
+        self.failed |= other.failed
+
+
+class RowFiles:
+    """The files one process writes the exchanges of a load to. No request may come twice before the files are in place."""
+
+    def __init__(self, data: Path, rules: ReadingRules) -> None:
+        self._data, self._rules = data, rules
+        self._open: dict[tuple[str, ...], ParquetFile] = {}
+        self._sealed: list[SealedFile] = []
+
+    def write(self, entries: Sequence[PendingRequest], *, may_be_stored: bool) -> Written:
+        """Append the rows of `entries`. `may_be_stored`: those that are in the store are left out."""
+        join_attempts(entries)
+        rows: dict[str, list[Exchange]] = {}
+        for entry in entries:
+            assert entry.request is not None
+            rows.setdefault(entry.request.experiment, []).extend(read_exchanges(entry, self._rules))
+        written = Written(experiments=set(rows))
+        for experiment, exchanges in rows.items():
+            table = to_table(_DATASET.schema, exchanges)
+            if holds_failures(table):
+                written.failed.add(experiment)
+            for partition, part in by_partition(_DATASET, experiment, table):
+                new = self._only_new(partition, part) if may_be_stored else part
+                written.n_added += new.num_rows
+                written.n_known += part.num_rows - new.num_rows
+                if new.num_rows:
+                    self._append(partition, new)
+        return written
+
+    def seal(self) -> list[SealedFile]:
+        """Every file, written out and read back. Raises DataError where one is not what was written."""
+        for partition in list(self._open):
+            self._seal(partition)
+        sealed, self._sealed = self._sealed, []
+        return sealed
+
+    def abandon(self) -> None:
+        """Leave nothing behind."""
+        for file in self._open.values():
+            file.abandon()
+        self._open.clear()
+        _discard(self._sealed)
+
+    def _only_new(self, partition: tuple[str, ...], table: pa.Table) -> pa.Table:
+        keys = table.select(list(_DATASET.key))
+        stored = existing_keys(self._data, _DATASET, partition[0], keys, set(partition[1:]))
+        if not stored:
+            return table
+        rows = zip(*(column.to_pylist() for column in keys.columns), strict=True)
+        return table.filter(pa.array([row not in stored for row in rows], pa.bool_()))
+
+    def _append(self, partition: tuple[str, ...], table: pa.Table) -> None:
+        file = self._open.get(partition)
+        if file is None:
+            folder = partition_folder(self._data, _DATASET, partition)
+            file = self._open[partition] = ParquetFile(folder, _DATASET.schema)
+        file.append(table)
+        if file.n_bytes >= MAX_FILE_BYTES:
+            self._seal(partition)
+
+    def _seal(self, partition: tuple[str, ...]) -> None:
+        file = self._open.pop(partition)
+        file.seal()
+        self._sealed.append(file.sealed())
+
+
+class RowWriters:
+    """Takes batches of entries and writes their rows, with `processes` processes of which this one is one.
+
+    The others work while the caller reads on, and what they have no time for is written here. Leaving the block by an exception
+    (Ctrl-C) drops what is not in place.
     """
 
-    def __init__(self, rules: ReadingRules, processes: int) -> None:
-        self._rules = rules
-        self._n_others = max(processes, 1) - 1
-        # A fresh interpreter, not a fork: this process may hold threads of DuckDB and Arrow.
-        self._pool = (
-            ProcessPoolExecutor(max_workers=self._n_others, mp_context=get_context("spawn"), initializer=_begin)
-            if self._n_others
-            else None
-        )
-        self._waiting: deque[Future[dict[str, bytes]] | dict[str, pa.Table]] = deque()
+    def __init__(self, data: Path, rules: ReadingRules, processes: int) -> None:
+        self.written = Written()
+        self._own = RowFiles(data, rules)
+        self._others = [_Process(data, rules) for _ in range(max(processes, 1) - 1)]
+        self._sealed: list[SealedFile] = []
 
-    def __enter__(self) -> Parser:
+    def __enter__(self) -> RowWriters:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=kind is not None)
+        for other in self._others:
+            other.stop()
+        self._own.abandon()
+        _discard(self._sealed)
 
-    def submit(self, entries: Sequence[PendingRequest]) -> None:
-        n_open = sum(isinstance(batch, Future) and not batch.done() for batch in self._waiting)
-        if self._pool is None or n_open > self._n_others:  # each of them is busy, and the next batch waits
-            self._waiting.append(_parse(entries, self._rules))
-            return
+    def submit(self, entries: Sequence[PendingRequest], *, may_be_stored: bool) -> None:
+        """Have rows written, see `RowFiles.write`. Raises what another process failed with."""
+        for other in self._others:
+            for batch in other.done():
+                self.written.add(batch)
+        free = next((other for other in self._others if other.n_open < _MOST_OPEN), None)
+        if free is None:
+            self.written.add(self._own.write(entries, may_be_stored=may_be_stored))
+        else:
+            free.write(entries, may_be_stored=may_be_stored)
+
+    def commit(self) -> None:
+        """Put every row so far in place. Raises DataError where a file cannot be read back, OSError."""
+        sealing = [other.seal() for other in self._others]
+        self._sealed += self._own.seal()
+        for other, files in zip(self._others, sealing, strict=True):
+            for batch in other.done(wait=True):
+                self.written.add(batch)
+            self._sealed += files.result()
+        self._sealed.sort(key=lambda file: file.path, reverse=True)
+        while self._sealed:
+            self._sealed[-1].place()
+            self._sealed.pop()
+
+
+class _Process:
+    """Another process with files of its own, which are gone when it is stopped before they are in place."""
+
+    def __init__(self, data: Path, rules: ReadingRules) -> None:
+        # A fresh interpreter, not a fork: this process may hold threads of DuckDB and Arrow.
+        self._pool = ProcessPoolExecutor(
+            max_workers=1, mp_context=get_context("spawn"), initializer=_begin, initargs=(data, rules)
+        )
+        self._batches: deque[Future[Written]] = deque()
+
+    @property
+    def n_open(self) -> int:
+        return len(self._batches)
+
+    def write(self, entries: Sequence[PendingRequest], *, may_be_stored: bool) -> None:
         job: Job = [([source.data for source in entry.sources], entry.at, entry.lost_reason) for entry in entries]
-        self._waiting.append(self._pool.submit(_parse_job, job, self._rules))
+        self._batches.append(self._pool.submit(_write, job, may_be_stored))
 
-    def results(self, *, finish: bool = False) -> Iterator[tuple[str, pa.Table]]:
-        """(experiment, exchanges) of the batches in front that are parsed; those that are not are waited for where too many
-        are open. `finish`: all of them."""
-        while self._waiting:
-            batch = self._waiting[0]
-            n_most = 0 if finish else 2 * self._n_others + 1
-            if isinstance(batch, Future) and not batch.done() and len(self._waiting) <= n_most:
-                return
-            self._waiting.popleft()
-            if isinstance(batch, Future):
-                for experiment, data in batch.result().items():
-                    with pa.ipc.open_stream(data) as reader:
-                        yield experiment, reader.read_all()
-            else:
-                yield from batch.items()
+    def done(self, *, wait: bool = False) -> Iterator[Written]:
+        """The batches in front that are written; all of them with `wait`."""
+        while self._batches and (wait or self._batches[0].done()):
+            yield self._batches.popleft().result()
+
+    def seal(self) -> Future[list[SealedFile]]:
+        return self._pool.submit(_seal)
+
+    def stop(self) -> None:
+        for batch in self._batches:
+            batch.cancel()
+        with suppress(RuntimeError):  # its process was killed, as a system short of memory does
+            self._pool.submit(_abandon)
+        self._pool.shutdown(wait=True)
+
+
+def _discard(files: list[SealedFile]) -> None:
+    for file in files:
+        file.temp.unlink(missing_ok=True)
+    files.clear()
 
 
 _RARELY = (100_000, 20, 50)
@@ -92,15 +222,26 @@ def rare_collections() -> Iterator[None]:
         gc.set_threshold(*before)
 
 
-def _begin() -> None:
+# What runs in another process.
+
+
+_files: RowFiles
+"""of this process, where it is such a one"""
+
+
+def _begin(data: Path, rules: ReadingRules) -> None:
+    global _files
     gc.set_threshold(*_RARELY)
     _watch_parent()
+    _forgo_pandas()
+    _files = RowFiles(data, rules)
 
 
 def _watch_parent() -> None:
-    """Ctrl-C reaches the whole process group; one process answering it is enough. And no worker outlives its parent, however
-    that ended: the pipes of the pool do not show it, since each worker holds both ends of them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ctrl-C and a supervisor's SIGTERM reach the whole group; one process answering is enough. And no worker outlives its
+    parent, however that ended: the pipes of the pool do not show it, since each worker holds both ends of them."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
@@ -111,22 +252,23 @@ def _exit_with_parent() -> None:
     os._exit(1)
 
 
-def _parse(entries: Sequence[PendingRequest], rules: ReadingRules) -> dict[str, pa.Table]:
-    join_attempts(entries)
-    rows: dict[str, list[Exchange]] = {}
-    for entry in entries:
-        assert entry.request is not None
-        rows.setdefault(entry.request.experiment, []).extend(read_exchanges(entry, rules))
-    return {experiment: to_table(EXCHANGES, exchanges) for experiment, exchanges in rows.items()}
+def _forgo_pandas() -> None:
+    """Before it makes its first array pyarrow imports pandas, to see whether it is given a column of a frame: 0.3 s and 40 MB
+    in a process that never has one. It takes note of an import that fails."""
+    sys.modules["pandas"] = None  # type: ignore[assignment]
+    with suppress(AttributeError, ImportError):
+        pa.array([])
+    del sys.modules["pandas"]
 
 
-def _parse_job(job: Job, rules: ReadingRules) -> dict[str, bytes]:
-    """The work of another process: lines in, Arrow streams out, both cheap to hand over."""
+def _write(job: Job, may_be_stored: bool) -> Written:
     entries = [entry_of(lines, at, lost_reason) for lines, at, lost_reason in job]
-    results = {}
-    for experiment, table in _parse(entries, rules).items():
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, table.schema) as writer:
-            writer.write_table(table)
-        results[experiment] = sink.getvalue().to_pybytes()
-    return results
+    return _files.write(entries, may_be_stored=may_be_stored)
+
+
+def _seal() -> list[SealedFile]:
+    return _files.seal()
+
+
+def _abandon() -> None:
+    _files.abandon()
