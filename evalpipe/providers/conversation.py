@@ -189,7 +189,7 @@ def position_of(items: Iterable[Any], *, continues: bool = False, is_stored: boo
     n_items = n_users = step = 0
     returns_results = False
     for item in items:
-        if not isinstance(item, Mapping):
+        if not isinstance(item, dict) and not isinstance(item, Mapping):  # the look at a dict is ten times as fast
             continue
         n_items += 1
         role = role_of(item)

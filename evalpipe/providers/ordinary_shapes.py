@@ -7,9 +7,13 @@ fields' types from annotations, which a compiled class does not keep.
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+"""what `json_values.as_count` takes for one"""
+NOTHING: Final = msgspec.Raw(b"null")
 
 
 class ChatMessage(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -42,7 +46,7 @@ class Choice(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 class Chat(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     choices: list[Choice]
     model: str
-    usage: dict[str, Any] | None = None
+    usage: msgspec.Raw = NOTHING
     service_tier: Any = None
     id: Any = None
     object: str | None = None
@@ -67,7 +71,7 @@ class Message(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     model: str
     type: str | None = None
     stop_reason: str | None = None
-    usage: dict[str, Any] | None = None
+    usage: msgspec.Raw = NOTHING
     id: Any = None
     role: Any = None
     stop_sequence: Any = None
@@ -77,5 +81,47 @@ class Message(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     error: None = None
 
 
+class PromptDetails(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    cached_tokens: Count | None = None
+    cache_write_tokens: Count | None = None
+    audio_tokens: Count | None = None
+    image_tokens: Count | None = None
+
+
+class CompletionDetails(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    reasoning_tokens: Count | None = None
+    audio_tokens: Count | None = None
+    image_tokens: Count | None = None
+    accepted_prediction_tokens: Any = None
+    rejected_prediction_tokens: Any = None
+
+
+class ChatUsage(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    prompt_tokens: Count
+    completion_tokens: Count
+    total_tokens: Count | None = None
+    prompt_tokens_details: PromptDetails | None = None
+    completion_tokens_details: CompletionDetails | None = None
+
+
+class CacheCreation(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    ephemeral_5m_input_tokens: Any = None
+    ephemeral_1h_input_tokens: Count | None = None
+
+
+class MessageUsage(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    input_tokens: Count
+    output_tokens: Count
+    cache_read_input_tokens: Count | None = None
+    cache_creation_input_tokens: Count | None = None
+    cache_creation: CacheCreation | None = None
+    server_tool_use: None = None
+    service_tier: str | None = None
+    inference_geo: str | None = None
+
+
+chat_usage_decoder: Final = msgspec.json.Decoder(ChatUsage)
+message_usage_decoder: Final = msgspec.json.Decoder(MessageUsage)
+usage_decoder: Final = msgspec.json.Decoder(dict[str, Any] | None)
 chat_decoder: Final = msgspec.json.Decoder(Chat)
 message_decoder: Final = msgspec.json.Decoder(Message)

@@ -198,6 +198,9 @@ class Ending(NamedTuple):
     error_message: str | None = None
 
 
+_PLAIN: Final[Mapping[Outcome, Ending]] = {outcome: Ending(outcome) for outcome in Outcome}
+
+
 def ending(reason: str | None, *, has_calls: bool) -> Ending:
     """The outcome of a finish reason.
 
@@ -220,7 +223,7 @@ def ending(reason: str | None, *, has_calls: bool) -> Ending:
     if kind == "calls" and not has_calls:
         message = f"the answer ended with the finish reason {reason[:100]!r} and holds no tool call"
         return Ending(Outcome.TRUNCATED, CALLS_MISSING, message)
-    return Ending(outcome)
+    return _PLAIN[outcome]
 
 
 # Errors in answers, in every shape providers and their relays write them, at any status.

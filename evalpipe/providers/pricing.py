@@ -619,21 +619,21 @@ def _plain_usd(usage: Usage, prices: Any, *, is_standard: bool = True) -> float 
     if rest < 0:
         # Counts that contradict each other (more cached than input): a provider's slip, not a price.
         return Unpriced(reason=CONTRADICTION)
-    counts = _Counts(rest, cached, written - one_hour, one_hour, usage.output_tokens or 0)
-    if not is_standard:  # made for this answer: nothing to keep
-        return _by_calculation(counts, prices)
-    key = id(prices)
-    if key not in _rates:
-        _rates[key] = _read_rates(prices)
-    rates = _rates[key]
+    made = usage.output_tokens or 0
+    rates = None
+    if is_standard:  # else made for this answer: nothing to keep
+        key = id(prices)
+        if key not in _rates:
+            _rates[key] = _read_rates(prices)
+        rates = _rates[key]
     if rates is None:
-        return _by_calculation(counts, prices)
+        return _by_calculation(_Counts(rest, cached, written - one_hour, one_hour, made), prices)
     return (
-        counts.rest * rates.rest
-        + counts.cached * rates.cached
-        + counts.written_5m * rates.written_5m
-        + counts.written_1h * rates.written_1h
-        + counts.output * rates.output
+        rest * rates.rest
+        + cached * rates.cached
+        + (written - one_hour) * rates.written_5m
+        + one_hour * rates.written_1h
+        + made * rates.output
     )
 
 

@@ -41,7 +41,7 @@ def chat_usage(message: dict[str, Any], *, has_content: bool) -> Usage:
         The counts with service tier and tools; no counts where the provider reported none.
     """
     usage = read_chat_usage(usage_in(message))
-    return _plausible(replace(usage, service_tier=_way(message.get("service_tier"))), has_content=has_content)
+    return plausible(replace(usage, service_tier=tier(message.get("service_tier"))), has_content=has_content)
 
 
 def usage_in(message: dict[str, Any]) -> Any:
@@ -97,13 +97,13 @@ def read_chat_usage(value: Any) -> Usage:
         server_tools=_tools(
             {"web_search": _first(tools.get("web_search_requests"), prompt.get("web_search_requests")) or 0}
         ),
-        service_tier=_way(usage.get("service_tier")),
-        speed=_way(usage.get("speed")),
-        inference_geo=_geo(usage.get("inference_geo")),
+        service_tier=tier(usage.get("service_tier")),
+        speed=tier(usage.get("speed")),
+        inference_geo=geography(usage.get("inference_geo")),
         reported_usd=reported,
         reported_by=by,
     )
-    return _settled(counts, as_count(usage.get("total_tokens")))
+    return settled(counts, as_count(usage.get("total_tokens")))
 
 
 # --- Responses
@@ -138,10 +138,10 @@ def responses_usage(message: dict[str, Any], *, has_content: bool) -> Usage:
     name = "web_search_preview" if any(kind.startswith("web_search_preview") for kind in kinds) else "web_search"
     usage = replace(
         read_responses_usage(message.get("usage")),
-        service_tier=_way(message.get("service_tier")),
+        service_tier=tier(message.get("service_tier")),
         server_tools=_tools({name: n_searches if billed is None else billed, **calls}),
     )
-    return _plausible(usage, has_content=has_content)
+    return plausible(usage, has_content=has_content)
 
 
 def read_responses_usage(value: Any) -> Usage:
@@ -163,7 +163,7 @@ def read_responses_usage(value: Any) -> Usage:
         reported_usd=reported,
         reported_by=by,
     )
-    return _settled(counts, as_count(usage.get("total_tokens")))
+    return settled(counts, as_count(usage.get("total_tokens")))
 
 
 # --- Messages
@@ -187,7 +187,7 @@ def messages_usage(message: dict[str, Any], *, has_content: bool) -> Usage:
             for block in blocks
         )
         usage = replace(usage, server_tools=usage.server_tools + _tools({"code_execution": n_runs}))
-    return _plausible(usage, has_content=has_content)
+    return plausible(usage, has_content=has_content)
 
 
 def read_messages_usage(value: Any) -> Usage:
@@ -215,9 +215,9 @@ def read_messages_usage(value: Any) -> Usage:
                 "code_execution": as_count(tools.get("code_execution_requests")) or 0,
             }
         ),
-        service_tier=_way(usage.get("service_tier")),
-        speed=_way(usage.get("speed")),
-        inference_geo=_geo(usage.get("inference_geo")),
+        service_tier=tier(usage.get("service_tier")),
+        speed=tier(usage.get("speed")),
+        inference_geo=geography(usage.get("inference_geo")),
         other_models=tuple(
             (as_text(entry.get("model")) or "", _messages_counts(entry))
             for entry in rounds
@@ -277,7 +277,7 @@ def with_reported_header(usage: Usage, headers: Mapping[str, str], model: str | 
     return replace(usage, reported_usd=usd, reported_by=COST_HEADER)
 
 
-def _settled(counts: Usage, total: int | None) -> Usage:
+def settled(counts: Usage, total: int | None) -> Usage:
     """The counts with what a vendor leaves outside of them put inside, by the sum it reports.
 
     Gemini and xAI count thinking outside `completion_tokens` but inside `total_tokens`
@@ -311,7 +311,7 @@ def _thought_outside(counts: Usage, n_tokens: int) -> Usage:
     return replace(counts, output_tokens=(counts.output_tokens or 0) + n_tokens, reasoning_tokens=n_tokens)
 
 
-def _plausible(usage: Usage, *, has_content: bool) -> Usage:
+def plausible(usage: Usage, *, has_content: bool) -> Usage:
     """No request has an input of 0 tokens, and no text an output of 0: servers that do not count write 0."""
     no_input, no_output = usage.input_tokens == 0, usage.output_tokens == 0 and has_content
     if not (no_input or no_output):
@@ -379,13 +379,15 @@ def _tools(calls: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
     return tuple([(tool, n) for tool, n in calls.items() if n])
 
 
-def _way(value: Any) -> str | None:
+def tier(value: Any) -> str | None:
+    """A way of serving in the provider's own lower-case word; None for the standard one."""
     if not isinstance(value, str):
         return None
     word = value.strip().lower()
     return None if word in _STANDARD else word
 
 
-def _geo(value: Any) -> str | None:
-    geo = _way(value)
+def geography(value: Any) -> str | None:
+    """Where an answer was made, where that was asked for."""
+    geo = tier(value)
     return None if geo == _NO_GEO else geo

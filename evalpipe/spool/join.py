@@ -8,7 +8,6 @@ was sent) its response. Records that an ended process can no longer write are no
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 
 import msgspec
 
@@ -22,35 +21,38 @@ LOST = "record_lost"
 """The process runs, and the record is overdue beyond every timeout: it could not be written (disk full)."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+# Written out, not dataclasses: compiled, these are made by the million in a fifth of the time.
 class Source:
     """The position of a record: the segment's index in this load, its writer, the line and its bytes."""
 
-    segment: int
-    writer: str
-    line: int
-    data: bytes
+    def __init__(self, segment: int, writer: str, line: int, data: bytes) -> None:
+        self.segment, self.writer, self.line, self.data = segment, writer, line, data
 
 
-@dataclass(slots=True)
 class PendingRequest:
     """What is known of one request."""
 
-    request: RequestRecord | None = None
-    served: ResponseRecord | None = None
-    shadow: ShadowRecord | None = None
-    copy: ResponseRecord | None = None
-    sources: list[Source] = field(default_factory=list)
-    at: float = float("inf")
-    """seconds since the epoch of the earliest record"""
-    request_writer: str = ""
-    shadow_writer: str = ""
-    is_repeated: bool = False
-    """a failed attempt that the SDK repeated: no request of its own"""
-    earlier_attempts: list[str] = field(default_factory=list)
-    """request ids of the attempts that this one repeats, from the first"""
-    lost_reason: str | None = None
-    """why what is missing will never come; None: nothing is missing"""
+    def __init__(
+        self,
+        request: RequestRecord | None = None,
+        served: ResponseRecord | None = None,
+        *,
+        at: float = float("inf"),
+        lost_reason: str | None = None,
+    ) -> None:
+        self.request, self.served = request, served
+        self.shadow: ShadowRecord | None = None
+        self.copy: ResponseRecord | None = None
+        self.sources: list[Source] = []
+        self.at = at
+        """seconds since the epoch of the earliest record"""
+        self.request_writer = self.shadow_writer = ""
+        self.is_repeated = False
+        """a failed attempt that the SDK repeated: no request of its own"""
+        self.earlier_attempts: list[str] = []
+        """request ids of the attempts that this one repeats, from the first"""
+        self.lost_reason = lost_reason
+        """why what is missing will never come; None: nothing is missing"""
 
     @property
     def is_finished(self) -> bool:

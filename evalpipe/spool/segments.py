@@ -274,7 +274,7 @@ def _read_writer(
             except (ValueError, RecursionError) as error:
                 reject(segment, number, line, str(error))
                 continue
-            yield record, Source(segment=index, writer=segment.writer, line=number, data=line)
+            yield record, Source(index, segment.writer, number, line)
         progress(n_read)
 
 

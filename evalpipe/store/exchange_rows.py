@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, cast
 
@@ -26,7 +26,6 @@ from evalpipe.text import well_formed
 
 SIMULATED_HEADER = "x-simulated-by"
 _ARMS: Mapping[str, Arm] = {arm.value: arm for arm in Arm}
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 BROKEN_OFF = "the answer failed before it reported its tokens: what was billed for it is not known"
 """`cost_note` of failures that may have been billed"""
 
@@ -208,13 +207,14 @@ def _answered(
     sent_body = client.body if response.sent is None else response.sent.content
     requested, asks_stream = _asked(client, response)
     outcome = Outcome.TIMEOUT if response.error_type == "timeout" else answer.outcome
-    cost = _cost(client, response, answer, requested, outcome)
+    sent_at = instant(response.started_at)
+    cost = _cost(client, response, answer, requested, outcome, sent_at)
     timed_out = outcome is Outcome.TIMEOUT and response.timeout_ms is not None
     return Exchange(
         request_id=request.request_id,
         arm=_ARMS[response.arm],
         role=role,
-        started_at=instant(request.received_at if role is Role.SERVED else response.started_at),
+        started_at=instant(request.received_at) if role is Role.SERVED else sent_at,
         provider=response.provider or None,
         endpoint=response.endpoint or None,
         model_requested=requested,
@@ -312,9 +312,8 @@ def _as_far_as_kept(response: ResponseRecord, answer: Answer) -> Answer:
 
 
 def _cost(
-    client: _Client, response: ResponseRecord, answer: Answer, requested: str | None, outcome: Outcome
+    client: _Client, response: ResponseRecord, answer: Answer, requested: str | None, outcome: Outcome, at: datetime
 ) -> Cost | Unpriced:
-    at = instant(response.started_at)
     generated = answer.usage.output_tokens is not None or answer.text or answer.tool_calls
     if outcome is Outcome.HTTP_ERROR and not generated and _is_not_billed(response):
         return Cost(usd=0.0, priced_at=at, source="not billed")
@@ -390,4 +389,4 @@ def _holds_cache_key(body: bytes | str) -> bool:
 
 
 def instant(seconds: float) -> datetime:
-    return _EPOCH + timedelta(seconds=seconds)
+    return datetime.fromtimestamp(seconds, UTC)

@@ -322,7 +322,7 @@ class ParquetFile:
         self.seal()
         return self.place()
 
-    def seal(self, seen: Callable[[pa.RecordBatch], object] = lambda batch: None) -> None:
+    def seal(self, seen: Callable[[pa.RecordBatch], object] | None = None) -> None:
         """Close, sync, verify; the file has no name yet. Raises DataError where what was written cannot be read back.
 
         Args:
@@ -364,16 +364,19 @@ class ParquetFile:
 
 
 def verify(
-    path: Path, schema: pa.Schema, n_rows: int, seen: Callable[[pa.RecordBatch], object] = lambda batch: None
+    path: Path, schema: pa.Schema, n_rows: int, seen: Callable[[pa.RecordBatch], object] | None = None
 ) -> None:
-    """Read every page of the file with its checksum; `seen` gets the rows. Raises DataError where it is not what was
-    written."""
+    """Read every page of the file with its checksum, every value in it; `seen` gets the rows, which takes two and a half times
+    as long. Raises DataError where it is not what was written."""
     n_found = 0
     try:
         with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False, buffer_size=1 << 20) as file:
-            for batch in file.iter_batches(batch_size=1024, use_threads=False):
-                n_found += batch.num_rows
-                seen(batch)
+            if seen is None:
+                n_found = file.scan_contents(batch_size=1024)
+            else:
+                for batch in file.iter_batches(batch_size=1024, use_threads=False):
+                    n_found += batch.num_rows
+                    seen(batch)
             same = file.schema_arrow.equals(schema)
     except pa.ArrowMemoryError:
         raise

@@ -59,6 +59,8 @@ class RowFiles:
         self._data, self._rules = data, rules
         self._open: dict[tuple[str, ...], ParquetFile] = {}
         self._sealed: list[SealedFile] = []
+        self._handed_out: list[SealedFile] = []
+        """to be put in place, which they may never be"""
 
     def write(self, entries: Sequence[PendingRequest], *, may_be_stored: bool) -> Written:
         """Append the rows of `entries`. `may_be_stored`: those that are in the store are left out."""
@@ -84,15 +86,16 @@ class RowFiles:
         """Every file, written out and read back. Raises DataError where one is not what was written."""
         for partition in list(self._open):
             self._seal(partition)
-        sealed, self._sealed = self._sealed, []
-        return sealed
+        self._handed_out, self._sealed = self._sealed, []
+        return self._handed_out
 
     def abandon(self) -> None:
-        """Leave nothing behind."""
+        """Leave nothing behind that is not in place."""
         for file in self._open.values():
             file.abandon()
+        for sealed in (*self._sealed, *self._handed_out):
+            sealed.temp.unlink(missing_ok=True)
         self._open.clear()
-        _discard(self._sealed)
 
     def _only_new(self, partition: tuple[str, ...], table: pa.Table) -> pa.Table:
         keys = table.select(list(_DATASET.key))
@@ -112,9 +115,10 @@ class RowFiles:
             self._seal(partition)
 
     def _seal(self, partition: tuple[str, ...]) -> None:
-        file = self._open.pop(partition)
+        file = self._open[partition]
         file.seal()
         self._sealed.append(file.sealed())
+        del self._open[partition]
 
 
 class RowWriters:
@@ -128,7 +132,6 @@ class RowWriters:
         self.written = Written()
         self._own = RowFiles(data, rules)
         self._others = [_Process(data, rules) for _ in range(max(processes, 1) - 1)]
-        self._sealed: list[SealedFile] = []
 
     def __enter__(self) -> RowWriters:
         return self
@@ -139,7 +142,6 @@ class RowWriters:
         for other in self._others:
             other.stop()
         self._own.abandon()
-        _discard(self._sealed)
 
     def submit(self, entries: Sequence[PendingRequest], *, may_be_stored: bool) -> None:
         """Have rows written, see `RowFiles.write`. Raises what another process failed with."""
@@ -155,15 +157,13 @@ class RowWriters:
     def commit(self) -> None:
         """Put every row so far in place. Raises DataError where a file cannot be read back, OSError."""
         sealing = [other.seal() for other in self._others]
-        self._sealed += self._own.seal()
+        sealed = list(self._own.seal())
         for other, files in zip(self._others, sealing, strict=True):
             for batch in other.done(wait=True):
                 self.written.add(batch)
-            self._sealed += files.result()
-        self._sealed.sort(key=lambda file: file.path, reverse=True)
-        while self._sealed:
-            self._sealed[-1].place()
-            self._sealed.pop()
+            sealed += files.result()
+        for file in sorted(sealed, key=lambda file: file.path):
+            file.place()
 
 
 class _Process:
@@ -198,12 +198,6 @@ class _Process:
         with suppress(RuntimeError):  # its process was killed, as a system short of memory does
             self._pool.submit(_abandon)
         self._pool.shutdown(wait=True)
-
-
-def _discard(files: list[SealedFile]) -> None:
-    for file in files:
-        file.temp.unlink(missing_ok=True)
-    files.clear()
 
 
 _RARELY = (100_000, 20, 50)

@@ -29,16 +29,18 @@ def _fill(root: Path, *, n_bytes: int) -> None:
 
 
 LIMITED = """
-import resource, runpy, sys
-kind, limit = sys.argv[1], int(sys.argv[2])
+import resource, sys
+kind, limit, parallel_bytes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 resource.setrlimit(getattr(resource, kind), (limit, limit))
-sys.argv = ["evalpipe", "load"]
-runpy.run_module("evalpipe", run_name="__main__")
+import evalpipe.workspace.load
+from evalpipe.cli.app import main
+evalpipe.workspace.load.PARALLEL_BYTES = parallel_bytes
+main(["load"])
 """
 
 
-def _load(root: Path, kind: str, limit: int) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", LIMITED, kind, str(limit)]
+def _load(root: Path, kind: str, limit: int, parallel_bytes: int = 1 << 26) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", LIMITED, kind, str(limit), str(parallel_bytes)]
     return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=100)
 
 
@@ -57,9 +59,10 @@ def _finished_afterwards(root: Path) -> None:
     assert not list((root / "data" / "spool").glob("served-*"))
 
 
-def test_a_full_disk_is_one_line_and_nothing_is_lost(tmp_path: Path) -> None:
+@pytest.mark.parametrize("parallel_bytes", [1, 1 << 40])
+def test_a_full_disk_is_one_line_and_nothing_is_lost(tmp_path: Path, parallel_bytes: int) -> None:
     _fill(tmp_path, n_bytes=100_000)
-    failed = _load(tmp_path, "RLIMIT_FSIZE", 40_000)
+    failed = _load(tmp_path, "RLIMIT_FSIZE", 40_000, parallel_bytes)
     error = failed.stderr
     assert failed.returncode == 1 and failed.stdout == ""
     assert error.count("\n") == 1 and "the disk is full" in error and "evalpipe load" in error

@@ -28,6 +28,7 @@ from evalpipe.spool.checkpoint import STATE_FILE, TREATMENT_LOCK
 from evalpipe.spool.format import Body, FeedbackRecord, Record, render_record
 from evalpipe.spool.join import LOST, STOPPED, Source, SpoolJoin
 from evalpipe.spool.segments import EMPTY_AFTER_S, list_segments
+from evalpipe.store import load as store_load
 from evalpipe.store.exchange_rows import ReadingRules
 from evalpipe.store.load import LoadSummary, SpoolLoad
 from evalpipe.store.query import open_store
@@ -349,6 +350,47 @@ def test_loading_a_copied_segment_again_adds_nothing(tmp_path: Path) -> None:
     assert rows(tmp_path, "SELECT count(*) FROM exchanges") == [(2,)]
     assert rows(tmp_path, "SELECT arm, rating, comment FROM feedback") == [("control", 1.0, "good")]
     assert segments(tmp_path) == []
+
+
+@pytest.mark.parametrize("commit_entries", [1, 7, 1_000_000])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_request_that_comes_again_in_one_load_is_stored_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, commit_entries: int, processes: int
+) -> None:
+    """Copies of a segment under other numbers, and files that are put in place in the middle of a load or at its end."""
+    monkeypatch.setattr(store_load, "COMMIT_ENTRIES", commit_entries)
+    names = [f"r{n}" for n in range(20)]
+    for copied in range(3):
+        at = {name: T0 + n for n, name in enumerate(names)}
+        write_segment(
+            tmp_path / "spool",
+            f"served-1.{copied + 1:06d}",
+            [r for name in names for r in (request(name, at=at[name], eligible=False), served(name, at=at[name]))],
+        )
+    summary = load(tmp_path, processes=processes)
+    assert (summary.n_exchanges, summary.n_known, summary.n_rejected) == (20, 40, 0)
+    got = rows(tmp_path, "SELECT request_id, outcome FROM exchanges ORDER BY started_at")
+    assert got == [(name, "ok") for name in names]
+    assert segments(tmp_path) == []
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(logs=st.lists(st.sets(st.integers(0, 9), min_size=1), min_size=1, max_size=5), hours=st.sampled_from([0.001, 5]))
+def test_in_whatever_order_logs_come_back_each_request_is_stored_once(
+    tmp_path_factory: pytest.TempPathFactory, logs: list[set[int]], hours: float
+) -> None:
+    """Of one day or of several, older ones after newer ones, with requests that are stored beside ones that are not."""
+    root = tmp_path_factory.mktemp("again")
+    for n, numbers in enumerate(logs):
+        at = {i: T0 + 3600 * hours * i for i in sorted(numbers)}
+        served_log = [r for i, t in at.items() for r in (request(f"r{i}", at=t), served(f"r{i}", at=t))]
+        shadow_log = [r for i, t in at.items() for r in (shadow(f"r{i}", at=t), copy(f"r{i}", at=t + 0.25))]
+        write_segment(root / "spool", f"served-{n}.000001", served_log)
+        write_segment(root / "spool", f"shadow-{n}.000001", shadow_log)
+        load(root, now=T0 + 3600 * hours * 10)
+        expected = sorted({(f"r{i}", arm, "ok") for i in set().union(*logs[: n + 1]) for arm in ("control", "treatment")})
+        assert rows(root, "SELECT request_id, arm, outcome FROM exchanges ORDER BY ALL") == expected
+        assert segments(root) == []
 
 
 def test_a_load_that_died_after_writing_is_finished_by_the_next(tmp_path: Path) -> None:
