@@ -53,7 +53,7 @@ class ShadowStatus(StrEnum):
     SHED = "shed"
 
 
-class Exchange(msgspec.Struct, frozen=True, kw_only=True):
+class Exchange(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One request with one arm's answer, as stored: one row of the `exchanges` dataset. Not measured is None, never 0.
 
     Times are UTC instants (`_at`) or milliseconds (`_ms`); tokens and dollars are counts as billed. `input_tokens` holds

@@ -41,7 +41,7 @@ class NotShadowableError(Exception):
         return self.reason
 
 
-class Usage(msgspec.Struct, frozen=True, kw_only=True):
+class Usage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What an answer used, as billed; None where the provider did not report it, never 0 in its place.
 
     `input_tokens` is the whole input, cached and cache-write tokens included; `output_tokens` the whole output, reasoning
@@ -102,7 +102,7 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
 _NO_EXTRAS = (None,) * 12
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
+class Answer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One arm's response, in terms all dialects share.
 
     `tool_calls`: [{"id", "name", "arguments" (parsed JSON, or the raw text where it does not parse)}]. `assembled`: the
@@ -130,7 +130,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """reasoning that `text` leaves out and that a stream had passed before its end showed what it was"""
 
 
-class RequestView(msgspec.Struct, frozen=True, kw_only=True):
+class RequestView(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The fields of a request that evalpipe uses, in any dialect.
 
     `messages`: [{"role": system|user|assistant|tool, "content": plain text}], images and files as "[image]" marks,

@@ -20,7 +20,7 @@ Ended = Literal["complete", "closed_by_upstream", "cut", "client_closed", "timeo
 (upstream broke off) · client_closed · timeout · connect_error (no answer at all) · protocol_error (not HTTP)."""
 
 
-class Body(msgspec.Struct, frozen=True, omit_defaults=True):
+class Body(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """Bytes as received: `text` where they are UTF-8, else `base64`. Both absent: empty. `n_dropped_bytes` > 0: cut off
     at the logging limit."""
 
@@ -47,7 +47,7 @@ class Body(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.data if self.base64 is not None else self.text or ""
 
 
-class RequestRecord(msgspec.Struct, frozen=True, tag="request", tag_field="record", omit_defaults=True, kw_only=True):
+class RequestRecord(msgspec.Struct, frozen=True, tag="request", tag_field="record", omit_defaults=True, kw_only=True, gc=False):
     """A collected request as it arrived. Credentials and cookies never get here: `headers` holds an allow-list."""
 
     request_id: str
@@ -84,7 +84,7 @@ class RequestRecord(msgspec.Struct, frozen=True, tag="request", tag_field="recor
     version: int = FORMAT_VERSION
 
 
-class ResponseRecord(msgspec.Struct, frozen=True, tag="response", tag_field="record", omit_defaults=True, kw_only=True):
+class ResponseRecord(msgspec.Struct, frozen=True, tag="response", tag_field="record", omit_defaults=True, kw_only=True, gc=False):
     """One arm's answer, whole or as far as it came."""
 
     request_id: str
@@ -116,7 +116,7 @@ class ResponseRecord(msgspec.Struct, frozen=True, tag="response", tag_field="rec
     version: int = FORMAT_VERSION
 
 
-class ShadowRecord(msgspec.Struct, frozen=True, tag="shadow", tag_field="record", omit_defaults=True, kw_only=True):
+class ShadowRecord(msgspec.Struct, frozen=True, tag="shadow", tag_field="record", omit_defaults=True, kw_only=True, gc=False):
     """The status of a request's shadow request; written before it is sent, so that none is sent twice."""
 
     request_id: str
@@ -128,7 +128,7 @@ class ShadowRecord(msgspec.Struct, frozen=True, tag="shadow", tag_field="record"
     version: int = FORMAT_VERSION
 
 
-class FeedbackRecord(msgspec.Struct, frozen=True, tag="feedback", tag_field="record", omit_defaults=True, kw_only=True):
+class FeedbackRecord(msgspec.Struct, frozen=True, tag="feedback", tag_field="record", omit_defaults=True, kw_only=True, gc=False):
     request_id: str
     experiment: str
     arm: str | None

@@ -76,10 +76,10 @@ def list_segments(spool: Path | Sequence[Path]) -> list[Segment]:
     ]
 
 
-def read_lines(segment: Segment) -> Iterator[tuple[int, int, bytes]]:
-    """(line number from 1, offset, line without its newline) of the whole lines. A last line without newline is given
+def read_lines(segment: Segment) -> Iterator[tuple[int, bytes]]:
+    """(line number from 1, line without its newline) of the whole lines. A last line without newline is given
     only where no process will finish it."""
-    number, offset, rest = 0, 0, b""
+    number, rest = 0, b""
     for chunk in _chunks(segment):
         lines = chunk.split(b"\n")
         if len(lines) == 1:
@@ -89,10 +89,9 @@ def read_lines(segment: Segment) -> Iterator[tuple[int, int, bytes]]:
         rest = lines.pop()
         for line in lines:
             number += 1
-            yield number, offset, line
-            offset += len(line) + 1
+            yield number, line
     if rest and not segment.locked:
-        yield number + 1, offset, rest
+        yield number + 1, rest
 
 
 def _chunks(segment: Segment) -> Iterator[bytes]:
@@ -213,7 +212,7 @@ def read_spool(
     streams = [
         _read_writer(list(group), reject, progress) for _, group in groupby(numbered, key=lambda pair: pair[1].writer)
     ]
-    return heapq.merge(*streams, key=lambda item: time_of(item[0]))
+    return heapq.merge(*streams, key=lambda item: item[1].at)
 
 
 def check_record(record: Record) -> None:
@@ -261,7 +260,7 @@ def _read_writer(
 ) -> Iterator[tuple[Record, Source]]:
     for index, segment in segments:
         n_read = 0
-        for number, _, line in read_lines(segment):
+        for number, line in read_lines(segment):
             n_read += len(line) + 1
             if n_read >= _PROGRESS_BYTES:
                 progress(n_read)
@@ -274,7 +273,7 @@ def _read_writer(
             except (ValueError, RecursionError) as error:
                 reject(segment, number, line, str(error))
                 continue
-            yield record, Source(index, segment.writer, number, line)
+            yield record, Source(index, segment.writer, number, line, time_of(record))
         progress(n_read)
 
 

@@ -26,6 +26,7 @@ from evalpipe.text import well_formed
 
 SIMULATED_HEADER = "x-simulated-by"
 _ARMS: Mapping[str, Arm] = {arm.value: arm for arm in Arm}
+_SHADOW_STATUSES: Mapping[str, ShadowStatus] = {status.value: status for status in ShadowStatus}
 BROKEN_OFF = "the answer failed before it reported its tokens: what was billed for it is not known"
 """`cost_note` of failures that may have been billed"""
 
@@ -185,7 +186,7 @@ def _served(client: _Client, entry: PendingRequest) -> Exchange:
 def _shadow_status(entry: PendingRequest) -> tuple[ShadowStatus | None, str | None]:
     """The status of the shadow request; one without a decision was shed."""
     if entry.shadow is not None:
-        return ShadowStatus(entry.shadow.status), entry.shadow.reason
+        return _SHADOW_STATUSES[entry.shadow.status], entry.shadow.reason
     assert entry.request is not None
     if not entry.request.eligible:
         return None, None

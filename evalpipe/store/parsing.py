@@ -200,7 +200,7 @@ class _Process:
         self._pool.shutdown(wait=True)
 
 
-_RARELY = (100_000, 20, 50)
+_RARELY = (500_000, 20, 50)
 """objects, and rounds, between two searches for cycles: more than a batch holds"""
 
 

@@ -262,7 +262,7 @@ def _waiting(workspace: Workspace, name: str, chosen: Callable[[RequestRecord], 
         return 0
     for segment in list_segments(workspace.spool):
         try:
-            for _, _, line in read_lines(segment):
+            for _, line in read_lines(segment):
                 if not line.startswith(b'{"record":"request"'):
                     continue
                 try:

@@ -352,7 +352,8 @@ def test_a_file_of_an_older_version_that_cannot_be_read_is_left(workspace: Works
     """It has no checksum in its name: only reading it shows that a page is broken."""
     path = files(workspace)[3]
     data = bytearray(path.read_bytes())
-    data[len(data) // 3] ^= 4
+    column = pq.read_metadata(path).row_group(0).column(0)
+    data[column.data_page_offset + column.total_compressed_size - 1] ^= 4
     older = path.with_name("20260701T040000-0123456789ab.parquet")
     path.unlink()
     older.write_bytes(data)

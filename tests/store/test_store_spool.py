@@ -651,7 +651,7 @@ def test_an_answer_longer_than_the_log_keeps_is_no_failure_of_the_arm(tmp_path: 
 
 
 def from_writer(name: str) -> Source:
-    return Source(segment=0, writer=name, line=1, data=b"")
+    return Source(segment=0, writer=name, line=1, data=b"", at=T0)
 
 
 @pytest.mark.parametrize(("live", "waits"), [({"served-9"}, True), (set(), False)])
