@@ -83,6 +83,7 @@ check-gate: $(VENV)/.installed-dev ## every exit code of `evalpipe gate` from re
 check-store: $(VENV)/.installed-dev ## kill collectors and loads under 10,000 requests; nothing lost, nothing twice (minutes; not in the suite)
 	EVALPIPE_STORE_REQUESTS=10000 $(BIN)/python -m pytest -n 0 --timeout 1200 tests/store/test_store_killed.py
 	$(BIN)/python tests/bench/check_load_while_collecting.py 10000
+	$(BIN)/python tests/bench/check_load_kills.py
 
 .PHONY: check-kills check-soak
 check-kills: $(VENV)/.installed-dev ## kill -9 every kind of process 300 times while all of them work (an hour; ARGS="KILLS SECONDS")

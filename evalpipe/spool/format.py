@@ -47,7 +47,9 @@ class Body(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         return self.data if self.base64 is not None else self.text or ""
 
 
-class RequestRecord(msgspec.Struct, frozen=True, tag="request", tag_field="record", omit_defaults=True, kw_only=True, gc=False):
+class RequestRecord(
+    msgspec.Struct, frozen=True, tag="request", tag_field="record", omit_defaults=True, kw_only=True, gc=False
+):
     """A collected request as it arrived. Credentials and cookies never get here: `headers` holds an allow-list."""
 
     request_id: str
@@ -84,7 +86,9 @@ class RequestRecord(msgspec.Struct, frozen=True, tag="request", tag_field="recor
     version: int = FORMAT_VERSION
 
 
-class ResponseRecord(msgspec.Struct, frozen=True, tag="response", tag_field="record", omit_defaults=True, kw_only=True, gc=False):
+class ResponseRecord(
+    msgspec.Struct, frozen=True, tag="response", tag_field="record", omit_defaults=True, kw_only=True, gc=False
+):
     """One arm's answer, whole or as far as it came."""
 
     request_id: str
@@ -116,7 +120,9 @@ class ResponseRecord(msgspec.Struct, frozen=True, tag="response", tag_field="rec
     version: int = FORMAT_VERSION
 
 
-class ShadowRecord(msgspec.Struct, frozen=True, tag="shadow", tag_field="record", omit_defaults=True, kw_only=True, gc=False):
+class ShadowRecord(
+    msgspec.Struct, frozen=True, tag="shadow", tag_field="record", omit_defaults=True, kw_only=True, gc=False
+):
     """The status of a request's shadow request; written before it is sent, so that none is sent twice."""
 
     request_id: str
@@ -128,7 +134,9 @@ class ShadowRecord(msgspec.Struct, frozen=True, tag="shadow", tag_field="record"
     version: int = FORMAT_VERSION
 
 
-class FeedbackRecord(msgspec.Struct, frozen=True, tag="feedback", tag_field="record", omit_defaults=True, kw_only=True, gc=False):
+class FeedbackRecord(
+    msgspec.Struct, frozen=True, tag="feedback", tag_field="record", omit_defaults=True, kw_only=True, gc=False
+):
     request_id: str
     experiment: str
     arm: str | None

@@ -44,6 +44,8 @@ class PendingRequest:
         self.shadow: ShadowRecord | None = None
         self.copy: ResponseRecord | None = None
         self.sources: list[Source] = []
+        self.n_bytes = 0
+        """of its lines"""
         self.at = at
         """seconds since the epoch of the earliest record"""
         self.request_writer = self.shadow_writer = ""
@@ -63,6 +65,15 @@ class PendingRequest:
         if self.shadow is None:
             return False
         return self.shadow.status != ShadowStatus.SAMPLED or self.copy is not None
+
+    def row_times(self) -> list[float]:
+        """Seconds since the epoch of the rows that its records are, or may have become in an earlier load."""
+        times = [] if self.request is None else [self.request.received_at]
+        if self.shadow is not None:
+            times.append(self.shadow.at)
+        if self.copy is not None:
+            times.append(self.copy.started_at)
+        return times
 
 
 def entry_of(lines: Iterable[bytes], at: float, lost_reason: str | None) -> PendingRequest:
@@ -122,8 +133,7 @@ class SpoolJoin:
             entry = self.add(record, source)
             if entry is not None:
                 yield entry
-            for given_up in self.expire(source.at):
-                yield given_up
+            yield from self.expire(source.at)
 
     def add(self, record: Record, source: Source) -> PendingRequest | None:
         """The entry this record finishes, if it does. A record that is there already (a copy of a segment) is dropped."""
@@ -132,6 +142,7 @@ class SpoolJoin:
         if entry is None:
             entry = self._entries[key] = PendingRequest()
         entry.sources.append(source)
+        entry.n_bytes += len(source.data)
         entry.at = min(entry.at, source.at)
         put(entry, record)
         if entry.request is record:

@@ -141,17 +141,16 @@ class SpoolLoad:
         self._close(list(join.leftovers()))
 
     def _take(self, entry: PendingRequest) -> None:
-        n_bytes = sum([len(source.data) for source in entry.sources])
         request = entry.request
         assert request is not None
         key = hash((request.experiment, request.request_id))
         if key in self._taken:
             self._again.append(entry)
-            self._again_bytes += n_bytes
+            self._again_bytes += entry.n_bytes
             return
         self._taken.add(key)
         self._batch.append(entry)
-        self._batch_bytes += n_bytes
+        self._batch_bytes += entry.n_bytes
         if len(self._batch) >= BATCH_ENTRIES or self._batch_bytes >= BATCH_BYTES:
             self._flush()
 
@@ -211,7 +210,7 @@ class SpoolLoad:
         if newest is None:
             found = newest_time(self._data, BY_NAME["exchanges"], request.experiment)
             newest = self._newest[request.experiment] = float("-inf") if found is None else found.timestamp()
-        return min(_times(entry)) <= newest + _ROUNDED_S
+        return min(entry.row_times()) <= newest + _ROUNDED_S
 
     def _known(self, entries: list[PendingRequest]) -> set[int]:
         """The entries (by `id`) whose rows are stored: the served one, and the shadow one where its response is here."""
@@ -293,21 +292,11 @@ _ROUNDED_S = 0.001
 """A stored time is one in a record to the microsecond."""
 
 
-def _times(entry: PendingRequest) -> list[float]:
-    """Seconds since the epoch of the rows that the records here may have become."""
-    times = [] if entry.request is None else [entry.request.received_at]
-    if entry.shadow is not None:
-        times.append(entry.shadow.at)
-    if entry.copy is not None:
-        times.append(entry.copy.started_at)
-    return times
-
-
 def _between(entries: list[PendingRequest]) -> Times | None:
     """When stored rows of `entries` began, None: not known, since records of some may be gone."""
     if not all(entry.is_finished for entry in entries):
         return None
-    times = [at for entry in entries for at in _times(entry)]
+    times = [at for entry in entries for at in entry.row_times()]
     first, last = max(min(times) - _ROUNDED_S, 0.0), min(max(times) + _ROUNDED_S, MAX_TIME_S - 1)
     return instant(first), instant(last)
 

@@ -368,9 +368,7 @@ class ParquetFile:
         self._temp.unlink(missing_ok=True)
 
 
-def verify(
-    path: Path, schema: pa.Schema, n_rows: int, seen: Callable[[pa.RecordBatch], object] | None = None
-) -> None:
+def verify(path: Path, schema: pa.Schema, n_rows: int, seen: Callable[[pa.RecordBatch], object] | None = None) -> None:
     """Read every page of the file with its checksum, every value in it; `seen` gets the rows, which takes two and a half times
     as long. Raises DataError where it is not what was written."""
     n_found = 0

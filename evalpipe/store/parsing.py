@@ -25,7 +25,14 @@ import pyarrow as pa
 from evalpipe.models import Exchange
 from evalpipe.spool.join import PendingRequest, entry_of, join_attempts
 from evalpipe.store.exchange_rows import ReadingRules, read_exchanges
-from evalpipe.store.parquet import MAX_FILE_BYTES, ParquetFile, SealedFile, by_partition, existing_keys, partition_folder
+from evalpipe.store.parquet import (
+    MAX_FILE_BYTES,
+    ParquetFile,
+    SealedFile,
+    by_partition,
+    existing_keys,
+    partition_folder,
+)
 from evalpipe.store.schema import BY_NAME, holds_failures, to_table
 
 _DATASET = BY_NAME["exchanges"]
@@ -156,11 +163,12 @@ class RowWriters:
 
     def commit(self) -> None:
         """Put every row so far in place. Raises DataError where a file cannot be read back, OSError."""
-        sealing = [other.seal() for other in self._others]
+        sealing = [other.seal() for other in self._others if other.is_used]
         sealed = list(self._own.seal())
-        for other, files in zip(self._others, sealing, strict=True):
+        for other in self._others:
             for batch in other.done(wait=True):
                 self.written.add(batch)
+        for files in sealing:
             sealed += files.result()
         for file in sorted(sealed, key=lambda file: file.path):
             file.place()
@@ -175,6 +183,8 @@ class _Process:
             max_workers=1, mp_context=get_context("spawn"), initializer=_begin, initargs=(data, rules)
         )
         self._batches: deque[Future[Written]] = deque()
+        self.is_used = False
+        """the process is started with its first batch"""
 
     @property
     def n_open(self) -> int:
@@ -183,6 +193,7 @@ class _Process:
     def write(self, entries: Sequence[PendingRequest], *, may_be_stored: bool) -> None:
         job: Job = [([source.data for source in entry.sources], entry.at, entry.lost_reason) for entry in entries]
         self._batches.append(self._pool.submit(_write, job, may_be_stored))
+        self.is_used = True
 
     def done(self, *, wait: bool = False) -> Iterator[Written]:
         """The batches in front that are written; all of them with `wait`."""
@@ -195,8 +206,9 @@ class _Process:
     def stop(self) -> None:
         for batch in self._batches:
             batch.cancel()
-        with suppress(RuntimeError):  # its process was killed, as a system short of memory does
-            self._pool.submit(_abandon)
+        if self.is_used:
+            with suppress(RuntimeError):  # its process was killed, as a system short of memory does
+                self._pool.submit(_abandon)
         self._pool.shutdown(wait=True)
 
 

@@ -388,7 +388,9 @@ def test_in_whatever_order_logs_come_back_each_request_is_stored_once(
         write_segment(root / "spool", f"served-{n}.000001", served_log)
         write_segment(root / "spool", f"shadow-{n}.000001", shadow_log)
         load(root, now=T0 + 3600 * hours * 10)
-        expected = sorted({(f"r{i}", arm, "ok") for i in set().union(*logs[: n + 1]) for arm in ("control", "treatment")})
+        expected = sorted(
+            {(f"r{i}", arm, "ok") for i in set().union(*logs[: n + 1]) for arm in ("control", "treatment")}
+        )
         assert rows(root, "SELECT request_id, arm, outcome FROM exchanges ORDER BY ALL") == expected
         assert segments(root) == []
 
