@@ -238,17 +238,23 @@ _files: RowFiles
 def _begin(data: Path, rules: ReadingRules) -> None:
     global _files
     gc.set_threshold(*_RARELY)
+    _files = RowFiles(data, rules)
     _watch_parent()
     _forgo_pandas()
-    _files = RowFiles(data, rules)
 
 
 def _watch_parent() -> None:
-    """Ctrl-C and a supervisor's SIGTERM reach the whole group; one process answering is enough. And no worker outlives its
-    parent, however that ended: the pipes of the pool do not show it, since each worker holds both ends of them."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    """Ctrl-C reaches the whole process group; one process answering it is enough. A supervisor's SIGTERM does, too: then no
+    unfinished file stays. And no worker outlives its parent, however that ended: the pipes of the pool do not show it, since
+    each worker holds both ends of them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _end(*_: object) -> None:
+    _files.abandon()
+    os._exit(1)
 
 
 def _exit_with_parent() -> None:
