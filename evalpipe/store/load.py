@@ -58,6 +58,8 @@ BATCH_BYTES = 8 * 1024 * 1024
 COMMIT_ENTRIES = 500_000
 COMMIT_BYTES = 1024 * 1024 * 1024
 """Requests, and bytes of their records, after which their files are put in place."""
+AGAIN_BYTES = 64 * 1024 * 1024
+"""Bytes of records of requests that came before, which wait in memory for that."""
 
 OPEN_LIMIT_S = 3600.0
 """Beyond every timeout of a collector with default settings: a record that is missing for longer will not come."""
@@ -90,7 +92,7 @@ class SpoolLoad:
         """hashes of the requests whose rows are not in place yet"""
         self._taken_bytes = 0
         self._again: list[PendingRequest] = []
-        """entries of requests that came before (a copy of a segment): they follow when the rows of those are in place"""
+        """entries of requests that came before (a copy of a segment), to be taken when the rows of those are in place"""
         self._again_bytes = 0
         self._feedback: dict[str, list[Feedback]] = {}
         self._summary = LoadSummary()
@@ -129,11 +131,7 @@ class SpoolLoad:
                 self._take(entry)
             else:
                 self._give_up(entry)
-            if (
-                len(self._taken) >= COMMIT_ENTRIES
-                or self._taken_bytes >= COMMIT_BYTES
-                or self._again_bytes >= BATCH_BYTES
-            ):
+            if self._is_commit_due():
                 self._commit()
         for overdue in join.expire(self._now):
             self._give_up(overdue)
@@ -178,14 +176,14 @@ class SpoolLoad:
         """Have the batch's rows written, leaving out what is stored already."""
         if not self._batch:
             return
-        suspects = [entry for entry in self._batch if self._may_be_stored(entry)]
-        known = self._known(suspects)
+        candidates = [entry for entry in self._batch if self._may_be_stored(entry)]
+        known = self._known(candidates)
         new = [entry for entry in self._batch if id(entry) not in known]
         self._summary.n_known += len(known)
         self._taken_bytes += self._batch_bytes
         self._batch, self._batch_bytes = [], 0
         if new:
-            self._rows.submit(new, may_be_stored=len(suspects) > len(known))
+            self._rows.submit(new, may_be_stored=len(candidates) > len(known))
 
     def _commit(self) -> None:
         """Put the rows of what was taken in place, then those of what came again: that is known by now."""
@@ -199,6 +197,10 @@ class SpoolLoad:
             for entry in again:
                 self._take(entry)
             self._flush()
+
+    def _is_commit_due(self) -> bool:
+        n_bytes = self._taken_bytes + self._batch_bytes
+        return len(self._taken) >= COMMIT_ENTRIES or n_bytes >= COMMIT_BYTES or self._again_bytes >= AGAIN_BYTES
 
     def _may_be_stored(self, entry: PendingRequest) -> bool:
         """False only where no row of the request can be stored: each row bears the time of one of its records, and the one of
