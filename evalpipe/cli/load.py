@@ -87,11 +87,13 @@ def load(
     be asked.
     """
     from evalpipe.cli.options import interrupt_on_sigterm
+    from evalpipe.store.schema import forgo_pandas
     from evalpipe.workspace.load import LoadOptions
     from evalpipe.workspace.load import load as run
     from evalpipe.workspace.paths import open_workspace
 
     interrupt_on_sigterm()
+    forgo_pandas()
     chosen = LoadOptions(
         spool=spool,
         format_name=log_format,

@@ -52,7 +52,7 @@ from evalpipe.store.parsing import RowWriters, rare_collections
 from evalpipe.store.query import writing
 from evalpipe.store.schema import BY_NAME, holds_failures, to_table
 
-BATCH_ENTRIES = 2000
+BATCH_ENTRIES = 1000
 BATCH_BYTES = 8 * 1024 * 1024
 """Requests, and bytes of their records, that are parsed and written at once."""
 COMMIT_ENTRIES = 500_000

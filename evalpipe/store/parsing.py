@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import os
 import signal
-import sys
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -33,7 +32,7 @@ from evalpipe.store.parquet import (
     existing_keys,
     partition_folder,
 )
-from evalpipe.store.schema import BY_NAME, holds_failures, to_table
+from evalpipe.store.schema import BY_NAME, forgo_pandas, holds_failures, to_table
 
 _DATASET = BY_NAME["exchanges"]
 _MOST_OPEN = 2
@@ -240,7 +239,7 @@ def _begin(data: Path, rules: ReadingRules) -> None:
     gc.set_threshold(*_RARELY)
     _files = RowFiles(data, rules)
     _watch_parent()
-    _forgo_pandas()
+    forgo_pandas()
 
 
 def _watch_parent() -> None:
@@ -262,15 +261,6 @@ def _exit_with_parent() -> None:
     if parent is not None:
         connection.wait([parent.sentinel])
     os._exit(1)
-
-
-def _forgo_pandas() -> None:
-    """Before it makes its first array pyarrow imports pandas, to see whether it is given a column of a frame: 0.3 s and 40 MB
-    in a process that never has one. It takes note of an import that fails."""
-    sys.modules["pandas"] = None  # type: ignore[assignment]
-    with suppress(AttributeError, ImportError):
-        pa.array([])
-    del sys.modules["pandas"]
 
 
 def _write(job: Job, may_be_stored: bool) -> Written:

@@ -29,6 +29,7 @@ from evalpipe.spool.format import render_record
 from evalpipe.store.exchange_rows import ReadingRules
 from evalpipe.store.load import SpoolLoad
 from evalpipe.store.query import open_store
+from evalpipe.store.schema import forgo_pandas
 
 QUESTIONS = {
     "one narrow scan": "SELECT arm, outcome, count(*), avg(latency_ms) FROM exchanges GROUP BY ALL",
@@ -158,6 +159,7 @@ def _cpu_s() -> float:
 
 
 def _load(data: Path, processes: int) -> tuple[int, Path]:
+    forgo_pandas()  # as `evalpipe load` does
     rules = ReadingRules(unit_sources=["body:user"], unit_key=b"key")
     return SpoolLoad(data, data / "spool", rules=rules, now=T0, processes=processes).run().n_exchanges, data
 
