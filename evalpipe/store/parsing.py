@@ -35,6 +35,9 @@ from evalpipe.store.parquet import (
 from evalpipe.store.schema import BY_NAME, forgo_pandas, holds_failures, to_table
 
 _DATASET = BY_NAME["exchanges"]
+_GROUP_ROWS = 8000
+_GROUP_BYTES = 16 * 1024 * 1024
+"""Rows of several batches, and their Arrow bytes, that are written as one row group: readers pay for each."""
 _MOST_OPEN = 2
 """Batches another process has at a time: the one it is at, and the next."""
 
@@ -63,6 +66,8 @@ class RowFiles:
 
     def __init__(self, data: Path, rules: ReadingRules) -> None:
         self._data, self._rules = data, rules
+        self._held: dict[tuple[str, ...], list[pa.Table]] = {}
+        """of the next row group"""
         self._open: dict[tuple[str, ...], ParquetFile] = {}
         self._sealed: list[SealedFile] = []
         self._handed_out: list[SealedFile] = []
@@ -90,6 +95,8 @@ class RowFiles:
 
     def seal(self) -> list[SealedFile]:
         """Every file, written out and read back. Raises DataError where one is not what was written."""
+        for partition in list(self._held):
+            self._write_group(partition)
         for partition in list(self._open):
             self._seal(partition)
         self._handed_out, self._sealed = self._sealed, []
@@ -112,6 +119,13 @@ class RowFiles:
         return table.filter(pa.array([row not in stored for row in rows], pa.bool_()))
 
     def _append(self, partition: tuple[str, ...], table: pa.Table) -> None:
+        held = self._held.setdefault(partition, [])
+        held.append(table)
+        if sum(one.num_rows for one in held) >= _GROUP_ROWS or sum(one.nbytes for one in held) >= _GROUP_BYTES:
+            self._write_group(partition)
+
+    def _write_group(self, partition: tuple[str, ...]) -> None:
+        table = pa.concat_tables(self._held.pop(partition))
         file = self._open.get(partition)
         if file is None:
             folder = partition_folder(self._data, _DATASET, partition)
