@@ -58,7 +58,7 @@ def istio(
     from evalpipe.workspace import manifests
     from evalpipe.workspace.paths import open_workspace
 
-    workspace = open_workspace(config, data, pull=False)
+    workspace = open_workspace(config, data, pull=False, has_data=kind == "istio")  # where the canary's share is
     configured = workspace.require_config()
     name = configured.experiment.name.lower().replace("_", "-").replace(".", "-").strip("-")
     collector = f"http://{service}:{port}"

@@ -94,7 +94,12 @@ class Workspace:
 
 
 def open_workspace(
-    config: Path | None = None, data: Path | None = None, *, root: Path | None = None, pull: bool = True
+    config: Path | None = None,
+    data: Path | None = None,
+    *,
+    root: Path | None = None,
+    pull: bool = True,
+    has_data: bool = True,
 ) -> Workspace:
     """The workspace of the working directory, or of the folder of `config`. A missing default configuration is not an
     error here: `require_config` is asked where one is needed.
@@ -104,6 +109,7 @@ def open_workspace(
         data: the data folder, or the address of object storage; None: $EVALPIPE_DATA, the configuration's `data`, or data/.
         root: the workspace's folder; None: the working directory.
         pull: bring a data folder that is the working copy of object storage to the newest state.
+        has_data: whether data are looked at at all; without, object storage is neither opened nor are its credentials needed.
 
     Raises:
         ConfigError: for a wrong configuration, or an address that cannot be used.
@@ -118,7 +124,7 @@ def open_workspace(
     if url is not None and loaded is None:
         data_folder = cache_folder() / hashlib.sha256(url.encode()).hexdigest()[:16]
     workspace = Workspace(root=folder, data=data_folder, config=loaded, config_path=path if loaded else None, url=url)
-    if url is not None:
+    if url is not None and has_data:
         follow(workspace, url, pull=pull)
     return workspace
 
