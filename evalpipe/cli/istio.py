@@ -36,6 +36,21 @@ def istio(
     prometheus: Annotated[
         str, typer.Option("--prometheus", help="argo, flagger: Prometheus.")
     ] = "http://prometheus:9090",
+    replicas: Annotated[
+        int,
+        typer.Option(
+            "--replicas", min=1, max=1000, help="kustomize: collectors; several share `data`, object storage."
+        ),
+    ] = 1,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            "--schedule",
+            metavar="CRON",
+            help="kustomize: when a job for `evalpipe run` begins, UTC.  [default: 15 6 * * * with object storage, else no job]",
+        ),
+    ] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="kustomize: KubeRay jobs for the judge and the report.")] = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write here (kustomize: a folder).  [default: stdout]")
     ] = None,
@@ -51,6 +66,7 @@ def istio(
     evalpipe istio --match-header x-experiment=claude-v1
     evalpipe istio --watch --apply          # the mesh follows the canary
     evalpipe istio --kind kustomize -o deploy
+    evalpipe istio --kind kustomize --replicas 3 --ray -o deploy
     ```
     """
     from evalpipe.errors import ConfigError
@@ -81,10 +97,13 @@ def istio(
     header = None if match_header is None else manifests.read_match_header(match_header)
     if watch and kind != "istio":
         raise ConfigError(f"--watch follows the canary's share, which --kind {kind} does not hold")
+    if kind != "kustomize" and (replicas > 1 or schedule is not None or ray):
+        raise ConfigError("--replicas, --schedule and --ray are for --kind kustomize")
     if kind == "kustomize":
         if out is None:
             raise ConfigError("--kind kustomize writes files: give a folder with --out")
-        for path in manifests.write_kustomize(workspace, out):
+        cluster = manifests.cluster_settings(configured, replicas=replicas, schedule=schedule, ray=ray)
+        for path in manifests.write_kustomize(workspace, out, cluster):
             typer.echo(f"wrote {path}")
         return
     if kind == "argo":

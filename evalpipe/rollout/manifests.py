@@ -1,9 +1,8 @@
-"""Manifests for a share of treatment: Istio, Argo Rollouts, Flagger, and the Kustomize set."""
+"""Manifests for a share of treatment: Istio, Argo Rollouts, Flagger."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 import yaml
@@ -320,15 +319,3 @@ def _flagger_metadata(settings: FlaggerSettings, name: str) -> Manifest:
     if settings.namespace:
         metadata["namespace"] = settings.namespace
     return metadata
-
-
-# The container file and the Kustomize set for collectors in a cluster: plain files, copied out for the user to edit.
-
-
-FILES = ("Containerfile", "kustomization.yaml", "collector.yaml", "ship.yaml")
-
-
-def kustomize_files() -> dict[str, str]:
-    """File name → text, as shipped."""
-    folder = resources.files("evalpipe.rollout").joinpath("kubernetes")
-    return {name: folder.joinpath(name).read_text("utf-8") for name in FILES}

@@ -12,11 +12,11 @@ from pathlib import Path
 from evalpipe.config import Config
 from evalpipe.errors import ConfigError, EvalpipeError
 from evalpipe.rollout.grafana import MonitoringSettings, render_files
+from evalpipe.rollout.kustomize import ClusterSettings, kustomize_files
 from evalpipe.rollout.manifests import (
     AnalysisSettings,
     FlaggerSettings,
     MeshSettings,
-    kustomize_files,
     render_analysis_template,
     render_canary,
     render_evalpipe_split,
@@ -108,9 +108,16 @@ def guardrail(config: Config, name: str, default: float) -> float:
     return config.canary.guardrails.get(name, default)
 
 
-def write_kustomize(workspace: Workspace, folder: Path) -> list[Path]:
+def cluster_settings(config: Config, *, replicas: int, schedule: str | None, ray: bool) -> ClusterSettings:
+    """The Kustomize set of a workspace: whether its pods share object storage is in its configuration."""
+    return ClusterSettings(
+        store=config.data, replicas=replicas, timeout_s=config.collector.timeout_s, schedule=schedule, ray=ray
+    )
+
+
+def write_kustomize(workspace: Workspace, folder: Path, settings: ClusterSettings | None = None) -> list[Path]:
     """Write the set beside a copy of the workspace's configuration. Existing files are never touched."""
-    files: Mapping[str, str] = kustomize_files()
+    files: Mapping[str, str] = kustomize_files(settings)
     if workspace.config_path is not None:
         files = {**files, "evalpipe.toml": workspace.config_path.read_text("utf-8")}
     taken = [folder / name for name in files if (folder / name).exists()]

@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 
 from evalpipe.cli.istio import istio
 from evalpipe.errors import ConfigError
-from evalpipe.rollout.manifests import MeshSettings, kustomize_files, render_mesh_split, weights
+from evalpipe.rollout.kustomize import kustomize_files
+from evalpipe.rollout.manifests import MeshSettings, render_mesh_split, weights
 from evalpipe.workspace import manifests as workspace_manifests
 from evalpipe.workspace.canary import change_state, open_history
 from evalpipe.workspace.paths import Workspace, open_workspace
@@ -60,13 +61,13 @@ def run(workspace: Workspace, *arguments: str) -> str:
 
 def check(schemas: dict[str, Any], manifest: dict[str, Any]) -> None:
     key = f"{manifest['kind']}.{manifest['apiVersion'].split('/')[1]}"
-    jsonschema.Draft202012Validator(_strict(schemas[key])).validate(manifest)
+    jsonschema.Draft202012Validator(strict(schemas[key])).validate(manifest)
 
 
-def _strict(schema: Any) -> Any:
+def strict(schema: Any) -> Any:
     """As the API server sees it: an unknown field is a mistake wherever fields are listed. (Kubernetes prunes them.)"""
     if isinstance(schema, dict):
-        closed = {key: _strict(value) for key, value in schema.items()}
+        closed = {key: strict(value) for key, value in schema.items()}
         open_ended = schema.get("x-kubernetes-preserve-unknown-fields") or "additionalProperties" in schema
         if isinstance(schema.get("properties"), dict) and schema.get("type") == "object" and not open_ended:
             closed["additionalProperties"] = False
@@ -76,7 +77,7 @@ def _strict(schema: Any) -> Any:
                 else closed["properties"]
             )
         return closed
-    return [_strict(item) for item in schema] if isinstance(schema, list) else schema
+    return [strict(item) for item in schema] if isinstance(schema, list) else schema
 
 
 def test_a_header_goes_to_the_treatment_and_the_others_as_the_share_says(
