@@ -109,7 +109,16 @@ def guardrail(config: Config, name: str, default: float) -> float:
 
 
 def cluster_settings(config: Config, *, replicas: int, schedule: str | None, ray: bool) -> ClusterSettings:
-    """The Kustomize set of a workspace: whether its pods share object storage is in its configuration."""
+    """The Kustomize set of a workspace: whether its pods share object storage is in its configuration.
+
+    Raises:
+        ConfigError: where that gives all replicas one name.
+    """
+    if replicas > 1 and config.collector.replica is not None:
+        raise ConfigError(
+            f"--replicas {replicas}: collector.replica = {config.collector.replica!r} would be the name of all of them; leave it "
+            "out of evalpipe.toml, and each has its pod's name"
+        )
     return ClusterSettings(
         store=config.data, replicas=replicas, timeout_s=config.collector.timeout_s, schedule=schedule, ray=ray
     )

@@ -380,6 +380,18 @@ def test_mistakes_are_one_line(settings: ClusterSettings, line: str) -> None:
     assert "\n" not in str(raised.value)
 
 
+def test_a_configuration_that_names_one_collector_is_not_for_several(tmp_path: Path) -> None:
+    config = tmp_path / "evalpipe.toml"
+    config.write_text(f'data = "s3://bucket/logs"\n{CONFIG}replica = "host-1"\n')
+    app = Typer()
+    app.command()(istio)
+    words = ["--config", str(config), "--kind", "kustomize", "-o", str(tmp_path / "deploy")]
+    with pytest.raises(ConfigError, match=r"collector\.replica = 'host-1' would be the name of all of them"):
+        CliRunner().invoke(app, [*words, "--replicas", "2"], catch_exceptions=False)
+    assert not (tmp_path / "deploy").exists()
+    assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
+
+
 @pytest.mark.parametrize("words", [["--replicas", "2"], ["--schedule", "0 3 * * *"], ["--ray"]])
 def test_other_kinds_have_no_collectors(tmp_path: Path, words: list[str]) -> None:
     with pytest.raises(ConfigError, match="are for --kind kustomize"):
