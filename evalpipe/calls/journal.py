@@ -7,6 +7,7 @@ which adds no id twice, and then removes the journal; a crash between the two re
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import os
@@ -64,6 +65,8 @@ class CallJournal(Generic[Row]):
         self.path = folder
         self.n_lines = 0
         """lines of all files of this run"""
+        self.moving = asyncio.Lock()
+        """held from a rotation until the finished files are stored or committed: a file that is begun meanwhile is not one of them"""
         self._answer_bytes = answer_bytes
         self._in_flight: dict[str, Row] = {}
         self._file = -1

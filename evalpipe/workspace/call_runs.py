@@ -99,9 +99,10 @@ def rotation(
             return
         n_stored = journal.n_lines
         try:
-            in_flight = journal.rotate()
-            with one_line_if_full(data):
-                await asyncio.to_thread(store_others, journal.path, in_flight)
+            async with journal.moving:
+                in_flight = journal.rotate()
+                with one_line_if_full(data):
+                    await asyncio.to_thread(store_others, journal.path, in_flight)
         except NoRoomError as error:  # what is in flight has its reserved space: it is waited for
             runner.stop("disk", str(error))
 
@@ -185,9 +186,10 @@ async def _keep_shared(journal: CallJournal[Any], stop: Callable[[str, str], Non
         if n_new < SHARE_AFTER_LINES and (not n_new or time.monotonic() - since < SHARE_EVERY_S):
             continue
         try:
-            journal.rotate()  # a finished file is written once; the new one holds what is in flight
-            n_before, since = journal.n_lines, time.monotonic()
-            await asyncio.to_thread(commit_calls, journal.folder)
+            async with journal.moving:
+                journal.rotate()  # a finished file is written once; the new one holds what is in flight
+                n_before, since = journal.n_lines, time.monotonic()
+                await asyncio.to_thread(commit_calls, journal.folder)
         except NoRoomError as error:
             stop("disk", str(error))
             return
