@@ -66,7 +66,7 @@ class CallJournal(Generic[Row]):
         self.n_lines = 0
         """lines of all files of this run"""
         self.moving = asyncio.Lock()
-        """held from a rotation until the finished files are stored or committed: a file that is begun meanwhile is not one of them"""
+        """held from a rotation until the finished files are stored or committed: one begun meanwhile is not among them"""
         self._answer_bytes = answer_bytes
         self._in_flight: dict[str, Row] = {}
         self._file = -1
