@@ -170,6 +170,7 @@ def _duckdb(root: Path, threads: int) -> tuple[int, Path]:
     target.mkdir(exist_ok=True)
     with duckdb.connect() as connection:
         connection.execute(f"SET threads = {threads}")
+        connection.execute("SET enable_progress_bar = false")  # it is printed on stdout, after two seconds
         connection.execute(
             f"COPY (SELECT * FROM read_json('{root}/made/*.jsonl', format = 'newline_delimited', union_by_name = true)) "
             f"TO '{target}/made.parquet' (FORMAT parquet, COMPRESSION zstd)"
