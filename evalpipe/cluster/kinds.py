@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
 from evalpipe.calls.journal import JUDGMENTS
+from evalpipe.calls.runner import CallRow
 from evalpipe.judging.plan import UNREAD, JudgeCall
 from evalpipe.models import Judgment, ReplayCall
 from evalpipe.replay.plan import PlannedCall
@@ -21,19 +22,11 @@ class PlannedAttempt(Protocol):
     def attempt(self) -> int: ...
 
 
-class AttemptRow(Protocol):
+class AttemptRow(CallRow, Protocol):
     """A call's row in the journal. `attempt`: its number, from 1."""
 
     @property
     def attempt(self) -> int: ...
-    @property
-    def input_tokens(self) -> int | None: ...
-    @property
-    def output_tokens(self) -> int | None: ...
-    @property
-    def cost_usd(self) -> float | None: ...
-    @property
-    def simulated(self) -> bool: ...
 
 
 Planned = TypeVar("Planned", bound=PlannedAttempt)

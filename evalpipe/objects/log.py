@@ -45,8 +45,8 @@ class Removed(msgspec.Struct, frozen=True):
 
 
 class Commit(msgspec.Struct, frozen=True):
-    """Changes that take effect together. `leases`: name → number of those under which they were made; `taken`: of leases that
-    are taken by this commit. `token`: unique, so that a commit whose answer was lost is recognised."""
+    """Changes that take effect together. `leases`: name → number of those under which they were made. `token`:
+    unique, so that a commit whose answer was lost is recognised."""
 
     number: int
     by: str
@@ -136,7 +136,6 @@ class CommitLog:
         leases: Mapping[str, int],
         keep_removed_s: float = 0.0,
         deleted: tuple[str, ...] = (),
-        now: datetime | None = None,
     ) -> Commit:
         """Make a commit the next one of the log.
 
@@ -146,7 +145,6 @@ class CommitLog:
             leases: name → number of those that are held for it.
             keep_removed_s: how long the objects of removed files stay, in seconds.
             deleted: keys of removed objects that are gone.
-            now: the clock.
 
         Raises:
             LeaseLostError: where one of the leases was taken by another process.
@@ -163,7 +161,7 @@ class CommitLog:
             commit = Commit(
                 number=self.state.number + 1,
                 by=self._by,
-                at=now or datetime.now(UTC),
+                at=datetime.now(UTC),
                 token=token,
                 add=dict(add),
                 remove=remove,

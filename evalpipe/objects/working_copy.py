@@ -121,11 +121,10 @@ class WorkingCopy:
             OSError: where the disk cannot be written.
         """
         with self._exclusive() as index:
-            self._pull(index)
+            self._pull(index, CommitLog(self.objects, index.state))
 
-    def _pull(self, index: _Index, *, begins: str | None = None) -> None:
+    def _pull(self, index: _Index, log: CommitLog, *, begins: str | None = None) -> None:
         """`begins`: the lease of a work that begins, whose files nobody else is changing here."""
-        log = CommitLog(self.objects, index.state)
         while True:
             state = log.follow()
             if not state.number:
@@ -247,7 +246,7 @@ class WorkingCopy:
                     log = CommitLog(self.objects, index.state, by=self._by())
                     log.follow()
                     log.commit(lambda state: ({}, ()), leases={name: lease.number})
-                    self._pull(index, begins=name)
+                    self._pull(index, log, begins=name)
                 try:
                     yield
                 finally:
