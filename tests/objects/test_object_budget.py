@@ -40,8 +40,8 @@ def test_concurrent_holders_never_pass_the_budget_under_faults(faulty_bucket: Bu
     for thread in threads:
         thread.join()
     assert len(leased) == 4
-    # Each portion is at least 0.4, so the last refusal left less than that.
-    assert 10 - 0.4 < sum(leased) <= 10 + 1e-9
+    # Each portion is at least 0.4, so the last refusal left less than that, or, after 24 sums of floats, just about that.
+    assert 10 - 0.4 - 1e-9 < sum(leased) <= 10 + 1e-9
     assert booked_usd(objects, "test") == pytest.approx(sum(leased))
     assert faulty_bucket.faults.made.keys() >= {"conflict", "reset_after"}
 
