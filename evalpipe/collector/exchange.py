@@ -537,8 +537,9 @@ class ProxiedExchange(OutgoingExchange):
         self._last_byte = at
         held.pieces.append((framed, payload, at))
         held.n_bytes += len(payload)
-        if last or held.n_bytes > MAX_REFUSAL_BYTES:
-            self._let_go(held, is_whole=last, last=last)
+        is_longer = held.n_bytes > MAX_REFUSAL_BYTES
+        if last or is_longer:
+            self._let_go(held, is_whole=last and not is_longer, last=last)
 
     def _let_go(self, held: _Held, *, is_whole: bool, last: bool) -> None:
         """The request goes out again, where all of the answer is in and refuses what evalpipe had added; else the client gets
