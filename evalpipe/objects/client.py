@@ -8,10 +8,9 @@ Conditional writes: S3 `If-None-Match: *` and `If-Match: ETag`; the other vendor
 
 from __future__ import annotations
 
-import os
 import random
-import re
 import secrets
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,26 +19,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from evalpipe.errors import ConfigError, EvalpipeError
+from evalpipe.objects.access import check_address, endpoint_of, missing_bucket, missing_credentials, reason
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore
 
 Result = TypeVar("Result")
 
-SCHEMES = ("s3", "gs", "az")
 _BETWEEN = "\n"
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 5.0
 GIVE_UP_AFTER_S = 60.0
 """How long a request is repeated while the storage answers with errors or not at all."""
-_ENDPOINTS = (
-    "AWS_ENDPOINT_URL_S3",
-    "AWS_ENDPOINT_URL",
-    "AWS_ENDPOINT",
-    "AZURE_STORAGE_ENDPOINT",
-    "GOOGLE_ENDPOINT_URL",
-)
-"""an address with http:// in one of these is the user's choice of a connection without TLS (a server of their own)"""
+CREDENTIALS_AFTER_S = 10.0
+"""How long it is repeated where the credentials of the machine's role cannot be had: its service may be starting."""
+SAID_FROM_PAUSE_S = 1.0
+"""From a pause of this length on (six failures) a line says what fails."""
 LEAST_TIMEOUT_S = 1.0
 """A request that is given up soon may still take so long."""
 REQUEST_TIMEOUT_S = 30.0
@@ -76,22 +71,6 @@ class Listed:
     modified: datetime
 
 
-def is_url(text: str) -> bool:
-    """Whether a text is the address of object storage: s3://, gs:// or az://. A `Path` of it has lost a slash."""
-    return re.match(rf"(?:{'|'.join(SCHEMES)}):/", text) is not None
-
-
-def normalized_url(text: str) -> str:
-    """The address with two slashes after its scheme and none at its end.
-
-    Examples:
-        >>> normalized_url("s3:/bucket/prefix/")
-        's3://bucket/prefix'
-    """
-    scheme, _, rest = text.partition(":")
-    return f"{scheme}://{rest.strip('/')}"
-
-
 def open_objects(url: str, *, give_up_after_s: float = GIVE_UP_AFTER_S) -> Objects:
     """The objects below an address, with the credentials of the vendor's usual chain (environment, files, the machine's role).
 
@@ -100,26 +79,26 @@ def open_objects(url: str, *, give_up_after_s: float = GIVE_UP_AFTER_S) -> Objec
         give_up_after_s: how long a failing request is repeated, in seconds; one that is not answered ends by then, too.
 
     Raises:
-        ConfigError: for an address without a bucket, or where the package obstore is not installed.
+        ConfigError: for an address, or a server named by the environment, that is none; or where the package obstore is not
+            installed.
     """
     try:
         from obstore.exceptions import BaseError
         from obstore.store import from_url
     except ModuleNotFoundError as error:
         raise ConfigError(f"data = {url!r} needs the package obstore: pip install 'evalpipe[s3]'") from error
-    address = normalized_url(url)
-    if not is_url(address) or not address.partition("://")[2].partition("/")[0]:
-        raise ConfigError(f"data = {url!r}: an address such as s3://bucket/prefix is expected")
+    address = check_address(url)
+    endpoint = endpoint_of(address)
     options: ClientConfig = {
         "timeout": timedelta(seconds=min(REQUEST_TIMEOUT_S, max(LEAST_TIMEOUT_S, give_up_after_s))),
         "connect_timeout": timedelta(seconds=min(5.0, max(LEAST_TIMEOUT_S, give_up_after_s))),
-        "allow_http": any(os.environ.get(name, "").startswith("http://") for name in _ENDPOINTS),
+        "allow_http": endpoint is not None and endpoint.startswith("http://"),
     }
     try:
         # Requests are repeated here, not in the library: only the caller's loop can recognise its own conditional put.
         store = from_url(address, client_options=options, retry_config={"max_retries": 0})
     except (BaseError, ValueError) as error:
-        raise ConfigError(f"data = {url!r}: {_first_line(error)}") from error
+        raise ConfigError(f"data = {url!r}: {missing_credentials(error, address) or reason(error)}") from error
     return Objects(store, address, give_up_after_s=give_up_after_s)
 
 
@@ -144,6 +123,7 @@ class Objects:
         self._store = store
         self._give_up_after_s = give_up_after_s
         self._sleep = sleep
+        self._has_said = False
 
     def get(self, key: str) -> Found | None:
         """The object; None where there is none."""
@@ -156,7 +136,8 @@ class Objects:
         def ask() -> bool:
             try:
                 answer = obstore.get(self._store, key)
-            except FileNotFoundError:
+            except FileNotFoundError as error:
+                self._check_bucket(error)
                 return False
             with path.open("wb") as file:
                 for piece in answer:
@@ -223,8 +204,8 @@ class Objects:
         def ask(key: str) -> None:
             try:
                 obstore.delete(self._store, key)
-            except FileNotFoundError:
-                return
+            except FileNotFoundError as error:
+                self._check_bucket(error)
 
         for key in keys:
             self._repeated(lambda key=key: ask(key), f"deleting {key}")  # type: ignore[misc]
@@ -268,8 +249,15 @@ class Objects:
         try:
             answer = obstore.get(self._store, key)
             return Found(bytes(answer.bytes()), _version_of(answer.meta))
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            self._check_bucket(error)
             return None
+
+    def _check_bucket(self, error: Exception) -> None:
+        """Raise StorageError where it is the bucket that was not found."""
+        no_bucket = missing_bucket(error, self.address)
+        if no_bucket is not None:
+            raise StorageError(f"{self.address}: {no_bucket}") from error
 
     def _repeated(self, ask: Callable[[], Result], doing: str) -> Result:
         """`ask` until it succeeds; pauses double, with full jitter
@@ -287,23 +275,34 @@ class Objects:
         )
 
         lasting = (InvalidPathError, NotSupportedError, PermissionDeniedError, UnauthenticatedError)
-        until = time.monotonic() + self._give_up_after_s
+        start = time.monotonic()
         pause = FIRST_PAUSE_S
         while True:
             try:
                 return ask()
             except lasting as error:
-                raise StorageError(f"{self.address}: {doing} was refused: {_first_line(error)}") from error
+                raise StorageError(f"{self.address}: {doing} was refused: {reason(error)}") from error
             except (BaseError, _UnclearError, OSError) as error:
                 if isinstance(error, OSError) and error.filename is not None:  # the local file
                     raise
-                if time.monotonic() + pause > until:
-                    raise StorageError(
-                        f"{self.address}: {doing} failed for {self._give_up_after_s:.0f} s: {_first_line(error)}; nothing "
-                        "that was committed is lost, run it again when the storage answers"
-                    ) from error
+                self._check_repeatable(error, doing, time.monotonic() - start, pause)
             self._sleep(random.uniform(0, pause))
             pause = min(2 * pause, LONGEST_PAUSE_S)
+
+    def _check_repeatable(self, error: Exception, doing: str, since_s: float, pause_s: float) -> None:
+        """Raise StorageError where a request that has failed for `since_s` seconds is not to be repeated after a pause."""
+        self._check_bucket(error)
+        no_credentials = missing_credentials(error, self.address)
+        until_s = self._give_up_after_s if no_credentials is None else min(self._give_up_after_s, CREDENTIALS_AFTER_S)
+        if since_s + pause_s > until_s:
+            why = no_credentials or f"{doing} failed for {until_s:.0f} s: {reason(error)}"
+            raise StorageError(
+                f"{self.address}: {why}; nothing that was committed is lost, run it again when the storage answers"
+            ) from error
+        if pause_s >= SAID_FROM_PAUSE_S and not self._has_said:
+            self._has_said = True
+            why = no_credentials or reason(error)
+            sys.stderr.write(f"evalpipe: {self.address}: {doing} fails, and is repeated for {until_s:.0f} s: {why}\n")
 
 
 def check_conditional_writes(objects: Objects) -> None:
@@ -314,8 +313,8 @@ def check_conditional_writes(objects: Objects) -> None:
         StorageError: where it cannot be reached, or refuses writing.
     """
     key = f"probe/{secrets.token_hex(8)}"
+    version = objects.create(key, b"1")
     try:
-        version = objects.create(key, b"1")
         second = objects.replace(key, b"2", version)
         refusals: tuple[tuple[Callable[[], str], type[Exception]], ...] = (
             (lambda: objects.create(key, b"3"), KeyExistsError),
@@ -352,13 +351,3 @@ class _RefusedError(Exception):
 
 class _UnclearError(Exception):
     """An attempt that says nothing about the object: it is repeated."""
-
-
-_SECRET = re.compile(r"(?i)(x-amz-[a-z-]*(?:signature|credential|token)[a-z-]*|authorization|sig|signature)=?[^\s&\"]*")
-
-
-def _first_line(error: BaseException) -> str:
-    """The reason, without the address's signature and the library's debug output."""
-    text = str(error).strip().partition("Debug source:")[0].strip()
-    line = " ".join(text.split()) or type(error).__name__
-    return _SECRET.sub("…", line)[:300]

@@ -6,6 +6,9 @@ immutable objects that were written before; what no commit names does not count.
 
 A commit names the leases under which it was made. Who takes a lease commits its number first, so that a holder from before, whose
 next commit must then follow that one, sees the higher number and is refused.
+
+Each commit names the token of the one before it. A store that was emptied, replaced or restored from an older backup is
+recognised by that by every reader that has seen more of it.
 """
 
 from __future__ import annotations
@@ -58,21 +61,24 @@ class Commit(msgspec.Struct, frozen=True):
     keep_removed_s: float = 0.0
     deleted: tuple[str, ...] = ()
     """keys of removed objects that were deleted"""
+    follows: str = ""
+    """the token of the commit before"""
     version: int = VERSION
 
 
 class State(msgspec.Struct, frozen=True):
-    """The store after a commit. `files`: path → file. `removed`: objects to delete."""
+    """The store after a commit. `files`: path → file. `removed`: objects to delete. `token`: the commit's."""
 
     number: int = _NOT_YET
     files: dict[str, StoredFile] = {}
     leases: dict[str, int] = {}
     removed: tuple[Removed, ...] = ()
+    token: str = ""
     version: int = VERSION
 
     def after(self, commit: Commit) -> State:
         """The state after the next commit. Raises ValueError where it is not the next one."""
-        if commit.number != self.number + 1:
+        if commit.number != self.number + 1 or not self.is_before(commit):
             raise ValueError(f"commit {commit.number} does not follow {self.number}")
         files = dict(self.files)
         gone = [files.pop(path) for path in commit.remove if path in files]
@@ -86,7 +92,11 @@ class State(msgspec.Struct, frozen=True):
         leases = {**self.leases}
         for name, number in commit.leases.items():
             leases[name] = max(number, leases.get(name, 0))
-        return State(commit.number, files, leases, tuple(removed))
+        return State(commit.number, files, leases, tuple(removed), commit.token)
+
+    def is_before(self, commit: Commit) -> bool:
+        """Whether a commit was made after this state, as far as both name the commit of it."""
+        return self.token == commit.follows or not (self.token and commit.follows)
 
     def refuses(self, leases: Mapping[str, int]) -> str | None:
         """The lease that a later holder has taken, of those under which a commit is to be made; None: it may be made."""
@@ -116,7 +126,13 @@ class CommitLog:
         if self.state.number == _NOT_YET:
             self._from_checkpoint()
         while True:
-            keys = [one.key for one in self._objects.list("log", after=_key(self.state.number))]
+            # Of a state that was seen, its own commit has to be there, too, or a newer one.
+            keys = [one.key for one in self._objects.list("log", after=_key(max(_NOT_YET, self.state.number - 1)))]
+            if self.state.number != _NOT_YET:
+                if not keys:
+                    raise DataError(self._is_another())
+                if keys[0] == _key(self.state.number):
+                    del keys[0]
             if keys and keys[0] != _key(self.state.number + 1):
                 if not self._from_checkpoint():
                     raise DataError(
@@ -125,9 +141,19 @@ class CommitLog:
                     )
                 continue
             while keys and keys[0] == _key(self.state.number + 1):
-                self.state = self.state.after(self._read(keys.pop(0)))
+                commit = self._read(keys.pop(0))
+                if not self.state.is_before(commit):
+                    raise DataError(self._is_another())
+                self.state = self.state.after(commit)
             if not keys:
                 return self.state
+
+    def _is_another(self) -> str:
+        return (
+            f"{self._objects.address} no longer holds commit {self.state.number}, which this machine has seen: the store was "
+            "emptied, replaced or restored from an older backup. Put it back, or go on with what is there now: move this "
+            "machine's data folder away, except its spool/"
+        )
 
     def commit(
         self,
@@ -168,6 +194,7 @@ class CommitLog:
                 leases=dict(leases),
                 keep_removed_s=keep_removed_s,
                 deleted=deleted,
+                follows=self.state.token,
             )
             try:
                 self._objects.create(_key(commit.number), msgspec.json.encode(commit))

@@ -123,6 +123,11 @@ class WorkingCopy:
         with self._exclusive() as index:
             self._pull(index, CommitLog(self.objects, index.state))
 
+    def check(self) -> None:
+        """Check that the store is the one the folder was brought to, without bringing files here. Raises as `pull`."""
+        with self._exclusive() as index:
+            CommitLog(self.objects, index.state).follow()
+
     def _pull(self, index: _Index, log: CommitLog, *, begins: str | None = None) -> None:
         """`begins`: the lease of a work that begins, whose files nobody else is changing here."""
         while True:

@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 from evalpipe.collector.traffic_watch import folder_of, read_uncollected
 from evalpipe.config import ArmConfig, Config, secret
 from evalpipe.credentials import shown_url
-from evalpipe.errors import ConfigError, EvalpipeError
+from evalpipe.errors import ConfigError, DataError, EvalpipeError
+from evalpipe.objects.shared import working_copy
 from evalpipe.traffic_shape import REMEDY, summary
 from evalpipe.workspace.collect import costs_unknown
 from evalpipe.workspace.paths import Workspace
@@ -133,6 +134,11 @@ def check_storage(workspace: Workspace, config: Config) -> Iterator[Diagnosis]:
 
     try:
         check_conditional_writes(open_objects(workspace.url, give_up_after_s=REACH_TIMEOUT_S))
+        copy = working_copy(workspace.data)
+        if copy is not None:
+            copy.check()
+    except DataError as error:
+        yield Diagnosis(name="data", status="fail", detail=str(error))
     except (ConfigError, StorageError) as error:
         remedy = "check the credentials, the bucket's name and the network"
         yield Diagnosis(name="data", status="fail", detail=str(error), remedy=remedy)

@@ -19,7 +19,7 @@ from evalpipe.config import CONFIG_FILE, Config, load_config, read_config
 from evalpipe.errors import ConfigError, DataError, EvalpipeError
 from evalpipe.files import FULL
 from evalpipe.models import AGAINST_ITSELF
-from evalpipe.objects.client import is_url, normalized_url
+from evalpipe.objects.access import is_url, normalized_url
 from evalpipe.objects.shared import attach, working_copy
 from evalpipe.objects.shared import pull as pull_data
 from evalpipe.providers.pricing import Price

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evalpipe.errors import DataError
-from evalpipe.objects.client import open_objects
+from evalpipe.objects.client import Objects, open_objects
 from evalpipe.objects.lease import LeaseLostError
 from evalpipe.objects.log import CHECKPOINT_EVERY, Commit, CommitLog, State, StoredFile
 from objects.fixtures import Bucket
@@ -103,3 +103,31 @@ def test_the_state_after_commits_is_what_a_dictionary_holds(changes: list[tuple[
         assert {path: file.key for path, file in state.files.items()} == expected
         assert {one.key for one in state.removed} == ever - set(expected.values())
         assert all(one.at == NOW + timedelta(seconds=60) for one in state.removed)
+
+
+def committed(objects: Objects, *names: str, state: State | None = None) -> State:
+    log = CommitLog(objects, state)
+    for name in names:
+        log.commit(lambda state, name=name: adds(name), leases={})  # type: ignore[misc]
+    return log.state
+
+
+@pytest.mark.parametrize("since", [(), ("x",), ("x", "y"), ("x", "y", "z")])
+def test_a_store_that_was_emptied_or_replaced_is_recognised(bucket: Bucket, since: tuple[str, ...]) -> None:
+    """Whatever its new history holds by now, nothing of it is added to the old one, and nothing old is committed to it."""
+    objects = open_objects(bucket.url)
+    seen = committed(objects, "a", "b")
+    objects.delete([one.key for one in objects.list("")])
+    committed(objects, *since)
+    reader = CommitLog(objects, seen)
+    if len(since) == 2:  # as long as the old one: recognised with the next commit
+        assert reader.follow() == seen
+        committed(objects, "next")
+    with pytest.raises(
+        DataError, match=r"no longer holds commit 2, which this machine has seen: .* move this machine's data"
+    ):
+        reader.follow()
+    if len(since) > 1:  # its place is taken
+        with pytest.raises(DataError, match="no longer holds commit 2"):
+            reader.commit(lambda state: adds("late"), leases={})
+    assert set(CommitLog(objects).follow().files) == {*since, *(["next"] if len(since) == 2 else [])}
