@@ -19,10 +19,12 @@ from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from types import TracebackType
 
+import msgspec
 import pyarrow as pa
 
 from evalpipe.models import Exchange
-from evalpipe.spool.join import PendingRequest, entry_of, join_attempts
+from evalpipe.spool.format import RequestRecord, ResponseRecord, ShadowRecord
+from evalpipe.spool.join import PendingRequest, join_attempts
 from evalpipe.store.exchange_rows import ReadingRules, read_exchanges
 from evalpipe.store.parquet import (
     MAX_FILE_BYTES,
@@ -41,8 +43,8 @@ _GROUP_BYTES = 16 * 1024 * 1024
 _MOST_OPEN = 2
 """Batches another process has at a time: the one it is at, and the next."""
 
-Job = list[tuple[list[bytes], float, str | None]]
-"""The lines of each entry, its time, and why what is missing in it will not come."""
+_ENTRIES_AT_ONCE = 256
+"""Entries whose rows become columns together: what they take is in the processor's cache still."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -61,13 +63,22 @@ class Written:
         self.failed |= other.failed
 
 
+@dataclass(slots=True)
+class _Group:
+    """Rows of several batches that are to be one row group. `n_bytes`: Arrow's."""
+
+    tables: list[pa.Table] = field(default_factory=list)
+    n_rows: int = 0
+    n_bytes: int = 0
+
+
 class RowFiles:
     """The files one process writes the exchanges of a load to. No request may come twice before the files are in place."""
 
     def __init__(self, data: Path, rules: ReadingRules) -> None:
         self._data, self._rules = data, rules
-        self._held: dict[tuple[str, ...], list[pa.Table]] = {}
-        """of the next row group"""
+        self._held: dict[tuple[str, ...], _Group] = {}
+        """what the next row group will hold"""
         self._open: dict[tuple[str, ...], ParquetFile] = {}
         self._sealed: list[SealedFile] = []
         self._handed_out: list[SealedFile] = []
@@ -76,6 +87,12 @@ class RowFiles:
     def write(self, entries: Sequence[PendingRequest], *, may_be_stored: bool) -> Written:
         """Append the rows of `entries`. `may_be_stored`: those that are in the store are left out."""
         join_attempts(entries)
+        written = Written()
+        for start in range(0, len(entries), _ENTRIES_AT_ONCE):
+            written.add(self._write(entries[start : start + _ENTRIES_AT_ONCE], may_be_stored=may_be_stored))
+        return written
+
+    def _write(self, entries: Sequence[PendingRequest], *, may_be_stored: bool) -> Written:
         rows: dict[str, list[Exchange]] = {}
         for entry in entries:
             assert entry.request is not None
@@ -119,13 +136,15 @@ class RowFiles:
         return table.filter(pa.array([row not in stored for row in rows], pa.bool_()))
 
     def _append(self, partition: tuple[str, ...], table: pa.Table) -> None:
-        held = self._held.setdefault(partition, [])
-        held.append(table)
-        if sum(one.num_rows for one in held) >= _GROUP_ROWS or sum(one.nbytes for one in held) >= _GROUP_BYTES:
+        held = self._held.setdefault(partition, _Group())
+        held.tables.append(table)
+        held.n_rows += table.num_rows
+        held.n_bytes += table.nbytes
+        if held.n_rows >= _GROUP_ROWS or held.n_bytes >= _GROUP_BYTES:
             self._write_group(partition)
 
     def _write_group(self, partition: tuple[str, ...]) -> None:
-        table = pa.concat_tables(self._held.pop(partition))
+        table = pa.concat_tables(self._held.pop(partition).tables)
         file = self._open.get(partition)
         if file is None:
             folder = partition_folder(self._data, _DATASET, partition)
@@ -204,8 +223,7 @@ class _Process:
         return len(self._batches)
 
     def write(self, entries: Sequence[PendingRequest], *, may_be_stored: bool) -> None:
-        job: Job = [([source.data for source in entry.sources], entry.at, entry.lost_reason) for entry in entries]
-        self._batches.append(self._pool.submit(_write, job, may_be_stored))
+        self._batches.append(self._pool.submit(_write, pack(entries), may_be_stored))
         self.is_used = True
 
     def done(self, *, wait: bool = False) -> Iterator[Written]:
@@ -223,6 +241,39 @@ class _Process:
             with suppress(RuntimeError):  # its process was killed, as a system short of memory does
                 self._pool.submit(_abandon)
         self._pool.shutdown(wait=True)
+
+
+# Entries on their way to another process. MessagePack: texts are copied there, where in JSON each character is looked at.
+
+
+class _Packed(msgspec.Struct, array_like=True, gc=False):
+    request: RequestRecord | None
+    served: ResponseRecord | None
+    shadow: ShadowRecord | None
+    copy: ResponseRecord | None
+    at: float
+    lost_reason: str | None
+
+
+_packer = msgspec.msgpack.Encoder()
+_unpacker = msgspec.msgpack.Decoder(list[_Packed])
+
+
+def pack(entries: Sequence[PendingRequest]) -> bytes:
+    return _packer.encode(
+        [_Packed(one.request, one.served, one.shadow, one.copy, one.at, one.lost_reason) for one in entries]
+    )
+
+
+def unpack(batch: bytes) -> list[PendingRequest]:
+    """The entries, without the lines that they were put together from."""
+    return [_unpacked(one) for one in _unpacker.decode(batch)]
+
+
+def _unpacked(one: _Packed) -> PendingRequest:
+    entry = PendingRequest(one.request, one.served, at=one.at, lost_reason=one.lost_reason)
+    entry.shadow, entry.copy = one.shadow, one.copy
+    return entry
 
 
 _RARELY = (500_000, 20, 50)
@@ -277,9 +328,8 @@ def _exit_with_parent() -> None:
     os._exit(1)
 
 
-def _write(job: Job, may_be_stored: bool) -> Written:
-    entries = [entry_of(lines, at, lost_reason) for lines, at, lost_reason in job]
-    return _files.write(entries, may_be_stored=may_be_stored)
+def _write(batch: bytes, may_be_stored: bool) -> Written:
+    return _files.write(unpack(batch), may_be_stored=may_be_stored)
 
 
 def _seal() -> list[SealedFile]:

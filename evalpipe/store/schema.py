@@ -227,7 +227,17 @@ def holds_failures(exchanges: pa.Table) -> bool:
     return bool(pc.any(pc.is_in(exchanges["outcome"], value_set=failed)).as_py())
 
 
+def _is_constant(values: Sequence[Any]) -> bool:
+    """Whether they are the same text, or none is one: in a batch of exchanges half the columns are like that."""
+    first = values[0]
+    return (first is None or isinstance(first, str)) and values[-1] == first and values.count(first) == len(values)
+
+
 def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    if len(values) > 1 and _is_constant(values):
+        return (
+            pa.nulls(len(values), kind) if values[0] is None else pa.repeat(_column(values[:1], kind)[0], len(values))
+        )
     if pa.types.is_map(kind):
         values = [None if value is None else list(value.items()) for value in values]
     try:
