@@ -12,6 +12,8 @@ from functools import lru_cache
 from json.encoder import encode_basestring_ascii
 from typing import Any, Final, NamedTuple
 
+import msgspec
+
 BUCKETS = 10_000
 """Resolution of the assignment: one bucket is 0.01 percent."""
 
@@ -61,9 +63,20 @@ def conversation_id(system_text: str, first_user_message: Any) -> str:
     Conversations that open with the same words are one unit: without a user id they cannot be distinguished.
     """
     if isinstance(first_user_message, str):  # the canonical JSON of two texts, without the way through an encoder
-        text = f"[{encode_basestring_ascii(system_text)},{encode_basestring_ascii(first_user_message)}]"
-        return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
+        text = b"[" + _quoted(system_text) + b"," + _quoted(first_user_message) + b"]"
+        return hashlib.sha256(text).hexdigest()[:16]
     return fingerprint([system_text, first_user_message])
+
+
+def _quoted(text: str) -> bytes:
+    """A text as `canonical_json` writes it."""
+    # msgspec's encoder is six times as fast. Of ASCII it writes the same, but for DEL, which it leaves as it is.
+    if text.isascii() and "\x7f" not in text:
+        return _text_encoder.encode(text)
+    return encode_basestring_ascii(text).encode("ascii")
+
+
+_text_encoder: Final = msgspec.json.Encoder()
 
 
 def unit_in_body(document: Any, path: str) -> str | None:

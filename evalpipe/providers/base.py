@@ -79,27 +79,16 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     @property
     def is_plain(self) -> bool:
         """Whether the cost depends on the plain token counts alone, 5-minute cache writes included."""
-        return self._extras == _NO_EXTRAS
-
-    @property
-    def _extras(self) -> tuple[object, ...]:
         return (
-            self.audio_input_tokens or None,
-            self.image_input_tokens or None,
-            self.audio_output_tokens or None,
-            self.image_output_tokens or None,
-            self.cache_write_12h_tokens or None,
-            self.server_tools or None,
-            self.service_tier,
-            self.speed,
-            self.inference_geo,
-            self.other_models or None,
-            self.reported_usd,
-            self.doubt,
+            not (self.audio_input_tokens or self.image_input_tokens or self.cache_write_12h_tokens)
+            and not (self.audio_output_tokens or self.image_output_tokens)
+            and not (self.server_tools or self.other_models)
+            and self.service_tier is None
+            and self.speed is None
+            and self.inference_geo is None
+            and self.reported_usd is None
+            and self.doubt is None
         )
-
-
-_NO_EXTRAS = (None,) * 12
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, gc=False):

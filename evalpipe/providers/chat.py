@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Final
 
 from evalpipe.providers.base import NotShadowableError, Reply, RequestView, Stop, Usage, error_body
 from evalpipe.providers.conversation import (
@@ -37,16 +37,19 @@ from evalpipe.providers.sse import render_event
 from evalpipe.providers.usage import chat_usage, counts_something, usage_in
 from evalpipe.text import joined
 
+_OTHER_ROLES: Final = {"developer": "system", "function": "tool"}
+
 
 def read_request(body: dict[str, Any]) -> RequestView:
     """The fields of a request that evalpipe uses."""
     messages = []
     for message in map(as_dict, as_list(body.get("messages"))):
         role = as_text(message.get("role")) or "user"
-        role = {"developer": "system", "function": "tool"}.get(role, role)
         text = content_text(message.get("content"))
-        calls = [_request_call(as_dict(call)) for call in as_list(message.get("tool_calls"))]
-        messages.append({"role": role, "content": "\n".join(part for part in [text, *calls] if part)})
+        calls = as_list(message.get("tool_calls"))
+        if calls:
+            text = "\n".join(part for part in [text, *[_request_call(as_dict(call)) for call in calls]] if part)
+        messages.append({"role": _OTHER_ROLES.get(role, role), "content": text})
     streamed = body.get("stream") is True
     options = as_dict(body.get("stream_options"))
     return make_view(
@@ -396,7 +399,8 @@ def _name(name: str) -> str:
 
 _REASONING = ("reasoning_content", "reasoning", "reasoning_text")
 """keys of hidden reasoning: DeepSeek and most · OpenRouter, Groq, newer vLLM · GitHub Copilot"""
-_HEAD = ("id", "created", "model", "system_fingerprint", "service_tier", "provider")
+HEAD = ("id", "created", "model", "system_fingerprint", "service_tier", "provider")
+"""keys of an answer's chunks that are its own"""
 
 
 class ChatReader(StreamState):
@@ -500,7 +504,7 @@ class ChatReader(StreamState):
 
     def _note_head(self, chunk: dict[str, Any]) -> None:
         head = self._head
-        for key in _HEAD:
+        for key in HEAD:
             value = chunk.get(key)
             # Azure's first chunk names no model: an empty name does not replace a reported one.
             if value or (value is not None and key not in head):

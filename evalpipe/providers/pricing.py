@@ -114,7 +114,7 @@ def _ordinary_cost(usage: Usage, listed: Listed | None, at: datetime) -> Cost | 
     given, made = usage.input_tokens, usage.output_tokens
     if listed is None or given is None or made is None:
         return None
-    prices = listed.info.get_prices(at)
+    prices = listed.info.get_prices(at) if listed.always is None else listed.always
     if (given and prices.input_mtok is None) or (made and prices.output_mtok is None):
         return None
     usd = _plain_usd(usage, prices)
@@ -413,6 +413,8 @@ class Listed(NamedTuple):
     """the library's id of its provider, e.g. "openai" """
     model: str
     info: Any
+    always: Any = None
+    """its prices where they have been the same at all times"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -459,7 +461,8 @@ def find_listed(model: str, provider: str | None) -> Listed | None:
             seller, info = snapshot.find_provider_model(name, None, provider_id, None)
         except LookupError:
             continue
-        return Listed(vendor=seller.id, model=info.id, info=info)
+        always = None if isinstance(info.prices, list) else info.prices
+        return Listed(vendor=seller.id, model=info.id, info=info, always=always)
     return None
 
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import msgspec
 from msgspec.structs import replace
@@ -25,8 +25,16 @@ from evalpipe.store.importers.base import prompt_text
 from evalpipe.text import well_formed
 
 SIMULATED_HEADER = "x-simulated-by"
-_ARMS: Mapping[str, Arm] = {arm.value: arm for arm in Arm}
-_SHADOW_STATUSES: Mapping[str, ShadowStatus] = {status.value: status for status in ShadowStatus}
+_ARMS: Final[Mapping[str, Arm]] = {arm.value: arm for arm in Arm}
+_SHADOW_STATUSES: Final[Mapping[str, ShadowStatus]] = {status.value: status for status in ShadowStatus}
+# Looked up once: an enum's member takes compiled code as long as ten of its own steps.
+_SERVED_ROLE: Final = Role.SERVED
+_SHADOW_ROLE: Final = Role.SHADOW
+_SAMPLED: Final = ShadowStatus.SAMPLED.value
+_TREATMENT: Final = Arm.TREATMENT.value
+_TIMEOUT: Final = Outcome.TIMEOUT
+_UNREADABLE: Final = Outcome.UNREADABLE
+_HTTP_ERROR: Final = Outcome.HTTP_ERROR
 BROKEN_OFF = "the answer failed before it reported its tokens: what was billed for it is not known"
 """`cost_note` of failures that may have been billed"""
 
@@ -50,9 +58,9 @@ def read_exchanges(entry: PendingRequest, rules: ReadingRules) -> list[Exchange]
     client = _Client(request, rules, entry.served)
     client.is_repeated, client.earlier_attempts = entry.is_repeated, entry.earlier_attempts
     rows = [_served(client, entry)]
-    sent = entry.shadow is not None and entry.shadow.status == ShadowStatus.SAMPLED
+    sent = entry.shadow is not None and entry.shadow.status == _SAMPLED
     if entry.copy is not None:
-        rows.append(_answered(client, entry.copy, Role.SHADOW))
+        rows.append(_answered(client, entry.copy, _SHADOW_ROLE))
     elif sent and entry.shadow is not None:
         rows.append(_copy_lost(client, entry.shadow, entry.lost_reason or STOPPED))
     return rows
@@ -90,7 +98,7 @@ class _Client:
             self._document = _object(self.body)
         if not rules.unit_sources and not _holds_cache_key(self.body):
             self._document = None
-        self.prompt = prompt_text(self.view.messages)
+        self.prompt = _prompt(self.view.messages)
         named = request.conversation_id or conversation_in(
             self.view.system_text, self.view.first_user_message, self._document
         )
@@ -120,27 +128,56 @@ class _Client:
     def meta(self, response: ResponseRecord | None) -> str:
         """Fields without a column of their own, as JSON text."""
         request = self.record
-        meta: dict[str, Any] = {
-            "mode": request.mode,
-            "unit_source": self.unit_source,
-            "target": request.target,
-            "request_headers": dict(request.headers),
-            "usage_requested": self.view.usage_requested,
-        }
+        meta = _Meta(
+            mode=request.mode,
+            unit_source=self.unit_source,
+            target=request.target,
+            request_headers=dict(request.headers),
+            usage_requested=self.view.usage_requested,
+        )
         if self.earlier_attempts:
-            meta["earlier_attempts"] = list(self.earlier_attempts)
+            meta.earlier_attempts = list(self.earlier_attempts)
         if self.is_repeated:
-            meta["repeated"] = True
+            meta.repeated = True
         if request.stage is not None:
-            meta["stage"] = request.stage
+            meta.stage = request.stage
         if request.body.n_dropped_bytes:
-            meta["n_request_bytes_dropped"] = request.body.n_dropped_bytes
+            meta.n_request_bytes_dropped = request.body.n_dropped_bytes
         if response is not None:
-            meta |= {"ended": response.ended, "first_byte_ms": response.first_byte_ms}
-            meta["response_headers"] = dict(response.headers)
+            meta.ended = response.ended
+            meta.first_byte_ms = response.first_byte_ms
+            meta.response_headers = dict(response.headers)
             if response.body.n_dropped_bytes:
-                meta["n_response_bytes_dropped"] = response.body.n_dropped_bytes
-        return msgspec.json.encode(meta).decode()
+                meta.n_response_bytes_dropped = response.body.n_dropped_bytes
+        return str(_meta_encoder.encode(meta), "utf-8")
+
+
+class _Meta(msgspec.Struct, kw_only=True, gc=False):
+    """The columns' rest, in the order of its JSON; what is unset is not in it."""
+
+    mode: str
+    unit_source: str
+    target: str
+    request_headers: dict[str, str]
+    usage_requested: bool
+    earlier_attempts: list[str] | msgspec.UnsetType = msgspec.UNSET
+    repeated: bool | msgspec.UnsetType = msgspec.UNSET
+    stage: int | msgspec.UnsetType = msgspec.UNSET
+    n_request_bytes_dropped: int | msgspec.UnsetType = msgspec.UNSET
+    ended: str | msgspec.UnsetType = msgspec.UNSET
+    first_byte_ms: float | msgspec.UnsetType | None = msgspec.UNSET
+    response_headers: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
+    n_response_bytes_dropped: int | msgspec.UnsetType = msgspec.UNSET
+
+
+_meta_encoder: Final = msgspec.json.Encoder()
+
+
+def _prompt(messages: Sequence[Mapping[str, Any]]) -> str:
+    """`prompt_text`, without a call for the one message of most requests."""
+    if len(messages) == 1 and messages[0]["role"] == "user":
+        return str(messages[0]["content"])
+    return prompt_text(messages)
 
 
 def _kind(request: RequestRecord, view: RequestView, served: ResponseRecord | None) -> str | None:
@@ -180,7 +217,7 @@ def _served(client: _Client, entry: PendingRequest) -> Exchange:
             shadow_reason=reason,
             **_common(client, request.arm),
         )
-    return _answered(client, entry.served, Role.SERVED, status, reason)
+    return _answered(client, entry.served, _SERVED_ROLE, status, reason)
 
 
 def _shadow_status(entry: PendingRequest) -> tuple[ShadowStatus | None, str | None]:
@@ -207,15 +244,19 @@ def _answered(
     )
     sent_body = client.body if response.sent is None else response.sent.content
     requested, asks_stream = _asked(client, response)
-    outcome = Outcome.TIMEOUT if response.error_type == "timeout" else answer.outcome
+    outcome = _TIMEOUT if response.error_type == "timeout" else answer.outcome
+    usage = answer.usage
     sent_at = instant(response.started_at)
-    cost = _cost(client, response, answer, requested, outcome, sent_at)
-    timed_out = outcome is Outcome.TIMEOUT and response.timeout_ms is not None
+    is_served = role is _SERVED_ROLE
+    began_with_it = not is_served or request.received_at == response.started_at
+    found = _cost(client, response, answer, requested, outcome, sent_at)
+    cost = found if type(found) is Cost else None
+    timed_out = outcome is _TIMEOUT and response.timeout_ms is not None
     return Exchange(
         request_id=request.request_id,
         arm=_ARMS[response.arm],
         role=role,
-        started_at=instant(request.received_at) if role is Role.SERVED else sent_at,
+        started_at=sent_at if began_with_it else instant(request.received_at),
         provider=response.provider or None,
         endpoint=response.endpoint or None,
         model_requested=requested,
@@ -232,15 +273,15 @@ def _answered(
         latency_ms=response.timeout_ms if timed_out else response.latency_ms,
         ttft_ms=_ttft(response, answer),
         streamed=answer.streamed or asks_stream,
-        input_tokens=answer.usage.input_tokens,
-        cached_input_tokens=answer.usage.cached_input_tokens,
-        cache_write_tokens=answer.usage.cache_write_tokens,
-        output_tokens=answer.usage.output_tokens,
-        reasoning_tokens=answer.usage.reasoning_tokens,
-        cost_usd=None if isinstance(cost, Unpriced) else cost.usd + response.infrastructure_usd,
-        priced_at=None if isinstance(cost, Unpriced) else cost.priced_at,
-        cost_source=None if isinstance(cost, Unpriced) else cost.source,
-        cost_note=cost.reason if isinstance(cost, Unpriced) else cost.note,
+        input_tokens=usage.input_tokens,
+        cached_input_tokens=usage.cached_input_tokens,
+        cache_write_tokens=usage.cache_write_tokens,
+        output_tokens=usage.output_tokens,
+        reasoning_tokens=usage.reasoning_tokens,
+        cost_usd=None if cost is None else cost.usd + response.infrastructure_usd,
+        priced_at=None if cost is None else cost.priced_at,
+        cost_source=None if cost is None else cost.source,
+        cost_note=found.reason if isinstance(found, Unpriced) else found.note,
         simulated=bool(header(response.headers, SIMULATED_HEADER)),
         shadow_status=shadow_status,
         shadow_reason=shadow_reason,
@@ -291,7 +332,7 @@ def _common(client: _Client, arm: str) -> dict[str, Any]:
 def _of_arm(fingerprints: str | None, arm: str) -> str | None:
     """The fingerprint of this arm's configuration; records of older collectors hold one of the whole, taken as it is."""
     control, dash, treatment = (fingerprints or "").partition("-")
-    return (treatment if dash and arm == Arm.TREATMENT else control) or None
+    return (treatment if dash and arm == _TREATMENT else control) or None
 
 
 def _asked(client: _Client, response: ResponseRecord) -> tuple[str | None, bool]:
@@ -306,7 +347,7 @@ def _as_far_as_kept(response: ResponseRecord, answer: Answer) -> Answer:
     """An answer that went through whole and is longer than the log keeps is no failure of the arm: what was kept of it
     breaks off, the answer did not. Its tokens, where its end would have reported them, are unknown."""
     n_dropped = response.body.n_dropped_bytes
-    if not n_dropped or response.ended != "complete" or answer.outcome is not Outcome.UNREADABLE:
+    if not n_dropped or response.ended != "complete" or answer.outcome is not _UNREADABLE:
         return answer
     message = f"the answer is longer than the log keeps: {n_dropped:,} bytes are not in it"
     return replace(answer, outcome=Outcome.OK, error_type="not_kept_whole", error_message=message)
@@ -316,7 +357,7 @@ def _cost(
     client: _Client, response: ResponseRecord, answer: Answer, requested: str | None, outcome: Outcome, at: datetime
 ) -> Cost | Unpriced:
     generated = answer.usage.output_tokens is not None or answer.text or answer.tool_calls
-    if outcome is Outcome.HTTP_ERROR and not generated and _is_not_billed(response):
+    if outcome is _HTTP_ERROR and not generated and _is_not_billed(response):
         return Cost(usd=0.0, priced_at=at, source="not billed")
     cost = price_of(
         answer.usage,
@@ -334,7 +375,7 @@ def _cost(
 def _text(client: _Client, response: ResponseRecord, role: Role, answer: Answer) -> str | None:
     """The answer's text. Of a stream that was translated for its user, all that the user got: reasoning that only its closing
     tag shows to be some had passed by then."""
-    is_translated = role is Role.SERVED and response.endpoint != client.record.endpoint
+    is_translated = role is _SERVED_ROLE and response.endpoint != client.record.endpoint
     if is_translated and client.view.streamed and answer.late_reasoning:
         return answer.late_reasoning + (answer.text or "")
     return answer.text
