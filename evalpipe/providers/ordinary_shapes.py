@@ -1,4 +1,4 @@
-"""The shapes of ordinary whole answers, as msgspec decodes them (`ordinary.read_ordinary`).
+"""The shapes of ordinary answers, as msgspec decodes them (`ordinary.read_ordinary`).
 
 Each field that the general readers look at has the one type that is ordinary; others that vendors are known to send are listed
 as `Any`, so that they are read, and refused where they are malformed, as the general readers do. Not compiled: msgspec takes the
@@ -60,6 +60,41 @@ class Chat(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     error: None = None
 
 
+class Delta(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    content: str | None = None
+    role: Any = None
+    refusal: None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: None = None
+
+
+class ChunkChoice(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    delta: Delta
+    index: Literal[0] = 0
+    finish_reason: str | None = None
+    logprobs: Any = None
+    content_filter_results: Any = None
+    native_finish_reason: Any = None
+    stop_reason: Any = None
+    token_ids: Any = None
+    error: None = None
+
+
+class Chunk(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    choices: list[ChunkChoice]
+    object: Literal["chat.completion.chunk"]
+    model: str
+    id: str | None = None
+    created: int | None = None
+    system_fingerprint: str | None = None
+    service_tier: str | None = None
+    provider: str | None = None
+    usage: dict[str, Any] | None = None
+    obfuscation: Any = None
+    error: None = None
+
+
 class TextBlock(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     type: Literal["text"]
     text: str
@@ -79,6 +114,47 @@ class Message(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     container: Any = None
     context_management: Any = None
     error: None = None
+
+
+class MessageEvent(msgspec.Struct, forbid_unknown_fields=True, gc=False, tag_field="type"):
+    """An event of a message's stream. What comes once is kept as it is; of the many deltas only the text."""
+
+
+class MessageStart(MessageEvent, tag="message_start"):
+    message: dict[str, Any]
+
+
+class BlockStart(MessageEvent, tag="content_block_start"):
+    index: Count
+    content_block: dict[str, Any]
+
+
+class TextDelta(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    type: Literal["text_delta"]
+    text: str
+
+
+class BlockDelta(MessageEvent, tag="content_block_delta"):
+    index: Count
+    delta: TextDelta
+
+
+class BlockStop(MessageEvent, tag="content_block_stop"):
+    index: Count
+
+
+class Ping(MessageEvent, tag="ping"):
+    pass
+
+
+class MessageDelta(MessageEvent, tag="message_delta"):
+    delta: dict[str, Any]
+    usage: dict[str, Any] | None = None
+    context_management: Any = None
+
+
+class MessageStop(MessageEvent, tag="message_stop"):
+    pass
 
 
 class PromptDetails(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -123,5 +199,9 @@ class MessageUsage(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 chat_usage_decoder: Final = msgspec.json.Decoder(ChatUsage)
 message_usage_decoder: Final = msgspec.json.Decoder(MessageUsage)
 usage_decoder: Final = msgspec.json.Decoder(dict[str, Any] | None)
+chunks_decoder: Final = msgspec.json.Decoder(list[Chunk])
+events_decoder: Final = msgspec.json.Decoder(
+    list[MessageStart | BlockStart | BlockDelta | BlockStop | Ping | MessageDelta | MessageStop]
+)
 chat_decoder: Final = msgspec.json.Decoder(Chat)
 message_decoder: Final = msgspec.json.Decoder(Message)

@@ -16,7 +16,7 @@ from evalpipe.providers.chat import ChatReader
 from evalpipe.providers.decoding import PIECE_BYTES, EncodingError, StreamDecoder, header
 from evalpipe.providers.json_values import MalformedJSONError, cleaned, dump, parse, parse_answer
 from evalpipe.providers.messages import MessagesReader
-from evalpipe.providers.ordinary import read_ordinary
+from evalpipe.providers.ordinary import read_ordinary, read_ordinary_stream
 from evalpipe.providers.outcomes import Failure, ending, failure_in, short
 from evalpipe.providers.response_builder import NOT_TEXT, AnswerBuilder, Piece
 from evalpipe.providers.responses import ResponsesReader
@@ -139,8 +139,8 @@ def read_answer(
         return Answer(outcome=Outcome.UNREADABLE, error_type="unknown_endpoint", error_message=endpoint[:100])
     answer = None
     is_whole_success = status is not None and 200 <= status < 300 and ended in {"complete", "closed_by_upstream"}
-    if isinstance(body, str) and body.startswith("{") and is_whole_success and not header(headers, "content-encoding"):
-        answer = read_ordinary(endpoint, body)
+    if isinstance(body, str) and is_whole_success and not header(headers, "content-encoding"):
+        answer = read_ordinary(endpoint, body) if body.startswith("{") else read_ordinary_stream(endpoint, body)
     if answer is None:
         reader = answer_reader(endpoint, status, headers)
         reader.feed(body.encode() if isinstance(body, str) else body)
