@@ -1,8 +1,9 @@
 """How fast `load` turns a spool into Parquet, beside DuckDB on the same bytes, and how fast the views answer.
 
-`python tests/bench/bench_load.py [N_REQUESTS [ROUNDS]]` makes a spool of N requests (0.9 KB asked, 1.3 KB answered by each arm,
-nine in ten copied), loads it with one process and with all cores, has DuckDB turn the same lines into Parquet (by turns, the
-best of ROUNDS each), and asks three questions. Not part of the suite.
+`python tests/bench/bench_load.py [N_REQUESTS [ROUNDS [streamed]]]` makes a spool of N requests (0.9 KB asked, 1.3 KB answered
+by each arm, nine in ten copied; with `streamed` in 100 events, 27 KB of OpenAI's and 13 KB of Anthropic's), loads it with one
+process and with all cores, has DuckDB turn the same lines into Parquet (by turns, the best of ROUNDS each), and asks three
+questions. Not part of the suite.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import duckdb
 
@@ -25,6 +27,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "store"))
 from spool_builders import T0, copy, request, served, shadow
 
 import evalpipe.store.exchange_rows
+from evalpipe.providers.base import ReplyWriter, Usage
+from evalpipe.providers.chat import ChatWriter
+from evalpipe.providers.messages import MessagesWriter
 from evalpipe.spool.format import render_record
 from evalpipe.store.exchange_rows import ReadingRules
 from evalpipe.store.load import SpoolLoad
@@ -38,7 +43,32 @@ QUESTIONS = {
 }
 
 
-def make_spool(spool: Path, n_requests: int) -> int:
+STREAM = {"content-type": "text/event-stream"}
+USAGE = Usage(input_tokens=900, output_tokens=120)
+
+
+def as_stream(writer: ReplyWriter, text: str) -> bytes:
+    size = -(-len(text) // 100)
+    pieces = [writer.text(text[start : start + size]) for start in range(0, len(text), size)]
+    return b"".join([writer.start(USAGE), *pieces, writer.finish("end", USAGE)])
+
+
+def streamed_answers(i: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The bodies of both arms' answers as event streams."""
+    chat = ChatWriter(answer_id=f"chatcmpl-{i}", model="gpt-4o-2024-08-06", created=1_780_000_000, include_usage=True)
+    message = MessagesWriter(answer_id=f"msg_{i}", model="claude-haiku-4-5")
+    fields = {"headers": STREAM, "marks": [(200, 90.0)]}
+    return (
+        {"body": as_stream(chat, f"{i} " + "because " * 120), **fields},
+        {"body": as_stream(message, f"{i} " + "therefore " * 100), **fields},
+    )
+
+
+def whole_answers(i: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    return {"text": f"{i} " + "because " * 120}, {"text": f"{i} " + "therefore " * 100}
+
+
+def make_spool(spool: Path, n_requests: int, *, streamed: bool = False) -> int:
     spool.mkdir(parents=True)
     segments = {kind: (spool / f"{kind}-0.000001.jsonl").open("wb") for kind in ("served", "shadow")}
     for i in range(n_requests):
@@ -47,22 +77,24 @@ def make_spool(spool: Path, n_requests: int) -> int:
             "model": "gpt-4o",
             "messages": [{"role": "user", "content": f"{i} " + "why " * 200}],
             "user": f"u{i % 997}",
+            **({"stream": True, "stream_options": {"include_usage": True}} if streamed else {}),
         }
+        answer, copied = streamed_answers(i) if streamed else whole_answers(i)
         segments["served"].write(render_record(request(name, at=at, body=body)))
-        segments["served"].write(render_record(served(name, at=at, text=f"{i} " + "because " * 120)))
+        segments["served"].write(render_record(served(name, at=at, **answer)))
         sampled = i % 10 != 0
         segments["shadow"].write(render_record(shadow(name, "sampled" if sampled else "not_sampled", at=at)))
         if sampled:
-            segments["shadow"].write(render_record(copy(name, at=at + 0.001, text=f"{i} " + "therefore " * 100)))
+            segments["shadow"].write(render_record(copy(name, at=at + 0.001, **copied)))
     for file in segments.values():
         file.close()
     return sum(path.stat().st_size for path in spool.iterdir())
 
 
-def main(n_requests: int, n_rounds: int) -> None:
+def main(n_requests: int, n_rounds: int, *, streamed: bool) -> None:
     root = Path(tempfile.mkdtemp(prefix="evalpipe-bench-load-"))
     try:
-        n_bytes = make_spool(root / "made", n_requests)
+        n_bytes = make_spool(root / "made", n_requests, streamed=streamed)
         print(f"{n_requests:,} requests, {n_bytes / 1e6:,.0f} MB of log; evalpipe {_kind()}")
         cores = os.cpu_count() or 1
         ours: dict[int, list[Run]] = {1: [], cores: []}
@@ -187,4 +219,8 @@ def in_a_process(what: str, folder: str, n: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 50_000, int(sys.argv[2]) if len(sys.argv) > 2 else 3)
+    main(
+        int(sys.argv[1]) if len(sys.argv) > 1 else 50_000,
+        int(sys.argv[2]) if len(sys.argv) > 2 else 3,
+        streamed="streamed" in sys.argv,
+    )
