@@ -135,7 +135,7 @@ class Run:
 def _measured(what: str, folder: Path, n: int) -> Run:
     # Not this file as the main module: each process that helps would run it again.
     code = f"import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}]; from bench_load import in_a_process; "
-    command = [sys.executable, "-c", f"{code}in_a_process({what!r}, {str(folder)!r}, {n})"]
+    command = [sys.executable, "-P", "-c", f"{code}in_a_process({what!r}, {str(folder)!r}, {n})"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         peak = 0
         while process.poll() is None:
