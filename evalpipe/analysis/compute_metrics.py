@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import numpy as np
 
 from evalpipe.analysis.intervals import (
     Aggregates,
@@ -26,7 +30,7 @@ from evalpipe.analysis.settings import LookPlan
 from evalpipe.analysis.sql import Connection, rows
 from evalpipe.analysis.verdicts import JudgeSummary, sum_quality, users_means
 from evalpipe.stats import clusters as stats_clusters
-from evalpipe.stats.clusters import ArmAggregate, PairedAggregate, Spread
+from evalpipe.stats.clusters import ArmAggregate, Array, PairedAggregate, Spread
 from evalpipe.stats.estimates import Estimate
 from evalpipe.stats.means import Scale
 from evalpipe.stats.quantiles import (
@@ -275,12 +279,14 @@ def _verdict(
     return measure_ratio(item, combined(UserSums(connection, "ev_one").aggregate("q")), look_plan)
 
 
-# Latency quantiles in three SQL passes: the quantiles, how users spread around them, the quantiles at the limits.
+# Latency quantiles in three passes: the quantiles, how users spread around them, the quantiles at the limits.
 #
 # Statistics.md 8: type-1 quantiles (`quantile_disc`), Woodruff limits per arm, MOVER for the difference. All levels
 # that any interval of the decision needs are asked for together.
 
 
+READ_AT_ONCE = 1_000_000
+"""values"""
 CURVE = (*(round(0.01 * k, 2) for k in range(1, 100)), 0.995, 0.999)
 
 
@@ -310,7 +316,8 @@ class QuantilePass:
             (item, values if only is None else replace(values, rows=f"({values.rows} AND {only})"))
             for item, values in chosen
         ]
-        self._points = _points(connection, [values for _, values in self._quantiles])
+        self._sorted = SortedValues(connection)
+        self._points = _points(self._sorted, [values for _, values in self._quantiles])
         self.helpers = [
             Below(
                 value=values.value,
@@ -334,41 +341,88 @@ class QuantilePass:
             )
             for (item, values), column in zip(self._quantiles, columns, strict=True)
         ]
-        limits = _quantiles_at(self._connection, requests)
+        limits = _quantiles_at(self._sorted, requests)
         return [_measured(request, self._look_plan, limits) for request in requests]
 
     def _seen(self, values: Quantile) -> bool:
         return any(self._points[values.value, values.rows, arm].get(values.share) is not None for arm in (False, True))
 
 
+class SortedValues:
+    """Columns of `ev_rows` of one arm, sorted: read once for all quantiles that are asked for. Large ones are kept in temporary
+    files, of which only the pages that are asked for are in memory."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._kept: dict[tuple[str, str, bool], Array] = {}
+
+    def quantiles(self, value: str, condition: str, *, arm: bool, shares: Sequence[float]) -> list[float | None]:
+        """The type-1 quantiles of `value` (as `quantile_disc`) where `condition` holds; None where it has no values.
+
+        Args:
+            value: a column.
+            condition: SQL over the rows.
+            arm: True: the treatment's.
+            shares: in [0, 1].
+        """
+        key = (value, condition, arm)
+        if key not in self._kept:
+            self._kept[key] = _kept(self._read(value, f"treatment = {arm} AND {condition} AND {value} IS NOT NULL"))
+        values = self._kept[key]
+        n = len(values)
+        return [float(values[max(1, _rank(share, n)) - 1]) if n else None for share in shares]
+
+    def count(self, value: str, condition: str, *, arm: bool) -> int:
+        """How many values there are, once their quantiles were asked for."""
+        return len(self._kept[value, condition, arm])
+
+    def _read(self, value: str, condition: str) -> Array:
+        query = f"SELECT {value}::DOUBLE AS value FROM ev_rows WHERE {condition}"
+        n = int(rows(self._connection, f"SELECT count(*) AS n FROM ev_rows WHERE {condition}")[0]["n"])
+        if n <= READ_AT_ONCE:  # Arrow's readers take longer to import than a small report takes
+            return np.sort(np.asarray(self._connection.execute(query).fetchnumpy()["value"], float))
+        values, at = np.empty(n), 0
+        for batch in self._connection.sql(query).to_arrow_reader(READ_AT_ONCE):
+            part = batch.column(0).to_numpy(zero_copy_only=False)
+            values[at : at + len(part)] = part
+            at += len(part)
+        values.sort()
+        return values
+
+
+def _rank(share: float, n: int) -> int:
+    """The place of a quantile among n sorted values: the smallest integer that is not less than n · share."""
+    return math.ceil(Fraction(repr(float(share))) * n)
+
+
+def _kept(values: Array) -> Array:
+    if len(values) <= READ_AT_ONCE:
+        return values
+    with tempfile.TemporaryFile() as file:  # it has no name, and is gone with the last that refers to it
+        values.tofile(file)
+        return np.memmap(file, dtype=values.dtype, mode="r")
+
+
 def latency_curves(connection: Connection) -> list[LatencyCurve]:
     """The latency distribution of both arms over the requests of the latency metrics."""
     curves = []
     for arm, name in ((False, "control"), (True, "treatment")):
-        row = rows(
-            connection,
-            f"SELECT count(latency_ms) AS n, quantile_disc(latency_ms, {list(CURVE)}) AS q FROM ev_rows "
-            f"WHERE treatment = {arm} AND has_latency",
-        )[0]
-        if row["n"]:
-            curves.append(LatencyCurve(arm=name, quantiles=list(CURVE), values_ms=list(row["q"]), n=row["n"]))
+        values = SortedValues(connection)
+        found = values.quantiles("latency_ms", "has_latency", arm=arm, shares=CURVE)
+        n = values.count("latency_ms", "has_latency", arm=arm)
+        if n:
+            curves.append(LatencyCurve(arm=name, quantiles=list(CURVE), values_ms=found, n=n))  # type: ignore[arg-type]
     return curves
 
 
-def _points(
-    connection: Connection, wanted: Sequence[Quantile]
-) -> dict[tuple[str, str, bool], dict[float, float | None]]:
+def _points(values: SortedValues, wanted: Sequence[Quantile]) -> dict[tuple[str, str, bool], dict[float, float | None]]:
     """Pass 1: the quantiles themselves, by (value, rows, arm) and share."""
     found: dict[tuple[str, str, bool], dict[float, float | None]] = {}
     for value, condition in dict.fromkeys((one.value, one.rows) for one in wanted):
         shares = sorted({one.share for one in wanted if (one.value, one.rows) == (value, condition)})
         for arm in (False, True):
-            row = rows(
-                connection,
-                f"SELECT quantile_disc({value}, {shares}) AS q FROM ev_rows WHERE treatment = {arm} AND {condition}",
-            )[0]
-            values = row["q"] or [None] * len(shares)
-            found[value, condition, arm] = dict(zip(shares, values, strict=True))
+            quantiles = values.quantiles(value, condition, arm=arm, shares=shares)
+            found[value, condition, arm] = dict(zip(shares, quantiles, strict=True))
     return found
 
 
@@ -416,32 +470,16 @@ def _empty() -> QuantileAggregate:
 
 
 def _quantiles_at(
-    connection: Connection, requests: Sequence[_Request]
+    values: SortedValues, requests: Sequence[_Request]
 ) -> dict[tuple[str, str, bool, float], float | None]:
-    """Pass 3: the quantile at every level of every interval, one query per value and arm."""
+    """Pass 3: the quantile at every level of every interval."""
     found: dict[tuple[str, str, bool, float], float | None] = {}
-    for value, condition in dict.fromkeys((one.values.value, one.values.rows) for one in requests):
-        for arm in (False, True):
-            wanted = sorted(
-                {
-                    level
-                    for one in requests
-                    if (one.values.value, one.values.rows) == (value, condition)
-                    for (_, side), levels in one.levels.items()
-                    if side == arm
-                    for level in (levels.low, levels.high)
-                    if level is not None
-                }
-            )
-            if not wanted:
-                continue
-            row = rows(
-                connection,
-                f"SELECT quantile_disc({value}, {[float(level) for level in wanted]}) AS q FROM ev_rows "
-                f"WHERE treatment = {arm} AND {condition}",
-            )[0]
-            for level, quantile in zip(wanted, row["q"] or [None] * len(wanted), strict=True):
-                found[value, condition, arm, level] = quantile
+    for one in requests:
+        value, condition = one.values.value, one.values.rows
+        for (_, arm), levels in one.levels.items():
+            wanted = [level for level in (levels.low, levels.high) if level is not None]
+            quantiles = values.quantiles(value, condition, arm=arm, shares=wanted)
+            found |= {(value, condition, arm, level): at for level, at in zip(wanted, quantiles, strict=True)}
     return found
 
 

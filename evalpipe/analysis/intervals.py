@@ -18,7 +18,7 @@ from evalpipe.analysis.populations import STATUS as MISSING_DIFFERS
 from evalpipe.analysis.populations import Missing, note_of
 from evalpipe.analysis.result import ArmValue
 from evalpipe.analysis.settings import SIGMA2_PAIRED_BINARY, LookPlan
-from evalpipe.analysis.sql import Connection, rows
+from evalpipe.analysis.sql import Connection, is_on_disk, large_table, rows
 from evalpipe.stats import betting, estimates, event_rates
 from evalpipe.stats.clusters import ArmAggregate, Array, PairedAggregate, Spread, paired_aggregate
 from evalpipe.stats.estimates import Estimate
@@ -388,6 +388,8 @@ def one_minus(value: float | None) -> float | None:
 
 READ_WHOLE = 50_000
 """users (of all groups) up to whom the sums are read at once"""
+USERS_AT_ONCE = 1_000_000
+"""users whose sums are made at once: half a gigabyte"""
 SIDES = ("t", "c")
 ARM = {"t": "treatment", "c": "NOT treatment"}
 
@@ -446,40 +448,56 @@ def sum_by_user(
                 for part, (expression, factor) in parts.items()
             ]
     inner = ", ".join(f"{expression} AS {name}" for expression, name in columns.items())
-    if paired:
-        connection.execute(
-            f"CREATE OR REPLACE TEMP TABLE {table}_sums AS SELECT {cluster} AS u, {group} AS grp, count(*) AS requests, {inner} "
-            f"FROM {source or 'ev_pairs'} WHERE {condition} GROUP BY ALL"
+    # Once per user and arm, then the two arms beside each other: half the work of summing each arm apart.
+    beside = ", ".join(
+        f"any_value({name}) FILTER ({ARM[side]}) AS {name}_{side}" for name in columns.values() for side in SIDES
+    )
+    rows_of = source or ("ev_pairs" if paired else "ev_rows")
+    made = f"{large_table(connection)}{table}_sums"
+    for number, slice_ in enumerate(_slices(connection, rows_of, condition) if cluster == "u" else ["true"]):
+        by_arm = "" if paired else "treatment, "
+        summed = (
+            f"SELECT {cluster} AS u, {group} AS grp, {by_arm}count(*) AS requests, {inner} FROM {rows_of} "
+            f"WHERE ({condition}) AND {slice_} GROUP BY ALL"
         )
-    else:
-        # Once per user and arm, then the two arms beside each other: half the work of summing each arm apart.
-        beside = ", ".join(
-            f"any_value({name}) FILTER ({ARM[side]}) AS {name}_{side}" for name in columns.values() for side in SIDES
-        )
-        connection.execute(
-            f"CREATE OR REPLACE TEMP TABLE {table}_sums AS WITH by_arm AS (SELECT {cluster} AS u, {group} AS grp, treatment, "
-            f"count(*) AS requests, {inner} FROM {source or 'ev_rows'} WHERE {condition} GROUP BY ALL) "
-            f"SELECT u, grp, sum(requests) AS requests, {beside} FROM by_arm GROUP BY u, grp"
-        )
+        if not paired:
+            summed = f"SELECT u, grp, sum(requests) AS requests, {beside} FROM ({summed}) GROUP BY u, grp"
+        into = f"INSERT INTO {made.removeprefix('TABLE ')}" if number else f"CREATE OR REPLACE {made} AS"
+        connection.execute(f"{into} {summed}")
     connection.execute(
         f"CREATE OR REPLACE TEMP VIEW {table} AS SELECT u, grp, requests, {', '.join(named)} FROM {table}_sums"
     )
 
 
+def _slices(connection: Connection, source: str, condition: str) -> list[str]:
+    """Conditions on u that take the users apart, where the sums of all of them at once would not fit into memory."""
+    if not is_on_disk(connection):
+        return ["true"]
+    n_users = rows(connection, f"SELECT approx_count_distinct(u) AS n FROM {source} WHERE {condition}")[0]["n"]
+    n = n_users // USERS_AT_ONCE + 1
+    width = -(-(2**64) // n)
+    return [f"u BETWEEN {k * width} AND {min((k + 1) * width, 2**64) - 1}" for k in range(n)]
+
+
 def _sums(values: Ratio | Below, side: str, prefix: str) -> dict[str, tuple[str, float]]:
     """The sums of one side by part (s numerator, w denominator, n requests): (SQL aggregate, factor)."""
-    n = (f"sum({values.rows}::INTEGER)", 1.0)
+    n = (_count(values.rows), 1.0)
     if isinstance(values, Below):
         limit = values.limit(side) if prefix else _limit_by_arm(values)
-        return {"s": (f"sum(({values.rows} AND {prefix}{values.value} <= {limit})::INTEGER)", 1.0), "w": n}
+        return {"s": (_count(f"{values.rows} AND {prefix}{values.value} <= {limit}"), 1.0), "w": n}
     numerator = f"{prefix}{values.numerator}"
     if values.binary:
-        return {"s": (f"sum(({values.rows} AND {numerator})::INTEGER)", 1.0), "w": n}
+        return {"s": (_count(f"{values.rows} AND {numerator}"), 1.0), "w": n}
     total = (f"sum(CASE WHEN {values.rows} THEN {numerator} END)", values.factor)
     if values.denominator == "1":
         return {"s": total, "w": n}
     denominator = f"{prefix}{values.denominator}"
     return {"s": total, "w": (f"sum(CASE WHEN {values.rows} THEN {denominator}::DOUBLE END)", 1.0), "n": n}
+
+
+def _count(condition: str) -> str:
+    """SQL: in how many rows the condition holds. With millions of users the state of a sum takes four times the memory."""
+    return f"count(CASE WHEN {condition} THEN 1 END)"
 
 
 def _limit_by_arm(values: Below) -> str:

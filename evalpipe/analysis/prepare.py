@@ -1,7 +1,8 @@
 """The narrow tables every metric is summed from, read once from the store.
 
 Only the columns the metrics need are read, never the requests and answers themselves (of the texts only whether they are empty),
-and ids become 64-bit hashes: ten million exchanges are about a gigabyte, and nothing larger is touched again. Tables made here
+and ids become 64-bit hashes: four million exchanges are about half a gigabyte, and nothing larger is touched again. Of larger
+experiments the tables are in a database on disk, and the files are read and joined a part at a time (sql.py). Tables made here
 (all temporary):
 
 - `ev_requests`: one row per request: both sides' values (shadow mode), how they ended, and the status of its shadow request.
@@ -19,6 +20,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from evalpipe.analysis.metrics import JudgmentValue, Ratio, metrics
 from evalpipe.analysis.populations import (
     OUTCOMES,
@@ -33,7 +36,7 @@ from evalpipe.analysis.populations import (
     population_columns,
 )
 from evalpipe.analysis.settings import Settings
-from evalpipe.analysis.sql import Connection, rows, scalar
+from evalpipe.analysis.sql import Connection, file_parts, large_table, reading_parts, rows, scalar
 from evalpipe.errors import NoDataError
 
 SHADOW_STATUSES = ("sampled", "not_sampled", "not_shadowable", "shed")
@@ -43,6 +46,8 @@ KIND = "coalesce(request_kind, coalesce(endpoint, 'request') || CASE WHEN stream
 # Nearly every text is neither short nor begins with a space, so the expression is asked of few.
 BLANK = r"""CASE WHEN tool_calls IS NOT NULL AND tool_calls <> '[]' THEN false WHEN text IS NULL THEN true
   WHEN text < '!' OR strlen(text) <= 16 THEN regexp_full_match(text, '[\s\p{Z}\p{C}]*') ELSE false END"""
+ANSWERED = "outcome IN ('ok', 'refused', 'truncated')"
+EMPTY = f"{ANSWERED} AND {BLANK}"
 # An error's status instead of an answer, and a request that was never sent (the collector's only failure without a status), are
 # billed nothing by either vendor. `load` writes that as a cost of 0, or as a note why it is not known; files from before the
 # notes have neither, nor have other tools' logs.
@@ -55,7 +60,6 @@ COLUMNS = f"""
   arm = 'treatment' AS treatment,
   epoch_us(started_at) AS at_us,
   list_position({list(OUTCOMES)!r}, outcome)::UTINYINT AS code,
-  outcome IN ('ok', 'refused', 'truncated') AND {BLANK} AS empty,
   coalesce(streamed, false) AS streamed,
   latency_ms::DOUBLE AS latency_ms,
   ttft_ms::DOUBLE AS ttft_ms,
@@ -68,6 +72,8 @@ OF_A_SIDE = (
     "unbilled",
 )  # fmt: skip
 """what `ev_requests` holds of each side"""
+PART_ROWS = 4_000_000
+"""exchanges of a large experiment that are read and joined at a time"""
 SAMPLED_ROWS = 20_000
 """rows in which repeated lines are looked for before the arms are joined"""
 
@@ -131,18 +137,18 @@ def prepare_rows(
         NoDataError: the experiment has no exchanges at all.
     """
     paired = mode == "shadow"
-    kinds = _read(connection, experiment, paired=paired, extra=extra)
-    has_texts = _has_texts(connection)
+    chosen = _read_query(connection, experiment, paired=paired, extra=extra)
     columns = [name for name, _ in extra]
     n_contaminated = 0
     if paired:
-        n_duplicates = _join_arms(connection, [*OF_A_SIDE, *columns], until_us)
+        n_duplicates = _join_arms(connection, chosen, [*OF_A_SIDE, *columns], until_us)
         _read_reasons(connection, experiment)
     else:
+        _read(connection, chosen)
         n_duplicates = _drop_duplicates(connection)
         n_contaminated = _separate(connection, until_us)
     values = [*VALUES, *(custom_value(column) for column in columns)]
-    missing, complete = _flag(connection, values, kinds=kinds, paired=paired, columns=columns)
+    missing, complete = _flag(connection, values, kinds=chosen.kinds, paired=paired, columns=columns)
     first = "min(least(c_at_us, t_at_us))" if paired else "min(at_us)"
     last = "max(greatest(c_at_us, t_at_us))" if paired else "max(at_us)"
     found = rows(
@@ -160,13 +166,27 @@ def prepare_rows(
         first_us=found["a"],
         last_us=found["b"],
         missing=missing,
-        has_texts=has_texts,
+        has_texts=chosen.has_texts,
         complete=complete,
     )
 
 
-def _read(connection: Connection, experiment: str, *, paired: bool, extra: Sequence[tuple[str, str]]) -> list[str]:
-    """`ev_exchanges`: the columns of every exchange of the experiment; returns the kinds of requests by number, from 1."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Chosen:
+    """The query of the columns of every exchange of the experiment (`ev_exchanges`). `kinds`: of requests by number, from 1."""
+
+    query: str
+    parameters: list[Any]
+    kinds: list[str]
+    has_texts: bool
+
+
+def _read(connection: Connection, chosen: _Chosen) -> None:
+    connection.execute(f"CREATE OR REPLACE {large_table(connection)}ev_exchanges AS {chosen.query}", chosen.parameters)
+
+
+def _read_query(connection: Connection, experiment: str, *, paired: bool, extra: Sequence[tuple[str, str]]) -> _Chosen:
+    """What to read, and `ev_sources`."""
     # A later repetition is not what the request's users got; a split serves its treatment and sends no shadow requests.
     # (`replayed`: one that is an arm's only response, paired with control's of the log or of the same run.)
     roles = "role <> 'replay'" if paired else "role NOT IN ('replay', 'replayed', 'shadow')"
@@ -181,6 +201,7 @@ def _read(connection: Connection, experiment: str, *, paired: bool, extra: Seque
             "or name another with --experiment"
         )
     columns = {
+        "empty": EMPTY,
         # An imported row without a failure field: whether that means success depends on the source.
         "silent": "role = 'imported' AND status IS NULL AND outcome NOT IN ('http_error', 'timeout')"
         if imported
@@ -195,11 +216,13 @@ def _read(connection: Connection, experiment: str, *, paired: bool, extra: Seque
         else "NULL::UTINYINT",
         **{name: f"({expression}\n)::DOUBLE" for name, expression in extra},
     }
+    has_texts = _has_texts(connection, chosen, experiment)
+    if not has_texts:
+        columns["empty"] = "false"
     more = ",\n  ".join(f"{sql} AS {name}" for name, sql in columns.items())
-    connection.execute(
-        f"CREATE OR REPLACE TEMP TABLE ev_exchanges AS SELECT {COLUMNS},\n  {more}\n{chosen}", [kinds, experiment]
+    return _Chosen(
+        query=f"SELECT {COLUMNS},\n  {more}\n{chosen}", parameters=[kinds, experiment], kinds=kinds, has_texts=has_texts
     )
-    return kinds
 
 
 def _read_sources(connection: Connection, chosen: str, experiment: str) -> bool:
@@ -222,12 +245,13 @@ def _read_sources(connection: Connection, chosen: str, experiment: str) -> bool:
     return imported
 
 
-def _has_texts(connection: Connection) -> bool:
+def _has_texts(connection: Connection, chosen: str, experiment: str) -> bool:
     """Whether the log has the answers' texts at all. Where it has none, their absence shows nothing about the answers."""
-    if scalar(connection, "SELECT bool_or(code <= 3 AND NOT empty) FROM ev_exchanges"):
-        return True
-    connection.execute("UPDATE ev_exchanges SET empty = false")
-    return False
+    return bool(
+        scalar(
+            connection, f"SELECT count(*) FROM (SELECT 1 {chosen} AND {ANSWERED} AND NOT {BLANK} LIMIT 1)", [experiment]
+        )
+    )
 
 
 def _drop_duplicates(connection: Connection) -> int:
@@ -239,14 +263,34 @@ def _drop_duplicates(connection: Connection) -> int:
     n_duplicates = sum(int(row["n"]) - int(row["ids"]) for row in found)
     if n_duplicates:
         connection.execute(
-            "CREATE OR REPLACE TEMP TABLE ev_exchanges AS SELECT * FROM ev_exchanges "
+            f"CREATE OR REPLACE {large_table(connection)}ev_exchanges AS SELECT * FROM ev_exchanges "
             "QUALIFY row_number() OVER (PARTITION BY id, treatment ORDER BY at_us) = 1"
         )
     return n_duplicates
 
 
-def _join_arms(connection: Connection, columns: Sequence[str], until_us: int | None) -> int:
+def _join_arms(connection: Connection, chosen: _Chosen, columns: Sequence[str], until_us: int | None) -> int:
     """`ev_requests` from both arms' exchanges; returns how many were duplicates. Codes are 0 for a missing side."""
+    n_duplicates = 0
+    parts = file_parts(connection, PART_ROWS)
+    # A request counts by its own instant: its shadow request starts a moment later.
+    early = "" if until_us is None else f"WHERE coalesce(c.at_us, t.at_us) < {until_us}"
+    if not (parts and _join_parts(connection, chosen, columns, parts, until_us)):
+        join = f"CREATE OR REPLACE {large_table(connection)}ev_requests AS {_joined(columns)} {early}"
+        _read(connection, chosen)
+        joined = not _repeats_much(connection)
+        if joined:
+            connection.execute(join)
+        if not joined or not _each_once(connection, whole=not early):
+            n_duplicates = _drop_duplicates(connection)
+            connection.execute(join)
+        connection.execute("DROP TABLE ev_exchanges")
+    _name_ids(connection)
+    return n_duplicates
+
+
+def _joined(columns: Sequence[str]) -> str:
+    """The query of `ev_requests` from `ev_exchanges`."""
     sides = ", ".join(
         f"coalesce({side}.{name}, 0)::UTINYINT AS {side}_{name}"
         if name == "code"
@@ -254,31 +298,80 @@ def _join_arms(connection: Connection, columns: Sequence[str], until_us: int | N
         for side in "ct"
         for name in columns
     )
-    # A request counts by its own instant: its shadow request starts a moment later.
-    early = "" if until_us is None else f"WHERE coalesce(c.at_us, t.at_us) < {until_us}"
+    return f"""
+        SELECT coalesce(c.id, t.id) AS id, coalesce(c.u, t.u) AS u, coalesce(c.kind, t.kind) AS kind, 0::FLOAT AS stage,
+          coalesce(c.shadow_code, t.shadow_code) AS shadow_code, coalesce(c.conv, t.conv) AS conv, c.turn AS turn,
+          c.step AS step, {sides},
+          {", ".join(population_columns(("c.", "t.")))}
+        FROM (FROM ev_exchanges WHERE NOT treatment) c FULL JOIN (FROM ev_exchanges WHERE treatment) t ON c.id = t.id"""
 
-    def join() -> None:
-        connection.execute(
-            f"""
-            CREATE OR REPLACE TEMP TABLE ev_requests AS
-            SELECT coalesce(c.id, t.id) AS id, coalesce(c.u, t.u) AS u, coalesce(c.kind, t.kind) AS kind, 0::FLOAT AS stage,
-              coalesce(c.shadow_code, t.shadow_code) AS shadow_code, coalesce(c.conv, t.conv) AS conv, c.turn AS turn,
-              c.step AS step, {sides},
-              {", ".join(population_columns(("c.", "t.")))}
-            FROM (FROM ev_exchanges WHERE NOT treatment) c FULL JOIN (FROM ev_exchanges WHERE treatment) t
-              ON c.id = t.id {early}"""
-        )
 
-    n_duplicates = 0
-    joined = not _repeats_much(connection)
-    if joined:
-        join()
-    if not joined or not _each_once(connection, whole=not early):
-        n_duplicates = _drop_duplicates(connection)
-        join()
+def _join_parts(
+    connection: Connection,
+    chosen: _Chosen,
+    columns: Sequence[str],
+    parts: Sequence[Sequence[str]],
+    until_us: int | None,
+) -> bool:
+    """`ev_requests` of a large experiment: the arms are joined within each part of the files, as an exchange and its shadow
+    request are mostly near each other, and at last what was left alone. False where the log holds repeated lines."""
+    requests, repeats = f"{large_table(connection)}ev_requests", False
+    with reading_parts(connection, parts) as numbers:
+        for number in numbers:
+            connection.execute(f"CREATE OR REPLACE TEMP TABLE ev_exchanges AS {chosen.query}", chosen.parameters)
+            repeats = _repeats_much(connection)
+            if repeats:
+                break
+            into = f"INSERT INTO {requests.removeprefix('TABLE ')}" if number else f"CREATE OR REPLACE {requests} AS"
+            connection.execute(f"{into} {_joined(columns)}")
     connection.execute("DROP TABLE ev_exchanges")
-    _name_ids(connection)
-    return n_duplicates
+    if repeats:
+        return False
+    _join_alone(connection, columns)
+    if not _all_differ(connection):
+        return False
+    if until_us is not None:
+        connection.execute(f"DELETE FROM ev_requests WHERE coalesce(c_at_us, t_at_us) >= {until_us}")
+    return True
+
+
+def _join_alone(connection: Connection, columns: Sequence[str]) -> None:
+    """Join requests whose arms are in different parts: rows of `ev_requests` of which each has one side."""
+    one_side = "SELECT id FROM ev_requests WHERE {}_at_us IS NULL"
+    connection.execute(
+        f"CREATE OR REPLACE TEMP TABLE ev_apart AS {one_side.format('t')} INTERSECT {one_side.format('c')}"
+    )
+    if scalar(connection, "SELECT count(*) FROM ev_apart"):
+        of_request = ("id", "u", "kind", "stage", "shadow_code", "conv")
+        both = [f"coalesce(c.{name}, t.{name}) AS {name}" for name in of_request] + ["c.turn", "c.step"]
+        both += [f"{side}.{side}_{name}" for side in "ct" for name in columns]
+        both += population_columns(("c.c_", "t.t_"))
+        sides = [
+            f"(FROM ev_requests SEMI JOIN ev_apart USING (id) WHERE {missing}_at_us IS NULL) {side}"
+            for side, missing in (("c", "t"), ("t", "c"))
+        ]
+        connection.execute(
+            f"CREATE OR REPLACE {large_table(connection)}ev_brought AS "
+            f"SELECT {', '.join(both)} FROM {sides[0]} JOIN {sides[1]} ON c.id = t.id"
+        )
+        connection.execute(
+            "DELETE FROM ev_requests WHERE (c_at_us IS NULL OR t_at_us IS NULL) AND id IN (FROM ev_apart)"
+        )
+        connection.execute("INSERT INTO ev_requests FROM ev_brought")
+        connection.execute("DROP TABLE ev_brought")
+    connection.execute("DROP TABLE ev_apart")
+
+
+def _all_differ(connection: Connection) -> bool:
+    """Whether no id is in `ev_requests` twice. Sorting them, a part of their range at a time, needs the least memory and time."""
+    n_parts = scalar(connection, "SELECT count(*) FROM ev_requests") // PART_ROWS + 1
+    width = -(-(2**64) // n_parts)
+    for part in range(n_parts):
+        within = f"id BETWEEN {part * width} AND {min((part + 1) * width, 2**64) - 1}"
+        ids = np.sort(connection.execute(f"SELECT id FROM ev_requests WHERE {within}").fetchnumpy()["id"])
+        if (ids[1:] == ids[:-1]).any():
+            return False
+    return True
 
 
 def _repeats_much(connection: Connection) -> bool:
@@ -357,7 +450,7 @@ def _separate(connection: Connection, until_us: int | None) -> int:
     )
     if scalar(connection, "SELECT count(*) FROM ev_mixed"):
         connection.execute(
-            "CREATE OR REPLACE TEMP TABLE ev_exchanges AS SELECT r.* FROM ev_exchanges r "
+            f"CREATE OR REPLACE {large_table(connection)}ev_exchanges AS SELECT r.* FROM ev_exchanges r "
             "ANTI JOIN ev_mixed m ON r.u = m.u AND r.stage = m.stage"
         )
     return int(scalar(connection, "SELECT count(*) FROM ev_mixed"))

@@ -340,6 +340,7 @@ def _discover(found: list[Segment]) -> list[Segment]:
 MAX_POINTS = 40
 ROWS_PER_BIN = 40
 """a stretch of time holds as many rows of both arms on average: the rate of a handful of answers is noise"""
+ROWS_AT_ONCE = 10_000_000
 BINNED = {
     "error_rate": ("sum(failed::INTEGER)::DOUBLE / count(*)", "in_measured"),
     "p50_latency_ms": ("quantile_disc(latency_ms, 0.5)", "has_latency"),
@@ -361,7 +362,7 @@ def measure_series(
     n_bins = max(2, min(MAX_POINTS, n_rows // ROWS_PER_BIN))
     width = max(1, -(-(prepared.last_us - prepared.first_us + 1) // n_bins))
     for name, (value, condition) in BINNED.items():
-        points = _bins(connection, value, condition, prepared.first_us, width)
+        points = _bins(connection, value, condition, prepared.first_us, width, n_bins=n_bins, n_rows=n_rows)
         if points:
             found.append(Series(metric=name, kind="binned", points=points))
     return found
@@ -395,12 +396,20 @@ def _win_rate(connection: Connection, look: LookPlan, judge: JudgeSummary) -> li
     return [Series(metric="win_rate", kind="cumulative", points=points)]
 
 
-def _bins(connection: Connection, value: str, condition: str, first_us: int, width: int) -> list[SeriesPoint]:
-    found = rows(
-        connection,
-        f"SELECT (at_us - {first_us}) // {width} AS bin, treatment, {value} AS value, count(*) AS n FROM ev_rows "
-        f"WHERE {condition} GROUP BY ALL ORDER BY bin",
-    )
+def _bins(
+    connection: Connection, value: str, condition: str, first_us: int, width: int, *, n_bins: int, n_rows: int
+) -> list[SeriesPoint]:
+    # A median holds all of its values in memory: of a large experiment a few bins are looked at at a time.
+    step = max(1, n_bins * ROWS_AT_ONCE // max(1, n_rows))
+    found = []
+    for first in range(0, n_bins, step):
+        low, high = first_us + first * width, first_us + (first + step) * width
+        within = "" if step >= n_bins else f" AND at_us >= {low} AND at_us < {high}"
+        found += rows(
+            connection,
+            f"SELECT (at_us - {first_us}) // {width} AS bin, treatment, {value} AS value, count(*) AS n FROM ev_rows "
+            f"WHERE {condition}{within} GROUP BY ALL ORDER BY bin",
+        )
     bins: dict[int, dict[bool, tuple[float, int]]] = {}
     for row in found:
         bins.setdefault(row["bin"], {})[row["treatment"]] = (row["value"], row["n"])

@@ -6,6 +6,8 @@ The workspace passes one in (DuckDB); naming only what is used keeps this packag
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from evalpipe.errors import ConfigError
@@ -39,6 +41,59 @@ def scalar(connection: Connection, query: str, parameters: list[Any] | dict[str,
 def columns(connection: Connection, relation: str) -> set[str]:
     """The column names of a table or view."""
     return {row["column_name"] for row in rows(connection, f"DESCRIBE {relation}")}
+
+
+# Of a large experiment the store has a database on disk for what is made of all its exchanges, and a variable that names the
+# files which `exchanges` reads: tables that do not fit into memory, made a part of the files at a time.
+
+
+ON_DISK = "working"
+"""the database on disk"""
+READ_FILES = "exchange_files"
+"""the variable; its first file is empty"""
+
+
+def large_table(connection: Connection) -> str:
+    """What comes before the name of a table of all exchanges after CREATE OR REPLACE: on disk for large experiments."""
+    return f"TABLE {ON_DISK}." if is_on_disk(connection) else "TEMP TABLE "
+
+
+def is_on_disk(connection: Connection) -> bool:
+    """Whether the experiment is so large that its tables are on disk."""
+    return bool(scalar(connection, f"SELECT count(*) FROM duckdb_databases() WHERE database_name = '{ON_DISK}'"))
+
+
+def file_parts(connection: Connection, n_rows: int) -> list[list[str]]:
+    """The files of `exchanges` in parts of about `n_rows` rows, in the order of their days; empty where they are read at once."""
+    if not scalar(connection, f"SELECT getvariable('{READ_FILES}') IS NOT NULL"):
+        return []
+    found = rows(connection, f"SELECT file_name, num_rows FROM parquet_file_metadata(getvariable('{READ_FILES}'))")
+    sizes = {row["file_name"]: int(row["num_rows"]) for row in found}
+    parts: list[list[str]] = []
+    n = n_rows
+    for name in sorted(filter(sizes.get, sizes), key=lambda name: name.split("/")[-2:]):
+        if n + sizes[name] > n_rows:
+            parts.append([])
+            n = 0
+        parts[-1].append(name)
+        n += sizes[name]
+    return parts
+
+
+@contextmanager
+def reading_parts(connection: Connection, parts: Sequence[Sequence[str]]) -> Iterator[Iterator[int]]:
+    """Iterate over the parts' numbers from 0, while `exchanges` reads the files of each; afterwards it reads all again."""
+    every = scalar(connection, f"SELECT getvariable('{READ_FILES}')")
+
+    def steps() -> Iterator[int]:
+        for position, part in enumerate(parts):
+            connection.execute(f"SET VARIABLE {READ_FILES} = $1::VARCHAR[]", [[every[0], *part]])
+            yield position
+
+    try:
+        yield steps()
+    finally:
+        connection.execute(f"SET VARIABLE {READ_FILES} = $1::VARCHAR[]", [every])
 
 
 # SQL that users write (selections, metrics, segments) is data: it may compute over a row, and nothing else.

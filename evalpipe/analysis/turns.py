@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from evalpipe.analysis.sql import Connection, rows, scalar
+from evalpipe.analysis.sql import Connection, large_table, rows, scalar
 from evalpipe.files import sql_statements
 
 LEAST_SHARE_OF_HEAD = 0.05
@@ -102,7 +102,7 @@ def mark_first_turns(
         f"epoch_us(started_at) AS at_us, turn, step {served}"
     )
     connection.execute(
-        "CREATE OR REPLACE TEMP TABLE ev_turns AS SELECT id, conv, at_us, turn, "
+        f"CREATE OR REPLACE {large_table(connection)}ev_turns AS SELECT id, conv, at_us, turn, "
         "CASE WHEN turn IS NULL THEN step ELSE coalesce(step, 0) END AS step, false AS continues "
         f"FROM ({already_read or fresh})",
         None if already_read else {"experiment": experiment},
@@ -114,7 +114,7 @@ def mark_first_turns(
     if (counted["begin"] or 1) > 1:
         heads = {**_heads(connection, experiment, served), **heads}
     connection.execute(
-        "CREATE OR REPLACE TEMP TABLE ev_later AS SELECT id FROM ev_turns WHERE step > 0 OR turn > 1 OR continues"
+        f"CREATE OR REPLACE {large_table(connection)}ev_later AS SELECT id FROM ev_turns WHERE step > 0 OR turn > 1 OR continues"
     )
     corrected = max(heads.values(), default=1) > 1
     if corrected:
@@ -200,7 +200,7 @@ def _add_continued(connection: Connection, experiment: str, served: str) -> bool
     """What has one user message and no known turn (its client names the conversation, or the provider keeps it), but comes
     after another question of its conversation. Returns whether there can be any."""
     connection.execute(
-        "CREATE OR REPLACE TEMP TABLE ev_alike AS SELECT id, conv, at_us FROM ev_turns "
+        f"CREATE OR REPLACE {large_table(connection)}ev_alike AS SELECT id, conv, at_us FROM ev_turns "
         "WHERE step = 0 AND turn IS NULL QUALIFY count(*) OVER (PARTITION BY conv) > 1"
     )
     some = bool(scalar(connection, "SELECT count(*) FROM ev_alike"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from evalpipe.errors import ConfigError, DataError
 from evalpipe.files import sql_statements, take_lock, write_synced
@@ -44,11 +46,15 @@ class Store:
     """files that do not hold what was written: their rows are not in the views"""
     reader: Reader | None = None
     """keeps superseded files until this store is closed"""
+    scratch: Path | None = None
+    """folder of what the connection writes to disk"""
 
     def close(self) -> None:
         self.connection.close()
         if self.reader is not None:
             self.reader.close()
+        if self.scratch is not None:
+            shutil.rmtree(self.scratch, ignore_errors=True)
 
     def __enter__(self) -> Store:
         return self
@@ -86,8 +92,25 @@ def write_rows(data: Path, experiment: str, name: str, rows: Sequence[Any]) -> i
         return writer.add(experiment, to_table(dataset.schema, rows))
 
 
+LARGE_BYTES = 128_000_000
+"""of exchanges' files: only from here on it is counted how many exchanges there are"""
+LARGE = 4_000_000
+"""exchanges from which on an analysis keeps its tables on disk: one of 3 million needs less than a gigabyte in memory"""
+ANALYSIS_MEMORY = 1_500_000_000
+"""bytes the database may take for an analysis, or a third of the machine's memory; the rest is the process's own"""
+ON_DISK = "working"
+"""name of the database on disk"""
+READ_FILES = "exchange_files"
+"""the variable that names the files which `exchanges` reads"""
+
+
 def open_store(
-    data: Path, experiment: str | None = None, *, selection: Selection | None = None, compared: bool = False
+    data: Path,
+    experiment: str | None = None,
+    *,
+    selection: Selection | None = None,
+    compared: bool = False,
+    analysis: bool = False,
 ) -> Store:
     """Open the datasets under `data`. Empty datasets are empty views with the right columns.
 
@@ -100,6 +123,9 @@ def open_store(
         selection: narrows every view to the requests it selects.
         compared: `exchanges` holds what is compared: a replayed answer that belongs to a pair is there with role `replayed`, in
             place of what it replaces, and the others are not.
+        analysis: for tables made of all exchanges. From `LARGE` of them on there is a database `working` on disk for such tables,
+            the memory is limited, and `exchanges` reads the files that the variable `exchange_files` names (all of them, until
+            it is set), so that they can be read a part at a time.
 
     Raises:
         DataError: where a file cannot be read. A damaged one is left out and named in `damaged`.
@@ -112,8 +138,10 @@ def open_store(
     connection.execute("SET TimeZone = 'UTC'")
     connection.execute("SET enable_progress_bar = false")  # it is printed on stdout, amid a command's JSON
     files: list[Path] = []
+    added: list[Path] = []
     damaged: list[Path] = []
     reader = Reader(data)
+    scratch: Path | None = None
     try:
         for dataset in DATASETS:
             exchanges = dataset.name == "exchanges"
@@ -122,11 +150,16 @@ def open_store(
                 listed = [*listed, *parquet_files(data, dataset, other)]
             found, broken = whole_and_damaged(path for path in listed if _may_hold(path, selection))
             damaged += broken
-            _create_stored(connection, dataset, found)
             files += found
+            if exchanges and analysis and _is_large(connection, found):
+                scratch = _work_on_disk(connection)
+                added = [_empty_file(scratch, dataset)]
+                _create_stored(connection, dataset, [*added, *found], variable=READ_FILES)
+            else:
+                _create_stored(connection, dataset, found)
         if base is not None and (other is not None or mirrored):
             _join_experiments(connection, base, other, mirrored=mirrored)
-        connection.execute("SET allowed_paths = $1", [[str(path) for path in files]])
+        connection.execute("SET allowed_paths = $1", [[str(path) for path in (*files, *added)]])
         connection.execute("SET enable_external_access = false")
         narrowed = selection is not None and not selection.is_empty
         if selection is not None and narrowed:
@@ -134,13 +167,13 @@ def open_store(
         replays = _place_replays(connection) if not mirrored else False
         _create_views(connection, narrowed=narrowed, replays=replays, compared=compared)
         connection.execute("SET lock_configuration = true")
-    except duckdb.Error as error:
+    except BaseException as error:
         connection.close()
         reader.close()
-        raise DataError(f"the data under {data} cannot be read: {first_line(error)}") from error
-    except BaseException:
-        connection.close()
-        reader.close()
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+        if isinstance(error, duckdb.Error):
+            raise DataError(f"the data under {data} cannot be read: {first_line(error)}") from error
         raise
     return Store(
         data=data,
@@ -149,6 +182,7 @@ def open_store(
         files=tuple(files),
         damaged=tuple(damaged),
         reader=reader,
+        scratch=scratch,
     )
 
 
@@ -196,13 +230,44 @@ def _spill_folder() -> str:
     return str(Path(tempfile.gettempdir()) / f"evalpipe-duckdb-{os.getpid()}")
 
 
+def _is_large(connection: duckdb.DuckDBPyConnection, files: Sequence[Path]) -> bool:
+    """Whether the files hold so many exchanges that an analysis works on disk."""
+    if sum(path.stat().st_size for path in files) < LARGE_BYTES:
+        return False
+    counted = "SELECT sum(num_rows) FROM parquet_file_metadata($1::VARCHAR[])"
+    return bool(connection.execute(counted, [[str(path) for path in files]]).fetchall()[0][0] >= LARGE)
+
+
+def _work_on_disk(connection: duckdb.DuckDBPyConnection) -> Path:
+    """Limit the memory, and attach a database on disk, which keeps tables compressed; returns its folder."""
+    folder = Path(tempfile.mkdtemp(prefix="evalpipe-report-"))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    connection.execute(f"SET memory_limit = '{min(ANALYSIS_MEMORY, memory // 3)}B'")
+    path = folder / "working.duckdb"
+    connection.execute(f"ATTACH {_literal(str(path))} AS {ON_DISK}")
+    path.unlink()  # it is read by its handle: nothing is left of it when the process is killed
+    connection.execute(f"SET search_path = 'memory,{ON_DISK}'")
+    return folder
+
+
+def _empty_file(folder: Path, dataset: Dataset) -> Path:
+    """A Parquet file without a row, in partitions of its own."""
+    path = folder.joinpath(*(f"{name}={'1970-01-01' if kind == 'DATE' else '~'}" for name, kind in dataset.partitions))
+    path.mkdir(parents=True)
+    pq.write_table(_nothing(dataset.schema), path / "empty.parquet")
+    return path / "empty.parquet"
+
+
 def _nothing(schema: pa.Schema) -> pa.Table:
     """A table without a row. (`Schema.empty_table` imports pandas, a third of a second for every command.)"""
     return pa.Table.from_batches([], schema=schema)
 
 
-def _create_stored(connection: duckdb.DuckDBPyConnection, dataset: Dataset, files: list[Path]) -> None:
-    """`stored_NAME`: the files as they are, `experiment` first and the other partitions last."""
+def _create_stored(
+    connection: duckdb.DuckDBPyConnection, dataset: Dataset, files: list[Path], *, variable: str | None = None
+) -> None:
+    """`stored_NAME`: the files as they are, `experiment` first and the other partitions last. With `variable` it reads the files
+    which that names: any part of `files` may follow the first, which is empty and has every column."""
     columns = ["experiment", *dataset.schema.names, *[name for name, _ in dataset.partitions if name != "experiment"]]
     selected = ", ".join(_name(column) for column in columns)
     if not files:
@@ -213,9 +278,16 @@ def _create_stored(connection: duckdb.DuckDBPyConnection, dataset: Dataset, file
     paths = ", ".join(_literal(str(path)) for path in files)
     types = ", ".join(f"{_literal(name)}: {kind}" for name, kind in dataset.partitions)
     mixed = not all(path.name.endswith(schema_mark(dataset.schema)) for path in files)
-    source = f"read_parquet([{paths}], hive_partitioning = true, hive_types = {{{types}}}, union_by_name = {str(mixed).lower()})"
-    if mixed:
+    read = f"[{paths}]"
+    if variable is not None:
+        connection.execute(f"SET VARIABLE {variable} = {read}")
+        read = f"getvariable({_literal(variable)})"
+    source = f"read_parquet({read}, hive_partitioning = true, hive_types = {{{types}}}, union_by_name = {str(mixed).lower()})"
+    if mixed and variable is None:
         selected = _selected(connection, dataset, source, columns)
+    elif mixed:
+        kinds = {**_kinds(connection, dataset.name), **dict(dataset.partitions)}
+        selected = ", ".join(f"{_name(column)}::{kinds[column]} AS {_name(column)}" for column in columns)
     connection.execute(f"CREATE VIEW stored_{dataset.name} AS SELECT {selected} FROM {source}")
 
 

@@ -66,7 +66,9 @@ def analyze_workspace(
     settings = replace(settings, exclusions=tuple(plan.exclusions), uncollected=tuple(uncollected))
 
     def look(but: Sequence[Exclusion] = ()) -> Analysis:
-        with open_store(workspace.data, name, selection=excluding(selection, plan, but=but), compared=True) as store:
+        with open_store(
+            workspace.data, name, selection=excluding(selection, plan, but=but), compared=True, analysis=True
+        ) as store:
             if store.damaged and not store.files:
                 raise DataError(f"{damage_sentence(store.damaged, workspace.data)}; {REMEDY}")
             facts = provenance(workspace, store, name, options)
@@ -128,6 +130,8 @@ def _with_drift(workspace: Workspace, found: Analysis, settings: Settings) -> An
         return found
     name = f"{found.experiment}{AGAINST_ITSELF}"
     with open_store(workspace.data, name) as store:
+        if not store.connection.execute("SELECT 1 FROM exchanges WHERE arm = 'treatment' LIMIT 1").fetchall():
+            return found
         n, n_same = store.connection.execute(
             "SELECT count(*), count(*) FILTER (c.text IS NOT DISTINCT FROM t.text "
             "AND c.tool_calls IS NOT DISTINCT FROM t.tool_calls) "
