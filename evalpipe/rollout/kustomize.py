@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-import re
 import string
 from dataclasses import dataclass
 from importlib import resources
 
 from evalpipe.errors import ConfigError
+from evalpipe.rollout.cron import schedule_fault
+from evalpipe.rollout.names import require_label
 
 EVERY_MORNING = "15 6 * * *"
-_CRON_FIELD = r"[0-9A-Za-z*/,?-]+"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +24,7 @@ class ClusterSettings:
         timeout_s: how long a served answer may take, in seconds.
         schedule: when `evalpipe run` begins, in cron's five fields, UTC. None: every morning with `store`, else never.
         ray: whether KubeRay's jobs for the judge and the report are written; they need `store`.
+        namespace: the Kubernetes namespace of all of it; None: the one that kubectl works in.
     """
 
     store: str | None = None
@@ -31,22 +32,24 @@ class ClusterSettings:
     timeout_s: float = 600.0
     schedule: str | None = None
     ray: bool = False
+    namespace: str | None = None
 
 
 def kustomize_files(settings: ClusterSettings | None = None) -> dict[str, str]:
     """File name → text. Raises ConfigError for settings that do not go together."""
     settings = settings or ClusterSettings()
     _check(settings)
-    files = {"Containerfile": _text("Containerfile")}
-    return files | (_on_a_volume(settings) if settings.store is None else _on_a_store(settings, settings.store))
+    texts = _on_a_volume(settings) if settings.store is None else _on_a_store(settings, settings.store)
+    return {"Containerfile": _text("Containerfile"), **texts}
 
 
 def _on_a_volume(settings: ClusterSettings) -> dict[str, str]:
     """One collector; what works on its data is scheduled beside it, onto the node that has its volume."""
     job = {} if settings.schedule is None else {"run.yaml": _filled("run.yaml", schedule=settings.schedule)}
+    where = _namespace(settings)
     return {
-        "kustomization.yaml": _filled("kustomization.yaml", run="".join(f"  - {name}\n" for name in job)),
-        "collector.yaml": _text("collector.yaml"),
+        "kustomization.yaml": _filled("kustomization.yaml", run="".join(f"  - {name}\n" for name in job), **where),
+        "collector.yaml": _filled("collector.yaml", **where),
         "ship.yaml": _text("ship.yaml"),
         **job,
     }
@@ -55,14 +58,16 @@ def _on_a_volume(settings: ClusterSettings) -> dict[str, str]:
 def _on_a_store(settings: ClusterSettings, store: str) -> dict[str, str]:
     """Collectors with a log of their own each, and jobs on any node."""
     role, storage_keys = _CREDENTIALS[store.partition("://")[0]]
+    where = _namespace(settings)
     return {
-        "kustomization.yaml": _text("replicas/kustomization.yaml"),
+        "kustomization.yaml": _filled("replicas/kustomization.yaml", **where),
         "collector.yaml": _filled(
             "replicas/collector.yaml",
             replicas=str(settings.replicas),
             grace_s=str(math.ceil(settings.timeout_s) + _DRAIN_S),
             role="\n".join(f"  #   {line}" for line in role),
             storage_keys=storage_keys,
+            **where,
         ),
         "run.yaml": _filled(
             "replicas/run.yaml",
@@ -70,8 +75,24 @@ def _on_a_store(settings: ClusterSettings, store: str) -> dict[str, str]:
             work=_WORK_BESIDE_RAY if settings.ray else _WORK,
             no_judge=", --no-judge" if settings.ray else "",
         ),
-        "load-volume.yaml": _text("replicas/load-volume.yaml"),
-        **{f"ray-{job['command']}.yaml": _filled("replicas/ray.yaml", **job) for job in _RAY_JOBS if settings.ray},
+        "load-volume.yaml": _filled("replicas/load-volume.yaml", **where),
+        **{
+            f"ray-{job['command']}.yaml": _filled("replicas/ray.yaml", **job, **where)
+            for job in _RAY_JOBS
+            if settings.ray
+        },
+    }
+
+
+def _namespace(settings: ClusterSettings) -> dict[str, str]:
+    """The namespace where a file needs it: of the kustomization, of what is created without it, and in commands for the user."""
+    name = settings.namespace
+    if name is None:
+        return {"namespace": "", "in_metadata": "", "in_command": ""}
+    return {
+        "namespace": f'namespace: "{name}"   # must be there: kubectl create namespace {name}\n',
+        "in_metadata": f'  namespace: "{name}"\n',
+        "in_command": f" -n {name}",
     }
 
 
@@ -110,14 +131,11 @@ def _check(settings: ClusterSettings) -> None:
             f'{who} share their data on object storage, and evalpipe.toml names none: set data = "s3://bucket/prefix" there '
             "(also gs://, az://), above the first [section]"
         )
-    if (
-        settings.schedule is not None
-        and re.fullmatch(rf"{_CRON_FIELD}(?: +{_CRON_FIELD}){{4}}", settings.schedule) is None
-    ):
-        raise ConfigError(
-            f"--schedule {settings.schedule!r}: cron's five fields are expected (minute, hour, day, month, weekday; UTC), "
-            f"e.g. '{EVERY_MORNING}'"
-        )
+    fault = None if settings.schedule is None else schedule_fault(settings.schedule)
+    if fault is not None:
+        raise ConfigError(f"--schedule {settings.schedule!r}: {fault}; e.g. '{EVERY_MORNING}'")
+    if settings.namespace is not None:
+        require_label("--namespace", settings.namespace)
 
 
 def _text(name: str) -> str:

@@ -8,8 +8,11 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from evalpipe.collector.auth import is_loopback_name
 from evalpipe.config import Config
+from evalpipe.credentials import shown_url
 from evalpipe.errors import ConfigError, EvalpipeError
 from evalpipe.rollout.grafana import MonitoringSettings, render_files
 from evalpipe.rollout.kustomize import ClusterSettings, kustomize_files
@@ -108,7 +111,9 @@ def guardrail(config: Config, name: str, default: float) -> float:
     return config.canary.guardrails.get(name, default)
 
 
-def cluster_settings(config: Config, *, replicas: int, schedule: str | None, ray: bool) -> ClusterSettings:
+def cluster_settings(
+    config: Config, *, replicas: int, schedule: str | None, ray: bool, namespace: str | None = None
+) -> ClusterSettings:
     """The Kustomize set of a workspace: whether its pods share object storage is in its configuration.
 
     Raises:
@@ -120,8 +125,30 @@ def cluster_settings(config: Config, *, replicas: int, schedule: str | None, ray
             "out of evalpipe.toml, and each has its pod's name"
         )
     return ClusterSettings(
-        store=config.data, replicas=replicas, timeout_s=config.collector.timeout_s, schedule=schedule, ray=ray
+        store=config.data,
+        replicas=replicas,
+        timeout_s=config.collector.timeout_s,
+        schedule=schedule,
+        ray=ray,
+        namespace=namespace,
     )
+
+
+def addresses_of_this_machine(config: Config) -> list[str]:
+    """The addresses in a configuration that mean another machine in a pod than here: one line each, with the key."""
+    arms = config.arms
+    addresses = {
+        "arms.control.base_url": arms and arms.control.base_url,
+        "arms.treatment.base_url": arms and arms.treatment and arms.treatment.base_url,
+        "judge.base_url": config.judge.base_url,
+        "alerts.webhook": config.alerts.webhook,
+    }
+    return [
+        f"{key} = '{shown_url(url)}' is this machine; in a pod it is the pod itself: set an address there that the cluster "
+        "reaches, in the evalpipe.toml of the folder"
+        for key, url in addresses.items()
+        if url and is_loopback_name((urlsplit(url).hostname or "").lower())
+    ]
 
 
 def write_kustomize(workspace: Workspace, folder: Path, settings: ClusterSettings | None = None) -> list[Path]:

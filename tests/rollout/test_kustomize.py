@@ -372,12 +372,96 @@ def test_the_image_has_the_extras_that_are_asked_for(tmp_path: Path, extras: str
         (ClusterSettings(schedule="daily"), "--schedule 'daily': cron's five fields"),
         (ClusterSettings(schedule='0 3 * * 1" x'), "cron's five fields"),
         (ClusterSettings(schedule="0 3 * * 1\n0 4 * * 1"), "cron's five fields"),
+        (ClusterSettings(schedule="0 3 * * 1\n"), "the weekday"),
+        (ClusterSettings(schedule="99 99 * * *"), r"--schedule '99 99 \* \* \*': the minute '99' is none: 0 to 59"),
+        (ClusterSettings(namespace="Bad_NS!"), "--namespace 'Bad_NS!': a DNS-1123 label"),
     ],
 )
 def test_mistakes_are_one_line(settings: ClusterSettings, line: str) -> None:
     with pytest.raises(ConfigError, match=line) as raised:
         kustomize_files(settings)
     assert "\n" not in str(raised.value)
+
+
+# Each field's range and names are those of Kubernetes' own reader (robfig/cron 3, `bounds`): weekdays end with 6, and "?" is "*".
+TAKEN = [
+    "* * * * *",
+    "0 0 1 1 0",
+    "59 23 31 12 6",
+    "*/15 0-6/2 1,15 JAN-dec Mon,FRI",
+    "? ? ? ? ?",
+    "5/20 * * * sun-sat",
+]
+REFUSED = {
+    "60 * * * *": "minute",
+    "* 24 * * *": "hour",
+    "* * 0 * *": "day",
+    "* * 32 * *": "day",
+    "* * * 13 *": "month",
+    "* * * * 7": "weekday",
+    "* * * MON *": "month",
+    "*/0 * * * *": "minute",
+    "5-1 * * * *": "minute",
+    "1, * * * *": "minute",
+    "- * * * *": "minute",
+    "1-2-3 * * * *": "minute",
+    "\u0661 * * * *": "minute",
+}
+
+
+@pytest.mark.parametrize("schedule", TAKEN)
+def test_schedules_that_kubernetes_takes(schedule: str) -> None:
+    (job,) = yaml.safe_load_all(kustomize_files(ClusterSettings(schedule=schedule))["run.yaml"])
+    assert job["spec"]["schedule"] == schedule
+
+
+@pytest.mark.parametrize(("schedule", "field"), REFUSED.items())
+def test_a_field_out_of_its_range_is_named(schedule: str, field: str) -> None:
+    with pytest.raises(ConfigError, match=f"the {field} '"):
+        kustomize_files(ClusterSettings(schedule=schedule))
+
+
+@pytest.mark.parametrize(("arguments", "data"), [*SETS.values()])
+def test_a_namespace_is_that_of_everything(tmp_path: Path, arguments: tuple[str, ...], data: str | None) -> None:
+    files = render(tmp_path, *arguments, "-n", "prod", data=data)
+    (kustomization,) = files["kustomization.yaml"]
+    assert kustomization["namespace"] == "prod"  # of what it applies
+    for name, documents in files.items():
+        if name != "kustomization.yaml" and name not in kustomization["resources"]:  # what `kubectl create` takes alone
+            assert {document["metadata"]["namespace"] for document in documents} == {"prod"}
+        commands = re.findall(r"kubectl (?:create secret|wait|delete)[^#\n]*", (tmp_path / "deploy" / name).read_text())
+        assert all(" -n prod" in command for command in commands)
+
+
+def test_addresses_that_a_pod_does_not_reach_are_named(tmp_path: Path) -> None:
+    config = tmp_path / "evalpipe.toml"
+    config.write_text(
+        """
+        [experiment]
+        name = "local"
+        [arms.control]
+        provider = "openai"
+        base_url = "http://127.0.0.1:9000/v1"
+        [arms.treatment]
+        provider = "openai"
+        base_url = "http://[::1]:9000/v1"
+        [judge]
+        base_url = "http://LOCALHOST:9001/v1"
+        """
+    )
+    app = Typer()
+    app.command()(istio)
+    words = ["--config", str(config), "--kind", "kustomize", "-o", str(tmp_path / "deploy")]
+    result = CliRunner().invoke(app, words, catch_exceptions=False)
+    warned = [line.split(" = ")[0] for line in result.stderr.splitlines() if line.startswith("evalpipe: warning: ")]
+    assert warned == [
+        f"evalpipe: warning: {key}" for key in ("arms.control.base_url", "arms.treatment.base_url", "judge.base_url")
+    ]
+    config.write_text(
+        config.read_text().replace("127.0.0.1", "10.0.0.1").replace("[::1]", "llm").replace("LOCALHOST", "judge")
+    )
+    result = CliRunner().invoke(app, [*words[:-1], str(tmp_path / "other")], catch_exceptions=False)
+    assert (result.exit_code, result.stderr) == (0, "")
 
 
 def test_a_configuration_that_names_one_collector_is_not_for_several(tmp_path: Path) -> None:
@@ -394,5 +478,5 @@ def test_a_configuration_that_names_one_collector_is_not_for_several(tmp_path: P
 
 @pytest.mark.parametrize("words", [["--replicas", "2"], ["--schedule", "0 3 * * *"], ["--ray"]])
 def test_other_kinds_have_no_collectors(tmp_path: Path, words: list[str]) -> None:
-    with pytest.raises(ConfigError, match="are for --kind kustomize"):
+    with pytest.raises(ConfigError, match="is for --kind kustomize, not for argo"):
         render(tmp_path, "--kind", "argo", *words)

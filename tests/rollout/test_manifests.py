@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,8 @@ def test_a_header_goes_to_the_treatment_and_the_others_as_the_share_says(
 def test_istio_is_valid_and_a_forced_arm_comes_first(
     workspace: Workspace, schemas: dict[str, Any], percentage: int, split: str
 ) -> None:
-    text = run(workspace, "-p", str(percentage), "--split", split, "-n", "llm", "--gateway", "edge")
+    share = ["-p", str(percentage)] if split == "mesh" else []
+    text = run(workspace, *share, "--split", split, "-n", "llm", "--gateway", "edge")
     manifests = list(yaml.safe_load_all(text))
     assert [(m["kind"], m["apiVersion"]) for m in manifests] == [
         ("VirtualService", "networking.istio.io/v1"),
@@ -218,11 +220,73 @@ def test_kustomize_builds_and_holds_the_configuration(workspace: Workspace, tmp_
         (["--stage", "9"], "has 1 to 6"),
         (["-p", "0.5"], "whole percents"),
         (["--split", "both"], "mesh or evalpipe"),
+        (["--split", "evalpipe", "-p", "10"], "--percentage: .* leave it out"),
+        (["--split", "evalpipe", "--watch"], "--watch: .* leave it out"),
+        (["-n", "Bad_NS!"], "--namespace 'Bad_NS!': a DNS-1123 label"),
+        (["-n", "a" * 64], "a DNS-1123 label"),
+        (["-n", "team-"], "a DNS-1123 label"),
+        (["--service", "X Y"], "--service 'X Y': a service is expected"),
+        (["--kind", "argo", "--service", "a..b"], "a service is expected"),
+        (["--host", "a b"], "--host 'a b': a DNS name is expected"),
+        (["--host", "a.*.b"], "a DNS name is expected"),
+        (["--gateway", "A/b"], "--gateway 'A/b': a gateway is expected"),
+        (["--kind", "flagger", "--target", "Bot"], "--target 'Bot': a DNS-1123 label"),
+        (["--kind", "argo", "--prometheus", "prometheus:9090"], "an address is expected"),
+        (["--target", "foo"], r"^--target is for --kind flagger, not for istio: leave it out$"),
+        (["--kind", "kustomize", "-o", "d", "--apply"], r"kubectl apply -k FOLDER"),
+        (
+            ["--kind", "kustomize", "-o", "d", "--service", "my-svc", "--port", "8400", "--host", "x.y"],
+            r"^--host is for --kind istio; --service and --port are for --kind istio, argo or flagger, not for kustomize: "
+            "leave them out$",
+        ),
     ],
 )
 def test_mistakes_are_one_line(workspace: Workspace, arguments: list[str], line: str) -> None:
-    with pytest.raises(ConfigError, match=line):
+    with pytest.raises(ConfigError, match=line) as raised:
         run(workspace, *arguments)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--port", "99999"), ("--port", "0"), ("--percentage", "150"), ("--percentage", "-1")]
+)
+def test_numbers_out_of_range_are_wrong_usage(tmp_path: Path, option: str, value: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "evalpipe", "istio", option, value],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert f"{option} '{value}': must be" in done.stderr
+
+
+def test_an_option_is_refused_by_every_kind_that_it_does_not_change(workspace: Workspace) -> None:
+    """What an option changes is seen by rendering with and without it; the others must say that they do not take it."""
+    values = {
+        "--host": "a.example",
+        "--service": "other",
+        "--port": "9000",
+        "--gateway": "edge",
+        "--target": "bot",
+        "--prometheus": "http://p:1",
+        "--stage": "2",
+    }
+    for kind in ("istio", "argo", "flagger"):
+        plain = run(workspace, "--kind", kind)
+        for option, value in values.items():
+            try:
+                assert run(workspace, "--kind", kind, option, value) != plain, (kind, option)
+            except ConfigError as error:
+                assert option in str(error) and f"not for {kind}" in str(error)
+
+
+def test_names_that_kubernetes_takes_are_taken(workspace: Workspace) -> None:
+    words = ["--service", "evalpipe.prod.svc.cluster.local", "--host", "*.example.internal", "-n", "7-llm"]
+    service, _ = yaml.safe_load_all(run(workspace, *words, "--gateway", "mesh", "--gateway", "istio-system/edge"))
+    assert (service["spec"]["hosts"], service["metadata"]["namespace"]) == (["*.example.internal"], "7-llm")
+    assert service["spec"]["gateways"] == ["mesh", "istio-system/edge"]
 
 
 def test_apply_hands_it_to_kubectl(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
