@@ -17,6 +17,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    Strict,
     ValidationError,
     field_validator,
     model_validator,
@@ -31,10 +32,14 @@ from evalpipe.text import mistake_in_words, place_in_toml
 
 CONFIG_FILE = "evalpipe.toml"
 
-Percent = Annotated[float, Field(ge=0, le=100)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
+# A text or a boolean in place of a number is a mistake (`max_usd = "5"`); a whole number stands for any number.
+Whole = Annotated[int, Strict()]
+Number = Annotated[float, Strict()]
+Flag = Annotated[bool, Strict()]
+Percent = Annotated[Number, Field(ge=0, le=100)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+Positive = Annotated[Number, Field(gt=0)]
+NonNegative = Annotated[Number, Field(ge=0)]
 Redaction = str
 
 
@@ -88,14 +93,14 @@ class ExperimentConfig(_Section):
     assignment: Literal["sha256", "md5-100"] = "sha256"
     """md5-100: MD5 of "{name}:{unit}" modulo 100, for users whom code of your own has assigned so"""
     unit: tuple[str, ...] = DEFAULT_SOURCES
-    keep_days: Annotated[int, Field(ge=1)] | None = None
+    keep_days: Annotated[Whole, Field(ge=1)] | None = None
     control_from: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] | None = None
     """the experiment whose control this candidate is compared with"""
     question: Annotated[str, Field(max_length=300)] | None = None
     """what is to be decided, as the first line of the report"""
     owner: Annotated[str, Field(max_length=100)] | None = None
     link: Annotated[str, Field(pattern=r"^https?://[^\s<>\"]+$", max_length=500)] | None = None
-    requests_per_month: Annotated[float, Field(gt=0)] | None = None
+    requests_per_month: Annotated[Number, Field(gt=0)] | None = None
     """for dollars a month in the report; without it: the traffic of the log"""
 
     @model_validator(mode="after")
@@ -141,7 +146,7 @@ class ArmConfig(_Section):
     provider: Literal["openai", "anthropic", "litellm"]
     base_url: BaseUrl | None = None
     model: str | None = None
-    rewrite: bool = False
+    rewrite: Flag = False
     api_key_env: VariableName | None = None
     system_prompt_file: str | None = None
     params: dict[str, Any] = {}
@@ -188,19 +193,19 @@ class ArmsConfig(_Section):
 
 class CollectorConfig(_Section):
     host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535)] = 8400
-    workers: Annotated[int, Field(ge=1, le=256)] = 1
+    port: Annotated[Whole, Field(ge=0, le=65535)] = 8400
+    workers: Annotated[Whole, Field(ge=1, le=256)] = 1
     sample_percent: Percent = 100.0
     connect_timeout_s: Positive = 10.0
     idle_timeout_s: Positive = 120.0
     timeout_s: Positive = 600.0
     shadow_timeout_s: Positive = 120.0
     fsync_interval_s: Positive = 1.0
-    hash_units: bool = True
+    hash_units: Flag = True
     stream_usage: Literal["as_is", "inject"] = "as_is"
-    shadow_concurrency: Annotated[int, Field(ge=1, le=10_000)] = 64
+    shadow_concurrency: Annotated[Whole, Field(ge=1, le=10_000)] = 64
     shadow_budget_usd: NonNegative | None = None
-    responses_may_continue: bool = True
+    responses_may_continue: Flag = True
     """ab, canary: a stored response may be gone on with by its id, so a treatment of the other dialect serves none"""
     redact: tuple[Redaction, ...] = ()
     client_token_env: VariableName = "EVALPIPE_TOKEN"
@@ -250,9 +255,9 @@ class JudgeContextConfig(_Section):
     """JSON path of the context in the request's body, such as metadata.context or messages[0].content"""
     reference: Annotated[str, Field(min_length=1)] | None = None
     """JSON path of the reference answer"""
-    tool_results: bool = True
+    tool_results: Flag = True
     """the results of tools in the request are context"""
-    documents: bool = True
+    documents: Flag = True
     """documents and search results in the request are context"""
 
 
@@ -264,18 +269,18 @@ class JudgeConfig(_Section):
     base_url: str | None = None
     api_key_env: VariableName | None = None
     orders: Literal["both", "calibrated", "balanced"] = "both"
-    concurrency: Annotated[int, Field(ge=1, le=1000)] = 16
+    concurrency: Annotated[Whole, Field(ge=1, le=1000)] = 16
     requests_per_minute: Positive = 1000
     input_tokens_per_minute: Positive = 400_000
     output_tokens_per_minute: Positive = 80_000
     max_usd: NonNegative | None = None
     max_usd_per_day: NonNegative | None = None
     """of each judge, from midnight to midnight UTC"""
-    pairs_per_unit: Annotated[int, Field(ge=0)] = 3
+    pairs_per_unit: Annotated[Whole, Field(ge=0)] = 3
     """at most so many pairs of a user are judged and counted; 0 = all"""
-    max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
+    max_attempts: Annotated[Whole, Field(ge=1, le=100)] = 3
     """answers without a verdict that a question is paid for, over all runs; then it is given up and reported"""
-    later_turns_percent: Annotated[float, Field(ge=0, le=90)] = 20.0
+    later_turns_percent: Annotated[Number, Field(ge=0, le=90)] = 20.0
     """share of the judge's plan spent on later turns of shadowed conversations, where first turns are the goal"""
     context: JudgeContextConfig = JudgeContextConfig()
 
@@ -296,7 +301,7 @@ class Margin(_Section):
     """The largest acceptable loss: in the metric's unit, or (relative) as a share of control's value."""
 
     value: NonNegative
-    relative: bool
+    relative: Flag
 
 
 class MetricDecisionConfig(_Section):
@@ -308,7 +313,7 @@ class MetricDecisionConfig(_Section):
 class ReplayConfig(_Section):
     """`evalpipe replay`: the limits of each arm, and the cap over all its runs."""
 
-    concurrency: Annotated[int, Field(ge=1, le=1000)] = 16
+    concurrency: Annotated[Whole, Field(ge=1, le=1000)] = 16
     requests_per_minute: Positive = 1000
     input_tokens_per_minute: Positive = 400_000
     output_tokens_per_minute: Positive = 80_000
@@ -321,23 +326,23 @@ class ClusterConfig(_Section):
     address: str | None = None
     """host:port of a node; auto: the cluster this machine is part of; local: one on this machine for the run. None: RAY_ADDRESS,
     else auto where there is one, else local"""
-    shards: Annotated[int, Field(ge=0, le=1000)] = 0
+    shards: Annotated[Whole, Field(ge=0, le=1000)] = 0
     """processes that make calls; 0 = one for each node"""
     cpus_per_shard: Positive = 1.0
     """CPUs that Ray sets aside for each"""
-    concurrency_per_shard: Annotated[int, Field(ge=0, le=1000)] = 0
+    concurrency_per_shard: Annotated[Whole, Field(ge=0, le=1000)] = 0
     """calls of a shard in flight; 0 = `concurrency` of [judge] or [replay] holds over the whole cluster"""
     start_timeout_s: Positive = 120.0
     """so long is waited for the first shard, and for another one where all are lost"""
 
 
 class DecisionConfig(_Section):
-    confidence_level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    confidence_level: Annotated[Number, Field(gt=0.5, lt=1)] = 0.95
     looks: Literal["anytime", "fixed"] | tuple[date, ...] = "anytime"
     policy: Literal["superiority", "noninferiority", "utility"] = "superiority"
     primary: tuple[str, ...] | None = None
     min_effect_of_interest: NonNegative = 0.0
-    max_requests: Annotated[int, Field(ge=0)] = 0
+    max_requests: Annotated[Whole, Field(ge=0)] = 0
     labels: Literal["auto", "off", "required"] = "auto"
     """whether the win rate corrected by people's labels decides in place of the judge's own: from 50 labelled pairs on, never,
     or at once"""
@@ -347,9 +352,9 @@ class DecisionConfig(_Section):
 
 
 class StageConfig(_Section):
-    percentage: Annotated[float, Field(gt=0, le=100)]
+    percentage: Annotated[Number, Field(gt=0, le=100)]
     duration_hours: NonNegative = 0.0
-    auto_advance: bool = False
+    auto_advance: Flag = False
 
 
 class CanaryConfig(_Section):
@@ -362,7 +367,7 @@ class CanaryConfig(_Section):
         StageConfig(percentage=100),
     )
     guardrails: dict[str, Positive] = {"error_rate": 0.02, "p99_latency_ms": 5000.0}
-    min_requests: Annotated[int, Field(ge=0)] = 50
+    min_requests: Annotated[Whole, Field(ge=0)] = 50
     evaluate_every_s: Positive = 10.0
     state_timeout_s: Positive = 60.0
     """a replica that has not seen the shared state for so long serves the last stage known to be safe"""
@@ -378,18 +383,18 @@ class CanaryConfig(_Section):
 
 
 class ReportConfig(_Section):
-    keep: Annotated[int, Field(ge=0)] = 365
+    keep: Annotated[Whole, Field(ge=0)] = 365
     """days that looks are kept in reports/NAME; 0 = no limit"""
 
 
 class CompactConfig(_Section):
     """How small stored files are merged."""
 
-    after_load: bool = True
+    after_load: Flag = True
     """`evalpipe load` merges small files by itself"""
-    min_files: Annotated[int, Field(ge=2)] = 32
+    min_files: Annotated[Whole, Field(ge=2)] = 32
     """so many small files of one day (or of judgments, labels, ratings) are merged by `evalpipe load`"""
-    grace_minutes: Annotated[float, Field(ge=0, le=525_600)] = 60.0
+    grace_minutes: Annotated[Number, Field(ge=0, le=525_600)] = 60.0
     """how long merged files are kept for readers that began before; another program that reads the folder itself counts
     their rows twice until then"""
 

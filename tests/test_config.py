@@ -91,6 +91,43 @@ def test_a_mistake_is_one_line(document: dict[str, Any], expected: str) -> None:
     assert message.startswith("evalpipe.toml: ")
 
 
+def _numbers_and_flags() -> list[tuple[list[str], str]]:
+    """(path of the key, its kind) of every number and boolean of the configuration, by the model's JSON schema."""
+    schema = Config.model_json_schema()
+    found = []
+
+    def walk(node: dict[str, Any], path: list[str]) -> None:
+        for one in (node, *node.get("anyOf", ())):
+            if "$ref" in one:
+                walk(schema["$defs"][one["$ref"].rpartition("/")[2]], path)
+            for name, child in one.get("properties", {}).items():
+                walk(child, [*path, name])
+            if isinstance(one.get("additionalProperties"), dict):
+                walk(one["additionalProperties"], [*path, "some"])
+            if one.get("type") in {"integer", "number", "boolean"}:
+                found.append((path, one["type"]))
+
+    walk(schema, [])
+    return [(path, kind) for path, kind in found if "margin" not in path]  # "10%" is a margin
+
+
+def test_a_text_or_a_boolean_is_no_number_and_a_whole_number_is_one() -> None:
+    found = _numbers_and_flags()
+    assert {"judge.max_usd", "collector.port", "collector.workers"} <= {".".join(path) for path, _ in found}
+    words = {"integer": "a whole number", "number": "a number", "boolean": "true or false"}
+    for path, kind in found:
+        for value in ("5", "true", *((True,) if kind != "boolean" else (1,)), *((5.5,) if kind == "integer" else ())):
+            document: Any = value
+            for name in reversed(path):
+                document = {name: document}
+            with pytest.raises(ConfigError) as caught:
+                read_config(document)
+            (line,) = str(caught.value).splitlines()
+            assert f"{'.'.join(path)} = {value!r}: must be {words[kind]}" in line
+    config = read_config({**BASE, "judge": {"max_usd": 5}, "collector": {"timeout_s": 30}})
+    assert (config.judge.max_usd, config.collector.timeout_s) == (5.0, 30.0)
+
+
 def test_margins_read_as_absolute_or_relative() -> None:
     config = read_config({**BASE, "decision": {"metrics": {"a": {"margin": "10%"}, "b": {"margin": 0.02}}}})
     a, b = config.decision.metrics["a"].margin, config.decision.metrics["b"].margin

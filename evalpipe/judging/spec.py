@@ -15,6 +15,7 @@ from jinja2.sandbox import SandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
+from evalpipe.config import Flag, Number, Whole
 from evalpipe.errors import ConfigError
 from evalpipe.identity import fingerprint
 from evalpipe.judging.facts import FactRules
@@ -38,18 +39,18 @@ class _JudgeFile(BaseModel):
     base_url: Annotated[str, Field(pattern=ADDRESS)] | None = None
     api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
     template: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+\.j2$")]
-    reasoning: bool = True
-    repeats: Annotated[int, Field(ge=1, le=100)] = 1
+    reasoning: Flag = True
+    repeats: Annotated[Whole, Field(ge=1, le=100)] = 1
     reply: Literal["schema", "tool", "text"] = "schema"
-    max_tokens: Annotated[int, Field(ge=16, le=64_000)] = 1024
-    scale: tuple[float, float] = (0.0, 10.0)
+    max_tokens: Annotated[Whole, Field(ge=16, le=64_000)] = 1024
+    scale: tuple[Number, Number] = (0.0, 10.0)
     dimensions: Annotated[dict[Annotated[str, Field(pattern=_DIMENSION)], str], Field(min_length=1, max_length=20)]
     facts: tuple[Literal["context", "reference"], ...] = ()
     scoring: Literal["scores", "claims"] = "scores"
-    max_context_chars: Annotated[int, Field(ge=200)] = 40_000
-    max_request_chars: Annotated[int, Field(ge=200)] = 40_000
-    max_response_chars: Annotated[int, Field(ge=200)] = 20_000
-    timeout_s: Annotated[float, Field(gt=0, le=3600)] = 120.0
+    max_context_chars: Annotated[Whole, Field(ge=200)] = 40_000
+    max_request_chars: Annotated[Whole, Field(ge=200)] = 40_000
+    max_response_chars: Annotated[Whole, Field(ge=200)] = 20_000
+    timeout_s: Annotated[Number, Field(gt=0, le=3600)] = 120.0
     params: dict[str, Any] = {}
 
 
