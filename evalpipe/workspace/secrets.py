@@ -129,6 +129,12 @@ def unit_key(workspace: Workspace, experiment: str | None = None) -> bytes:
     given = os.environ.get(UNIT_KEY_ENV)
     path = workspace.unit_key_path
     source = f"${UNIT_KEY_ENV}" if given else str(path)
+    if not given and recorded and not path.exists() and workspace.url is not None:
+        raise ConfigError(
+            f"{path} is not there: it holds the key of hashed unit ids, which is not in {workspace.url}, and another key would "
+            f"count each user of experiment {experiment!r} twice; copy {path.name} from the first machine of the store, or set "
+            f"its content as {UNIT_KEY_ENV}"
+        )
     if not given and recorded and not path.exists():
         raise ConfigError(
             f"{path} is gone: it held the key of hashed unit ids, and another key would count each user of experiment "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -35,6 +36,24 @@ def test_the_environment_goes_before_the_file(workspace: Workspace, monkeypatch:
     monkeypatch.setenv(UNIT_KEY_ENV, "schlüssel")
     assert unit_key(workspace) == "schlüssel".encode()
     assert not workspace.unit_key_path.exists()
+
+
+def test_a_machine_that_joins_a_store_is_told_where_the_key_is(workspace: Workspace, tmp_path: Path) -> None:
+    key = unit_key(workspace, "exp")
+    second = tmp_path / "second"
+    shutil.copytree(workspace.data, second / "data")
+    joined = Workspace(root=second, data=second / "data", config=None, url="s3://bucket/logs")
+    with pytest.raises(
+        ConfigError, match=r"not in s3://bucket/logs.*copy \.evalpipe-unit-key from the first machine"
+    ) as told:
+        unit_key(joined, "exp")
+    assert UNIT_KEY_ENV in str(told.value) and "\n" not in str(told.value)
+    assert not joined.unit_key_path.exists()
+    shutil.copy(workspace.unit_key_path, joined.unit_key_path)
+    assert unit_key(joined, "exp") == key
+    workspace.unit_key_path.unlink()
+    with pytest.raises(ConfigError, match=r"is gone: .*restore it"):  # the first machine had it
+        unit_key(workspace, "exp")
 
 
 def test_an_empty_key_is_refused(workspace: Workspace) -> None:
