@@ -33,6 +33,7 @@ from evalpipe.workspace.load import (
     memory_of,
     only_load,
     plan_files,
+    refuse_missing,
     shown_guess,
 )
 from evalpipe.workspace.paths import Workspace, check_writable, shipped
@@ -223,7 +224,7 @@ def _read(
 ) -> _Read:
     """Every answer of a file, with one line of what it is and what was left out."""
     if not path.exists():
-        raise ConfigError(f"no such file: {path}")
+        refuse_missing(path)
     files = (
         [path]
         if path.is_file()

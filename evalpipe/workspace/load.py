@@ -293,7 +293,7 @@ def _sort_paths(
         if path.resolve() == workspace.spool.resolve():
             spools.append(workspace.spool)
             continue
-        for file in _files(path):
+        for file in _files(path, workspace):
             if format_name == "spool" or (format_name == "auto" and is_spool(file)):
                 segments.append(file)
             else:
@@ -315,6 +315,8 @@ def _other_spool(spool: Path, paths: Sequence[Path], experiment: str | None) -> 
             f"--spool and --experiment {experiment}: each record names the experiment it was collected for"
         )
     if not spool.is_dir():
+        if _address(spool) is not None:
+            refuse_missing(spool)
         raise ConfigError(
             f"--spool {spool}: there is no such folder; it is the folder spool in the data of a collector"
         )
@@ -370,18 +372,50 @@ def only_load(data: Path) -> Iterator[None]:
             yield
 
 
-def _files(path: Path) -> list[Path]:
-    if path.is_dir():
-        inside = (file for file in path.rglob("*") if file.is_file())
-        found = sorted(
-            file for file in inside if not any(part.startswith((".", "_")) for part in file.relative_to(path).parts)
-        )
-        if not found:
-            raise DataError(f"{path} holds no file to load")
-        return found
+def _files(path: Path, workspace: Workspace) -> list[Path]:
+    """The file itself, or what is in a folder: never what evalpipe has written itself, its data and its reports.
+
+    Raises ConfigError for a path that is not there and for one of the workspace's own, DataError for an empty folder. The
+    segments of the own spool may be named.
+    """
     if not path.exists():
+        refuse_missing(path)
+    folder = path.resolve()
+    own = [one.resolve() for one in (workspace.data, workspace.reports)]
+    own = [one for one in own if not workspace.root.resolve().is_relative_to(one)]
+    for one in own:
+        if folder.is_relative_to(one) and not folder.is_relative_to(workspace.spool.resolve()):
+            raise ConfigError(
+                f"{path} is in {one}, which evalpipe writes itself: it is no source of a load. The collector's log is loaded by "
+                "`evalpipe load` without a name; a log of yours in there is to be moved out first"
+            )
+    if not path.is_dir():
+        return [path]
+    found = []
+    for file in sorted(path.rglob("*")):
+        parts = file.relative_to(path).parts
+        is_own = any((folder / Path(*parts)).is_relative_to(one) for one in own if one != folder)
+        if not is_own and not any(part.startswith((".", "_")) for part in parts) and file.is_file():
+            found.append(file)
+    if not found:
+        raise DataError(f"{path} holds no file to load")
+    return found
+
+
+def refuse_missing(path: Path) -> NoReturn:
+    """Raises ConfigError for a path that is not there; an address, of which a path loses slashes, is named as it was given."""
+    address = _address(path)
+    if address is None:
         raise ConfigError(f"no such file: {path}")
-    return [path]
+    raise ConfigError(
+        f"{address} is an address, and only files and folders of this machine are read: download it first, and name the copy"
+    )
+
+
+def _address(path: Path) -> str | None:
+    """ "s3://bucket/x" of the path that it became; None: it is no address."""
+    match = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", str(path))
+    return match and f"{match[1]}://{match[2]}"
 
 
 def _experiment_of(file: Path, workspace: Workspace, name: str | None) -> str:

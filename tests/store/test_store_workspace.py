@@ -208,3 +208,43 @@ def test_units_that_are_not_hashed_need_no_key(collected: Workspace) -> None:
     (collected.root / "evalpipe.toml").write_text(CONFIG + "[collector]\nhash_units = false\n")
     collected.unit_key_path.write_text("damaged")
     assert load(open_workspace(root=collected.root)).n_exchanges == 1
+
+
+PAIR = '{"pair_id": "%s", "prompt": "q", "response_a": "a", "response_b": "b"}\n'
+
+
+def test_what_evalpipe_wrote_itself_is_no_source(tmp_path: Path) -> None:
+    """A folder above is loaded without the workspace's data and reports; of those alone nothing is."""
+    (tmp_path / "evalpipe.toml").write_text(CONFIG)
+    (tmp_path / "answers.jsonl").write_text(PAIR % "1" + '{"pair_id": "2", "prompt": 5}\n')
+    (tmp_path / "logs" / "data").mkdir(parents=True)
+    (tmp_path / "logs" / "data" / "more.jsonl").write_text(PAIR % "3")
+    workspace = open_workspace(root=tmp_path)
+    load(workspace, [tmp_path / "answers.jsonl"], show_progress=False)
+    stored = {path for path in (tmp_path / "data").rglob("*") if path.is_file()}
+    assert list((tmp_path / "data" / "rejected").iterdir()) and list(
+        (tmp_path / "data" / "exchanges").rglob("*.parquet")
+    )
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports" / "exp.json").write_text(PAIR % "4")
+    load(workspace, [tmp_path], show_progress=False)
+    with open_store(workspace.data) as store:
+        (pairs,) = store.connection.execute("SELECT count(DISTINCT request_id) FROM exchanges").fetchall()[0]
+    assert pairs == 2  # 1 and 3: a folder named data elsewhere is a folder like any other
+    rejected = [path.name for path in (tmp_path / "data" / "rejected").iterdir()]
+    assert not [name for name in rejected if "rejected" in name or "parquet" in name]
+    data = tmp_path / "data"
+    for own in (min(stored), data, data / "rejected", tmp_path / "reports" / "exp.json"):
+        with pytest.raises(ConfigError, match="which evalpipe writes itself") as raised:
+            load(workspace, [own], show_progress=False)
+        assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("address", ["s3://fresh/x.jsonl", "gs://b/logs", "https://host/x.jsonl"])
+def test_an_address_is_no_source(tmp_path: Path, address: str) -> None:
+    workspace = Workspace(root=tmp_path, data=tmp_path / "data", config=None)
+    line = f"^{address} is an address, .*: download it first, and name the copy$"
+    with pytest.raises(ConfigError, match=line):
+        load(workspace, [Path(address)])
+    with pytest.raises(ConfigError, match=line):
+        load(workspace, options=LoadOptions(spool=Path(address)))
