@@ -150,6 +150,18 @@ def allowed(result: MetricResult) -> str:
     return amount(result.margin, result.unit, signed=True).lstrip("+")
 
 
+def is_beyond_margin(result: MetricResult) -> bool:
+    """Whether the whole interval that is shown lies beyond the margin on the worse side: a loss larger than allowed, at the
+    confidence of every finding. A stop for harm takes the stricter level that all metrics that decide share."""
+    if not result.margin > 0 or result.status in {"no_data", "missing_arm", "not_measured"}:
+        return False
+    relative = result.scale == "relative" and result.relative is not None
+    low, high = (result.relative_low, result.relative_high) if relative else (result.ci_low, result.ci_high)
+    if result.direction == "lower":
+        return low is not None and low > result.margin
+    return high is not None and high < -result.margin
+
+
 def sentence(text: str) -> str:
     """Capital first, full stop last."""
     text = text.strip()

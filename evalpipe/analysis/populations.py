@@ -259,7 +259,11 @@ def _remedy(metric: str, missing: Missing) -> str:
     if metric == "tokens_per_second" and missing.metered:
         return f"how long these answers took to come is not known; to have it decide nothing, set {optional}"
     if metric.startswith("cost_") or "tokens" in metric:
-        return f'set stream_usage = "inject" in [collector], or {optional}'
+        column = "costs" if metric.startswith("cost_") else "tokens"
+        return (
+            f"add the {column} to the file that was imported and load it again (`--replace`), of collected streams set "
+            f'stream_usage = "inject" in [collector], or set {optional}'
+        )
     return f"to have it decide nothing, set {optional}"
 
 

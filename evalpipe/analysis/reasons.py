@@ -13,6 +13,7 @@ from evalpipe.analysis.metric_formatting import (
     change,
     count,
     format_metric,
+    is_beyond_margin,
     listed,
     percent,
     relative_change,
@@ -51,6 +52,10 @@ MOST_DIAGNOSTICS = 2
 NO_GOAL = (
     "nothing measures the quality of the answers: judge them, collect ratings, or set "
     'policy = "noninferiority" in [decision] if the guardrails alone are to decide'
+)
+HARM_STANDS = (
+    "No further data: a keep by harm stands. Only an exclusion of a time that it rests on (`evalpipe exclude`), or a change of "
+    "what decides (metrics, roles, margins, judge, prices), undoes it."
 )
 NOT_JUDGED = "no pair has been judged: run `evalpipe judge`"
 
@@ -223,14 +228,12 @@ def _days(days: float) -> str:
 def what_would_change(
     ruling: DecisionOutcome, results: Mapping[str, MetricResult], checks: Sequence[Check], horizon: Horizon | None
 ) -> list[str]:
-    """What would lead to another decision. After harm only the harm; with a set-up fault or invalid data only what mends them."""
+    """What would lead to another decision. After harm no further data; with a set-up fault or invalid data only what mends
+    them."""
     if ruling.rule == "ship":
         return []
     if ruling.rule == "harm":
-        return [
-            sentence(f"if the {_lower(results[name].label)} were shown to lose no more than {allowed(results[name])}")
-            for name in ruling.harmful
-        ]
+        return [HARM_STANDS]
     if ruling.rule in {"setup", "data"}:
         return [sentence(check.remedy) for check in checks if check.status == "fail" and check.remedy]
     found = [_open(results[name]) for name in _blocking(ruling, results)]
@@ -286,6 +289,8 @@ def _open(result: MetricResult) -> str:
             f"{what}: about {count(result.expected_more_requests)} more {unit} at the present noise, "
             "if the difference stays as it is"
         )
+    if result.finding == "worse" and is_beyond_margin(result):
+        return f"{what}: it is worse by more than the {allowed(result)} allowed"
     if result.finding == "worse" and not result.non_inferior:
         return f"{what}: it is worse, and a loss of more than the {allowed(result)} allowed is not ruled out"
     return f"{what}: more requests" if result.finding == "inconclusive" else ""
@@ -382,7 +387,7 @@ def _statement(result: MetricResult, ruling: DecisionOutcome) -> str:
     if candidate and result.name in ruling.winning:
         small = ", a difference smaller than its margin" if result.finding == "equivalent" else ""
         return f"{what}: better{small}"
-    if result.name in ruling.slightly_worse:
+    if result.name in ruling.slightly_worse and (result.non_inferior or result.finding != "worse"):
         inside = f", within the {allowed(result)} allowed" if result.non_inferior else ""
         return f"{what}: worse{inside}"
     if result.finding == "equivalent":
@@ -392,6 +397,8 @@ def _statement(result: MetricResult, ruling: DecisionOutcome) -> str:
     if result.finding == "worse":
         if result.non_inferior:
             return f"{what}: worse, but within the {allowed(result)} allowed"
+        if is_beyond_margin(result):
+            return f"{what}: worse by more than the {allowed(result)} allowed{_short_of_harm(result, ruling)}"
         return f"{what}: worse, and it may be by more than the {allowed(result)} allowed"
     if result.non_inferior:
         return f"{what}: not worse by more than the {allowed(result)} allowed"
@@ -400,15 +407,26 @@ def _statement(result: MetricResult, ruling: DecisionOutcome) -> str:
     return f"{what}: it may still be worse by more than the {allowed(result)} allowed"
 
 
+def _short_of_harm(result: MetricResult, ruling: DecisionOutcome) -> str:
+    """Why a loss beyond the margin does not stop the experiment, where it does not."""
+    if result.name in ruling.harmful:
+        return ""
+    return f", though not at the {_confidence(ruling.harm_level)} that a stop for harm takes"
+
+
+def _confidence(level: float) -> str:
+    return f"{100 * (1 - level):.4g} %"
+
+
 def _levels(ruling: DecisionOutcome, results: Mapping[str, MetricResult], settings: Settings) -> str:
     """The levels, once."""
     n = round((1 - settings.confidence_level) / ruling.harm_level)
     parts = [f"all findings at {percent(settings.confidence_level)} confidence"]
     for names, what in ((_goals(results), "goals"), (_benefits(results), "benefits")):
         if len(names) > 1:
-            parts.append(f"a win of one of {len(names)} {what} at {100 * (1 - ruling.levels[names[0]]):.4g} %")
+            parts.append(f"a win of one of {len(names)} {what} at {_confidence(ruling.levels[names[0]])}")
     if n > 1:
-        parts.append(f"harm at {100 * (1 - ruling.harm_level):.4g} % (shared by {n} metrics)")
+        parts.append(f"harm at {_confidence(ruling.harm_level)} (shared by {n} metrics)")
     return ", ".join(parts)
 
 

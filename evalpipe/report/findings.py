@@ -115,8 +115,14 @@ def words_of(row: MetricRow) -> Words:
     )
 
 
-def known_and_open(rows: list[MetricRow]) -> tuple[list[Statement], list[Statement]]:
-    """What the metrics that decide show, and what they leave open; goals first, then benefits, then guardrails."""
+def known_and_open(
+    rows: list[MetricRow], *, stop_level: float | None = None
+) -> tuple[list[Statement], list[Statement]]:
+    """What the metrics that decide show, and what they leave open; goals first, then benefits, then guardrails.
+
+    Args:
+        stop_level: the level of the harm rule, where nothing is shown at it: a loss beyond the margin then names it.
+    """
     order = {role: place for place, role in enumerate(ROLE_ORDER)}
     deciding = sorted((row for row in rows if row.raw.role != "diagnostic"), key=lambda row: order.get(row.raw.role, 9))
     known: list[Statement] = []
@@ -125,7 +131,7 @@ def known_and_open(rows: list[MetricRow]) -> tuple[list[Statement], list[Stateme
     for row in deciding:
         if row in none:
             continue
-        statement, is_known = _statement(row)
+        statement, is_known = _statement(row, stop_level)
         (known if is_known else unknown).append(statement)
     unknown += _none_seen(none)
     worst_first = {"worse": 0, "better": 1}
@@ -184,7 +190,7 @@ def _none_seen(rows: list[MetricRow]) -> list[Statement]:
     return [Statement(finding="inconclusive", text=full_sentence(f"{named}: {zero_sentence(rows)}{allowed}"))]
 
 
-def _statement(row: MetricRow) -> tuple[Statement, bool]:
+def _statement(row: MetricRow, stop_level: float | None) -> tuple[Statement, bool]:
     """(the sentence, whether it is known) of one metric that decides."""
     words, allowed = words_of(row), margin_text(row.raw)
     if row.raw.status == "not_measured":
@@ -205,8 +211,13 @@ def _statement(row: MetricRow) -> tuple[Statement, bool]:
         ), False
     if row.finding == "worse":
         much = "by more than" if row.is_beyond_margin else "but by less than"
+        stop = (
+            f"; a stop for it takes {100 * (1 - stop_level):.4g}{NBSP}% confidence"
+            if stop_level is not None and row.is_beyond_margin
+            else ""
+        )
         return Statement(
-            finding="worse", text=f"{words.worse}{f', {much} the {allowed} you allow' if has_margin else ''}."
+            finding="worse", text=f"{words.worse}{f', {much} the {allowed} you allow{stop}' if has_margin else ''}."
         ), True
     if row.raw.non_inferior:
         return Statement(

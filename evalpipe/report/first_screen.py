@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
 from evalpipe.analysis.metric_formatting import metric_formats
-from evalpipe.analysis.result import Analysis, JudgeResult
+from evalpipe.analysis.result import Analysis, Check, JudgeResult
 from evalpipe.analysis.settings import CORRECTED
 from evalpipe.report.charts.intervals import verdict_bar
 from evalpipe.report.examples import ExampleView
@@ -22,7 +23,7 @@ from evalpipe.report.findings import (
     of_no_use,
     zero_sentence,
 )
-from evalpipe.report.judge import JudgeView
+from evalpipe.report.judge import JudgeView, answered_by
 from evalpipe.report.metrics import MetricRow
 from evalpipe.report.monthly_cost import COST, MonthlyCost, about, dollars, monthly_cost
 from evalpipe.report.sanitize import one_line
@@ -109,8 +110,11 @@ def first_screen(
     cost = monthly_cost(analysis)
     failed = [problem for problem in problems if problem.level in {"setup", "fail"}]
     is_usable = analysis.decision.recommendation != "invalid"
-    known, unknown = known_and_open(rows) if is_usable else of_no_use([problem.title for problem in failed])
-    tiles = [_quality(analysis, names, rows), _speed(rows), _reliability(rows), _cost(rows, cost)]
+    stop_level = analysis.decision.harm_level if analysis.decision.recommendation == "collect_more" else None
+    known, unknown = (
+        known_and_open(rows, stop_level=stop_level) if is_usable else of_no_use([problem.title for problem in failed])
+    )
+    tiles = [_quality(analysis, names, rows), _speed(rows), _reliability(rows), _cost(rows, cost, analysis.checks)]
     owner, link = one_line(str(asked.get("owner") or ""), 60), str(asked.get("link") or "")
     return FirstScreen(
         title=names.title(analysis.decision.recommendation),
@@ -135,7 +139,7 @@ def _facts(analysis: Analysis, judges: list[JudgeView]) -> list[str]:
     users = f" of {format_counted(funnel.users, 'user')}" if 0 < funnel.users < funnel.requests else ""
     data = f"{format_counted(funnel.requests, 'request')}{users}, {format_counted(funnel.pairs, 'pair')} of answers"
     deciding = next((judge for judge in judges if judge.feeds_decision), None)
-    model = one_line(deciding.raw.model or deciding.name, 48) if deciding else ""
+    model = one_line(answered_by(deciding.raw) or deciding.name, 72) if deciding else ""
     judged = (
         f"{format_count(funnel.judged_pairs)} judged by {model}" if funnel.judged_pairs and model else "none judged"
     )
@@ -230,10 +234,16 @@ def _reliability(rows: list[MetricRow]) -> Tile:
     return _row_tile("Reliability", worst, note=f"{worst.label}; {zero_sentence(zero)}" if zero else worst.label)
 
 
-def _cost(rows: list[MetricRow], cost: MonthlyCost | None) -> Tile:
+def _no_cost(checks: Sequence[Check]) -> str:
+    """Why the cost of an arm is not known: the check of the costs names a price to add, or the answers have none."""
+    priced = any(check.name == "price_unknown" and "model's price under" in (check.remedy or "") for check in checks)
+    return "a model has no price" if priced else "too few answers in this log have a cost"
+
+
+def _cost(rows: list[MetricRow], cost: MonthlyCost | None, checks: Sequence[Check]) -> Tile:
     row = next((row for row in rows if row.name == COST), None)
     if cost is None or row is None:
-        return _tile("Cost", value="Not known: a model has no price.", finding="undefined", word=NOT_MEASURED)
+        return _tile("Cost", value=f"Not known: {_no_cost(checks)}.", finding="undefined", word=NOT_MEASURED)
     change = ""
     if cost.change_low is not None and cost.change_high is not None:
         saves = cost.change_high < 0

@@ -127,12 +127,21 @@ def _rate_row(label: str, rule: WinRate) -> RateRow:
     )
 
 
+def answered_by(judge: JudgeResult) -> str:
+    """The model that gave the verdicts, or the program in its place; "" where it is not recorded."""
+    if not judge.simulated:
+        return judge.model or ""
+    is_a_name = judge.model and not judge.model.startswith("simulated")
+    stands_for = f" (in the place of {judge.model})" if is_a_name else ""
+    return f"the simulated judge{stands_for}"
+
+
 def _rule(judge: JudgeResult) -> str:
     return f"The rule it follows: {judge.simulated_rule}" if judge.simulated_rule else ""
 
 
 def _facts(judge: JudgeResult) -> list[Fact]:
-    facts = [Fact(name="Model", text=judge.model or MISSING)]
+    facts = [Fact(name="Model", text=sentence_case(answered_by(judge)) if judge.simulated else judge.model or MISSING)]
     if judge.win_rate is not None:
         text = f"{share_with_interval(judge.win_rate, judge.ci_low, judge.ci_high)}, {p_clause(judge.p_value)}"
         if judge.n_clusters and judge.n_clusters != judge.n_pairs and judge.win_rate_over_pairs is not None:

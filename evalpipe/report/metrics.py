@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from evalpipe.analysis.metric_formatting import FormattedMetric, at_most, format_metric, metric_formats
+from evalpipe.analysis.metric_formatting import (
+    FormattedMetric,
+    at_most,
+    format_metric,
+    is_beyond_margin,
+    metric_formats,
+)
 from evalpipe.analysis.result import ArmValue, MetricResult
 from evalpipe.analysis.settings import CORRECTED
 from evalpipe.report.terms import (
@@ -120,7 +126,7 @@ class MetricRow:
     @property
     def is_beyond_margin(self) -> bool:
         """Whether a loss beyond the margin is shown."""
-        return self.finding == "worse" and _is_beyond_margin(self.raw)
+        return self.finding == "worse" and is_beyond_margin(self.raw)
 
     @property
     def has_interval(self) -> bool:
@@ -264,18 +270,12 @@ def _finding_note(metric: MetricResult, finding: str) -> str:
         return ""
     if metric.non_inferior:
         return "loss within margin"
-    return "loss exceeds margin" if _is_beyond_margin(metric) else "loss may exceed margin"
+    return "loss exceeds margin" if is_beyond_margin(metric) else "loss may exceed margin"
 
 
 def _whose(metric: MetricResult, words: str) -> str:
     """Which users are meant: a cost per good answer has a value only for those who got one."""
     return words.replace("with values", "with a good answer") if metric.name == "cost_per_ok_answer_usd" else words
-
-
-def _is_beyond_margin(metric: MetricResult) -> bool:
-    """Whether the whole interval lies beyond the margin on the worse side."""
-    effect = effect_of(metric)
-    return effect is not None and effect.has_margin and effect.high is not None and effect.high < -1
 
 
 def _role_facts(metric: MetricResult) -> list[Fact]:
@@ -350,6 +350,6 @@ def _how_to_read(metric: MetricResult, shown: FormattedMetric, finding: str) -> 
         "inconclusive": "The interval includes zero: these data do not show either arm to be better.",
     }[finding]
     if metric.margin > 0 and finding in {"inconclusive", "worse"}:
-        ruled = "ruled out" if metric.non_inferior else "shown" if _is_beyond_margin(metric) else "not ruled out"
+        ruled = "ruled out" if metric.non_inferior else "shown" if is_beyond_margin(metric) else "not ruled out"
         ends += f" A loss larger than the margin of {margin_text(metric)} is {ruled}."
     return f"{seen} {ends}"

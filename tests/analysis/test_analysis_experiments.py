@@ -12,6 +12,7 @@ from experiment_builders import START, both_arms, check, draw, failing, frame, m
 from scipy.optimize import brentq
 
 from evalpipe.analysis.settings import CustomMetric, MetricRule
+from evalpipe.report.view import report_view
 from evalpipe.stats.multiplicity import e_benjamini_hochberg
 
 N = 1500
@@ -45,9 +46,35 @@ def test_a_win_on_quality_does_not_pay_for_a_cost_beyond_the_margin_that_was_set
     assert metric(found, "win_rate").finding == "better"
     assert metric(found, "cost_per_request_usd").finding == "worse"
     assert found.decision.headline.startswith("Keep control: cost per request rose from")
-    # Nothing but the harm would change it, however many guardrails are still open.
-    assert found.decision.what_would_change == ["If the cost per request were shown to lose no more than 10 %."]
+    # A keep by harm falls on an exclusion and on a change of what decides only (docs/decision.md), whatever later data show.
+    (line,) = found.decision.what_would_change
+    assert line.startswith("No further data") and "exclusion" in line and "a change of what decides" in line
     assert any("preferred in" in reason and reason.endswith("better.") for reason in found.decision.reasons)
+
+
+def test_a_loss_beyond_the_margin_that_does_not_stop_is_one_on_the_first_screen_and_in_the_reasons() -> None:
+    """The margin is set between the limits of the 95 % interval and of the stricter one of the harm rule (alpha / K)."""
+    exchanges = both_arms(N, n_users=400, treatment={"cost_usd": 0.0005})
+    judged = verdicts(draw(N, 0.44, seed=3))
+    high = metric(run(exchanges, judged), "win_rate").ci_high
+    assert high < -0.01
+    for margin, is_beyond in ((-high - 0.001, True), (-high + 0.001, False)):
+        found = run(exchanges, judged, metrics={"win_rate": MetricRule(margin=margin)})
+        assert (found.decision.recommendation, found.decision.rule) == ("collect_more", "collect_more")
+        stop = f"{100 * (1 - found.decision.harm_level):.4g}"
+        (reason,) = (
+            one for one in found.decision.reasons if one.startswith("Its answers were") or "preferred in" in one
+        )
+        first = report_view(found).first
+        known = [one.text.replace("\u00a0", " ") for one in first.known if one.text.startswith("Worse answers")]
+        unknown = [one.text for one in first.unknown if one.text.startswith("Worse answers: whether by more than")]
+        if is_beyond:
+            assert "worse by more than the " in reason and f"not at the {stop} % that a stop for harm takes" in reason
+            assert len(known) == 1 and ", by more than the " in known[0] and f"takes {stop} % confidence" in known[0]
+            assert unknown == []
+        else:
+            assert "worse, and it may be by more than the " in reason
+            assert (known, len(unknown)) == ([], 1)
 
 
 def test_beside_a_win_a_default_margin_of_cost_is_named_as_one_nobody_chose() -> None:
@@ -378,6 +405,17 @@ def test_a_judge_that_is_an_arms_own_model_is_named() -> None:
         family_check("gpt-4o", "gpt-3.5-turbo-1106_verbose").status == "pass"
     )  # of both arms' family, and neither's model
     assert family_check("gpt-4-1106-preview", "gpt4_1106_preview").status == "pass"  # both arms are its own
+
+
+@pytest.mark.parametrize(("simulated", "warned"), [("all", False), ("all but one", True), ("none", True)])
+def test_a_simulated_judge_is_of_no_family(simulated: str, warned: bool) -> None:
+    judged = verdicts(draw(50, 0.6, seed=3), judge_model="claude-haiku-4-5")
+    judged["simulated"] = simulated != "none"
+    if simulated == "all but one":
+        judged.loc[0, "simulated"] = False
+    arms = both_arms(50, control={"model": "gpt-4o"}, treatment={"model": "claude-opus-4-5"})
+    found = [one for one in run(arms, judged).checks if one.name == "judge_family"]
+    assert [one.status for one in found] == (["warn"] if warned else [])
 
 
 def test_the_funnel_adds_up_and_says_why() -> None:

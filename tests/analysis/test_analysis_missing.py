@@ -168,8 +168,9 @@ def test_no_role_makes_a_finding_of_it(role: str) -> None:
 def test_the_note_names_the_line_that_mends_it() -> None:
     partly = Missing(control=0.25, treatment=0.0, n_left=75, n_all=100)
     assert note_of(partly, "output_tokens") == (
-        "unknown in 25 % of control's and 0 % of treatment's: set stream_usage = \"inject\" in [collector], or "
-        'role = "diagnostic" under [decision.metrics.output_tokens]'
+        "unknown in 25 % of control's and 0 % of treatment's: add the tokens to the file that was imported and load it again "
+        '(`--replace`), of collected streams set stream_usage = "inject" in [collector], or set role = "diagnostic" under '
+        "[decision.metrics.output_tokens]"
     )
     assert note_of(Missing(control=0.0, treatment=0.004), "p50_latency_ms") is None
     slow = note_of(Missing(control=0.0, treatment=0.2), "p50_latency_ms")

@@ -39,6 +39,13 @@ def test_zeros_are_not_told_to_ask_for_usage() -> None:
     assert "include_usage" in silent.remedy
 
 
+def test_what_was_imported_without_costs_is_told_of_the_file_not_of_a_collector() -> None:
+    some = np.where(np.arange(100) % 4 == 0, 0.001, np.nan)
+    found = priced(role="imported", cost_usd=some, input_tokens=np.nan, output_tokens=np.nan)
+    assert (found.status, "[collector]" in found.remedy, "include_usage" in found.remedy) == ("warn", False, False)
+    assert "add the costs to the imported file" in found.remedy and "cost_usd_a" in found.remedy
+
+
 def test_many_reasons_are_the_commonest_three_and_a_rest() -> None:
     notes = np.array([f"reason {'aaaabbbccd'[i % 10]}" for i in range(100)], dtype=object)
     found = priced(cost_usd=np.nan, cost_note=notes)

@@ -10,7 +10,7 @@ from event_builders import eventful, misconfigured
 from report_builders import START, arm, demo_like, empty, example, metric, mixed, relative, side, win_rate
 from scipy.stats import beta
 
-from evalpipe.analysis.result import Analysis, Decision, Funnel, Horizon
+from evalpipe.analysis.result import Analysis, Check, Decision, Funnel, Horizon
 from evalpipe.config import read_config
 from evalpipe.errors import ConfigError
 from evalpipe.report.findings import zero_sentence
@@ -89,6 +89,18 @@ def test_a_loss_beyond_the_margin_is_known_and_needs_no_more_data() -> None:
     assert quality.picture is not None
 
 
+def test_a_simulated_judge_is_named_as_one_wherever_its_model_is() -> None:
+    analysis = demo_like()
+    judges = [dataclasses.replace(one, model="claude-haiku-4-5") for one in analysis.judges]
+    view = report_view(dataclasses.replace(analysis, judges=judges))
+    named = "the simulated judge (in the place of claude-haiku-4-5)"
+    assert f"judged by {named}" in plain(view.first.facts[0])
+    (model,) = (fact.text for judge in view.judges for fact in judge.facts if fact.name == "Model")
+    assert model == named[0].upper() + named[1:]
+    real = report_view(dataclasses.replace(analysis, judges=[dataclasses.replace(judges[0], simulated=False)]))
+    assert "judged by claude-haiku-4-5" in plain(real.first.facts[0])
+
+
 def test_a_forecast_of_harm_and_no_forecast() -> None:
     horizon = Horizon(metric="p99_latency_ms", requests=1, days=0.21, harm=True)
     first = screen(decided("collect_more", "collect_more", horizon=horizon, blocking=["p99_latency_ms"]))
@@ -113,8 +125,29 @@ def test_data_that_cannot_decide_have_no_findings() -> None:
         "Nobody compared the answers.",
         "Not recorded in this log.",
         "Not recorded in this log.",
-        "Not known: a model has no price.",
+        "Not known: too few answers in this log have a cost.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("remedy", "why"),
+    [
+        ('add the model\'s price under [prices."m"] and load again', "a model has no price"),
+        (
+            "add the costs to the imported file, and load it again with --replace",
+            "too few answers in this log have a cost",
+        ),
+    ],
+)
+def test_why_a_cost_is_not_known_is_what_the_check_of_costs_found(remedy: str, why: str) -> None:
+    check = Check(name="price_unknown", status="warn", detail="the cost of some answers is not known", remedy=remedy)
+    analysis = dataclasses.replace(decided("collect_more", "collect_more"), checks=[check])
+    without = [
+        dataclasses.replace(one, status="not_measured") if one.name == "cost_per_request_usd" else one
+        for one in analysis.metrics
+    ]
+    cost = screen(dataclasses.replace(analysis, metrics=without)).tiles[3]
+    assert cost.value == f"Not known: {why}."
 
 
 def zero(name: str, n: int, limit: float) -> Any:

@@ -204,6 +204,10 @@ SHOWN = 3
 """reasons and models, the commonest"""
 UNMETERED = "(input_tokens IS NULL OR output_tokens IS NULL)"
 TELL_TOKENS = 'have clients send stream_options.include_usage, or set stream_usage = "inject" in [collector]'
+TELL_COSTS = (
+    "add the costs to the imported file (`load --map cost=COLUMN`; of pairs cost_usd_a and cost_usd_b), or the tokens and a "
+    "price of the model (`load --price`), and load it again with --replace"
+)
 UNPRICED_WITH_NOTE = f"coalesce(cost_note, '{NOT_REPORTED}') <> '{NOT_REPORTED}'"
 ADDS_A_PRICE = f"coalesce(cost_note LIKE '%add [prices.%', NOT {UNMETERED})"
 ANSWERS = "FROM exchanges WHERE experiment = ? AND role <> 'replay' AND outcome IN ('ok', 'refused', 'truncated')"
@@ -261,7 +265,11 @@ def _remedies(evidence: CheckContext, *, unmetered: int, unpriced: list[dict[str
         names = [f'[prices."{row["model"]}"]' for row in models]
         remedies.append(f"add the model's price under {listed(names) or '[prices.MODEL]'} and load again")
     if unmetered:
-        remedies.append(TELL_TOKENS)
+        imported = _number(
+            evidence, f"cost_usd IS NULL AND {UNMETERED} AND NOT {UNPRICED_WITH_NOTE} AND role = 'imported'"
+        )
+        remedies += [TELL_COSTS] if imported else []
+        remedies += [TELL_TOKENS] if imported < unmetered else []
     if any("add [prices." not in row["cost_note"] for row in unpriced):
         remedies.append(
             "where a price is what is missing, [prices] takes tiers, kinds of tokens and fees of tools, too"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from evalpipe.analysis.checks.base import FAIL, PASS, WARN, CheckContext, CheckFunction
 from evalpipe.analysis.metric_formatting import bias_sentence, count, listed, percent, signed
-from evalpipe.analysis.result import Check
+from evalpipe.analysis.result import Check, JudgeResult
 from evalpipe.analysis.settings import CORRECTED
 from evalpipe.analysis.sql import Connection, rows
 from evalpipe.models import MetricRole
@@ -87,12 +87,25 @@ def simulated_judge(evidence: CheckContext) -> Check | None:
 def judge_family(evidence: CheckContext) -> Check | None:
     """Judges tend to prefer responses of their own model family."""
     judge = evidence.judge
-    if judge is None or not judge.model:
-        return None
+    if judge is None or not judge.model or _only_simulated(evidence, judge):
+        return None  # a simulated judge is of no family, whatever model it stands for
     status, detail = family_overlap(judge.model, models_of_arms(evidence.connection, evidence.experiment))
     if detail is None:
         return None
     return Check(name="judge_family", status=status, detail=detail, remedy=OTHER_FAMILY if status == WARN else None)
+
+
+def _only_simulated(evidence: CheckContext, judge: JudgeResult) -> bool:
+    """Whether no model answered for a judge. Pairs of identical answers are judged without a call."""
+    if not judge.simulated:
+        return False
+    found = rows(
+        evidence.connection,
+        "SELECT count(*) AS n FROM judgments WHERE experiment = ? AND judge_fingerprint = ? AND status <> 'identical' "
+        "AND NOT coalesce(simulated, false)",
+        [evidence.experiment, judge.fingerprint],
+    )
+    return not found[0]["n"]
 
 
 def models_of_arms(connection: Connection, experiment: str) -> list[tuple[str, str]]:
