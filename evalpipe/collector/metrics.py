@@ -67,6 +67,27 @@ SHED = Counter(
 SHADOW = Counter(
     "evalpipe_shadow_decisions_total", "What became of copies", ["experiment", "status"], registry=_registry
 )
+BUDGET_SPENT = Gauge(
+    "evalpipe_shadow_budget_spent_usd",
+    "Of the copies' budget: what they have cost over the experiment's life and all its replicas",
+    ["experiment"],
+    multiprocess_mode="mostrecent",
+    registry=_registry,
+)
+BUDGET_LEFT = Gauge(
+    "evalpipe_shadow_budget_left_usd",
+    "Of the copies' budget: what is neither spent nor reserved, here or by another replica",
+    ["experiment"],
+    multiprocess_mode="mostrecent",
+    registry=_registry,
+)
+BUDGET_REFUSED = Gauge(
+    "evalpipe_shadow_budget_refused_usd",
+    "What the copy that the budget refused last may cost at most; 0 where there is room for it again",
+    ["experiment"],
+    multiprocess_mode="mostrecent",
+    registry=_registry,
+)
 OVERHEAD = BatchedHistogram(
     "evalpipe_proxy_overhead_seconds",
     "Time the collector itself spent on a request and its answer's end",
@@ -293,6 +314,11 @@ class Metrics:
         UNACCOUNTED.set(unaccounted_bytes)
         FALLING_BEHIND.set(float(falling_behind))
 
+    def budget(self, *, spent_usd: float, left_usd: float, refused_usd: float) -> None:
+        BUDGET_SPENT.labels(self._experiment).set(spent_usd)
+        BUDGET_LEFT.labels(self._experiment).set(left_usd)
+        BUDGET_REFUSED.labels(self._experiment).set(refused_usd)
+
     def refused(self, status: int) -> None:
         REFUSED.labels(str(status)).inc()
 
@@ -339,8 +365,11 @@ def read_samples(folder: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], f
 class Totals:
     """What health asks of the counters, over all processes."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, experiment: str) -> None:
         samples = read_samples(folder)
+        of = (("experiment", experiment),)
+        self.budget_refused_usd = samples.get(("evalpipe_shadow_budget_refused_usd", of), 0.0)
+        self.budget_left_usd = samples.get(("evalpipe_shadow_budget_left_usd", of), 0.0)
         self.n_lost = int(sum(value for (name, _), value in samples.items() if name == "evalpipe_records_lost_total"))
         self.n_unconnected = int(samples.get(("evalpipe_connections_refused_total", ()), 0))
         self.unloaded_bytes = int(samples.get(("evalpipe_spool_unloaded_bytes", ()), 0))

@@ -16,6 +16,7 @@ from evalpipe.collector.metrics import Metrics, Totals, render_metrics
 from evalpipe.collector.recorder import Recorder
 from evalpipe.collector.settings import CollectorSettings
 from evalpipe.collector.setup_watch import SetupWatch
+from evalpipe.collector.shadow_budget import budget_refusal
 from evalpipe.collector.traffic_watch import Uncollected
 from evalpipe.files import is_locked
 from evalpipe.http1.headers import Line
@@ -104,7 +105,7 @@ class Routes:
         """200 as long as users are served; "degraded" with the reasons where records are lost, copies are not made, or an arm is
         not set up correctly."""
         writer = self._writer
-        totals = Totals(self._settings.metrics_dir or "")
+        totals = Totals(self._settings.metrics_dir or "", self._settings.experiment)
         n_lost = totals.n_lost
         reasons = []
         now = time.time()
@@ -121,6 +122,9 @@ class Routes:
                 f"the spool grows faster than it is loaded: {totals.unloaded_bytes / 1e6:,.1f} MB wait, the oldest for "
                 f"{totals.unloaded_age_s:,.0f} s"
             )
+        if totals.budget_refused_usd:
+            budget_usd = self._settings.shadow_budget_usd
+            reasons.append(budget_refusal(totals.budget_refused_usd, totals.budget_left_usd, budget_usd or 0.0))
         if not is_locked(Path(self._settings.spool) / TREATMENT_LOCK):
             reasons.append("the treatment process is not running: copies wait, tokens and dollars are not counted")
         if self._controller_lock is not None and not is_locked(self._controller_lock):

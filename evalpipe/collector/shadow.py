@@ -25,6 +25,7 @@ from evalpipe.collector.recorder import may_hold
 from evalpipe.collector.redaction import Redactor
 from evalpipe.collector.settings import CollectorSettings, Origin
 from evalpipe.collector.setup_watch import SetupWatch
+from evalpipe.collector.shadow_budget import BudgetWatch
 from evalpipe.collector.traffic_watch import TrafficWatch
 from evalpipe.collector.transform import UsageAsking, log, without_stream_options
 from evalpipe.collector.upstream import Pool, ResponseHandler, UpstreamConnection
@@ -103,6 +104,8 @@ class ShadowQueue:
         self._portions = portions
         if portions is not None:
             portions.on_change = self._turn_soon
+        limit = settings.shadow_budget_usd
+        self._budget = None if limit is None else BudgetWatch(limit, portions, metrics)
 
     # --- what comes in
 
@@ -276,6 +279,8 @@ class ShadowQueue:
         held = self.spent_usd + self._reserved_usd + worst
         fits = held <= budget if self._portions is None else self._portions.covers(held)
         if not fits:
+            if fits is False and self._budget is not None:
+                self._budget.refused(worst, self.booked_usd)
             return fits
         copy.reserved_usd = worst
         self._reserved_usd += worst
@@ -411,6 +416,11 @@ class ShadowQueue:
         while self._queue and self._queue[0].received_at < oldest:
             self._shed(self._pop().request_id, "too_old")
         self._turn()
+
+    def tick_budget(self) -> None:
+        """To be called once a second."""
+        if self._budget is not None:
+            self._budget.tick(self.spent_usd, self.booked_usd)
 
     @property
     def fullness(self) -> float:

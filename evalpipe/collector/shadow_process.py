@@ -277,6 +277,8 @@ class ShadowProcess:
             self._pool.tick()
             self._keep_lock()
             self._watch_spool()
+            if self._mirror is not None:
+                self._mirror.tick_budget()
             self._loop.run_in_executor(None, self._writer.sync)
 
     def _watch_spool(self) -> None:

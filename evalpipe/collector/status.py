@@ -21,6 +21,9 @@ Samples = Mapping[tuple[str, tuple[tuple[str, str], ...]], float]
 """(metric, labels sorted by name) → value, summed over all processes."""
 
 _WELL = ("ok", "client_closed")
+_SPENT, _LEFT = "evalpipe_shadow_budget_spent_usd", "evalpipe_shadow_budget_left_usd"
+_SHOWN_USD = 0.00005
+"""less is $0.0000"""
 
 
 def start_line(settings: CollectorSettings, *, load_every_s: float | None) -> Line:
@@ -107,7 +110,7 @@ def status_line(settings: CollectorSettings, before: Samples, now: Samples) -> L
     }
     n_pairs = _sums(copies, "outcome").get("ok", 0)
     unloaded = _value("evalpipe_spool_unloaded_bytes", now)
-    spent = _value("evalpipe_cost_usd_total", now, role="shadow")
+    own = _value("evalpipe_cost_usd_total", now, role="shadow")
     parts = [f"{sum(by_arm.values()):,} requests" + (f" ({_listed(by_arm)})" if len(by_arm) > 1 else "")]
     if settings.treatment is not None and settings.mode != "ab":
         parts.append(f"{n_pairs:,} pairs")
@@ -119,10 +122,9 @@ def status_line(settings: CollectorSettings, before: Samples, now: Samples) -> L
         parts.append(f"{n_lost:,} records LOST")
     if n_unconnected:
         parts.append(f"{n_unconnected:,} connections refused (open files)")
-    parts.append(f"spool {unloaded / 1e6:,.1f} MB not loaded")
-    budget = settings.shadow_budget_usd
+    parts.append(f"spool {unloaded / 1e6:,.1f} MB")
     if settings.treatment is not None and settings.mode != "ab":
-        parts.append(f"copies cost ${spent:.4f} so far" + ("" if budget is None else f" of ${budget:g}"))
+        parts.append(_cost_of_copies(settings, own, now))
     return "; ".join(parts), {
         "requests": by_arm,
         "pairs": n_pairs,
@@ -132,9 +134,28 @@ def status_line(settings: CollectorSettings, before: Samples, now: Samples) -> L
         "records_lost": n_lost,
         "connections_refused": n_unconnected,
         "spool_unloaded_bytes": int(unloaded),
-        "copies_cost_usd": round(spent, 6),
-        "shadow_budget_usd": budget,
+        "copies_cost_usd": round(own, 6),
+        "shadow_budget_usd": settings.shadow_budget_usd,
+        "shadow_budget_spent_usd": round(_value(_SPENT, now), 6),
+        "shadow_budget_left_usd": round(_value(_LEFT, now), 6),
     }
+
+
+def _cost_of_copies(settings: CollectorSettings, own_usd: float, now: Samples) -> str:
+    """Of a budget: what was spent over the experiment's life, by all replicas where they share it, and what is left."""
+    budget_usd = settings.shadow_budget_usd
+    if budget_usd is None:
+        return f"copies cost ${own_usd:.4f} so far"
+    if not any(metric == _LEFT for metric, _ in now):  # the storage that holds the shared account was not reached yet
+        return f"copies cost ${own_usd:.4f} so far here of ${budget_usd:g}"
+    spent_usd, left_usd = _value(_SPENT, now), _value(_LEFT, now)
+    text = f"copies cost ${spent_usd:.4f} so far of ${budget_usd:g}"
+    if settings.objects_url is not None:
+        text += f" over all replicas (${own_usd:.4f} here since the start)"
+    reserved_usd = budget_usd - spent_usd - left_usd
+    if reserved_usd > _SHOWN_USD:
+        text += f", ${reserved_usd:.4f} more is reserved"
+    return f"{text}, ${left_usd:.4f} left"
 
 
 def _changes(

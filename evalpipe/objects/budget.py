@@ -1,12 +1,13 @@
 """A budget that several machines spend: each leases portions of it from one object, by compare-and-swap, before it spends them.
 
-Leased counts as spent until its holder reports what it did spend. What a holder that was killed had leased stays booked:
-the sum over all holders never passes the budget, whatever dies when.
+Leased counts as spent. A living holder gives back what it does not need; what one that was killed had leased stays booked: the
+sum over all holders never passes the budget, whatever dies when.
 """
 
 from __future__ import annotations
 
 import secrets
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -22,16 +23,33 @@ _LEAST_SHARE: Final = 1000
 """… but at least this part of the budget: its end is not approached in ever smaller steps."""
 
 
-class _Account(msgspec.Struct):
-    """The object. `leased`: holder → USD. `token` is new with each change, so that every version's bytes are unique."""
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """An account over all holders, in USD. `spent_usd`: as far as holders have reported it; `booked_usd`: spent or leased."""
 
     spent_usd: float
+    booked_usd: float
+
+
+class _Account(msgspec.Struct):
+    """The object. `token` is new with each change, so that every version's bytes are unique."""
+
+    spent_usd: float
+    """of holders that have ended"""
     leased: dict[str, float]
+    """holder → USD of its life: what it spent of them, too"""
     token: str
+    reported: dict[str, float] = {}
+    """holder → USD it has spent of what it leased"""
 
     @property
-    def booked_usd(self) -> float:
-        return self.spent_usd + sum(self.leased.values())
+    def balance(self) -> Balance:
+        return Balance(self.spent_usd + sum(self.reported.values()), self.spent_usd + sum(self.leased.values()))
+
+    def end(self, holder: str, spent_usd: float) -> None:
+        self.leased.pop(holder)
+        self.reported.pop(holder, None)
+        self.spent_usd += spent_usd
 
 
 class BudgetLedger:
@@ -50,6 +68,9 @@ class BudgetLedger:
         self._replica = replica
         self._holder = f"{replica}~{secrets.token_hex(8)}"
         self._leased_usd = 0.0
+        self._lost_usd = 0.0
+        self.balance: Balance | None = None
+        """as of the last look at the account"""
 
     def lease(self, least_usd: float) -> float:
         """Lease a portion of at least so much.
@@ -58,8 +79,8 @@ class BudgetLedger:
             least_usd: what is needed now, in [0, inf).
 
         Returns:
-            USD of the portion; 0 where less than that is left. What an earlier call leased though it failed comes first, however
-            much it is.
+            USD of the portion; 0 where less than that is left. What an earlier call leased or did not give back though it failed
+            comes first, however much it is.
 
         Raises:
             StorageError: where the storage cannot be reached.
@@ -67,36 +88,75 @@ class BudgetLedger:
         """
         while True:
             account, version = self._read()
-            booked_usd = account.leased.get(self._holder, 0.0)
-            if booked_usd > self._leased_usd:  # a write that seemed to fail had worked, and others have written since
-                portion_usd, self._leased_usd = booked_usd - self._leased_usd, booked_usd
-                return portion_usd
-            left_usd = self._budget_usd - account.booked_usd
-            if left_usd <= 0 or left_usd < least_usd:
+            # A write that seemed to fail had worked, and others have written since, or one that gave back had not. It is written
+            # once more: a request that is still under way somewhere finds another version then.
+            portion_usd = account.leased.get(self._holder, 0.0) - self._leased_usd
+            if portion_usd <= 0:
+                portion_usd = self._portion(account, least_usd)
+            if portion_usd <= 0:
                 return 0.0
-            usual_usd = min(self._budget_usd / _SHARE, left_usd / _SHARE_OF_REST)
-            portion_usd = min(left_usd, max(least_usd, usual_usd, self._budget_usd / _LEAST_SHARE))
             for holder in [one for one in account.leased if self._is_earlier_life(one)]:
-                account.spent_usd += account.leased.pop(holder)
-            account.leased[self._holder] = booked_usd + portion_usd
+                account.end(holder, account.leased[holder])
+            account.leased[self._holder] = self._leased_usd + portion_usd
             if self._write(account, version):
-                self._leased_usd = account.leased[self._holder]
+                self._leased_usd += portion_usd
                 return portion_usd
+
+    def settle(self, spent_usd: float, spare_usd: float = 0.0) -> None:
+        """Report what was spent, give back what is not needed.
+
+        Args:
+            spent_usd: of this life, at most what it leased.
+            spare_usd: of what it leased and did not spend. It counts as given back at once, whatever becomes of the request.
+
+        Raises:
+            StorageError: where the storage cannot be reached.
+            DataError: where the account is damaged.
+        """
+        self._leased_usd -= spare_usd
+        while True:
+            account, version = self._read()
+            leased_usd = account.leased.get(self._holder)
+            reported_usd = spent_usd - self._lost_usd
+            if leased_usd is None or (leased_usd, account.reported.get(self._holder, 0.0)) == (
+                self._leased_usd,
+                reported_usd,
+            ):
+                return
+            account.leased[self._holder], account.reported[self._holder] = self._leased_usd, reported_usd
+            if self._write(account, version):
+                return
 
     def close(self, spent_usd: float) -> None:
         """The holder's life ends: of what it leased this much was spent, the rest is given back. Raises StorageError."""
         while True:
             account, version = self._read()
-            if account.leased.pop(self._holder, None) is None:  # nothing was leased, or it is booked as spent already
+            if self._holder not in account.leased:  # nothing was leased, or it is booked as spent already
                 return
-            account.spent_usd += spent_usd
+            account.end(self._holder, spent_usd - self._lost_usd)
             if self._write(account, version):
                 return
+
+    def _portion(self, account: _Account, least_usd: float) -> float:
+        left_usd = self._budget_usd - account.balance.booked_usd
+        if left_usd <= 0 or left_usd < least_usd:
+            return 0.0
+        usual_usd = min(self._budget_usd / _SHARE, left_usd / _SHARE_OF_REST)
+        return min(left_usd, max(least_usd, usual_usd, self._budget_usd / _LEAST_SHARE))
 
     def _is_earlier_life(self, holder: str) -> bool:
         return holder != self._holder and holder.rpartition("~")[0] == self._replica
 
     def _read(self) -> tuple[_Account, str]:
+        account, version = self._found_or_begun()
+        self.balance = account.balance
+        if self._leased_usd and self._holder not in account.leased:
+            # A later life, or another holder under this name, has booked all of it as spent: it is reported no more.
+            self._lost_usd += self._leased_usd
+            self._leased_usd = 0.0
+        return account, version
+
+    def _found_or_begun(self) -> tuple[_Account, str]:
         while True:
             found = self._objects.get(self._key)
             if found is not None:
@@ -113,6 +173,7 @@ class BudgetLedger:
             self._objects.replace(self._key, msgspec.json.encode(account), version)
         except ChangedError:  # another holder was first
             return False
+        self.balance = account.balance
         return True
 
 
@@ -120,7 +181,7 @@ def booked_usd(objects: Objects, name: str) -> float:
     """USD that are spent or leased over all holders; 0 where there is no account yet. Raises StorageError."""
     key = _key_of(name)
     found = objects.get(key)
-    return 0.0 if found is None else _decoded(objects, key, found.data).booked_usd
+    return 0.0 if found is None else _decoded(objects, key, found.data).balance.booked_usd
 
 
 def _key_of(name: str) -> str:

@@ -347,7 +347,7 @@ class CollectorAlerts:
         if n_shed > 0:
             limit = "" if self._budget_usd is None else f" of ${self._budget_usd:,.2f}"
             self._lasting.setdefault(
-                "budget_used_up", f"the budget{limit} of copies is used up: requests are not copied"
+                "budget_used_up", f"the budget{limit} of copies has no room: requests are not copied"
             )
         elif now.n_copies > before.n_copies:
             self._lasting.pop("budget_used_up", None)

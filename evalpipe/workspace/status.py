@@ -176,6 +176,7 @@ _BY_HEALTH = (
     ("records cannot be written", "df -h data"),
     ("connections are refused", "ulimit -n 65536 && evalpipe collect"),
     ("the spool grows faster", "evalpipe load"),
+    ("the copies' budget has no room", "$EDITOR evalpipe.toml  # [collector] shadow_budget_usd"),
     ("the treatment process is not running", "evalpipe collect"),
     ("the canary's controller is not running", "evalpipe canary run"),
 )
@@ -242,12 +243,6 @@ def _collecting(
             yield Problem(
                 what=f"{counters.records_lost:,} records of the log were lost since the collector started",
                 command="df -h data",
-            )
-        budget = counters.budget_usd
-        if budget is not None and counters.not_copied.get("shed") and counters.copies_usd >= 0.98 * budget:
-            yield Problem(
-                what=f"the budget of copies is used up (${counters.copies_usd:,.2f} of ${budget:,.2f}): no request is copied",
-                command="$EDITOR evalpipe.toml  # [collector] shadow_budget_usd",
             )
     elif status.is_collecting and silent is not None:
         yield Problem(what=f"a collector writes to this folder, but {silent}", command="evalpipe doctor")

@@ -434,6 +434,24 @@ def test_the_funnel_adds_up_and_says_why() -> None:
     assert found.shadow == {"not_sampled": 1, "not_shadowable": 1, "sampled": 17, "shed": 1}
 
 
+@pytest.mark.parametrize(
+    ("n_by_budget", "named", "remedy"),
+    [
+        (20, "shadow_budget_usd had no room", "raise shadow_budget_usd"),
+        (9, "busiest moments", "raise shadow_concurrency"),
+    ],
+)
+def test_the_remedy_for_copies_that_were_shed_is_that_of_the_commonest_reason(
+    n_by_budget: int, named: str, remedy: str
+) -> None:
+    exchanges = both_arms(100)
+    number = exchanges.request_id.str[1:].astype(int)
+    exchanges.loc[(number < 20) & (exchanges.arm == "control"), "shadow_status"] = "shed"
+    exchanges["shadow_reason"] = np.where(number < n_by_budget, "budget", np.where(number < 20, "too_old", None))
+    found = check(run(exchanges[(number >= 20) | (exchanges.arm == "control")]), "shed")
+    assert (found.status, named in found.detail, remedy in found.remedy) == ("fail", True, True)
+
+
 def test_exchanges_logged_twice_count_once() -> None:
     exchanges = both_arms(50)
     found = run(pd.concat([exchanges, exchanges.head(3)], ignore_index=True))

@@ -193,7 +193,7 @@ def test_copies_that_fail_are_counted_over_ten_minutes(tmp_path: Path, webhook: 
 def test_a_budget_is_reported_once_until_copies_are_sent_again(tmp_path: Path, webhook: Webhook) -> None:
     watch = Watch(tmp_path, webhook.url)
     watch.look(0, copies=10)
-    assert watch.look(1, copies=10, shed=3) == ["the budget of $5.00 of copies is used up: requests are not copied"]
+    assert watch.look(1, copies=10, shed=3) == ["the budget of $5.00 of copies has no room: requests are not copied"]
     assert watch.look(2, copies=10, shed=9) == []
     assert watch.look(20, copies=10, shed=9) == []
     assert watch.look(31, copies=15, shed=9) == []

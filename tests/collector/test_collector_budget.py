@@ -98,6 +98,28 @@ def test_copies_are_held_at_their_worst_and_booked_at_what_they_cost(
     assert Counter(fate.reason for fate in running.fates().values()) == {None: n_copies, "budget": 3}
 
 
+def test_a_budget_without_room_for_one_copy_is_named_with_its_remedy(upstream: Upstream, collector: Start) -> None:
+    treatment = upstream(answering)
+    control = upstream(lambda r: [plain(chat_answer("control"))])
+    running = collector(control.url, treatment.url, collector="shadow_budget_usd = 0.03", treatment_arm=PRICES)
+
+    def reasons() -> list[str]:
+        with urlopen(running.url + "/_evalpipe/health", timeout=30) as answer:
+            found: list[str] = json.load(answer)["reasons"]
+            return found
+
+    assert reasons() == []
+    for number in range(3):
+        ask(running, f"q{number}", max_tokens=40)
+    expected = "the copies' budget has no room: a copy may cost $0.0400 at most, $0.0300 of $0.03 is left;"
+    eventually(lambda: any(one.startswith(expected) and "max_tokens" in one for one in reasons()), timeout=20)
+    ask(running, "short", max_tokens=20)  # 0.020 at most
+    eventually(lambda: len(treatment.received) == 1, timeout=20)
+    assert running.stop() == 0
+    assert sum(expected in line and "WARNING" in line for line in running.lines) == 1
+    assert Counter(fate.reason for fate in running.fates().values()) == {"budget": 3, None: 1}
+
+
 def keep_only_answers(data: Path) -> None:
     """The state and the second account are gone; the process's own segments hold what it did."""
     (data / "spool" / "shadow-state.json").unlink()

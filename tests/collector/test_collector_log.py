@@ -8,6 +8,8 @@ import os
 import time
 from pathlib import Path
 
+import msgspec
+
 from evalpipe.collector.logs import JsonFormatter, LineWriter, TextFormatter
 from evalpipe.collector.settings import ArmSettings, CollectorSettings, Secret
 from evalpipe.collector.status import start_line, status_line
@@ -96,8 +98,20 @@ def test_the_minutes_line_has_what_changed() -> None:
     found = status_line(SETTINGS, before, now)
     assert found is not None
     assert found[0] == (
-        "9 requests; 5 pairs; failures: 2 control http_error, 1 copy timeout; 3 uncollected; spool 2.5 MB not loaded; "
-        "copies cost $0.2500 so far of $5"
+        "9 requests; 5 pairs; failures: 2 control http_error, 1 copy timeout; 3 uncollected; spool 2.5 MB; "
+        "copies cost $0.2500 so far here of $5"
     )
     assert found[1]["requests"] == {"control": 9}
     assert status_line(SETTINGS, now, now) is None
+
+    for what, usd in (("spent", 1.93), ("left", 2.57)):
+        now[f"evalpipe_shadow_budget_{what}_usd", (("experiment", "x"),)] = usd
+    found = status_line(SETTINGS, before, now)
+    assert found is not None
+    assert found[0].endswith("copies cost $1.9300 so far of $5, $0.5000 more is reserved, $2.5700 left")
+    found = status_line(msgspec.structs.replace(SETTINGS, objects_url="s3://b/p"), before, now)
+    assert found is not None
+    assert found[0].endswith(
+        "copies cost $1.9300 so far of $5 over all replicas ($0.2500 here since the start), $0.5000 more is reserved, "
+        "$2.5700 left"
+    )

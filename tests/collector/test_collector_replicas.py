@@ -131,3 +131,24 @@ def test_users_are_served_where_the_storage_is_gone_and_a_clean_stop_gives_back(
     assert booked_usd(open_objects(faulty_bucket.url), "test") == pytest.approx(10 * COST_USD)
     with pytest.raises(RuntimeError, match="is not that of the experiment's other replicas"):
         replica("other", treatment, key="another" * 5)
+
+
+def test_an_idle_replica_gives_back_and_both_report_what_all_have_spent(
+    replica: Start, upstream: Upstream, faulty_bucket: Bucket
+) -> None:
+    treatment = upstream(slow_answer)
+    objects = open_objects(faulty_bucket.url)
+    one, other = replica("one", treatment), replica("other", treatment)
+    ask(one, 12)
+    eventually(lambda: len(treatment.received) == 12, timeout=30)
+    eventually(lambda: booked_usd(objects, "test") == pytest.approx(12 * COST_USD), timeout=20)
+
+    def budget(running: Running, what: str) -> float:
+        samples = [line.split() for line in own_route(running, "metrics").decode().splitlines()]
+        return sum(
+            float(one[-1]) for one in samples if one[0] == f'evalpipe_shadow_budget_{what}_usd{{experiment="test"}}'
+        )
+
+    for what, usd in (("spent", 12 * COST_USD), ("left", BUDGET_USD - 12 * COST_USD)):
+        eventually(lambda what=what, usd=usd: budget(other, what) == pytest.approx(usd), timeout=10)  # type: ignore[misc]
+    assert one.stop() == other.stop() == 0

@@ -23,6 +23,15 @@ FEW_FIRST_SHARE = 0.10
 """share of conversations with a first turn below which a check reports how few there are"""
 FULL_WEEK_DAYS = 7
 DAY_US = 86_400_000_000
+_SHED_BY_LOAD: Final = (
+    "the busiest moments are missing",
+    "lower sample_percent, raise shadow_concurrency, or give the treatment more capacity",
+)
+"""what is missing, and what to do"""
+_SHED_BY_BUDGET: Final = (
+    "mostly because shadow_budget_usd had no room for what a copy may cost at most",
+    "raise shadow_budget_usd, lower sample_percent, or set max_tokens on the requests (a copy reserves its longest answer)",
+)
 MIN_LOST_SHARE = 0.005
 """lopsided losses below this share of the requests are named but do not forbid a decision: they cannot turn it"""
 
@@ -140,7 +149,8 @@ def pairing(evidence: CheckContext) -> Check | None:
 
 
 def shed(evidence: CheckContext) -> Check | None:
-    """Shadow requests that were shed because the treatment could not keep up; a busy hour is not a random sample."""
+    """Shadow requests that were shed because the treatment could not keep up, or the budget had no room for them: what is left is
+    not a random sample."""
     if not evidence.prepared.paired:
         return None
     n_shed = evidence.funnel.shadow.get("shed", 0)
@@ -149,13 +159,28 @@ def shed(evidence: CheckContext) -> Check | None:
         return None
     detail = f"{count(n_shed)} of {count(n_sampled)} copies were shed ({percent(n_shed / n_sampled)})"
     if too_much_shed(n_shed, n_sampled):
+        missing, remedy = (
+            _SHED_BY_BUDGET if _mostly_by_budget(evidence.connection, evidence.experiment) else _SHED_BY_LOAD
+        )
         return Check(
             name="shed",
             status=FAIL,
-            detail=f"{detail}, more than {percent(MAX_SHED_SHARE)}: the busiest moments are missing",
-            remedy="lower sample_percent, raise shadow_concurrency, or give the treatment more capacity",
+            detail=f"{detail}, more than {percent(MAX_SHED_SHARE)}: {missing}",
+            remedy=remedy,
         )
     return Check(name="shed", status=PASS, detail=detail)
+
+
+def _mostly_by_budget(connection: Connection, experiment: str) -> bool:
+    """Whether the copies' budget is the most frequent reason."""
+    found = rows(
+        connection,
+        "SELECT coalesce(shadow_reason, '') AS reason, count(*) AS n FROM exchanges WHERE experiment = ? AND role = 'served' "
+        "AND shadow_status = 'shed' AND hash(request_id) IN (SELECT id FROM ev_ids WHERE shadow_status = 'shed') "
+        "GROUP BY ALL ORDER BY n DESC, reason LIMIT 1",
+        [experiment],
+    )
+    return bool(found) and found[0]["reason"] == "budget"
 
 
 def missing_answers(evidence: CheckContext) -> Check | None:
