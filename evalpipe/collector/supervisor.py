@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,8 @@ class Run:
     """end as by SIGTERM when stdin closes: what started this process is gone"""
     warnings: list[str] = field(default_factory=list)
     """of the configuration: logged once the collector has its address, not beside an error that ends it"""
+    held: AbstractContextManager[object] = field(default_factory=contextlib.nullcontext)
+    """entered once the spool is this collector's, left at its end: what a second collector must not have"""
 
 
 def address_file(data: Path) -> Path:
@@ -75,11 +78,12 @@ def address_file(data: Path) -> Path:
 
 def run_collector(run: Run) -> None:
     """Serve until SIGTERM or SIGINT. Raises ConfigError where the address cannot be had, WorkspaceBusyError where
-    another collector writes to the same spool."""
+    another collector writes to the same spool, and what `held` raises."""
     with contextlib.ExitStack() as stack:
         lock = SpoolLock(Path(run.settings.spool))
         stack.callback(lock.close)
         lock.take()
+        stack.enter_context(run.held)
         sockets = listen(run.host, run.port, run.n_workers)
         for sock in sockets:
             stack.enter_context(sock)

@@ -7,6 +7,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from functools import partial
 from importlib.util import find_spec
@@ -91,8 +92,18 @@ def collect(
             watch=None if alerts is None else partial(_look, alerts),
             watch_every_s=30.0 if alerts is None else alerts.every_s,
             warnings=[*warnings, *no_alerts],
+            held=_replica_lease(settings),
         )
     )
+
+
+def _replica_lease(settings: CollectorSettings) -> AbstractContextManager[object]:
+    """The replica's name, where several collectors share object storage."""
+    if settings.objects_url is None:
+        return nullcontext()
+    from evalpipe.workspace.replica_lease import ReplicaLease  # the package obstore: only with object storage
+
+    return ReplicaLease(settings.objects_url, settings.experiment, settings.replica, Path(settings.spool))
 
 
 def _alerts(workspace: Workspace) -> tuple[CollectorAlerts | None, list[str]]:

@@ -38,11 +38,11 @@ def replica(faulty_bucket: Bucket, tmp_path: Path, upstream: Upstream, collector
     """Starts the replica of that name, again where it was before."""
     control = upstream(lambda r: [plain(chat_answer("control"))])
 
-    def start(name: str, treatment: RawUpstream, *, key: str = "k" * 32) -> Running:
+    def start(name: str, treatment: RawUpstream, *, key: str = "k" * 32, folder: str | None = None) -> Running:
         return collector(
             control.url,
             treatment.url,
-            root=tmp_path / name,
+            root=tmp_path / (folder or name),
             collector=f'shadow_budget_usd = {BUDGET_USD}\nreplica = "{name}"\n',
             treatment_arm=PRICES,
             env={"EVALPIPE_DATA": faulty_bucket.url, "EVALPIPE_UNIT_KEY": key, **faulty_bucket.env},
@@ -152,3 +152,14 @@ def test_an_idle_replica_gives_back_and_both_report_what_all_have_spent(
     for what, usd in (("spent", 12 * COST_USD), ("left", BUDGET_USD - 12 * COST_USD)):
         eventually(lambda what=what, usd=usd: budget(other, what) == pytest.approx(usd), timeout=10)  # type: ignore[misc]
     assert one.stop() == other.stop() == 0
+
+
+def test_a_second_living_collector_of_a_name_does_not_start(replica: Start, upstream: Upstream) -> None:
+    treatment = upstream(slow_answer)
+    one = replica("one", treatment)
+    with pytest.raises(RuntimeError, match=r"collector\.replica = 'one': another living collector .* has this name"):
+        replica("one", treatment, folder="elsewhere")
+    assert one.stop() == 0
+    began = time.monotonic()
+    assert replica("one", treatment, folder="elsewhere").stop() == 0
+    assert time.monotonic() - began < 8, "a name that was given back is had at once"
