@@ -93,6 +93,7 @@ class RawUpstream:
         """connections the other side closed while an answer was under way"""
         self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: list[asyncio.StreamWriter] = []
         started = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(started,), daemon=True)
         self._thread.start()
@@ -112,15 +113,21 @@ class RawUpstream:
         return f"http://127.0.0.1:{self.port}"
 
     def close(self) -> None:
-        def end() -> None:
+        async def end() -> None:
             self._server.close()
-            for task in self._tasks:
+            tasks = list(self._tasks)
+            for task in tasks:
                 task.cancel()
-            self._loop.call_later(0.05, self._loop.stop)
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for writer in self._writers:  # what its client did not read would keep it open
+                writer.transport.abort()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            self._loop.stop()
 
         if self._loop.is_closed():
             return
-        self._loop.call_soon_threadsafe(end)
+        asyncio.run_coroutine_threadsafe(end(), self._loop)
         self._thread.join(10)
         self._loop.close()
 
@@ -128,6 +135,7 @@ class RawUpstream:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        self._writers.append(writer)
         self.n_connections += 1
         try:
             while await self._one(reader, writer):
