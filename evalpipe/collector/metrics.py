@@ -8,7 +8,9 @@ and what a killed process counted stays.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from time import time
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -344,20 +346,31 @@ class Metrics:
         RATING.labels(self._experiment, arm or "unknown").observe(rating)
 
 
+class _FinishedFiles(MultiProcessCollector):
+    """What all processes have counted. A file that a process is just making is empty for a moment, and holds nothing yet."""
+
+    def collect(self) -> Any:
+        """The metrics, added up."""
+        files = [str(path) for path in Path(self._path).glob("*.db") if path.stat().st_size]
+        return self.merge(files, accumulate=True)  # type: ignore[no-untyped-call]
+
+
+def _counted_in(folder: str) -> CollectorRegistry:
+    registry = CollectorRegistry()
+    _FinishedFiles(registry, path=folder)  # type: ignore[no-untyped-call]
+    return registry
+
+
 def render_metrics(folder: str) -> bytes:
     """The sum over all processes that count in `folder`, in Prometheus' text format."""
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry, path=folder)  # type: ignore[no-untyped-call]
-    return generate_latest(registry)
+    return generate_latest(_counted_in(folder))
 
 
 def read_samples(folder: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     """(metric, labels sorted by name) → value, summed over all processes that count in `folder`."""
-    registry = CollectorRegistry()
-    MultiProcessCollector(registry, path=folder)  # type: ignore[no-untyped-call]
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-        for metric in registry.collect()
+        for metric in _counted_in(folder).collect()
         for sample in metric.samples
     }
 

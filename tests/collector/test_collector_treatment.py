@@ -8,8 +8,10 @@ import signal
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from urllib.request import Request, urlopen
 
+import psutil
 import pytest
 from collector_harness import (
     CHAT,
@@ -230,6 +232,16 @@ def test_health_says_when_nobody_makes_the_copies(upstream: Upstream, collector:
     assert reasons() == ""
     eventually(kill_again, timeout=30)
     eventually(lambda: reasons() == "", timeout=30)
+
+
+def test_health_and_metrics_are_answered_while_a_process_makes_its_files(upstream: Upstream, collector: Start) -> None:
+    """Of a process that has just started the file of its counters is there before anything is in it."""
+    running = collector(upstream(lambda r: [plain(chat_answer())]).url)
+    folder = psutil.Process(running.child("serve")).environ()["PROMETHEUS_MULTIPROC_DIR"]
+    (Path(folder) / "counter_99999.db").touch()
+    for path in ("health", "metrics"):
+        with urlopen(f"{running.url}/_evalpipe/{path}", timeout=30) as answer:
+            assert answer.status == 200
 
 
 def test_a_burst_beyond_the_queue_waits_in_the_spool(upstream: Upstream, collector: Start) -> None:
