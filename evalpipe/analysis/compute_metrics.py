@@ -408,10 +408,11 @@ def latency_curves(connection: Connection) -> list[LatencyCurve]:
     curves = []
     for arm, name in ((False, "control"), (True, "treatment")):
         values = SortedValues(connection)
-        found = values.quantiles("latency_ms", "has_latency", arm=arm, shares=CURVE)
+        quantiles = values.quantiles("latency_ms", "has_latency", arm=arm, shares=CURVE)
         n = values.count("latency_ms", "has_latency", arm=arm)
+        known = [value for value in quantiles if value is not None]
         if n:
-            curves.append(LatencyCurve(arm=name, quantiles=list(CURVE), values_ms=found, n=n))  # type: ignore[arg-type]
+            curves.append(LatencyCurve(arm=name, quantiles=list(CURVE), values_ms=known, n=n))
     return curves
 
 

@@ -18,7 +18,7 @@ from evalpipe.analysis.populations import STATUS as MISSING_DIFFERS
 from evalpipe.analysis.populations import Missing, note_of
 from evalpipe.analysis.result import ArmValue
 from evalpipe.analysis.settings import SIGMA2_PAIRED_BINARY, LookPlan
-from evalpipe.analysis.sql import Connection, is_on_disk, large_table, rows
+from evalpipe.analysis.sql import Connection, fill_large, hash_ranges, is_on_disk, rows
 from evalpipe.stats import betting, estimates, event_rates
 from evalpipe.stats.clusters import ArmAggregate, Array, PairedAggregate, Spread, paired_aggregate
 from evalpipe.stats.estimates import Estimate
@@ -453,7 +453,6 @@ def sum_by_user(
         f"any_value({name}) FILTER ({ARM[side]}) AS {name}_{side}" for name in columns.values() for side in SIDES
     )
     rows_of = source or ("ev_pairs" if paired else "ev_rows")
-    made = f"{large_table(connection)}{table}_sums"
     for number, slice_ in enumerate(_slices(connection, rows_of, condition) if cluster == "u" else ["true"]):
         by_arm = "" if paired else "treatment, "
         summed = (
@@ -462,8 +461,7 @@ def sum_by_user(
         )
         if not paired:
             summed = f"SELECT u, grp, sum(requests) AS requests, {beside} FROM ({summed}) GROUP BY u, grp"
-        into = f"INSERT INTO {made.removeprefix('TABLE ')}" if number else f"CREATE OR REPLACE {made} AS"
-        connection.execute(f"{into} {summed}")
+        connection.execute(f"{fill_large(connection, f'{table}_sums', is_first=not number)} {summed}")
     connection.execute(
         f"CREATE OR REPLACE TEMP VIEW {table} AS SELECT u, grp, requests, {', '.join(named)} FROM {table}_sums"
     )
@@ -474,9 +472,7 @@ def _slices(connection: Connection, source: str, condition: str) -> list[str]:
     if not is_on_disk(connection):
         return ["true"]
     n_users = rows(connection, f"SELECT approx_count_distinct(u) AS n FROM {source} WHERE {condition}")[0]["n"]
-    n = n_users // USERS_AT_ONCE + 1
-    width = -(-(2**64) // n)
-    return [f"u BETWEEN {k * width} AND {min((k + 1) * width, 2**64) - 1}" for k in range(n)]
+    return hash_ranges("u", n_users // USERS_AT_ONCE + 1)
 
 
 def _sums(values: Ratio | Below, side: str, prefix: str) -> dict[str, tuple[str, float]]:

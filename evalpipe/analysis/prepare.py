@@ -36,7 +36,16 @@ from evalpipe.analysis.populations import (
     population_columns,
 )
 from evalpipe.analysis.settings import Settings
-from evalpipe.analysis.sql import Connection, file_parts, large_table, reading_parts, rows, scalar
+from evalpipe.analysis.sql import (
+    Connection,
+    file_parts,
+    fill_large,
+    hash_ranges,
+    large_table,
+    reading_parts,
+    rows,
+    scalar,
+)
 from evalpipe.errors import NoDataError
 
 SHADOW_STATUSES = ("sampled", "not_sampled", "not_shadowable", "shed")
@@ -315,15 +324,14 @@ def _join_parts(
 ) -> bool:
     """`ev_requests` of a large experiment: the arms are joined within each part of the files, as an exchange and its shadow
     request are mostly near each other, and at last what was left alone. False where the log holds repeated lines."""
-    requests, repeats = f"{large_table(connection)}ev_requests", False
+    repeats = False
     with reading_parts(connection, parts) as numbers:
         for number in numbers:
             connection.execute(f"CREATE OR REPLACE TEMP TABLE ev_exchanges AS {chosen.query}", chosen.parameters)
             repeats = _repeats_much(connection)
             if repeats:
                 break
-            into = f"INSERT INTO {requests.removeprefix('TABLE ')}" if number else f"CREATE OR REPLACE {requests} AS"
-            connection.execute(f"{into} {_joined(columns)}")
+            connection.execute(f"{fill_large(connection, 'ev_requests', is_first=not number)} {_joined(columns)}")
     connection.execute("DROP TABLE ev_exchanges")
     if repeats:
         return False
@@ -365,9 +373,7 @@ def _join_alone(connection: Connection, columns: Sequence[str]) -> None:
 def _all_differ(connection: Connection) -> bool:
     """Whether no id is in `ev_requests` twice. Sorting them, a part of their range at a time, needs the least memory and time."""
     n_parts = scalar(connection, "SELECT count(*) FROM ev_requests") // PART_ROWS + 1
-    width = -(-(2**64) // n_parts)
-    for part in range(n_parts):
-        within = f"id BETWEEN {part * width} AND {min((part + 1) * width, 2**64) - 1}"
+    for within in hash_ranges("id", n_parts):
         ids = np.sort(connection.execute(f"SELECT id FROM ev_requests WHERE {within}").fetchnumpy()["id"])
         if (ids[1:] == ids[:-1]).any():
             return False

@@ -58,6 +58,18 @@ def large_table(connection: Connection) -> str:
     return f"TABLE {ON_DISK}." if is_on_disk(connection) else "TEMP TABLE "
 
 
+def fill_large(connection: Connection, name: str, *, is_first: bool) -> str:
+    """The beginning of a statement that makes such a table of a query's rows, or, where it is not the first, appends them."""
+    table = f"{large_table(connection)}{name}"
+    return f"CREATE OR REPLACE {table} AS" if is_first else f"INSERT INTO {table.rpartition(' ')[2]}"
+
+
+def hash_ranges(column: str, n: int) -> list[str]:
+    """Conditions on a column of 64-bit hashes that take its values apart into `n` parts of about the same size."""
+    width = -(-(2**64) // n)
+    return [f"{column} BETWEEN {k * width} AND {min((k + 1) * width, 2**64) - 1}" for k in range(n)]
+
+
 def is_on_disk(connection: Connection) -> bool:
     """Whether the experiment is so large that its tables are on disk."""
     return bool(scalar(connection, f"SELECT count(*) FROM duckdb_databases() WHERE database_name = '{ON_DISK}'"))

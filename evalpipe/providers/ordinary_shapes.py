@@ -31,16 +31,21 @@ class ChatMessage(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     reasoning_details: Any = None
 
 
-class Choice(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    message: ChatMessage
+class AnyChoice(msgspec.Struct, forbid_unknown_fields=True, gc=False, kw_only=True):
+    """What vendors send beside a choice's text, of a whole answer and of a chunk."""
+
     finish_reason: str | None = None
-    index: Any = None
     logprobs: Any = None
     content_filter_results: Any = None
     native_finish_reason: Any = None
     stop_reason: Any = None
     token_ids: Any = None
     error: None = None
+
+
+class Choice(AnyChoice, forbid_unknown_fields=True, gc=False, kw_only=True):
+    message: ChatMessage
+    index: Any = None
 
 
 class Chat(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -69,16 +74,9 @@ class Delta(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     tool_calls: None = None
 
 
-class ChunkChoice(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+class ChunkChoice(AnyChoice, forbid_unknown_fields=True, gc=False, kw_only=True):
     delta: Delta
     index: Literal[0] = 0
-    finish_reason: str | None = None
-    logprobs: Any = None
-    content_filter_results: Any = None
-    native_finish_reason: Any = None
-    stop_reason: Any = None
-    token_ids: Any = None
-    error: None = None
 
 
 class Chunk(msgspec.Struct, forbid_unknown_fields=True, gc=False):
