@@ -66,23 +66,22 @@ def check_address(url: str) -> str:
     return address
 
 
-def endpoint_of(address: str) -> str | None:
-    """The server of the user's own that the environment names for an address; None: the vendor's.
+def endpoints_of(address: str) -> list[str]:
+    """The servers of the user's own that the environment names for an address; none: the vendor's is asked.
 
     Raises:
         ConfigError: where what a variable holds is no address of a server.
     """
-    for name in ENDPOINTS[address.partition(":")[0]]:
-        value = os.environ.get(name)
-        if value is None:
-            continue
+    found = {
+        name: value for name in ENDPOINTS[address.partition(":")[0]] if (value := os.environ.get(name)) is not None
+    }
+    for name, value in found.items():
         if not _is_server(value):
             raise ConfigError(
                 f"{name} is {value!r}: the address of a server such as http://127.0.0.1:9000 or https://minio.example.com is "
                 "expected; unset it to use the vendor's own"
             )
-        return value
-    return None
+    return list(found.values())
 
 
 def _is_server(value: str) -> bool:

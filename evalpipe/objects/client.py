@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from evalpipe.errors import ConfigError, EvalpipeError
-from evalpipe.objects.access import check_address, endpoint_of, missing_bucket, missing_credentials, reason
+from evalpipe.objects.access import check_address, endpoints_of, missing_bucket, missing_credentials, reason
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore
@@ -88,11 +88,11 @@ def open_objects(url: str, *, give_up_after_s: float = GIVE_UP_AFTER_S) -> Objec
     except ModuleNotFoundError as error:
         raise ConfigError(f"data = {url!r} needs the package obstore: pip install 'evalpipe[s3]'") from error
     address = check_address(url)
-    endpoint = endpoint_of(address)
+    endpoints = endpoints_of(address)
     options: ClientConfig = {
         "timeout": timedelta(seconds=min(REQUEST_TIMEOUT_S, max(LEAST_TIMEOUT_S, give_up_after_s))),
         "connect_timeout": timedelta(seconds=min(5.0, max(LEAST_TIMEOUT_S, give_up_after_s))),
-        "allow_http": endpoint is not None and endpoint.startswith("http://"),
+        "allow_http": any(one.startswith("http://") for one in endpoints),
     }
     try:
         # Requests are repeated here, not in the library: only the caller's loop can recognise its own conditional put.

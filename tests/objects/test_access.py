@@ -55,6 +55,9 @@ def test_a_servers_address_that_is_none_is_refused(value: str, monkeypatch: pyte
         open_objects("s3://bucket/x")
     assert str(refused.value).startswith(f"AWS_ENDPOINT_URL is {value!r}: the address of a server such as http://")
     open_objects("gs://bucket/x")  # it is of another vendor's
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9000")  # each that is set is looked at
+    with pytest.raises(ConfigError, match=r"^AWS_ENDPOINT_URL is "):
+        open_objects("s3://bucket/x")
 
 
 def test_a_bucket_that_does_not_exist_is_reported_at_once(bucket: Bucket) -> None:
