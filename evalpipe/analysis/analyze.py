@@ -119,7 +119,7 @@ def analyze(
     """
     found = measure(connection, experiment=experiment, mode=mode, settings=settings, now=now, record=record)
     analysis = summarized(found, conclude(found), provenance)
-    arms = _arms(connection, experiment, settings)
+    arms = _arms(connection, settings)
     analysis = replace(analysis, provenance={**analysis.provenance, "arms": arms})
     if not details:
         return analysis
@@ -478,16 +478,15 @@ def _span(prepared: Prepared) -> dict[str, Any]:
     return {"first_at": iso(prepared.first_us), "last_at": iso(prepared.last_us)}
 
 
-def _arms(connection: Connection, experiment: str, settings: Settings) -> dict[str, Any]:
+def _arms(connection: Connection, settings: Settings) -> dict[str, Any]:
     arms: dict[str, Any] = {
         arm: {"models": [], "providers": [], "simulated": False, "expected": dict(settings.arms.get(arm, {}))}
         for arm in ("control", "treatment")
     }
     for row in rows(
         connection,
-        "SELECT arm, model, provider, bool_or(simulated) AS simulated, count(*) AS n FROM exchanges WHERE experiment = ? "
-        "AND role <> 'replay' GROUP BY arm, model, provider ORDER BY n DESC, model, provider",
-        [experiment],
+        "SELECT arm, model, provider, bool_or(simulated) AS simulated, sum(n) AS n FROM ev_census "
+        "WHERE role <> 'replay' GROUP BY arm, model, provider ORDER BY n DESC, model, provider",
     ):
         arm = arms.setdefault(row["arm"], {"models": [], "providers": [], "simulated": False, "expected": {}})
         for key, value in (("models", row["model"]), ("providers", row["provider"])):
@@ -506,8 +505,7 @@ def count_funnel(connection: Connection, *, experiment: str, prepared: Prepared,
     outcomes: dict[str, dict[str, int]] = {"control": {}, "treatment": {}}
     for row in rows(
         connection,
-        "SELECT arm, outcome, count(*) AS n FROM exchanges WHERE experiment = ? AND role <> 'replay' GROUP BY ALL ORDER BY ALL",
-        [experiment],
+        "SELECT arm, outcome, sum(n)::BIGINT AS n FROM ev_census WHERE role <> 'replay' GROUP BY ALL ORDER BY ALL",
     ):
         outcomes.setdefault(row["arm"], {})[row["outcome"]] = row["n"]
     shadow: dict[str, int] = {}

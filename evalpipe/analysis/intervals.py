@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from evalpipe.analysis.distributed import workers_of
 from evalpipe.analysis.metrics import Metric, Ratio
 from evalpipe.analysis.populations import STATUS as MISSING_DIFFERS
 from evalpipe.analysis.populations import Missing, note_of
@@ -453,15 +454,30 @@ def sum_by_user(
         f"any_value({name}) FILTER ({ARM[side]}) AS {name}_{side}" for name in columns.values() for side in SIDES
     )
     rows_of = source or ("ev_pairs" if paired else "ev_rows")
-    for number, slice_ in enumerate(_slices(connection, rows_of, condition) if cluster == "u" else ["true"]):
+
+    def summed(users: str) -> str:
         by_arm = "" if paired else "treatment, "
-        summed = (
+        query = (
             f"SELECT {cluster} AS u, {group} AS grp, {by_arm}count(*) AS requests, {inner} FROM {rows_of} "
-            f"WHERE ({condition}) AND {slice_} GROUP BY ALL"
+            f"WHERE ({condition}) AND {users} GROUP BY ALL"
         )
         if not paired:
-            summed = f"SELECT u, grp, sum(requests) AS requests, {beside} FROM ({summed}) GROUP BY u, grp"
-        connection.execute(f"{fill_large(connection, f'{table}_sums', is_first=not number)} {summed}")
+            query = f"SELECT u, grp, sum(requests) AS requests, {beside} FROM ({query}) GROUP BY u, grp"
+        return query
+
+    distributed = workers_of(connection)
+    if distributed is not None and distributed.by_user and rows_of == "ev_pairs":
+        is_of_users = cluster == "u"
+        made = distributed.sum_pairs(f"{table}_sums" if is_of_users else f"{table}_parts", summed("true"))
+        if not is_of_users:
+            totals = ", ".join(f"sum({name}) AS {name}" for name in ("requests", *columns.values()))
+            connection.execute(
+                f"CREATE OR REPLACE TEMP TABLE {table}_sums AS SELECT u, grp, {totals} FROM {made} GROUP BY u, grp"
+            )
+    else:
+        slices = _slices(connection, rows_of, condition) if cluster == "u" else ["true"]
+        for number, slice_ in enumerate(slices):
+            connection.execute(f"{fill_large(connection, f'{table}_sums', is_first=not number)} {summed(slice_)}")
     connection.execute(
         f"CREATE OR REPLACE TEMP VIEW {table} AS SELECT u, grp, requests, {', '.join(named)} FROM {table}_sums"
     )

@@ -11,6 +11,7 @@ experiments the tables are in a database on disk, and the files are read and joi
   the columns of control begin with `c_`, the treatment's with `t_`, and flags mark the rows of the decision table a pair is in
   (see populations.py).
 - `ev_rows`: one row per exchange that counts: both sides of every pair; in ab and canary mode each served exchange.
+- `ev_census`: how many exchanges there are by arm, role, outcome, model and kind of request, forced ones and all roles included.
 - `ev_sources`: roles, statuses and costs by arm.
 """
 
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from evalpipe.analysis.distributed import DistributedConnection, Statement, over_files, workers_of
 from evalpipe.analysis.metrics import JudgmentValue, Ratio, metrics
 from evalpipe.analysis.populations import (
     OUTCOMES,
@@ -85,6 +87,10 @@ PART_ROWS = 4_000_000
 """exchanges of a large experiment that are read and joined at a time"""
 SAMPLED_ROWS = 20_000
 """rows in which repeated lines are looked for before the arms are joined"""
+_REPEATS = f"""SELECT coalesce(max(n) > 1, false) AS repeats FROM (
+  SELECT count(*) AS n FROM ev_exchanges WHERE rowid % (SELECT greatest(1, count(*) // {SAMPLED_ROWS}) FROM ev_exchanges) = 0
+  GROUP BY id, treatment)"""
+"""whether a sample of the rows holds an exchange twice"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -191,7 +197,8 @@ class _Chosen:
 
 
 def _read(connection: Connection, chosen: _Chosen) -> None:
-    connection.execute(f"CREATE OR REPLACE {large_table(connection)}ev_exchanges AS {chosen.query}", chosen.parameters)
+    scanned, parameters = over_files(connection, chosen.query, chosen.parameters)
+    connection.execute(f"CREATE OR REPLACE {large_table(connection)}ev_exchanges AS FROM {scanned}", parameters)
 
 
 def _read_query(connection: Connection, experiment: str, *, paired: bool, extra: Sequence[tuple[str, str]]) -> _Chosen:
@@ -199,11 +206,11 @@ def _read_query(connection: Connection, experiment: str, *, paired: bool, extra:
     # A later repetition is not what the request's users got; a split serves its treatment and sends no shadow requests.
     # (`replayed`: one that is an arm's only response, paired with control's of the log or of the same run.)
     roles = "role <> 'replay'" if paired else "role NOT IN ('replay', 'replayed', 'shadow')"
-    chosen = f"FROM exchanges WHERE experiment = ? AND {roles} AND NOT coalesce(forced, false)"
-    imported = _read_sources(connection, chosen, experiment)
-    kinds = [
-        row["kind"] for row in rows(connection, f"SELECT DISTINCT {KIND} AS kind {chosen} ORDER BY 1", [experiment])
-    ]
+    counted = f"{roles} AND NOT coalesce(forced, false)"
+    chosen = f"FROM exchanges WHERE experiment = ? AND {counted}"
+    _take_census(connection, experiment)
+    imported = _read_sources(connection, counted)
+    kinds = [row["kind"] for row in rows(connection, f"SELECT DISTINCT kind FROM ev_census WHERE {counted} ORDER BY 1")]
     if not kinds:
         raise NoDataError(
             f"experiment {experiment!r} has no exchanges in the selection: run `evalpipe collect` and `evalpipe load`, "
@@ -234,24 +241,38 @@ def _read_query(connection: Connection, experiment: str, *, paired: bool, extra:
     )
 
 
-def _read_sources(connection: Connection, chosen: str, experiment: str) -> bool:
-    """`ev_sources` (treatment, imported, replayed, n, n_with_status, n_priced, n_timed); returns whether any was imported."""
-    by_arm = rows(connection, f"SELECT DISTINCT role {chosen}", [experiment])
-    imported = any(row["role"] == "imported" for row in by_arm)
-    details = (
-        "count(*) FILTER (status IS NOT NULL OR outcome IN ('http_error', 'timeout')) AS n_with_status, "
-        "count(cost_usd) AS n_priced"
-        if imported or any(row["role"] == "replayed" for row in by_arm)
-        else "count(*) AS n_with_status, count(*) AS n_priced"
-    )
-    details += ", count(CASE WHEN role = 'replayed' THEN latency_ms END) AS n_timed"
-    connection.execute(
-        "CREATE OR REPLACE TEMP TABLE ev_sources AS SELECT arm = 'treatment' AS treatment, role = 'imported' AS imported, "
-        "role = 'replayed' AS replayed, "
-        f"count(*) AS n, {details} {chosen} GROUP BY ALL",
+def _take_census(connection: Connection, experiment: str) -> None:
+    """`ev_census`, from which everything is taken that depends on these few columns alone."""
+    groups = f"arm, role, forced, outcome, model, provider, coalesce(simulated, false) AS simulated, {KIND} AS kind"
+    counts = {
+        "n": "count(*)",
+        "n_with_status": "count(CASE WHEN status IS NOT NULL OR outcome IN ('http_error', 'timeout') THEN 1 END)",
+        "n_priced": "count(cost_usd)",
+        "n_timed": "count(latency_ms)",
+    }
+    scanned, parameters = over_files(
+        connection,
+        f"SELECT {groups}, {', '.join(f'{sql} AS {name}' for name, sql in counts.items())} FROM exchanges "
+        "WHERE experiment = ? GROUP BY ALL",
         [experiment],
     )
-    return imported
+    connection.execute(
+        "CREATE OR REPLACE TEMP TABLE ev_census AS SELECT arm, role, forced, outcome, model, provider, simulated, kind, "
+        f"{', '.join(f'sum({name})::BIGINT AS {name}' for name in counts)} FROM {scanned} GROUP BY ALL",
+        parameters,
+    )
+
+
+def _read_sources(connection: Connection, counted: str) -> bool:
+    """`ev_sources` (treatment, imported, replayed, n, n_with_status, n_priced, n_timed); returns whether any was imported.
+    `n_timed`: of those that were replayed."""
+    connection.execute(
+        "CREATE OR REPLACE TEMP TABLE ev_sources AS SELECT arm = 'treatment' AS treatment, role = 'imported' AS imported, "
+        "role = 'replayed' AS replayed, sum(n)::BIGINT AS n, sum(n_with_status)::BIGINT AS n_with_status, "
+        "sum(n_priced)::BIGINT AS n_priced, sum(CASE WHEN role = 'replayed' THEN n_timed ELSE 0 END)::BIGINT AS n_timed "
+        f"FROM ev_census WHERE {counted} GROUP BY ALL"
+    )
+    return bool(scalar(connection, "SELECT count(*) FROM ev_sources WHERE imported"))
 
 
 def _has_texts(connection: Connection, chosen: str, experiment: str) -> bool:
@@ -281,9 +302,13 @@ def _drop_duplicates(connection: Connection) -> int:
 def _join_arms(connection: Connection, chosen: _Chosen, columns: Sequence[str], until_us: int | None) -> int:
     """`ev_requests` from both arms' exchanges; returns how many were duplicates. Codes are 0 for a missing side."""
     n_duplicates = 0
+    distributed = workers_of(connection)
     parts = file_parts(connection, PART_ROWS)
     # A request counts by its own instant: its shadow request starts a moment later.
     early = "" if until_us is None else f"WHERE coalesce(c.at_us, t.at_us) < {until_us}"
+    if distributed is not None and _join_by_workers(distributed, chosen, columns, until_us):
+        _name_ids(connection)
+        return 0
     if not (parts and _join_parts(connection, chosen, columns, parts, until_us)):
         join = f"CREATE OR REPLACE {large_table(connection)}ev_requests AS {_joined(columns)} {early}"
         _read(connection, chosen)
@@ -298,8 +323,8 @@ def _join_arms(connection: Connection, chosen: _Chosen, columns: Sequence[str], 
     return n_duplicates
 
 
-def _joined(columns: Sequence[str]) -> str:
-    """The query of `ev_requests` from `ev_exchanges`."""
+def _joined(columns: Sequence[str], *, source: str = "ev_exchanges") -> str:
+    """The query of `ev_requests` from `ev_exchanges`, or from some of its rows."""
     sides = ", ".join(
         f"coalesce({side}.{name}, 0)::UTINYINT AS {side}_{name}"
         if name == "code"
@@ -312,7 +337,7 @@ def _joined(columns: Sequence[str]) -> str:
           coalesce(c.shadow_code, t.shadow_code) AS shadow_code, coalesce(c.conv, t.conv) AS conv, c.turn AS turn,
           c.step AS step, {sides},
           {", ".join(population_columns(("c.", "t.")))}
-        FROM (FROM ev_exchanges WHERE NOT treatment) c FULL JOIN (FROM ev_exchanges WHERE treatment) t ON c.id = t.id"""
+        FROM (FROM {source} WHERE NOT treatment) c FULL JOIN (FROM {source} WHERE treatment) t ON c.id = t.id"""
 
 
 def _join_parts(
@@ -343,9 +368,46 @@ def _join_parts(
     return True
 
 
-def _join_alone(connection: Connection, columns: Sequence[str]) -> None:
-    """Join requests whose arms are in different parts: rows of `ev_requests` of which each has one side."""
-    one_side = "SELECT id FROM ev_requests WHERE {}_at_us IS NULL"
+def _join_by_workers(
+    connection: DistributedConnection, chosen: _Chosen, columns: Sequence[str], until_us: int | None
+) -> bool:
+    """`ev_requests` of parts of the files that workers read and join; what was left alone is joined here. The workers keep the
+    rows with both arms by user. False where the log holds repeated lines."""
+    workers = connection.workers
+    both = "c_at_us IS NOT NULL AND t_at_us IS NOT NULL"
+    early = "true" if until_us is None else f"coalesce(c_at_us, t_at_us) < {until_us}"
+    users = hash_ranges("u", workers.n_parts)
+    unrepeated = "(FROM ev_exchanges WHERE NOT (SELECT repeats FROM ev_repeats))"
+    steps: list[Statement] = [
+        (f"CREATE TEMP TABLE ev_exchanges AS {chosen.query}", chosen.parameters),
+        (f"CREATE TEMP TABLE ev_repeats AS {_REPEATS}", []),
+        (f"CREATE TEMP TABLE ev_requests AS {_joined(columns, source=unrepeated)}", []),
+    ]
+    outputs: list[Statement] = [(f"FROM ev_requests WHERE {both} AND {early} AND {within}", []) for within in users]
+    outputs += [(f"FROM ev_requests WHERE NOT ({both})", []), ("FROM ev_repeats", [])]
+    *whole, alone, repeats = workers.over_files(steps, outputs, "read")
+    connection.attach("ev_repeats", repeats)
+    if scalar(connection, "SELECT bool_or(repeats) FROM ev_repeats"):
+        return False
+    connection.attach("ev_read_alone", alone)
+    connection.execute(f"CREATE OR REPLACE {large_table(connection)}ev_alone AS FROM ev_read_alone")
+    _join_alone(connection, columns, "ev_alone")
+    connection.execute(f"DELETE FROM ev_alone WHERE NOT ({early})")
+    connection.attach("ev_whole", [part for of_users in whole for part in of_users])
+    connection.execute("CREATE OR REPLACE TEMP VIEW ev_requests AS FROM ev_whole UNION ALL FROM ev_alone")
+    if not _all_differ(connection):
+        connection.execute("DROP VIEW ev_requests")
+        return False
+    connection.by_user = [
+        [*parts, connection.share(f"FROM ev_alone WHERE {both} AND {within}")]
+        for parts, within in zip(whole, users, strict=True)
+    ]
+    return True
+
+
+def _join_alone(connection: Connection, columns: Sequence[str], table: str = "ev_requests") -> None:
+    """Join requests whose arms are in different parts: rows of `table` of which each has one side."""
+    one_side = f"SELECT id FROM {table} WHERE {{}}_at_us IS NULL"
     connection.execute(
         f"CREATE OR REPLACE TEMP TABLE ev_apart AS {one_side.format('t')} INTERSECT {one_side.format('c')}"
     )
@@ -355,17 +417,15 @@ def _join_alone(connection: Connection, columns: Sequence[str]) -> None:
         both += [f"{side}.{side}_{name}" for side in "ct" for name in columns]
         both += population_columns(("c.c_", "t.t_"))
         sides = [
-            f"(FROM ev_requests SEMI JOIN ev_apart USING (id) WHERE {missing}_at_us IS NULL) {side}"
+            f"(FROM {table} SEMI JOIN ev_apart USING (id) WHERE {missing}_at_us IS NULL) {side}"
             for side, missing in (("c", "t"), ("t", "c"))
         ]
         connection.execute(
             f"CREATE OR REPLACE {large_table(connection)}ev_brought AS "
             f"SELECT {', '.join(both)} FROM {sides[0]} JOIN {sides[1]} ON c.id = t.id"
         )
-        connection.execute(
-            "DELETE FROM ev_requests WHERE (c_at_us IS NULL OR t_at_us IS NULL) AND id IN (FROM ev_apart)"
-        )
-        connection.execute("INSERT INTO ev_requests FROM ev_brought")
+        connection.execute(f"DELETE FROM {table} WHERE (c_at_us IS NULL OR t_at_us IS NULL) AND id IN (FROM ev_apart)")
+        connection.execute(f"INSERT INTO {table} FROM ev_brought")
         connection.execute("DROP TABLE ev_brought")
     connection.execute("DROP TABLE ev_apart")
 
@@ -382,9 +442,7 @@ def _all_differ(connection: Connection) -> bool:
 
 def _repeats_much(connection: Connection) -> bool:
     """Whether a sample of the rows holds an exchange twice: a line repeated so often would multiply in a join."""
-    one_in = max(1, scalar(connection, "SELECT count(*) FROM ev_exchanges") // SAMPLED_ROWS)
-    sampled = f"SELECT count(*) AS n FROM ev_exchanges WHERE rowid % {one_in} = 0 GROUP BY id, treatment"
-    return int(scalar(connection, f"SELECT max(n) FROM ({sampled})")) > 1
+    return bool(scalar(connection, _REPEATS))
 
 
 def _each_once(connection: Connection, *, whole: bool) -> bool:
@@ -494,8 +552,11 @@ def _flag(
         if not (value.optional or value.answers_only or any(sum(one.unknown) for one in counted[value.flag]))
     }
     view = "ev_pairs" if paired else "ev_rows"
-    connection.execute(f"CREATE OR REPLACE TEMP VIEW {view} AS {query(kinds_left_out(counted), complete)}")
+    known = query(kinds_left_out(counted), complete)
+    connection.execute(f"CREATE OR REPLACE TEMP VIEW {view} AS {known}")
     if paired:
+        if (distributed := workers_of(connection)) is not None:
+            distributed.pairs = known
         _unpair(connection, [value.flag for value in values], columns)
     return find_missing(connection, values, counted, source=view, kinds=kinds, paired=paired), complete
 

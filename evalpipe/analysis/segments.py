@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from evalpipe.analysis.distributed import over_files
 from evalpipe.analysis.intervals import Aggregates, UserSums, sum_by_user
 from evalpipe.analysis.metrics import Metric, Ratio, metrics
 from evalpipe.analysis.populations import PAIRED_SIDES
@@ -120,18 +121,25 @@ def _prepare(
         expressions[name] = f"({expression}\n)::VARCHAR"
     columns = {name: f"d{position}" for position, name in enumerate(expressions)}
     of_request = "FILTER (arm = 'control')" if prepared.paired else ""
-    gathered = {name: f"max({column}) {of_request}" for name, column in columns.items()}
-    gathered["prompt_length"] = (
-        f"coalesce(max({columns['prompt_length']}) {of_request}, max({columns['prompt_length']}))"
-    )
-    gathered["streamed"] = f"CASE WHEN max({columns['streamed']}) = 1 THEN 'streamed' ELSE 'whole' END"
-    connection.execute(
-        f"CREATE OR REPLACE TEMP TABLE ev_dimensions AS SELECT hash(request_id) AS id, "
-        f"{', '.join(f'{gathered[name]} AS {column}' for name, column in columns.items())} FROM (SELECT request_id, arm, "
-        f"{', '.join(f'{expressions[name]} AS {column}' for name, column in columns.items())} FROM exchanges "
-        "WHERE experiment = ? AND role <> 'replay' "
+    length = columns["prompt_length"]
+    gathered = {column: f"max({column}) {of_request}" for column in columns.values()}
+    gathered[columns["streamed"]] = f"max({columns['streamed']})"
+    gathered["any_length"] = f"max({length})"
+    scanned, parameters = over_files(
+        connection,
+        f"SELECT hash(request_id) AS id, {', '.join(f'{sql} AS {column}' for column, sql in gathered.items())} "
+        f"FROM (SELECT request_id, arm, {', '.join(f'{expressions[name]} AS {column}' for name, column in columns.items())} "
+        "FROM exchanges WHERE experiment = ? AND role <> 'replay' "
         f"AND hash(coalesce(unit_id, conversation_id, request_id)) % {every} = 0) GROUP BY request_id",
         [experiment],
+    )
+    dimensions = {column: f"max({column})" for column in columns.values()}
+    dimensions[columns["streamed"]] = f"CASE WHEN max({columns['streamed']}) = 1 THEN 'streamed' ELSE 'whole' END"
+    dimensions[length] = f"coalesce(max({length}), max(any_length))"
+    connection.execute(
+        f"CREATE OR REPLACE TEMP TABLE ev_dimensions AS SELECT id, "
+        f"{', '.join(f'{sql} AS {column}' for column, sql in dimensions.items())} FROM {scanned} GROUP BY id",
+        parameters,
     )
     if prepared.paired:  # a constant head of few-shot examples is no earlier turn
         turn = columns["turn"]
@@ -342,11 +350,14 @@ ROWS_PER_BIN = 40
 """a stretch of time holds as many rows of both arms on average: the rate of a handful of answers is noise"""
 ROWS_AT_ONCE = 10_000_000
 BINNED = {
-    "error_rate": ("sum(failed::INTEGER)::DOUBLE / count(*)", "in_measured"),
+    "error_rate": ("avg(failed::INTEGER)", "in_measured"),
     "p50_latency_ms": ("quantile_disc(latency_ms, 0.5)", "has_latency"),
     "cost_per_request_usd": ("avg(cost_usd)", "has_cost"),
     "output_tokens": ("avg(output_tokens)", "has_output"),
 }
+"""by metric: its value in a bin, and the rows that count"""
+HOLDS_VALUES = frozenset({"p50_latency_ms"})
+"""those that hold all values of a bin in memory"""
 
 
 def measure_series(
@@ -361,11 +372,12 @@ def measure_series(
     n_rows = int(rows(connection, "SELECT count(*) AS n FROM ev_rows")[0]["n"])
     n_bins = max(2, min(MAX_POINTS, n_rows // ROWS_PER_BIN))
     width = max(1, -(-(prepared.last_us - prepared.first_us + 1) // n_bins))
-    for name, (value, condition) in BINNED.items():
-        points = _bins(connection, value, condition, prepared.first_us, width, n_bins=n_bins, n_rows=n_rows)
-        if points:
-            found.append(Series(metric=name, kind="binned", points=points))
-    return found
+    together = [name for name in BINNED if name not in HOLDS_VALUES]
+    bins = _bins(connection, together, prepared.first_us, width, n_bins=n_bins, at_once=n_bins)
+    for name in HOLDS_VALUES:  # of a large experiment a few bins at a time
+        at_once = max(1, n_bins * ROWS_AT_ONCE // max(1, n_rows))
+        bins |= _bins(connection, [name], prepared.first_us, width, n_bins=n_bins, at_once=at_once)
+    return found + [Series(metric=name, kind="binned", points=bins[name]) for name in BINNED if bins[name]]
 
 
 def _win_rate(connection: Connection, look: LookPlan, judge: JudgeSummary) -> list[Series]:
@@ -397,38 +409,41 @@ def _win_rate(connection: Connection, look: LookPlan, judge: JudgeSummary) -> li
 
 
 def _bins(
-    connection: Connection, value: str, condition: str, first_us: int, width: int, *, n_bins: int, n_rows: int
-) -> list[SeriesPoint]:
-    # A median holds all of its values in memory: of a large experiment a few bins are looked at at a time.
-    step = max(1, n_bins * ROWS_AT_ONCE // max(1, n_rows))
-    found = []
-    for first in range(0, n_bins, step):
-        low, high = first_us + first * width, first_us + (first + step) * width
-        within = "" if step >= n_bins else f" AND at_us >= {low} AND at_us < {high}"
-        found += rows(
+    connection: Connection, names: Sequence[str], first_us: int, width: int, *, n_bins: int, at_once: int
+) -> dict[str, list[SeriesPoint]]:
+    """The points of these metrics. `width`: of a bin, µs; `at_once`: bins that a query reads."""
+    values = ", ".join(
+        f"{BINNED[name][0]} FILTER ({BINNED[name][1]}) AS {name}, count(*) FILTER ({BINNED[name][1]}) AS n_{name}"
+        for name in names
+    )
+    bins: dict[str, dict[int, dict[bool, tuple[float, int]]]] = {name: {} for name in names}
+    for first in range(0, n_bins, at_once):
+        low, high = first_us + first * width, first_us + (first + at_once) * width
+        within = "" if at_once >= n_bins else f"WHERE at_us >= {low} AND at_us < {high}"
+        for row in rows(
             connection,
-            f"SELECT (at_us - {first_us}) // {width} AS bin, treatment, {value} AS value, count(*) AS n FROM ev_rows "
-            f"WHERE {condition}{within} GROUP BY ALL ORDER BY bin",
-        )
-    bins: dict[int, dict[bool, tuple[float, int]]] = {}
-    for row in found:
-        bins.setdefault(row["bin"], {})[row["treatment"]] = (row["value"], row["n"])
-    points = []
-    for position, arms in sorted(bins.items()):
-        control, treatment = arms.get(False), arms.get(True)
-        difference = treatment[0] - control[0] if control and treatment else None
-        points.append(
-            SeriesPoint(
-                at=_iso(first_us + position * width),
-                control=control[0] if control else None,
-                treatment=treatment[0] if treatment else None,
-                difference=difference,
-                ci_low=None,
-                ci_high=None,
-                n=(control[1] if control else 0) + (treatment[1] if treatment else 0),
-            )
-        )
-    return points
+            f"SELECT (at_us - {first_us}) // {width} AS bin, treatment, {values} FROM ev_rows {within} GROUP BY bin, treatment",
+        ):
+            for name in names:
+                if row[f"n_{name}"]:
+                    bins[name].setdefault(row["bin"], {})[row["treatment"]] = (row[name], row[f"n_{name}"])
+    return {
+        name: [_point(first_us + position * width, arms) for position, arms in sorted(found.items())]
+        for name, found in bins.items()
+    }
+
+
+def _point(at_us: int, arms: Mapping[bool, tuple[float, int]]) -> SeriesPoint:
+    control, treatment = arms.get(False), arms.get(True)
+    return SeriesPoint(
+        at=_iso(at_us),
+        control=control[0] if control else None,
+        treatment=treatment[0] if treatment else None,
+        difference=treatment[0] - control[0] if control and treatment else None,
+        ci_low=None,
+        ci_high=None,
+        n=(control[1] if control else 0) + (treatment[1] if treatment else 0),
+    )
 
 
 def _iso(us: int) -> str:

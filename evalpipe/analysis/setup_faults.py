@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from evalpipe.analysis.distributed import over_files
 from evalpipe.analysis.settings import Settings
 from evalpipe.analysis.sql import Connection, rows, scalar
 from evalpipe.models import ANSWERED, FAILED, Arm
@@ -108,9 +109,16 @@ class _Source:
             [*self._times, self._experiment, *parameters],
         )
 
-    def rows(self, columns: str, more: str = "", parameters: Sequence[Any] = ()) -> list[dict[str, Any]]:
-        query, values = self.query(columns, more, parameters)
-        return rows(self.connection, query, values)
+    def grouped(self, groups: Sequence[str], aggregates: str, merged: str, more: str = "") -> list[dict[str, Any]]:
+        """Groups of the rows that count, by `groups` (columns, or SQL with AS) and `aggregates`; `merged`: the aggregates of
+        a group's rows, which has one for each part of the files where these are read apart."""
+        query, values = self.query(f"{', '.join(groups)}, {aggregates}", f"{more} GROUP BY ALL")
+        if self._times:  # with a table of the excluded requests
+            scanned = f"({query})"
+        else:
+            scanned, values = over_files(self.connection, query, values)
+        names = ", ".join(one.rpartition(" AS ")[2] for one in groups)
+        return rows(self.connection, f"SELECT {names}, {merged} FROM {scanned} GROUP BY ALL", values)
 
     def _exclude(self, exclusions: Sequence[tuple[datetime, datetime]]) -> None:
         """Leave out requests by their own time, and shadow requests by the time of their request: these are looked up,
@@ -175,25 +183,33 @@ def _instant(text: str) -> datetime:
 
 def _configurations(source: _Source) -> list[_Configuration]:
     """Every arm and configuration with failures that could be a fault; one scan over all rows, one over the failed ones."""
-    narrow = (
-        f"arm, config_fingerprint AS fp, bool_or(outcome IN ({_ANSWERED})) AS answered, "
-        f"count(*) FILTER (outcome IN ({_FAILED})) AS failed, min(started_at) AS first_at"
+    configurations = source.grouped(
+        ["arm", "config_fingerprint AS fp"],
+        f"bool_or(outcome IN ({_ANSWERED})) AS answered, count(*) FILTER (outcome IN ({_FAILED})) AS failed, "
+        "min(started_at) AS first_at",
+        "bool_or(answered) AS answered, sum(failed)::BIGINT AS failed, min(first_at) AS first_at",
     )
     found = {
         (one["arm"], one["fp"]): _Configuration(
             arm=one["arm"], fingerprint=one["fp"], answered=one["answered"], first_at=one["first_at"]
         )
-        for one in source.rows(narrow, "GROUP BY ALL")
+        for one in configurations
         if one["failed"] >= min(FIRST_IN_A_ROW, NEVER_MIN)
     }
     if not found:
         return []
-    condition = ", ".join(f"{expression} AS {name}" for name, expression in _FAILURE_FIELDS.items())
-    wide = (
-        f"arm, config_fingerprint AS fp, {condition}, count(*) AS n, min(started_at) AS first_at, max(started_at) AS last_at, "
-        "arg_min(error_message, started_at) AS message"
+    failures = source.grouped(
+        [
+            "arm",
+            "config_fingerprint AS fp",
+            *(f"{expression} AS {name}" for name, expression in _FAILURE_FIELDS.items()),
+        ],
+        "count(*) AS n, min(started_at) AS first_at, max(started_at) AS last_at, arg_min(error_message, started_at) AS message, "
+        "min(started_at) FILTER (error_message IS NOT NULL) AS message_at",
+        "sum(n)::BIGINT AS n, min(first_at) AS first_at, max(last_at) AS last_at, arg_min(message, message_at) AS message",
+        f"AND outcome IN ({_FAILED})",
     )
-    for one in source.rows(wide, f"AND outcome IN ({_FAILED}) GROUP BY ALL"):
+    for one in failures:
         configuration = found.get((one["arm"], one["fp"]))
         signature = signature_of(
             outcome=one["outcome"], status=one["status"], error_type=one["error_type"], error_message=one["message"]

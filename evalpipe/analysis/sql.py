@@ -6,7 +6,7 @@ The workspace passes one in (DuckDB); naming only what is used keeps this packag
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -79,8 +79,18 @@ def file_parts(connection: Connection, n_rows: int) -> list[list[str]]:
     """The files of `exchanges` in parts of about `n_rows` rows, in the order of their days; empty where they are read at once."""
     if not scalar(connection, f"SELECT getvariable('{READ_FILES}') IS NOT NULL"):
         return []
-    found = rows(connection, f"SELECT file_name, num_rows FROM parquet_file_metadata(getvariable('{READ_FILES}'))")
-    sizes = {row["file_name"]: int(row["num_rows"]) for row in found}
+    every = scalar(connection, f"SELECT getvariable('{READ_FILES}')")
+    return parts_of(count_rows(connection, every), n_rows)
+
+
+def count_rows(connection: Connection, files: Sequence[str]) -> dict[str, int]:
+    """How many rows each Parquet file has."""
+    found = rows(connection, "SELECT file_name, num_rows FROM parquet_file_metadata($1::VARCHAR[])", [list(files)])
+    return {row["file_name"]: int(row["num_rows"]) for row in found}
+
+
+def parts_of(sizes: Mapping[str, int], n_rows: int) -> list[list[str]]:
+    """Files of these rows in parts of about `n_rows` rows, in the order of their days; empty ones are left out."""
     parts: list[list[str]] = []
     n = n_rows
     for name in sorted(filter(sizes.get, sizes), key=lambda name: name.split("/")[-2:]):

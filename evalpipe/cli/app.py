@@ -104,7 +104,7 @@ def _with_bare_data(arguments: list[str]) -> list[str]:
     ]
 
 
-_WITH_RAY = ("doctor", "judge", "replay")
+_WITH_RAY = ("doctor", "judge", "replay", "report")
 _RAY_ADDRESS = re.compile(r"auto|local|ray://\S+|[\w.-]+:[0-9]{1,5}|\[[0-9a-f:.]+\]:[0-9]{1,5}")
 
 

@@ -80,6 +80,14 @@ Ray = Annotated[
         help="Make the calls from the nodes of a Ray cluster: host:port, auto or local.  [default: [cluster] address]",
     ),
 ]
+RayTables = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="[ADDRESS]",
+        help="Read and sum on the nodes of a Ray cluster: host:port, auto or local.  [default: [cluster] address]",
+    ),
+]
 Judges = Annotated[
     list[str] | None,
     typer.Option("--judge", "-j", help="Judge by name; several at once.  [default: [judge] name]"),

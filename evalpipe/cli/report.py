@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from evalpipe.cli import options
 from evalpipe.errors import ConfigError
 from evalpipe.text import format_counted, printable
+
+if TYPE_CHECKING:
+    from evalpipe.workspace.analyze import Connect
+    from evalpipe.workspace.paths import Workspace
 
 
 class Format(StrEnum):
@@ -47,6 +53,7 @@ def report(
     ] = None,
     index: Annotated[bool, typer.Option("--index", help="A page that lists the experiments of the folder.")] = False,
     open_: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    ray: options.RayTables = None,
     as_json: options.Json = False,
 ) -> None:
     """The report: one HTML file with the recommendation, every metric with its interval, the judge and examples.
@@ -64,6 +71,8 @@ def report(
     - `evalpipe report --no-texts -o for-everybody.html`
 
     - `evalpipe report --since 2026-03-01 --where "streamed" -o reports/streamed.html`
+
+    - `evalpipe report --ray 10.0.0.1:6379`
 
     - `evalpipe report --compare reports/march.json reports/april.json` (`--format markdown` or `json` for these)
     """
@@ -96,16 +105,14 @@ def report(
         return
     chosen = {"experiment": experiment, "judge": judge, "since": since, "until": until, "where": where}
     if format_ is not Format.html:
-        _put(
-            check(
-                workspace_report.render_as(format_.value, workspace_report.analyze(workspace, **chosen)), "the report"
-            ),
-            output,
-        )
+        with _connecting(workspace, ray) as connect:
+            analysis = workspace_report.analyze(workspace, **chosen, connect=connect)
+        _put(check(workspace_report.render_as(format_.value, analysis), "the report"), output)
         return
-    written = workspace_report.write_report(
-        workspace, **chosen, output=output, max_examples=0 if no_texts else examples
-    )
+    with _connecting(workspace, ray) as connect:
+        written = workspace_report.write_report(
+            workspace, **chosen, output=output, max_examples=0 if no_texts else examples, connect=connect
+        )
     if as_json:
         typer.echo(written.json.read_text(encoding="utf-8"), nl=False)
     else:
@@ -115,6 +122,19 @@ def report(
     if written.since:
         typer.echo(printable(written.since), err=True)
     _done(written.html, f"and {written.json.name} beside it", open_)
+
+
+@contextmanager
+def _connecting(workspace: Workspace, ray: str | None) -> Iterator[Connect | None]:
+    """How the store is read: with --ray by the nodes of a cluster, as long as the block lasts."""
+    if ray is None:
+        yield None
+        return
+    from evalpipe.cluster.analysis import connect_through
+    from evalpipe.cluster.nodes import joined
+
+    with joined(workspace, ray) as cluster:
+        yield connect_through(cluster, workspace)
 
 
 def _put(document: bytes, output: Path | None) -> None:

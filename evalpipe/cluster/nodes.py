@@ -127,6 +127,7 @@ class RayCluster:
     def __init__(self, ray: Any, settings: ClusterConfig) -> None:
         self.ray = ray
         self.start_timeout_s = settings.start_timeout_s
+        self.cpus_per_shard = settings.cpus_per_shard
         self.n_shards = settings.shards or max(len(self.nodes()), 1)
         self._new = ray.remote(ShardActor).options(
             num_cpus=settings.cpus_per_shard, scheduling_strategy="SPREAD", max_restarts=0, max_task_retries=0

@@ -186,6 +186,37 @@ def open_store(
     )
 
 
+@contextmanager
+def open_files(
+    files: Sequence[Path], *, selected: pa.Table | None, threads: int, memory: int
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """The view `exchanges` of some of an experiment's files, for a worker that reads a part of them.
+
+    Args:
+        files: of exchanges, in folders named by their partitions; none is replayed.
+        selected: the requests that are selected (experiment, request_id), as `open_store` has them; None: all.
+        threads: of the database.
+        memory: bytes it may take; beyond, it works on disk.
+
+    Raises:
+        DataError: where a file cannot be read.
+    """
+    with duckdb.connect(":memory:", config={"temp_directory": _spill_folder()}) as connection:
+        try:
+            connection.execute(f"SET TimeZone = 'UTC'; SET threads = {threads:d}; SET memory_limit = '{memory:d}B'")
+            for dataset in DATASETS:
+                _create_stored(connection, dataset, list(files) if dataset.name == "exchanges" else [])
+            connection.execute("SET allowed_paths = $1", [[str(path) for path in files]])
+            connection.execute("SET enable_external_access = false")
+            if selected is not None:
+                connection.register("selected", selected)
+            _create_views(connection, narrowed=selected is not None)
+            connection.execute("SET lock_configuration = true")
+            yield connection
+        except duckdb.Error as error:
+            raise DataError(f"a part of the files cannot be read: {first_line(error)}") from error
+
+
 def readable(data: Path, experiment: str, selection: Selection) -> Selection:
     """The selection, of requests whose texts are still there: a judge cannot read the others, and must not be paid for them.
 

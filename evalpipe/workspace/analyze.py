@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -16,6 +16,7 @@ from evalpipe.analysis.judges import SETTLED
 from evalpipe.analysis.record import ExperimentRecord, new_record, take_look, with_judging_stop
 from evalpipe.analysis.result import AlternativeDecision, Analysis
 from evalpipe.analysis.settings import CustomMetric, Exclusion, JudgeInfo, MetricRule, Settings
+from evalpipe.analysis.sql import Connection
 from evalpipe.collector.traffic_watch import folder_of, read_uncollected
 from evalpipe.config import ArmConfig, Config
 from evalpipe.errors import ConfigError, DataError
@@ -34,6 +35,13 @@ from evalpipe.workspace.record import excluding, load_record, recording, save_re
 from evalpipe.workspace.secrets import shown_config
 
 LIBRARIES = ("duckdb", "numpy", "scipy")
+Connect = Callable[[Store, Settings], Connection]
+"""the connection that an analysis of a store goes through"""
+
+
+def connect_here(store: Store, settings: Settings) -> Connection:
+    """The store's own: everything is read on this machine."""
+    return store.connection
 
 
 def analyze_workspace(
@@ -47,6 +55,7 @@ def analyze_workspace(
     now: datetime | None = None,
     details: bool = True,
     pilot: bool = False,
+    connect: Connect = connect_here,
 ) -> Analysis:
     """The analysis of an experiment as configured. Raises EvalpipeError in one line.
 
@@ -74,7 +83,7 @@ def analyze_workspace(
             facts = provenance(workspace, store, name, options)
             _note_settled(store)
             found = analyze(
-                store.connection,
+                connect(store, settings),
                 experiment=name,
                 mode=mode,
                 settings=replace(settings, n_star=plan.n_star),

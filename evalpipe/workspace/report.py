@@ -8,6 +8,7 @@ import webbrowser
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -24,6 +25,9 @@ from evalpipe.report.view import sanitized_analysis
 from evalpipe.workspace.history import Check, keep_look, look_before
 from evalpipe.workspace.paths import Workspace, check_judge, loaded_experiment
 from evalpipe.workspace.secrets import Outgoing
+
+if TYPE_CHECKING:
+    from evalpipe.workspace.analyze import Connect
 
 MACHINE_FACTS = frozenset({"evalpipe", "versions", "data"})
 """what the provenance records of one machine: versions, and the sizes of the files it wrote"""
@@ -53,10 +57,13 @@ def write_report(
     where: str | None = None,
     output: Path | None = None,
     max_examples: int = DEFAULT_EXAMPLES,
+    connect: Connect | None = None,
 ) -> WrittenReport:
     """Analyse and write reports/NAME.html (or `output`) with the JSON beside it; a look of the experiment is kept in
-    reports/NAME, too. Raises EvalpipeError."""
-    analysis = analyze(workspace, experiment=experiment, judge=judge, since=since, until=until, where=where)
+    reports/NAME, too. `connect`: how the store is read, by default on this machine. Raises EvalpipeError."""
+    analysis = analyze(
+        workspace, experiment=experiment, judge=judge, since=since, until=until, where=where, connect=connect
+    )
     check = Outgoing(workspace).checked
     html = output or workspace.reports / f"{analysis.experiment}.html"
     if any(part is not None for part in (judge, since, until, where)):  # no look: a part of the log, or another judge
@@ -83,13 +90,22 @@ def analyze(
     since: str | None = None,
     until: str | None = None,
     where: str | None = None,
+    connect: Connect | None = None,
 ) -> Analysis:
     """The analysis of a workspace. Raises ConfigError for an experiment without data or an unknown judge."""
-    from evalpipe.workspace.analyze import analyze_workspace
+    from evalpipe.workspace.analyze import analyze_workspace, connect_here
 
     name = loaded_experiment(workspace, experiment)
     check_judge(workspace, name, judge)
-    return analyze_workspace(workspace, experiment=name, judge=judge, since=since, until=until, where=where)
+    return analyze_workspace(
+        workspace,
+        experiment=name,
+        judge=judge,
+        since=since,
+        until=until,
+        where=where,
+        connect=connect or connect_here,
+    )
 
 
 def write_analysis(

@@ -1,4 +1,5 @@
-"""A large experiment is read a part of its files at a time, and its tables are on disk: the numbers are the same."""
+"""A large experiment is read a part of its files at a time, and its tables are on disk; or workers read and sum the parts: the
+numbers are the same."""
 
 from __future__ import annotations
 
@@ -13,13 +14,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from experiment_builders import EXPERIMENT, NOW, both_arms, connect, failing, frame
+from inline_workers import InlineWorkers, inline
 
 from evalpipe.analysis.analyze import analyze
 from evalpipe.analysis.compute_metrics import SortedValues
 from evalpipe.analysis.prepare import prepare_rows
 from evalpipe.analysis.result import Analysis
 from evalpipe.analysis.settings import Settings
-from evalpipe.store.query import Store, open_store
+from evalpipe.analysis.sql import Connection
+from evalpipe.store.query import Selection, Store, open_store
 
 
 def written(data: Path, parts: Sequence[pd.DataFrame], *, leave_out: Sequence[str] = ()) -> Path:
@@ -44,6 +47,13 @@ def large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("evalpipe.analysis.segments.ROWS_AT_ONCE", 50)
 
 
+@pytest.fixture(params=["", "workers"])
+def workers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Whether workers read the files, one at a time."""
+    monkeypatch.setattr("evalpipe.cluster.analysis.PART_ROWS", 1)
+    return str(request.param)
+
+
 def opened(data: Path) -> Store:
     return open_store(data, EXPERIMENT, compared=True, analysis=True)
 
@@ -56,6 +66,21 @@ def analysed(data: Path, *, mode: str = "shadow", on_disk: bool) -> Analysis:
         )
     assert store.scratch is None or not store.scratch.exists()
     return found
+
+
+def by_workers(data: Path, *, mode: str = "shadow", selection: Selection | None = None) -> tuple[Analysis, list[str]]:
+    """The analysis whose files are read, one at a time, by workers; and their tasks."""
+    with open_store(data, EXPERIMENT, selection=selection, compared=True, analysis=True) as store:
+        connection = inline(store)
+        found = analyze(
+            connection, experiment=EXPERIMENT, mode=mode, settings=Settings(looks="fixed"), now=NOW, details=True
+        )
+        assert isinstance(connection.workers, InlineWorkers)
+        return found, connection.workers.tasks
+
+
+def through(store: Store, workers: str) -> Connection:
+    return inline(store) if workers else store.connection
 
 
 def cut(exchanges: pd.DataFrame, at: Sequence[int]) -> list[pd.DataFrame]:
@@ -107,21 +132,50 @@ def test_the_analysis_is_the_same_by_parts_and_on_disk(
     assert found.latency and found.series and found.segments
 
 
+@pytest.mark.usefixtures("workers")
+@pytest.mark.parametrize("workers", ["workers"], indirect=True)
+@pytest.mark.parametrize(
+    ("mode", "selection"),
+    [
+        ("shadow", None),
+        ("ab", None),
+        ("shadow", Selection(where="try_cast(request_id[2:] AS INT) % 3 > 0")),
+        ("shadow", Selection(since=NOW - pd.Timedelta(days=400), where="streamed")),
+    ],
+)
+def test_the_analysis_is_the_same_by_workers(tmp_path: Path, mode: str, selection: Selection | None) -> None:
+    exchanges = shuffled(300)
+    if mode == "ab":
+        exchanges = pd.concat([frame(300, arm=arm, seed=1, mode="ab") for arm in ("control", "treatment")])
+        exchanges["request_id"] += exchanges["arm"]
+        exchanges["unit_id"] += exchanges["arm"]
+    data = written(tmp_path, cut(exchanges, [150, 151, 400]), leave_out=["cost_note", "request_kind"])
+    with open_store(data, EXPERIMENT, selection=selection, compared=True, analysis=True) as store:
+        expected = analyze(
+            store.connection, experiment=EXPERIMENT, mode=mode, settings=Settings(looks="fixed"), now=NOW, details=True
+        )
+    found, tasks = by_workers(data, mode=mode, selection=selection)
+    assert same(as_builtins(found), as_builtins(expected))
+    assert found.metrics[0].n > 50
+    assert tasks.count("over_files") >= 4 * 4
+    assert ("over_tables" in tasks) == (mode == "shadow")
+
+
 @pytest.mark.usefixtures("large")
 @pytest.mark.parametrize("copies", [1, 40])
 @pytest.mark.parametrize("arm", ["control", "treatment"])
-def test_a_line_repeated_in_another_file_is_found(tmp_path: Path, arm: str, copies: int) -> None:
+def test_a_line_repeated_in_another_file_is_found(tmp_path: Path, arm: str, copies: int, workers: str) -> None:
     exchanges = shuffled(60)
     again = exchanges[(exchanges.arm == arm) & (exchanges.request_id == "r33")]
     data = written(tmp_path, [*cut(exchanges, [50]), pd.concat([again] * copies)])
     with opened(data) as store:
-        found = prepare_rows(store.connection, experiment=EXPERIMENT, mode="shadow")
+        found = prepare_rows(through(store, workers), experiment=EXPERIMENT, mode="shadow")
         n = store.connection.execute("SELECT count(*), count(DISTINCT id) FROM ev_ids").fetchall()[0]
     assert (found.n_duplicates, found.n_rows, n) == (copies, 80, (60, 60))
 
 
 @pytest.mark.usefixtures("large")
-def test_a_request_counts_by_its_own_instant_in_whatever_file_its_copy_is(tmp_path: Path) -> None:
+def test_a_request_counts_by_its_own_instant_in_whatever_file_its_copy_is(tmp_path: Path, workers: str) -> None:
     """r0 … r9, one a minute, each copied half a minute later: before 4 min 15 s there are r0 … r4, the copy of r4 after it."""
     exchanges = both_arms(10)
     copied = exchanges.arm == "treatment"
@@ -129,7 +183,7 @@ def test_a_request_counts_by_its_own_instant_in_whatever_file_its_copy_is(tmp_pa
     data = written(tmp_path, [exchanges[copied], exchanges[~copied]])
     until_us = int(exchanges.started_at.min().timestamp() * 1e6) + 255_000_000
     with opened(data) as store:
-        found = prepare_rows(store.connection, experiment=EXPERIMENT, mode="shadow", until_us=until_us)
+        found = prepare_rows(through(store, workers), experiment=EXPERIMENT, mode="shadow", until_us=until_us)
         n = store.connection.execute("SELECT count(*) FROM ev_ids WHERE control_attempted AND treatment_attempted")
         assert (found.n_rows, n.fetchall()) == (10, [(5,)])
 

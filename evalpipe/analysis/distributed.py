@@ -1,0 +1,117 @@
+"""An analysis whose rows are read, joined and summed by workers: each has a part of the files, later a part of the users.
+
+The driver's connection, which everything else of the analysis goes through, has their results as views. The statements are those
+of one machine, so that the numbers are, too; sums of floating-point numbers differ by the order of their terms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NewType, Protocol
+
+from evalpipe.analysis.sql import Connection
+
+Statement = tuple[str, list[Any]]
+"""SQL and its parameters"""
+Part = NewType("Part", object)
+"""a table that a worker made, wherever it is"""
+
+
+class Workers(Protocol):
+    """Where statements run on parts of the data."""
+
+    @property
+    def n_parts(self) -> int:
+        """Into how many parts users are taken."""
+        ...
+
+    def over_files(self, steps: Sequence[Statement], outputs: Sequence[Statement], about: str) -> list[list[Part]]:
+        """Run the statements on each part of the files, as its view `exchanges`.
+
+        Args:
+            steps: what is run first.
+            outputs: queries whose rows are wanted.
+            about: for the progress bar.
+
+        Returns:
+            For each output the tables of all parts.
+        """
+        ...
+
+    def over_tables(
+        self, inputs: Sequence[Sequence[Part]], name: str, steps: Sequence[Statement], output: str, about: str
+    ) -> list[Part]:
+        """Run the statements on each of the inputs, whose parts together are the view `name`; the outputs' tables in order."""
+        ...
+
+    def share(self, connection: Connection, query: str) -> Part:
+        """The rows of a query of the driver's, for workers."""
+        ...
+
+    def attach(self, connection: Connection, name: str, parts: Sequence[Part]) -> None:
+        """Make the rows of all parts the view `name` of the driver's connection."""
+        ...
+
+
+@dataclass(kw_only=True, slots=True)
+class DistributedConnection:
+    """The driver's connection, with its workers.
+
+    Attributes:
+        by_user: the rows of `ev_requests` that have both arms, in parts of the users.
+        pairs: the query of `ev_pairs` over them, once it is known.
+    """
+
+    connection: Connection
+    workers: Workers
+    by_user: list[list[Part]] = field(default_factory=list)
+    pairs: str = ""
+    _n_scans: int = 0
+
+    def execute(self, query: str, parameters: Any = None, /) -> Any:
+        return self.connection.execute(query, parameters)
+
+    def sql(self, query: str, /) -> Any:
+        return self.connection.sql(query)
+
+    def attach(self, name: str, parts: Sequence[Part]) -> None:
+        """Make the rows of all parts the view `name`."""
+        self.workers.attach(self.connection, name, parts)
+
+    def share(self, query: str) -> Part:
+        """The rows of a query, for workers."""
+        return self.workers.share(self.connection, query)
+
+    def scan(self, query: str, parameters: Sequence[Any]) -> str:
+        """Run a query on each part of the files; the name of a view of all the rows."""
+        self._n_scans += 1
+        name = f"ev_scan_{self._n_scans}"
+        found = self.workers.over_files([], [(query, list(parameters))], "scan")
+        self.attach(name, found[0])
+        return name
+
+    def sum_pairs(self, name: str, query: str) -> str:
+        """Run a query of `ev_pairs` on each part of the users; the rows of all of them are the view `name`, which is returned."""
+        steps: list[Statement] = [(f"CREATE TEMP VIEW ev_pairs AS {self.pairs}", [])]
+        found = self.workers.over_tables(self.by_user, "ev_requests", steps, query, "sum by user")
+        self.attach(name, found)
+        return name
+
+
+def workers_of(connection: Connection) -> DistributedConnection | None:
+    """The connection, where it has workers."""
+    return connection if isinstance(connection, DistributedConnection) else None
+
+
+def over_files(connection: Connection, query: str, parameters: Sequence[Any]) -> tuple[str, list[Any]]:
+    """The rows of a query of `exchanges`. It may be grouped: with workers a group has a row for each part of the files, and the
+    caller groups these again.
+
+    Returns:
+        A relation, and the parameters of the query that it stands in.
+    """
+    distributed = workers_of(connection)
+    if distributed is None:
+        return f"({query})", list(parameters)
+    return distributed.scan(query, parameters), []
