@@ -10,7 +10,7 @@ import sys
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -46,26 +46,23 @@ class StoredFiles:
     @contextmanager
     def here(self) -> Iterator[list[Path]]:
         """Their paths on this node, as long as the block lasts. Raises EvalpipeError for a file that it cannot have."""
-        with ExitStack() as stack:
-            fetched: Path | None = None
-            paths = []
-            for name in self.names:
-                path = self.data / name
-                if not path.exists():
-                    if self.url is None:
-                        raise DataError(
-                            f"a node of the cluster has no {path}: report --ray needs a data folder that every node sees under "
-                            'one path, or data = "s3://…"'
-                        )
-                    fetched = fetched or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="evalpipe-part-")))
-                    path = fetched / name
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    if not open_objects(self.url).download(name, path):
-                        raise DataError(
-                            f"{self.url}/{name} is gone: another command has merged or removed it; report again"
-                        )
-                paths.append(path)
-            yield paths
+        missing = [name for name in self.names if not (self.data / name).exists()]
+        with tempfile.TemporaryDirectory(prefix="evalpipe-part-") as fetched:
+            if missing:
+                self._fetch(missing, Path(fetched))
+            yield [(Path(fetched) if name in missing else self.data) / name for name in self.names]
+
+    def _fetch(self, names: Sequence[str], folder: Path) -> None:
+        if self.url is None:
+            raise DataError(
+                f"a node of the cluster has no {self.data / names[0]}: report --ray needs a data folder that every node sees "
+                'under one path, or data = "s3://…"'
+            )
+        objects = open_objects(self.url)
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            if not objects.download(name, folder / name):
+                raise DataError(f"{self.url}/{name} is gone: another command has removed it meanwhile; report again")
 
 
 def over_files(
@@ -102,13 +99,19 @@ def connect_through(cluster: RayCluster, workspace: Workspace) -> Connect:
     """Have an analysis use the cluster."""
 
     def connect(store: Store, settings: Settings) -> Connection:
-        alone = _why_alone(store, settings)
-        if alone is None:
-            return DistributedConnection(connection=store.connection, workers=RayWorkers(cluster, store, workspace.url))
-        sys.stderr.write(f"evalpipe: {alone}: it is read on this machine alone\n")
-        return store.connection
+        return choose_connection(store, settings, lambda store: RayWorkers(cluster, store, workspace.url))
 
     return connect
+
+
+def choose_connection(store: Store, settings: Settings, workers: Callable[[Store], TaskWorkers]) -> Connection:
+    """The store's connection, with workers where the experiment can be taken apart by its files; else a line on stderr says why
+    not."""
+    alone = _why_alone(store, settings)
+    if alone is None:
+        return DistributedConnection(connection=store.connection, workers=workers(store))
+    sys.stderr.write(f"evalpipe: {alone}: it is read on this machine alone\n")
+    return store.connection
 
 
 def _why_alone(store: Store, settings: Settings) -> str | None:

@@ -101,8 +101,24 @@ _DRAIN_S = 30
 _WORK = "judge what is new (within [judge] max_usd and max_usd_per_day), report, gate"
 _WORK_BESIDE_RAY = "report and gate; the judge is ray-judge.yaml"
 _RAY_JOBS = (
-    {"command": "judge", "arguments": "judge --ray auto", "title": "The judge", "workers": "2"},
-    {"command": "report", "arguments": "report", "title": "The report, which the head makes alone,", "workers": "0"},
+    {
+        "command": "judge",
+        "arguments": "judge --ray auto",
+        "title": "The judge",
+        "account": "automountServiceAccountToken: false   # no Secret: the head passes the judge's keys on",
+        "storage": "",
+        "requested": "1Gi",
+        "limit": "2Gi",
+    },
+    {
+        "command": "report",
+        "arguments": "report --ray auto",
+        "title": "The report",
+        "account": "serviceAccountName: evalpipe   # the workers read the store",
+        "storage": "                envFrom:\n                  - secretRef: {name: evalpipe-storage, optional: true}\n",
+        "requested": "2Gi",
+        "limit": "4Gi",
+    },
 )
 _CREDENTIALS = {
     "s3": (

@@ -1,5 +1,6 @@
 """Judging and replaying on three Ray nodes of one machine: a node that is removed, caps, Ctrl-C, kill −9 and keys, by the
-simulated provider's own ledger. Needs `pip install 'evalpipe[ray]'` in this Python: `make check-ray`."""
+simulated provider's own ledger; the report of ten million exchanges by one and by two nodes. Needs `pip install 'evalpipe[ray]'`
+in this Python: `make check-ray`."""
 
 from __future__ import annotations
 
@@ -7,14 +8,18 @@ import json
 import logging
 import os
 import signal
+import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+from bench_report import make_exchanges
 from judge_harness import complete, evalpipe, finish, judged, query, say, simulated, start, wait_until, workspace
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -26,16 +31,19 @@ CONCURRENCY = 64
 
 
 @contextmanager
-def nodes(n: int = 3) -> Iterator[tuple[str, Callable[[], None]]]:
-    """A cluster of `n` nodes, two CPUs each: its address, and what removes one that is not the head at once."""
+def nodes(
+    n: int = 3, *, cpus: int = 2, head_cpus: int = 2, memory: int = 80_000_000
+) -> Iterator[tuple[str, Callable[[], None]]]:
+    """A cluster of `n` nodes of these CPUs and bytes of object store: its address, and what removes one that is not the head at
+    once."""
     try:
         from ray.cluster_utils import Cluster
     except ImportError:
         sys.exit("this Python has no ray: pip install 'evalpipe[ray]', or run `make check-ray`")
     logging.getLogger("ray").setLevel(logging.ERROR)
-    options = {"num_cpus": 2, "object_store_memory": 80_000_000, "include_dashboard": False}
+    options = {"num_cpus": head_cpus, "object_store_memory": memory, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=options)
-    others = [cluster.add_node(num_cpus=2, object_store_memory=80_000_000) for _ in range(n - 1)]
+    others = [cluster.add_node(num_cpus=cpus, object_store_memory=memory) for _ in range(n - 1)]
     try:
         yield cluster.address, lambda: cluster.remove_node(others.pop(), allow_graceful=False)
     finally:
@@ -270,12 +278,86 @@ def doctor() -> bool:
         return say("doctor --ray", holds, detail)
 
 
+def report(millions: int = 10, rounds: int = 5) -> bool:
+    """The report by one node and by two, one CPU and one thread of the database each, by turns; the same numbers as without."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        make_exchanges(root, millions * 1_000_000)
+        expected = json.loads(_report(root))
+        walls: dict[int, list[float]] = {1: [], 2: []}
+        largest, worst = 0.0, 0.0
+        for _ in range(rounds):
+            for n_workers, seen in walls.items():
+                with nodes(1 + n_workers, cpus=1, head_cpus=0, memory=4_000_000_000) as (address, _):
+                    _report(root, "--ray", address)  # its processes are started, its code is imported
+                    with watched_workers() as memory:
+                        began = time.monotonic()
+                        found = json.loads(_report(root, "--ray", address))
+                        seen.append(time.monotonic() - began)
+                largest = max([largest, *memory])
+                worst = max(worst, difference(found, expected))
+        ratio = min(walls[2]) / min(walls[1])
+        shown = {n: [round(wall, 1) for wall in found] for n, found in walls.items()}
+        detail = (
+            f"{millions} million: seconds {shown}, best of 2 workers ÷ best of 1 {ratio:.2f}; a worker's RSS less shared at most "
+            f"{largest / 1e6:,.0f} MB; largest relative difference {worst:.1e}"
+        )
+        return say("report --ray", ratio <= 0.7 and largest < 1e9 and worst <= 1e-12, detail)
+
+
+def _report(root: Path, *words: str) -> str:
+    command = [sys.executable, "-m", "evalpipe", "report", "--json", *words]
+    return subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+@contextmanager
+def watched_workers() -> Iterator[list[float]]:
+    """The bytes of each Ray process that runs a task, without what it shares, every tenth of a second."""
+    found: list[float] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.1):
+            for process in psutil.process_iter(["name", "cmdline"]):
+                try:
+                    if " ".join(process.info["cmdline"] or []).startswith("ray::"):
+                        memory = process.memory_info()
+                        found.append(memory.rss - memory.shared)
+                except psutil.Error:
+                    continue
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield found
+    finally:
+        over.set()
+        thread.join()
+
+
+def difference(found: Any, expected: Any, unit: float = 0.0) -> float:
+    """The largest difference of two reports, each relative to its number, or to control's beside it where that is larger; 1
+    where anything else differs. Times of the report itself do not count."""
+    if isinstance(expected, dict):
+        control = expected.get("control")
+        unit = abs(control) if isinstance(control, float) else unit
+        names = (found.keys() | expected.keys()) - {"generated_at"}
+        return max((difference(found.get(name), expected.get(name), unit) for name in names), default=0.0)
+    if isinstance(expected, list):
+        if len(found) != len(expected):
+            return 1.0
+        return max((difference(a, b, unit) for a, b in zip(found, expected, strict=True)), default=0.0)
+    if isinstance(expected, float) and isinstance(found, float | int):
+        return 0.0 if found == expected else abs(found - expected) / max(abs(found), abs(expected), unit)
+    return float(found != expected)
+
+
 def limit() -> bool:
     """The same where the limit is what binds: 3,000 requests a minute."""
     return node(2_000, 3_000)
 
 
-CHECKS = {check.__name__: check for check in (doctor, cap, interrupted, replayed, limit, node)}
+CHECKS = {check.__name__: check for check in (doctor, cap, interrupted, replayed, limit, node, report)}
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the nodes are ended, too

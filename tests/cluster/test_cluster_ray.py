@@ -101,6 +101,15 @@ def test_two_shards_judge_each_pair_once_with_the_drivers_key_and_ctrl_c_keeps_e
 
 
 @needs_ray
+def test_the_report_is_the_same_by_a_cluster(tmp_path: Path) -> None:
+    workspace(tmp_path, "http://127.0.0.1:1", 60)
+    out, errors = start(tmp_path, "report", "--format", "json", "--ray").communicate(timeout=100)
+    alone, _ = start(tmp_path, "report", "--format", "json").communicate(timeout=100)
+    found, expected = json.loads(out), json.loads(alone)
+    assert (found["metrics"], found["funnel"]["pairs"]) == (expected["metrics"], 60), errors
+
+
+@needs_ray
 def test_doctor_looks_at_every_node_and_prints_no_key(tmp_path: Path) -> None:
     with FakeProvider(longer_wins) as provider:
         workspace(tmp_path, provider.url, 1)
