@@ -352,9 +352,14 @@ def _load_spool(workspace: Workspace, spool: Path | Sequence[Path], bar: tqdm[No
         rules=rules,
         now=time.time(),
         open_limit_s=max(OPEN_LIMIT_S, 2 * (collector.timeout_s + collector.shadow_timeout_s)),
-        processes=min(os.cpu_count() or 1, 8) if n_bytes >= PARALLEL_BYTES else 1,
+        processes=min(_n_cpus(), 8) if n_bytes >= PARALLEL_BYTES else 1,
         progress=bar.update,
     ).run()
+
+
+def _n_cpus() -> int:
+    """The CPUs this process may run on: fewer than the machine's where it is pinned, as containers and services can be."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _n_bytes(files: Iterable[Path]) -> int:

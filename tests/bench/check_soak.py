@@ -1,12 +1,14 @@
 """A soak: a steady rate through one collector with a treatment, loaded every two minutes (`make check-soak`).
 
-`check_soak.py [RATE] [SECONDS] [FOLDER]`, 500 requests/s for an hour without arguments. Memory, descriptors, log not loaded and
-log not counted must be as flat at the end as after the first sixth, every answer a client read must be one row of each arm, and
-no row may be there twice. Prints a table; ends with 1 where a line does not hold.
+`check_soak.py [RATE] [SECONDS] [FOLDER] [--load-every 2m] [--load-core N]`, 500 requests/s for an hour without arguments. With
+`--load-core` what loads has that core, and everything else (collector, clients, provider) the others. Memory, descriptors, log
+not loaded and log not counted must be as flat at the end as after the first sixth, every answer a client read must be one row of
+each arm, and no row may be there twice. Prints a table; ends with 1 where a line does not hold.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import os
@@ -15,9 +17,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -361,15 +365,36 @@ def is_whole(folder: Path, clients: Clients) -> bool:
     )
 
 
-def main(rate: float, seconds: float, folder: Path) -> int:
+def keep_loads_on(core: int, collector: psutil.Process) -> None:
+    """Give the processes that load this core, from shortly after each has started."""
+
+    def pin() -> None:
+        while True:
+            try:
+                for child in collector.children(recursive=True):
+                    with suppress(psutil.Error):
+                        if role_of(child) in {"load", "other"} and child.cpu_affinity() != [core]:
+                            child.cpu_affinity([core])
+            except psutil.NoSuchProcess:
+                return
+            time.sleep(0.1)
+
+    threading.Thread(target=pin, daemon=True).start()
+
+
+def main(rate: float, seconds: float, folder: Path, *, load_every: str, load_core: int | None) -> int:
+    if load_core is not None:
+        os.sched_setaffinity(0, os.sched_getaffinity(0) - {load_core})
     env = {**os.environ, "SOAK_KEY": "sk-treatment-of-the-soak"}
     upstream = subprocess.Popen([sys.executable, "-c", UPSTREAM], stdout=subprocess.PIPE)
     assert upstream.stdout is not None
     (folder / "evalpipe.toml").write_text(CONFIG.format(port=int(upstream.stdout.readline())))
     log = folder / "collector.log"
     with log.open("wb") as out:
-        command = [*EVALPIPE, "collect", "--port", "0", "--load-every", "2m"]
+        command = [*EVALPIPE, "collect", "--port", "0", "--load-every", load_every]
         collector = subprocess.Popen(command, cwd=folder, env=env, stdout=out, stderr=out)
+    if load_core is not None:
+        keep_loads_on(load_core, psutil.Process(collector.pid))
     try:
         while (listening := re.search(r"listening on http://127\.0\.0\.1:(\d+)", log.read_text())) is None:
             if collector.poll() is not None:
@@ -408,8 +433,19 @@ def main(rate: float, seconds: float, folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    arguments = sys.argv[1:]
-    rate_, seconds_ = [*map(float, arguments[:2]), *(500.0, 3600.0)[len(arguments[:2]) :]]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rate", type=float, nargs="?", default=500.0)
+    parser.add_argument("seconds", type=float, nargs="?", default=3600.0)
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--load-every", default="2m")
+    parser.add_argument("--load-core", type=int)
+    asked_for = parser.parse_args()
     sys.exit(
-        main(rate_, seconds_, Path(arguments[2] if len(arguments) > 2 else tempfile.mkdtemp(prefix="evalpipe-soak-")))
+        main(
+            asked_for.rate,
+            asked_for.seconds,
+            asked_for.folder or Path(tempfile.mkdtemp(prefix="evalpipe-soak-")),
+            load_every=asked_for.load_every,
+            load_core=asked_for.load_core,
+        )
     )
