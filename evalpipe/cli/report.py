@@ -81,6 +81,8 @@ def report(
     from evalpipe.workspace.paths import open_workspace
     from evalpipe.workspace.secrets import Outgoing
 
+    if ray is not None and (compare or index):
+        raise ConfigError("--ray is for reading a log, which --compare and --index do not: leave it out")
     workspace = open_workspace(config, data)
     check = Outgoing(workspace).checked
     if index:

@@ -143,6 +143,14 @@ def test_a_batch_has_no_calls_to_spread(words: list[str], tmp_path: Path, capsys
     assert "leave --ray or --batch out" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [["--index"], ["--compare", "a.json", "b.json"]])
+def test_pages_made_of_reports_are_not_spread(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["report", "--ray", *words])
+    assert ended.value.code == 2
+    assert "--ray is for reading a log, which --compare and --index do not: leave it out" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
