@@ -47,9 +47,11 @@ class StoredFiles:
     def here(self) -> Iterator[list[Path]]:
         """Their paths on this node, as long as the block lasts. Raises EvalpipeError for a file that it cannot have."""
         missing = [name for name in self.names if not (self.data / name).exists()]
+        if not missing:
+            yield [self.data / name for name in self.names]
+            return
         with tempfile.TemporaryDirectory(prefix="evalpipe-part-") as fetched:
-            if missing:
-                self._fetch(missing, Path(fetched))
+            self._fetch(missing, Path(fetched))
             yield [(Path(fetched) if name in missing else self.data) / name for name in self.names]
 
     def _fetch(self, names: Sequence[str], folder: Path) -> None:
