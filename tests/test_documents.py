@@ -31,6 +31,7 @@ from typing import Any
 import pytest
 import yaml
 from typer.main import get_command
+from warm_start import evalpipe_program
 
 from evalpipe.cli.app import build_app
 from evalpipe.config import read_config
@@ -285,7 +286,7 @@ def _free_port() -> int:
 def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the commands that the documents call: evalpipe and python of this checkout."""
     folder = tmp_path_factory.mktemp("bin")
-    for name, words in (("evalpipe", f"{sys.executable} -m evalpipe"), ("python", sys.executable)):
+    for name, words in (("evalpipe", evalpipe_program()), ("python", sys.executable)):
         (folder / name).write_text(f'#!/bin/sh\nexec {words} "$@"\n')
         (folder / name).chmod(0o755)
     return folder

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from command_line import run_here
+from warm_start import evalpipe_program
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "docs" / "examples"
@@ -143,8 +144,8 @@ def test_what_the_apps_asked_is_collected_with_its_users(printed: dict[str, str]
 def test_a_prompt_is_compared_in_ci(running: Set, tmp_path: Path) -> None:
     tools = tmp_path / "bin"
     tools.mkdir()
-    for name, words in (("evalpipe", f"{sys.executable} -m evalpipe"), ("python", sys.executable)):
-        (tools / name).write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+    for name, program in (("evalpipe", evalpipe_program()), ("python", sys.executable)):
+        (tools / name).write_text(f'#!/bin/sh\nexec "{program}" "$@"\n')
         (tools / name).chmod(0o755)
     (tmp_path / "evalpipe.toml").write_text(f'[experiment]\nname = "prompt"\n[judge]\nbase_url = "{running.sim}"\n')
     done = subprocess.run(

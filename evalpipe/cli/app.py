@@ -70,7 +70,8 @@ def _root(
     """
 
 
-def build_app() -> typer.Typer:
+def build_app(only: str | None = None) -> typer.Typer:
+    """The program; `only`: with this one of its commands, as the others take longer to set up than many a command to run."""
     app = typer.Typer(
         name="evalpipe",
         cls=Root,
@@ -80,12 +81,20 @@ def build_app() -> typer.Typer:
     )
     app.callback()(_root)
     for name, module_name, panel in COMMANDS:
+        if only not in {None, name}:
+            continue
         module: Any = importlib.import_module(f"evalpipe.cli.{module_name}")
         if hasattr(module, "app"):
             app.add_typer(module.app, name=name, rich_help_panel=panel)
         else:
             app.command(name, cls=getattr(module, "COMMAND", None), rich_help_panel=panel)(getattr(module, name))
     return app
+
+
+def _command_of(words: list[str]) -> str | None:
+    """The command that a command line begins with; None where it begins with no name of one, or a shell asks for completions."""
+    first = next(iter(words), None)
+    return first if COMPLETING not in os.environ and any(name == first for name, _, _ in COMMANDS) else None
 
 
 def _interrupted() -> NoReturn:
@@ -135,7 +144,8 @@ def main(arguments: list[str] | None = None) -> None:
         typer.echo(DOORS, nl=False)
         sys.exit(0)
     try:
-        result = build_app()(with_bare_ray(_with_bare_data(words)), standalone_mode=False, prog_name="evalpipe")
+        app = build_app(only=_command_of(words))
+        result = app(with_bare_ray(_with_bare_data(words)), standalone_mode=False, prog_name="evalpipe")
     except EvalpipeError as error:
         from evalpipe.collector.logs import report_error
 

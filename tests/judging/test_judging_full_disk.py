@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from fake_provider import Call, FakeProvider, Response, longer_wins
 from test_judging_run import FAST, pairs, rows, run, workspace
+from warm_start import evalpipe_program
 
 from evalpipe.calls.journal import Journal, read_journal
 from evalpipe.models import Judgment, JudgmentStatus, ShownFirst
@@ -29,7 +30,7 @@ def judge_under(limit: int | None, root: Path, *more: str) -> subprocess.Complet
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     return subprocess.run(
-        [sys.executable, "-m", "evalpipe", "judge", *more],
+        [evalpipe_program(), "judge", *more],
         cwd=root,
         env={**os.environ, "ANTHROPIC_API_KEY": "k"},
         capture_output=True,
@@ -131,6 +132,7 @@ def limited(code: str, folder: Path, limit: int) -> str:
     done = subprocess.run(
         [sys.executable, "-c", code, str(folder), str(limit)],
         cwd=Path(__file__).parent,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         timeout=60,

@@ -6,13 +6,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from fake_provider import FakeProvider, Response, longer_wins
+from warm_start import evalpipe_program
 
 from evalpipe.calls.batches import intents
 from evalpipe.sim.app import start_sim
@@ -41,7 +41,7 @@ def workspace(root: Path, url: str) -> None:
 
 def start(root: Path, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "evalpipe", "judge", "--json", *options],
+        [evalpipe_program(), "judge", "--json", *options],
         cwd=root,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
+
+from warm_start import evalpipe_program
 
 from evalpipe.serve.labelling.app import serve_labelling
 from evalpipe.store.query import open_store
@@ -104,7 +105,7 @@ class Page:
 
 @contextmanager
 def label_page(root: Path, *options: str, **environment: str) -> Iterator[Page]:
-    command = [sys.executable, "-m", "evalpipe", "label", "--port", "0", *options]
+    command = [evalpipe_program(), "label", "--port", "0", *options]
     process = subprocess.Popen(
         command, cwd=root, stderr=subprocess.PIPE, text=True, env={**os.environ, "EVALPIPE_TOKEN": "", **environment}
     )

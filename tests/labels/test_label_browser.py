@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from label_harness import ForkedPage, Page, forked_page, label_page, make_workspace, rows
+from warm_start import evalpipe_program
 
 from evalpipe.sim.app import start_sim
 from evalpipe.sim.settings import SimSettings
@@ -103,9 +104,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
         (found.spool / "served-sample.000001.jsonl").write_bytes(log)
         load(found, show_progress=False)
         # In a process of its own: the browser's driver has the event loop of this one.
-        subprocess.run(
-            [sys.executable, "-m", "evalpipe", "judge"], cwd=root, check=True, capture_output=True, timeout=240
-        )
+        subprocess.run([evalpipe_program(), "judge"], cwd=root, check=True, capture_output=True, timeout=240)
     return found
 
 

@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -19,6 +18,7 @@ import yaml
 from fake_provider import FakeProvider, longer_wins
 from spool_builders import T0, copy, request, served, shadow, write_segment
 from test_judging_run import FAST, pairs, rows, workspace
+from warm_start import evalpipe_program
 
 from evalpipe.errors import ConfigError, WorkspaceBusyError
 from evalpipe.spool.format import Record
@@ -43,7 +43,7 @@ def statuses(result: JobResult) -> dict[str, str]:
 
 def evalpipe(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "evalpipe", *words], cwd=folder, capture_output=True, text=True, check=False, timeout=120
+        [evalpipe_program(), *words], cwd=folder, capture_output=True, text=True, check=False, timeout=120
     )
 
 
@@ -223,9 +223,7 @@ def test_an_address_that_alerts_cannot_go_to_is_refused_before_the_first_step(
 ) -> None:
     pytest.importorskip("apprise")
     (tmp_path / "evalpipe.toml").write_text(f'[experiment]\nname = "t"\n[alerts]\n{settings}\n')
-    done = subprocess.run(
-        [sys.executable, "-m", "evalpipe", "run"], cwd=tmp_path, capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([evalpipe_program(), "run"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and words in done.stderr and ":word" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1 and not (tmp_path / "data").exists()
 

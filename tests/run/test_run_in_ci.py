@@ -18,6 +18,7 @@ import pytest
 import yaml
 from fake_provider import FakeProvider, longer_wins
 from test_judging_run import pairs, workspace
+from warm_start import evalpipe_program
 
 CI = Path(__file__).resolve().parents[2] / "docs" / "ci"
 ACTION = yaml.safe_load((CI / "github" / "action.yml").read_text("utf-8"))
@@ -108,8 +109,8 @@ def folder(tmp_path: Path, provider: FakeProvider) -> Path:
     (tmp_path / "new pairs.jsonl").write_text("".join(json.dumps(one) + "\n" for one in pairs(4)))
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(one) + "\n" for one in pairs(6)))
     (tmp_path / "bin").mkdir()
-    for name, words in (("evalpipe", "-m evalpipe "), ("python", "")):
-        (tmp_path / "bin" / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {words}"$@"\n')
+    for name, program in (("evalpipe", evalpipe_program()), ("python", sys.executable)):
+        (tmp_path / "bin" / name).write_text(f'#!/bin/sh\nexec "{program}" "$@"\n')
         (tmp_path / "bin" / name).chmod(0o755)
     return tmp_path
 

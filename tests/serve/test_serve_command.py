@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from serve_harness import TOKEN, Served
+from warm_start import evalpipe_program
 
 from evalpipe.workspace import canary
 from evalpipe.workspace.paths import Workspace
@@ -30,7 +31,7 @@ def started(
     if token is not None:
         environment["EVALPIPE_TOKEN"] = token
     process = subprocess.Popen(
-        [sys.executable, "-m", "evalpipe", "serve", "--port", "0", *words],
+        [evalpipe_program(), "serve", "--port", "0", *words],
         cwd=folder,
         env=environment,
         stderr=subprocess.PIPE,
@@ -87,7 +88,7 @@ def test_asked_twice_to_stop_it_ends_in_order_without_an_error_in_its_log(rollou
 
 
 def refused(folder: Path, *words: str) -> str:
-    command = [sys.executable, "-m", "evalpipe", "serve", *words]
+    command = [evalpipe_program(), "serve", *words]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
