@@ -199,9 +199,12 @@ def _controller_command(workspace: Workspace) -> list[str]:
     config = workspace.require_config()
     if config.experiment.mode != "canary":
         return []
-    from evalpipe.workspace.canary import canary_config  # the store and its libraries: only where a canary is watched
+    for package in ("duckdb", "pyarrow"):  # the controller's: this process need not hold them
+        if find_spec(package) is None:
+            raise ModuleNotFoundError(f"a canary's controller needs {package}", name=package)
+    from evalpipe.rollout.guardrails import build_guardrails  # numpy: only where a canary is watched
 
-    canary_config(workspace)
+    build_guardrails(config.canary.guardrails)  # one that means nothing ends the collector, before its controller starts
     command = [
         sys.executable,
         "-m",
