@@ -121,21 +121,22 @@ def test_every_dependency_has_a_range_that_holds_the_tested_version() -> None:
 
 def test_what_tests_and_checks_import_of_each_other_is_there() -> None:
     """Programs that the suite does not run (tests/bench, check_*.py) break unseen where a name they import is renamed."""
-    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "tests").rglob("*.py")}
     names: dict[str, set[str]] = {}
-    for path, tree in trees.items():
-        defined = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-        for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+    imports: list[tuple[Path, ast.ImportFrom]] = []
+    for path in (ROOT / "tests").rglob("*.py"):
+        defined = names.setdefault(path.stem, set())
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Name):
+                defined.add(node.id)
+            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 defined.add(node.name)
             elif isinstance(node, ast.Import | ast.ImportFrom):
                 defined.update((one.asname or one.name).partition(".")[0] for one in node.names)
-        names[path.stem] = names.get(path.stem, set()) | defined
+                imports += [(path, node)] if isinstance(node, ast.ImportFrom) else []
     missing = [
         f"{path.relative_to(ROOT)}: {one.name} of {node.module}"
-        for path, tree in trees.items()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.module in names
+        for path, node in imports
+        if node.module in names
         for one in node.names
         if one.name not in names[node.module]
     ]

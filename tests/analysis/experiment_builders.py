@@ -111,7 +111,9 @@ def connect(**tables: pd.DataFrame | None) -> duckdb.DuckDBPyConnection:
             arrow = schema.empty_table()
         else:
             columns = [
-                pa.array(_plain(given[field.name]) if field.name in given else [None] * len(given), field.type)
+                pa.array(given[field.name], field.type, from_pandas=True)
+                if field.name in given
+                else pa.nulls(len(given), field.type)
                 for field in schema
             ]
             nullable = pa.schema([pa.field(field.name, field.type) for field in schema])
@@ -162,8 +164,3 @@ def metric(analysis: Analysis, name: str) -> Any:
 
 def check(analysis: Analysis, name: str) -> Any:
     return next(one for one in analysis.checks if one.name == name)
-
-
-def _plain(column: pd.Series[Any]) -> list[Any]:
-    """The values with None for what is missing."""
-    return list(column.astype(object).where(column.notna(), None))

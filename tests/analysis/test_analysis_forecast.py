@@ -318,7 +318,7 @@ class Experiment:
         while n <= n_max:
             if self.look(int(n))[0].rule != "collect_more":
                 return n
-            n = max(n + 150, n * 1.12)
+            n = max(n + 150, n * 1.2)
         return math.inf
 
     def forecast(self, n: int) -> float:
