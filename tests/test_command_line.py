@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from command_line import run_here
+from warm_start import evalpipe_program
 
 from evalpipe.cli import demo
 from evalpipe.cli.app import COMMANDS
@@ -50,7 +51,7 @@ run = run_here
 def run_apart(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if not key.endswith("_API_KEY")} | (env or {})
     return subprocess.run(
-        [sys.executable, "-m", "evalpipe", *arguments],
+        [evalpipe_program(), *arguments],
         cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL,
     )  # fmt: skip
 

@@ -30,14 +30,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-PRELOADED = (
-    *(
-        f"evalpipe.workspace.{name}"
-        for name in ("canary", "compare", "doctor", "judge", "judge_review", "label", "plan")
-    ),
-    *(f"evalpipe.workspace.{name}" for name in ("replay", "retention", "run", "status")),
-    *("anthropic", "openai"),
-)
+STAGES = "canary compare doctor judge judge_review label plan replay retention run status"
+PRELOADED = (*(f"evalpipe.workspace.{name}" for name in STAGES.split()), "anthropic", "openai")
 LIMITS = (resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE)
 HANDED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 

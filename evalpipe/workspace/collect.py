@@ -204,7 +204,7 @@ def _controller_command(workspace: Workspace) -> list[str]:
             raise ModuleNotFoundError(f"a canary's controller needs {package}", name=package)
     from evalpipe.rollout.guardrails import build_guardrails  # numpy: only where a canary is watched
 
-    build_guardrails(config.canary.guardrails)  # one that means nothing ends the collector, before its controller starts
+    build_guardrails(config.canary.guardrails)  # one that means nothing ends the collector before anything starts
     command = [
         sys.executable,
         "-m",

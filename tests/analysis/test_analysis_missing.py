@@ -67,7 +67,7 @@ def test_streams_without_usage_leave_the_cost_of_both_arms_in_ab_mode() -> None:
 def test_half_of_the_clients_is_half_in_any_sample() -> None:
     """Clients (users) stream by a coin: in half of the samples fewer than half of the requests are left, by chance."""
     concluded, below = 0, 0
-    for seed in range(12):
+    for seed in range(6):
         streams = np.random.default_rng(seed).random(300) < 0.5
         streamed = streams[np.arange(N) % 300]
         arms = [
@@ -76,8 +76,8 @@ def test_half_of_the_clients_is_half_in_any_sample() -> None:
         found = run(both_arms(N, n_users=300, control=arms[0], treatment=arms[1]))
         concluded += metric(found, "cost_per_request_usd").status == "ok"
         below += streamed.mean() > 0.5
-    assert concluded == 12
-    assert 3 <= below <= 9
+    assert concluded == 6
+    assert 1 <= below <= 5
 
 
 def test_fewer_than_half_left_concludes_nothing() -> None:

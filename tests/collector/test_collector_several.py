@@ -20,6 +20,7 @@ from collector_harness import CHAT, RawUpstream, Script, chat_answer, chat_reque
 
 from evalpipe.spool.format import RequestRecord
 
+pytestmark = pytest.mark.uncompiled
 CONFIG = """
 [experiment]
 name = "{name}"
