@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -34,10 +35,18 @@ from evalpipe.workspace.paths import Workspace, open_workspace
 FIRST_DAY = "exchanges/experiment=exp/date=2026-07-01"
 
 
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
+@pytest.fixture(scope="module")
+def small_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two days with twelve files of exchanges each, two pairs in a file, and six files of judgments, five in a file."""
-    write_small_files(tmp_path, 24, n_days=2, n_judgment_files=6)
+    folder = tmp_path_factory.mktemp("small-files")
+    write_small_files(folder, 24, n_days=2, n_judgment_files=6)
+    return folder
+
+
+@pytest.fixture
+def workspace(small_files: Path, tmp_path: Path) -> Workspace:
+    """A copy of `small_files`."""
+    shutil.copytree(small_files, tmp_path, dirs_exist_ok=True)
     return open_workspace(root=tmp_path)
 
 
