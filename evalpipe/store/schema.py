@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from operator import attrgetter
 from typing import Any
 
@@ -233,6 +234,11 @@ def _is_constant(values: Sequence[Any]) -> bool:
     return (first is None or isinstance(first, str)) and values[-1] == first and values.count(first) == len(values)
 
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_INSTANTS = frozenset({datetime, type(None)})
+"""no classes derived of it: pandas's has nanoseconds"""
+
+
 def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     if len(values) > 1 and _is_constant(values):
         return (
@@ -240,6 +246,11 @@ def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
         )
     if pa.types.is_map(kind):
         values = [None if value is None else list(value.items()) for value in values]
+    elif kind == _TIME and _INSTANTS.issuperset(map(type, values)):
+        with suppress(TypeError):  # one without a time zone
+            # Arrow asks each instant for its offset, in Python: five times as long as the subtraction.
+            since = [None if value is None else value - _EPOCH for value in values]
+            return pa.array(since, pa.duration("us")).view(kind)
     try:
         return pa.array(values, kind)
     except (UnicodeEncodeError, pa.ArrowInvalid):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pyarrow as pa
@@ -77,3 +78,19 @@ def test_a_column_of_one_value_is_as_any_other(values: list[str | None], n_times
 def test_a_column_without_a_value_has_its_type(kind: pa.DataType) -> None:
     table = to_table(columns(kind), [Row(None)] * 3)
     assert (table["value"].type, table["value"].null_count) == (kind, 3)
+
+
+ZONES = st.sampled_from([None, UTC, timezone(timedelta(hours=-7)), timezone(timedelta(hours=5, minutes=45))])
+FIRST, LAST = datetime(1, 1, 3), datetime(9999, 12, 29)  # noqa: DTZ001 - the zone is drawn
+INSTANTS = st.datetimes(FIRST, LAST, timezones=ZONES)
+
+
+@settings(deadline=None)
+@given(st.lists(st.none() | INSTANTS, min_size=1, max_size=5))
+def test_instants_are_stored_as_arrow_reads_them(values: list[datetime | None]) -> None:
+    kind = pa.timestamp("us", tz="UTC")
+    table = to_table(columns(kind), [Row(value) for value in values])
+    assert table["value"].combine_chunks().equals(pa.array(values, kind))
+    assert [value if value is None else (value if value.tzinfo else value.replace(tzinfo=UTC)) for value in values] == (
+        table["value"].to_pylist()
+    )
