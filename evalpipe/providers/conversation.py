@@ -303,6 +303,8 @@ def _is_frame(text: str) -> bool:
     text = text.strip()
     if text.startswith("# AGENTS.md instructions"):
         return True
+    if not text.startswith("<"):
+        return False
     at = 0
     while at < len(text):
         opened = _TAG.match(text, at)
@@ -319,7 +321,7 @@ def _is_frame(text: str) -> bool:
             return False
         while at < len(text) and text[at].isspace():
             at += 1
-    return bool(text)
+    return True
 
 
 def make_view(
@@ -340,7 +342,7 @@ def make_view(
         model=model,
         streamed=streamed,
         messages=[*system, *rest],
-        system_text="\n\n".join(message["content"] for message in system),
+        system_text="\n\n".join([message["content"] for message in system]),
         first_user_message=first_user,
         has_tools=has_tools,
         usage_requested=usage_requested,

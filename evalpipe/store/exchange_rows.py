@@ -132,7 +132,7 @@ class _Client:
             mode=request.mode,
             unit_source=self.unit_source,
             target=request.target,
-            request_headers=dict(request.headers),
+            request_headers=request.headers,
             usage_requested=self.view.usage_requested,
         )
         if self.earlier_attempts:
@@ -146,10 +146,10 @@ class _Client:
         if response is not None:
             meta.ended = response.ended
             meta.first_byte_ms = response.first_byte_ms
-            meta.response_headers = dict(response.headers)
+            meta.response_headers = response.headers
             if response.body.n_dropped_bytes:
                 meta.n_response_bytes_dropped = response.body.n_dropped_bytes
-        return str(_meta_encoder.encode(meta), "utf-8")
+        return _meta_encoder.encode(meta).decode()
 
 
 class _Meta(msgspec.Struct, kw_only=True, gc=False):
@@ -158,7 +158,7 @@ class _Meta(msgspec.Struct, kw_only=True, gc=False):
     mode: str
     unit_source: str
     target: str
-    request_headers: dict[str, str]
+    request_headers: Mapping[str, str]
     usage_requested: bool
     earlier_attempts: list[str] | msgspec.UnsetType = msgspec.UNSET
     repeated: bool | msgspec.UnsetType = msgspec.UNSET
@@ -166,7 +166,7 @@ class _Meta(msgspec.Struct, kw_only=True, gc=False):
     n_request_bytes_dropped: int | msgspec.UnsetType = msgspec.UNSET
     ended: str | msgspec.UnsetType = msgspec.UNSET
     first_byte_ms: float | msgspec.UnsetType | None = msgspec.UNSET
-    response_headers: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
+    response_headers: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET
     n_response_bytes_dropped: int | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -430,5 +430,8 @@ def _holds_cache_key(body: bytes | str) -> bool:
     return '"prompt_cache_key"' in body if isinstance(body, str) else b'"prompt_cache_key"' in body
 
 
+_from_timestamp: Final = datetime.fromtimestamp
+
+
 def instant(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
+    return _from_timestamp(seconds, UTC)
