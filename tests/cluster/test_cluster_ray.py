@@ -169,5 +169,6 @@ def test_ray_may_stand_without_an_address(words: list[str], expected: list[str])
 
 def test_one_machine_imports_nothing_of_a_cluster() -> None:
     seen = "[name for name in sys.modules if name.startswith(('ray', 'evalpipe.cluster'))]"
-    script = f"import sys, evalpipe.workspace.judge, evalpipe.workspace.replay, evalpipe.cli.judge, evalpipe.cli.report, evalpipe.workspace.analyze; print({seen})"
+    modules = "evalpipe.workspace.judge, evalpipe.workspace.replay, evalpipe.workspace.analyze, evalpipe.cli.judge, evalpipe.cli.report"
+    script = f"import sys, {modules}; print({seen})"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "[]"
