@@ -169,6 +169,7 @@ def test_ray_may_stand_without_an_address(words: list[str], expected: list[str])
 
 def test_one_machine_imports_nothing_of_a_cluster() -> None:
     seen = "[name for name in sys.modules if name.startswith(('ray', 'evalpipe.cluster'))]"
-    modules = "evalpipe.workspace.judge, evalpipe.workspace.replay, evalpipe.workspace.analyze, evalpipe.cli.judge, evalpipe.cli.report"
+    stages = ("workspace.judge", "workspace.replay", "workspace.analyze", "cli.judge", "cli.report")
+    modules = ", ".join(f"evalpipe.{stage}" for stage in stages)
     script = f"import sys, {modules}; print({seen})"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "[]"
