@@ -352,13 +352,14 @@ def watched_workers() -> Iterator[list[float]]:
 
 
 def difference(found: Any, expected: Any, unit: float = 0.0) -> float:
-    """The largest difference of two reports, each relative to its number, or to control's beside it where that is larger; 1
-    where anything else differs. Times of the report itself do not count."""
+    """The largest difference of two reports, each relative to its number, or to control's beside it where that is larger (a
+    skewness, of differences that cancel, to 1); 1 where anything else differs. Times of the report itself do not count."""
     if isinstance(expected, dict):
         control = expected.get("control")
         unit = abs(control) if isinstance(control, float) else unit
         names = (found.keys() | expected.keys()) - {"generated_at"}
-        return max((difference(found.get(name), expected.get(name), unit) for name in names), default=0.0)
+        units = dict.fromkeys(names, unit) | {"skewness": 1.0}
+        return max((difference(found.get(name), expected.get(name), units[name]) for name in names), default=0.0)
     if isinstance(expected, list):
         if len(found) != len(expected):
             return 1.0
