@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from evalpipe.workspace.paths import Workspace
 
 PART_ROWS = 1_000_000
 """exchanges that a task reads at a time: some 400 MB of it"""
+_LOOK_EVERY_S = 0.2
 TASK_MEMORY = 500_000_000
 """bytes the database of a task may take before it works on disk"""
 
@@ -109,6 +111,8 @@ def connect_through(cluster: RayCluster, workspace: Workspace) -> Connect:
 def choose_connection(store: Store, settings: Settings, workers: Callable[[Store], TaskWorkers]) -> Connection:
     """The store's connection, with workers where the experiment can be taken apart by its files; else a line on stderr says why
     not."""
+    if not _exchange_files(store):
+        return store.connection  # which ends with what there is to say on that
     alone = _why_alone(store, settings)
     if alone is None:
         return DistributedConnection(connection=store.connection, workers=workers(store))
@@ -124,6 +128,10 @@ def _why_alone(store: Store, settings: Settings) -> str | None:
     if functions:
         return f"the metric {functions[0]} is a Python function over the whole log"
     return None
+
+
+def _exchange_files(store: Store) -> list[Path]:
+    return [path for path in store.files if path.is_relative_to(store.data / "exchanges")]
 
 
 def _exists(connection: Connection, relation: str) -> bool:
@@ -145,7 +153,7 @@ class TaskWorkers(ABC):
         self._data, self._url, self._threads = store.data.resolve(), url, threads
         chosen = _exists(store.connection, "selected")
         self._selected = self.put(store.connection.sql("FROM selected").to_arrow_table()) if chosen else None
-        files = [path for path in store.files if path.is_relative_to(store.data / "exchanges")]
+        files = _exchange_files(store)
         counted = count_rows(store.connection, [str(path) for path in files])
         self._sizes = {path.relative_to(store.data).as_posix(): counted[str(path)] for path in files}
 
@@ -187,13 +195,28 @@ class TaskWorkers(ABC):
         cast(Any, connection).register(name, pa.concat_tables(self.get(parts)))
 
 
+def _cpus_of_nodes(cluster: RayCluster) -> list[float]:
+    """The CPUs of each node, once there is one. Raises ClusterError where none has enough for a task."""
+    until = time.monotonic() + cluster.start_timeout_s
+    while not (nodes := cluster.nodes()) and time.monotonic() < until:
+        time.sleep(_LOOK_EVERY_S)
+    found = [float(node["Resources"]["CPU"]) for node in nodes]
+    if max(found, default=0.0) < cluster.cpus_per_shard:
+        lack = f"no node of the cluster has more than {max(found):g}" if found else "the cluster has no node with CPUs"
+        raise ClusterError(
+            f"a task of the report is set aside {cluster.cpus_per_shard:g} CPUs ([cluster] cpus_per_shard), and {lack}: set it "
+            "lower, or add a node"
+        )
+    return found
+
+
 class RayWorkers(TaskWorkers):
     """The tasks of a Ray cluster. Raises ClusterError where one fails for good, and what it raises itself as EvalpipeError."""
 
     def __init__(self, cluster: RayCluster, store: Store, url: str | None) -> None:
         self._ray, self._cpus = cluster.ray, cluster.cpus_per_shard
-        cpus = sum(node["Resources"]["CPU"] for node in cluster.nodes())
-        super().__init__(store, url, n_workers=max(1, int(cpus / self._cpus)), threads=max(1, int(self._cpus)))
+        n_workers = sum(int(cpus / self._cpus) for cpus in _cpus_of_nodes(cluster))
+        super().__init__(store, url, n_workers=n_workers, threads=max(1, int(self._cpus)))
 
     def run(
         self, task: Callable[..., Any], arguments: Sequence[Sequence[Any]], n_outputs: int, about: str

@@ -6,14 +6,16 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from objects.fixtures import Bucket
 
 from evalpipe.analysis.distributed import DistributedConnection
 from evalpipe.analysis.settings import CustomMetric, Settings
-from evalpipe.cluster.analysis import StoredFiles, choose_connection, over_files
-from evalpipe.errors import DataError
+from evalpipe.cluster.analysis import RayWorkers, StoredFiles, choose_connection, over_files
+from evalpipe.errors import ClusterError, DataError
 from evalpipe.store.query import Store, open_store
 from evalpipe.workspace.load import load
 from evalpipe.workspace.paths import Workspace, open_workspace
@@ -57,6 +59,26 @@ def test_a_node_without_the_data_folder_is_one_line(tmp_path: Path) -> None:
         over_files(files, None, [], COUNT, 1)
     assert str(refused.value).startswith(f"a node of the cluster has no {tmp_path}/elsewhere/exchanges/experiment=t/")
     assert str(refused.value).endswith('a data folder that every node sees under one path, or data = "s3://…"')
+
+
+@pytest.mark.parametrize(
+    ("cpus", "lack"),
+    [([2.0, 4.0], "no node of the cluster has more than 4"), ([], "the cluster has no node with CPUs")],
+)
+def test_a_task_that_no_node_has_room_for_is_refused_at_once(tmp_path: Path, cpus: list[float], lack: str) -> None:
+    workspace = with_pairs(tmp_path)
+    nodes = [{"Resources": {"CPU": one}} for one in cpus]
+    cluster: Any = SimpleNamespace(ray=None, cpus_per_shard=8.0, start_timeout_s=0.1, nodes=lambda: nodes)
+    with open_store(workspace.data, "t") as store, pytest.raises(ClusterError) as refused:
+        RayWorkers(cluster, store, None)
+    assert str(refused.value) == (
+        f"a task of the report is set aside 8 CPUs ([cluster] cpus_per_shard), and {lack}: set it lower, or add a node"
+    )
+
+
+def test_without_files_there_is_nothing_to_take_apart(tmp_path: Path) -> None:
+    with open_store(tmp_path, "t") as store:
+        assert choose_connection(store, Settings(), InlineWorkers) is store.connection
 
 
 def test_what_cannot_be_taken_apart_is_read_by_the_driver_and_says_so(
