@@ -99,7 +99,7 @@ class DistributedConnection:
         return name
 
 
-def workers_of(connection: Connection) -> DistributedConnection | None:
+def as_distributed(connection: Connection) -> DistributedConnection | None:
     """The connection, where it has workers."""
     return connection if isinstance(connection, DistributedConnection) else None
 
@@ -111,7 +111,7 @@ def over_files(connection: Connection, query: str, parameters: Sequence[Any]) ->
     Returns:
         A relation, and the parameters of the query that it stands in.
     """
-    distributed = workers_of(connection)
+    distributed = as_distributed(connection)
     if distributed is None:
         return f"({query})", list(parameters)
     return distributed.scan(query, parameters), []

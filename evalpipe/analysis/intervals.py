@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from evalpipe.analysis.distributed import workers_of
+from evalpipe.analysis.distributed import as_distributed
 from evalpipe.analysis.metrics import Metric, Ratio
 from evalpipe.analysis.populations import STATUS as MISSING_DIFFERS
 from evalpipe.analysis.populations import Missing, note_of
@@ -465,7 +465,7 @@ def sum_by_user(
             query = f"SELECT u, grp, sum(requests) AS requests, {beside} FROM ({query}) GROUP BY u, grp"
         return query
 
-    distributed = workers_of(connection)
+    distributed = as_distributed(connection)
     if distributed is not None and distributed.by_user and rows_of == "ev_pairs":
         is_of_users = cluster == "u"
         made = distributed.sum_pairs(f"{table}_sums" if is_of_users else f"{table}_parts", summed("true"))

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from evalpipe.analysis.distributed import DistributedConnection, Statement, over_files, workers_of
+from evalpipe.analysis.distributed import DistributedConnection, Statement, as_distributed, over_files
 from evalpipe.analysis.metrics import JudgmentValue, Ratio, metrics
 from evalpipe.analysis.populations import (
     OUTCOMES,
@@ -301,14 +301,14 @@ def _drop_duplicates(connection: Connection) -> int:
 
 def _join_arms(connection: Connection, chosen: _Chosen, columns: Sequence[str], until_us: int | None) -> int:
     """`ev_requests` from both arms' exchanges; returns how many were duplicates. Codes are 0 for a missing side."""
-    n_duplicates = 0
-    distributed = workers_of(connection)
-    parts = file_parts(connection, PART_ROWS)
-    # A request counts by its own instant: its shadow request starts a moment later.
-    early = "" if until_us is None else f"WHERE coalesce(c.at_us, t.at_us) < {until_us}"
+    distributed = as_distributed(connection)
     if distributed is not None and _join_by_workers(distributed, chosen, columns, until_us):
         _name_ids(connection)
         return 0
+    n_duplicates = 0
+    parts = file_parts(connection, PART_ROWS)
+    # A request counts by its own instant: its shadow request starts a moment later.
+    early = "" if until_us is None else f"WHERE coalesce(c.at_us, t.at_us) < {until_us}"
     if not (parts and _join_parts(connection, chosen, columns, parts, until_us)):
         join = f"CREATE OR REPLACE {large_table(connection)}ev_requests AS {_joined(columns)} {early}"
         _read(connection, chosen)
@@ -555,7 +555,7 @@ def _flag(
     known = query(kinds_left_out(counted), complete)
     connection.execute(f"CREATE OR REPLACE TEMP VIEW {view} AS {known}")
     if paired:
-        if (distributed := workers_of(connection)) is not None:
+        if (distributed := as_distributed(connection)) is not None:
             distributed.pairs = known
         _unpair(connection, [value.flag for value in values], columns)
     return find_missing(connection, values, counted, source=view, kinds=kinds, paired=paired), complete

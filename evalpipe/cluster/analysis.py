@@ -23,10 +23,10 @@ from tqdm import tqdm
 from evalpipe.analysis.distributed import DistributedConnection, Part, Statement
 from evalpipe.analysis.settings import Settings
 from evalpipe.analysis.sql import Connection, count_rows, parts_of, scalar
-from evalpipe.cluster.nodes import RayCluster
+from evalpipe.cluster.nodes import RayCluster, one_line
 from evalpipe.errors import ClusterError, DataError, EvalpipeError
 from evalpipe.objects.client import open_objects
-from evalpipe.store.query import Store, first_line, open_files
+from evalpipe.store.query import Store, open_files
 from evalpipe.workspace.analyze import Connect
 from evalpipe.workspace.paths import Workspace
 
@@ -246,6 +246,4 @@ class RayWorkers(TaskWorkers):
                 raise error.cause from None
             raise
         except self._ray.exceptions.RayError as error:
-            raise ClusterError(
-                f"a task of the report has failed: {first_line(error)}; look with `ray status`"
-            ) from error
+            raise ClusterError(f"a task of the report has failed: {one_line(error)}; look with `ray status`") from error

@@ -109,7 +109,7 @@ def _join(ray: Any, wanted: str | None) -> None:
     except Exception as error:  # Ray raises many kinds
         where = f"at {wanted}" if wanted else "of this machine"
         raise ClusterError(
-            f"cannot join the Ray cluster {where}: {_one_line(error)}; look with `ray status`, and check --ray "
+            f"cannot join the Ray cluster {where}: {one_line(error)}; look with `ray status`, and check --ray "
             "([cluster] address)"
         ) from error
 
@@ -188,7 +188,8 @@ def _why_lost(error: Exception) -> str:
     return f"its process is gone: {type(error).__name__}"
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """An error of Ray's on one line, cut where it is long."""
     line = " ".join(str(error).split()).rstrip(".;:") or type(error).__name__
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"
 
@@ -247,4 +248,4 @@ def _why_not(error: Exception) -> str:
         return f"the package {missing[1]} is not installed there"
     if type(error).__name__ == "GetTimeoutError":
         return f"no process has started there within {NODE_TIMEOUT_S:g} s"
-    return _one_line(error)
+    return one_line(error)

@@ -111,6 +111,16 @@ def same(found: Any, expected: Any) -> bool:
     return bool(found == expected)
 
 
+def in_four_files(data: Path, mode: str) -> Path:
+    """300 requests of both arms, the last file without some columns."""
+    exchanges = shuffled(300)
+    if mode == "ab":
+        exchanges = pd.concat([frame(300, arm=arm, seed=1, mode="ab") for arm in ("control", "treatment")])
+        exchanges["request_id"] += exchanges["arm"]
+        exchanges["unit_id"] += exchanges["arm"]
+    return written(data, cut(exchanges, [150, 151, 400]), leave_out=["cost_note", "request_kind"])
+
+
 def as_builtins(analysis: Analysis) -> dict[str, Any]:
     return msgspec.to_builtins(analysis)  # type: ignore[no-any-return]
 
@@ -119,12 +129,7 @@ def as_builtins(analysis: Analysis) -> dict[str, Any]:
 def test_the_analysis_is_the_same_by_parts_and_on_disk(
     request: pytest.FixtureRequest, tmp_path: Path, mode: str
 ) -> None:
-    exchanges = shuffled(300)
-    if mode == "ab":
-        exchanges = pd.concat([frame(300, arm=arm, seed=1, mode="ab") for arm in ("control", "treatment")])
-        exchanges["request_id"] += exchanges["arm"]
-        exchanges["unit_id"] += exchanges["arm"]
-    data = written(tmp_path, cut(exchanges, [150, 151, 400]), leave_out=["cost_note", "request_kind"])
+    data = in_four_files(tmp_path, mode)
     expected = analysed(data, mode=mode, on_disk=False)
     request.getfixturevalue("large")
     found = analysed(data, mode=mode, on_disk=True)
@@ -144,12 +149,7 @@ def test_the_analysis_is_the_same_by_parts_and_on_disk(
     ],
 )
 def test_the_analysis_is_the_same_by_workers(tmp_path: Path, mode: str, selection: Selection | None) -> None:
-    exchanges = shuffled(300)
-    if mode == "ab":
-        exchanges = pd.concat([frame(300, arm=arm, seed=1, mode="ab") for arm in ("control", "treatment")])
-        exchanges["request_id"] += exchanges["arm"]
-        exchanges["unit_id"] += exchanges["arm"]
-    data = written(tmp_path, cut(exchanges, [150, 151, 400]), leave_out=["cost_note", "request_kind"])
+    data = in_four_files(tmp_path, mode)
     with open_store(data, EXPERIMENT, selection=selection, compared=True, analysis=True) as store:
         expected = analyze(
             store.connection, experiment=EXPERIMENT, mode=mode, settings=Settings(looks="fixed"), now=NOW, details=True
