@@ -25,7 +25,8 @@ def collect(
         int | None, typer.Option("--workers", min=1, max=256, help="Serving processes.  [default: collector.workers]")
     ] = None,
     load_every: Annotated[
-        str | None, typer.Option("--load-every", help="Compact the spool to Parquet now and then, e.g. 10m.")
+        str | None,
+        typer.Option("--load-every", help="Load the log into Parquet files this often, e.g. 10m, from start to start."),
     ] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen on other than loopback without a client token.")

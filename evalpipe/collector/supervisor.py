@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,7 +45,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class Run:
-    """What to run. `address` is what to bind; `load_command` is started every `load_every_s` (None: never)."""
+    """What to run. `address` is what to bind; `load_command` is started every `load_every_s`, from start to
+    start (None: never)."""
 
     settings: CollectorSettings
     host: str
@@ -352,14 +353,23 @@ class _Supervisor:
         if not self._run.load_every_s:
             return
         failing = False
-        while True:
-            await asyncio.sleep(self._run.load_every_s)
+        async for _ in rounds(self._run.load_every_s):
             how = await run_command("load", self._run.load_command, stdin=asyncio.subprocess.DEVNULL)
             if how != "exit code 0":
-                logger.error("load failed (%s); it is tried again in %g s", how, self._run.load_every_s)
+                logger.error("load failed (%s); the next one begins within %g s", how, self._run.load_every_s)
             elif failing:
                 logger.info("load works again")
             failing = how != "exit code 0"
+
+
+async def rounds(every_s: float) -> AsyncIterator[None]:
+    """A round every `every_s` seconds from start to start, the first after as many. One that took longer is followed at once: a
+    backlog is worked off without pauses."""
+    due_at = time.monotonic()
+    while True:
+        due_at = max(due_at + every_s, time.monotonic())
+        await asyncio.sleep(due_at - time.monotonic())
+        yield
 
 
 def _bridged(settings: CollectorSettings) -> tuple[CollectorSettings, socket.socket | None]:

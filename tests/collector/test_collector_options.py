@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
 import signal
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -23,6 +25,8 @@ from collector_harness import (
     plain,
     start_collector,
 )
+
+from evalpipe.collector.supervisor import rounds
 
 Start = Callable[..., Running]
 Upstream = Callable[[Script], RawUpstream]
@@ -82,6 +86,26 @@ def test_the_spool_is_loaded_now_and_then(upstream: Upstream, collector: Start) 
         eventually(lambda wanted=seen: loaded() == wanted, timeout=60)  # type: ignore[misc]
     assert running.stop() == 0
     assert loaded() == seen
+
+
+def test_loads_begin_at_their_interval_however_long_they_take() -> None:
+    """From start to start: at once after one that took longer, and never sooner."""
+    every, lengths = 0.2, [0.0, 0.15, 0.5, 0.0, 0.0]
+
+    async def starts() -> list[float]:
+        loop, began = asyncio.get_running_loop(), []
+        async for _ in rounds(every):
+            began.append(loop.time())
+            await asyncio.sleep(lengths[len(began) - 1])
+            if len(began) == len(lengths):
+                break
+        return began
+
+    began = asyncio.run(starts())
+    apart = [later - earlier for earlier, later in pairwise(began)]
+    wanted = [max(every, length) for length in lengths[:-1]]
+    assert all(found >= least - 0.01 for found, least in zip(apart, wanted, strict=True)), apart
+    assert sum(apart) < sum(wanted) + 0.3, "a pause behind a load"
 
 
 def test_an_arm_that_rewrites_gets_its_own_model_and_prompt(upstream: Upstream, tmp_path: Path) -> None:
