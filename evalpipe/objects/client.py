@@ -193,6 +193,7 @@ class Objects:
                 Listed(one["path"], one["size"], _version_of(one), one["last_modified"])
                 for page in pages
                 for one in page
+                if after is None or one["path"] > after  # Azure's listing begins with the named key, Azurite's anywhere
             ]  # whole: an error in the middle begins anew
 
         yield from sorted(self._repeated(ask, f"listing {prefix}"), key=lambda one: one.key)

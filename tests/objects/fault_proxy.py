@@ -1,10 +1,12 @@
-"""A proxy in front of an S3 server that makes conditional puts one step and answers a settable share of requests with faults.
+"""A proxy in front of a storage server that makes conditional puts one step and answers a settable share of requests with faults.
 
-Conditional puts (`If-None-Match: *`, `If-Match: ETAG`) are checked here, with a HEAD under a lock of the key which every other
-write of that key takes too: whatever the server behind does about them, the check and the write are one step, as in S3.
+Conditional puts (S3: `If-None-Match: *`, `If-Match: ETAG`; Google: `x-goog-if-generation-match`) are checked here, with a HEAD
+under a lock of the key which every other write of that key takes too: whatever the server behind does about them, the check and
+the write are one step, as at the vendor's. Azurite checks Azure's by itself, under the same lock. fake-gcs-server takes uploads
+by Google's JSON API only: puts of the XML API are passed on to it as such.
 
-`python -m objects.fault_proxy UPSTREAM_PORT` runs it as a process; `FaultProxy(...).run_in_thread()` in this one. Control, at
-`/_faults` beside the buckets: GET gives {"rates", "requests", "faults"}; PUT sets any of
+`python -m objects.fault_proxy UPSTREAM_PORT [s3 | az | gs]` runs it as a process, `FaultProxy(...).run_in_thread()` in this one.
+Control, at `/_faults` beside the buckets: GET gives {"rates", "requests", "faults"}; PUT sets any of
 
     rates: {KIND: share of requests, 0 to 1}    seed: a number; the same requests in the same order meet the same faults
     next: [{"kind", "method", "key"}]           faults for the next request of that method whose key holds the text, one each
@@ -57,6 +59,9 @@ REASONS = {
 }  # fmt: skip
 
 
+CONDITIONS = ("if-match", "if-none-match", "x-goog-if-generation-match")
+
+
 @dataclass(frozen=True)
 class Request:
     method: str
@@ -78,7 +83,7 @@ class Request:
 
     @property
     def conditions(self) -> list[tuple[str, str]]:
-        return [(name.lower(), value) for name, value in self.headers if name.lower() in ("if-match", "if-none-match")]
+        return [(name.lower(), value) for name, value in self.headers if name.lower() in CONDITIONS]
 
     @property
     def is_conditional_write(self) -> bool:
@@ -161,11 +166,13 @@ class Faults:
 class FaultProxy:
     """One listening proxy. `port` is set once it listens."""
 
-    def __init__(self, upstream_port: int) -> None:
-        self.upstream_port = upstream_port
+    def __init__(self, upstream_port: int, vendor: str = "s3") -> None:
+        self.upstream_port, self.vendor = upstream_port, vendor
         self.faults = Faults()
         self.port = 0
         self._locks: dict[str, asyncio.Lock] = {}
+        self._parts: dict[str, dict[int, bytes]] = {}
+        """uploads to Google in parts that are not finished, or were"""
 
     async def serve(self, listening: threading.Event | None = None) -> None:
         server = await asyncio.start_server(self._connection, "127.0.0.1", self.port, limit=1 << 20, backlog=512)
@@ -226,7 +233,7 @@ class FaultProxy:
     async def _perform(self, request: Request, *, checked: bool) -> Response:
         """What the server behind does, with the conditions of a write checked in the same step, where they are `checked`."""
         async with self._locked(request.keys_written):
-            if not request.is_conditional_write:
+            if not request.is_conditional_write or self.vendor == "az":
                 return await self._forward(request)
             if checked and (refusal := await self._refusal(request)):
                 return refusal
@@ -236,11 +243,17 @@ class FaultProxy:
             return await self._forward(Request(request.method, request.target, plain, request.body))
 
     async def _refusal(self, request: Request) -> Response | None:
-        """What S3 answers where a condition of a write does not hold."""
+        """What the vendor answers where a condition of a write does not hold."""
         kept = [(name, value) for name, value in request.headers if name.lower() in ("host", "authorization")]
         head = await self._forward(Request("HEAD", request.target.partition("?")[0], kept, b""))
         etag = head.header("etag") if head.status == 200 else None
         for name, value in request.conditions:
+            if name == "x-goog-if-generation-match":
+                if value == ((head.header("x-goog-generation") if head.status == 200 else None) or "0"):
+                    continue
+                return _error(
+                    412, "PreconditionFailed", "At least one of the pre-conditions did not hold", request.path
+                )
             if name == "if-match" and etag is None:
                 return _error(404, "NoSuchKey", "The specified key does not exist.", request.path)
             holds = etag is None if name == "if-none-match" else value.strip('"') == (etag or "").strip('"')
@@ -258,13 +271,44 @@ class FaultProxy:
             yield
 
     async def _forward(self, request: Request) -> Response:
+        if self.vendor == "gs" and request.method in ("PUT", "POST") and request.key:
+            return await self._as_upload(request)
+        return await self._send(request)
+
+    async def _as_upload(self, request: Request) -> Response:
+        """A put of Google's XML API, or a step of one in parts, as an upload of its JSON API."""
+        query = urllib.parse.parse_qs(request.target.partition("?")[2], keep_blank_values=True)
+        upload = query.get("uploadId", [""])[0]
+        if "uploads" in query:
+            self._parts[name := f"upload-{len(self._parts)}"] = {}
+            return _xml(f"<InitiateMultipartUploadResult><UploadId>{name}</UploadId></InitiateMultipartUploadResult>")
+        if "partNumber" in query:
+            self._parts[upload][int(query["partNumber"][0])] = request.body
+            return Response(200, [("ETag", f'"{query["partNumber"][0]}"')], b"")
+        body = b"".join(part for _, part in sorted(self._parts[upload].items())) if upload else request.body
+        bucket, _, key = request.path.removeprefix("/").partition("/")
+        target = f"/upload/storage/v1/b/{bucket}/o?{urllib.parse.urlencode({'uploadType': 'media', 'name': key})}"
+        done = await self._send(Request("POST", target, request.headers, body))
+        if done.status != 200:
+            return done
+        made = json.loads(done.body)
+        version = [("ETag", f'"{made["etag"]}"'), ("x-goog-generation", str(made["generation"]))]
+        if not upload:
+            return Response(200, version, b"")
+        shown = f"<CompleteMultipartUploadResult><ETag>{made['etag']}</ETag></CompleteMultipartUploadResult>"
+        return Response(200, version, shown.encode())
+
+    async def _send(self, request: Request) -> Response:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.upstream_port, limit=1 << 20)
-        dropped = ("connection", "content-length", "transfer-encoding", "expect")
+        dropped = {"connection", "content-length", "transfer-encoding", "expect"}
         lines = [
             f"{request.method} {request.target} HTTP/1.1",
             "Connection: close",
             f"Content-Length: {len(request.body)}",
         ]
+        if self.vendor == "gs":  # fake-gcs-server serves the XML API under its own name only
+            dropped.add("host")
+            lines.append(f"Host: 127.0.0.1:{self.upstream_port}")
         lines += [f"{name}: {value}" for name, value in request.headers if name.lower() not in dropped]
         try:
             writer.write("\r\n".join([*lines, "", ""]).encode("latin-1") + request.body)
@@ -291,6 +335,10 @@ class FaultProxy:
             return _error(400, "InvalidArgument", str(error), request.path)
         shown = {"rates": self.faults.rates, "requests": self.faults.requests, "faults": self.faults.made}
         return Response(200, [("Content-Type", "application/json")], json.dumps(shown).encode())
+
+
+def _xml(text: str) -> Response:
+    return Response(200, [("Content-Type", "application/xml")], text.encode())
 
 
 async def _read_request(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Request | None:
@@ -352,7 +400,7 @@ def _error(status: int, code: str, message: str, path: str) -> Response:
 
 
 def main() -> None:
-    proxy = FaultProxy(int(sys.argv[1]))
+    proxy = FaultProxy(int(sys.argv[1]), *sys.argv[2:])
     proxy.run_in_thread()
     announce(proxy.port)
     wait_for_parent()

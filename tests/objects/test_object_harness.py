@@ -8,7 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from objects.fixtures import Bucket
+from objects.fixtures import VENDOR, Bucket
+
+pytestmark = pytest.mark.skipif(VENDOR != "s3", reason="S3's own requests")
 
 SIGNED = "AWS4-HMAC-SHA256 Credential=test/20250101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
 """moto takes any signature, but shows a private object to nobody without one"""

@@ -135,7 +135,7 @@ def test_a_storage_that_is_gone_is_one_line_and_the_log_stays(
     root = collected(machine(tmp_path / "first", provider, faulty_bucket.url))
     faulty_bucket.faults.outage(30)
     line = run(root, "load", code=1)
-    assert line.startswith("evalpipe: s3://") and line.count("\n") == 1 and "run it again" in line
+    assert line.startswith(f"evalpipe: {faulty_bucket.url}") and line.count("\n") == 1 and "run it again" in line
     faulty_bucket.faults.outage(0)
     assert "399" in run(root, "load")
 
@@ -147,4 +147,4 @@ def test_a_folder_of_one_machine_is_not_mixed_with_the_store(
     run(root, "load")
     config = (root / "evalpipe.toml").read_text()
     (root / "evalpipe.toml").write_text(f'data = "{bucket.url}"\n{config}')
-    assert "holds data that are not from s3://" in run(root, "report", code=2)
+    assert f"holds data that are not from {bucket.url}" in run(root, "report", code=2)

@@ -15,7 +15,7 @@ from evalpipe.errors import ConfigError, EvalpipeError, WorkspaceBusyError
 from evalpipe.objects.client import StorageError, open_objects
 from evalpipe.objects.lease import LeaseLostError
 from evalpipe.objects.working_copy import WorkingCopy
-from objects.fixtures import Bucket
+from objects.fixtures import VENDOR, Bucket
 
 
 def owner_of(path: str) -> str | None:
@@ -238,7 +238,7 @@ def test_objects_of_removed_files_stay_for_readers_or_are_deleted_at_once(bucket
 
 def test_a_folder_with_other_data_is_refused(bucket: Bucket, tmp_path: Path) -> None:
     write(tmp_path, "a/1.parquet", "mine")
-    with pytest.raises(ConfigError, match=r"not from s3://.*a/1\.parquet"):
+    with pytest.raises(ConfigError, match=rf"not from {bucket.url}.*a/1\.parquet"):
         copy_in(tmp_path, bucket)
     copy_in(tmp_path / "new", bucket)
     other = Bucket(bucket.endpoint, bucket.name, f"{bucket.prefix}/other", bucket.faults)
@@ -254,6 +254,7 @@ def test_only_its_owner_can_read_what_arrives(bucket: Bucket, tmp_path: Path) ->
     assert (there.folder / "a/1.parquet").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.skipif(VENDOR == "az", reason="Azure's signature covers the conditions: the proxy cannot take them away")
 def test_a_server_that_ignores_conditions_is_refused_before_the_first_commit(
     faulty_bucket: Bucket, tmp_path: Path
 ) -> None:
