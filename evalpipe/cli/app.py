@@ -98,7 +98,7 @@ def _command_of(words: list[str]) -> str | None:
 
 
 def _interrupted() -> NoReturn:
-    typer.echo("evalpipe: interrupted; what was finished is kept, the same command goes on from there", err=True)
+    typer.echo("evalpipe: interrupted; what was stored is kept, run the same command again", err=True)
     sys.exit(130)
 
 
@@ -113,7 +113,7 @@ def _with_bare_data(arguments: list[str]) -> list[str]:
     ]
 
 
-_WITH_RAY = ("doctor", "judge", "replay", "report")
+_WITH_RAY = ("doctor", "gate", "judge", "replay", "report")
 _RAY_ADDRESS = re.compile(r"auto|local|ray://\S+|[\w.-]+:[0-9]{1,5}|\[[0-9a-f:.]+\]:[0-9]{1,5}")
 
 

@@ -26,6 +26,7 @@ def gate(
             "--watch", metavar="SECONDS", min=0.1, help="Renew data/verdict.json every SECONDS, until stopped."
         ),
     ] = None,
+    ray: options.RayTables = None,
     as_json: options.Json = False,
 ) -> None:
     """The decision as an exit code, for pipelines: 0 ship, 10 keep, 11 collect_more, 12 invalid.
@@ -39,6 +40,7 @@ def gate(
     evalpipe gate && kubectl apply -f treatment.yaml
     evalpipe gate --json
     evalpipe gate --watch 10
+    evalpipe gate --ray 10.0.0.1:6379
     ```
     """
     from evalpipe.errors import ConfigError
@@ -51,6 +53,8 @@ def gate(
     if watch is not None:
         if any(option is not None for option in (judge, since, until, where)):
             raise ConfigError("--watch looks at the whole experiment: leave out --judge, --since, --until and --where")
+        if ray is not None:
+            raise ConfigError("--watch looks again and again on this machine: leave out --ray")
         for document in decide.watch(workspace, every_s=watch, experiment=experiment):
             if as_json:
                 typer.echo(json.dumps(document, ensure_ascii=False))
@@ -59,7 +63,10 @@ def gate(
                     printable(f"{document['computed_at']}  {document['recommendation']}  {document['headline']}")
                 )
         return
-    document = decide.verdict(workspace, experiment=experiment, judge=judge, since=since, until=until, where=where)
+    with options.reading(workspace, ray) as connect:
+        document = decide.verdict(
+            workspace, experiment=experiment, judge=judge, since=since, until=until, where=where, connect=connect
+        )
     if as_json:
         typer.echo(json.dumps(document, ensure_ascii=False, indent=2))
     else:

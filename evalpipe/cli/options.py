@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import signal
+from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from evalpipe.errors import ConfigError
+
+if TYPE_CHECKING:
+    from evalpipe.workspace.analyze import Connect
+    from evalpipe.workspace.paths import Workspace
 
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="Configuration file.  [default: ./evalpipe.toml]")]
 Data = Annotated[
@@ -88,6 +93,17 @@ RayTables = Annotated[
         help="Read and sum on the nodes of a Ray cluster: host:port, auto or local.  [default: [cluster] address]",
     ),
 ]
+
+
+def reading(workspace: Workspace, ray: str | None) -> AbstractContextManager[Connect | None]:
+    """How analyses in the block read the store: with --ray by the nodes of a cluster."""
+    if ray is None:
+        return nullcontext()
+    from evalpipe.cluster.analysis import read_by_cluster
+
+    return read_by_cluster(workspace, ray)
+
+
 Judges = Annotated[
     list[str] | None,
     typer.Option("--judge", "-j", help="Judge by name; several at once.  [default: [judge] name]"),

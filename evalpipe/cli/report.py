@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from evalpipe.cli import options
 from evalpipe.errors import ConfigError
 from evalpipe.text import format_counted, printable
-
-if TYPE_CHECKING:
-    from evalpipe.workspace.analyze import Connect
-    from evalpipe.workspace.paths import Workspace
 
 
 class Format(StrEnum):
@@ -107,11 +101,11 @@ def report(
         return
     chosen = {"experiment": experiment, "judge": judge, "since": since, "until": until, "where": where}
     if format_ is not Format.html:
-        with _connecting(workspace, ray) as connect:
+        with options.reading(workspace, ray) as connect:
             analysis = workspace_report.analyze(workspace, **chosen, connect=connect)
         _put(check(workspace_report.render_as(format_.value, analysis), "the report"), output)
         return
-    with _connecting(workspace, ray) as connect:
+    with options.reading(workspace, ray) as connect:
         written = workspace_report.write_report(
             workspace, **chosen, output=output, max_examples=0 if no_texts else examples, connect=connect
         )
@@ -124,19 +118,6 @@ def report(
     if written.since:
         typer.echo(printable(written.since), err=True)
     _done(written.html, f"and {written.json.name} beside it", open_)
-
-
-@contextmanager
-def _connecting(workspace: Workspace, ray: str | None) -> Iterator[Connect | None]:
-    """How the store is read: with --ray by the nodes of a cluster, as long as the block lasts."""
-    if ray is None:
-        yield None
-        return
-    from evalpipe.cluster.analysis import connect_through
-    from evalpipe.cluster.nodes import joined
-
-    with joined(workspace, ray) as cluster:
-        yield connect_through(cluster, workspace)
 
 
 def _put(document: bytes, output: Path | None) -> None:

@@ -11,8 +11,9 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +24,7 @@ from tqdm import tqdm
 from evalpipe.analysis.distributed import DistributedConnection, Part, Statement
 from evalpipe.analysis.settings import Settings
 from evalpipe.analysis.sql import Connection, count_rows, parts_of, scalar
-from evalpipe.cluster.nodes import RayCluster, one_line
+from evalpipe.cluster.nodes import RayCluster, joined, one_line
 from evalpipe.errors import ClusterError, DataError, EvalpipeError
 from evalpipe.objects.client import open_objects
 from evalpipe.store.query import Store, open_files
@@ -99,13 +100,17 @@ def over_tables(name: str, steps: Sequence[Statement], output: str, threads: int
         return connection.sql(output).to_arrow_table()
 
 
-def connect_through(cluster: RayCluster, workspace: Workspace) -> Connect:
-    """Have an analysis use the cluster."""
+@contextmanager
+def read_by_cluster(workspace: Workspace, address: str | None) -> Iterator[Connect]:
+    """Have analyses in the block use a Ray cluster. It is joined when one of them has something to read: what is wrong with a
+    selection or a store is found before that."""
+    with ExitStack() as left_with_the_block:
+        join = cache(lambda: left_with_the_block.enter_context(joined(workspace, address)))
 
-    def connect(store: Store, settings: Settings) -> Connection:
-        return choose_connection(store, settings, lambda store: RayWorkers(cluster, store, workspace.url))
+        def connect(store: Store, settings: Settings) -> Connection:
+            return choose_connection(store, settings, lambda store: RayWorkers(join(), store, workspace.url))
 
-    return connect
+        yield connect
 
 
 def choose_connection(store: Store, settings: Settings, workers: Callable[[Store], TaskWorkers]) -> Connection:

@@ -20,7 +20,7 @@ from evalpipe.report.text import gate_document
 from evalpipe.store.parquet import parquet_files
 from evalpipe.store.query import Selection, open_store, read_instant
 from evalpipe.store.schema import DATASETS
-from evalpipe.workspace.analyze import analyze_workspace, mode_of, planned_record, settings_of
+from evalpipe.workspace.analyze import Connect, analyze_workspace, connect_here, mode_of, planned_record, settings_of
 from evalpipe.workspace.paths import Workspace, check_judge, loaded_experiment
 from evalpipe.workspace.record import load_record, recording, save_record
 
@@ -36,18 +36,27 @@ def verdict(
     until: str | None = None,
     where: str | None = None,
     waits: bool = False,
+    connect: Connect | None = None,
 ) -> dict[str, Any]:
     """The decision as of now, as JSON-ready values; also written to data/verdict.json where the whole of the workspace's
     experiment was looked at.
 
     Args:
         waits: the workspace's own experiment without data yet is collect_more, not an error.
+        connect: how the store is read, by default on this machine.
 
     Raises:
         EvalpipeError: ConfigError for an experiment without data or an unknown judge.
     """
     return verdict_and_analysis(
-        workspace, experiment=experiment, judge=judge, since=since, until=until, where=where, waits=waits
+        workspace,
+        experiment=experiment,
+        judge=judge,
+        since=since,
+        until=until,
+        where=where,
+        waits=waits,
+        connect=connect,
     )[0]
 
 
@@ -60,6 +69,7 @@ def verdict_and_analysis(
     until: str | None = None,
     where: str | None = None,
     waits: bool = False,
+    connect: Connect | None = None,
 ) -> tuple[dict[str, Any], Analysis | None]:
     """`verdict`, and the analysis it is from; None where there are no data yet."""
     own = workspace.config.experiment.name if workspace.config else None
@@ -68,7 +78,14 @@ def verdict_and_analysis(
     try:
         check_judge(workspace, name, judge)
         analysis = analyze_workspace(
-            workspace, experiment=name, judge=judge, since=since, until=until, where=where, details=False
+            workspace,
+            experiment=name,
+            judge=judge,
+            since=since,
+            until=until,
+            where=where,
+            details=False,
+            connect=connect or connect_here,
         )
         decision = analysis.decision
     except NoDataError as error:  # nothing is selected, or nothing is there yet

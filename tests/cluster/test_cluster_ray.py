@@ -107,6 +107,27 @@ def test_the_report_is_the_same_by_a_cluster(tmp_path: Path) -> None:
     alone, _ = start(tmp_path, "report", "--format", "json").communicate(timeout=100)
     found, expected = json.loads(out), json.loads(alone)
     assert (found["metrics"], found["funnel"]["pairs"]) == (expected["metrics"], 60), errors
+    gate = start(tmp_path, "gate", "--json", "--ray")
+    verdict, errors = gate.communicate(timeout=100)
+    assert (gate.returncode, json.loads(verdict)["recommendation"]) == (11, "collect_more"), errors
+
+
+def test_a_selection_is_looked_at_before_a_cluster_is_joined(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace(tmp_path, "http://127.0.0.1:1", 3)
+    nowhere, config = ["--ray", "127.0.0.1:1"], ["--config", str(tmp_path / "evalpipe.toml")]
+    for words, line in (
+        (["report", "--since", "yesterdayish"], "yesterdayish"),
+        (["report", "--since", "2031-01-01"], "no exchanges in the selection"),
+        (["gate", "--where", "no_such_column = 1"], "no_such_column"),
+        (["gate", "--judge", "nobody"], "nobody"),
+        (["gate", "--watch", "5"], "leave out --ray"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main([*words, *nowhere, *config])
+        assert ended.value.code
+        assert line in capsys.readouterr().err
 
 
 @needs_ray
@@ -160,6 +181,7 @@ def test_pages_made_of_reports_are_not_spread(words: list[str], capsys: pytest.C
         (["judge", "--ray", "auto", "log.jsonl"], ["judge", "--ray", "auto", "log.jsonl"]),
         (["replay", "--yes", "--ray", "node-1.internal:6379"], ["replay", "--yes", "--ray", "node-1.internal:6379"]),
         (["doctor", "--ray", "[fd00::1]:6379"], ["doctor", "--ray", "[fd00::1]:6379"]),
+        (["gate", "--ray", "auto"], ["gate", "--ray", "auto"]),
         (["load", "--ray"], ["load", "--ray"]),
     ],
 )
@@ -169,7 +191,7 @@ def test_ray_may_stand_without_an_address(words: list[str], expected: list[str])
 
 def test_one_machine_imports_nothing_of_a_cluster() -> None:
     seen = "[name for name in sys.modules if name.startswith(('ray', 'evalpipe.cluster'))]"
-    stages = ("workspace.judge", "workspace.replay", "workspace.analyze", "cli.judge", "cli.report")
+    stages = ("workspace.judge", "workspace.replay", "workspace.analyze", "cli.judge", "cli.report", "cli.gate")
     modules = ", ".join(f"evalpipe.{stage}" for stage in stages)
     script = f"import sys, {modules}; print({seen})"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "[]"
