@@ -113,7 +113,9 @@ def _with_bare_data(arguments: list[str]) -> list[str]:
     ]
 
 
-_WITH_RAY = ("doctor", "gate", "judge", "replay", "report")
+_WITH_RAY = {"doctor": False, "gate": False, "judge": True, "replay": True, "report": False}
+"""command → whether it takes words of its own, which may stand behind a `--ray` without an address"""
+_ANY_WORD = re.compile(r"[^-].*", re.DOTALL)
 _RAY_ADDRESS = re.compile(r"auto|local|ray://\S+|[\w.-]+:[0-9]{1,5}|\[[0-9a-f:.]+\]:[0-9]{1,5}")
 
 
@@ -121,9 +123,10 @@ def with_bare_ray(arguments: list[str]) -> list[str]:
     """`--ray` may stand without an address; a word after it that is none is the command's own, as a file's name."""
     if not arguments or arguments[0] not in _WITH_RAY:
         return arguments
+    address = _RAY_ADDRESS if _WITH_RAY[arguments[0]] else _ANY_WORD
     following = [*arguments[1:], ""]
     return [
-        "--ray=" if word == "--ray" and not _RAY_ADDRESS.fullmatch(following[place]) else word
+        "--ray=" if word == "--ray" and not address.fullmatch(following[place]) else word
         for place, word in enumerate(arguments)
     ]
 

@@ -182,6 +182,7 @@ def test_pages_made_of_reports_are_not_spread(words: list[str], capsys: pytest.C
         (["replay", "--yes", "--ray", "node-1.internal:6379"], ["replay", "--yes", "--ray", "node-1.internal:6379"]),
         (["doctor", "--ray", "[fd00::1]:6379"], ["doctor", "--ray", "[fd00::1]:6379"]),
         (["gate", "--ray", "auto"], ["gate", "--ray", "auto"]),
+        (["report", "--ray", "nowhere"], ["report", "--ray", "nowhere"]),
         (["load", "--ray"], ["load", "--ray"]),
     ],
 )
