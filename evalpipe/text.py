@@ -12,6 +12,9 @@ _PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 # C0 and C1 controls but tab and newline, DEL, and the bidi controls that can reorder a line shown to a person.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
+BLANK = r"[\s\p{Z}\p{C}]*"
+"""what holds nothing to read: spaces, separators, control and format characters. RE2's syntax, as Arrow and DuckDB read it"""
+
 
 def well_formed(text: str) -> str:
     """`text` with every lone surrogate replaced by U+FFFD, so that it can be encoded as UTF-8 (Unicode 3.9, U+FFFD)."""

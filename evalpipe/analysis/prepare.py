@@ -49,16 +49,16 @@ from evalpipe.analysis.sql import (
     scalar,
 )
 from evalpipe.errors import NoDataError
+from evalpipe.text import BLANK
 
 SHADOW_STATUSES = ("sampled", "not_sampled", "not_shadowable", "shed")
 
 # What the client asked for before any arm answered; in files older than the column, what is known of it.
 KIND = "coalesce(request_kind, coalesce(endpoint, 'request') || CASE WHEN streamed THEN ', streamed' ELSE '' END)"
-# Nearly every text is neither short nor begins with a space, so the expression is asked of few.
-BLANK = r"""CASE WHEN tool_calls IS NOT NULL AND tool_calls <> '[]' THEN false WHEN text IS NULL THEN true
-  WHEN text < '!' OR strlen(text) <= 16 THEN regexp_full_match(text, '[\s\p{Z}\p{C}]*') ELSE false END"""
+# Nearly every text begins with a visible character of ASCII, so the expression is asked of few.
+_EMPTY = f"""CASE WHEN tool_calls IS NOT NULL AND tool_calls <> '[]' THEN false WHEN text IS NULL THEN true
+  WHEN text < '!' OR text >= chr(127) THEN regexp_full_match(text, '{BLANK}') ELSE false END"""
 ANSWERED = "outcome IN ('ok', 'refused', 'truncated')"
-EMPTY = f"{ANSWERED} AND {BLANK}"
 # An error's status instead of an answer, and a request that was never sent (the collector's only failure without a status), are
 # billed nothing by either vendor. `load` writes that as a cost of 0, or as a note why it is not known; files from before the
 # notes have neither, nor have other tools' logs.
@@ -216,8 +216,16 @@ def _read_query(connection: Connection, experiment: str, *, paired: bool, extra:
             f"experiment {experiment!r} has no exchanges in the selection: run `evalpipe collect` and `evalpipe load`, "
             "or name another with --experiment"
         )
+    found = rows(
+        connection,
+        "SELECT sum(n_of_unknown_text)::BIGINT AS unknown, sum(n_with_text)::BIGINT AS known "
+        f"FROM ev_census WHERE {counted}",
+    )[0]
+    # The texts are read only where a file is older than the column that says whether they are empty.
+    empty = f"coalesce(answer_empty, {_EMPTY})" if found["unknown"] else "answer_empty"
+    has_texts = bool(found["known"]) or bool(found["unknown"] and _has_texts(connection, chosen, empty, experiment))
     columns = {
-        "empty": EMPTY,
+        "empty": f"{ANSWERED} AND {empty}" if has_texts else "false",
         # An imported row without a failure field: whether that means success depends on the source.
         "silent": "role = 'imported' AND status IS NULL AND outcome NOT IN ('http_error', 'timeout')"
         if imported
@@ -232,9 +240,6 @@ def _read_query(connection: Connection, experiment: str, *, paired: bool, extra:
         else "NULL::UTINYINT",
         **{name: f"({expression}\n)::DOUBLE" for name, expression in extra},
     }
-    has_texts = _has_texts(connection, chosen, experiment)
-    if not has_texts:
-        columns["empty"] = "false"
     more = ",\n  ".join(f"{sql} AS {name}" for name, sql in columns.items())
     return _Chosen(
         query=f"SELECT {COLUMNS},\n  {more}\n{chosen}", parameters=[kinds, experiment], kinds=kinds, has_texts=has_texts
@@ -249,6 +254,8 @@ def _take_census(connection: Connection, experiment: str) -> None:
         "n_with_status": "count(CASE WHEN status IS NOT NULL OR outcome IN ('http_error', 'timeout') THEN 1 END)",
         "n_priced": "count(cost_usd)",
         "n_timed": "count(latency_ms)",
+        "n_with_text": f"count(CASE WHEN {ANSWERED} AND NOT answer_empty THEN 1 END)",
+        "n_of_unknown_text": f"count(CASE WHEN {ANSWERED} AND answer_empty IS NULL THEN 1 END)",
     }
     scanned, parameters = over_files(
         connection,
@@ -275,13 +282,10 @@ def _read_sources(connection: Connection, counted: str) -> bool:
     return bool(scalar(connection, "SELECT count(*) FROM ev_sources WHERE imported"))
 
 
-def _has_texts(connection: Connection, chosen: str, experiment: str) -> bool:
+def _has_texts(connection: Connection, chosen: str, empty: str, experiment: str) -> bool:
     """Whether the log has the answers' texts at all. Where it has none, their absence shows nothing about the answers."""
-    return bool(
-        scalar(
-            connection, f"SELECT count(*) FROM (SELECT 1 {chosen} AND {ANSWERED} AND NOT {BLANK} LIMIT 1)", [experiment]
-        )
-    )
+    some = f"SELECT 1 {chosen} AND {ANSWERED} AND NOT {empty} LIMIT 1"
+    return bool(scalar(connection, f"SELECT count(*) FROM ({some})", [experiment]))
 
 
 def _drop_duplicates(connection: Connection) -> int:

@@ -7,7 +7,7 @@ Not measured is null, never 0 or "". Times are UTC instants, `_ms` milliseconds,
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from msgspec.structs import astuple
 
 from evalpipe.models import FAILED
-from evalpipe.text import well_formed
+from evalpipe.text import BLANK, well_formed
 
 _TEXT = pa.string()
 _TIME = pa.timestamp("us", tz="UTC")
@@ -83,6 +83,9 @@ EXCHANGES = pa.schema(
         pa.field("reference", _TEXT),
         # When `prune` or `forget` took the texts out; their columns hold filler of their length since then.
         pa.field("removed_at", _TIME),
+        # Whether the answer has neither a text nor a tool call, so that a report reads neither; made of the two when rows are
+        # written, null only in files older than the column.
+        pa.field("answer_empty", pa.bool_()),
     ]
 )
 
@@ -192,11 +195,29 @@ def forgo_pandas() -> None:
 
 def to_table(schema: pa.Schema, rows: Sequence[Any]) -> pa.Table:
     """A table of records whose attributes are named as the columns. Enums become their text, mappings MAPs; a lone
-    surrogate, which no UTF-8 file can hold, becomes U+FFFD."""
-    columns = _columns(schema.names, rows) if rows else [()] * len(schema)
-    return pa.Table.from_arrays(
-        [_column(values, field.type) for field, values in zip(schema, columns, strict=True)], schema=schema
+    surrogate, which no UTF-8 file can hold, becomes U+FFFD. `answer_empty` follows from the others."""
+    fields = [field for field in schema if field.name != ANSWER_EMPTY]
+    columns = _columns([field.name for field in fields], rows) if rows else [()] * len(fields)
+    return table_of(
+        {field.name: _column(values, field.type) for field, values in zip(fields, columns, strict=True)}, schema
     )
+
+
+def table_of(arrays: Mapping[str, pa.Array], schema: pa.Schema) -> pa.Table:
+    """A table of columns by name; `answer_empty` follows from the others."""
+    if ANSWER_EMPTY in schema.names:
+        arrays = {**arrays, ANSWER_EMPTY: _answer_empty(arrays["text"], arrays["tool_calls"])}
+    return pa.Table.from_arrays([arrays[name] for name in schema.names], schema=schema)
+
+
+ANSWER_EMPTY = "answer_empty"
+
+
+def _answer_empty(text: pa.Array, tool_calls: pa.Array) -> pa.Array:
+    """Whether there is neither a text to read nor a tool call."""
+    blank = pc.fill_null(pc.match_substring_regex(text, rf"\A{BLANK}\z"), True)
+    calls = pc.fill_null(pc.not_equal(tool_calls, "[]"), False)
+    return pc.and_not(blank, calls)
 
 
 def _columns(names: Sequence[str], rows: Sequence[Any]) -> list[tuple[Any, ...]]:
@@ -219,7 +240,8 @@ def conformed(table: pa.Table, dataset: Dataset) -> pa.Table:
     """A table of an older file in today's columns."""
     if table.schema.equals(dataset.schema):
         return table
-    return with_missing(table, dataset, dataset.schema.names).cast(dataset.schema)
+    table = with_missing(table, dataset, dataset.schema.names).cast(dataset.schema)
+    return table_of(dict(zip(table.column_names, table.columns, strict=True)), dataset.schema)
 
 
 def holds_failures(exchanges: pa.Table) -> bool:

@@ -80,7 +80,8 @@ def make_exchanges(folder: Path, n_exchanges: int) -> None:
                 CASE WHEN arm = 'control' THEN 'sampled' END AS shadow_status, NULL::VARCHAR AS shadow_reason,
                 repeat(md5(h4::VARCHAR) || ' ', 8) AS prompt, NULL::DOUBLE AS percentage, false AS forced,
                 (1 + i % 3)::INT AS turn, 0::INT AS step,
-                'chat.completions' || CASE WHEN streamed THEN ' streamed with usage' ELSE '' END AS request_kind
+                'chat.completions' || CASE WHEN streamed THEN ' streamed with usage' ELSE '' END AS request_kind,
+                failed AS answer_empty
               FROM shaped
             ) TO '{target}/part-{first:010d}.parquet' (FORMAT parquet, COMPRESSION zstd)"""
         )

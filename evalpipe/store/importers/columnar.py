@@ -23,7 +23,7 @@ from evalpipe.store.importers.documents import Document
 from evalpipe.store.importers.mapping import Arms, Mapped
 from evalpipe.store.importers.table import NOBODY
 from evalpipe.store.importers.values import count, instant, milliseconds_of, name, number
-from evalpipe.store.schema import EXCHANGES
+from evalpipe.store.schema import EXCHANGES, table_of
 from evalpipe.text import well_formed
 
 BATCH = 20_000
@@ -363,16 +363,16 @@ def _iso(times: Any) -> str:
 
 
 def _table(columns: Mapping[str, Sequence[Any] | None], n_rows: int) -> pa.Table:
-    arrays = []
+    arrays = {}
     for one in EXCHANGES:
         values = columns.get(one.name)
         if values is not None:
-            arrays.append(_array(values, one.type))
+            arrays[one.name] = _array(values, one.type)
         elif one.name in _FIXED:
-            arrays.append(pa.repeat(pa.scalar(_FIXED[one.name], one.type), n_rows))
+            arrays[one.name] = pa.repeat(pa.scalar(_FIXED[one.name], one.type), n_rows)
         else:
-            arrays.append(pa.nulls(n_rows, one.type))
-    return pa.Table.from_arrays(arrays, schema=EXCHANGES)
+            arrays[one.name] = pa.nulls(n_rows, one.type)
+    return table_of(arrays, EXCHANGES)
 
 
 def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
