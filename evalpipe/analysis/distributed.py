@@ -59,13 +59,15 @@ class DistributedConnection:
     """The driver's connection, with its workers.
 
     Attributes:
-        by_user: the rows of `ev_requests` that have both arms, in parts of the users.
-        pairs: the query of `ev_pairs` over them, once it is known.
+        by_user: the rows of `ev_joined` that have both arms, in parts of the users.
+        requests: the query of `ev_requests` over them.
+        pairs: that of `ev_pairs`, once it is known.
     """
 
     connection: Connection
     workers: Workers
     by_user: list[list[Part]] = field(default_factory=list)
+    requests: str = ""
     pairs: str = ""
     _n_scans: int = 0
 
@@ -93,8 +95,9 @@ class DistributedConnection:
 
     def sum_pairs(self, name: str, query: str) -> str:
         """Run a query of `ev_pairs` on each part of the users; the rows of all of them are the view `name`, which is returned."""
-        steps: list[Statement] = [(f"CREATE TEMP VIEW ev_pairs AS {self.pairs}", [])]
-        found = self.workers.over_tables(self.by_user, "ev_requests", steps, query, "sum by user")
+        views = {"ev_requests": self.requests, "ev_pairs": self.pairs}
+        steps: list[Statement] = [(f"CREATE TEMP VIEW {view} AS {made_of}", []) for view, made_of in views.items()]
+        found = self.workers.over_tables(self.by_user, "ev_joined", steps, query, "sum by user")
         self.attach(name, found)
         return name
 

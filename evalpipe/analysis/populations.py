@@ -31,7 +31,7 @@ CLOCK_RESOLUTION_MS = 20.0
 """what the collector's own processes may add to a time under load: shadow requests are timed by another process"""
 """what the columns of control and of the treatment begin with in `ev_pairs`"""
 _ANSWERED = "@code BETWEEN 1 AND 3"
-_POPULATIONS = {
+POPULATIONS = {
     "in_answered": _ANSWERED,
     "in_nonempty": f"{_ANSWERED} AND NOT @empty",
     "in_timed": f"@code = {OUTCOMES.index('timeout') + 1} OR ({_ANSWERED} AND NOT @empty)",
@@ -82,9 +82,7 @@ def custom_value(column: str) -> Value:
 
 def population_columns(sides: Sequence[str]) -> list[str]:
     """SQL of the populations' flags: true where every side (a prefix of columns, such as `c.`) belongs to it."""
-    return [
-        f"coalesce({_of_every_side(condition, sides)}, false) AS {flag}" for flag, condition in _POPULATIONS.items()
-    ]
+    return [f"coalesce({_of_every_side(condition, sides)}, false) AS {flag}" for flag, condition in POPULATIONS.items()]
 
 
 def _of_every_side(condition: str, sides: Sequence[str]) -> str:

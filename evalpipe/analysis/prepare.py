@@ -27,6 +27,7 @@ from evalpipe.analysis.distributed import DistributedConnection, Statement, as_d
 from evalpipe.analysis.metrics import JudgmentValue, Ratio, metrics
 from evalpipe.analysis.populations import (
     OUTCOMES,
+    PAIRED_SIDES,
     VALUES,
     Missing,
     Value,
@@ -35,7 +36,6 @@ from evalpipe.analysis.populations import (
     find_missing,
     flagged,
     kinds_left_out,
-    population_columns,
 )
 from evalpipe.analysis.settings import Settings
 from evalpipe.analysis.sql import (
@@ -48,6 +48,7 @@ from evalpipe.analysis.sql import (
     rows,
     scalar,
 )
+from evalpipe.analysis.state import packed, unpacked
 from evalpipe.errors import NoDataError
 from evalpipe.text import BLANK
 
@@ -78,11 +79,10 @@ COLUMNS = f"""
   output_tokens::DOUBLE AS output_tokens,
   cost_usd::DOUBLE AS cost_usd,
   {UNBILLED} AS unbilled"""
-OF_A_SIDE = (
-    "at_us", "code", "empty", "streamed", "silent", "latency_ms", "ttft_ms", "input_tokens", "output_tokens", "cost_usd",
-    "unbilled",
-)  # fmt: skip
+MEASURED = ("at_us", "latency_ms", "ttft_ms", "input_tokens", "output_tokens", "cost_usd")
+OF_A_SIDE = (*MEASURED, "code", "empty", "streamed", "silent", "unbilled")
 """what `ev_requests` holds of each side"""
+OF_A_REQUEST = ("id", "u", "conv", "turn", "step")
 PART_ROWS = 4_000_000
 """exchanges of a large experiment that are read and joined at a time"""
 SAMPLED_ROWS = 20_000
@@ -156,7 +156,7 @@ def prepare_rows(
     columns = [name for name, _ in extra]
     n_contaminated = 0
     if paired:
-        n_duplicates = _join_arms(connection, chosen, [*OF_A_SIDE, *columns], until_us)
+        n_duplicates = _join_arms(connection, chosen, columns, until_us)
         _read_reasons(connection, experiment)
     else:
         _read(connection, chosen)
@@ -241,9 +241,10 @@ def _read_query(connection: Connection, experiment: str, *, paired: bool, extra:
         **{name: f"({expression}\n)::DOUBLE" for name, expression in extra},
     }
     more = ",\n  ".join(f"{sql} AS {name}" for name, sql in columns.items())
-    return _Chosen(
-        query=f"SELECT {COLUMNS},\n  {more}\n{chosen}", parameters=[kinds, experiment], kinds=kinds, has_texts=has_texts
-    )
+    query = f"SELECT {COLUMNS},\n  {more}\n{chosen}"
+    if paired:
+        query = packed(query, ", ".join([*OF_A_REQUEST, "treatment", *MEASURED, *(name for name, _ in extra)]))
+    return _Chosen(query=query, parameters=[kinds, experiment], kinds=kinds, has_texts=has_texts)
 
 
 def _take_census(connection: Connection, experiment: str) -> None:
@@ -304,17 +305,23 @@ def _drop_duplicates(connection: Connection) -> int:
 
 
 def _join_arms(connection: Connection, chosen: _Chosen, columns: Sequence[str], until_us: int | None) -> int:
-    """`ev_requests` from both arms' exchanges; returns how many were duplicates. Codes are 0 for a missing side."""
+    """`ev_requests` from both arms' exchanges; returns how many were duplicates. Codes are 0 for a missing side.
+
+    It is a view of `ev_joined`, which has the small values of each side in its state. `columns`: of the user's own metrics.
+    """
+    requests = _requests(columns)
+    columns = [*MEASURED, "state", *columns]
     distributed = as_distributed(connection)
     if distributed is not None and _join_by_workers(distributed, chosen, columns, until_us):
-        _name_ids(connection)
+        distributed.requests = requests
+        _name_ids(connection, requests)
         return 0
     n_duplicates = 0
     parts = file_parts(connection, PART_ROWS)
     # A request counts by its own instant: its shadow request starts a moment later.
     early = "" if until_us is None else f"WHERE coalesce(c.at_us, t.at_us) < {until_us}"
     if not (parts and _join_parts(connection, chosen, columns, parts, until_us)):
-        join = f"CREATE OR REPLACE {large_table(connection)}ev_requests AS {_joined(columns)} {early}"
+        join = f"CREATE OR REPLACE {large_table(connection)}ev_joined AS {_joined(columns)} {early}"
         _read(connection, chosen)
         joined = not _repeats_much(connection)
         if joined:
@@ -323,24 +330,22 @@ def _join_arms(connection: Connection, chosen: _Chosen, columns: Sequence[str], 
             n_duplicates = _drop_duplicates(connection)
             connection.execute(join)
         connection.execute("DROP TABLE ev_exchanges")
-    _name_ids(connection)
+    _name_ids(connection, requests)
     return n_duplicates
 
 
+def _requests(columns: Sequence[str]) -> str:
+    """The query of `ev_requests`."""
+    sides = [f"{side}{name}" for side in PAIRED_SIDES for name in (*MEASURED, *columns)]
+    return unpacked(", ".join([*OF_A_REQUEST, "0::FLOAT AS stage", *sides]), "ev_joined")
+
+
 def _joined(columns: Sequence[str], *, source: str = "ev_exchanges") -> str:
-    """The query of `ev_requests` from `ev_exchanges`, or from some of its rows."""
-    sides = ", ".join(
-        f"coalesce({side}.{name}, 0)::UTINYINT AS {side}_{name}"
-        if name == "code"
-        else f"{side}.{name} AS {side}_{name}"
-        for side in "ct"
-        for name in columns
-    )
+    """The query of `ev_joined` from `ev_exchanges`, or from some of its rows."""
+    sides = ", ".join(f"{side}.{name} AS {side}_{name}" for side in "ct" for name in columns)
     return f"""
-        SELECT coalesce(c.id, t.id) AS id, coalesce(c.u, t.u) AS u, coalesce(c.kind, t.kind) AS kind, 0::FLOAT AS stage,
-          coalesce(c.shadow_code, t.shadow_code) AS shadow_code, coalesce(c.conv, t.conv) AS conv, c.turn AS turn,
-          c.step AS step, {sides},
-          {", ".join(population_columns(("c.", "t.")))}
+        SELECT coalesce(c.id, t.id) AS id, coalesce(c.u, t.u) AS u, coalesce(c.conv, t.conv) AS conv, c.turn AS turn,
+          c.step AS step, {sides}
         FROM (FROM {source} WHERE NOT treatment) c FULL JOIN (FROM {source} WHERE treatment) t ON c.id = t.id"""
 
 
@@ -351,7 +356,7 @@ def _join_parts(
     parts: Sequence[Sequence[str]],
     until_us: int | None,
 ) -> bool:
-    """`ev_requests` of a large experiment: the arms are joined within each part of the files, as an exchange and its shadow
+    """`ev_joined` of a large experiment: the arms are joined within each part of the files, as an exchange and its shadow
     request are mostly near each other, and at last what was left alone. False where the log holds repeated lines."""
     repeats = False
     with reading_parts(connection, parts) as numbers:
@@ -360,7 +365,7 @@ def _join_parts(
             repeats = _repeats_much(connection)
             if repeats:
                 break
-            connection.execute(f"{fill_large(connection, 'ev_requests', is_first=not number)} {_joined(columns)}")
+            connection.execute(f"{fill_large(connection, 'ev_joined', is_first=not number)} {_joined(columns)}")
     connection.execute("DROP TABLE ev_exchanges")
     if repeats:
         return False
@@ -368,14 +373,14 @@ def _join_parts(
     if not _all_differ(connection):
         return False
     if until_us is not None:
-        connection.execute(f"DELETE FROM ev_requests WHERE coalesce(c_at_us, t_at_us) >= {until_us}")
+        connection.execute(f"DELETE FROM ev_joined WHERE coalesce(c_at_us, t_at_us) >= {until_us}")
     return True
 
 
 def _join_by_workers(
     connection: DistributedConnection, chosen: _Chosen, columns: Sequence[str], until_us: int | None
 ) -> bool:
-    """`ev_requests` of parts of the files that workers read and join; what was left alone is joined here. The workers keep the
+    """`ev_joined` of parts of the files that workers read and join; what was left alone is joined here. The workers keep the
     rows with both arms by user. False where the log holds repeated lines."""
     workers = connection.workers
     both = "c_at_us IS NOT NULL AND t_at_us IS NOT NULL"
@@ -385,10 +390,10 @@ def _join_by_workers(
     steps: list[Statement] = [
         (f"CREATE TEMP TABLE ev_exchanges AS {chosen.query}", chosen.parameters),
         (f"CREATE TEMP TABLE ev_repeats AS {_REPEATS}", []),
-        (f"CREATE TEMP TABLE ev_requests AS {_joined(columns, source=unrepeated)}", []),
+        (f"CREATE TEMP TABLE ev_joined AS {_joined(columns, source=unrepeated)}", []),
     ]
-    outputs: list[Statement] = [(f"FROM ev_requests WHERE {both} AND {early} AND {within}", []) for within in users]
-    outputs += [(f"FROM ev_requests WHERE NOT ({both})", []), ("FROM ev_repeats", [])]
+    outputs: list[Statement] = [(f"FROM ev_joined WHERE {both} AND {early} AND {within}", []) for within in users]
+    outputs += [(f"FROM ev_joined WHERE NOT ({both})", []), ("FROM ev_repeats", [])]
     *whole, alone, repeats = workers.over_files(steps, outputs, "read")
     connection.attach("ev_repeats", repeats)
     if scalar(connection, "SELECT bool_or(repeats) FROM ev_repeats"):
@@ -398,9 +403,9 @@ def _join_by_workers(
     _join_alone(connection, columns, "ev_alone")
     connection.execute(f"DELETE FROM ev_alone WHERE NOT ({early})")
     connection.attach("ev_whole", [part for of_users in whole for part in of_users])
-    connection.execute("CREATE OR REPLACE TEMP VIEW ev_requests AS FROM ev_whole UNION ALL FROM ev_alone")
+    connection.execute("CREATE OR REPLACE TEMP VIEW ev_joined AS FROM ev_whole UNION ALL FROM ev_alone")
     if not _all_differ(connection):
-        connection.execute("DROP VIEW ev_requests")
+        connection.execute("DROP VIEW ev_joined")
         return False
     connection.by_user = [
         [*parts, connection.share(f"FROM ev_alone WHERE {both} AND {within}")]
@@ -409,17 +414,15 @@ def _join_by_workers(
     return True
 
 
-def _join_alone(connection: Connection, columns: Sequence[str], table: str = "ev_requests") -> None:
+def _join_alone(connection: Connection, columns: Sequence[str], table: str = "ev_joined") -> None:
     """Join requests whose arms are in different parts: rows of `table` of which each has one side."""
     one_side = f"SELECT id FROM {table} WHERE {{}}_at_us IS NULL"
     connection.execute(
         f"CREATE OR REPLACE TEMP TABLE ev_apart AS {one_side.format('t')} INTERSECT {one_side.format('c')}"
     )
     if scalar(connection, "SELECT count(*) FROM ev_apart"):
-        of_request = ("id", "u", "kind", "stage", "shadow_code", "conv")
-        both = [f"coalesce(c.{name}, t.{name}) AS {name}" for name in of_request] + ["c.turn", "c.step"]
+        both = [f"coalesce(c.{name}, t.{name}) AS {name}" for name in ("id", "u", "conv")] + ["c.turn", "c.step"]
         both += [f"{side}.{side}_{name}" for side in "ct" for name in columns]
-        both += population_columns(("c.c_", "t.t_"))
         sides = [
             f"(FROM {table} SEMI JOIN ev_apart USING (id) WHERE {missing}_at_us IS NULL) {side}"
             for side, missing in (("c", "t"), ("t", "c"))
@@ -435,10 +438,10 @@ def _join_alone(connection: Connection, columns: Sequence[str], table: str = "ev
 
 
 def _all_differ(connection: Connection) -> bool:
-    """Whether no id is in `ev_requests` twice. Sorting them, a part of their range at a time, needs the least memory and time."""
-    n_parts = scalar(connection, "SELECT count(*) FROM ev_requests") // PART_ROWS + 1
+    """Whether no id is in `ev_joined` twice. Sorting them, a part of their range at a time, needs the least memory and time."""
+    n_parts = scalar(connection, "SELECT count(*) FROM ev_joined") // PART_ROWS + 1
     for within in hash_ranges("id", n_parts):
-        ids = np.sort(connection.execute(f"SELECT id FROM ev_requests WHERE {within}").fetchnumpy()["id"])
+        ids = np.sort(connection.execute(f"SELECT id FROM ev_joined WHERE {within}").fetchnumpy()["id"])
         if (ids[1:] == ids[:-1]).any():
             return False
     return True
@@ -450,22 +453,25 @@ def _repeats_much(connection: Connection) -> bool:
 
 
 def _each_once(connection: Connection, *, whole: bool) -> bool:
-    """Whether every request is one row of `ev_requests`. Where its arms came together, a repeated line of one has repeated
+    """Whether every request is one row of `ev_joined`. Where its arms came together, a repeated line of one has repeated
     the other's, so that only the rest has to be counted apart. `whole`: no request was left out of the join."""
     if not whole:
-        return bool(scalar(connection, "SELECT count(*) = count(DISTINCT id) FROM ev_requests"))
+        return bool(scalar(connection, "SELECT count(*) = count(DISTINCT id) FROM ev_joined"))
     of_arms = "count(*) FILTER (treatment) AS t, count(*) FILTER (NOT treatment) AS c"
     before = rows(connection, f"SELECT {of_arms} FROM ev_exchanges")[0]
     alone = "c_at_us IS NULL OR t_at_us IS NULL"
     after = rows(
         connection,
         f"SELECT count(t_at_us) AS t, count(c_at_us) AS c, count(*) FILTER ({alone}) AS alone, "
-        f"(SELECT count(DISTINCT id) FROM ev_requests WHERE {alone}) AS ids FROM ev_requests",
+        f"(SELECT count(DISTINCT id) FROM ev_joined WHERE {alone}) AS ids FROM ev_joined",
     )[0]
     return bool(before["t"] == after["t"] and before["c"] == after["c"] and after["alone"] == after["ids"])
 
 
-def _name_ids(connection: Connection) -> None:
+def _name_ids(connection: Connection, requests: str | None = None) -> None:
+    """`ev_ids` from `ev_requests`, which is made a view of the query `requests` where that is given."""
+    if requests is not None:
+        connection.execute(f"CREATE OR REPLACE TEMP VIEW ev_requests AS {requests}")
     sides = ", ".join(
         f"{short}_code > 0 AS has_{side}, {short}_code BETWEEN 1 AND 6 AS {side}_attempted, "
         f"{short}_code BETWEEN 1 AND 3 AS {side}_answered, {short}_code BETWEEN 4 AND 6 AS {side}_failed, "
