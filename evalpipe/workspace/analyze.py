@@ -19,7 +19,7 @@ from evalpipe.analysis.settings import CustomMetric, Exclusion, JudgeInfo, Metri
 from evalpipe.analysis.sql import Connection
 from evalpipe.collector.traffic_watch import folder_of, read_uncollected
 from evalpipe.config import ArmConfig, Config
-from evalpipe.errors import ConfigError, DataError
+from evalpipe.errors import ConfigError, DataError, NoDataError
 from evalpipe.identity import fingerprint
 from evalpipe.judging.costs import settled_calls, settlements_folder
 from evalpipe.labels.store import has_waiting
@@ -78,20 +78,23 @@ def analyze_workspace(
         with open_store(
             workspace.data, name, selection=excluding(selection, plan, but=but), compared=True, analysis=True
         ) as store:
-            if store.damaged and not store.files:
-                raise DataError(f"{damage_sentence(store.damaged, workspace.data)}; {REMEDY}")
             facts = provenance(workspace, store, name, options)
             _note_settled(store)
-            found = analyze(
-                connect(store, settings),
-                experiment=name,
-                mode=mode,
-                settings=replace(settings, n_star=plan.n_star),
-                now=at,
-                provenance={**facts, "n_star": plan.n_star, "n_looks": plan.n_looks},
-                details=details and not but,
-                record=plan,
-            )
+            try:
+                found = analyze(
+                    connect(store, settings),
+                    experiment=name,
+                    mode=mode,
+                    settings=replace(settings, n_star=plan.n_star),
+                    now=at,
+                    provenance={**facts, "n_star": plan.n_star, "n_looks": plan.n_looks},
+                    details=details and not but,
+                    record=plan,
+                )
+            except NoDataError as error:
+                if not store.damaged:
+                    raise
+                raise DataError(f"{damage_sentence(store.damaged, workspace.data)}; {REMEDY}") from error
             found = with_damage(found, store.damaged, workspace.data)
         if details and not but:
             found = _with_drift(workspace, found, settings)

@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ from spool_builders import T0, copy, request, served, shadow, write_segment
 
 import evalpipe
 from evalpipe.errors import DataError
+from evalpipe.models import Feedback
 from evalpipe.store.parquet import is_whole
-from evalpipe.store.query import open_store
+from evalpipe.store.query import open_store, write_rows
 from evalpipe.workspace.damaged import find_damaged, move_damaged, refuse_damaged
 from evalpipe.workspace.load import load
 from evalpipe.workspace.paths import Workspace, open_workspace
@@ -90,6 +92,18 @@ def test_every_command_reads_without_the_file_and_names_it(workspace: Workspace)
     gate = _run(workspace, "gate", "--json")
     assert [Path(name).name for name in json.loads(gate.stdout)["damaged_files"]] == [broken.name]
     assert broken.name in _run(workspace, "gate").stdout
+
+
+def test_a_report_without_a_whole_file_of_exchanges_names_the_damaged_ones(workspace: Workspace) -> None:
+    """Whatever is whole beside them: here what users have rated."""
+    rated = Feedback(request_id="r1", arm=None, rating=1.0, comment=None, at=datetime(2026, 7, 1, tzinfo=UTC))
+    assert write_rows(workspace.data, "exp", "feedback", [rated]) == 1
+    for broken in _files(workspace):
+        broken.write_bytes(_cut(broken.read_bytes()))
+    for command in ("report", "gate"):
+        refused = _run(workspace, command)
+        assert refused.returncode == 1 and refused.stderr.count("\n") == 1
+        assert _files(workspace)[0].name in refused.stderr and "evalpipe doctor --data" in refused.stderr
 
 
 def test_doctor_moves_it_and_lists_what_is_lost(workspace: Workspace) -> None:
