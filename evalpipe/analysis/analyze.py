@@ -17,7 +17,7 @@ import numpy as np
 from evalpipe.analysis.checks import invalidating, run_checks
 from evalpipe.analysis.checks.base import CheckContext as CheckEvidence
 from evalpipe.analysis.checks.traffic import empty_arm, period_check
-from evalpipe.analysis.compute_metrics import latency_curves, measure_all
+from evalpipe.analysis.compute_metrics import SortedValues, latency_curves, measure_all
 from evalpipe.analysis.corrected import corrected_rate, place_corrected, read_labelled
 from evalpipe.analysis.custom_metrics import check_names, custom_columns, custom_metrics
 from evalpipe.analysis.decision import (
@@ -80,6 +80,7 @@ class Measurements:
     empty: str | None
     chosen: Chosen | None
     span: dict[str, Any]
+    values: SortedValues
     corrected: CorrectedRate | None = None
     fixed: Fixed = field(default_factory=Fixed)
 
@@ -129,7 +130,7 @@ def analyze(
         provenance={**analysis.provenance, "segments_one_user_in": one_user_in(prepared.n_rows)},
         segments=measure_segments(connection, prepared, settings, look, experiment=experiment, judge=judge),
         series=measure_series(connection, prepared, look, judge=judge),
-        latency=latency_curves(connection),
+        latency=latency_curves(found.values),
         examples=select_examples(connection, prepared, settings, experiment=experiment, judge=judge)
         if settings.n_examples
         else [],
@@ -197,6 +198,7 @@ def measure(
         if not item.only_measured or item.name.removesuffix("_score") in scored
     ]
     sources = find_sources(connection, settings, paired=paired, has_texts=prepared.has_texts)
+    values = SortedValues(connection, prepared.n_rows // 2 if paired else prepared.n_rows)
     placed = [
         assign_role(measured, settings, mode=mode, sources=sources)
         for measured in measure_all(
@@ -208,6 +210,7 @@ def measure(
             alphas=_levels(items, settings),
             judge=judge,
             pointwise=[one for one in judges if one is not judge],
+            values=values,
         )
     ]
     labelled = read_labelled(connection, judge) if paired else None
@@ -256,6 +259,7 @@ def measure(
         empty=empty,
         chosen=chosen,
         span=_span(prepared),
+        values=values,
         corrected=corrected,
         fixed=Fixed(
             turns=None if chosen is None else chosen.fixed_turns,

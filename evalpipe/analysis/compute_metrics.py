@@ -60,6 +60,7 @@ def measure_all(
     alphas: Sequence[float],
     judge: JudgeSummary | None,
     pointwise: Sequence[JudgeSummary],
+    values: SortedValues,
 ) -> list[Measured]:
     """Measure every metric.
 
@@ -71,13 +72,14 @@ def measure_all(
         alphas: every level an interval may be asked at.
         judge: the judge whose win rate decides.
         pointwise: other judges, for their scores.
+        values: the sorted values of `ev_rows`.
 
     Returns:
         The metrics in their order; one without data has status no_data, or not_measured where the source cannot measure it.
     """
     ratios = [item for item in items if isinstance(item.values, Ratio)]
     sums = [prepared.counted(item.values) for item in ratios if isinstance(item.values, Ratio)]
-    quantiles = QuantilePass(connection, items, look_plan, only=None if look_plan.paired else _latest_stage(connection))
+    quantiles = QuantilePass(values, items, look_plan, only=None if look_plan.paired else _latest_stage(connection))
     if look_plan.paired:
         sum_by_user(connection, [*sums, *quantiles.helpers], paired=True)
         users = below = UserSums(connection)
@@ -90,15 +92,17 @@ def measure_all(
     judged = sum_quality(connection, judge=judge, pointwise=pointwise, paired=look_plan.paired)
     times = _Times(connection, ratios, prepared)
     measured: dict[str, Measured] = {}
+    paired = _paired_counts(connection, ratios) if look_plan.paired else {}
     for position, item in enumerate(ratios):
-        values = item.values
-        assert isinstance(values, Ratio)
-        if values.binary:
-            found = _events(connection, item, f"m{position}", look_plan, prepared, times, users)
+        ratio = item.values
+        assert isinstance(ratio, Ratio)
+        if ratio.binary:
+            counts = paired.get(item.name)
+            found = _events(connection, item, f"m{position}", look_plan, prepared, times, users, counts)
         else:
-            groups = users.aggregate(f"m{position}", counted=values.denominator != "1")
+            groups = users.aggregate(f"m{position}", counted=ratio.denominator != "1")
             found = measure_ratio(item, combined(groups), look_plan)
-        measured[item.name] = found.with_missing(prepared.missing.get(values.rows))
+        measured[item.name] = found.with_missing(prepared.missing.get(ratio.rows))
     for item in items:
         if isinstance(item.values, JudgmentValue):
             measured[item.name] = _verdict(connection, item, look_plan, judge, has_data=item.name in judged)
@@ -210,6 +214,7 @@ def _events(
     prepared: Prepared,
     times: _Times,
     users: UserSums,
+    pairs: EventCounts | None,
 ) -> Measured:
     groups = users.aggregate(column, binary=True)
     found = combined(groups)
@@ -217,25 +222,34 @@ def _events(
         return measure_ratio(item, None, look_plan)
     happened = found.control.numerator + found.treatment.numerator > 0
     clusters = times.of(item) if happened else []
-    if look_plan.paired:
-        counts = replace(_paired_counts(connection, item), times=clusters)
+    if pairs is not None:
+        counts = replace(pairs, times=clusters)
     else:
         staged = prepared.mode == "canary" and look_plan.mode == "anytime"
         counts = EventCounts(times=clusters, stages=_stages(connection, column, groups) if staged else ())
     return measure_ratio(item, found, look_plan, counts=counts)
 
 
-def _paired_counts(connection: Connection, item: Metric) -> EventCounts:
-    """Pairs in which exactly one arm had the event, of the pairs that count for the metric."""
-    values = item.values
-    assert isinstance(values, Ratio)
-    event = values.numerator
-    row = rows(
-        connection,
-        f"SELECT count(*) AS n, count(*) FILTER (t_{event} AND NOT c_{event}) AS t, "
-        f"count(*) FILTER (c_{event} AND NOT t_{event}) AS c FROM ev_pairs WHERE {values.rows}",
-    )[0]
-    return EventCounts(t_only=row["t"], c_only=row["c"], n=row["n"])
+def _paired_counts(connection: Connection, ratios: Sequence[Metric]) -> dict[str, EventCounts]:
+    """Pairs in which exactly one arm had the event, of the pairs that count for the metric; by the name of each that counts
+    events, all of them in one pass."""
+    events = {item.name: item.values for item in ratios if isinstance(item.values, Ratio) and item.values.binary}
+    counted = [
+        f"count(CASE WHEN {condition} THEN 1 END)"
+        for values in events.values()
+        for condition in (
+            f"{values.rows} AND t_{values.numerator} AND NOT c_{values.numerator}",
+            f"{values.rows} AND c_{values.numerator} AND NOT t_{values.numerator}",
+            values.rows,
+        )
+    ]
+    if not events:
+        return {}
+    found = connection.execute(f"SELECT {', '.join(counted)} FROM ev_pairs").fetchall()[0]
+    return {
+        name: EventCounts(t_only=found[3 * k], c_only=found[3 * k + 1], n=found[3 * k + 2])
+        for k, name in enumerate(events)
+    }
 
 
 def _stages(connection: Connection, column: str, groups: Mapping[str, Aggregates]) -> list[StageCounts]:
@@ -307,16 +321,15 @@ class QuantilePass:
     what to sum per user (requests at or below the quantile)."""
 
     def __init__(
-        self, connection: Connection, items: Sequence[Metric], look_plan: LookPlan, *, only: str | None = None
+        self, values: SortedValues, items: Sequence[Metric], look_plan: LookPlan, *, only: str | None = None
     ) -> None:
         """`only`: a condition on the rows that count, on top of each metric's own."""
-        self._connection, self._look_plan = connection, look_plan
+        self._sorted, self._look_plan = values, look_plan
         chosen = [(item, item.values) for item in items if isinstance(item.values, Quantile)]
         self._quantiles = [
             (item, values if only is None else replace(values, rows=f"({values.rows} AND {only})"))
             for item, values in chosen
         ]
-        self._sorted = SortedValues(connection)
         self._points = _points(self._sorted, [values for _, values in self._quantiles])
         self.helpers = [
             Below(
@@ -352,8 +365,9 @@ class SortedValues:
     """Columns of `ev_rows` of one arm, sorted: read once for all quantiles that are asked for. Large ones are kept in temporary
     files, of which only the pages that are asked for are in memory."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, connection: Connection, n_rows: int) -> None:
+        """`n_rows`: an arm has so many at most."""
+        self._connection, self._n_rows = connection, n_rows
         self._kept: dict[tuple[str, str, bool], Array] = {}
 
     def quantiles(self, value: str, condition: str, *, arm: bool, shares: Sequence[float]) -> list[float | None]:
@@ -378,14 +392,14 @@ class SortedValues:
 
     def _read(self, value: str, condition: str) -> Array:
         query = f"SELECT {value}::DOUBLE AS value FROM ev_rows WHERE {condition}"
-        n = int(rows(self._connection, f"SELECT count(*) AS n FROM ev_rows WHERE {condition}")[0]["n"])
-        if n <= READ_AT_ONCE:  # Arrow's readers take longer to import than a small report takes
+        if self._n_rows <= READ_AT_ONCE:  # Arrow's readers take longer to import than a small report takes
             return np.sort(np.asarray(self._connection.execute(query).fetchnumpy()["value"], float))
-        values, at = np.empty(n), 0
+        values, at = np.empty(self._n_rows), 0  # memory that is never written to takes none
         for batch in self._connection.sql(query).to_arrow_reader(READ_AT_ONCE):
             part = batch.column(0).to_numpy(zero_copy_only=False)
             values[at : at + len(part)] = part
             at += len(part)
+        values = values[:at]
         values.sort()
         return values
 
@@ -403,11 +417,10 @@ def _kept(values: Array) -> Array:
         return np.memmap(file, dtype=values.dtype, mode="r")
 
 
-def latency_curves(connection: Connection) -> list[LatencyCurve]:
+def latency_curves(values: SortedValues) -> list[LatencyCurve]:
     """The latency distribution of both arms over the requests of the latency metrics."""
     curves = []
     for arm, name in ((False, "control"), (True, "treatment")):
-        values = SortedValues(connection)
         quantiles = values.quantiles("latency_ms", "has_latency", arm=arm, shares=CURVE)
         n = values.count("latency_ms", "has_latency", arm=arm)
         known = [value for value in quantiles if value is not None]

@@ -561,7 +561,9 @@ class UserSums:
             st, wt, sc, wc, nt, nc = (np.asarray(read[column], float) for column in columns)
             seen = (wt > 0) | (wc > 0) | (st != 0) | (sc != 0)
             if seen.any():
-                parts = [values[seen] for values in (st, wt, sc, wc, nt, nc)]
+                parts = (
+                    [st, wt, sc, wc, nt, nc] if seen.all() else [values[seen] for values in (st, wt, sc, wc, nt, nc)]
+                )
                 found[str(group)] = _aggregates(*parts, binary=binary, n_discordant=(discordant or {}).get(str(group)))
         return found
 

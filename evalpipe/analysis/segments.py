@@ -143,8 +143,9 @@ def _prepare(
     )
     if prepared.paired:  # a constant head of few-shot examples is no earlier turn
         turn = columns["turn"]
+        later = "SELECT id FROM ev_later SEMI JOIN ev_dimensions USING (id)"  # few of the many
         connection.execute(
-            f"UPDATE ev_dimensions SET {turn} = CASE WHEN id IN (FROM ev_later) THEN 'later turn' ELSE 'first turn' END "
+            f"UPDATE ev_dimensions SET {turn} = CASE WHEN id IN ({later}) THEN 'later turn' ELSE 'first turn' END "
             f"WHERE {turn} IS DISTINCT FROM 'step of a tool loop'"
         )
     column = columns["prompt_length"]

@@ -6,6 +6,7 @@ rows put in the order of time. Time is that of the user's request, also for a sh
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -74,8 +75,8 @@ class _Configuration:
 
     arm: str
     fingerprint: str | None
+    first_at: datetime
     answered: bool = False
-    first_at: datetime | None = None
     failures: dict[Signature, list[dict[str, Any]]] = field(default_factory=dict)
 
     def count(self, signature: Signature) -> int:
@@ -182,41 +183,39 @@ def _instant(text: str) -> datetime:
 
 
 def _configurations(source: _Source) -> list[_Configuration]:
-    """Every arm and configuration with failures that could be a fault; one scan over all rows, one over the failed ones."""
-    configurations = source.grouped(
-        ["arm", "config_fingerprint AS fp"],
-        f"bool_or(outcome IN ({_ANSWERED})) AS answered, count(*) FILTER (outcome IN ({_FAILED})) AS failed, "
-        "min(started_at) AS first_at",
-        "bool_or(answered) AS answered, sum(failed)::BIGINT AS failed, min(first_at) AS first_at",
-    )
-    found = {
-        (one["arm"], one["fp"]): _Configuration(
-            arm=one["arm"], fingerprint=one["fp"], answered=one["answered"], first_at=one["first_at"]
-        )
-        for one in configurations
-        if one["failed"] >= min(FIRST_IN_A_ROW, NEVER_MIN)
-    }
-    if not found:
-        return []
-    failures = source.grouped(
+    """Every arm and configuration with failures that could be a fault, from one scan: its answers, and its failures by what
+    they look like."""
+    failed = f"outcome IN ({_FAILED})"
+    seen = source.grouped(
         [
             "arm",
             "config_fingerprint AS fp",
-            *(f"{expression} AS {name}" for name, expression in _FAILURE_FIELDS.items()),
+            f"{failed} AS failed",
+            *(f"CASE WHEN {failed} THEN {expression} END AS {name}" for name, expression in _FAILURE_FIELDS.items()),
         ],
-        "count(*) AS n, min(started_at) AS first_at, max(started_at) AS last_at, arg_min(error_message, started_at) AS message, "
-        "min(started_at) FILTER (error_message IS NOT NULL) AS message_at",
+        "count(*) AS n, min(started_at) AS first_at, max(started_at) AS last_at, "
+        f"arg_min(error_message, started_at) FILTER ({failed}) AS message, "
+        f"min(started_at) FILTER ({failed} AND error_message IS NOT NULL) AS message_at",
         "sum(n)::BIGINT AS n, min(first_at) AS first_at, max(last_at) AS last_at, arg_min(message, message_at) AS message",
-        f"AND outcome IN ({_FAILED})",
     )
-    for one in failures:
-        configuration = found.get((one["arm"], one["fp"]))
+    found: dict[tuple[str, str | None], _Configuration] = {}
+    n_failed: Counter[tuple[str, str | None]] = Counter()
+    for one in seen:
+        key = (one["arm"], one["fp"])
+        configuration = found.setdefault(
+            key, _Configuration(arm=one["arm"], fingerprint=one["fp"], first_at=one["first_at"])
+        )
+        configuration.first_at = min(configuration.first_at, one["first_at"])
+        if not one["failed"]:
+            configuration.answered = True
+            continue
+        n_failed[key] += one["n"]
         signature = signature_of(
             outcome=one["outcome"], status=one["status"], error_type=one["error_type"], error_message=one["message"]
         )
-        if configuration is not None and signature is not None:
+        if signature is not None:
             configuration.failures.setdefault(signature, []).append(one)
-    return list(found.values())
+    return [one for key, one in found.items() if n_failed[key] >= min(FIRST_IN_A_ROW, NEVER_MIN)]
 
 
 def _condition(configuration: _Configuration, signature: Signature) -> tuple[str, list[Any]]:

@@ -47,11 +47,13 @@ class FirstTurns:
             every conversation begins with one.
         n_conversations: conversations in the log.
         n_with_first: those with a first turn among their requests.
+        later_share: share of the compared requests that are no first turn, in [0, 1].
     """
 
     head: Mapping[str, int] = field(default_factory=dict)
     n_conversations: int = 0
     n_with_first: int = 0
+    later_share: float = 0.0
 
 
 def goal_turns(configured: str, fixed: str | None, found: FirstTurns) -> Literal["first", "all"]:
@@ -89,7 +91,8 @@ def mark_first_turns(
         experiment: whose requests are marked.
         head: the constant heads that an earlier look fixed; they stay, and new system texts get one now.
         source: the view of the exchanges; where a selection is in force, one that it does not narrow.
-        already_read: a query of the served requests' id, conv, at_us, turn and step, where they have been read already.
+        already_read: a query of the served requests' id, conv, at_us, turn and step, and whether both arms' answers are
+            `compared`, where they have been read already.
 
     Returns:
         The heads, and how many conversations show a first turn.
@@ -99,16 +102,22 @@ def mark_first_turns(
     )
     fresh = (
         "SELECT hash(request_id) AS id, hash(coalesce(unit_id, ''), coalesce(conversation_id, request_id)) AS conv, "
-        f"epoch_us(started_at) AS at_us, turn, step {served}"
+        f"epoch_us(started_at) AS at_us, turn, step, true AS compared {served}"
     )
-    connection.execute(
-        f"CREATE OR REPLACE {large_table(connection)}ev_turns AS SELECT id, conv, at_us, turn, "
-        "CASE WHEN turn IS NULL THEN step ELSE coalesce(step, 0) END AS step, false AS continues "
-        f"FROM ({already_read or fresh})",
-        None if already_read else {"experiment": experiment},
+    turns = (
+        "SELECT id, conv, at_us, turn, CASE WHEN turn IS NULL THEN step ELSE coalesce(step, 0) END AS step, "
+        f"false AS continues, compared FROM ({already_read or fresh})"
     )
-    _count_messages(connection, experiment, served)
-    _read_kept_conversations(connection, experiment, served)
+    is_complete = already_read is not None and _are_complete(connection, experiment, turns, served)
+    if is_complete:  # most logs: nothing is added to what has been read, and no copy of it is needed
+        connection.execute(f"CREATE OR REPLACE TEMP VIEW ev_turns AS {turns}")
+    else:
+        connection.execute(
+            f"CREATE OR REPLACE {large_table(connection)}ev_turns AS {turns}",
+            None if already_read else {"experiment": experiment},
+        )
+        _count_messages(connection, experiment, served)
+        _read_kept_conversations(connection, experiment, served)
     heads = dict(head or {})
     counted = _conversations(connection, "turn > 1 OR step > 0 OR continues")
     if (counted["begin"] or 1) > 1:
@@ -121,12 +130,26 @@ def mark_first_turns(
         _take_back_heads(connection, experiment, heads, served)
     if _add_continued(connection, experiment, served) or corrected:
         counted = _conversations(connection, "id IN (FROM ev_later)")
-    connection.execute("DROP TABLE ev_turns")
-    return FirstTurns(head=heads, n_conversations=counted["n"], n_with_first=counted["with_first"])
+    connection.execute(f"DROP {'VIEW' if is_complete else 'TABLE'} ev_turns")
+    return FirstTurns(
+        head=heads,
+        n_conversations=counted["n"],
+        n_with_first=counted["with_first"],
+        later_share=counted["n_later"] / counted["n_compared"] if counted["n_compared"] else 0.0,
+    )
+
+
+def _are_complete(connection: Connection, experiment: str, turns: str, served: str) -> bool:
+    """Whether every row of `turns` has its step, and no request can continue a conversation that the provider keeps."""
+    if scalar(connection, f"SELECT count(*) FROM ({turns}) WHERE step IS NULL"):
+        return False
+    kept = f"SELECT 1 {served} AND endpoint = 'responses' LIMIT 1"
+    return not scalar(connection, f"SELECT count(*) FROM ({kept})", {"experiment": experiment})
 
 
 def _conversations(connection: Connection, later: str) -> dict[str, Any]:
-    """Conversations (n), those with a request that is not `later` (with_first), and the latest turn one begins with (begin)."""
+    """Conversations (n), those with a request that is not `later` (with_first), the latest turn one begins with (begin), and
+    the compared requests (n_compared), those that are `later` among them (n_later)."""
     return rows(connection, _SQL["conversations"].format(later=later))[0]
 
 

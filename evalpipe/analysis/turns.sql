@@ -45,11 +45,13 @@ FROM (
 ) AS kept WHERE kept.id = ev_turns.id;
 
 -- name: conversations
--- `begin`: the latest turn that a conversation begins with.
-SELECT count(*) AS n, count(*) FILTER (has_first) AS with_first, max(turn) AS begin FROM (
-  SELECT NOT bool_and(coalesce({later}, false)) AS has_first,
-    min(CASE WHEN step = 0 AND NOT continues THEN coalesce(turn, 1) END) AS turn
-  FROM ev_turns GROUP BY conv
+-- `begin`: the latest turn that a conversation begins with; of the requests that are compared, those that are no first turn.
+SELECT count(*) AS n, count(*) FILTER (has_first) AS with_first, max(turn) AS begin,
+  coalesce(sum(n_compared), 0)::BIGINT AS n_compared, coalesce(sum(n_later), 0)::BIGINT AS n_later
+FROM (
+  SELECT NOT bool_and(later) AS has_first, min(CASE WHEN step = 0 AND NOT continues THEN coalesce(turn, 1) END) AS turn,
+    count(CASE WHEN compared THEN 1 END) AS n_compared, count(CASE WHEN compared AND later THEN 1 END) AS n_later
+  FROM (SELECT *, coalesce({later}, false) AS later FROM ev_turns) GROUP BY conv
 );
 
 -- name: sample_conversations

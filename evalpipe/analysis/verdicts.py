@@ -360,15 +360,11 @@ def choose_pairs(
         connection,
         experiment=experiment,
         head=before.head,
-        already_read="SELECT id, conv, c_at_us AS at_us, turn, step FROM ev_requests WHERE c_code > 0",
+        already_read="SELECT id, conv, c_at_us AS at_us, turn, step, c_code <= 6 AND t_code BETWEEN 1 AND 6 AS compared "
+        "FROM ev_requests WHERE c_code > 0",
     )
     turns = goal_turns(settings.turns, before.turns, found)
     enough = found.n_conversations >= LEAST_TO_TELL
-    counted = rows(
-        connection,
-        "SELECT count(*) AS n, count(l.id) AS later FROM ev_ids i LEFT JOIN ev_later l USING (id) "
-        "WHERE control_attempted AND treatment_attempted",
-    )[0]
     request_ids: list[str] = []
     n_beyond = 0
     if judge is None:
@@ -382,7 +378,7 @@ def choose_pairs(
         request_ids=request_ids if settings.pairs_per_unit else [],
         n_beyond=n_beyond,
         first_share=found.n_with_first / found.n_conversations if found.n_conversations else None,
-        later_share=counted["later"] / counted["n"] if counted["n"] else 0.0,
+        later_share=found.later_share,
         n_conversations=found.n_conversations,
         fixed_turns=turns if enough else None,
         fixed_head=dict(found.head) if enough else {},

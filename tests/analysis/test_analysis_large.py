@@ -23,16 +23,19 @@ from evalpipe.analysis.result import Analysis
 from evalpipe.analysis.settings import Settings
 from evalpipe.analysis.sql import Connection
 from evalpipe.store.query import Selection, Store, open_store
+from evalpipe.store.schema import BY_NAME, conformed
 
 
-def written(data: Path, parts: Sequence[pd.DataFrame], *, leave_out: Sequence[str] = ()) -> Path:
-    """The parts as files of one day each, the last of them without the columns `leave_out`, as an older version wrote it."""
+def written(data: Path, parts: Sequence[pd.DataFrame], *, leave_out: Sequence[str] = (), n_older: int = 1) -> Path:
+    """The parts as files of one day each, the last `n_older` of them without the columns `leave_out`, as an older version wrote
+    them."""
     for number, part in enumerate(parts):
         folder = data / "exchanges" / f"experiment={EXPERIMENT}" / f"date=2026-06-0{number + 1}"
         folder.mkdir(parents=True)
         with connect(exchanges=part) as connection:
             table: pa.Table = connection.sql("SELECT * EXCLUDE (experiment) FROM exchanges").to_arrow_table()
-        columns = [name for name in table.column_names if number < len(parts) - 1 or name not in leave_out]
+        table = conformed(table, BY_NAME["exchanges"])
+        columns = [name for name in table.column_names if number < len(parts) - n_older or name not in leave_out]
         pq.write_table(table.select(columns), folder / f"part-{number}.parquet")
     return data
 
@@ -118,7 +121,7 @@ def in_four_files(data: Path, mode: str) -> Path:
         exchanges = pd.concat([frame(300, arm=arm, seed=1, mode="ab") for arm in ("control", "treatment")])
         exchanges["request_id"] += exchanges["arm"]
         exchanges["unit_id"] += exchanges["arm"]
-    return written(data, cut(exchanges, [150, 151, 400]), leave_out=["cost_note", "request_kind"])
+    return written(data, cut(exchanges, [150, 151, 400]), leave_out=["cost_note", "request_kind", "answer_empty"])
 
 
 def as_builtins(analysis: Analysis) -> dict[str, Any]:
@@ -188,6 +191,23 @@ def test_a_request_counts_by_its_own_instant_in_whatever_file_its_copy_is(tmp_pa
         assert (found.n_rows, n.fetchall()) == (10, [(5,)])
 
 
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_empty_answers_are_counted_in_old_and_new_files(
+    request: pytest.FixtureRequest, tmp_path: Path, on_disk: bool
+) -> None:
+    """Of the treatment's 60 answers every seventh has nothing to read: 0, 7, … 56 are nine."""
+    if on_disk:
+        request.getfixturevalue("large")
+    text = ["\u3000\n" if i % 7 == 0 else "an answer" for i in range(60)]
+    parts = cut(both_arms(60, treatment={"text": text}).sample(frac=1, random_state=1), [40, 80])
+    found = [
+        analysed(written(tmp_path / str(n), parts, leave_out=["answer_empty"], n_older=n), on_disk=on_disk)
+        for n in range(4)
+    ]
+    assert {next(one for one in each.metrics if one.name == "empty_rate").treatment.value for each in found} == {9 / 60}
+    assert all(same(as_builtins(each), as_builtins(found[0])) for each in found)
+
+
 @pytest.mark.usefixtures("large")
 def test_a_log_without_texts_has_no_empty_answers(tmp_path: Path) -> None:
     data = written(tmp_path, cut(both_arms(40, control={"text": None}, treatment={"text": None}), [30]))
@@ -203,9 +223,9 @@ def test_quantiles_are_those_of_the_database(monkeypatch: pytest.MonkeyPatch, at
     monkeypatch.setattr("evalpipe.analysis.compute_metrics.READ_AT_ONCE", at_once)
     shares = [0.0, 0.001, 0.2, 0.25, 1 / 3, 0.5, 0.7, 0.99, 0.995, 1.0]
     with connect(exchanges=both_arms(40)) as connection:
-        prepare_rows(connection, experiment=EXPERIMENT, mode="shadow")
+        n = prepare_rows(connection, experiment=EXPERIMENT, mode="shadow").n_rows
         for arm, condition in ((False, "has_latency"), (True, "has_latency AND latency_ms < 700"), (True, "false")):
-            found = SortedValues(connection).quantiles("latency_ms", condition, arm=arm, shares=shares)
+            found = SortedValues(connection, n).quantiles("latency_ms", condition, arm=arm, shares=shares)
             expected = connection.execute(
                 f"SELECT quantile_disc(latency_ms, {shares}) FROM ev_rows WHERE treatment = {arm} AND {condition}"
             ).fetchall()[0][0]

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from experiment_builders import START, both_arms, failing, frame, metric, run
+from experiment_builders import NOW, START, both_arms, failing, frame, metric, run
 
 from evalpipe.analysis.settings import CustomMetric
+from evalpipe.models import Arm, Exchange, Role
 from evalpipe.store.exchange_rows import BROKEN_OFF
+from evalpipe.store.schema import EXCHANGES, to_table
 
 
 def values(found: Any, name: str) -> tuple[float | None, float | None]:
@@ -126,8 +128,20 @@ def test_a_split_takes_each_arms_own_requests() -> None:
     ],
 )
 def test_an_answer_is_empty_without_text_and_tool_calls(text: str | None, tools: str | None, empty: bool) -> None:
+    """By its text and tool calls, and alike by the column that is made of them when rows are written."""
     found = run(both_arms(20, treatment={"text": [text] + ["a"] * 19, "tool_calls": [tools] + [None] * 19}))
     assert metric(found, "empty_rate").treatment.value == (0.05 if empty else 0.0)
+    exchange = Exchange(
+        request_id="r", arm=Arm.CONTROL, role=Role.SERVED, unit_id=None, conversation_id=None, started_at=NOW,
+        text=text, tool_calls=tools,
+    )  # fmt: skip
+    assert to_table(EXCHANGES, [exchange])["answer_empty"].to_pylist() == [empty]
+
+
+def test_texts_are_not_read_where_every_file_has_the_column() -> None:
+    empty = np.arange(20) < 3
+    found = run(both_arms(20, control={"answer_empty": False}, treatment={"answer_empty": empty, "text": "unread"}))
+    assert metric(found, "empty_rate").treatment.value == 0.15
 
 
 def test_an_own_metric_that_does_not_apply_to_a_pair_is_not_missing() -> None:
