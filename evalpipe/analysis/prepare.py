@@ -1,11 +1,12 @@
 """The narrow tables every metric is summed from, read once from the store.
 
-Only the columns the metrics need are read, never the requests and answers themselves (of the texts only whether they are empty),
-and ids become 64-bit hashes: four million exchanges are about half a gigabyte, and nothing larger is touched again. Of larger
-experiments the tables are in a database on disk, and the files are read and joined a part at a time (sql.py). Tables made here
-(all temporary):
+Only the columns the metrics need are read, never the requests and answers themselves (but of files older than the column
+`answer_empty`), and ids become 64-bit hashes: four million exchanges are about half a gigabyte, and nothing larger is touched
+again. Of larger experiments the tables are in a database on disk, and the files are read and joined a part at a time (sql.py).
+Tables made here (all temporary):
 
-- `ev_requests`: one row per request: both sides' values (shadow mode), how they ended, and the status of its shadow request.
+- `ev_requests`: one row per request: both sides' values (shadow mode), how they ended, and the status of its shadow request. In
+  shadow mode it is a view of `ev_joined`, where the small values are packed (state.py).
 - `ev_ids`: the same, in words: which sides it has, how they ended, its place in its conversation.
 - `ev_pairs` (shadow mode): the requests that both arms attempted, failures included, so that both arms answer the same questions;
   the columns of control begin with `c_`, the treatment's with `t_`, and flags mark the rows of the decision table a pair is in
@@ -221,7 +222,7 @@ def _read_query(connection: Connection, experiment: str, *, paired: bool, extra:
         "SELECT sum(n_of_unknown_text)::BIGINT AS unknown, sum(n_with_text)::BIGINT AS known "
         f"FROM ev_census WHERE {counted}",
     )[0]
-    # The texts are read only where a file is older than the column that says whether they are empty.
+    # The texts are read only where a file is older than `answer_empty`.
     empty = f"coalesce(answer_empty, {_EMPTY})" if found["unknown"] else "answer_empty"
     has_texts = bool(found["known"]) or bool(found["unknown"] and _has_texts(connection, chosen, empty, experiment))
     columns = {

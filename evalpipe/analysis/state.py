@@ -31,11 +31,11 @@ def packed(query: str, columns: str) -> str:
 
 def unpacked(columns: str, source: str) -> str:
     """The query of `source`, a table of requests with each side's state (`c_state`, `t_state`; NULL for a missing side), with the
-    values that are in them. A request's own values are control's, and the treatment's where control is missing."""
-    values = [
-        f"nullif(coalesce({_number('c_state', name)}, {_number('t_state', name)}), 0)::{kind} AS {name}"
-        for name, kind in (("shadow_code", "UTINYINT"), ("kind", "USMALLINT"))
-    ]
+    values that are in them. A request's own values are control's, and the treatment's where control has none."""
+    values = []
+    for name, kind in (("shadow_code", "UTINYINT"), ("kind", "USMALLINT")):
+        own = ", ".join(f"nullif({_number(f'{side}state', name)}, 0)" for side in PAIRED_SIDES)
+        values.append(f"coalesce({own})::{kind} AS {name}")
     for side in PAIRED_SIDES:
         state = f"{side}state"
         values.append(f"coalesce({_number(state, 'code')}, 0)::UTINYINT AS {side}code")
