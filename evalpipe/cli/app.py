@@ -113,7 +113,7 @@ def _with_bare_data(arguments: list[str]) -> list[str]:
     ]
 
 
-_WITH_RAY = {"doctor": False, "gate": False, "judge": True, "replay": True, "report": False}
+_WITH_RAY = {"doctor": False, "gate": False, "judge": True, "load": True, "replay": True, "report": False}
 """command → whether it takes words of its own, which may stand behind a `--ray` without an address"""
 _ANY_WORD = re.compile(r"[^-].*", re.DOTALL)
 _RAY_ADDRESS = re.compile(r"auto|local|ray://\S+|[\w.-]+:[0-9]{1,5}|\[[0-9a-f:.]+\]:[0-9]{1,5}")

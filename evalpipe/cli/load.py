@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from evalpipe.cli import options
 from evalpipe.text import printable
+
+if TYPE_CHECKING:
+    from evalpipe.store.row_tasks import OpenWorkers
+    from evalpipe.workspace.paths import Workspace
 
 
 def load(
@@ -51,6 +55,7 @@ def load(
         bool, typer.Option("--price", help="Compute costs a log does not have, by list prices ([prices] first).")
     ] = False,
     no_compact: Annotated[bool, typer.Option("--no-compact", help="Leave small stored files as they are.")] = False,
+    ray: options.RayRows = None,
     experiment: options.Experiment = None,
     config: options.Config = None,
     data: options.Data = None,
@@ -79,6 +84,7 @@ def load(
     evalpipe load --arm treatment new_model.json
     evalpipe load answers.csv --map "prompt=question, text_a=old_answer, text_b=new_answer"
     evalpipe load ab.jsonl --map "prompt=question, text=answer, arm=variant, user=uid, time=ts"
+    evalpipe load --ray 10.0.0.1:6379
     ```
 
     Where a day has many small files they are merged in the end, for some seconds (`evalpipe compact`; `[compact]`).
@@ -107,12 +113,14 @@ def load(
         price=price,
         compact=not no_compact,
     )
+    workspace = open_workspace(config, data)
     summary = run(
-        open_workspace(config, data),
+        workspace,
         paths or [],
         experiment=experiment,
         options=chosen,
         confirm=_confirm(dry_run=dry_run),
+        open_workers=None if ray is None else _on_cluster(workspace, ray),
     )
     if as_json:
         typer.echo(json.dumps(summary.as_json()))
@@ -120,6 +128,13 @@ def load(
         for line in summary.lines():
             typer.echo(printable(line))
     return 1 if summary.is_failure else 0
+
+
+def _on_cluster(workspace: Workspace, address: str) -> OpenWorkers:
+    """Where rows are read and written with --ray."""
+    from evalpipe.cluster.load import workers_of
+
+    return workers_of(workspace, address)
 
 
 def _confirm(*, dry_run: bool) -> Callable[[Sequence[str]], bool]:

@@ -93,6 +93,14 @@ RayTables = Annotated[
         help="Read and sum on the nodes of a Ray cluster: host:port, auto or local.  [default: [cluster] address]",
     ),
 ]
+RayRows = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="[ADDRESS]",
+        help="Read and write rows on the nodes of a Ray cluster: host:port, auto or local.  [default: [cluster] address]",
+    ),
+]
 
 
 def reading(workspace: Workspace, ray: str | None) -> AbstractContextManager[Connect | None]:

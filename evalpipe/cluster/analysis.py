@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 import tempfile
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -24,7 +23,7 @@ from tqdm import tqdm
 from evalpipe.analysis.distributed import DistributedConnection, Part, Statement
 from evalpipe.analysis.settings import Settings
 from evalpipe.analysis.sql import Connection, count_rows, parts_of, scalar
-from evalpipe.cluster.nodes import RayCluster, joined, one_line
+from evalpipe.cluster.nodes import RayCluster, joined, n_slots, one_line
 from evalpipe.errors import ClusterError, DataError, EvalpipeError
 from evalpipe.objects.client import open_objects
 from evalpipe.store.query import Store, open_files
@@ -33,7 +32,6 @@ from evalpipe.workspace.paths import Workspace
 
 PART_ROWS = 1_000_000
 """exchanges that a task reads at a time: some 400 MB of it"""
-_LOOK_EVERY_S = 0.2
 TASK_MEMORY = 500_000_000
 """bytes the database of a task may take before it works on disk"""
 
@@ -200,28 +198,12 @@ class TaskWorkers(ABC):
         cast(Any, connection).register(name, pa.concat_tables(self.get(parts)))
 
 
-def _cpus_of_nodes(cluster: RayCluster) -> list[float]:
-    """The CPUs of each node, once there is one. Raises ClusterError where none has enough for a task."""
-    until = time.monotonic() + cluster.start_timeout_s
-    while not (nodes := cluster.nodes()) and time.monotonic() < until:
-        time.sleep(_LOOK_EVERY_S)
-    found = [float(node["Resources"]["CPU"]) for node in nodes]
-    if max(found, default=0.0) < cluster.cpus_per_shard:
-        lack = f"no node of the cluster has more than {max(found):g}" if found else "the cluster has no node with CPUs"
-        raise ClusterError(
-            f"a task of the report is set aside {cluster.cpus_per_shard:g} CPUs ([cluster] cpus_per_shard), and {lack}: set it "
-            "lower, or add a node"
-        )
-    return found
-
-
 class RayWorkers(TaskWorkers):
     """The tasks of a Ray cluster. Raises ClusterError where one fails for good, and what it raises itself as EvalpipeError."""
 
     def __init__(self, cluster: RayCluster, store: Store, url: str | None) -> None:
         self._ray, self._cpus = cluster.ray, cluster.cpus_per_shard
-        n_workers = sum(int(cpus / self._cpus) for cpus in _cpus_of_nodes(cluster))
-        super().__init__(store, url, n_workers=n_workers, threads=max(1, int(self._cpus)))
+        super().__init__(store, url, n_workers=n_slots(cluster, "the report"), threads=max(1, int(self._cpus)))
 
     def run(
         self, task: Callable[..., Any], arguments: Sequence[Sequence[Any]], n_outputs: int, about: str

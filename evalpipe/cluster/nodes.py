@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import socket
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ _ADDRESSES = ("ANTHROPIC_BASE_URL", "OPENAI_BASE_URL")
 _LONGEST = 300
 """characters of an error of Ray's that are shown"""
 CONNECT_TIMEOUT_S = 5.0
+_LOOK_EVERY_S = 0.2
 NODE_TIMEOUT_S = 60.0
 """what a node may take to start a process and import evalpipe"""
 
@@ -140,6 +142,22 @@ class RayCluster:
     def nodes(self) -> list[dict[str, Any]]:
         """The nodes that can run a shard, as Ray describes them."""
         return [node for node in self.ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
+
+
+def n_slots(cluster: RayCluster, command: str) -> int:
+    """The tasks that the nodes run at a time, once there is a node. `command`: whose they are, as "the report". Raises
+    ClusterError where no node has enough CPUs for one."""
+    until = time.monotonic() + cluster.start_timeout_s
+    while not (nodes := cluster.nodes()) and time.monotonic() < until:
+        time.sleep(_LOOK_EVERY_S)
+    found = [float(node["Resources"]["CPU"]) for node in nodes]
+    if max(found, default=0.0) < cluster.cpus_per_shard:
+        lack = f"no node of the cluster has more than {max(found):g}" if found else "the cluster has no node with CPUs"
+        raise ClusterError(
+            f"a task of {command} is set aside {cluster.cpus_per_shard:g} CPUs ([cluster] cpus_per_shard), and {lack}: set it "
+            "lower, or add a node"
+        )
+    return sum(int(cpus / cluster.cpus_per_shard) for cpus in found)
 
 
 class RayShard:

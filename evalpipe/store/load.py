@@ -50,6 +50,7 @@ from evalpipe.store.load_history import Ledger
 from evalpipe.store.parquet import DatasetWriter, Times, existing_keys, newest_time
 from evalpipe.store.parsing import RowWriters, rare_collections
 from evalpipe.store.query import writing
+from evalpipe.store.row_tasks import TaskWriters, Workers
 from evalpipe.store.schema import BY_NAME, holds_failures, to_table
 
 BATCH_ENTRIES = 1000
@@ -79,10 +80,13 @@ class SpoolLoad:
         now: float,
         open_limit_s: float = OPEN_LIMIT_S,
         processes: int = 1,
+        workers: Workers | None = None,
         progress: Callable[[int], object] = lambda n_bytes: None,
     ) -> None:
+        """`processes`: that read answers and write rows on this machine; with `workers` theirs do."""
         self._data, self._spool, self._rules = data, spool, rules
-        self._now, self._open_limit_s, self._processes, self._progress = now, open_limit_s, processes, progress
+        self._now, self._open_limit_s, self._progress = now, open_limit_s, progress
+        self._processes, self._workers = processes, workers
         self._rejects: dict[Path, RejectedLines] = {}
         self._needed: set[int] = set()
         """segments something in which waits for the next load"""
@@ -113,7 +117,8 @@ class SpoolLoad:
             for name in ("exchanges", "feedback"):
                 stack.enter_context(writing(self._data, name))
             self._ratings = stack.enter_context(DatasetWriter(self._data, BY_NAME["feedback"]))
-            self._rows = stack.enter_context(RowWriters(self._data, self._rules, self._processes))
+            self._rows = self._writers()
+            stack.enter_context(self._rows)
             self._read(join)
             self._commit()
             for experiment, ratings in self._feedback.items():
@@ -123,6 +128,11 @@ class SpoolLoad:
         commit(self._data, "load")
         self._delete_segments()
         return self._count()
+
+    def _writers(self) -> RowWriters | TaskWriters:
+        if self._workers is not None:
+            return TaskWriters(self._data, self._rules, self._workers)
+        return RowWriters(self._data, self._rules, self._processes)
 
     def _read(self, join: SpoolJoin) -> None:
         records = read_spool(self._segments, self._reject, self._progress)

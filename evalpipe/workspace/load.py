@@ -9,7 +9,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -50,6 +50,7 @@ from evalpipe.store.load_history import Load, loads_in
 from evalpipe.store.load_history import unload as take_out
 from evalpipe.store.parquet import private_file, sweep_stale
 from evalpipe.store.query import open_store
+from evalpipe.store.row_tasks import OpenWorkers, Workers
 from evalpipe.store.schema import DATASETS
 from evalpipe.workspace.compact import compact_after_load
 from evalpipe.workspace.paths import Workspace, check_writable, price_book, record_path, workspace_around
@@ -72,13 +73,14 @@ def load(
     show_progress: bool | None = None,
     options: LoadOptions | None = None,
     confirm: Confirm | None = None,
+    open_workers: OpenWorkers | None = None,
 ) -> LoadSummary:
     """Load `paths` (without one: the workspace's spool). Rows that are there already are not added again.
 
     `arm`: the arm of another tool's log, where its format names none. `options` goes before `format_name`
-    and `arm`. `confirm`: asked before a guessed mapping is loaded; None: there is no terminal. Raises ConfigError for
-    a path, format, mapping or arm that does not exist and for a guess that is not confirmed, DataError where a file cannot
-    be read.
+    and `arm`. `confirm`: asked before a guessed mapping is loaded; None: there is no terminal. `open_workers`: who reads and
+    writes rows in place of this machine. Raises ConfigError for a path, format, mapping or arm that does not exist and for a
+    guess that is not confirmed, DataError where a file cannot be read, ClusterError for workers that are gone.
     """
     options = options or LoadOptions(format_name=format_name, arm=arm)
     if options.arm not in set(Arm):
@@ -105,11 +107,16 @@ def load(
     room = within_resources(
         "nothing was lost: run `evalpipe load` again where there is more room, it goes on from there"
     )
-    with room, only_load(workspace.data), _progress(n_bytes, show_progress) as bar:
+    with (
+        room,
+        only_load(workspace.data),
+        nullcontext() if open_workers is None else open_workers() as workers,
+        _progress(n_bytes, show_progress) as bar,
+    ):
         for dataset in DATASETS:
             sweep_stale(workspace.data, dataset)
         for spool in spools:
-            summary.add(_load_spool(workspace, spool, bar))
+            summary.add(_load_spool(workspace, spool, bar, workers))
         if options.replace:
             _unload_sources(workspace, [(one.examined.source.name, one.experiment) for one in plan.sources])
         memory = memory_of(plan)
@@ -334,7 +341,9 @@ def _other_spool(spool: Path, paths: Sequence[Path], experiment: str | None) -> 
     return spool
 
 
-def _load_spool(workspace: Workspace, spool: Path | Sequence[Path], bar: tqdm[NoReturn]) -> LoadSummary:
+def _load_spool(
+    workspace: Workspace, spool: Path | Sequence[Path], bar: tqdm[NoReturn], workers: Workers | None
+) -> LoadSummary:
     config = workspace.config
     collector = CollectorConfig() if config is None else config.collector
     rules = ReadingRules(
@@ -353,6 +362,7 @@ def _load_spool(workspace: Workspace, spool: Path | Sequence[Path], bar: tqdm[No
         now=time.time(),
         open_limit_s=max(OPEN_LIMIT_S, 2 * (collector.timeout_s + collector.shadow_timeout_s)),
         processes=min(_n_cpus(), 8) if n_bytes >= PARALLEL_BYTES else 1,
+        workers=workers,
         progress=bar.update,
     ).run()
 

@@ -16,7 +16,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "judging"))
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "store"))
+
 from fake_provider import Call, FakeProvider, Response, longer_wins
+from spool_builders import T0, copy, served, shadow, write_segment
+from spool_builders import request as served_request
 
 from evalpipe.cli.app import main, with_bare_ray
 from evalpipe.store.query import open_store
@@ -130,6 +134,43 @@ def test_a_selection_is_looked_at_before_a_cluster_is_joined(
         assert line in capsys.readouterr().err
 
 
+def spool_of(root: Path, n_requests: int) -> None:
+    """A collector's log of requests with their copies."""
+    names = [f"r{n:05d}" for n in range(n_requests)]
+    records = [
+        (served_request(name, at=T0 + place / 10), served(name, at=T0 + place / 10), shadow(name), copy(name))
+        for place, name in enumerate(names)
+    ]
+    write_segment(root / "data" / "spool", "served-1.000001", [one for four in records for one in four])
+
+
+@needs_ray
+def test_the_log_is_loaded_the_same_by_a_cluster_and_ctrl_c_stores_nothing_half(tmp_path: Path) -> None:
+    query = ("sql", "--json", "SELECT * FROM exchanges ORDER BY request_id, arm")
+    found = []
+    for name, words in (("alone", []), ("spread", ["--ray"])):
+        root = tmp_path / name
+        root.mkdir()
+        (root / "evalpipe.toml").write_text('[experiment]\nname = "exp"\n[cluster]\naddress = "local"\n')
+        spool_of(root, 2_000)
+        if words:
+            process = start(root, "load", *words)
+            spool = root / "data" / "spool"
+            end = time.monotonic() + 90
+            while not (root / "data" / ".load.lock").exists() and process.poll() is None:
+                assert time.monotonic() < end
+                time.sleep(0.02)
+            time.sleep(1)  # it joins the cluster, or waits for a task
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=60)
+            assert (process.returncode, len(list(spool.glob("*.jsonl")))) == (130, 1), errors
+            assert not [path for path in (root / "data").rglob("*") if path.suffix in {".tmp", ".parquet"}]
+        out, errors = start(root, "load", "--json", *words).communicate(timeout=100)
+        assert json.loads(out)["n_exchanges"] == 4_000, errors
+        found.append((json.loads(out), start(root, *query).communicate(timeout=60)[0]))
+    assert found[0] == found[1]
+
+
 @needs_ray
 def test_doctor_looks_at_every_node_and_prints_no_key(tmp_path: Path) -> None:
     with FakeProvider(longer_wins) as provider:
@@ -183,7 +224,8 @@ def test_pages_made_of_reports_are_not_spread(words: list[str], capsys: pytest.C
         (["doctor", "--ray", "[fd00::1]:6379"], ["doctor", "--ray", "[fd00::1]:6379"]),
         (["gate", "--ray", "auto"], ["gate", "--ray", "auto"]),
         (["report", "--ray", "nowhere"], ["report", "--ray", "nowhere"]),
-        (["load", "--ray"], ["load", "--ray"]),
+        (["load", "--ray", "log.jsonl"], ["load", "--ray=", "log.jsonl"]),
+        (["sql", "--ray"], ["sql", "--ray"]),
     ],
 )
 def test_ray_may_stand_without_an_address(words: list[str], expected: list[str]) -> None:
@@ -192,7 +234,10 @@ def test_ray_may_stand_without_an_address(words: list[str], expected: list[str])
 
 def test_one_machine_imports_nothing_of_a_cluster() -> None:
     seen = "[name for name in sys.modules if name.startswith(('ray', 'evalpipe.cluster'))]"
-    stages = ("workspace.judge", "workspace.replay", "workspace.analyze", "cli.judge", "cli.report", "cli.gate")
+    stages = (
+        *("workspace.judge", "workspace.replay", "workspace.analyze", "workspace.load"),
+        *("cli.judge", "cli.report", "cli.gate", "cli.load"),
+    )
     modules = ", ".join(f"evalpipe.{stage}" for stage in stages)
     script = f"import sys, {modules}; print({seen})"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout.strip() == "[]"

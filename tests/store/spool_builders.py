@@ -57,7 +57,7 @@ def copy(
 
 
 def shadow(request_id: str, status: str = "sampled", *, at: float = T0, **fields: Any) -> ShadowRecord:
-    return ShadowRecord(request_id=request_id, experiment="exp", status=status, at=at, **fields)
+    return ShadowRecord(request_id=request_id, status=status, at=at, **{"experiment": "exp", **fields})
 
 
 def write_segment(spool: Path, name: str, records: list[Record | bytes]) -> Path:
