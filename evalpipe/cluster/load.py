@@ -31,7 +31,7 @@ def workers_of(workspace: Workspace, address: str | None) -> OpenWorkers:
         with joined(workspace, address) as cluster:
             n_tasks = TASKS_AT_A_NODE * n_slots(cluster, "the load")
             with RayExecutor(cluster) as executor:
-                yield Workers(executor=executor, n_tasks=n_tasks)
+                yield Workers(executor=executor, n_tasks=n_tasks, share=cluster.ray.put)
 
     return opened
 

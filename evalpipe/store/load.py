@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -41,7 +41,7 @@ from evalpipe.spool.segments import (
 from evalpipe.store.exchange_rows import ReadingRules, instant
 from evalpipe.store.importers import IMPORTERS
 from evalpipe.store.importers.base import BrokenLineError, Imported, Importer
-from evalpipe.store.importers.columnar import Columnar
+from evalpipe.store.importers.columnar import BATCH, Columnar
 from evalpipe.store.importers.containers import open_unpacked, raw_of, sign_of
 from evalpipe.store.importers.detection import Examined
 from evalpipe.store.importers.documents import Document, Text
@@ -333,8 +333,11 @@ def _keys(entry: PendingRequest) -> Iterator[tuple[str, float, tuple[str, str, s
 
 
 FILE_BATCH_BYTES = 32 * 1024 * 1024
-"""Bytes of log whose rows are held in memory before they are written."""
+"""Arrow bytes of rows that are held in memory before they are written."""
 BATCH_ROWS = 20_000
+PORTION_DOCUMENTS = 1000
+PORTION_BYTES = 8 * 1024 * 1024
+"""Documents of a source, and bytes of them, that are read at once."""
 _NO_BYTES = 400
 """what a row of a table counts for, whose size in the file is not known"""
 
@@ -362,32 +365,43 @@ class Entry:
     reason: str | None = None
 
 
+@dataclass(slots=True)
+class Portion:
+    """What some documents of a source held: the rows by dataset, the entries that were rejected with their numbers and reasons,
+    and what is counted."""
+
+    tables: dict[str, list[pa.Table]] = field(default_factory=dict)
+    rejected: list[tuple[int, bytes, str]] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+
+
 def load_source(
     examined: Examined,
     data: Path,
     experiment: str,
     reading: Reading,
     *,
-    progress: Callable[[int], object] = lambda n_documents: None,
+    portions: Iterable[Portion] | None = None,
+    progress: Callable[[], object] = lambda: None,
 ) -> LoadSummary:
-    """Load one source into `experiment`. Raises DataError where it cannot be read."""
+    """Load one source into `experiment`. Raises DataError where it cannot be read.
+
+    Args:
+        portions: what its documents hold, in order, where they are not read here.
+        progress: called as documents are read here.
+    """
     source = examined.source
     rejects = RejectedLines(data, Path(source.name))
     summary = LoadSummary(experiments={experiment}, n_files=1)
     with Ledger(data, experiment, source.name) as ledger, _Writers(data, experiment, ledger) as writers:
-        for entry in _entries(examined, reading, writers, progress):
-            document, imported = entry.document, entry.imported
-            if entry.reason is not None:
-                rejects.add(document.number, raw_of(document), entry.reason)
-                summary.reasons[entry.reason] += 1
-            if imported is not None:
-                summary.left_out.update(imported.left_out)
-                summary.notes.update(_kinds(imported.notes))
-                for reason in imported.rejected:
-                    rejects.add(document.number, raw_of(document), reason)
-                    summary.reasons[reason] += 1
-                writers.add(imported, _NO_BYTES if document.raw is None else len(document.raw))
-            progress(document.number)
+        for portion in read_portions(examined, reading, progress) if portions is None else portions:
+            for number, raw, reason in portion.rejected:
+                rejects.add(number, raw, reason)
+                summary.reasons[reason] += 1
+            summary.left_out.update(portion.left_out)
+            summary.notes.update(portion.notes)
+            writers.add(portion.tables)
         writers.flush()
         ledger.finish()
         writers.finish()
@@ -400,26 +414,71 @@ def load_source(
     return summary
 
 
-def _entries(
-    examined: Examined, reading: Reading, writers: _Writers, progress: Callable[[int], object]
-) -> Iterator[Entry]:
-    """The documents that have to be read one by one; plain rows of a mapped table are written many at once."""
+def read_portions(examined: Examined, reading: Reading, progress: Callable[[], object]) -> Iterator[Portion]:
+    """What the documents of a source hold. `progress`: called as they are taken."""
     numbered: Counter[str] = Counter()
-    importer = examined.importer
-    fast = None
-    if importer is not None and importer.mapped is not None and not examined.inner and reading.priced is None:
-        fast = Columnar.of(
-            importer.mapped, examined.sample, arm=reading.arm.value, arms=reading.arms, numbered=numbered
-        )
-    if fast is None:
-        yield from read_source(examined, reading)
+    for documents in portions_of(examined, reading):
+        progress()
+        yield read_portion(examined, reading, documents, numbered)
+
+
+def portions_of(examined: Examined, reading: Reading) -> Iterator[list[Document]]:
+    """The documents of a source, in parts of a bounded size: always the same, as ids that are made up are numbered by them."""
+    documents = examined.source.documents()
+    if is_columnar(examined, reading):
+        while part := list(itertools.islice(documents, BATCH)):
+            yield part
         return
-    for batch in fast.batches(examined.source.documents()):
-        if batch.n_plain:
-            writers.add_table("exchanges", batch.table)
-            progress(0)
-        if batch.others:
-            yield from read_source(examined, reading, iter(batch.others), numbered)
+    part, n_bytes = [], 0
+    for document in documents:
+        part.append(document)
+        n_bytes += _NO_BYTES if document.raw is None else len(document.raw)
+        if len(part) >= PORTION_DOCUMENTS or n_bytes >= PORTION_BYTES:
+            yield part
+            part, n_bytes = [], 0
+    if part:
+        yield part
+
+
+def is_columnar(examined: Examined, reading: Reading) -> bool:
+    """Whether plain rows of a mapped table are read many at once."""
+    importer = examined.importer
+    return (
+        importer is not None
+        and importer.mapped is not None
+        and not examined.inner
+        and reading.priced is None
+        and Columnar.of(importer.mapped, examined.sample, arm=reading.arm.value, arms=reading.arms, numbered=Counter())
+        is not None
+    )
+
+
+def read_portion(
+    examined: Examined, reading: Reading, documents: Sequence[Document], numbered: Counter[str]
+) -> Portion:
+    """What these documents hold. `numbered`: ids that were made up so far, and how often."""
+    found = Portion()
+    if is_columnar(examined, reading):
+        assert examined.importer is not None
+        plain = Columnar(examined.importer.mapped.paths, reading.arm.value, reading.arms, numbered).read(documents)
+        if plain.n_plain:
+            found.tables["exchanges"] = [plain.table]
+        documents = plain.others
+    rows: dict[str, list[Any]] = {name: [] for name in _Writers.FIELDS}
+    for entry in read_source(examined, reading, iter(documents), numbered):
+        document, imported = entry.document, entry.imported
+        if entry.reason is not None:
+            found.rejected.append((document.number, raw_of(document), entry.reason))
+        if imported is not None:
+            found.left_out.update(imported.left_out)
+            found.notes.update(_kinds(imported.notes))
+            found.rejected += [(document.number, raw_of(document), reason) for reason in imported.rejected]
+            for name, of_it in rows.items():
+                of_it.extend(getattr(imported, name))
+    for name, of_it in rows.items():
+        if of_it:
+            found.tables.setdefault(name, []).append(to_table(BY_NAME[name].schema, of_it))
+    return found
 
 
 def read_source(
@@ -532,8 +591,10 @@ def store_rows(data: Path, experiment: str, source: str, imported: Sequence[Impo
     """Write rows that were read before, as one load of `source`."""
     summary = LoadSummary(experiments={experiment}, n_files=1)
     with Ledger(data, experiment, source) as ledger, _Writers(data, experiment, ledger) as writers:
-        for one in imported:
-            writers.add(one, 0)
+        for name in _Writers.FIELDS:
+            rows = [row for one in imported for row in getattr(one, name)]
+            if rows:
+                writers.add({name: [to_table(BY_NAME[name].schema, rows)]})
         writers.flush()
         ledger.finish()
         writers.finish()
@@ -585,20 +646,20 @@ def source_request_ids(examined: Examined, reading: Reading) -> set[str]:
 class _Writers:
     """One writer a dataset, and the rows that wait for the next batch. The datasets' locks are held all the time."""
 
-    _FIELDS = ("exchanges", "judgments", "labels", "feedback")
+    FIELDS = ("exchanges", "judgments", "labels", "feedback")
 
     def __init__(self, data: Path, experiment: str, ledger: Ledger) -> None:
         self._data = data
         self._experiment = experiment
         self._ledger = ledger
-        self._rows: dict[str, list[Any]] = {name: [] for name in self._FIELDS}
+        self._tables: dict[str, list[pa.Table]] = {name: [] for name in self.FIELDS}
         self._n_bytes = self._n_rows = 0
         self._any_failed = False
         self._writers: dict[str, DatasetWriter] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> _Writers:
-        for name in self._FIELDS:
+        for name in self.FIELDS:
             self._stack.enter_context(writing(self._data, name))
             writer = DatasetWriter(self._data, BY_NAME[name], added=partial(self._ledger.note, name))
             self._writers[name] = self._stack.enter_context(writer)
@@ -607,26 +668,22 @@ class _Writers:
     def __exit__(self, *raised: Any) -> None:
         self._stack.__exit__(*raised)
 
-    def add(self, imported: Imported, n_bytes: int) -> None:
-        for name in self._FIELDS:
-            self._rows[name].extend(getattr(imported, name))
-        self._n_bytes += n_bytes
-        self._n_rows += 1
+    def add(self, tables: Mapping[str, Sequence[pa.Table]]) -> None:
+        """Rows by dataset."""
+        for name, rows in tables.items():
+            self._tables[name] += rows
+            self._n_bytes += sum(table.nbytes for table in rows)
+            self._n_rows += sum(table.num_rows for table in rows)
         if self._n_bytes >= FILE_BATCH_BYTES or self._n_rows >= BATCH_ROWS:
             self.flush()
 
-    def add_table(self, name: str, table: pa.Table) -> None:
-        """Rows that are a table already; those that wait go first."""
-        self.flush()
-        self._writers[name].add(self._experiment, table)
-
     def flush(self) -> None:
-        for name, rows in self._rows.items():
-            if rows:
-                table = to_table(BY_NAME[name].schema, rows)
+        for name, tables in self._tables.items():
+            if tables:
+                table = pa.concat_tables(tables)
                 self._writers[name].add(self._experiment, table)
                 self._any_failed = self._any_failed or (name == "exchanges" and holds_failures(table))
-                rows.clear()
+                tables.clear()
         self._n_bytes = self._n_rows = 0
 
     def finish(self) -> None:

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import pyarrow as pa
 
@@ -37,10 +38,12 @@ class Workers:
     Attributes:
         executor: runs functions of the modules of evalpipe; arguments and results are pickled.
         n_tasks: that are given to it at a time, so that none of its machines waits for work.
+        share: makes an argument of many tasks out of a value, which is then carried to each machine once.
     """
 
     executor: Executor
     n_tasks: int
+    share: Callable[[Any], Any] = lambda value: value
 
 
 OpenWorkers = Callable[[], AbstractContextManager[Workers]]

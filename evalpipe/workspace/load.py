@@ -8,10 +8,11 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,7 +27,7 @@ from evalpipe.files import take_lock, try_lock, within_resources
 from evalpipe.models import ANSWERED, Arm, Exchange
 from evalpipe.objects.shared import shared_work
 from evalpipe.providers.base import Usage
-from evalpipe.providers.pricing import Unpriced, price_of
+from evalpipe.providers.pricing import Price, Unpriced, price_of
 from evalpipe.providers.setup_faults import SetupFault
 from evalpipe.spool.segments import holds_log, segment_files
 from evalpipe.store.exchange_rows import ReadingRules
@@ -52,6 +53,7 @@ from evalpipe.store.parquet import private_file, sweep_stale
 from evalpipe.store.query import open_store
 from evalpipe.store.row_tasks import OpenWorkers, Workers
 from evalpipe.store.schema import DATASETS
+from evalpipe.store.source_tasks import PlannedSource, SourceTasks
 from evalpipe.workspace.compact import compact_after_load
 from evalpipe.workspace.paths import Workspace, check_writable, price_book, record_path, workspace_around
 from evalpipe.workspace.secrets import unit_key
@@ -119,22 +121,19 @@ def load(
             summary.add(_load_spool(workspace, spool, bar, workers))
         if options.replace:
             _unload_sources(workspace, [(one.examined.source.name, one.experiment) for one in plan.sources])
-        memory = memory_of(plan)
-        for planned in plan.sources:
+        sources = _sources(workspace, plan, options, bar)
+        tasks = None if workers is None else SourceTasks(sources, workers)
+        for planned, source in zip(plan.sources, sources, strict=True):
             bar.set_description(planned.path.name, refresh=False)
-            reading = Reading(
-                arm=Arm(planned.arm),
-                arms=arms_of(planned, workspace),
-                memory=memory,
-                priced=_priced(workspace) if options.price else None,
-            )
+            portions = None if tasks is None else tasks.portions(source)
             summary.add(
                 load_source(
-                    planned.examined,
+                    source.examined,
                     workspace.data,
                     planned.experiment,
-                    reading,
-                    progress=_Moved(planned, bar.update).to,
+                    source.reading,
+                    portions=portions,
+                    progress=source.progress,
                 )
             )
         if options.compact and (workspace.config is None or workspace.config.compact.after_load):
@@ -180,46 +179,53 @@ def _planned_line(planned: Planned) -> str:
     return f"{planned.examined.source.name}: {planned.examined.source.kind}, {how}, into {planned.experiment}"
 
 
+def _sources(workspace: Workspace, plan: LoadPlan, options: LoadOptions, bar: tqdm[NoReturn]) -> list[PlannedSource]:
+    """How each source is read."""
+    memory = memory_of(plan)
+    priced = partial(_with_price, price_book(workspace.config)) if options.price else None
+    return [
+        PlannedSource(
+            examined=planned.examined,
+            reading=Reading(arm=Arm(planned.arm), arms=arms_of(planned, workspace), memory=memory, priced=priced),
+            progress=_Moved(planned, bar.update).on,
+        )
+        for planned in plan.sources
+    ]
+
+
 class _Moved:
     """How far the reader of a file has come, for the progress bar."""
 
     def __init__(self, planned: Planned, update: Callable[[int], object]) -> None:
         self._source, self._update, self._at = planned.examined.source, update, 0
 
-    def to(self, number: int) -> None:
+    def on(self) -> None:
         handle = self._source.handle
-        if number % 512 == 0 and handle is not None and not handle.closed:
+        if handle is not None and not handle.closed:
             at = handle.tell()
             self._update(max(0, at - self._at))
             self._at = at
 
 
-def _priced(workspace: Workspace) -> Callable[[Exchange], Exchange]:
+def _with_price(prices: Mapping[str, Price], row: Exchange) -> Exchange:
     """An exchange without a cost at the price list's, marked as such."""
-    prices = price_book(workspace.config)
-
-    def priced(row: Exchange) -> Exchange:
-        if row.cost_usd is not None or row.outcome not in ANSWERED:
-            return row
-        usage = Usage(
-            input_tokens=row.input_tokens,
-            cached_input_tokens=row.cached_input_tokens,
-            cache_write_tokens=row.cache_write_tokens,
-            output_tokens=row.output_tokens,
-            reasoning_tokens=row.reasoning_tokens,
-        )
-        at = row.started_at if row.started_at.year > 1970 else datetime.now(UTC)
-        found = price_of(
-            usage, model=row.model, requested=row.model_requested, provider=row.provider, at=at, prices=prices
-        )
-        if isinstance(found, Unpriced):
-            return msgspec.structs.replace(row, cost_note=found.reason)
-        note = "; ".join(filter(None, ("computed by `load --price`, not in the log", found.note)))
-        return msgspec.structs.replace(
-            row, cost_usd=found.usd, priced_at=found.priced_at, cost_source=found.source, cost_note=note
-        )
-
-    return priced
+    if row.cost_usd is not None or row.outcome not in ANSWERED:
+        return row
+    usage = Usage(
+        input_tokens=row.input_tokens,
+        cached_input_tokens=row.cached_input_tokens,
+        cache_write_tokens=row.cache_write_tokens,
+        output_tokens=row.output_tokens,
+        reasoning_tokens=row.reasoning_tokens,
+    )
+    at = row.started_at if row.started_at.year > 1970 else datetime.now(UTC)
+    found = price_of(usage, model=row.model, requested=row.model_requested, provider=row.provider, at=at, prices=prices)
+    if isinstance(found, Unpriced):
+        return msgspec.structs.replace(row, cost_note=found.reason)
+    note = "; ".join(filter(None, ("computed by `load --price`, not in the log", found.note)))
+    return msgspec.structs.replace(
+        row, cost_usd=found.usd, priced_at=found.priced_at, cost_source=found.source, cost_note=note
+    )
 
 
 def unload(workspace: Workspace, name: str, *, experiment: str | None = None) -> tuple[list[Load], dict[str, int]]:

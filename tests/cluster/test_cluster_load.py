@@ -6,11 +6,15 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "store"))
@@ -27,6 +31,9 @@ from evalpipe.store.exchange_rows import ReadingRules
 from evalpipe.store.load import LoadSummary, SpoolLoad
 from evalpipe.store.query import open_store
 from evalpipe.store.row_tasks import FileContent, Workers
+from evalpipe.workspace.load import LoadOptions
+from evalpipe.workspace.load import load as load_paths
+from evalpipe.workspace.paths import Workspace
 
 MIDNIGHT = 1_780_012_800.0
 """2026-05-29T00:00:00Z"""
@@ -90,7 +97,7 @@ NAMES = [f"r{n:03d}" for n in range(60)]
 
 
 @pytest.mark.usefixtures("small_tasks")
-def test_the_rows_counts_and_rejected_lines_are_those_of_one_machine(tmp_path: Path) -> None:
+def test_the_rows_counts_and_rejected_lines_are_those_of_one_machine_and_are_added_once(tmp_path: Path) -> None:
     executor = InlineExecutor()
     alone, spread = tmp_path / "alone", tmp_path / "spread"
     for root in (alone, spread):
@@ -101,18 +108,11 @@ def test_the_rows_counts_and_rejected_lines_are_those_of_one_machine(tmp_path: P
     assert len(executor.tasks) >= 3
     assert set(executor.tasks) == {"write_rows"}
     assert not list((spread / "spool").glob("*.jsonl"))
-    assert not left_over(spread)
-
-
-@pytest.mark.usefixtures("small_tasks")
-def test_a_second_load_of_the_same_log_adds_nothing(tmp_path: Path) -> None:
-    write_spool(tmp_path / "spool", NAMES)
-    load(tmp_path, inline())
-    before = stored(tmp_path)
-    write_spool(tmp_path / "spool", NAMES)
-    again = load(tmp_path, inline())
+    write_spool(spread / "spool", NAMES)
+    again = load(spread, inline())
     assert (again.n_exchanges, again.n_known) == (0, 56)  # 50 requests with all their records, 6 ratings
-    assert stored(tmp_path) == before
+    assert stored(spread) == stored(alone)
+    assert not left_over(spread)
 
 
 @pytest.mark.usefixtures("small_tasks")
@@ -131,20 +131,14 @@ def test_what_a_killed_load_left_in_part_is_completed(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_tasks")
-@pytest.mark.parametrize("error", [ClusterError("its last node is gone"), KeyboardInterrupt()])
-def test_a_load_that_ends_in_the_middle_leaves_the_log_and_nothing_half_written(
-    tmp_path: Path, error: BaseException
-) -> None:
+def test_a_load_that_ends_in_the_middle_leaves_the_log_and_nothing_half_written(tmp_path: Path) -> None:
     write_spool(tmp_path / "spool", NAMES)
-    with pytest.raises(type(error)):
-        load(tmp_path, inline(InlineExecutor(fails_at=3, error=error)))
+    with pytest.raises(KeyboardInterrupt):
+        load(tmp_path, inline(InlineExecutor(fails_at=3, error=KeyboardInterrupt())))
     assert not left_over(tmp_path)
     assert len(list((tmp_path / "spool").glob("*.jsonl"))) == 2
     load(tmp_path, inline())
-    whole = tmp_path / "whole"
-    write_spool(whole / "spool", NAMES)
-    load(whole)
-    assert stored(tmp_path)[0] == stored(whole)[0]
+    assert len(stored(tmp_path)[0]) == 120
 
 
 def test_a_file_that_did_not_arrive_whole_is_an_error(tmp_path: Path) -> None:
@@ -164,3 +158,159 @@ def test_without_a_node_the_load_ends_after_a_while(monkeypatch: pytest.MonkeyPa
     with RayExecutor(cluster) as executor, pytest.raises(ClusterError, match="no node of the cluster is left"):
         executor.submit(len, "task").result(timeout=10)
     assert time.monotonic() - began > 0.1
+
+
+# Other tools' logs.
+
+
+@pytest.fixture
+def small_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several tasks for a source of a few documents."""
+    monkeypatch.setattr(store_load, "PORTION_DOCUMENTS", 4)
+    monkeypatch.setattr(store_load, "BATCH", 4)
+
+
+def question(place: int, **columns: Any) -> dict[str, Any]:
+    return {"q": f"Question {place % 3}?", "a": f"Answer {place % 3}.", **columns}
+
+
+def by_lines(path: Path, rows: Sequence[Any]) -> Path:
+    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def equal_rows(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Rows without ids, of which many are equal: each gets a number, those that are not plain, too."""
+    rows = [question(place, a={"content": "odd"} if place % 5 == 4 else "Yes.") for place in range(30)]
+    return by_lines(folder / "equal.jsonl", [*rows, "no line\n", *rows]), {"mapping": "prompt=q, text=a"}
+
+
+def late_arms(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The second value of the arm comes after many of the first, a third one at the end."""
+    values = ["old"] * 14 + ["new", "old", "new", "neither"] * 4
+    rows = [question(place, arm=value, u=f"u{place}") for place, value in enumerate(values)]
+    return by_lines(folder / "arms.jsonl", rows), {"mapping": "prompt=q, text=a, arm=arm, user=u"}
+
+
+def named_arms(folder: Path) -> tuple[Path, dict[str, Any]]:
+    rows = [question(place, arm="ab"[place % 2]) for place in range(20)]
+    return by_lines(folder / "named.jsonl", rows), {"mapping": "prompt=q, text=a, arm=arm", "arms": ("b", "a")}
+
+
+def numbered_like_others(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Answers by the question's id, which get numbers, where another question bears such a number already."""
+    rows = [
+        {
+            "question_id": f"q{place % 2}" + "-2" * (place % 3 == 0),
+            "instruction": "Why?",
+            "output": f"{place}",
+            "generator": "m",
+        }
+        for place in range(24)
+    ]
+    return by_lines(folder / "alpaca.jsonl", rows), {}
+
+
+def a_table(folder: Path) -> tuple[Path, dict[str, Any]]:
+    lines = ["prompt,answer,user", *(f"Why {place}?,Because {place % 2}.,u{place}" for place in range(25)), "too,few"]
+    path = folder / "table.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path, {"mapping": "prompt=prompt, text=answer, user=user", "price": True}
+
+
+def a_parquet_file(folder: Path) -> tuple[Path, dict[str, Any]]:
+    rows = [question(place, id=f"r{place}", m="gpt-4o") for place in range(30)]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "rows.parquet", row_group_size=7)
+    return folder / "rows.parquet", {"mapping": "prompt=q, text=a, id=id, model=m"}
+
+
+def a_batch_with_its_requests(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """A folder whose files need each other, and a file that ends in the middle."""
+    logs = folder / "batch"
+    logs.mkdir()
+    asked = [
+        {
+            "custom_id": f"c{place}",
+            "method": "POST",
+            "url": "/v1/chat/completions",
+            "body": {"model": "gpt-4o", "messages": [{"role": "user", "content": f"Why {place}?"}]},
+        }
+        for place in range(11)
+    ]
+    by_lines(logs / "requests.jsonl", asked)
+    answer = {"id": "x", "object": "chat.completion", "model": "gpt-4o", "choices": []}
+    message = {"index": 0, "message": {"role": "assistant", "content": "So."}, "finish_reason": "stop"}
+    answered = [
+        {
+            "custom_id": f"c{place}",
+            "response": {"status_code": 200, "body": {**answer, "choices": [message]}},
+            "error": None,
+        }
+        for place in range(11)
+    ]
+    by_lines(logs / "answers.jsonl", [*answered, '{"custom_id": "c12", "respo'])
+    return logs, {}
+
+
+KINDS = [
+    equal_rows,
+    late_arms,
+    named_arms,
+    numbered_like_others,
+    a_table,
+    a_parquet_file,
+    a_batch_with_its_requests,
+]
+
+
+def load_path(root: Path, path: Path, options: dict[str, Any], workers: Workers | None = None) -> LoadSummary:
+    """Load it, twice: the second time nothing is new."""
+    workspace = Workspace(root=root, data=root / "data", config=None)
+    open_workers = None if workers is None else lambda: nullcontext(workers)
+    first, second = (
+        load_paths(
+            workspace,
+            [path],
+            experiment="exp",
+            options=LoadOptions(**options),
+            show_progress=False,
+            open_workers=open_workers,
+        )
+        for _ in range(2)
+    )
+    assert second.n_exchanges == second.n_labels == 0
+    return first
+
+
+@pytest.mark.usefixtures("small_portions")
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_another_tools_log_is_read_as_by_one_machine(
+    tmp_path: Path, kind: Callable[[Path], tuple[Path, dict[str, Any]]]
+) -> None:
+    path, options = kind(tmp_path)
+    executor = InlineExecutor()
+    spread = load_path(tmp_path / "spread", path, options, inline(executor))
+    alone = load_path(tmp_path / "alone", path, options)
+    assert counts(spread) == counts(alone)
+    assert alone.n_exchanges > 10
+    assert stored(tmp_path / "spread") == stored(tmp_path / "alone")
+    assert len(executor.tasks) > 5
+    assert set(executor.tasks) == {"read_documents"}
+
+
+@pytest.mark.usefixtures("small_portions")
+def test_a_damaged_file_of_a_folder_ends_the_load_when_its_turn_comes(tmp_path: Path) -> None:
+    """It is read ahead while the one before it is loaded."""
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    by_lines(logs / "a.jsonl", [question(place) for place in range(9)])
+    rows = [question(place, a=f"{place}" * 9) for place in range(9000)]
+    pq.write_table(pa.Table.from_pylist(rows), logs / "b.parquet", row_group_size=3000)
+    content = bytearray((logs / "b.parquet").read_bytes())
+    late = len(content) * 3 // 4  # beyond what is looked at before the load
+    content[late : late + 5000] = b"\xff" * 5000
+    (logs / "b.parquet").write_bytes(content)
+    with pytest.raises(DataError, match=r"cannot read .*b\.parquet as Parquet"):
+        load_path(tmp_path, logs, {"mapping": "prompt=q, text=a"}, inline())
+    assert len(stored(tmp_path)[0]) >= 9
+    assert not left_over(tmp_path)

@@ -7,9 +7,8 @@ answer that may be JSON, a time that is none) is left to the reader of single ro
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from json.encoder import encode_basestring
 from json.encoder import encode_basestring_ascii as _ascii
@@ -27,6 +26,7 @@ from evalpipe.store.schema import EXCHANGES, table_of
 from evalpipe.text import well_formed
 
 BATCH = 20_000
+"""documents that are read at once"""
 _SINGLE = frozenset(
     {
         "prompt",
@@ -92,12 +92,8 @@ class Columnar:
             return None  # a path that leads into objects, or a column in another spelling
         return Columnar(paths, arm, arms, numbered)
 
-    def batches(self, documents: Iterator[Document]) -> Iterator[Batch]:
-        """The documents in batches, in order."""
-        while batch := list(itertools.islice(documents, BATCH)):
-            yield self._read(batch)
-
-    def _read(self, batch: Sequence[Document]) -> Batch:
+    def read(self, batch: Sequence[Document]) -> Batch:
+        """Documents that follow each other."""
         documents = [document for document in batch if type(document.value) is dict]
         columns = _Columns([document.value for document in documents])
         columns.lines = [document.number for document in documents]
