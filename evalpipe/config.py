@@ -321,8 +321,8 @@ class ReplayConfig(_Section):
 
 
 class ClusterConfig(_Section):
-    """`--ray`: the Ray cluster whose nodes make the calls of `evalpipe judge` and `evalpipe replay`, and read and sum for
-    `evalpipe report`."""
+    """`--ray`: the Ray cluster whose nodes make the calls of `evalpipe judge` and `evalpipe replay`, read for `evalpipe load`,
+    and read and sum for `evalpipe report`."""
 
     address: str | None = None
     """host:port of a node; auto: the cluster this machine is part of; local: one on this machine for the run. None: RAY_ADDRESS,
@@ -330,7 +330,7 @@ class ClusterConfig(_Section):
     shards: Annotated[Whole, Field(ge=0, le=1000)] = 0
     """processes that make calls; 0 = one for each node"""
     cpus_per_shard: Positive = 1.0
-    """CPUs that Ray sets aside for each, and for each task of a report, whose database has as many threads"""
+    """CPUs that Ray sets aside for each, and for each task of a load or report; the database of a report's has as many threads"""
     concurrency_per_shard: Annotated[Whole, Field(ge=0, le=1000)] = 0
     """calls of a shard in flight; 0 = `concurrency` of [judge] or [replay] holds over the whole cluster"""
     start_timeout_s: Positive = 120.0

@@ -1,1 +1,2 @@
-"""Judging and replaying on a Ray cluster: shards make the calls; plan, limits, money and journal are the driver's."""
+"""Judging, replaying, loading and reporting on a Ray cluster: shards make the calls and tasks read; plan, limits, money, journal
+and store are the driver's."""

@@ -1,12 +1,13 @@
 """Judging and replaying on three Ray nodes of one machine: a node that is removed, caps, Ctrl-C, kill −9 and keys, by the
-simulated provider's own ledger; the report of ten million exchanges by one and by two nodes. Needs `pip install 'evalpipe[ray]'`
-in this Python: `make check-ray`."""
+simulated provider's own ledger; the report of ten million exchanges, and loading, by one and by two nodes. Needs `pip install
+'evalpipe[ray]'` in this Python: `make check-ray`."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,8 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from bench_load import make_spool
 from bench_report import make_exchanges
 from judge_harness import complete, evalpipe, finish, judged, query, say, simulated, start, wait_until, workspace
+from spool_builders import T0
+
+from evalpipe.store.query import open_store
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 KEY = "sk-ant-check-ray-0123456789abcdefghij"
@@ -315,6 +320,97 @@ def report(millions: int = 10, rounds: int = 5) -> bool:
         return say("report --ray", holds, detail)
 
 
+def load(n_requests: int = 50_000, rounds: int = 2) -> bool:
+    """A collector's log, and logs of another tool, by one node and by two, of one CPU each, by turns; and by two of which one is
+    removed in the middle: the same rows as without Ray."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "made"
+        make_spool(made / "spool", n_requests)
+        (made / "logs").mkdir()
+        for number in range(4):
+            _write_log(made / "logs" / f"{number}.jsonl", range(number, n_requests // 5, 4))
+        return all([_loaded(made, "spool", rounds), _loaded(made, "logs", rounds)])
+
+
+def _loaded(made: Path, kind: str, rounds: int) -> bool:
+    one = Loading(made, kind)
+    began = time.monotonic()
+    one.start().communicate()
+    alone, expected = time.monotonic() - began, one.rows()
+    walls: dict[int, list[float]] = {1: [], 2: []}
+    largest, same = 0.0, True
+    for _ in range(rounds):
+        for n_workers, seen in walls.items():
+            with (
+                nodes(1 + n_workers, cpus=1, head_cpus=0, memory=500_000_000) as (address, _),
+                watched_workers() as memory,
+            ):
+                began = time.monotonic()
+                one.start("--ray", address).communicate()
+                seen.append(time.monotonic() - began)
+                same = same and one.rows() == expected
+            largest = max([largest, *memory])
+    with nodes(3, cpus=1, head_cpus=0, memory=500_000_000) as (address, remove):
+        interrupted = one.start("--ray", address)
+        time.sleep(min(walls[2]) * 0.6)
+        was_running = interrupted.poll() is None
+        remove()
+        interrupted.communicate(timeout=300)
+        with_a_node_less = one.rows() == expected
+        again = one.start("--ray", address, anew=False).communicate()[0]
+    shown = {n: [round(wall, 1) for wall in found] for n, found in walls.items()}
+    detail = (
+        f"{kind}, {expected[0]:,} exchanges: without Ray {alone:.1f} s; by workers {shown}, best of 2 ÷ best of 1 "
+        f"{min(walls[2]) / min(walls[1]):.2f}; a worker's RSS less shared at most {largest / 1e6:,.0f} MB; same rows: {same}, "
+        f"with a node removed while it ran ({was_running}): {with_a_node_less}; once more: {again.strip()!r}"
+    )
+    return say("load --ray", same and with_a_node_less and was_running and "nothing new" in again, detail)
+
+
+class Loading:
+    """Loads of what was made, each into a folder of its own."""
+
+    def __init__(self, made: Path, kind: str) -> None:
+        self._made, self._kind = made, kind
+        self._root = made.parent / kind
+
+    def start(self, *words: str, anew: bool = True) -> subprocess.Popen[str]:
+        if anew:
+            shutil.rmtree(self._root, ignore_errors=True)
+            self._root.mkdir()
+        if self._kind == "spool":
+            shutil.copytree(self._made / "spool", self._root / "data" / "spool", dirs_exist_ok=True)
+        paths = [] if self._kind == "spool" else [str(self._made / "logs"), "--experiment", "exp"]
+        command = [sys.executable, "-m", "evalpipe", "load", *paths, *words]
+        return subprocess.Popen(command, cwd=self._root, stdout=subprocess.PIPE, text=True)
+
+    def rows(self) -> tuple[int, int]:
+        """Their number, and the sum of their hashes."""
+        with open_store(self._root / "data", "exp") as store:
+            query = "SELECT count(*), sum(hash(one)::HUGEINT) FROM (FROM exchanges) AS one"
+            n, hashed = store.connection.sql(query).fetchall()[0]
+        return int(n), int(hashed)
+
+
+def _write_log(path: Path, numbers: range) -> None:
+    """Calls as LiteLLM logs them, 2.5 kB each."""
+    with path.open("w") as file:
+        for i in numbers:
+            message = {"role": "assistant", "content": f"{i} " + "because " * 120}
+            call = {
+                "id": f"c{i}",
+                "call_type": "acompletion",
+                "startTime": T0 + i * 0.01,
+                "endTime": T0 + i * 0.01 + 0.8,
+                "model": "gpt-4o",
+                "messages": [{"role": "user", "content": f"{i} " + "why " * 200}],
+                "response": {"choices": [{"index": 0, "finish_reason": "stop", "message": message}]},
+                "end_user": f"u{i % 997}",
+                "response_cost": 0.001,
+            }
+            file.write(json.dumps(call) + "\n")
+
+
 def _command(*words: str) -> list[str]:
     return [sys.executable, "-m", "evalpipe", "report", "--json", *words]
 
@@ -374,7 +470,7 @@ def limit() -> bool:
     return node(2_000, 3_000)
 
 
-CHECKS = {check.__name__: check for check in (doctor, cap, interrupted, replayed, limit, node, report)}
+CHECKS = {check.__name__: check for check in (doctor, cap, interrupted, replayed, limit, node, report, load)}
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the nodes are ended, too
