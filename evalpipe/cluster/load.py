@@ -38,7 +38,7 @@ def workers_of(workspace: Workspace, address: str | None) -> OpenWorkers:
 
 class RayExecutor(Executor):
     """Tasks of a Ray cluster as futures. Ray runs one again whose node is lost; where there is no node left for
-    `start_timeout_s`, all that wait fail. What a task raises itself is raised as it is where it is an EvalpipeError."""
+    `start_timeout_s`, all that wait fail. EvalpipeErrors and OSErrors of a task are raised as they are."""
 
     def __init__(self, cluster: RayCluster) -> None:
         self._cluster, self._ray = cluster, cluster.ray
@@ -61,8 +61,7 @@ class RayExecutor(Executor):
         self._over.set()
 
     def _end(self, future: Future[Any], ended: Future[Any]) -> None:
-        self._open.pop(future, None)
-        if not future.set_running_or_notify_cancel():
+        if self._open.pop(future, None) is None or not future.set_running_or_notify_cancel():
             return
         try:
             future.set_result(ended.result())
@@ -72,7 +71,7 @@ class RayExecutor(Executor):
     def _shown(self, error: Exception) -> Exception:
         cause = getattr(error, "cause", None)
         if isinstance(error, self._ray.exceptions.RayTaskError):
-            return cause if isinstance(cause, EvalpipeError) else error
+            return cause if isinstance(cause, EvalpipeError | OSError) else error
         if isinstance(error, self._ray.exceptions.RayError):
             return ClusterError(
                 f"a task of the load has failed: {one_line(error)}; look with `ray status`, and load again"

@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import re
+import signal
 import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -82,7 +83,10 @@ def joined(workspace: Workspace, address: str | None) -> Iterator[RayCluster]:
     ray = _ray()
     # Ray prints the last lines of a dead node's log on stdout, where `--json` has its one document.
     with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        answer = signal.getsignal(signal.SIGTERM)
         _join(ray, wanted)
+        if callable(answer):  # Ray has put its own in the place of the command's
+            signal.signal(signal.SIGTERM, answer)
         try:
             yield RayCluster(ray, settings)
         finally:
