@@ -328,7 +328,7 @@ def load(n_requests: int = 50_000, rounds: int = 2) -> bool:
         make_spool(made / "spool", n_requests)
         (made / "logs").mkdir()
         for number in range(4):
-            _write_log(made / "logs" / f"{number}.jsonl", range(number, n_requests // 5, 4))
+            _write_log(made / "logs" / f"{number}.jsonl", range(number, n_requests // 2, 4))
         return all([_loaded(made, "spool", rounds), _loaded(made, "logs", rounds)])
 
 
