@@ -140,26 +140,25 @@ class SourceTasks:
         same_arms = given.before == arms.seen or all(
             value in arms.seen and arms.seen[value] is arm for value, arm in read.seen.items()
         )
-        portion = _renumbered(read, numbered) if same_arms else None
-        if portion is None:
+        if not same_arms:
             return read_portion(source.examined, source.reading, given.documents, numbered)
+        portion = _renumbered(read, numbered)
         arms.seen.update(read.seen)
         numbered.update(read.numbered)
         return portion
 
 
-def _renumbered(read: Read, numbered: Counter[str]) -> Portion | None:
-    """The portion, with the ids that were made up numbered on from those before it; None where two of them are equal."""
-    again = [made_up for made_up in read.numbered if numbered[made_up]]
-    if not again:
+def _renumbered(read: Read, numbered: Counter[str]) -> Portion:
+    """The portion, with the ids that were made up numbered on from those before it. They are digests: none is equal to another
+    with its number."""
+    renamed = {
+        _with_number(made_up, place): _with_number(made_up, place + numbered[made_up])
+        for made_up, n in read.numbered.items()
+        if numbered[made_up]
+        for place in range(1, n + 1)
+    }
+    if not renamed:
         return read.portion
-    renamed: dict[str, str] = {}
-    for made_up, n in read.numbered.items():
-        for place in range(1, n + 1):
-            was = _with_number(made_up, place)
-            if was in renamed:
-                return None
-            renamed[was] = _with_number(made_up, place + numbered[made_up])
     tables = {
         name: [_with_ids(table, renamed) for table in of_it] if name in {"exchanges", "labels"} else of_it
         for name, of_it in read.portion.tables.items()

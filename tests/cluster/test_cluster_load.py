@@ -53,7 +53,7 @@ def write_spool(spool: Path, names: list[str]) -> None:
     served_log: list[Record | bytes] = [b'{"record":"request","request_id"\n']
     shadow_log: list[Record | bytes] = []
     for place, name in enumerate(names):
-        at = MIDNIGHT - 40 + place
+        at = MIDNIGHT - 30.3 + place
         experiment: dict[str, Any] = {"experiment": "other" if place % 7 == 3 else "exp"}
         body = {"model": "gpt-4o", "messages": [{"role": "user", "content": name}], "user": f"u{place % 5}"}
         served_log.append(request(name, at=at, body=body, **experiment))
@@ -131,11 +131,16 @@ def test_what_a_killed_load_left_in_part_is_completed(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_tasks")
-def test_a_load_that_ends_in_the_middle_leaves_the_log_and_nothing_half_written(tmp_path: Path) -> None:
+def test_a_load_that_ends_in_the_middle_leaves_the_log_and_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two tasks have ended before it, whose files were to be put in place together with the third's."""
+    monkeypatch.setattr(store_load, "COMMIT_ENTRIES", 1000)
     write_spool(tmp_path / "spool", NAMES)
     with pytest.raises(KeyboardInterrupt):
-        load(tmp_path, inline(InlineExecutor(fails_at=3, error=KeyboardInterrupt())))
+        load(tmp_path, inline(InlineExecutor(fails_at=3, error=KeyboardInterrupt()), n_tasks=1))
     assert not left_over(tmp_path)
+    assert not list((tmp_path / "data").rglob("*.parquet"))
     assert len(list((tmp_path / "spool").glob("*.jsonl"))) == 2
     load(tmp_path, inline())
     assert len(stored(tmp_path)[0]) == 120
@@ -186,8 +191,8 @@ def equal_rows(folder: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def late_arms(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The second value of the arm comes after many of the first, a third one at the end."""
-    values = ["old"] * 14 + ["new", "old", "new", "neither"] * 4
+    """The second value of the arm comes after many of the first, and once before a third one."""
+    values = ["old"] * 13 + ["new"] + ["neither", "old"] * 5 + ["new"] * 6
     rows = [question(place, arm=value, u=f"u{place}") for place, value in enumerate(values)]
     return by_lines(folder / "arms.jsonl", rows), {"mapping": "prompt=q, text=a, arm=arm, user=u"}
 
@@ -197,17 +202,9 @@ def named_arms(folder: Path) -> tuple[Path, dict[str, Any]]:
     return by_lines(folder / "named.jsonl", rows), {"mapping": "prompt=q, text=a, arm=arm", "arms": ("b", "a")}
 
 
-def numbered_like_others(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """Answers by the question's id, which get numbers, where another question bears such a number already."""
-    rows = [
-        {
-            "question_id": f"q{place % 2}" + "-2" * (place % 3 == 0),
-            "instruction": "Why?",
-            "output": f"{place}",
-            "generator": "m",
-        }
-        for place in range(24)
-    ]
+def answers_by_question(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Answers whose ids are made of their question, of which many are equal."""
+    rows = [{"instruction": f"Why {place % 4}?", "output": f"{place}", "generator": "m"} for place in range(24)]
     return by_lines(folder / "alpaca.jsonl", rows), {}
 
 
@@ -256,7 +253,7 @@ KINDS = [
     equal_rows,
     late_arms,
     named_arms,
-    numbered_like_others,
+    answers_by_question,
     a_table,
     a_parquet_file,
     a_batch_with_its_requests,
