@@ -153,7 +153,7 @@ check-litellm: .litellm/bin/litellm ## the real LiteLLM, proxy and library, as t
 	.litellm/bin/python tests/rollout/check_litellm.py
 
 .PHONY: check-ray
-check-ray: .ray/bin/ray ## judge and replay on three Ray nodes of this machine, one of them removed; caps, Ctrl-C, kill -9, keys (a virtual environment of its own; 10 minutes; ARGS="node=2000")
+check-ray: .ray/bin/ray ## judge, replay, load and report on Ray nodes of this machine, one of them removed; caps, Ctrl-C, kill -9, keys (a virtual environment of its own; 10 minutes; ARGS="node=2000")
 	.ray/bin/python tests/bench/check_ray.py $(ARGS)
 	.ray/bin/python -m pytest -n 0 tests/cluster
 

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from objects.fixtures import Bucket
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "store"))
 from inline_tasks import InlineExecutor, inline
@@ -33,7 +34,7 @@ from evalpipe.store.query import open_store
 from evalpipe.store.row_tasks import FileContent, Workers
 from evalpipe.workspace.load import LoadOptions
 from evalpipe.workspace.load import load as load_paths
-from evalpipe.workspace.paths import Workspace
+from evalpipe.workspace.paths import Workspace, open_workspace
 
 MIDNIGHT = 1_780_012_800.0
 """2026-05-29T00:00:00Z"""
@@ -144,6 +145,21 @@ def test_a_load_that_ends_in_the_middle_leaves_the_log_and_nothing_half_written(
     assert len(list((tmp_path / "spool").glob("*.jsonl"))) == 2
     load(tmp_path, inline())
     assert len(stored(tmp_path)[0]) == 120
+
+
+def test_what_tasks_wrote_is_committed_to_the_object_storage(tmp_path: Path, bucket: Bucket) -> None:
+    found = []
+    for name in ("first", "second"):
+        root = tmp_path / name
+        root.mkdir()
+        (root / "evalpipe.toml").write_text(f'data = "{bucket.url}"\n[experiment]\nname = "exp"\n')
+        workspace = open_workspace(root / "evalpipe.toml")
+        if name == "first":
+            write_spool(workspace.spool, NAMES[:20])
+            load_paths(workspace, show_progress=False, open_workers=lambda: nullcontext(inline()))
+        with open_store(workspace.data) as store:
+            found.append(store.connection.sql("SELECT count(*), count(DISTINCT request_id) FROM exchanges").fetchall())
+    assert found == [[(40, 20)], [(40, 20)]]
 
 
 def test_a_file_that_did_not_arrive_whole_is_an_error(tmp_path: Path) -> None:
