@@ -4,8 +4,8 @@
 
 The exchanges are made with DuckDB SQL straight into the store's layout: users with different habits, log-normal latencies,
 1 % errors, half the answers streamed, conversations of three turns, requests and answers of a few hundred characters (as a real
-log has them; `answer_empty` as load writes it, so that none of them is read). Pairs = exchanges / 2, users = exchanges / 20. Prints one line
-a size: seconds, peak memory of the process.
+log has them; `answer_empty` as load writes it, so that none of them is read). Pairs = exchanges / 2, users = exchanges / 20.
+Prints one line a size: seconds, peak memory of the process.
 """
 
 from __future__ import annotations
