@@ -297,13 +297,13 @@ class SpoolWatch:
 
     def _grows(self, now: float) -> bool:
         """Whether the least that waited in the last window is clearly more than the least in the one before, though
-        segments were loaded in both."""
+        segments were loaded in both. What waited before the first of these loads is no measure: traffic may just have begun."""
         middle = now - self._window_s
         if not self._least or self._least[0][0] > now - 1.9 * self._window_s:
             return False
-        if not any(at <= middle for at in self._n_loads) or not any(at > middle for at in self._n_loads):
+        if not self._n_loads or self._n_loads[0] > middle or self._n_loads[-1] <= middle:
             return False
-        earlier = min((n for at, n in self._least if at <= middle), default=0)
+        earlier = min(n for at, n in self._least if self._n_loads[0] <= at <= middle)
         later = min(n for at, n in self._least if at > middle)
         return later > _GROWTH * earlier + _GROWTH_BYTES
 

@@ -43,6 +43,7 @@ class InProcessShard:
             runner.link.give(None)
             self._actor._running.cancel()
             await asyncio.gather(self._actor._running, return_exceptions=True)
+            await asyncio.sleep(0.2)  # until its connections, which were closed just now, are gone
 
     @property
     def other_models(self) -> set[str]:

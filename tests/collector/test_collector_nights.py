@@ -17,6 +17,7 @@ import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -35,6 +36,7 @@ from collector_harness import (
     read_spool,
 )
 
+from evalpipe.collector.status import SpoolWatch
 from evalpipe.files import is_locked
 from evalpipe.spool.checkpoint import TREATMENT_LOCK
 from evalpipe.spool.format import RequestRecord, ResponseRecord
@@ -488,3 +490,33 @@ def test_health_warns_where_segments_stay_after_several_loads(
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert [line["level"] for line in lines if "grows faster" in line["message"]] == ["warning"]
     assert any("load failed (exit code" in line["message"] for line in lines)
+
+
+@pytest.mark.uncompiled
+@pytest.mark.parametrize(("n_at_most", "warned"), [(10_000, False), (45, True)])
+def test_health_warns_of_a_backlog_that_grows_and_not_of_traffic_that_begins(
+    n_at_most: int, warned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A segment of 24 MB comes each second, and a load a minute takes 40 s: for all that was there when it began, or 45 of them."""
+    now = 1_000_000.0
+    monkeypatch.setattr("evalpipe.collector.status.time", SimpleNamespace(time=lambda: now))
+    settings = SimpleNamespace(load_every_s=60.0, treatment=None)
+    watch = SpoolWatch(settings, tmp_path)  # type: ignore[arg-type]
+    waiting: list[tuple[Path, int]] = []
+    found = []
+    for second in range(1200):
+        now += 1
+        if second > 5:
+            path = tmp_path / f"served-1.{second:06}.jsonl"
+            with path.open("wb") as file:
+                file.truncate(24_000_000)  # on disk nothing
+            waiting.append((path, second))
+        if second % 60 == 40:
+            before = [path for path, since in waiting if since <= second - 40]
+            for path in before[:n_at_most]:
+                path.unlink()
+            waiting = [(path, since) for path, since in waiting if path.exists()]
+        state = watch.look({})
+        assert state is not None
+        found.append(state.falling_behind)
+    assert any(found) == warned
