@@ -497,7 +497,7 @@ def test_health_warns_where_segments_stay_after_several_loads(
 def test_health_warns_of_a_backlog_that_grows_and_not_of_traffic_that_begins(
     n_at_most: int, warned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A segment of 24 MB comes each second, and a load a minute takes 40 s: for all that was there when it began, or 45 of them."""
+    """A segment of 24 MB comes each second, and a load a minute takes 40 s: for all there was when it began, or 45 of them."""
     now = 1_000_000.0
     monkeypatch.setattr("evalpipe.collector.status.time", SimpleNamespace(time=lambda: now))
     settings = SimpleNamespace(load_every_s=60.0, treatment=None)
