@@ -6,7 +6,7 @@ fifteen halves it.
 
 from __future__ import annotations
 
-from evalpipe.analysis.populations import PAIRED_SIDES, POPULATIONS, population_columns
+from evalpipe.analysis.populations import OUTCOMES, PAIRED_SIDES, POPULATIONS, population_columns
 
 _BITS = {
     "code": 4,
@@ -20,6 +20,8 @@ _BITS = {
 }
 """of each value, from the lowest; 31 in all"""
 _OF_A_SIDE = {"empty", "streamed", "silent", "unbilled"}
+assert sum(_BITS.values()) <= 32
+assert len(OUTCOMES) < 2 ** _BITS["code"]
 
 
 def packed(query: str, columns: str) -> str:

@@ -11,12 +11,15 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
-from evalpipe.cluster.nodes import RayCluster, joined, n_slots, one_line
+from evalpipe.cluster.nodes import RayCluster, joined, n_slots, why_not
 from evalpipe.errors import ClusterError, EvalpipeError
 from evalpipe.store.row_tasks import OpenWorkers, Workers
+from evalpipe.version import __version__
 from evalpipe.workspace.paths import Workspace
+
+Result = TypeVar("Result")
 
 _LOOK_EVERY_S = 1.0
 TASKS_AT_A_NODE = 2
@@ -36,12 +39,22 @@ def workers_of(workspace: Workspace, address: str | None) -> OpenWorkers:
     return opened
 
 
+def run_task(version: str, task: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
+    """What a node runs: the task, where it has the driver's version, whose columns and prices the rows are of."""
+    if version != __version__:
+        raise ClusterError(
+            f"a node of the cluster has evalpipe {__version__}, this machine {version}: install the same on all"
+        )
+    return task(*arguments, **named)
+
+
 class RayExecutor(Executor):
     """Tasks of a Ray cluster as futures. Ray runs one again whose node is lost; where there is no node left for
-    `start_timeout_s`, all that wait fail. EvalpipeErrors and OSErrors of a task are raised as they are."""
+    `start_timeout_s`, all that wait fail. EvalpipeErrors of a task are raised as they are."""
 
     def __init__(self, cluster: RayCluster) -> None:
         self._cluster, self._ray = cluster, cluster.ray
+        self._run = self._ray.remote(run_task).options(num_cpus=cluster.cpus_per_shard, scheduling_strategy="SPREAD")
         self._open: dict[Future[Any], Any] = {}
         """tasks that have not ended, with their Ray references"""
         self._over = threading.Event()
@@ -49,8 +62,10 @@ class RayExecutor(Executor):
 
     def submit(self, task: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
         """Have some node run it."""
-        options = {"num_cpus": self._cluster.cpus_per_shard, "scheduling_strategy": "SPREAD"}
-        reference = self._ray.remote(task).options(**options).remote(*arguments, **named)
+        try:
+            reference = self._run.remote(__version__, task, *arguments, **named)
+        except self._ray.exceptions.RayError as error:  # no room for its arguments
+            raise self._shown(error) from error
         future: Future[Any] = Future()
         self._open[future] = reference
         reference.future().add_done_callback(lambda ended: self._end(future, ended))
@@ -69,20 +84,30 @@ class RayExecutor(Executor):
             future.set_exception(self._shown(error))
 
     def _shown(self, error: Exception) -> Exception:
-        cause = getattr(error, "cause", None)
-        if isinstance(error, self._ray.exceptions.RayTaskError):
-            return cause if isinstance(cause, EvalpipeError | OSError) else error
-        if isinstance(error, self._ray.exceptions.RayError):
+        cause: Exception | None = getattr(error, "cause", None)
+        if isinstance(cause, EvalpipeError):
+            return cause
+        if isinstance(cause, OSError):
+            return ClusterError(f"a node of the cluster: {cause}; nothing was lost, load again")
+        is_own_fault = isinstance(error, self._ray.exceptions.RayTaskError) and not isinstance(cause, ImportError)
+        if isinstance(error, self._ray.exceptions.RayError) and not is_own_fault:
             return ClusterError(
-                f"a task of the load has failed: {one_line(error)}; look with `ray status`, and load again"
+                f"a task of the load has failed: {why_not(error)}; look with `ray status`, and load again"
             )
         return error
+
+    def _has_node(self) -> bool:
+        """Whether some node could run a task."""
+        try:
+            return any(node["Resources"]["CPU"] >= self._cluster.cpus_per_shard for node in self._cluster.nodes())
+        except Exception:  # noqa: BLE001  a cluster that cannot be asked has none
+            return False
 
     def _watch(self) -> None:
         """End the waiting where no node is left."""
         seen = time.monotonic()
         while not self._over.wait(_LOOK_EVERY_S):
-            if not self._open or self._cluster.nodes():
+            if not self._open or self._has_node():
                 seen = time.monotonic()
             elif time.monotonic() > seen + self._cluster.start_timeout_s:
                 for future in list(self._open):

@@ -260,11 +260,12 @@ def facts_of_nodes(cluster: RayCluster, names: Sequence[str]) -> list[NodeFacts]
         try:
             found.append(replace(ray.get(reference, timeout=0.1), node=name))
         except Exception as error:  # noqa: BLE001  whatever went wrong there is what is reported
-            found.append(NodeFacts(node=name, error=_why_not(error)))
+            found.append(NodeFacts(node=name, error=why_not(error)))
     return found
 
 
-def _why_not(error: Exception) -> str:
+def why_not(error: Exception) -> str:
+    """In a few words, why a node could not run something."""
     missing = re.search(r"No module named '([\w.]+)'", str(error))
     if missing:
         return f"the package {missing[1]} is not installed there"

@@ -339,7 +339,7 @@ PORTION_DOCUMENTS = 1000
 PORTION_BYTES = 8 * 1024 * 1024
 """Documents of a source, and bytes of them, that are read at once."""
 _NO_BYTES = 400
-"""what a row of a table counts for, whose size in the file is not known"""
+"""what a row of a table counts for besides its texts: its size in the file is not known"""
 
 Memory = dict[str, dict[str, list[Any]]]
 """format → key → what companions of that format hold: requests of a batch, users of traces"""
@@ -432,12 +432,20 @@ def portions_of(examined: Examined, reading: Reading) -> Iterator[list[Document]
     part, n_bytes = [], 0
     for document in documents:
         part.append(document)
-        n_bytes += _NO_BYTES if document.raw is None else len(document.raw)
+        n_bytes += _size_of(document)
         if len(part) >= PORTION_DOCUMENTS or n_bytes >= PORTION_BYTES:
             yield part
             part, n_bytes = [], 0
     if part:
         yield part
+
+
+def _size_of(document: Document) -> int:
+    """Bytes, about: of a row of a table the texts at its top are counted."""
+    if document.raw is not None:
+        return len(document.raw)
+    values = document.value.values() if isinstance(document.value, dict) else [document.value]
+    return _NO_BYTES + sum(len(value) for value in values if isinstance(value, str | bytes))
 
 
 def is_columnar(examined: Examined, reading: Reading) -> bool:

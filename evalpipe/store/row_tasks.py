@@ -154,7 +154,8 @@ class TaskWriters:
         for task in ended:
             written, files = task.result()
             self.written.add(written)
-            self._sealed += [file.sealed_in(self._data) for file in files]
+            for file in files:
+                self._sealed.append(file.sealed_in(self._data))
 
 
 def _is_any_stored(data: Path, entries: Sequence[PendingRequest]) -> bool:

@@ -17,7 +17,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from evalpipe.errors import EvalpipeError
 from evalpipe.models import Arm
 from evalpipe.store.importers import IMPORTERS
 from evalpipe.store.importers.containers import Source
@@ -31,7 +30,8 @@ from evalpipe.store.schema import forgo_pandas
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Form:
-    """How the documents of a source are read: `Examined` without the source. `importer`: its place in the list, or a mapping."""
+    """How the documents of a source are read: `Examined` without the source. `importer`: its place in the list, or a mapping;
+    `sample`: only of a mapped one, by which its plain rows are recognised."""
 
     importer: int | Mapped
     inner: tuple[str, ...]
@@ -42,7 +42,8 @@ class Form:
         importer = examined.importer
         assert importer is not None
         how = IMPORTERS.index(importer) if importer.mapped is None else importer.mapped
-        return Form(importer=how, inner=examined.inner, sample=examined.sample)
+        sample = [] if importer.mapped is None else examined.sample
+        return Form(importer=how, inner=examined.inner, sample=sample)
 
     def examined(self) -> Examined:
         """A source of this form that has no documents."""
@@ -87,8 +88,8 @@ class _Given:
     task: Future[Read]
 
 
-_End = EvalpipeError | None
-"""the end of a source: how reading it has failed, or nothing"""
+_End = Exception | None
+"""the end of a source: how reading it has failed, or nothing. It is raised when the sources before it are stored"""
 
 
 class SourceTasks:
@@ -129,7 +130,7 @@ class SourceTasks:
                     self._given.append(_Given(documents=documents, before=before, task=task))
                     self._n_tasks += 1
                     yield True
-            except EvalpipeError as error:
+            except Exception as error:  # noqa: BLE001  raised when it is this source's turn
                 end = error
             self._given.append(end)
             yield True

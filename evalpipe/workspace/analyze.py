@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from evalpipe.analysis.analyze import analyze
@@ -19,7 +20,7 @@ from evalpipe.analysis.settings import CustomMetric, Exclusion, JudgeInfo, Metri
 from evalpipe.analysis.sql import Connection
 from evalpipe.collector.traffic_watch import folder_of, read_uncollected
 from evalpipe.config import ArmConfig, Config
-from evalpipe.errors import ConfigError, DataError, NoDataError
+from evalpipe.errors import ConfigError, DataError
 from evalpipe.identity import fingerprint
 from evalpipe.judging.costs import settled_calls, settlements_folder
 from evalpipe.labels.store import has_waiting
@@ -37,6 +38,11 @@ from evalpipe.workspace.secrets import shown_config
 LIBRARIES = ("duckdb", "numpy", "scipy")
 Connect = Callable[[Store, Settings], Connection]
 """the connection that an analysis of a store goes through"""
+
+
+def _of_exchanges(store: Store, files: Iterable[Path]) -> bool:
+    """Whether any of these files is one of exchanges."""
+    return any(path.is_relative_to(store.data / "exchanges") for path in files)
 
 
 def connect_here(store: Store, settings: Settings) -> Connection:
@@ -78,23 +84,20 @@ def analyze_workspace(
         with open_store(
             workspace.data, name, selection=excluding(selection, plan, but=but), compared=True, analysis=True
         ) as store:
+            if _of_exchanges(store, store.damaged) and not _of_exchanges(store, store.files):
+                raise DataError(f"{damage_sentence(store.damaged, workspace.data)}; {REMEDY}")
             facts = provenance(workspace, store, name, options)
             _note_settled(store)
-            try:
-                found = analyze(
-                    connect(store, settings),
-                    experiment=name,
-                    mode=mode,
-                    settings=replace(settings, n_star=plan.n_star),
-                    now=at,
-                    provenance={**facts, "n_star": plan.n_star, "n_looks": plan.n_looks},
-                    details=details and not but,
-                    record=plan,
-                )
-            except NoDataError as error:
-                if not store.damaged:
-                    raise
-                raise DataError(f"{damage_sentence(store.damaged, workspace.data)}; {REMEDY}") from error
+            found = analyze(
+                connect(store, settings),
+                experiment=name,
+                mode=mode,
+                settings=replace(settings, n_star=plan.n_star),
+                now=at,
+                provenance={**facts, "n_star": plan.n_star, "n_looks": plan.n_looks},
+                details=details and not but,
+                record=plan,
+            )
             found = with_damage(found, store.damaged, workspace.data)
         if details and not but:
             found = _with_drift(workspace, found, settings)

@@ -3,6 +3,7 @@ test_cluster_ray.py and `make check-ray`."""
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 import time
@@ -22,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "store"))
 from inline_tasks import InlineExecutor, inline
 from spool_builders import copy, request, served, shadow, write_segment
 
+import evalpipe
 from evalpipe.cluster import load as cluster_load
 from evalpipe.cluster.load import RayExecutor
 from evalpipe.errors import ClusterError, DataError
@@ -169,16 +171,46 @@ def test_a_file_that_did_not_arrive_whole_is_an_error(tmp_path: Path) -> None:
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_without_a_node_the_load_ends_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_tasks_files_none_stays_where_one_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_spool(tmp_path / "spool", NAMES)
+    written: list[str] = []
+    sealed_in = FileContent.sealed_in
+
+    def full_at_the_second(content: FileContent, data: Path) -> Any:
+        written.append(content.name)
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return sealed_in(content, data)
+
+    monkeypatch.setattr(FileContent, "sealed_in", full_at_the_second)
+    with pytest.raises(OSError, match="No space left"):
+        load(tmp_path, inline())
+    assert len(written) == 2
+    assert not left_over(tmp_path)
+
+
+@pytest.mark.parametrize("cpus", [[], [0.5]])
+def test_without_a_node_for_a_task_the_load_ends_after_a_while(
+    cpus: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cluster_load, "_LOOK_EVERY_S", 0.02)
     never: Future[Any] = Future()
     remote = SimpleNamespace(remote=lambda *arguments: SimpleNamespace(future=lambda: never))
     ray = SimpleNamespace(remote=lambda task: SimpleNamespace(options=lambda **options: remote))
-    cluster: Any = SimpleNamespace(ray=ray, cpus_per_shard=1.0, start_timeout_s=0.1, nodes=list)
+    cluster: Any = SimpleNamespace(ray=ray, cpus_per_shard=1.0, start_timeout_s=0.1)
+    cluster.nodes = lambda: [{"Resources": {"CPU": one}} for one in cpus]
     began = time.monotonic()
     with RayExecutor(cluster) as executor, pytest.raises(ClusterError, match="no node of the cluster is left"):
         executor.submit(len, "task").result(timeout=10)
     assert time.monotonic() - began > 0.1
+
+
+def test_a_node_of_another_version_runs_no_task() -> None:
+    with pytest.raises(ClusterError, match=r"has evalpipe \S+, this machine 0\.0\.9: install the same on all"):
+        cluster_load.run_task("0.0.9", len, "task")
+    assert cluster_load.run_task(evalpipe.__version__, len, "task") == 4
 
 
 # Other tools' logs.

@@ -106,6 +106,12 @@ def test_a_report_without_a_whole_file_of_exchanges_names_the_damaged_ones(works
         assert _files(workspace)[0].name in refused.stderr and "evalpipe doctor --data" in refused.stderr
 
 
+def test_an_empty_selection_is_one_whatever_else_is_damaged(workspace: Workspace) -> None:
+    _files(workspace)[0].write_bytes(_cut(_files(workspace)[0].read_bytes()))
+    refused = _run(workspace, "report", "--where", "unit_id = 'nobody'")
+    assert refused.returncode == 1 and "no exchanges in the selection" in refused.stderr
+
+
 def test_doctor_moves_it_and_lists_what_is_lost(workspace: Workspace) -> None:
     broken = _files(workspace)[2]
     whole = broken.read_bytes()

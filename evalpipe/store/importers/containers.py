@@ -62,7 +62,7 @@ class Source:
         self.faults.clear()
         try:
             yield from self.make(self)
-        except (OSError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError) as error:
+        except (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError) as error:
             words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             raise DataError(f"cannot read {self.name}: {words}") from error
 
