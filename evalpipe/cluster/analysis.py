@@ -114,7 +114,7 @@ def read_by_cluster(workspace: Workspace, address: str | None) -> Iterator[Conne
 def choose_connection(store: Store, settings: Settings, workers: Callable[[Store], TaskWorkers]) -> Connection:
     """The store's connection, with workers where the experiment can be taken apart by its files; else a line on stderr says why
     not."""
-    if not _exchange_files(store):
+    if not store.of_exchanges(store.files):
         return store.connection  # which ends with what there is to say on that
     alone = _why_alone(store, settings)
     if alone is None:
@@ -131,10 +131,6 @@ def _why_alone(store: Store, settings: Settings) -> str | None:
     if functions:
         return f"the metric {functions[0]} is a Python function over the whole log"
     return None
-
-
-def _exchange_files(store: Store) -> list[Path]:
-    return [path for path in store.files if path.is_relative_to(store.data / "exchanges")]
 
 
 def _exists(connection: Connection, relation: str) -> bool:
@@ -156,7 +152,7 @@ class TaskWorkers(ABC):
         self._data, self._url, self._threads = store.data.resolve(), url, threads
         chosen = _exists(store.connection, "selected")
         self._selected = self.put(store.connection.sql("FROM selected").to_arrow_table()) if chosen else None
-        files = _exchange_files(store)
+        files = store.of_exchanges(store.files)
         counted = count_rows(store.connection, [str(path) for path in files])
         self._sizes = {path.relative_to(store.data).as_posix(): counted[str(path)] for path in files}
 

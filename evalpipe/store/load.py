@@ -425,7 +425,7 @@ def read_portions(examined: Examined, reading: Reading, progress: Callable[[], o
 def portions_of(examined: Examined, reading: Reading) -> Iterator[list[Document]]:
     """The documents of a source, in parts of a bounded size: always the same, as ids that are made up are numbered by them."""
     documents = examined.source.documents()
-    if is_columnar(examined, reading):
+    if _columnar(examined, reading, Counter()) is not None:
         while part := list(itertools.islice(documents, BATCH)):
             yield part
         return
@@ -448,17 +448,12 @@ def _size_of(document: Document) -> int:
     return _NO_BYTES + sum(len(value) for value in values if isinstance(value, str | bytes))
 
 
-def is_columnar(examined: Examined, reading: Reading) -> bool:
-    """Whether plain rows of a mapped table are read many at once."""
+def _columnar(examined: Examined, reading: Reading, numbered: Counter[str]) -> Columnar | None:
+    """What reads the plain rows of a mapped table many at once; None for any other source."""
     importer = examined.importer
-    return (
-        importer is not None
-        and importer.mapped is not None
-        and not examined.inner
-        and reading.priced is None
-        and Columnar.of(importer.mapped, examined.sample, arm=reading.arm.value, arms=reading.arms, numbered=Counter())
-        is not None
-    )
+    if importer is None or importer.mapped is None or examined.inner or reading.priced is not None:
+        return None
+    return Columnar.of(importer.mapped, examined.sample, arm=reading.arm.value, arms=reading.arms, numbered=numbered)
 
 
 def read_portion(
@@ -466,9 +461,9 @@ def read_portion(
 ) -> Portion:
     """What these documents hold. `numbered`: ids that were made up so far, and how often."""
     found = Portion()
-    if is_columnar(examined, reading):
-        assert examined.importer is not None
-        plain = Columnar(examined.importer.mapped.paths, reading.arm.value, reading.arms, numbered).read(documents)
+    columnar = _columnar(examined, reading, numbered)
+    if columnar is not None:
+        plain = columnar.read(documents)
         if plain.n_plain:
             found.tables["exchanges"] = [plain.table]
         documents = plain.others

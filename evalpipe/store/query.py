@@ -49,6 +49,10 @@ class Store:
     scratch: Path | None = None
     """folder of what the connection writes to disk"""
 
+    def of_exchanges(self, files: Iterable[Path]) -> list[Path]:
+        """Those of these files that hold exchanges."""
+        return [path for path in files if path.is_relative_to(self.data / "exchanges")]
+
     def close(self) -> None:
         self.connection.close()
         if self.reader is not None:

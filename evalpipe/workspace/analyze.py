@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from evalpipe.analysis.analyze import analyze
@@ -40,11 +39,6 @@ Connect = Callable[[Store, Settings], Connection]
 """the connection that an analysis of a store goes through"""
 
 
-def _of_exchanges(store: Store, files: Iterable[Path]) -> bool:
-    """Whether any of these files is one of exchanges."""
-    return any(path.is_relative_to(store.data / "exchanges") for path in files)
-
-
 def connect_here(store: Store, settings: Settings) -> Connection:
     """The store's own: everything is read on this machine."""
     return store.connection
@@ -61,10 +55,11 @@ def analyze_workspace(
     now: datetime | None = None,
     details: bool = True,
     pilot: bool = False,
-    connect: Connect = connect_here,
+    connect: Connect | None = None,
 ) -> Analysis:
     """The analysis of an experiment as configured. Raises EvalpipeError in one line.
 
+    `connect`: how the store is read, by default on this machine.
     `pilot`: to measure how noisy the metrics are, by plain intervals; no look of the experiment, nothing is recorded.
     """
     selection = read_selection(since, until, where)
@@ -84,12 +79,12 @@ def analyze_workspace(
         with open_store(
             workspace.data, name, selection=excluding(selection, plan, but=but), compared=True, analysis=True
         ) as store:
-            if _of_exchanges(store, store.damaged) and not _of_exchanges(store, store.files):
+            if store.of_exchanges(store.damaged) and not store.of_exchanges(store.files):
                 raise DataError(f"{damage_sentence(store.damaged, workspace.data)}; {REMEDY}")
             facts = provenance(workspace, store, name, options)
             _note_settled(store)
             found = analyze(
-                connect(store, settings),
+                (connect or connect_here)(store, settings),
                 experiment=name,
                 mode=mode,
                 settings=replace(settings, n_star=plan.n_star),

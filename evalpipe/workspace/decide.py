@@ -20,7 +20,7 @@ from evalpipe.report.text import gate_document
 from evalpipe.store.parquet import parquet_files
 from evalpipe.store.query import Selection, open_store, read_instant
 from evalpipe.store.schema import DATASETS
-from evalpipe.workspace.analyze import Connect, analyze_workspace, connect_here, mode_of, planned_record, settings_of
+from evalpipe.workspace.analyze import Connect, analyze_workspace, mode_of, planned_record, settings_of
 from evalpipe.workspace.paths import Workspace, check_judge, loaded_experiment
 from evalpipe.workspace.record import load_record, recording, save_record
 
@@ -85,7 +85,7 @@ def verdict_and_analysis(
             until=until,
             where=where,
             details=False,
-            connect=connect or connect_here,
+            connect=connect,
         )
         decision = analysis.decision
     except NoDataError as error:  # nothing is selected, or nothing is there yet

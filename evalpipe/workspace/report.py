@@ -93,7 +93,7 @@ def analyze(
     connect: Connect | None = None,
 ) -> Analysis:
     """The analysis of a workspace. Raises ConfigError for an experiment without data or an unknown judge."""
-    from evalpipe.workspace.analyze import analyze_workspace, connect_here
+    from evalpipe.workspace.analyze import analyze_workspace
 
     name = loaded_experiment(workspace, experiment)
     check_judge(workspace, name, judge)
@@ -104,7 +104,7 @@ def analyze(
         since=since,
         until=until,
         where=where,
-        connect=connect or connect_here,
+        connect=connect,
     )
 
 

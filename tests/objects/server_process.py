@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -24,6 +27,7 @@ class ServerProcess:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 cwd=TESTS,
+                start_new_session=True,
             )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -38,7 +42,8 @@ class ServerProcess:
 
     def kill(self) -> None:
         """End it at once (SIGKILL): nothing that these servers keep outlives them."""
-        self.process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # with the server that an emulator's module has started
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
