@@ -389,8 +389,8 @@ def one_minus(value: float | None) -> float | None:
 
 READ_WHOLE = 50_000
 """users (of all groups) up to whom the sums are read at once"""
-USERS_AT_ONCE = 1_000_000
-"""users whose sums are made at once: half a gigabyte"""
+USERS_AT_ONCE = 600_000
+"""users whose sums are made at once: some 400 MB"""
 SIDES = ("t", "c")
 ARM = {"t": "treatment", "c": "NOT treatment"}
 
@@ -561,10 +561,10 @@ class UserSums:
             st, wt, sc, wc, nt, nc = (np.asarray(read[column], float) for column in columns)
             seen = (wt > 0) | (wc > 0) | (st != 0) | (sc != 0)
             if seen.any():
-                parts = (
-                    [st, wt, sc, wc, nt, nc] if seen.all() else [values[seen] for values in (st, wt, sc, wc, nt, nc)]
-                )
-                found[str(group)] = _aggregates(*parts, binary=binary, n_discordant=(discordant or {}).get(str(group)))
+                if counted and not seen.all():  # else the requests are the denominators: nothing to leave out
+                    nt, nc = nt[seen], nc[seen]
+                n_discordant = (discordant or {}).get(str(group))
+                found[str(group)] = _aggregates(st, wt, sc, wc, nt, nc, binary=binary, n_discordant=n_discordant)
         return found
 
     def _read(self, columns: str, group: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ jackknife (default) or its linearisation. Rows never come here: the aggregates b
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -107,10 +107,14 @@ def arm_aggregate(
     A user with W = 0 counts only where S ≠ 0: the cost of a user none of whose answers succeeded is in the numerator of the
     cost per good answer. `plain_df`: G − 1 degrees of freedom, however unequal the users.
     """
-    s, w = _users(numerators, denominators)
-    if w.sum() <= 0:
+    s, w = np.asarray(numerators, float), np.asarray(denominators, float)
+    total = float(w.sum())
+    if total <= 0:
         return ArmAggregate(n=0 if n is None else n, n_clusters=0, numerator=0.0, denominator=0.0, n_events=n_events)
-    return _arm(s, w, *_terms(s, w), None if plain_df else _degrees(w), n=n, n_events=n_events)
+    arm = _Arm(s, w)
+    for block in _blocks(s, w):
+        arm.add(*block)
+    return arm.aggregate(None if plain_df else arm.weights.degrees(), n=n, n_events=n_events)
 
 
 def paired_aggregate(
@@ -127,113 +131,145 @@ def paired_aggregate(
     freedom, however unequal the users."""
     st, wt = np.asarray(treatment_numerators, float), np.asarray(treatment_denominators, float)
     sc, wc = np.asarray(control_numerators, float), np.asarray(control_denominators, float)
-    st, wt, sc, wc = _users(st, wt, sc, wc)
     pairs = int(min(wt.sum(), wc.sum())) if n_pairs is None else n_pairs
-    absolute = relative = difference = None
+    n_clusters = int(np.count_nonzero((wt > 0) | (wc > 0) | (st != 0) | (sc != 0)))
     if wt.sum() <= 0 or wc.sum() <= 0:
-        treatment, control = arm_aggregate(st, wt, plain_df=plain_df), arm_aggregate(sc, wc, plain_df=plain_df)
-    else:
-        # Every array is passed over once: with millions of users that is what the analysis waits for.
-        (et, tt), (ec, tc) = _terms(st, wt), _terms(sc, wc)
-        balanced = bool(np.array_equal(wt, wc))
-        df_t = None if plain_df else _degrees(wt)
-        df_c = df_t if balanced or plain_df else _degrees(wc)
-        df = df_t if balanced or plain_df else _degrees(wt + wc)
-        treatment, control = _arm(st, wt, et, tt, df_t), _arm(sc, wc, ec, tc, df_c)
-        if balanced:
-            difference = float((st - sc).sum() / wt.sum())
-            absolute = _spread(*_terms(st - sc, wt), df)
+        return PairedAggregate(
+            control=arm_aggregate(sc, wc, plain_df=plain_df),
+            treatment=arm_aggregate(st, wt, plain_df=plain_df),
+            n_pairs=pairs,
+            n_clusters=n_clusters,
+            absolute=None,
+            n_discordant=n_discordant,
+        )
+    arms = treatment, control = _Arm(st, wt), _Arm(sc, wc)
+    balanced = bool(np.array_equal(wt, wc))
+    between = _Arm(st - sc, wt) if balanced else None
+    absolute, relative, both = _Moments(), _Moments(), _Weights(treatment.total + control.total)
+    related = treatment.ratio > 0 and control.ratio > 0
+    for s_t, w_t, s_c, w_c in _blocks(st, wt, sc, wc):
+        (e_t, t_t), (e_c, t_c) = treatment.add(s_t, w_t), control.add(s_c, w_c)
+        if between is not None:
+            between.add(s_t - s_c, w_t)
         else:
-            absolute = _spread(et - ec, None if tt is None or tc is None else tt - tc, df)
-        ratio_t, ratio_c = treatment.ratio, control.ratio
-        if ratio_t is not None and ratio_c is not None and ratio_t > 0 and ratio_c > 0:
-            relative = _relative_spread(et / ratio_t - ec / ratio_c, tt, tc, ratio_t, ratio_c, df)
+            absolute.add(e_t - e_c, t_t - t_c)
+            both.add(w_t + w_c)
+        if related:
+            with np.errstate(divide="ignore", invalid="ignore"):  # an arm whose ratio one user makes positive
+                logs = np.log1p(-t_t / treatment.ratio) - np.log1p(-t_c / control.ratio)
+            relative.add(e_t / treatment.ratio - e_c / control.ratio, logs)
+    df_t, df_c = (None if plain_df else arm.weights.degrees() for arm in arms)
+    df = df_t if balanced or plain_df else both.degrees()
+    whole = not (treatment.of_one_user or control.of_one_user)
+    positive = all(arm.largest_term < arm.ratio for arm in arms)
     return PairedAggregate(
-        control=control,
-        treatment=treatment,
+        control=control.aggregate(df_c),
+        treatment=treatment.aggregate(df_t),
         n_pairs=pairs,
-        n_clusters=len(wt),
-        absolute=absolute,
-        relative=relative,
-        n_discordant=n_discordant,
-        difference=difference,
-    )
-
-
-def _users(*sums: npt.ArrayLike) -> tuple[Array, ...]:
-    """The users that carry anything: a denominator above 0 or a numerator. `sums`: numerators and denominators in turn."""
-    arrays = tuple(np.asarray(one, float) for one in sums)
-    seen = arrays[1] > 0
-    for s, w in zip(arrays[::2], arrays[1::2], strict=True):
-        seen = seen | (w > 0) | (s != 0)
-    return arrays if seen.all() else tuple(one[seen] for one in arrays)
-
-
-def _terms(s: Array, w: Array) -> tuple[Array, Array | None]:
-    """Linearised terms e and jackknife terms t of every user; t None where one user holds all of W."""
-    total = w.sum()
-    residual = s - (s.sum() / total) * w
-    rest = total - w
-    return residual / total, (residual / rest if rest.min() > 0 else None)
-
-
-def _arm(
-    s: Array,
-    w: Array,
-    e: Array,
-    t: Array | None,
-    df: float | None,
-    *,
-    n: int | None = None,
-    n_events: int | None = None,
-) -> ArmAggregate:
-    """One arm from its users' sums and terms; users that carry nothing in it (both sums 0) do not count."""
-    total = float(w.sum())
-    n_clusters = int(np.count_nonzero(w))
-    if n_clusters < len(w):
-        carries = (w > 0) | (s != 0)
-        e, t = e[carries], None if t is None else t[carries]
-    return ArmAggregate(
-        n=round(total) if n is None else n,
         n_clusters=n_clusters,
-        numerator=float(s.sum()),
-        denominator=total,
-        spread=_spread(e, t, df),
-        n_events=n_events,
+        absolute=(absolute if between is None else between.moments).spread(n_clusters, df, jackknife=whole),
+        relative=relative.spread(n_clusters, df, jackknife=whole and positive) if related else None,
+        n_discordant=n_discordant,
+        difference=None if between is None else between.ratio,
     )
 
 
-def _spread(e: Array, t: Array | None, df: float | None) -> Spread | None:
-    """`df`: the effective degrees of freedom; None = G − 1 of them."""
-    g = len(e)
-    if g < 2:
-        return None
-    squares = e * e
-    return Spread(
-        v_jack=None if t is None else float((g - 1) / g * (t * t).sum()),
-        v_lin=float(g / (g - 1) * squares.sum()),
-        m3sum=float((squares * e).sum()),
-        df=None if t is None else df,
-    )
+BLOCK = 1 << 14
+"""users whose terms are made at a time: with millions of users, arrays of all their terms do not fit into a cache"""
 
 
-def _degrees(w: Array) -> float | None:
-    """Of the users' W; None where one user holds all of it."""
-    rest = w.sum() - w
-    if rest.min() <= 0:
-        return None
-    q = w / rest
-    q2 = q * q
-    return effective_df(float(q.sum()), float(q2.sum()), float((q2 * q2).sum()))
+def _blocks(*sums: Array) -> Iterator[tuple[Array, ...]]:
+    """The users' sums, some users at a time."""
+    for start in range(0, len(sums[0]), BLOCK):
+        yield tuple(one[start : start + BLOCK] for one in sums)
 
 
-def _relative_spread(
-    e: Array, tt: Array | None, tc: Array | None, ratio_t: float, ratio_c: float, df: float | None
-) -> Spread | None:
-    t = None
-    if tt is not None and tc is not None and tt.max() < ratio_t and tc.max() < ratio_c:
-        t = np.log1p(-tt / ratio_t) - np.log1p(-tc / ratio_c)
-    return _spread(e, t, df)
+@dataclass(slots=True)
+class _Moments:
+    """Sums over users of the linearised terms e and the jackknife terms t of one estimator: Σe², Σe³, Σt²."""
+
+    e2: float = 0.0
+    e3: float = 0.0
+    t2: float = 0.0
+
+    def add(self, e: Array, t: Array) -> None:
+        squares = e * e
+        self.e2 += float(squares.sum())
+        self.e3 += float((squares * e).sum())
+        self.t2 += float((t * t).sum())
+
+    def spread(self, g: int, df: float | None, *, jackknife: bool) -> Spread | None:
+        """`g` users; `df`: the effective degrees of freedom, None = G − 1 of them; `jackknife`: every t is defined."""
+        if g < 2:
+            return None
+        return Spread(
+            v_jack=(g - 1) / g * self.t2 if jackknife else None,
+            v_lin=g / (g - 1) * self.e2,
+            m3sum=self.e3,
+            df=df if jackknife else None,
+        )
+
+
+@dataclass(slots=True)
+class _Weights:
+    """Sums over users of q = W_u/(W. − W_u) and its powers."""
+
+    total: float
+    largest: float = 0.0
+    q: float = 0.0
+    q2: float = 0.0
+    q4: float = 0.0
+
+    def add(self, w: Array) -> None:
+        self.largest = max(self.largest, float(w.max(initial=0.0)))
+        with np.errstate(divide="ignore", invalid="ignore"):  # one user holds all of W: `degrees` is None
+            q = w / (self.total - w)
+            q2 = q * q
+            self.q += float(q.sum())
+            self.q2 += float(q2.sum())
+            self.q4 += float((q2 * q2).sum())
+
+    def degrees(self) -> float | None:
+        """None where one user holds all of W."""
+        return effective_df(self.q, self.q2, self.q4) if self.largest < self.total else None
+
+
+class _Arm:
+    """The sums over users of one arm's terms. Users that carry nothing (S = W = 0) have terms of 0, and are not counted."""
+
+    def __init__(self, s: Array, w: Array) -> None:
+        self.numerator, self.total = float(s.sum()), float(w.sum())
+        self.ratio = self.numerator / self.total
+        self.moments, self.weights = _Moments(), _Weights(self.total)
+        self.largest_term = -math.inf
+        self._n_weighing = self._n_carrying = 0
+
+    @property
+    def of_one_user(self) -> bool:
+        """One user holds all of W, so that the jackknife term is not defined."""
+        return self.weights.largest >= self.total
+
+    def add(self, s: Array, w: Array) -> tuple[Array, Array]:
+        """Add some users; returns their terms e and t."""
+        residual = s - self.ratio * w
+        with np.errstate(divide="ignore", invalid="ignore"):
+            e, t = residual / self.total, residual / (self.total - w)
+            self.moments.add(e, t)
+        self.weights.add(w)
+        self.largest_term = max(self.largest_term, float(t.max(initial=-math.inf)))
+        self._n_weighing += int(np.count_nonzero(w))
+        self._n_carrying += int(np.count_nonzero((w > 0) | (s != 0)))
+        return e, t
+
+    def aggregate(self, df: float | None, *, n: int | None = None, n_events: int | None = None) -> ArmAggregate:
+        return ArmAggregate(
+            n=round(self.total) if n is None else n,
+            n_clusters=self._n_weighing,
+            numerator=self.numerator,
+            denominator=self.total,
+            spread=self.moments.spread(self._n_carrying, df, jackknife=not self.of_one_user),
+            n_events=n_events,
+        )
 
 
 # Canary stages: each percentage is analysed on its own and the stages are combined (docs/statistics.md#stages).

@@ -202,3 +202,33 @@ def test_degrees_of_freedom_are_satterthwaites_over_the_users_weights() -> None:
     assert paired_difference(paired_aggregate(s, w, s[::-1], w)).df == pytest.approx(expected)
     assert paired_difference(paired_aggregate(s, w, s[::-1], w, plain_df=True)).df == g - 1
     assert arm_interval(arm_aggregate(s, np.ones(6))).df == pytest.approx(g - 1)
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+def test_of_more_users_than_are_summed_at_a_time_the_aggregate_is_that_of_the_formulas(balanced: bool) -> None:
+    """The formulas of `Spread` and `PairedAggregate`, over whole arrays."""
+    rng = np.random.default_rng(5)
+    n = 40_001
+    w_t = rng.poisson(1.5, n).astype(float)
+    w_c = w_t if balanced else rng.poisson(1.5, n).astype(float)
+    s_t, s_c = rng.gamma(2, 3, n) * w_t, rng.gamma(2, 3.1, n) * w_c
+    found = paired_aggregate(s_t, w_t, s_c, w_c)
+    seen = (w_t > 0) | (w_c > 0)
+    g = int(seen.sum())
+    r_t, r_c = s_t.sum() / w_t.sum(), s_c.sum() / w_c.sum()
+    e = (s_t - r_t * w_t) / w_t.sum() - (s_c - r_c * w_c) / w_c.sum()
+    t_t, t_c = (s_t - r_t * w_t) / (w_t.sum() - w_t), (s_c - r_c * w_c) / (w_c.sum() - w_c)
+    logs = np.log1p(-t_t / r_t) - np.log1p(-t_c / r_c)
+    assert found.n_clusters == g
+    assert (found.treatment.n_clusters, found.control.n_clusters) == (int((w_t > 0).sum()), int((w_c > 0).sum()))
+    assert found.absolute is not None and found.relative is not None and found.treatment.spread is not None
+    assert found.absolute.v_jack == pytest.approx((g - 1) / g * ((t_t - t_c) ** 2).sum(), rel=1e-11)
+    assert found.absolute.v_lin == pytest.approx(g / (g - 1) * (e**2).sum(), rel=1e-11)
+    assert found.absolute.m3sum == pytest.approx((e**3).sum(), rel=1e-7)
+    assert found.relative.v_jack == pytest.approx((g - 1) / g * (logs**2).sum(), rel=1e-11)
+    g_t = found.treatment.n_clusters
+    assert found.treatment.spread.v_jack == pytest.approx((g_t - 1) / g_t * (t_t**2).sum(), rel=1e-11)
+    q = w_t / (w_t.sum() - w_t)
+    assert found.treatment.spread.df == pytest.approx(
+        q.sum() ** 2 / ((q**2).sum() + (q**2).sum() ** 2 - (q**4).sum()), rel=1e-11
+    )
