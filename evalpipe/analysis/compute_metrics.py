@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -27,7 +27,7 @@ from evalpipe.analysis.metrics import JudgmentValue, Metric, Quantile, Ratio
 from evalpipe.analysis.prepare import Prepared
 from evalpipe.analysis.result import ArmValue, LatencyCurve
 from evalpipe.analysis.settings import LookPlan
-from evalpipe.analysis.sql import Connection, rows
+from evalpipe.analysis.sql import Connection, made_while_reading, rows
 from evalpipe.analysis.verdicts import JudgeSummary, sum_quality, users_means
 from evalpipe.stats import clusters as stats_clusters
 from evalpipe.stats.clusters import ArmAggregate, Array, PairedAggregate, Spread
@@ -379,29 +379,36 @@ class SortedValues:
             arm: True: the treatment's.
             shares: in [0, 1].
         """
-        key = (value, condition, arm)
-        if key not in self._kept:
-            self._kept[key] = _kept(self._read(value, f"treatment = {arm} AND {condition} AND {value} IS NOT NULL"))
-        values = self._kept[key]
+        self.read([(value, condition, arm)])
+        values = self._kept[value, condition, arm]
         n = len(values)
         return [float(values[max(1, _rank(share, n)) - 1]) if n else None for share in shares]
+
+    def read(self, wanted: Iterable[tuple[str, str, bool]]) -> None:
+        """Read what is not there yet of these (value, condition, arm), see `quantiles`."""
+        missing = [key for key in wanted if key not in self._kept]
+        if not missing:
+            return
+        if self._n_rows <= READ_AT_ONCE:
+            self._kept |= {key: _sorted(self._read(*key)) for key in missing}
+        else:
+            read = (self._read(*key) for key in missing)
+            self._kept |= zip(missing, made_while_reading(read, _sorted), strict=True)
 
     def count(self, value: str, condition: str, *, arm: bool) -> int:
         """How many values there are, once their quantiles were asked for."""
         return len(self._kept[value, condition, arm])
 
-    def _read(self, value: str, condition: str) -> Array:
-        query = f"SELECT {value}::DOUBLE AS value FROM ev_rows WHERE {condition}"
+    def _read(self, value: str, condition: str, arm: bool) -> Array:
+        query = f"SELECT {value}::DOUBLE AS value FROM ev_rows WHERE treatment = {arm} AND {condition} AND {value} IS NOT NULL"
         if self._n_rows <= READ_AT_ONCE:  # Arrow's readers take longer to import than a small report takes
-            return np.sort(np.asarray(self._connection.execute(query).fetchnumpy()["value"], float))
+            return np.asarray(self._connection.execute(query).fetchnumpy()["value"], float)
         values, at = np.empty(self._n_rows), 0  # memory that is never written to takes none
         for batch in self._connection.sql(query).to_arrow_reader(READ_AT_ONCE):
             part = batch.column(0).to_numpy(zero_copy_only=False)
             values[at : at + len(part)] = part
             at += len(part)
-        values = values[:at]
-        values.sort()
-        return values
+        return values[:at]
 
 
 def _rank(share: float, n: int) -> int:
@@ -409,7 +416,9 @@ def _rank(share: float, n: int) -> int:
     return math.ceil(Fraction(repr(float(share))) * n)
 
 
-def _kept(values: Array) -> Array:
+def _sorted(values: Array) -> Array:
+    """In place; large ones then in a file."""
+    values.sort()
     if len(values) <= READ_AT_ONCE:
         return values
     with tempfile.TemporaryFile() as file:  # it has no name, and is gone with the last that refers to it
@@ -432,7 +441,9 @@ def latency_curves(values: SortedValues) -> list[LatencyCurve]:
 def _points(values: SortedValues, wanted: Sequence[Quantile]) -> dict[tuple[str, str, bool], dict[float, float | None]]:
     """Pass 1: the quantiles themselves, by (value, rows, arm) and share."""
     found: dict[tuple[str, str, bool], dict[float, float | None]] = {}
-    for value, condition in dict.fromkeys((one.value, one.rows) for one in wanted):
+    columns = list(dict.fromkeys((one.value, one.rows) for one in wanted))
+    values.read((*column, arm) for column in columns for arm in (False, True))
+    for value, condition in columns:
         shares = sorted({one.share for one in wanted if (one.value, one.rows) == (value, condition)})
         for arm in (False, True):
             quantiles = values.quantiles(value, condition, arm=arm, shares=shares)

@@ -6,7 +6,7 @@ The win rate is the exception: treatment θ, control 1 − θ, difference θ −
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -541,7 +541,6 @@ class UserSums:
         *,
         counted: bool = False,
         binary: bool = False,
-        discordant: Mapping[str, int] | None = None,
     ) -> dict[str, Aggregates]:
         """Pass 2: the aggregates of one of the sums, by group.
 
@@ -549,7 +548,6 @@ class UserSums:
             name: its columns' prefix, such as m0.
             counted: the requests are counted apart (name_nt, name_nc) because the denominator is not 1 per request.
             binary: events are counted for the gates.
-            discordant: pairs in which exactly one arm had the event, by group.
         """
         n = f"{name}_n" if counted else f"{name}_w"
         columns = [f"{name}_st", f"{name}_wt", f"{name}_sc", f"{name}_wc", f"{n}t", f"{n}c"]
@@ -559,12 +557,11 @@ class UserSums:
                 self._whole[group] if self._whole is not None else self._read(", ".join(dict.fromkeys(columns)), group)
             )
             st, wt, sc, wc, nt, nc = (np.asarray(read[column], float) for column in columns)
-            seen = (wt > 0) | (wc > 0) | (st != 0) | (sc != 0)
-            if seen.any():
-                if counted and not seen.all():  # else the requests are the denominators: nothing to leave out
+            if any(bool(one.any()) for one in (wt, wc, st, sc)):
+                if counted:  # else the requests are the denominators
+                    seen = (wt > 0) | (wc > 0) | (st != 0) | (sc != 0)
                     nt, nc = nt[seen], nc[seen]
-                n_discordant = (discordant or {}).get(str(group))
-                found[str(group)] = _aggregates(st, wt, sc, wc, nt, nc, binary=binary, n_discordant=n_discordant)
+                found[str(group)] = _aggregates(st, wt, sc, wc, nt, nc, binary=binary)
         return found
 
     def _read(self, columns: str, group: Any) -> dict[str, Any]:
@@ -573,11 +570,9 @@ class UserSums:
         return read
 
 
-def _aggregates(
-    st: Array, wt: Array, sc: Array, wc: Array, nt: Array, nc: Array, *, binary: bool, n_discordant: int | None
-) -> Aggregates:
+def _aggregates(st: Array, wt: Array, sc: Array, wc: Array, nt: Array, nc: Array, *, binary: bool) -> Aggregates:
     """From the users' sums: numerator, denominator and requests of the treatment (t) and of control (c)."""
-    paired = paired_aggregate(st, wt, sc, wc, n_pairs=round(float(np.minimum(nt, nc).sum())), n_discordant=n_discordant)
+    paired = paired_aggregate(st, wt, sc, wc, n_pairs=round(float(np.minimum(nt, nc).sum())))
     treatment, control = (
         replace(arm, n=round(float(n.sum())), n_events=round(arm.numerator) if binary else None)
         for arm, n in ((paired.treatment, nt), (paired.control, nc))

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from evalpipe.analysis.distributed import DistributedConnection, Statement, as_distributed, over_files
 from evalpipe.analysis.metrics import JudgmentValue, Ratio, metrics
@@ -45,6 +46,7 @@ from evalpipe.analysis.sql import (
     fill_large,
     hash_ranges,
     large_table,
+    made_while_reading,
     reading_parts,
     rows,
     scalar,
@@ -446,11 +448,16 @@ def _join_alone(connection: Connection, columns: Sequence[str], table: str = "ev
 def _all_differ(connection: Connection) -> bool:
     """Whether no id is in `ev_joined` twice. Sorting them, a part of their range at a time, needs the least memory and time."""
     n_parts = scalar(connection, "SELECT count(*) FROM ev_joined") // PART_ROWS + 1
-    for within in hash_ranges("id", n_parts):
-        ids = np.sort(connection.execute(f"SELECT id FROM ev_joined WHERE {within}").fetchnumpy()["id"])
-        if (ids[1:] == ids[:-1]).any():
-            return False
-    return True
+    parts = (
+        connection.execute(f"SELECT id FROM ev_joined WHERE {within}").fetchnumpy()["id"]
+        for within in hash_ranges("id", n_parts)
+    )
+    return not any(made_while_reading(parts, _repeats))
+
+
+def _repeats(ids: npt.NDArray[np.uint64]) -> bool:
+    ids = np.sort(ids)
+    return bool((ids[1:] == ids[:-1]).any())
 
 
 def _repeats_much(connection: Connection) -> bool:

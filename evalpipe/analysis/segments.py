@@ -370,13 +370,12 @@ def measure_series(
         found += _win_rate(connection, look, judge)
     if prepared.first_us is None or prepared.last_us is None or prepared.last_us <= prepared.first_us:
         return found
-    n_rows = int(rows(connection, "SELECT count(*) AS n FROM ev_rows")[0]["n"])
-    n_bins = max(2, min(MAX_POINTS, n_rows // ROWS_PER_BIN))
+    n_bins = max(2, min(MAX_POINTS, prepared.n_rows // ROWS_PER_BIN))
     width = max(1, -(-(prepared.last_us - prepared.first_us + 1) // n_bins))
     together = [name for name in BINNED if name not in HOLDS_VALUES]
     bins = _bins(connection, together, prepared.first_us, width, n_bins=n_bins, at_once=n_bins)
     for name in HOLDS_VALUES:  # of a large experiment a few bins at a time
-        at_once = max(1, n_bins * ROWS_AT_ONCE // max(1, n_rows))
+        at_once = max(1, n_bins * ROWS_AT_ONCE // max(1, prepared.n_rows))
         bins |= _bins(connection, [name], prepared.first_us, width, n_bins=n_bins, at_once=at_once)
     return found + [Series(metric=name, kind="binned", points=bins[name]) for name in BINNED if bins[name]]
 

@@ -6,9 +6,10 @@ The workspace passes one in (DuckDB); naming only what is used keeps this packag
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from evalpipe.errors import ConfigError
 
@@ -116,6 +117,24 @@ def reading_parts(connection: Connection, parts: Sequence[Sequence[str]]) -> Ite
         yield steps()
     finally:
         connection.execute(f"SET VARIABLE {READ_FILES} = $1::VARCHAR[]", [every])
+
+
+_Read = TypeVar("_Read")
+_Made = TypeVar("_Made")
+
+
+def made_while_reading(parts: Iterable[_Read], make: Callable[[_Read], _Made]) -> Iterator[_Made]:
+    """`make` of each part in turn, in another thread, while the next part is read in this one: the connection is used by one
+    thread only, and two parts are in memory at most."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        last: Future[_Made] | None = None
+        for part in parts:
+            if last is not None:
+                yield last.result()
+            last = thread.submit(make, part)
+            del part
+        if last is not None:
+            yield last.result()
 
 
 # SQL that users write (selections, metrics, segments) is data: it may compute over a row, and nothing else.

@@ -132,13 +132,12 @@ def paired_aggregate(
     st, wt = np.asarray(treatment_numerators, float), np.asarray(treatment_denominators, float)
     sc, wc = np.asarray(control_numerators, float), np.asarray(control_denominators, float)
     pairs = int(min(wt.sum(), wc.sum())) if n_pairs is None else n_pairs
-    n_clusters = int(np.count_nonzero((wt > 0) | (wc > 0) | (st != 0) | (sc != 0)))
     if wt.sum() <= 0 or wc.sum() <= 0:
         return PairedAggregate(
             control=arm_aggregate(sc, wc, plain_df=plain_df),
             treatment=arm_aggregate(st, wt, plain_df=plain_df),
             n_pairs=pairs,
-            n_clusters=n_clusters,
+            n_clusters=int(np.count_nonzero(_carrying(st, wt) | _carrying(sc, wc))),
             absolute=None,
             n_discordant=n_discordant,
         )
@@ -147,7 +146,9 @@ def paired_aggregate(
     between = _Arm(st - sc, wt) if balanced else None
     absolute, relative, both = _Moments(), _Moments(), _Weights(treatment.total + control.total)
     related = treatment.ratio > 0 and control.ratio > 0
+    n_clusters = 0
     for s_t, w_t, s_c, w_c in _blocks(st, wt, sc, wc):
+        n_clusters += int(np.count_nonzero(_carrying(s_t, w_t) | _carrying(s_c, w_c)))
         (e_t, t_t), (e_c, t_c) = treatment.add(s_t, w_t), control.add(s_c, w_c)
         if between is not None:
             between.add(s_t - s_c, w_t)
@@ -182,6 +183,11 @@ def _blocks(*sums: Array) -> Iterator[tuple[Array, ...]]:
     """The users' sums, some users at a time."""
     for start in range(0, len(sums[0]), BLOCK):
         yield tuple(one[start : start + BLOCK] for one in sums)
+
+
+def _carrying(s: Array, w: Array) -> npt.NDArray[np.bool_]:
+    """Which users carry anything: a denominator above 0 or a numerator."""
+    return (w > 0) | (s != 0)
 
 
 @dataclass(slots=True)
@@ -258,7 +264,7 @@ class _Arm:
         self.weights.add(w)
         self.largest_term = max(self.largest_term, float(t.max(initial=-math.inf)))
         self._n_weighing += int(np.count_nonzero(w))
-        self._n_carrying += int(np.count_nonzero((w > 0) | (s != 0)))
+        self._n_carrying += int(np.count_nonzero(_carrying(s, w)))
         return e, t
 
     def aggregate(self, df: float | None, *, n: int | None = None, n_events: int | None = None) -> ArmAggregate:
