@@ -396,7 +396,7 @@ class SortedValues:
             self._kept |= zip(missing, made_while_reading(read, _sorted), strict=True)
 
     def count(self, value: str, condition: str, *, arm: bool) -> int:
-        """How many values there are, once their quantiles were asked for."""
+        """How many values there are of what was read."""
         return len(self._kept[value, condition, arm])
 
     def _read(self, value: str, condition: str, arm: bool) -> Array:

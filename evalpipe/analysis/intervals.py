@@ -390,7 +390,7 @@ def one_minus(value: float | None) -> float | None:
 READ_WHOLE = 50_000
 """users (of all groups) up to whom the sums are read at once"""
 USERS_AT_ONCE = 600_000
-"""users whose sums are made at once: some 400 MB"""
+"""users whose sums are made at once: some 300 MB"""
 SIDES = ("t", "c")
 ARM = {"t": "treatment", "c": "NOT treatment"}
 

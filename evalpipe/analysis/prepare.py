@@ -452,11 +452,12 @@ def _all_differ(connection: Connection) -> bool:
         connection.execute(f"SELECT id FROM ev_joined WHERE {within}").fetchnumpy()["id"]
         for within in hash_ranges("id", n_parts)
     )
-    return not any(made_while_reading(parts, _repeats))
+    return not any(made_while_reading(parts, _has_equal))
 
 
-def _repeats(ids: npt.NDArray[np.uint64]) -> bool:
-    ids = np.sort(ids)
+def _has_equal(ids: npt.NDArray[np.uint64]) -> bool:
+    """Whether two are the same; sorts them."""
+    ids.sort()
     return bool((ids[1:] == ids[:-1]).any())
 
 

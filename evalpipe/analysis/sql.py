@@ -126,12 +126,12 @@ _Made = TypeVar("_Made")
 def made_while_reading(parts: Iterable[_Read], make: Callable[[_Read], _Made]) -> Iterator[_Made]:
     """`make` of each part in turn, in another thread, while the next part is read in this one: the connection is used by one
     thread only, and two parts are in memory at most."""
-    with ThreadPoolExecutor(max_workers=1) as thread:
+    with ThreadPoolExecutor(max_workers=1) as worker:
         last: Future[_Made] | None = None
         for part in parts:
             if last is not None:
                 yield last.result()
-            last = thread.submit(make, part)
+            last = worker.submit(make, part)
             del part
         if last is not None:
             yield last.result()

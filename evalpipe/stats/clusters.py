@@ -102,7 +102,7 @@ def arm_aggregate(
     n_events: int | None = None,
     plain_df: bool = False,
 ) -> ArmAggregate:
-    """The aggregate of per-user sums S and W; `n` defaults to ΣW, rounded.
+    """The aggregate of per-user sums S and W ≥ 0; `n` defaults to ΣW, rounded.
 
     A user with W = 0 counts only where S ≠ 0: the cost of a user none of whose answers succeeded is in the numerator of the
     cost per good answer. `plain_df`: G − 1 degrees of freedom, however unequal the users.
@@ -114,7 +114,7 @@ def arm_aggregate(
     arm = _Arm(s, w)
     for block in _blocks(s, w):
         arm.add(*block)
-    return arm.aggregate(None if plain_df else arm.weights.degrees(), n=n, n_events=n_events)
+    return arm.aggregate(None if plain_df else _degrees(w), n=n, n_events=n_events)
 
 
 def paired_aggregate(
@@ -127,7 +127,7 @@ def paired_aggregate(
     n_discordant: int | None = None,
     plain_df: bool = False,
 ) -> PairedAggregate:
-    """The aggregate of per-user sums of both arms; a user may miss a side (its W = 0 there). `plain_df`: G − 1 degrees of
+    """The aggregate of per-user sums of both arms, W ≥ 0; a user may miss a side (its W = 0 there). `plain_df`: G − 1 degrees of
     freedom, however unequal the users."""
     st, wt = np.asarray(treatment_numerators, float), np.asarray(treatment_denominators, float)
     sc, wc = np.asarray(control_numerators, float), np.asarray(control_denominators, float)
@@ -141,11 +141,11 @@ def paired_aggregate(
             absolute=None,
             n_discordant=n_discordant,
         )
-    arms = treatment, control = _Arm(st, wt), _Arm(sc, wc)
+    treatment, control = _Arm(st, wt), _Arm(sc, wc)
     balanced = bool(np.array_equal(wt, wc))
     between = _Arm(st - sc, wt) if balanced else None
-    absolute, relative, both = _Moments(), _Moments(), _Weights(treatment.total + control.total)
-    related = treatment.ratio > 0 and control.ratio > 0
+    absolute, relative = _Moments(), _Moments()
+    both_positive = treatment.ratio > 0 and control.ratio > 0
     n_clusters = 0
     for s_t, w_t, s_c, w_c in _blocks(st, wt, sc, wc):
         n_clusters += int(np.count_nonzero(_carrying(s_t, w_t) | _carrying(s_c, w_c)))
@@ -154,22 +154,22 @@ def paired_aggregate(
             between.add(s_t - s_c, w_t)
         else:
             absolute.add(e_t - e_c, t_t - t_c)
-            both.add(w_t + w_c)
-        if related:
-            with np.errstate(divide="ignore", invalid="ignore"):  # an arm whose ratio one user makes positive
+        if both_positive:
+            with np.errstate(
+                divide="ignore", invalid="ignore"
+            ):  # without some user a ratio is 0 or less: not used then
                 logs = np.log1p(-t_t / treatment.ratio) - np.log1p(-t_c / control.ratio)
             relative.add(e_t / treatment.ratio - e_c / control.ratio, logs)
-    df_t, df_c = (None if plain_df else arm.weights.degrees() for arm in arms)
-    df = df_t if balanced or plain_df else both.degrees()
-    whole = not (treatment.of_one_user or control.of_one_user)
-    positive = all(arm.largest_term < arm.ratio for arm in arms)
+    df_t, df_c, df = (None, None, None) if plain_df else _paired_degrees(wt, wc, balanced=balanced)
+    has_terms = treatment.has_terms and control.has_terms
+    stays_positive = treatment.stays_positive and control.stays_positive
     return PairedAggregate(
         control=control.aggregate(df_c),
         treatment=treatment.aggregate(df_t),
         n_pairs=pairs,
         n_clusters=n_clusters,
-        absolute=(absolute if between is None else between.moments).spread(n_clusters, df, jackknife=whole),
-        relative=relative.spread(n_clusters, df, jackknife=whole and positive) if related else None,
+        absolute=(absolute if between is None else between.moments).spread(n_clusters, df, jackknife=has_terms),
+        relative=relative.spread(n_clusters, df, jackknife=has_terms and stays_positive) if both_positive else None,
         n_discordant=n_discordant,
         difference=None if between is None else between.ratio,
     )
@@ -180,8 +180,11 @@ BLOCK = 1 << 14
 
 
 def _blocks(*sums: Array) -> Iterator[tuple[Array, ...]]:
-    """The users' sums, some users at a time."""
-    for start in range(0, len(sums[0]), BLOCK):
+    """The users' sums, some users at a time. Raises ValueError where they are not of the same users."""
+    n = len(sums[0])
+    if any(len(one) != n for one in sums):
+        raise ValueError(f"sums of different numbers of users: {', '.join(str(len(one)) for one in sums)}")
+    for start in range(0, n, BLOCK):
         yield tuple(one[start : start + BLOCK] for one in sums)
 
 
@@ -216,53 +219,26 @@ class _Moments:
         )
 
 
-@dataclass(slots=True)
-class _Weights:
-    """Sums over users of q = W_u/(W. − W_u) and its powers."""
-
-    total: float
-    largest: float = 0.0
-    q: float = 0.0
-    q2: float = 0.0
-    q4: float = 0.0
-
-    def add(self, w: Array) -> None:
-        self.largest = max(self.largest, float(w.max(initial=0.0)))
-        with np.errstate(divide="ignore", invalid="ignore"):  # one user holds all of W: `degrees` is None
-            q = w / (self.total - w)
-            q2 = q * q
-            self.q += float(q.sum())
-            self.q2 += float(q2.sum())
-            self.q4 += float((q2 * q2).sum())
-
-    def degrees(self) -> float | None:
-        """None where one user holds all of W."""
-        return effective_df(self.q, self.q2, self.q4) if self.largest < self.total else None
-
-
 class _Arm:
     """The sums over users of one arm's terms. Users that carry nothing (S = W = 0) have terms of 0, and are not counted."""
 
     def __init__(self, s: Array, w: Array) -> None:
         self.numerator, self.total = float(s.sum()), float(w.sum())
         self.ratio = self.numerator / self.total
-        self.moments, self.weights = _Moments(), _Weights(self.total)
-        self.largest_term = -math.inf
+        self.has_terms = float(w.max()) < self.total
+        """false: one user holds all of W, and nothing is left without that user"""
+        self.stays_positive = True
+        """the ratio is above 0 without any one user"""
+        self.moments = _Moments()
         self._n_weighing = self._n_carrying = 0
 
-    @property
-    def of_one_user(self) -> bool:
-        """One user holds all of W, so that the jackknife term is not defined."""
-        return self.weights.largest >= self.total
-
     def add(self, s: Array, w: Array) -> tuple[Array, Array]:
-        """Add some users; returns their terms e and t."""
+        """Add some users; returns their terms e and t (0 where the arm has none)."""
         residual = s - self.ratio * w
-        with np.errstate(divide="ignore", invalid="ignore"):
-            e, t = residual / self.total, residual / (self.total - w)
-            self.moments.add(e, t)
-        self.weights.add(w)
-        self.largest_term = max(self.largest_term, float(t.max(initial=-math.inf)))
+        e = residual / self.total
+        t = residual / (self.total - w) if self.has_terms else np.zeros(len(s))
+        self.moments.add(e, t)
+        self.stays_positive &= bool((t < self.ratio).all())
         self._n_weighing += int(np.count_nonzero(w))
         self._n_carrying += int(np.count_nonzero(_carrying(s, w)))
         return e, t
@@ -273,9 +249,29 @@ class _Arm:
             n_clusters=self._n_weighing,
             numerator=self.numerator,
             denominator=self.total,
-            spread=self.moments.spread(self._n_carrying, df, jackknife=not self.of_one_user),
+            spread=self.moments.spread(self._n_carrying, df, jackknife=self.has_terms),
             n_events=n_events,
         )
+
+
+def _paired_degrees(wt: Array, wc: Array, *, balanced: bool) -> tuple[float | None, float | None, float | None]:
+    """Of the treatment, of control, and of their difference. `balanced`: every user has the same W in both arms."""
+    of_treatment = _degrees(wt)
+    return (of_treatment,) * 3 if balanced else (of_treatment, _degrees(wc), _degrees(wt + wc))
+
+
+def _degrees(w: Array) -> float | None:
+    """Of the users' W; None where one user holds all of it."""
+    total = float(w.sum())
+    if float(w.max()) >= total:
+        return None
+    sums = [0.0, 0.0, 0.0]
+    for (block,) in _blocks(w):
+        q = block / (total - block)
+        q2 = q * q
+        for power, values in enumerate((q, q2, q2 * q2)):
+            sums[power] += float(values.sum())
+    return effective_df(*sums)
 
 
 # Canary stages: each percentage is analysed on its own and the stages are combined (docs/statistics.md#stages).

@@ -212,9 +212,11 @@ def test_of_more_users_than_are_summed_at_a_time_the_aggregate_is_that_of_the_fo
     w_t = rng.poisson(1.5, n).astype(float)
     w_c = w_t if balanced else rng.poisson(1.5, n).astype(float)
     s_t, s_c = rng.gamma(2, 3, n) * w_t, rng.gamma(2, 3.1, n) * w_c
+    s_t[:9] = w_t[:9] = w_c[:9] = 0
+    s_t[:4] = s_c[3:6] = 2.5  # billed for failures only
+    s_c[:3] = s_c[6:9] = 0
     found = paired_aggregate(s_t, w_t, s_c, w_c)
-    seen = (w_t > 0) | (w_c > 0)
-    g = int(seen.sum())
+    g = int(((w_t > 0) | (w_c > 0) | (s_t > 0) | (s_c > 0)).sum())
     r_t, r_c = s_t.sum() / w_t.sum(), s_c.sum() / w_c.sum()
     e = (s_t - r_t * w_t) / w_t.sum() - (s_c - r_c * w_c) / w_c.sum()
     t_t, t_c = (s_t - r_t * w_t) / (w_t.sum() - w_t), (s_c - r_c * w_c) / (w_c.sum() - w_c)
@@ -226,9 +228,33 @@ def test_of_more_users_than_are_summed_at_a_time_the_aggregate_is_that_of_the_fo
     assert found.absolute.v_lin == pytest.approx(g / (g - 1) * (e**2).sum(), rel=1e-11)
     assert found.absolute.m3sum == pytest.approx((e**3).sum(), rel=1e-7)
     assert found.relative.v_jack == pytest.approx((g - 1) / g * (logs**2).sum(), rel=1e-11)
-    g_t = found.treatment.n_clusters
+    g_t = int(((w_t > 0) | (s_t > 0)).sum())
     assert found.treatment.spread.v_jack == pytest.approx((g_t - 1) / g_t * (t_t**2).sum(), rel=1e-11)
     q = w_t / (w_t.sum() - w_t)
     assert found.treatment.spread.df == pytest.approx(
         q.sum() ** 2 / ((q**2).sum() + (q**2).sum() ** 2 - (q**4).sum()), rel=1e-11
     )
+
+
+def test_one_user_with_all_of_both_arms_and_another_with_failures_only_has_no_jackknife() -> None:
+    found = paired_aggregate([1, 2], [5, 0], [3, 4], [3, 0])
+    assert found.absolute is not None and found.treatment.spread is not None
+    assert (found.absolute.v_jack, found.absolute.df, found.treatment.spread.v_jack) == (None, None, None)
+    e = np.array([(1 - 3 / 5 * 5) / 5 - (3 - 7 / 3 * 3) / 3, 2 / 5 - 4 / 3])
+    assert found.absolute.v_lin == pytest.approx(2 * (e**2).sum())
+
+
+def test_sums_of_different_numbers_of_users_are_an_error() -> None:
+    with pytest.raises(ValueError, match="16384, 20000"):
+        arm_aggregate(np.ones(16_384), np.ones(20_000))
+
+
+def test_a_few_seconds_of_generation_are_users_of_their_own() -> None:
+    """ΣW is less than half a unit: as many users as there are."""
+    found = paired_aggregate([30, 40, 20], [0.1, 0.2, 0.15], [33, 41, 22], [0.12, 0.2, 0.1], n_pairs=9)
+    r_t, r_c = 90 / 0.45, 96 / 0.42
+    w_t, w_c = np.array([0.1, 0.2, 0.15]), np.array([0.12, 0.2, 0.1])
+    t_t = (np.array([30, 40, 20]) - r_t * w_t) / (0.45 - w_t)
+    t_c = (np.array([33, 41, 22]) - r_c * w_c) / (0.42 - w_c)
+    assert found.relative is not None
+    assert found.relative.v_jack == pytest.approx(2 / 3 * ((np.log1p(-t_t / r_t) - np.log1p(-t_c / r_c)) ** 2).sum())
