@@ -448,10 +448,11 @@ def watched_workers() -> Iterator[list[float]]:
 
 
 def difference(found: Any, expected: Any, unit: float = 0.0) -> float:
-    """The largest difference of two reports, each relative to its number, or to control's beside it where that is larger (a
-    skewness, of differences that cancel, to 1); 1 where anything else differs. Times of the report itself do not count."""
+    """The largest difference of two reports, each relative to its number, or to control's value beside it where that is larger
+    (a skewness, of differences that cancel, to 1); 1 where anything else differs. Times of the report itself do not count."""
     if isinstance(expected, dict):
         control = expected.get("control")
+        control = control.get("value") if isinstance(control, dict) else control
         unit = abs(control) if isinstance(control, float) else unit
         names = (found.keys() | expected.keys()) - {"generated_at"}
         units = dict.fromkeys(names, unit) | {"skewness": 1.0}
