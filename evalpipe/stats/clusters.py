@@ -190,7 +190,8 @@ def _blocks(*sums: Array) -> Iterator[tuple[Array, ...]]:
 
 def _carrying(s: Array, w: Array) -> npt.NDArray[np.bool_]:
     """Which users carry anything: a denominator above 0 or a numerator."""
-    return (w > 0) | (s != 0)
+    carrying: npt.NDArray[np.bool_] = (w > 0) | (s != 0)
+    return carrying
 
 
 @dataclass(slots=True)
