@@ -387,11 +387,7 @@ class SortedValues:
     def read(self, wanted: Iterable[tuple[str, str, bool]]) -> None:
         """Read what is not there yet of these (value, condition, arm), see `quantiles`."""
         missing = [key for key in wanted if key not in self._kept]
-        if not missing:
-            return
-        if self._n_rows <= READ_AT_ONCE:
-            self._kept |= {key: _sorted(self._read(*key)) for key in missing}
-        else:
+        if missing:
             read = (self._read(*key) for key in missing)
             self._kept |= zip(missing, made_while_reading(read, _sorted), strict=True)
 

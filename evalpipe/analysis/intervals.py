@@ -21,7 +21,7 @@ from evalpipe.analysis.result import ArmValue
 from evalpipe.analysis.settings import SIGMA2_PAIRED_BINARY, LookPlan
 from evalpipe.analysis.sql import Connection, fill_large, hash_ranges, is_on_disk, rows
 from evalpipe.stats import betting, estimates, event_rates
-from evalpipe.stats.clusters import ArmAggregate, Array, PairedAggregate, Spread, paired_aggregate
+from evalpipe.stats.clusters import ArmAggregate, Array, PairedAggregate, Spread, carrying, paired_aggregate
 from evalpipe.stats.estimates import Estimate
 from evalpipe.stats.event_rates import paired_events, unpaired_events
 from evalpipe.stats.means import Scale, arm_interval, paired_difference, unpaired_difference
@@ -559,7 +559,7 @@ class UserSums:
             st, wt, sc, wc, nt, nc = (np.asarray(read[column], float) for column in columns)
             if any(bool(one.any()) for one in (wt, wc, st, sc)):
                 if counted:  # else the requests are the denominators
-                    seen = (wt > 0) | (wc > 0) | (st != 0) | (sc != 0)
+                    seen = carrying(st, wt) | carrying(sc, wc)
                     nt, nc = nt[seen], nc[seen]
                 found[str(group)] = _aggregates(st, wt, sc, wc, nt, nc, binary=binary)
         return found

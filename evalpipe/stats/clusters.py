@@ -137,7 +137,7 @@ def paired_aggregate(
             control=arm_aggregate(sc, wc, plain_df=plain_df),
             treatment=arm_aggregate(st, wt, plain_df=plain_df),
             n_pairs=pairs,
-            n_clusters=int(np.count_nonzero(_carrying(st, wt) | _carrying(sc, wc))),
+            n_clusters=int(np.count_nonzero(carrying(st, wt) | carrying(sc, wc))),
             absolute=None,
             n_discordant=n_discordant,
         )
@@ -148,7 +148,7 @@ def paired_aggregate(
     both_positive = treatment.ratio > 0 and control.ratio > 0
     n_clusters = 0
     for s_t, w_t, s_c, w_c in _blocks(st, wt, sc, wc):
-        n_clusters += int(np.count_nonzero(_carrying(s_t, w_t) | _carrying(s_c, w_c)))
+        n_clusters += int(np.count_nonzero(carrying(s_t, w_t) | carrying(s_c, w_c)))
         (e_t, t_t), (e_c, t_c) = treatment.add(s_t, w_t), control.add(s_c, w_c)
         if between is not None:
             between.add(s_t - s_c, w_t)
@@ -188,10 +188,10 @@ def _blocks(*sums: Array) -> Iterator[tuple[Array, ...]]:
         yield tuple(one[start : start + BLOCK] for one in sums)
 
 
-def _carrying(s: Array, w: Array) -> npt.NDArray[np.bool_]:
+def carrying(s: Array, w: Array) -> npt.NDArray[np.bool_]:
     """Which users carry anything: a denominator above 0 or a numerator."""
-    carrying: npt.NDArray[np.bool_] = (w > 0) | (s != 0)
-    return carrying
+    found: npt.NDArray[np.bool_] = (w > 0) | (s != 0)
+    return found
 
 
 @dataclass(slots=True)
@@ -241,7 +241,7 @@ class _Arm:
         self.moments.add(e, t)
         self.stays_positive &= bool((t < self.ratio).all())
         self._n_weighing += int(np.count_nonzero(w))
-        self._n_carrying += int(np.count_nonzero(_carrying(s, w)))
+        self._n_carrying += int(np.count_nonzero(carrying(s, w)))
         return e, t
 
     def aggregate(self, df: float | None, *, n: int | None = None, n_events: int | None = None) -> ArmAggregate:
