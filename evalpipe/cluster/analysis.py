@@ -1,22 +1,17 @@
 """`evalpipe report --ray`: the rows of an analysis are read, joined and summed by tasks on the nodes of a cluster.
 
-A node reads a file where its path is there (a file system that all nodes share), else from the object storage of the data folder.
 Tables stay in Ray's object store, where the processes of a node share them; Ray makes a lost one again.
 """
 
 from __future__ import annotations
 
 import sys
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any, cast
 
-import duckdb
 import pyarrow as pa
 from tqdm import tqdm
 
@@ -24,78 +19,14 @@ from evalpipe.analysis.distributed import DistributedConnection, Part, Statement
 from evalpipe.analysis.settings import Settings
 from evalpipe.analysis.sql import Connection, count_rows, parts_of, scalar
 from evalpipe.cluster.nodes import RayCluster, joined, n_slots, one_line
-from evalpipe.errors import ClusterError, DataError, EvalpipeError
-from evalpipe.objects.client import open_objects
-from evalpipe.store.query import Store, open_files
+from evalpipe.cluster.tasks import StoredFiles, over_files, over_tables
+from evalpipe.errors import ClusterError, EvalpipeError
+from evalpipe.store.query import Store
 from evalpipe.workspace.analyze import Connect
 from evalpipe.workspace.paths import Workspace
 
 PART_ROWS = 1_000_000
 """exchanges that a task reads at a time: some 400 MB of it"""
-TASK_MEMORY = 500_000_000
-"""bytes the database of a task may take before it works on disk"""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StoredFiles:
-    """Files of a data folder. `url`: of its object storage, where it is a working copy of one."""
-
-    data: Path
-    url: str | None
-    names: tuple[str, ...]
-
-    @contextmanager
-    def here(self) -> Iterator[list[Path]]:
-        """Their paths on this node, as long as the block lasts. Raises EvalpipeError for a file that it cannot have."""
-        missing = [name for name in self.names if not (self.data / name).exists()]
-        if not missing:
-            yield [self.data / name for name in self.names]
-            return
-        with tempfile.TemporaryDirectory(prefix="evalpipe-part-") as fetched:
-            self._fetch(missing, Path(fetched))
-            yield [(Path(fetched) if name in missing else self.data) / name for name in self.names]
-
-    def _fetch(self, names: Sequence[str], folder: Path) -> None:
-        if self.url is None:
-            raise DataError(
-                f"a node of the cluster has no {self.data / names[0]}: report --ray needs a data folder that every node sees "
-                'under one path, or data = "s3://…"'
-            )
-        objects = open_objects(self.url)
-        for name in names:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            if not objects.download(name, folder / name):
-                raise DataError(f"{self.url}/{name} is gone: another command has removed it meanwhile; report again")
-
-
-def over_files(
-    files: StoredFiles,
-    selected: pa.Table | None,
-    steps: Sequence[Statement],
-    outputs: Sequence[Statement],
-    threads: int,
-) -> list[pa.Table] | pa.Table:
-    """A task: run the statements over the files' exchanges; the rows of each output."""
-    pa.set_memory_pool(pa.system_memory_pool())  # gives back to the node what a task has freed
-    with (
-        files.here() as paths,
-        open_files(paths, selected=selected, threads=threads, memory=TASK_MEMORY) as connection,
-    ):
-        for step in steps:
-            connection.execute(*step)
-        found = [connection.sql(query, params=parameters).to_arrow_table() for query, parameters in outputs]
-        return found if len(found) > 1 else found[0]  # as Ray takes several results, and one
-
-
-def over_tables(name: str, steps: Sequence[Statement], output: str, threads: int, *tables: pa.Table) -> pa.Table:
-    """A task: run the statements over the tables' rows, as the view `name`; the rows of the output."""
-    pa.set_memory_pool(pa.system_memory_pool())
-    with duckdb.connect(":memory:") as connection:
-        connection.execute(f"SET TimeZone = 'UTC'; SET threads = {threads:d}; SET memory_limit = '{TASK_MEMORY:d}B'")
-        connection.register(name, pa.concat_tables(tables))
-        for step in steps:
-            connection.execute(*step)
-        return connection.sql(output).to_arrow_table()
 
 
 @contextmanager

@@ -14,7 +14,8 @@ from objects.fixtures import Bucket
 
 from evalpipe.analysis.distributed import DistributedConnection
 from evalpipe.analysis.settings import CustomMetric, Settings
-from evalpipe.cluster.analysis import RayWorkers, StoredFiles, choose_connection, over_files
+from evalpipe.cluster.analysis import RayWorkers, choose_connection
+from evalpipe.cluster.tasks import StoredFiles, over_files
 from evalpipe.errors import ClusterError, DataError
 from evalpipe.store.query import Store, open_store
 from evalpipe.workspace.load import load
