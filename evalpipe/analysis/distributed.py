@@ -74,8 +74,8 @@ class DistributedConnection:
     def execute(self, query: str, parameters: Any = None, /) -> Any:
         return self.connection.execute(query, parameters)
 
-    def sql(self, query: str, /) -> Any:
-        return self.connection.sql(query)
+    def sql(self, query: str, /, *, params: Any = None) -> Any:
+        return self.connection.sql(query, params=params)
 
     def attach(self, name: str, parts: Sequence[Part]) -> None:
         """Make the rows of all parts the view `name`."""

@@ -6,7 +6,7 @@ The win rate is the exception: treatment θ, control 1 − θ, difference θ −
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -532,8 +532,9 @@ class UserSums:
         sizes = rows(connection, f"SELECT grp, count(*) AS n FROM {table} GROUP BY grp ORDER BY grp")
         self._groups = [row["grp"] for row in sizes]
         self._whole: dict[Any, dict[str, Any]] | None = None
-        if sum(row["n"] for row in sizes) <= READ_WHOLE:
-            self._whole = {group: self._read("* EXCLUDE (u, grp)", group) for group in self._groups}
+        if sum(row["n"] for row in sizes) <= READ_WHOLE:  # Arrow takes longer to import than these take to read
+            query = self._query("* EXCLUDE (u, grp)")
+            self._whole = {group: connection.execute(query, [group]).fetchnumpy() for group in self._groups}
 
     def aggregate(
         self,
@@ -553,9 +554,7 @@ class UserSums:
         columns = [f"{name}_st", f"{name}_wt", f"{name}_sc", f"{name}_wc", f"{n}t", f"{n}c"]
         found: dict[str, Aggregates] = {}
         for group in self._groups:
-            read = (
-                self._whole[group] if self._whole is not None else self._read(", ".join(dict.fromkeys(columns)), group)
-            )
+            read = self._whole[group] if self._whole is not None else self._read(group, dict.fromkeys(columns))
             st, wt, sc, wc, nt, nc = (np.asarray(read[column], float) for column in columns)
             if any(bool(one.any()) for one in (wt, wc, st, sc)):
                 if counted:  # else the requests are the denominators
@@ -564,10 +563,14 @@ class UserSums:
                 found[str(group)] = _aggregates(st, wt, sc, wc, nt, nc, binary=binary)
         return found
 
-    def _read(self, columns: str, group: Any) -> dict[str, Any]:
-        query = f"SELECT {columns} FROM {self._table} WHERE grp IS NOT DISTINCT FROM ?"
-        read: dict[str, Any] = self._connection.execute(query, [group]).fetchnumpy()
-        return read
+    def _query(self, columns: str) -> str:
+        """The query of a group's rows; its parameter is the group."""
+        return f"SELECT {columns} FROM {self._table} WHERE grp IS NOT DISTINCT FROM ?"
+
+    def _read(self, group: Any, columns: Iterable[str]) -> dict[str, Any]:
+        """By way of Arrow: a quarter of the time that NumPy's arrays of millions of users take by themselves."""
+        table = self._connection.sql(self._query(", ".join(columns)), params=[group]).to_arrow_table()
+        return {name: table.column(name).to_numpy() for name in columns}
 
 
 def _aggregates(st: Array, wt: Array, sc: Array, wc: Array, nt: Array, nc: Array, *, binary: bool) -> Aggregates:

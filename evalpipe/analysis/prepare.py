@@ -254,24 +254,34 @@ def _read_query(connection: Connection, experiment: str, *, paired: bool, extra:
 
 def _take_census(connection: Connection, experiment: str) -> None:
     """`ev_census`, from which everything is taken that depends on these few columns alone."""
-    groups = f"arm, role, forced, outcome, model, provider, coalesce(simulated, false) AS simulated, {KIND} AS kind"
-    counts = {
+    # Grouped by the columns as they are: what is computed of each row costs more than a few more groups.
+    groups = "arm, role, forced, outcome, model, provider, simulated, request_kind, endpoint, streamed"
+    counted = {
         "n": "count(*)",
-        "n_with_status": "count(CASE WHEN status IS NOT NULL OR outcome IN ('http_error', 'timeout') THEN 1 END)",
+        "n_status": "count(status)",
         "n_priced": "count(cost_usd)",
         "n_timed": "count(latency_ms)",
-        "n_with_text": f"count(CASE WHEN {ANSWERED} AND NOT answer_empty THEN 1 END)",
-        "n_of_unknown_text": f"count(CASE WHEN {ANSWERED} AND answer_empty IS NULL THEN 1 END)",
+        "n_known_text": "count(answer_empty)",
+        "n_empty": "count(CASE WHEN answer_empty THEN 1 END)",
     }
     scanned, parameters = over_files(
         connection,
-        f"SELECT {groups}, {', '.join(f'{sql} AS {name}' for name, sql in counts.items())} FROM exchanges "
+        f"SELECT {groups}, {', '.join(f'{sql} AS {name}' for name, sql in counted.items())} FROM exchanges "
         "WHERE experiment = ? GROUP BY ALL",
         [experiment],
     )
+    counts = {
+        "n": "n",
+        "n_with_status": "CASE WHEN outcome IN ('http_error', 'timeout') THEN n ELSE n_status END",
+        "n_priced": "n_priced",
+        "n_timed": "n_timed",
+        "n_with_text": f"CASE WHEN {ANSWERED} THEN n_known_text - n_empty ELSE 0 END",
+        "n_of_unknown_text": f"CASE WHEN {ANSWERED} THEN n - n_known_text ELSE 0 END",
+    }
     connection.execute(
-        "CREATE OR REPLACE TEMP TABLE ev_census AS SELECT arm, role, forced, outcome, model, provider, simulated, kind, "
-        f"{', '.join(f'sum({name})::BIGINT AS {name}' for name in counts)} FROM {scanned} GROUP BY ALL",
+        "CREATE OR REPLACE TEMP TABLE ev_census AS SELECT arm, role, forced, outcome, model, provider, "
+        f"coalesce(simulated, false) AS simulated, {KIND} AS kind, "
+        f"{', '.join(f'sum({sql})::BIGINT AS {name}' for name, sql in counts.items())} FROM {scanned} GROUP BY ALL",
         parameters,
     )
 

@@ -26,7 +26,12 @@ assert len(OUTCOMES) < 2 ** _BITS["code"]
 
 def packed(query: str, columns: str) -> str:
     """The query's exchanges with `columns` and their state. A small value that is NULL is 0 from here on."""
-    parts = [f"(coalesce({name}, 0)::UINTEGER << {_shift(name)})" for name in _BITS]
+    parts = [
+        f"(coalesce({name}, 0)::UINTEGER << {_shift(name)})"
+        if bits > 1
+        else f"(CASE WHEN {name} THEN {1 << _shift(name)}::UINTEGER ELSE 0::UINTEGER END)"
+        for name, bits in _BITS.items()
+    ]
     flagged = f"SELECT *, {', '.join(population_columns(('',)))} FROM ({query})"
     return f"SELECT {columns}, {' | '.join(parts)} AS state FROM ({flagged})"
 
