@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from evalpipe.analysis.metric_formatting import at_most
-from evalpipe.analysis.result import Analysis
+from evalpipe.analysis.result import Analysis, Horizon
 from evalpipe.analysis.settings import CORRECTED, LABELS_TO_DECIDE
 from evalpipe.report.metrics import MetricRow, is_win_rate, margin_text
 from evalpipe.report.monthly_cost import MonthlyCost, dollars
@@ -309,6 +309,9 @@ def _price_of_waiting(cost: MonthlyCost | None) -> list[str]:
     return [f"Each month of waiting costs about {dollars(-(cost.change or 0.0))}."]
 
 
+JUDGE = "Have the answers judged: `evalpipe judge --estimate` shows what it costs, `evalpipe judge` does it."
+
+
 def _collect_more(analysis: Analysis) -> list[str]:
     decision = analysis.decision
     horizon, label = decision.horizon, _label_more(analysis)
@@ -317,12 +320,11 @@ def _collect_more(analysis: Analysis) -> list[str]:
     if label and horizon is None:
         return [label, "Collect more requests, then look again: `evalpipe report`."]
     if decision.rule == "unmeasured" and horizon is None:
-        return [
-            "Have the answers judged: `evalpipe judge --estimate` shows what it costs, `evalpipe judge` does it.",
-            "More requests alone are not enough.",
-        ]
+        return [JUDGE, "More requests alone are not enough."]
     if horizon is None:
         return ["Collect more requests, then look again: `evalpipe report`.", "No forecast can be made yet."]
+    if not horizon.requests:
+        return [*_without_more_requests(analysis, horizon), *([label] if label else [])]
     labels = {metric.name: metric.label or plain(metric.name) for metric in analysis.metrics}
     amounts = [f"{format_counted(horizon.requests, 'more request')}"]
     if horizon.days is not None:
@@ -335,7 +337,24 @@ def _collect_more(analysis: Analysis) -> list[str]:
         if horizon.harm
         else (f"{slowest} takes longest, if the differences stay as they are")
     )
-    return [f"Collect about {', '.join(amounts)}.", full_sentence(end), *([label] if label else [])]
+    unjudged = decision.rule == "unmeasured" and not analysis.funnel.judged_pairs and analysis.mode == "shadow"
+    return [
+        *([JUDGE] if unjudged else []),
+        f"Collect about {', '.join(amounts)}.",
+        full_sentence(end),
+        *([label] if label else []),
+    ]
+
+
+def _without_more_requests(analysis: Analysis, horizon: Horizon) -> list[str]:
+    """What is left to do where the log is long enough, if the differences stay as they are."""
+    if not any(one.name == horizon.metric and one.group == "quality" for one in analysis.metrics):
+        return ["Collect more requests, then look again: `evalpipe report`."]
+    price = "" if horizon.judge_usd is None else f", for about {format_usd(horizon.judge_usd)}"
+    return [
+        f"Have more of the answers judged{price}: `evalpipe judge`." if analysis.funnel.judged_pairs else JUDGE,
+        "The log has enough requests for a decision, if the differences stay as they are.",
+    ]
 
 
 def _label_more(analysis: Analysis) -> str:

@@ -229,6 +229,8 @@ def expected(look: Look) -> str:
     horizon = decision.horizon
     if horizon is None:
         return "no forecast yet"
+    if not horizon.requests:
+        return "decision expected once more of the log is judged"
     return f"decision expected {_about_when(look, horizon)}"
 
 

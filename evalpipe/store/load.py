@@ -261,6 +261,7 @@ class SpoolLoad:
     def _reject(self, segment: Segment, line: int, data: bytes, reason: str) -> None:
         rejects = self._rejects.setdefault(segment.path, RejectedLines(self._data, segment.path))
         rejects.add(line, data, reason)
+        self._summary.reasons[reason.partition(" (byte ")[0]] += 1
 
     def _delete_segments(self) -> None:
         """Every row and every rejected line is in place; from here on nothing else holds them."""

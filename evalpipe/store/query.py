@@ -598,8 +598,10 @@ def select_requests(connection: duckdb.DuckDBPyConnection, selection: Selection)
     if selection.request_ids is not None:
         connection.register("_named", pa.table({"request_id": pa.array(list(selection.request_ids), pa.string())}))
         conditions.append("request_id IN (FROM _named)")
+    named = ", ".join(f"{dataset.name} AS (FROM stored_{dataset.name})" for dataset in DATASETS)  # for sub-queries
     query = (
-        f"SELECT DISTINCT experiment, request_id FROM stored_exchanges AS exchanges WHERE {' AND '.join(conditions)}"
+        f"WITH {named} SELECT DISTINCT experiment, request_id FROM stored_exchanges AS exchanges "
+        f"WHERE {' AND '.join(conditions)}"
     )
     try:
         connection.execute(f"CREATE TABLE selected AS {query}", values or None)

@@ -109,8 +109,39 @@ def test_a_forecast_of_harm_and_no_forecast() -> None:
         "If the differences stay, 99th percentile latency is then shown to be worse than you allow.",
     ]
     assert first.lead == "One thing is still to be shown before a switch is safe."
+    judge = "Have the answers judged: `evalpipe judge --estimate`"
     unmeasured = screen(decided("collect_more", "unmeasured"))
-    assert unmeasured.next[0].startswith("Have the answers judged: `evalpipe judge --estimate`")
+    assert unmeasured.next[0].startswith(judge)
+    horizon = Horizon(metric="error_rate", requests=6200, days=0.6)
+    analysis = decided("collect_more", "unmeasured", horizon=horizon, blocking=["error_rate", "win_rate"])
+    unjudged = screen(dataclasses.replace(analysis, funnel=dataclasses.replace(analysis.funnel, judged_pairs=0)))
+    assert unjudged.next[0].startswith(judge)
+    assert unjudged.next[1] == "Collect about 6,200 more requests, about 14 hours at this traffic."
+
+
+@pytest.mark.parametrize(
+    ("horizon", "judged", "first"),
+    [
+        (
+            Horizon(metric="win_rate", requests=0, days=0.0),
+            0,
+            "Have the answers judged: `evalpipe judge --estimate` shows",
+        ),
+        (
+            Horizon(metric="win_rate", requests=0, days=0.0, judge_usd=2.1),
+            40,
+            "Have more of the answers judged, for about $2.10: `evalpipe judge`.",
+        ),
+        (Horizon(metric="error_rate", requests=0, days=0.0), 40, "Collect more requests, then look again: "),
+    ],
+)
+def test_a_log_that_is_long_enough_asks_for_verdicts_not_for_requests(
+    horizon: Horizon, judged: int, first: str
+) -> None:
+    analysis = decided("collect_more", "collect_more", horizon=horizon, blocking=[horizon.metric])
+    view = screen(dataclasses.replace(analysis, funnel=dataclasses.replace(analysis.funnel, judged_pairs=judged)))
+    assert plain(view.next[0]).startswith(first)
+    assert not any(" 0 more" in plain(text) for text in view.next)
 
 
 def test_data_that_cannot_decide_have_no_findings() -> None:

@@ -126,6 +126,7 @@ def test_a_log_stays_until_its_broken_lines_are_put_aside(tmp_path: Path, monkey
     assert segment.exists()
     summary = load(workspace)
     assert (summary.n_rejected, segment.exists()) == (1, False)
+    assert summary.lines()[-1] == "reasons: JSON is malformed: object keys must be strings 1"
 
 
 def test_what_has_to_survive_is_synced_before_its_rename_and_its_folder_after(

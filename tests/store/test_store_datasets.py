@@ -402,6 +402,15 @@ def test_an_unknown_column_is_named(tmp_path: Path) -> None:
         open_store(tmp_path, "exp", selection=read_selection(where="colour = 'red'"))
 
 
+@pytest.mark.parametrize("name", ["exchanges", "judgments", "labels", "feedback"])
+def test_a_condition_may_ask_the_other_datasets(tmp_path: Path, name: str) -> None:
+    write(tmp_path, [exchange("r1"), exchange("r2")])
+    where = f"request_id = 'r2' OR request_id IN (SELECT request_id FROM {name} WHERE request_id = 'r1')"
+    with open_store(tmp_path, "exp", selection=read_selection(where=where)) as store:
+        found = store.connection.execute("SELECT DISTINCT request_id FROM exchanges ORDER BY 1").fetchall()
+    assert found == ([("r1",), ("r2",)] if name == "exchanges" else [("r2",)])
+
+
 def test_a_foreign_file_among_the_data_is_left_out_and_named(tmp_path: Path) -> None:
     write(tmp_path, [exchange("r1")])
     folder = next((tmp_path / "exchanges").glob("*/*"))
