@@ -38,7 +38,7 @@ from evalpipe.analysis.intervals import Support, measure_preference
 from evalpipe.analysis.judges import judge_results, label_results, prepare_labels
 from evalpipe.analysis.metric_formatting import bias_sentence, sentence
 from evalpipe.analysis.metrics import Metric, metrics
-from evalpipe.analysis.prepare import Prepared, find_sources, prepare_rows
+from evalpipe.analysis.prepare import Prepared, count_users, find_sources, prepare_rows
 from evalpipe.analysis.reasons import blocking_metrics, headline, reasons, what_would_change
 from evalpipe.analysis.record import ExperimentRecord
 from evalpipe.analysis.result import Analysis, Check, CorrectedRate, Decision, Fixed, Funnel, JudgeResult, MetricResult
@@ -213,6 +213,7 @@ def measure(
             values=values,
         )
     ]
+    prepared = replace(prepared, n_users=count_users(connection, prepared))
     labelled = read_labelled(connection, judge) if paired else None
     if paired:
         placed = place_corrected(placed, labelled, look, settings)

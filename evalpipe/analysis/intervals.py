@@ -19,7 +19,7 @@ from evalpipe.analysis.populations import STATUS as MISSING_DIFFERS
 from evalpipe.analysis.populations import Missing, note_of
 from evalpipe.analysis.result import ArmValue
 from evalpipe.analysis.settings import SIGMA2_PAIRED_BINARY, LookPlan
-from evalpipe.analysis.sql import Connection, fill_large, hash_ranges, is_on_disk, rows
+from evalpipe.analysis.sql import Connection, fill_large, hash_ranges, is_on_disk, rows, scalar
 from evalpipe.stats import betting, estimates, event_rates
 from evalpipe.stats.clusters import ArmAggregate, Array, PairedAggregate, Spread, carrying, paired_aggregate
 from evalpipe.stats.estimates import Estimate
@@ -420,6 +420,7 @@ def sum_by_user(
     group: str = "''",
     condition: str = "true",
     cluster: str = "u",
+    n_users: int | None = None,
 ) -> None:
     """Pass 1: `table` gets (grp, u, requests) and, of the k-th of `sums`, mk_st, mk_wt, mk_nt (treatment), mk_sc, mk_wc, mk_nc.
 
@@ -431,6 +432,7 @@ def sum_by_user(
         group: a SQL expression over the source.
         condition: selects its rows.
         cluster: a SQL expression: the unit that is summed over, the user by default.
+        n_users: how many users those rows have, about; None: to be found.
     """
     columns: dict[str, str] = {}  # what to sum → its column; metrics that share a sum share the column
     named: list[str] = []
@@ -475,7 +477,7 @@ def sum_by_user(
                 f"CREATE OR REPLACE TEMP TABLE {table}_sums AS SELECT u, grp, {totals} FROM {made} GROUP BY u, grp"
             )
     else:
-        slices = _slices(connection, rows_of, condition) if cluster == "u" else ["true"]
+        slices = _slices(connection, rows_of, condition, n_users) if cluster == "u" else ["true"]
         for number, slice_ in enumerate(slices):
             connection.execute(f"{fill_large(connection, f'{table}_sums', is_first=not number)} {summed(slice_)}")
     connection.execute(
@@ -483,11 +485,12 @@ def sum_by_user(
     )
 
 
-def _slices(connection: Connection, source: str, condition: str) -> list[str]:
+def _slices(connection: Connection, source: str, condition: str, n_users: int | None) -> list[str]:
     """Conditions on u that take the users apart, where the sums of all of them at once would not fit into memory."""
     if not is_on_disk(connection):
         return ["true"]
-    n_users = rows(connection, f"SELECT approx_count_distinct(u) AS n FROM {source} WHERE {condition}")[0]["n"]
+    if n_users is None:
+        n_users = int(scalar(connection, f"SELECT approx_count_distinct(u) FROM {source} WHERE {condition}"))
     return hash_ranges("u", n_users // USERS_AT_ONCE + 1)
 
 

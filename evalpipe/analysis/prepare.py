@@ -85,7 +85,7 @@ COLUMNS = f"""
 MEASURED = ("at_us", "latency_ms", "ttft_ms", "input_tokens", "output_tokens", "cost_usd")
 OF_A_SIDE = (*MEASURED, "code", "empty", "streamed", "silent", "unbilled")
 """what `ev_requests` holds of each side"""
-OF_A_REQUEST = ("id", "u", "conv", "turn", "step")
+OF_A_REQUEST = ("id", "u", "conv")
 PART_ROWS = 4_000_000
 """exchanges of a large experiment that are read and joined at a time"""
 USER_BITS = 6
@@ -105,7 +105,7 @@ class Prepared:
     Attributes:
         mode: shadow | ab | canary, as analysed; `paired` where it is shadow.
         n_rows: exchanges that count.
-        n_users: their users.
+        n_users: their users, once they are counted (`count_users`); 0 before.
         n_duplicates: exchanges logged twice (the first one counts).
         n_contaminated: users seen in both arms (dropped in ab and canary mode).
         first_us: the first instant, µs since 1970 (UTC); `last_us` the last.
@@ -116,11 +116,11 @@ class Prepared:
     mode: str
     paired: bool
     n_rows: int
-    n_users: int
     n_duplicates: int
     n_contaminated: int
     first_us: int | None
     last_us: int | None
+    n_users: int = 0
     missing: Mapping[str, Missing] = field(default_factory=dict)
     has_texts: bool = True
 
@@ -173,14 +173,12 @@ def prepare_rows(
     last = "max(greatest(c_at_us, t_at_us))" if paired else "max(at_us)"
     found = rows(
         connection,
-        f"SELECT count(*) AS n, {first} AS a, {last} AS b, count(DISTINCT u) AS users "
-        f"FROM {'ev_pairs' if paired else 'ev_rows'}",
+        f"SELECT count(*) AS n, {first} AS a, {last} AS b FROM {'ev_pairs' if paired else 'ev_rows'}",
     )[0]
     return Prepared(
         mode=mode,
         paired=paired,
         n_rows=found["n"] * (2 if paired else 1),
-        n_users=found["users"],
         n_duplicates=n_duplicates,
         n_contaminated=n_contaminated,
         first_us=found["a"],
@@ -189,6 +187,13 @@ def prepare_rows(
         has_texts=chosen.has_texts,
         complete=complete,
     )
+
+
+def count_users(connection: Connection, prepared: Prepared) -> int:
+    """The users of the exchanges that count, after the metrics are summed by user (`ev_users`). A user of a canary may be in
+    several stages."""
+    found = "SELECT count(*) FROM ev_users" if prepared.paired else "SELECT count(DISTINCT u) FROM ev_rows"
+    return int(scalar(connection, found))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -359,8 +364,8 @@ def _joined(columns: Sequence[str], *, source: str = "ev_exchanges") -> str:
     """The query of `ev_joined` from `ev_exchanges`, or from some of its rows."""
     sides = ", ".join(f"{side}.{name} AS {side}_{name}" for side in "ct" for name in columns)
     return f"""
-        SELECT coalesce(c.id, t.id) AS id, coalesce(c.u, t.u) AS u, coalesce(c.conv, t.conv) AS conv, c.turn AS turn,
-          c.step AS step, {sides}
+        SELECT coalesce(c.id, t.id) AS id, coalesce(c.u, t.u) AS u, coalesce(c.conv, t.conv) AS conv,
+          c.place AS place, {sides}
         FROM (FROM {source} WHERE NOT treatment) c FULL JOIN (FROM {source} WHERE treatment) t ON c.id = t.id"""
 
 
@@ -439,7 +444,7 @@ def _join_alone(connection: Connection, columns: Sequence[str], table: str = "ev
         f"CREATE OR REPLACE TEMP TABLE ev_apart AS {one_side.format('t')} INTERSECT {one_side.format('c')}"
     )
     if scalar(connection, "SELECT count(*) FROM ev_apart"):
-        both = [f"coalesce(c.{name}, t.{name}) AS {name}" for name in ("id", "u", "conv")] + ["c.turn", "c.step"]
+        both = [f"coalesce(c.{name}, t.{name}) AS {name}" for name in OF_A_REQUEST] + ["c.place"]
         both += [f"{side}.{side}_{name}" for side in "ct" for name in columns]
         sides = [
             f"(FROM {table} SEMI JOIN ev_apart USING (id) WHERE {missing}_at_us IS NULL) {side}"

@@ -158,6 +158,7 @@ def drift(evidence: CheckContext) -> Check | None:
         table="ev_halves",
         group=half_of,
         condition=f"u % {every} = 0",
+        n_users=evidence.prepared.n_users // every,
     )
     users = UserSums(evidence.connection, "ev_halves")
     measured = [(item, users.aggregate(f"m{position}")) for position, item in enumerate(chosen)]
