@@ -230,7 +230,7 @@ def expected(look: Look) -> str:
     if horizon is None:
         return "no forecast yet"
     if not horizon.requests:
-        return "decision expected once more of the log is judged"
+        return "decision expected from the requests in the log"
     return f"decision expected {_about_when(look, horizon)}"
 
 

@@ -206,6 +206,8 @@ def test_when_the_decision_changed() -> None:
          "decision expected about 15 Mar 2026 (4,300 more requests)"),
         (Decision(recommendation="collect_more", reasons=[], horizon=Horizon(metric="m", requests=4300)),
          "decision expected after about 4,300 more requests"),
+        (Decision(recommendation="collect_more", reasons=[], horizon=Horizon(metric="m", requests=0, days=0.0)),
+         "decision expected from the requests in the log"),
         (Decision(recommendation="collect_more", reasons=[]), "no forecast yet"),
         (Decision(recommendation="keep", reasons=[], decided_at="2026-03-11T00:00:00Z"), "decided 11 Mar 2026"),
         (Decision(recommendation="ship", reasons=[]), "decided"),
