@@ -3,6 +3,7 @@ a process of its own."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -17,7 +18,7 @@ from command_line import run_here
 from warm_start import evalpipe_program
 
 from evalpipe.cli import demo
-from evalpipe.cli.app import COMMANDS
+from evalpipe.cli.app import COMMANDS, main
 from evalpipe.spool.format import Body, RequestRecord, ResponseRecord, render_record
 from evalpipe.workspace.doctor import check_judges
 from evalpipe.workspace.paths import init_workspace, open_workspace
@@ -293,6 +294,48 @@ def test_an_interrupted_command_says_so(workspace: Path) -> None:
         _, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert error.startswith("evalpipe: interrupted") and error.count("\n") == 1
+
+
+@pytest.mark.serial
+def test_an_interrupted_query_ends_at_once(workspace: Path) -> None:
+    (workspace / "pairs.jsonl").write_text(json.dumps(PAIR) + "\n", "utf-8")
+    run("load", "pairs.jsonl", cwd=workspace)
+    endless = "select count(*) from range(10000000) a, range(10000000) b where a.range * b.range = -1"
+    command = [sys.executable, "-m", "evalpipe", "sql", endless]
+    with subprocess.Popen(command, cwd=workspace, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.communicate(timeout=4)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert error.startswith("evalpipe: interrupted") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "words"),
+    [
+        (RuntimeError("Query interrupted"), 130, "interrupted; what was stored is kept"),
+        (OSError(errno.EROFS, "Read-only file system", "data/.load.lock"), 1, "data/.load.lock: Read-only file system"),
+    ],
+)
+def test_an_error_of_the_system_is_one_line(
+    workspace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    raised: Exception,
+    code: int,
+    words: str,
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise raised
+
+    monkeypatch.chdir(workspace)
+    monkeypatch.setattr("evalpipe.workspace.query.sql", failing)
+    with pytest.raises(SystemExit) as ended:
+        main(["sql", "select 1"])
+    error = capsys.readouterr().err
+    assert (ended.value.code, error.count("\n")) == (code, 1)
+    assert words in error
 
 
 def test_the_judges_commands_and_the_flags_they_once_were(workspace: Path) -> None:

@@ -223,8 +223,8 @@ def _read_query(connection: Connection, experiment: str, *, paired: bool, extra:
     kinds = [row["kind"] for row in rows(connection, f"SELECT DISTINCT kind FROM ev_census WHERE {counted} ORDER BY 1")]
     if not kinds:
         raise NoDataError(
-            f"experiment {experiment!r} has no exchanges in the selection: run `evalpipe collect` and `evalpipe load`, "
-            "or name another with --experiment"
+            f"experiment {experiment!r} has no exchanges in the selection: widen --since, --until or --where, run "
+            "`evalpipe collect` and `evalpipe load`, or name another with --experiment"
         )
     found = rows(
         connection,

@@ -161,11 +161,17 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
-        from evalpipe.files import resource_fault
+        if isinstance(error, RuntimeError) and str(error) == "Query interrupted":  # Ctrl-C amid a query of DuckDB's
+            _interrupted()
+        from evalpipe.files import NOT_ALLOWED, resource_fault
 
         fault = resource_fault(error)
         if fault is not None:
             typer.echo(f"evalpipe: {fault}; run the same command again where there is more room", err=True)
+            sys.exit(1)
+        if isinstance(error, OSError) and error.errno in NOT_ALLOWED and error.filename is not None:
+            what = f"cannot write or read {error.filename}: {error.strerror}"
+            typer.echo(f"evalpipe: {printable(what)}; see whose folder it is, and whether it is read-only", err=True)
             sys.exit(1)
         missing = _missing_package(error)
         if missing is not None:

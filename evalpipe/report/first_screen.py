@@ -212,7 +212,7 @@ def _deciding_judge(analysis: Analysis) -> JudgeResult | None:
 def _speed(rows: list[MetricRow]) -> Tile:
     row = next((row for name in SPEED for row in rows if row.name == name and row.raw.status != "not_measured"), None)
     if row is None:
-        return _tile("Speed", value="Not recorded in this log.", finding="undefined", word=NOT_MEASURED)
+        return _tile("Speed", value="Not measured by evalpipe.", finding="undefined", word=NOT_MEASURED)
     return _row_tile(
         "Speed", row, note="the time within which half of the answers come" if row.name == SPEED[0] else row.label
     )

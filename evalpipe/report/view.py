@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from evalpipe.analysis.checks import CHECKS
+from evalpipe.analysis.decision import MEASURED_BY_US
 from evalpipe.analysis.result import Analysis, MetricResult
 from evalpipe.report.examples import ExampleView, chosen, example_groups, example_views
 from evalpipe.report.figures import Figure, figures, funnel_figure, judge_figures, more_figures
@@ -57,6 +58,8 @@ class ReportView:
     summary: SummaryView
     groups: list[tuple[str, list[MetricRow]]]
     unmeasured: list[str]
+    foreign: list[str]
+    """latencies that evalpipe did not measure, whether the log has some of another tool or not"""
     """labels of the metrics without a single observation"""
     figures: list[Figure]
     more_figures: list[Figure]
@@ -120,6 +123,12 @@ class ReportView:
             )
         if any(row.finding_word == NOT_MEASURED for row in self.rows):
             lines.append("Not measured: the source of this log does not measure it, so it decides nothing.")
+        if self.foreign:
+            named = ", ".join(map(within_sentence, self.foreign))
+            lines.append(
+                f"Not measured by evalpipe: {named}. Another tool's figures count where [decision.metrics] gives the "
+                "metric a role."
+            )
         if self.unmeasured:
             lines.append(f"No values in this log: {', '.join(map(within_sentence, self.unmeasured))}.")
         return lines
@@ -140,6 +149,8 @@ def report_view(analysis: Analysis, *, deterministic: bool = False, max_examples
     judges = _deciding_first([judge_view(judge, analysis.checks) for judge in analysis.judges])
     facts, config, reproduce = _provenance(analysis, deterministic=deterministic)
     summary = summary_view(analysis, rows, judges)
+    absent = [metric for metric in listed if not _has_row(metric) and metric.name != LATER_TURNS]
+    foreign = [metric for metric in absent if metric.name in MEASURED_BY_US and not metric.measurable]
     return ReportView(
         title=f"{analysis.experiment}: evalpipe report",
         experiment=analysis.experiment,
@@ -147,7 +158,8 @@ def report_view(analysis: Analysis, *, deterministic: bool = False, max_examples
         first=first_screen(analysis, rows, judges, summary.problems, examples),
         summary=summary,
         groups=_grouped(rows),
-        unmeasured=[m.label or m.name for m in listed if not _has_row(m) and m.name != LATER_TURNS],
+        unmeasured=[m.label or m.name for m in absent if m not in foreign],
+        foreign=[m.label or m.name for m in foreign],
         figures=figures(analysis),
         more_figures=more_figures(analysis, rows),
         judges=judges,

@@ -101,7 +101,10 @@ def paired_difference(
     if relative and not (ratio_c > 0 and ratio_t > 0):
         return make.undefined("relative_undefined", "a ratio needs both arms above zero")
     exact = ratio_t - ratio_c if pairs.difference is None else pairs.difference
-    point = math.log1p(exact / ratio_c) if relative else exact
+    point = exact
+    if relative:  # log1p for the digits of small differences; a share of −1 is one that was rounded there
+        share = exact / ratio_c
+        point = math.log1p(share) if abs(share) < 0.5 else math.log(ratio_t) - math.log(ratio_c)
     if pairs.n_pairs == 1:
         return make.undefined("n_lt_2", "one pair: no interval can be had", point)
     status, note = estimates.cluster_status(min(pairs.n_clusters, pairs.control.n_clusters, pairs.treatment.n_clusters))

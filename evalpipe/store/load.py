@@ -665,7 +665,8 @@ class _Writers:
     def __enter__(self) -> _Writers:
         for name in self.FIELDS:
             self._stack.enter_context(writing(self._data, name))
-            writer = DatasetWriter(self._data, BY_NAME[name], added=partial(self._ledger.note, name))
+            added = partial(self._ledger.note, name)
+            writer = DatasetWriter(self._data, BY_NAME[name], added=added, across_days=name == "exchanges")
             self._writers[name] = self._stack.enter_context(writer)
         return self
 

@@ -470,7 +470,19 @@ class DatasetWriter:
     what is not finished, and what is finished stays: the next run leaves those rows out.
     """
 
-    def __init__(self, data: Path, dataset: Dataset, *, added: Callable[[pa.Table], object] | None = None) -> None:
+    def __init__(
+        self,
+        data: Path,
+        dataset: Dataset,
+        *,
+        added: Callable[[pa.Table], object] | None = None,
+        across_days: bool = False,
+    ) -> None:
+        """`added`: called with the rows that are new. `across_days`: a key counts on whatever day its row is stored, as in
+        another tool's log, whose times may be missing or change; else on the same day only, as a request of the collector
+        has one."""
+        self._across_days = across_days
+        self._ids: dict[str, _StoredIds] = {}
         self._data = data
         self._dataset = dataset
         self._open: dict[tuple[str, ...], ParquetFile] = {}
@@ -496,6 +508,8 @@ class DatasetWriter:
         """Append the rows of `table` that are new. The number of rows added."""
         n_added = 0
         self.experiments.add(experiment)
+        if self._across_days:
+            table = self._first_of_each(experiment, table)
         for partition, part in by_partition(self._dataset, experiment, table):
             new = self._only_new(partition, part)
             if new.num_rows:
@@ -556,7 +570,55 @@ class DatasetWriter:
         return table if all(keep) else table.filter(pa.array(keep, pa.bool_()))
 
     def _stored_keys(self, partition: tuple[str, ...], keys: pa.Table) -> set[tuple[Any, ...]]:
+        if self._across_days:  # they were looked for on every day
+            return set()
         return existing_keys(self._data, self._dataset, partition[0], keys, set(partition[1:]) or None)
+
+    def _first_of_each(self, experiment: str, table: pa.Table) -> pa.Table:
+        """The rows whose key is stored on no day, and did not come before in this run, in their order."""
+        ids = self._ids.setdefault(experiment, _StoredIds(self._data, self._dataset, experiment))
+        keys = table.select(list(self._dataset.key))
+        rows = list(zip(*(column.to_pylist() for column in keys.columns), strict=True))
+        seen: set[tuple[Any, ...]] = set()
+        stored: set[tuple[Any, ...]] = set()
+        if possible := ids.among(table):
+            asked = keys.filter(pc.is_in(keys["request_id"], pa.array(sorted(possible), pa.string())))
+            stored = existing_keys(self._data, self._dataset, experiment, asked, None)
+            seen = {row for row in rows if any(row in pending for pending in self._pending_keys.values())}
+        keep = []
+        for row in rows:
+            keep.append(row not in stored and row not in seen)
+            self.n_known += row in stored
+            self.n_repeated += row in seen and row not in stored
+            seen.add(row)
+        new = table if all(keep) else table.filter(pa.array(keep, pa.bool_()))
+        ids.add(new)
+        return new
+
+
+class _StoredIds:
+    """Hashes of the request ids of an experiment, of the stored rows and of those that are added: 8 bytes each. Rows of other
+    ids are new on every day, without a look into the files."""
+
+    def __init__(self, data: Path, dataset: Dataset, experiment: str) -> None:
+        import duckdb
+
+        self._connection = duckdb.connect(":memory:")
+        self._connection.execute("SET enable_progress_bar = false; CREATE TABLE ids (id UBIGINT)")
+        whole, _ = whole_and_damaged(parquet_files(data, dataset, experiment, None))
+        if whole:
+            query = "INSERT INTO ids SELECT hash(request_id) FROM read_parquet($1)"
+            self._connection.execute(query, [[str(path) for path in whole]])
+
+    def among(self, table: pa.Table) -> set[str]:
+        """The request ids of the table that may be there."""
+        self._connection.register("asked", table.select(["request_id"]))
+        found = self._connection.execute("SELECT request_id FROM asked WHERE hash(request_id) IN (FROM ids)").fetchall()
+        return {row[0] for row in found}
+
+    def add(self, table: pa.Table) -> None:
+        self._connection.register("asked", table.select(["request_id"]))
+        self._connection.execute("INSERT INTO ids SELECT hash(request_id) FROM asked")
 
 
 def by_partition(dataset: Dataset, experiment: str, table: pa.Table) -> list[tuple[tuple[str, ...], pa.Table]]:

@@ -548,7 +548,10 @@ def read_selection(since: str | None = None, until: str | None = None, where: st
     """The selection of the command line's options. Raises ConfigError with the option and the value that is wrong."""
     if where is not None:
         check_expression(where)
-    return Selection(since=_instant("--since", since), until=_instant("--until", until), where=where)
+    first, last = _instant("--since", since), _instant("--until", until)
+    if first is not None and last is not None and first >= last:
+        raise ConfigError(f"--since {since} is not before --until {until}: the period is empty")
+    return Selection(since=first, until=last, where=where)
 
 
 def check_expression(text: str, *, name: str = "--where") -> None:
@@ -610,6 +613,8 @@ def select_requests(connection: duckdb.DuckDBPyConnection, selection: Selection)
             raise
         lines = itertools.takewhile(lambda line: not line.startswith("LINE "), str(error).strip().splitlines())
         message = " ".join(line.strip() for line in lines if line.strip())  # with the names there are
+        if isinstance(error, duckdb.ConversionException):  # its message quotes a value of the log
+            message = "a value cannot be converted; try_cast gives NULL for such"
         raise ConfigError(f"--where {selection.where!r} does not work: {message}") from None
     finally:
         if selection.request_ids is not None:

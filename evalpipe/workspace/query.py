@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TextIO
 
 import duckdb
@@ -45,8 +46,20 @@ def sql(
         experiment = workspace.experiment(experiment)
     with open_store(workspace.data, experiment) as store:
         warn_of_damage(store.damaged, workspace.data)
-        result = run_query(store, query)
-        {"table": _table, "csv": _csv, "json": _json}[form](result, stream)
+        show = {"table": _table, "csv": _csv, "json": _json}[form]
+        _interruptible(store.connection, lambda: show(run_query(store, query), stream))
+
+
+def _interruptible(connection: duckdb.DuckDBPyConnection, work: Callable[[], None]) -> None:
+    """Do it in another thread, so that Ctrl-C comes at once: within a step of a query, which may take hours, the database looks
+    for no signals."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        working = pool.submit(work)
+        try:
+            working.result()
+        except KeyboardInterrupt:
+            connection.interrupt()
+            raise
 
 
 def _rows(result: duckdb.DuckDBPyConnection) -> Iterator[tuple[Any, ...]]:

@@ -154,7 +154,7 @@ def test_data_that_cannot_decide_have_no_findings() -> None:
     assert nothing.samples == []
     assert [tile.value for tile in nothing.tiles] == [
         "Nobody compared the answers.",
-        "Not recorded in this log.",
+        "Not measured by evalpipe.",
         "Not recorded in this log.",
         "Not known: too few answers in this log have a cost.",
     ]

@@ -358,6 +358,7 @@ def test_ticks_are_round_and_inside() -> None:
     assert nice_ticks(3, 3) == [3]
     assert log_ticks(80, 1200) == [100, 200, 500, 1000]
     assert log_ticks(3, 4) == [3, 4]
+    assert log_ticks(1, 1.7e308)[-1] == 1e308
 
 
 def test_latency_is_read_off_the_curve() -> None:

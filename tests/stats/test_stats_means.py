@@ -258,3 +258,10 @@ def test_a_few_seconds_of_generation_are_users_of_their_own() -> None:
     t_c = (np.array([33, 41, 22]) - r_c * w_c) / (0.42 - w_c)
     assert found.relative is not None
     assert found.relative.v_jack == pytest.approx(2 / 3 * ((np.log1p(-t_t / r_t) - np.log1p(-t_c / r_c)) ** 2).sum())
+
+
+def test_a_ratio_beyond_the_digits_of_its_difference() -> None:
+    """Control 1e18 times the treatment: their difference is control's value to the last digit, the ratio is not 0."""
+    control, treatment = 1e18 * np.arange(1.0, 61), np.full(60, 0.25)
+    found = paired_difference(paired_aggregate(treatment, np.ones(60), control, np.ones(60)), scale="relative")
+    assert found.point == pytest.approx(0.25 / 30.5e18 - 1, abs=1e-15)

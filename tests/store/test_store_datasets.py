@@ -396,6 +396,18 @@ def test_an_instant_that_is_none_is_named(option: str, arguments: tuple[str | No
         read_selection(*arguments)
 
 
+def test_an_empty_period_is_named() -> None:
+    with pytest.raises(ConfigError, match="--since 2026-06-02 is not before --until 2026-06-01"):
+        read_selection("2026-06-02", "2026-06-01")
+
+
+def test_a_value_of_the_log_is_in_no_error(tmp_path: Path) -> None:
+    write(tmp_path, [exchange("r1", text="a secret")])
+    with pytest.raises(ConfigError) as refused:
+        open_store(tmp_path, "exp", selection=read_selection(where="cast(text AS INTEGER) = 1"))
+    assert "a value cannot be converted" in str(refused.value) and "secret" not in str(refused.value)
+
+
 def test_an_unknown_column_is_named(tmp_path: Path) -> None:
     write(tmp_path, [exchange("r1")])
     with pytest.raises(ConfigError, match="colour"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from evalpipe.errors import ConfigError, DataError
 from evalpipe.store.importers import pairs
 from evalpipe.store.importers.base import BrokenLineError
+from evalpipe.store.load_history import loads_in, unload
 from evalpipe.store.query import Store, open_store
 from evalpipe.workspace.load import load
 from evalpipe.workspace.paths import Workspace
@@ -311,3 +313,47 @@ def test_llmbar_counts_are_those_of_its_authors(published: Store, shared: Path) 
     # Of the other subsets the files hold some of the judges: those agree too.
     assert got.items() <= expected.items()
     assert len(got) == 283
+
+
+def test_a_pair_of_an_id_is_the_first_one_whatever_its_day(workspace: Workspace) -> None:
+    """An id is one pair: a copy with another time, or with none, would be paired with the first, judged and paid for twice."""
+    first = write_lines(workspace.root / "first.jsonl", {**PAIR, "started_at": "2026-11-01T00:00:00Z"})
+    other = {**PAIR, "response_a": "Other.", "started_at": "2026-11-02T00:00:00Z"}
+    new = {**PAIR, "pair_id": "p2", "response_a": "New.", "started_at": "2026-11-03T00:00:00Z"}
+    undated = {**PAIR, "pair_id": "p2", "response_a": "Late."}
+    second = write_lines(workspace.root / "second.jsonl", other, new, undated)
+    assert load(workspace, [first], experiment="e").n_exchanges == 2
+    summary = load(workspace, [second], experiment="e")
+    assert (summary.n_exchanges, summary.n_known, summary.n_repeated) == (2, 2, 2)
+    texts = "SELECT request_id, text FROM exchanges WHERE arm = 'control' ORDER BY 1"
+    assert rows(workspace, texts) == [("p1", "This."), ("p2", "New.")]
+    assert rows(workspace, "SELECT count(*) FROM pairs") == [(2,)]
+    again = load(workspace, [second], experiment="e")
+    assert (again.n_exchanges, again.n_known + again.n_repeated) == (0, 6)
+    unload(workspace.data, [one for one in loads_in(workspace.data) if one.source.endswith("second.jsonl")])
+    assert rows(workspace, texts) == [("p1", "This.")]
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3)), min_size=1, max_size=12), st.integers(0, 12))
+@settings(deadline=None, max_examples=15)
+def test_each_id_is_stored_once_in_the_order_of_the_lines(lines: list[tuple[int, int]], split: int) -> None:
+    """`lines`: the number of the pair, and its day (0: none), in two files."""
+    with tempfile.TemporaryDirectory() as folder:
+        workspace = Workspace(root=Path(folder), data=Path(folder) / "data", config=None)
+        made = [
+            {
+                **PAIR,
+                "pair_id": f"p{number}",
+                "response_a": f"line {place}",
+                **({"started_at": f"2026-11-{day:02}T00:00:00Z"} if day else {}),
+            }
+            for place, (number, day) in enumerate(lines)
+        ]
+        for name, part in (("a", made[:split]), ("b", made[split:])):
+            if part:
+                load(workspace, [write_lines(workspace.root / f"{name}.jsonl", *part)], experiment="e")
+        expected = {}
+        for one in made:
+            expected.setdefault(one["pair_id"], one["response_a"])
+        found = rows(workspace, "SELECT request_id, text FROM exchanges WHERE arm = 'control'")
+        assert sorted(found) == sorted(expected.items())

@@ -129,7 +129,7 @@ def log_ticks(low: float, high: float) -> list[float]:
     """1, 2 and 5 × the powers of ten within [low, high]; at least two."""
     if low <= 0 or high <= low:
         return [high]
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    powers = range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1)
     ticks = [m * 10.0**p for p in powers for m in (1, 2, 5) if low <= m * 10.0**p <= high]
     return ticks if len(ticks) >= 2 else [low, high]
 
