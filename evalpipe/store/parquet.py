@@ -8,7 +8,7 @@ import re
 import secrets
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -509,10 +509,12 @@ class DatasetWriter:
         n_added = 0
         self.experiments.add(experiment)
         if self._across_days:
-            table = self._first_of_each(experiment, table)
+            table = self._new_on_any_day(experiment, table)
         for partition, part in by_partition(self._dataset, experiment, table):
-            new = self._only_new(partition, part)
+            pending = self._pending_keys.setdefault(partition, set())
+            new = part if self._across_days else self._only_new(part, self._stored_keys(partition, part), [pending])
             if new.num_rows:
+                pending.update(self._keys(new))
                 self._append(partition, new)
                 if self._added is not None:
                     self._added(new)
@@ -548,15 +550,17 @@ class DatasetWriter:
         self.files.append(self._open.pop(partition).finish())
         self._pending_keys.pop(partition, None)  # they are found in the file from now on
 
-    def _only_new(self, partition: tuple[str, ...], table: pa.Table) -> pa.Table:
-        """The rows whose key is neither in a stored file of the partition, nor in an open one, nor earlier in the table."""
-        key = list(self._dataset.key)
-        stored = self._stored_keys(partition, table.select(key))
-        pending = self._pending_keys.setdefault(partition, set())
-        rows = list(zip(*(table[name].to_pylist() for name in key), strict=True))
-        if not stored and pending.isdisjoint(rows) and len(together := set(rows)) == len(rows):
-            pending |= together
+    def _keys(self, table: pa.Table) -> list[tuple[Any, ...]]:
+        return list(zip(*(table[name].to_pylist() for name in self._dataset.key), strict=True))
+
+    def _only_new(
+        self, table: pa.Table, stored: set[tuple[Any, ...]], open_keys: Sequence[set[tuple[Any, ...]]]
+    ) -> pa.Table:
+        """The rows whose key is neither in a stored file, nor among those of open ones, nor earlier in the table."""
+        rows = self._keys(table)
+        if not stored and all(one.isdisjoint(rows) for one in open_keys) and len(set(rows)) == len(rows):
             return table
+        pending = set[tuple[Any, ...]]().union(*(one.intersection(rows) for one in open_keys))
         keep = []
         for row in rows:
             new = row not in stored and row not in pending
@@ -569,29 +573,19 @@ class DatasetWriter:
                 self.n_known += 1
         return table if all(keep) else table.filter(pa.array(keep, pa.bool_()))
 
-    def _stored_keys(self, partition: tuple[str, ...], keys: pa.Table) -> set[tuple[Any, ...]]:
-        if self._across_days:  # they were looked for on every day
-            return set()
+    def _stored_keys(self, partition: tuple[str, ...], table: pa.Table) -> set[tuple[Any, ...]]:
+        keys = table.select(list(self._dataset.key))
         return existing_keys(self._data, self._dataset, partition[0], keys, set(partition[1:]) or None)
 
-    def _first_of_each(self, experiment: str, table: pa.Table) -> pa.Table:
-        """The rows whose key is stored on no day, and did not come before in this run, in their order."""
-        ids = self._ids.setdefault(experiment, _StoredIds(self._data, self._dataset, experiment))
-        keys = table.select(list(self._dataset.key))
-        rows = list(zip(*(column.to_pylist() for column in keys.columns), strict=True))
-        seen: set[tuple[Any, ...]] = set()
-        stored: set[tuple[Any, ...]] = set()
-        if possible := ids.among(table):
-            asked = keys.filter(pc.is_in(keys["request_id"], pa.array(sorted(possible), pa.string())))
-            stored = existing_keys(self._data, self._dataset, experiment, asked, None)
-            seen = {row for row in rows if any(row in pending for pending in self._pending_keys.values())}
-        keep = []
-        for row in rows:
-            keep.append(row not in stored and row not in seen)
-            self.n_known += row in stored
-            self.n_repeated += row in seen and row not in stored
-            seen.add(row)
-        new = table if all(keep) else table.filter(pa.array(keep, pa.bool_()))
+    def _new_on_any_day(self, experiment: str, table: pa.Table) -> pa.Table:
+        """The rows whose key is new on every day, the first of each in the order of the table."""
+        ids = self._ids.get(experiment)
+        if ids is None:
+            ids = self._ids[experiment] = _StoredIds(self._data, self._dataset, experiment)
+        possible = pa.array(sorted(ids.among(table)), pa.string())
+        asked = table.select(list(self._dataset.key)).filter(pc.is_in(table["request_id"], possible))
+        stored = existing_keys(self._data, self._dataset, experiment, asked, None) if asked.num_rows else set()
+        new = self._only_new(table, stored, list(self._pending_keys.values()))
         ids.add(new)
         return new
 
