@@ -16,8 +16,9 @@ import numpy as np
 
 from evalpipe.analysis.checks import invalidating, run_checks
 from evalpipe.analysis.checks.base import CheckContext as CheckEvidence
+from evalpipe.analysis.checks.base import count_responses
 from evalpipe.analysis.checks.traffic import empty_arm, period_check
-from evalpipe.analysis.compute_metrics import SortedValues, latency_curves, measure_all
+from evalpipe.analysis.compute_metrics import latency_curves, measure_all
 from evalpipe.analysis.corrected import corrected_rate, place_corrected, read_labelled
 from evalpipe.analysis.custom_metrics import check_names, custom_columns, custom_metrics
 from evalpipe.analysis.decision import (
@@ -42,9 +43,10 @@ from evalpipe.analysis.prepare import Prepared, count_users, find_sources, prepa
 from evalpipe.analysis.reasons import blocking_metrics, headline, reasons, what_would_change
 from evalpipe.analysis.record import ExperimentRecord
 from evalpipe.analysis.result import Analysis, Check, CorrectedRate, Decision, Fixed, Funnel, JudgeResult, MetricResult
-from evalpipe.analysis.segments import measure_segments, measure_series, one_user_in
+from evalpipe.analysis.segments import measure_segments, measure_series, medians_over_time, one_user_in
 from evalpipe.analysis.settings import CORRECTED, LookPlan, Settings, resolve_look
 from evalpipe.analysis.setup_faults import setup_faults
+from evalpipe.analysis.sorted_values import SortedValues
 from evalpipe.analysis.sql import Connection, rows, scalar
 from evalpipe.analysis.verdicts import Chosen, JudgeSummary, choose_pairs, deciding_judge, prepare_verdicts
 from evalpipe.files import sql_statements
@@ -129,7 +131,7 @@ def analyze(
         analysis,
         provenance={**analysis.provenance, "segments_one_user_in": one_user_in(prepared.n_rows)},
         segments=measure_segments(connection, prepared, settings, look, experiment=experiment, judge=judge),
-        series=measure_series(connection, prepared, look, judge=judge),
+        series=measure_series(connection, prepared, look, judge=judge, values=found.values),
         latency=latency_curves(found.values),
         examples=select_examples(connection, prepared, settings, experiment=experiment, judge=judge)
         if settings.n_examples
@@ -198,7 +200,12 @@ def measure(
         if not item.only_measured or item.name.removesuffix("_score") in scored
     ]
     sources = find_sources(connection, settings, paired=paired, has_texts=prepared.has_texts)
-    values = SortedValues(connection, prepared.n_rows // 2 if paired else prepared.n_rows)
+    values = SortedValues(
+        connection,
+        n_rows=prepared.n_rows // 2 if paired else prepared.n_rows,
+        paired=paired,
+        bins=medians_over_time(prepared),
+    )
     placed = [
         assign_role(measured, settings, mode=mode, sources=sources)
         for measured in measure_all(
@@ -237,6 +244,7 @@ def measure(
             funnel=funnel,
             judges=found_judges,
             look_plan=look,
+            responses=count_responses(connection, paired=paired),
             results={one.metric.name: result_of(one, alpha=settings.alpha, ruling=None) for one in placed},
             chosen=chosen,
             corrected=corrected,
@@ -520,7 +528,8 @@ def count_funnel(connection: Connection, *, experiment: str, prepared: Prepared,
             row["shadow_status"]: row["n"]
             for row in rows(
                 connection,
-                "SELECT shadow_status, count(*) AS n FROM ev_ids WHERE shadow_status IS NOT NULL GROUP BY ALL ORDER BY ALL",
+                "SELECT shadow_status, sum(n)::BIGINT AS n FROM ev_outcomes WHERE shadow_status IS NOT NULL "
+                "GROUP BY shadow_status ORDER BY shadow_status",
             )
         }
     else:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
-
-import numpy as np
 
 from evalpipe.analysis.intervals import (
     Aggregates,
     Below,
+    Discordant,
     EventCounts,
     Measured,
     StageCounts,
@@ -27,10 +24,11 @@ from evalpipe.analysis.metrics import JudgmentValue, Metric, Quantile, Ratio
 from evalpipe.analysis.prepare import Prepared
 from evalpipe.analysis.result import ArmValue, LatencyCurve
 from evalpipe.analysis.settings import LookPlan
-from evalpipe.analysis.sql import Connection, made_while_reading, rows
+from evalpipe.analysis.sorted_values import SortedValues
+from evalpipe.analysis.sql import Connection, rows
 from evalpipe.analysis.verdicts import JudgeSummary, sum_quality, users_means
 from evalpipe.stats import clusters as stats_clusters
-from evalpipe.stats.clusters import ArmAggregate, Array, PairedAggregate, Spread
+from evalpipe.stats.clusters import ArmAggregate, PairedAggregate, Spread
 from evalpipe.stats.estimates import Estimate
 from evalpipe.stats.means import Scale
 from evalpipe.stats.quantiles import (
@@ -92,13 +90,11 @@ def measure_all(
     judged = sum_quality(connection, judge=judge, pointwise=pointwise, paired=look_plan.paired)
     times = _Times(connection, ratios, prepared)
     measured: dict[str, Measured] = {}
-    paired = _paired_counts(connection, ratios) if look_plan.paired else {}
     for position, item in enumerate(ratios):
         ratio = item.values
         assert isinstance(ratio, Ratio)
         if ratio.binary:
-            counts = paired.get(item.name)
-            found = _events(connection, item, f"m{position}", look_plan, prepared, times, users, counts)
+            found = _events(connection, item, f"m{position}", look_plan, prepared, times, users)
         else:
             groups = users.aggregate(f"m{position}", counted=ratio.denominator != "1")
             found = measure_ratio(item, combined(groups), look_plan)
@@ -176,10 +172,14 @@ class _Times:
     incident fails every user at once, for minutes or for many hours."""
 
     def __init__(self, connection: Connection, ratios: Sequence[Metric], prepared: Prepared) -> None:
-        events = [item for item in ratios if isinstance(item.values, Ratio) and item.values.binary]
-        self._columns = {item.name: f"m{position}" for position, item in enumerate(events)}
+        self._connection = connection
+        events = {item.name: item.values for item in ratios if isinstance(item.values, Ratio) and item.values.binary}
+        self._columns = {name: f"m{position}" for position, name in enumerate(events)}
         group = "''" if prepared.paired else "stage::VARCHAR"
-        sums = [item.values for item in events if isinstance(item.values, Ratio)]
+        sums: list[Ratio | Discordant] = list(events.values())
+        if prepared.paired:
+            self._discordant = {name: f"m{len(events) + position}" for position, name in enumerate(events)}
+            sums += [Discordant(event=event) for event in events.values()]
         sum_by_user(connection, sums, paired=prepared.paired, table="ev_hours", group=group, cluster="hour")
         self._tables = [UserSums(connection, "ev_hours")]
         spans = {"ev_blocks": BLOCK_HOURS}
@@ -199,6 +199,13 @@ class _Times:
             )
             self._tables.append(UserSums(connection, table))
 
+    def discordant(self, item: Metric) -> EventCounts:
+        """The pairs in which exactly one arm has the event, and how many count for the metric (shadow mode)."""
+        column = self._discordant[item.name]
+        parts = {"t_only": "st", "c_only": "sc", "n": "wt"}
+        sums = ", ".join(f"coalesce(sum({column}_{part}), 0)::BIGINT AS {name}" for name, part in parts.items())
+        return EventCounts(**rows(self._connection, f"SELECT {sums} FROM ev_hours")[0])
+
     def of(self, item: Metric) -> list[Aggregates]:
         """Hours, blocks of hours and days as clusters, the stages combined."""
         column = self._columns[item.name]
@@ -214,7 +221,6 @@ def _events(
     prepared: Prepared,
     times: _Times,
     users: UserSums,
-    pairs: EventCounts | None,
 ) -> Measured:
     groups = users.aggregate(column, binary=True)
     found = combined(groups)
@@ -222,34 +228,12 @@ def _events(
         return measure_ratio(item, None, look_plan)
     happened = found.control.numerator + found.treatment.numerator > 0
     clusters = times.of(item) if happened else []
-    if pairs is not None:
-        counts = replace(pairs, times=clusters)
+    if prepared.paired:
+        counts = replace(times.discordant(item), times=clusters)
     else:
         staged = prepared.mode == "canary" and look_plan.mode == "anytime"
         counts = EventCounts(times=clusters, stages=_stages(connection, column, groups) if staged else ())
     return measure_ratio(item, found, look_plan, counts=counts)
-
-
-def _paired_counts(connection: Connection, ratios: Sequence[Metric]) -> dict[str, EventCounts]:
-    """Pairs in which exactly one arm had the event, of the pairs that count for the metric; by the name of each that counts
-    events, all of them in one pass."""
-    events = {item.name: item.values for item in ratios if isinstance(item.values, Ratio) and item.values.binary}
-    counted = [
-        f"count(CASE WHEN {condition} THEN 1 END)"
-        for values in events.values()
-        for condition in (
-            f"{values.rows} AND t_{values.numerator} AND NOT c_{values.numerator}",
-            f"{values.rows} AND c_{values.numerator} AND NOT t_{values.numerator}",
-            values.rows,
-        )
-    ]
-    if not events:
-        return {}
-    found = connection.execute(f"SELECT {', '.join(counted)} FROM ev_pairs").fetchall()[0]
-    return {
-        name: EventCounts(t_only=found[3 * k], c_only=found[3 * k + 1], n=found[3 * k + 2])
-        for k, name in enumerate(events)
-    }
 
 
 def _stages(connection: Connection, column: str, groups: Mapping[str, Aggregates]) -> list[StageCounts]:
@@ -299,8 +283,6 @@ def _verdict(
 # that any interval of the decision needs are asked for together.
 
 
-READ_AT_ONCE = 1_000_000
-"""values"""
 CURVE = (*(round(0.01 * k, 2) for k in range(1, 100)), 0.995, 0.999)
 
 
@@ -361,67 +343,6 @@ class QuantilePass:
         return any(self._points[values.value, values.rows, arm].get(values.share) is not None for arm in (False, True))
 
 
-class SortedValues:
-    """Columns of `ev_rows` of one arm, sorted: read once for all quantiles that are asked for. Large ones are kept in temporary
-    files, of which only the pages that are asked for are in memory."""
-
-    def __init__(self, connection: Connection, n_rows: int) -> None:
-        """`n_rows`: an arm has so many at most."""
-        self._connection, self._n_rows = connection, n_rows
-        self._kept: dict[tuple[str, str, bool], Array] = {}
-
-    def quantiles(self, value: str, condition: str, *, arm: bool, shares: Sequence[float]) -> list[float | None]:
-        """The type-1 quantiles of `value` (as `quantile_disc`) where `condition` holds; None where it has no values.
-
-        Args:
-            value: a column.
-            condition: SQL over the rows.
-            arm: True: the treatment's.
-            shares: in [0, 1].
-        """
-        self.read([(value, condition, arm)])
-        values = self._kept[value, condition, arm]
-        n = len(values)
-        return [float(values[max(1, _rank(share, n)) - 1]) if n else None for share in shares]
-
-    def read(self, wanted: Iterable[tuple[str, str, bool]]) -> None:
-        """Read what is not there yet of these (value, condition, arm), see `quantiles`."""
-        missing = [key for key in wanted if key not in self._kept]
-        if missing:
-            read = (self._read(*key) for key in missing)
-            self._kept |= zip(missing, made_while_reading(read, _sorted), strict=True)
-
-    def count(self, value: str, condition: str, *, arm: bool) -> int:
-        """How many values there are of what was read."""
-        return len(self._kept[value, condition, arm])
-
-    def _read(self, value: str, condition: str, arm: bool) -> Array:
-        query = f"SELECT {value}::DOUBLE AS value FROM ev_rows WHERE treatment = {arm} AND {condition} AND {value} IS NOT NULL"
-        if self._n_rows <= READ_AT_ONCE:  # Arrow's readers take longer to import than a small report takes
-            return np.asarray(self._connection.execute(query).fetchnumpy()["value"], float)
-        values, at = np.empty(self._n_rows), 0  # memory that is never written to takes none
-        for batch in self._connection.sql(query).to_arrow_reader(READ_AT_ONCE):
-            part = batch.column(0).to_numpy(zero_copy_only=False)
-            values[at : at + len(part)] = part
-            at += len(part)
-        return values[:at]
-
-
-def _rank(share: float, n: int) -> int:
-    """The place of a quantile among n sorted values: the smallest integer that is not less than n · share."""
-    return math.ceil(Fraction(repr(float(share))) * n)
-
-
-def _sorted(values: Array) -> Array:
-    """In place; large ones then in a file."""
-    values.sort()
-    if len(values) <= READ_AT_ONCE:
-        return values
-    with tempfile.TemporaryFile() as file:  # it has no name, and is gone with the last that refers to it
-        values.tofile(file)
-        return np.memmap(file, dtype=values.dtype, mode="r")
-
-
 def latency_curves(values: SortedValues) -> list[LatencyCurve]:
     """The latency distribution of both arms over the requests of the latency metrics."""
     curves = []
@@ -438,7 +359,7 @@ def _points(values: SortedValues, wanted: Sequence[Quantile]) -> dict[tuple[str,
     """Pass 1: the quantiles themselves, by (value, rows, arm) and share."""
     found: dict[tuple[str, str, bool], dict[float, float | None]] = {}
     columns = list(dict.fromkeys((one.value, one.rows) for one in wanted))
-    values.read((*column, arm) for column in columns for arm in (False, True))
+    values.read(columns)
     for value, condition in columns:
         shares = sorted({one.share for one in wanted if (one.value, one.rows) == (value, condition)})
         for arm in (False, True):

@@ -40,9 +40,14 @@ class Workers(Protocol):
         ...
 
     def over_tables(
-        self, inputs: Sequence[Sequence[Part]], name: str, steps: Sequence[Statement], output: str, about: str
-    ) -> list[Part]:
-        """Run the statements on each of the inputs, whose parts together are the view `name`; the outputs' tables in order."""
+        self,
+        inputs: Sequence[Sequence[Part]],
+        name: str,
+        steps: Sequence[Statement],
+        outputs: Sequence[Statement],
+        about: str,
+    ) -> list[list[Part]]:
+        """Run the statements on each of the inputs, whose parts together are the view `name`; returns as `over_files`."""
         ...
 
     def share(self, connection: Connection, query: str) -> Part:
@@ -60,16 +65,14 @@ class DistributedConnection:
 
     Attributes:
         by_user: the rows of `ev_joined` that have both arms, in parts of the users.
-        requests: the query of `ev_requests` over them.
-        pairs: that of `ev_pairs`, once it is known.
+        views: the queries of the views over them, by name, each after those that it names.
     """
 
     connection: Connection
     workers: Workers
     by_user: list[list[Part]] = field(default_factory=list)
-    requests: str = ""
-    pairs: str = ""
-    _n_scans: int = 0
+    views: dict[str, str] = field(default_factory=dict)
+    _n_made: int = 0
 
     def execute(self, query: str, parameters: Any = None, /) -> Any:
         return self.connection.execute(query, parameters)
@@ -85,20 +88,22 @@ class DistributedConnection:
         """The rows of a query, for workers."""
         return self.workers.share(self.connection, query)
 
-    def scan(self, query: str, parameters: Sequence[Any]) -> str:
+    def over_files(self, query: str, parameters: Sequence[Any]) -> str:
         """Run a query on each part of the files; the name of a view of all the rows."""
-        self._n_scans += 1
-        name = f"ev_scan_{self._n_scans}"
-        found = self.workers.over_files([], [(query, list(parameters))], "scan")
-        self.attach(name, found[0])
-        return name
+        (parts,) = self.workers.over_files([], [(query, list(parameters))], "scan")
+        return self._attached(parts)
 
-    def sum_pairs(self, name: str, query: str) -> str:
-        """Run a query of `ev_pairs` on each part of the users; the rows of all of them are the view `name`, which is returned."""
-        views = {"ev_requests": self.requests, "ev_pairs": self.pairs}
-        steps: list[Statement] = [(f"CREATE TEMP VIEW {view} AS {made_of}", []) for view, made_of in views.items()]
-        found = self.workers.over_tables(self.by_user, "ev_joined", steps, query, "sum by user")
-        self.attach(name, found)
+    def over_pairs(self, queries: Sequence[str]) -> list[str]:
+        """Run queries of the `views` on each part of the users; for each the name of a view of all the rows."""
+        steps: list[Statement] = [(f"CREATE TEMP VIEW {view} AS {query}", []) for view, query in self.views.items()]
+        outputs: list[Statement] = [(query, []) for query in queries]
+        found = self.workers.over_tables(self.by_user, "ev_joined", steps, outputs, "sum by user")
+        return [self._attached(parts) for parts in found]
+
+    def _attached(self, parts: Sequence[Part]) -> str:
+        self._n_made += 1
+        name = f"ev_made_{self._n_made}"
+        self.attach(name, parts)
         return name
 
 
@@ -117,4 +122,20 @@ def over_files(connection: Connection, query: str, parameters: Sequence[Any]) ->
     distributed = as_distributed(connection)
     if distributed is None:
         return f"({query})", list(parameters)
-    return distributed.scan(query, parameters), []
+    return distributed.over_files(query, parameters), []
+
+
+def over_pairs(connection: Connection, queries: Sequence[str]) -> list[str]:
+    """The rows of queries of what counts (`ev_pairs`, `ev_rows`), a relation for each. They may be grouped: with workers (shadow
+    mode) a group has a row for each part of the users, and the caller groups these again."""
+    distributed = as_distributed(connection)
+    if distributed is None or not distributed.by_user:
+        return [f"({query})" for query in queries]
+    return distributed.over_pairs(queries)
+
+
+def define_view(connection: Connection, name: str, query: str) -> None:
+    """Make `name` a view, of workers' rows too."""
+    connection.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS {query}")
+    if (distributed := as_distributed(connection)) is not None:
+        distributed.views[name] = query

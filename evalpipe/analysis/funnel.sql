@@ -8,12 +8,19 @@ GROUP BY kind ORDER BY n DESC, kind;
 
 -- name: pairs
 -- Requests by why they are no pair.
-SELECT CASE
-    WHEN control_attempted AND treatment_attempted THEN 'pair'
-    WHEN NOT has_control THEN 'control_missing'
-    WHEN NOT control_attempted THEN 'control_' || coalesce(control_lost, 'missing')
-    WHEN has_treatment THEN 'treatment_' || coalesce(treatment_lost, 'missing')
-    WHEN shadow_status IN ('not_sampled', 'shed') THEN shadow_status
-    WHEN shadow_status = 'not_shadowable' THEN 'not_shadowable' || coalesce(': ' || reason, '')
-    ELSE 'treatment_missing' END AS why, count(*) AS n
-FROM ev_ids LEFT JOIN ev_reasons USING (id) GROUP BY ALL ORDER BY n DESC, 1;
+WITH counted AS (
+  SELECT CASE
+      WHEN control_attempted AND treatment_attempted THEN 'pair'
+      WHEN NOT has_control THEN 'control_missing'
+      WHEN NOT control_attempted THEN 'control_' || coalesce(control_lost, 'missing')
+      WHEN has_treatment THEN 'treatment_' || coalesce(treatment_lost, 'missing')
+      WHEN shadow_status IN ('not_sampled', 'shed', 'not_shadowable') THEN shadow_status
+      ELSE 'treatment_missing' END AS why, sum(n)::BIGINT AS n
+  FROM ev_outcomes GROUP BY why
+), with_reason AS (
+  SELECT 'not_shadowable: ' || reason AS why, count(*) AS n FROM ev_ids JOIN ev_reasons USING (id)
+  WHERE control_attempted AND NOT has_treatment AND shadow_status = 'not_shadowable' GROUP BY reason
+)
+SELECT why, sum(n)::BIGINT AS n FROM (
+  FROM counted UNION ALL FROM with_reason UNION ALL SELECT 'not_shadowable', -n FROM with_reason
+) GROUP BY why HAVING sum(n) > 0 ORDER BY n DESC, why;

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from evalpipe.analysis.distributed import as_distributed
+from evalpipe.analysis.distributed import as_distributed, over_pairs
 from evalpipe.analysis.metrics import Metric, Ratio
 from evalpipe.analysis.populations import STATUS as MISSING_DIFFERS
 from evalpipe.analysis.populations import Missing, note_of
@@ -410,9 +410,16 @@ class Below:
         return "NULL" if found is None else f"{found!r}::DOUBLE"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Discordant:
+    """The pairs in which only that side has the event (a binary `Ratio`), of the pairs that count for it."""
+
+    event: Ratio
+
+
 def sum_by_user(
     connection: Connection,
-    sums: Sequence[Ratio | Below],
+    sums: Sequence[Ratio | Below | Discordant],
     *,
     paired: bool,
     table: str = "ev_users",
@@ -469,9 +476,10 @@ def sum_by_user(
 
     distributed = as_distributed(connection)
     if distributed is not None and distributed.by_user and rows_of == "ev_pairs":
-        is_of_users = cluster == "u"
-        made = distributed.sum_pairs(f"{table}_sums" if is_of_users else f"{table}_parts", summed("true"))
-        if not is_of_users:
+        (made,) = over_pairs(connection, [summed("true")])
+        if cluster == "u":
+            connection.execute(f"CREATE OR REPLACE TEMP VIEW {table}_sums AS FROM {made}")
+        else:
             totals = ", ".join(f"sum({name}) AS {name}" for name in ("requests", *columns.values()))
             connection.execute(
                 f"CREATE OR REPLACE TEMP TABLE {table}_sums AS SELECT u, grp, {totals} FROM {made} GROUP BY u, grp"
@@ -494,8 +502,12 @@ def _slices(connection: Connection, source: str, condition: str, n_users: int | 
     return hash_ranges("u", n_users // USERS_AT_ONCE + 1)
 
 
-def _sums(values: Ratio | Below, side: str, prefix: str) -> dict[str, tuple[str, float]]:
+def _sums(values: Ratio | Below | Discordant, side: str, prefix: str) -> dict[str, tuple[str, float]]:
     """The sums of one side by part (s numerator, w denominator, n requests): (SQL aggregate, factor)."""
+    if isinstance(values, Discordant):
+        event, other = values.event, "c_" if side == "t" else "t_"
+        only = f"{event.rows} AND {prefix}{event.numerator} AND NOT {other}{event.numerator}"
+        return {"s": (_count(only), 1.0), "w": (_count(event.rows), 1.0)}
     n = (_count(values.rows), 1.0)
     if isinstance(values, Below):
         limit = values.limit(side) if prefix else _limit_by_arm(values)

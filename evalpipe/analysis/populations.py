@@ -19,7 +19,8 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from evalpipe.analysis.sql import Connection, rows
+from evalpipe.analysis.distributed import over_pairs
+from evalpipe.analysis.sql import Connection, rows, scalar
 from evalpipe.files import sql_statements
 
 _SQL = sql_statements("evalpipe.analysis", "populations.sql")
@@ -282,14 +283,12 @@ class _Kind:
         return any(n and unknown >= MOSTLY_UNKNOWN * n for n, unknown in zip(self.n, self.unknown, strict=True))
 
 
-def count_unknown(
-    connection: Connection, values: Sequence[Value], *, source: str, paired: bool
-) -> dict[str, list[_Kind]]:
-    """Each value's counts by kind of request, in one pass over `source` (a query with the populations' flags).
+def count_unknown(connection: Connection, values: Sequence[Value], *, paired: bool) -> dict[str, list[_Kind]]:
+    """Each value's counts by kind of request, from `ev_counted_classes`.
 
     A request counts for an arm where the value is expected of its answer.
     """
-    parts: list[str] = []
+    parts: dict[str, str] = {}
     for position, value in enumerate(values):
         applies = ""
         if value.optional:  # NULL on both sides does not apply; for a single response that is unknown
@@ -298,17 +297,16 @@ def count_unknown(
             prefix = f"{side}_" if paired else ""
             whole = value.population if paired else f"{arm} AND {value.population}"
             expected = f"{whole} AND {prefix}answered" if value.answers_only else f"{whole}{applies}"
-            parts += [
-                f"sum(({expected})::INT) AS n{side}{position}",
-                f"sum(({expected} AND NOT ({value.known(prefix)}))::INT) AS {side}{position}",
-            ]
-    found = rows(connection, f"SELECT kind, {', '.join(parts)} FROM ({source}) GROUP BY kind ORDER BY kind")
+            parts[f"n{side}{position}"] = expected
+            parts[f"{side}{position}"] = f"{expected} AND NOT ({value.known(prefix)})"
+    counts = ", ".join(f"coalesce(sum(n) FILTER ({sql}), 0)::BIGINT AS {name}" for name, sql in parts.items())
+    found = rows(connection, f"SELECT kind, {counts} FROM ev_counted_classes GROUP BY kind ORDER BY kind")
     return {
         value.flag: [
             _Kind(
                 kind=row["kind"],
-                n=(int(row[f"nc{position}"]), int(row[f"nt{position}"])),
-                unknown=(int(row[f"c{position}"]), int(row[f"t{position}"])),
+                n=(row[f"nc{position}"], row[f"nt{position}"]),
+                unknown=(row[f"c{position}"], row[f"t{position}"]),
             )
             for row in found
         ]
@@ -346,7 +344,8 @@ def find_missing(
         ]
         n_left, left_out = n_all, [one.kind for one in every if one.is_left_out]
         if _unknown(every):
-            n_left = int(rows(connection, f"SELECT count(*) AS n FROM {source} WHERE {value.flag}")[0]["n"])
+            (counted_left,) = over_pairs(connection, [f"SELECT count(*) AS n FROM {source} WHERE {value.flag}"])
+            n_left = int(scalar(connection, f"SELECT sum(n) FROM {counted_left}"))
         few_left = _total(kept, paired) < MIN_LEFT * n_all and _fewer_than_half(connection, value, source, left_out)
         found[value.flag] = Missing(
             control=shares[0],
@@ -372,11 +371,9 @@ def _unknown(kinds: Sequence[_Kind]) -> int:
 
 def _fewer_than_half(connection: Connection, value: Value, source: str, left_out: Sequence[int]) -> bool:
     """Whether the share left lies below one half by more than its sampling error over users."""
-    row = rows(
-        connection,
-        _SQL["share_left"].format(source=source, population=value.population),
-        {"left_out": list(left_out)},
-    )[0]
+    of_users = _SQL["left_by_user"].format(source=source, population=value.population, left_out=list(left_out))
+    (users,) = over_pairs(connection, [of_users])
+    row = rows(connection, _SQL["share_left"].format(users=users))[0]
     g = row["g"]
     error = math.sqrt(row["squares"] * g / (g - 1)) if g > 1 else math.inf
     return bool(row["share"] + BY_CHANCE * error < MIN_LEFT)

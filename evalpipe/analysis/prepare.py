@@ -12,6 +12,9 @@ Tables made here (all temporary):
   the columns of control begin with `c_`, the treatment's with `t_`, and flags mark the rows of the decision table a pair is in
   (see populations.py).
 - `ev_rows`: one row per exchange that counts: both sides of every pair; in ab and canary mode each served exchange.
+- `ev_classes`: how many requests (in ab and canary mode exchanges) there are of each class (classes.py), and
+  `ev_counted_classes` those that count, with the flags.
+- `ev_outcomes` (shadow mode): the classes in words, as `ev_ids`.
 - `ev_census`: how many exchanges there are by arm, role, outcome, model and kind of request, forced ones and all roles included.
 - `ev_sources`: roles, statuses and costs by arm.
 """
@@ -25,7 +28,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from evalpipe.analysis.distributed import DistributedConnection, Statement, as_distributed, over_files
+from evalpipe.analysis.classes import in_classes, with_values
+from evalpipe.analysis.distributed import (
+    DistributedConnection,
+    Statement,
+    as_distributed,
+    define_view,
+    over_files,
+    over_pairs,
+)
 from evalpipe.analysis.metrics import JudgmentValue, Ratio, metrics
 from evalpipe.analysis.populations import (
     OUTCOMES,
@@ -83,9 +94,11 @@ COLUMNS = f"""
   cost_usd::DOUBLE AS cost_usd,
   {UNBILLED} AS unbilled"""
 MEASURED = ("at_us", "latency_ms", "ttft_ms", "input_tokens", "output_tokens", "cost_usd")
-OF_A_SIDE = (*MEASURED, "code", "empty", "streamed", "silent", "unbilled")
+_FLAGS = ("empty", "streamed", "silent", "unbilled")
+OF_A_SIDE = (*MEASURED, "code", *_FLAGS)
 """what `ev_requests` holds of each side"""
 OF_A_REQUEST = ("id", "u", "conv")
+_BOTH_ARMS = "c_at_us IS NOT NULL AND t_at_us IS NOT NULL"
 PART_ROWS = 4_000_000
 """exchanges of a large experiment that are read and joined at a time"""
 USER_BITS = 6
@@ -167,8 +180,9 @@ def prepare_rows(
         _read(connection, chosen)
         n_duplicates = _drop_duplicates(connection)
         n_contaminated = _separate(connection, until_us)
+    _classify(connection, columns, paired=paired)
     values = [*VALUES, *(custom_value(column) for column in columns)]
-    missing, complete = _flag(connection, values, kinds=chosen.kinds, paired=paired, columns=columns)
+    missing, complete = _flag(connection, values, chosen, paired=paired, columns=columns)
     first = "min(least(c_at_us, t_at_us))" if paired else "min(at_us)"
     last = "max(greatest(c_at_us, t_at_us))" if paired else "max(at_us)"
     found = rows(
@@ -198,12 +212,19 @@ def count_users(connection: Connection, prepared: Prepared) -> int:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Chosen:
-    """The query of the columns of every exchange of the experiment (`ev_exchanges`). `kinds`: of requests by number, from 1."""
+    """The query of the columns of every exchange of the experiment (`ev_exchanges`).
+
+    Attributes:
+        kinds: of requests by number, from 1.
+        has_texts: see `Prepared`.
+        billed_arms: arms (True = treatment) of which some answer has a cost.
+    """
 
     query: str
     parameters: list[Any]
     kinds: list[str]
     has_texts: bool
+    billed_arms: list[bool]
 
 
 def _read(connection: Connection, chosen: _Chosen) -> None:
@@ -254,7 +275,15 @@ def _read_query(connection: Connection, experiment: str, *, paired: bool, extra:
     query = f"SELECT {COLUMNS},\n  {more}\n{chosen}"
     if paired:
         query = packed(query, ", ".join([*OF_A_REQUEST, "treatment", *MEASURED, *(name for name, _ in extra)]))
-    return _Chosen(query=query, parameters=[kinds, experiment], kinds=kinds, has_texts=has_texts)
+    billed = "SELECT DISTINCT arm = 'treatment' AS treatment FROM ev_census "
+    billed += f"WHERE {counted} AND {ANSWERED} AND n_priced > 0 ORDER BY treatment"
+    return _Chosen(
+        query=query,
+        parameters=[kinds, experiment],
+        kinds=kinds,
+        has_texts=has_texts,
+        billed_arms=[row["treatment"] for row in rows(connection, billed)],
+    )
 
 
 def _take_census(connection: Connection, experiment: str) -> None:
@@ -333,7 +362,6 @@ def _join_arms(connection: Connection, chosen: _Chosen, columns: Sequence[str], 
     columns = [*MEASURED, "state", *columns]
     distributed = as_distributed(connection)
     if distributed is not None and _join_by_workers(distributed, chosen, columns, until_us):
-        distributed.requests = requests
         _name_ids(connection, requests)
         return 0
     n_duplicates = 0
@@ -403,10 +431,10 @@ def _join_parts(
 def _join_by_workers(
     connection: DistributedConnection, chosen: _Chosen, columns: Sequence[str], until_us: int | None
 ) -> bool:
-    """`ev_joined` of parts of the files that workers read and join; what was left alone is joined here. The workers keep the
-    rows with both arms by user. False where the log holds repeated lines."""
+    """`ev_joined` of parts of the files that workers read and join. They keep the rows with both arms, by user; of these the
+    driver has only what is not measured. What was left alone is joined here. False where the log holds repeated lines."""
     workers = connection.workers
-    both = "c_at_us IS NOT NULL AND t_at_us IS NOT NULL"
+    both = _BOTH_ARMS
     early = "true" if until_us is None else f"coalesce(c_at_us, t_at_us) < {until_us}"
     users = hash_ranges("u", workers.n_parts)
     unrepeated = "(FROM ev_exchanges WHERE NOT (SELECT repeats FROM ev_repeats))"
@@ -415,9 +443,14 @@ def _join_by_workers(
         (f"CREATE TEMP TABLE ev_repeats AS {_REPEATS}", []),
         (f"CREATE TEMP TABLE ev_joined AS {_joined(columns, source=unrepeated)}", []),
     ]
+    here = [*OF_A_REQUEST, "place", "c_at_us", "c_state", "t_at_us", "t_state"]
     outputs: list[Statement] = [(f"FROM ev_joined WHERE {both} AND {early} AND {within}", []) for within in users]
-    outputs += [(f"FROM ev_joined WHERE NOT ({both})", []), ("FROM ev_repeats", [])]
-    *whole, alone, repeats = workers.over_files(steps, outputs, "read")
+    outputs += [
+        (f"SELECT {', '.join(here)} FROM ev_joined WHERE {both} AND {early}", []),
+        (f"FROM ev_joined WHERE NOT ({both})", []),
+        ("FROM ev_repeats", []),
+    ]
+    *by_user, whole, alone, repeats = workers.over_files(steps, outputs, "read")
     connection.attach("ev_repeats", repeats)
     if scalar(connection, "SELECT bool_or(repeats) FROM ev_repeats"):
         return False
@@ -425,14 +458,21 @@ def _join_by_workers(
     connection.execute(f"CREATE OR REPLACE {large_table(connection)}ev_alone AS FROM ev_read_alone")
     _join_alone(connection, columns, "ev_alone")
     connection.execute(f"DELETE FROM ev_alone WHERE NOT ({early})")
-    connection.attach("ev_whole", [part for of_users in whole for part in of_users])
-    connection.execute("CREATE OR REPLACE TEMP VIEW ev_joined AS FROM ev_whole UNION ALL FROM ev_alone")
+    connection.attach("ev_whole", whole)
+    elsewhere = ", ".join(
+        f"error('{name} of pairs is summed by workers')::DOUBLE AS {name}"
+        for name in (f"{side}_{column}" for side in "ct" for column in columns)
+        if name not in here
+    )
+    connection.execute(
+        f"CREATE OR REPLACE TEMP VIEW ev_joined AS SELECT *, {elsewhere} FROM ev_whole UNION ALL BY NAME FROM ev_alone"
+    )
     if not _all_differ(connection):
         connection.execute("DROP VIEW ev_joined")
         return False
     connection.by_user = [
         [*parts, connection.share(f"FROM ev_alone WHERE {both} AND {within}")]
-        for parts, within in zip(whole, users, strict=True)
+        for parts, within in zip(by_user, users, strict=True)
     ]
     return True
 
@@ -497,10 +537,39 @@ def _each_once(connection: Connection, *, whole: bool) -> bool:
     return bool(before["t"] == after["t"] and before["c"] == after["c"] and after["alone"] == after["ids"])
 
 
+def _classify(connection: Connection, columns: Sequence[str], *, paired: bool) -> None:
+    """`ev_classes`, and `ev_outcomes` of shadow mode. `columns`: of the user's own metrics."""
+    sides = PAIRED_SIDES if paired else ("",)
+    keys = [f"{side}state" for side in sides] if paired else ["treatment", "kind", "code", *_FLAGS]
+
+    def classes(source: str) -> str:
+        return in_classes(source, keys, sides=sides, columns=columns)
+
+    (found,) = over_pairs(connection, [classes("ev_joined" if paired else "ev_exchanges")])
+    if (distributed := as_distributed(connection)) is not None and distributed.by_user:
+        found = f"(FROM {found} UNION ALL {classes(f'(FROM ev_alone WHERE NOT ({_BOTH_ARMS}))')})"
+    classed = with_values(f"(SELECT * EXCLUDE (n), sum(n)::BIGINT AS n FROM {found} GROUP BY ALL)", sides=sides)
+    names = [f"{side}{name}" for side in sides for name in (*MEASURED, *columns)]
+    no_place = ", ".join(f"NULL::BIGINT AS {side}at_us" for side in sides) + ", NULL::UINTEGER AS place"
+    source = f"(SELECT *, {no_place} FROM ({classed}))"
+    requests = unpacked(", ".join(["n", *names]), source) if paired else f"FROM {source}"
+    connection.execute(f"CREATE OR REPLACE TEMP TABLE ev_classes AS {requests}")
+    if paired:
+        connection.execute(f"CREATE OR REPLACE TEMP VIEW ev_outcomes AS SELECT n, {_outcomes()} FROM ev_classes")
+
+
 def _name_ids(connection: Connection, requests: str | None = None) -> None:
     """`ev_ids` from `ev_requests`, which is made a view of the query `requests` where that is given."""
     if requests is not None:
-        connection.execute(f"CREATE OR REPLACE TEMP VIEW ev_requests AS {requests}")
+        define_view(connection, "ev_requests", requests)
+    connection.execute(
+        "CREATE OR REPLACE TEMP VIEW ev_ids AS SELECT id, u, coalesce(c_at_us, t_at_us) AS at_us, "
+        f"t_at_us - c_at_us AS lead_us, conv, turn, step, {_outcomes()} FROM ev_requests"
+    )
+
+
+def _outcomes() -> str:
+    """SQL of what became of a request, in words."""
     sides = ", ".join(
         f"{short}_code > 0 AS has_{side}, {short}_code BETWEEN 1 AND 6 AS {side}_attempted, "
         f"{short}_code BETWEEN 1 AND 3 AS {side}_answered, {short}_code BETWEEN 4 AND 6 AS {side}_failed, "
@@ -509,11 +578,7 @@ def _name_ids(connection: Connection, requests: str | None = None) -> None:
         f"CASE WHEN {short}_code > 6 THEN {list(OUTCOMES)!r}[{short}_code] END AS {side}_lost"
         for short, side in (("c", "control"), ("t", "treatment"))
     )
-    connection.execute(
-        "CREATE OR REPLACE TEMP VIEW ev_ids AS SELECT id, u, coalesce(c_at_us, t_at_us) AS at_us, "
-        "t_at_us - c_at_us AS lead_us, conv, turn, step, "
-        f"CASE WHEN shadow_code > 0 THEN {list(SHADOW_STATUSES)!r}[shadow_code] END AS shadow_status, {sides} FROM ev_requests"
-    )
+    return f"CASE WHEN shadow_code > 0 THEN {list(SHADOW_STATUSES)!r}[shadow_code] END AS shadow_status, {sides}"
 
 
 def _read_reasons(connection: Connection, experiment: str) -> None:
@@ -560,60 +625,41 @@ def _separate(connection: Connection, until_us: int | None) -> int:
 
 
 def _flag(
-    connection: Connection, values: Sequence[Value], *, kinds: Sequence[str], paired: bool, columns: Sequence[str]
+    connection: Connection, values: Sequence[Value], chosen: _Chosen, *, paired: bool, columns: Sequence[str]
 ) -> tuple[dict[str, Missing], dict[str, str]]:
     """`ev_pairs` (shadow mode) and `ev_rows` with the flags of populations.py; returns what is unknown of each value, and the
     flags of values that are known of all their requests."""
-    source = "ev_requests" if paired else "ev_exchanges"
     silent = [
         row["treatment"]
         for row in rows(
             connection, "SELECT treatment FROM ev_sources WHERE imported AND n_with_status = 0 ORDER BY treatment"
         )
     ]
-    billed = _billed_arms(connection, paired=paired)
 
-    def query(left_out: Mapping[str, Sequence[int]], complete: Collection[str] = ()) -> str:
+    def query(source: str, left_out: Mapping[str, Sequence[int]], complete: Collection[str] = ()) -> str:
         return flagged(
             source,
             values,
             paired=paired,
-            billed_arms=billed,
+            billed_arms=chosen.billed_arms,
             silent_arms=silent,
             left_out=left_out,
             complete=complete,
         )
 
-    counted = count_unknown(connection, values, source=query({}), paired=paired)
+    connection.execute(f"CREATE OR REPLACE TEMP VIEW ev_counted_classes AS {query('ev_classes', {})}")
+    counted = count_unknown(connection, values, paired=paired)
     complete = {
         value.flag: value.population
         for value in values
         if not (value.optional or value.answers_only or any(sum(one.unknown) for one in counted[value.flag]))
     }
     view = "ev_pairs" if paired else "ev_rows"
-    known = query(kinds_left_out(counted), complete)
-    connection.execute(f"CREATE OR REPLACE TEMP VIEW {view} AS {known}")
+    known = query("ev_requests" if paired else "ev_exchanges", kinds_left_out(counted), complete)
+    define_view(connection, view, known)
     if paired:
-        if (distributed := as_distributed(connection)) is not None:
-            distributed.pairs = known
         _unpair(connection, [value.flag for value in values], columns)
-    return find_missing(connection, values, counted, source=view, kinds=kinds, paired=paired), complete
-
-
-def _billed_arms(connection: Connection, *, paired: bool) -> list[bool]:
-    """The arms of which some answer has a cost."""
-    if paired:
-        row = rows(
-            connection,
-            "SELECT bool_or(c_code <= 3 AND c_cost_usd IS NOT NULL) AS control, "
-            "bool_or(t_code <= 3 AND t_cost_usd IS NOT NULL) AS treatment FROM ev_requests",
-        )[0]
-        return [arm for arm, known in ((False, row["control"]), (True, row["treatment"])) if known]
-    found = rows(
-        connection,
-        "SELECT DISTINCT treatment FROM ev_exchanges WHERE code <= 3 AND cost_usd IS NOT NULL ORDER BY treatment",
-    )
-    return [row["treatment"] for row in found]
+    return find_missing(connection, values, counted, source=view, kinds=chosen.kinds, paired=paired), complete
 
 
 def _unpair(connection: Connection, flags: Sequence[str], columns: Sequence[str]) -> None:
@@ -626,7 +672,7 @@ def _unpair(connection: Connection, flags: Sequence[str], columns: Sequence[str]
         f"SELECT {arm} AS treatment, {', '.join(shared)}, {', '.join(f'{side}{name} AS {name}' for name in own)} FROM ev_pairs"
         for side, arm in (("c_", "false"), ("t_", "true"))
     ]
-    connection.execute(f"CREATE OR REPLACE TEMP VIEW ev_rows AS {' UNION ALL '.join(parts)}")
+    define_view(connection, "ev_rows", " UNION ALL ".join(parts))
 
 
 # What the source of the log can measure: fixed by roles, statuses and configuration, not by what happens to have

@@ -13,13 +13,14 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from evalpipe.analysis.distributed import over_files
+from evalpipe.analysis.distributed import over_files, over_pairs
 from evalpipe.analysis.intervals import Aggregates, UserSums, sum_by_user
 from evalpipe.analysis.metrics import Metric, Ratio, metrics
 from evalpipe.analysis.populations import PAIRED_SIDES
 from evalpipe.analysis.prepare import Prepared
 from evalpipe.analysis.result import Segment, Series, SeriesPoint
 from evalpipe.analysis.settings import SIGMA2_PAIRED_BINARY, LookPlan, Settings
+from evalpipe.analysis.sorted_values import SortedValues, TimeBins
 from evalpipe.analysis.sql import Connection, check_expression, rows, scalar
 from evalpipe.analysis.verdicts import JudgeSummary, preference_estimate, sum_wins
 from evalpipe.stats import betting
@@ -150,10 +151,12 @@ def _prepare(
         )
     column = columns["prompt_length"]
     edges = scalar(connection, f"SELECT quantile_disc({column}, {shares}) FROM ev_dimensions") or []
+    sampled = f"SELECT {_summed(prepared)} FROM {prepared.source} WHERE u % {every} = 0"
+    (of_users,) = over_pairs(connection, [sampled])
     connection.execute(
-        f"CREATE OR REPLACE TEMP TABLE ev_segment_rows AS SELECT {_summed(prepared)}, d.* EXCLUDE (id, {column}), "
+        f"CREATE OR REPLACE TEMP TABLE ev_segment_rows AS SELECT r.*, d.* EXCLUDE (id, {column}), "
         f"{_bin(column, sorted(set(edges)), 'tokens' if by_tokens else 'characters')} AS {column} "
-        f"FROM {prepared.source} r JOIN ev_dimensions d USING (id) WHERE r.u % {every} = 0"
+        f"FROM {of_users} r JOIN ev_dimensions d USING (id)"
     )
     usable = []
     for name, column in columns.items():
@@ -181,7 +184,7 @@ def _summed(prepared: Prepared) -> str:
         f"{side}{one.numerator}" for one in values for side in (PAIRED_SIDES if prepared.paired else ("",))
     )
     flags = dict.fromkeys(one.rows for one in values)
-    return ", ".join(f"r.{name}" for name in ["id", "u", *([] if prepared.paired else ["treatment"]), *columns, *flags])
+    return ", ".join(["id", "u", *([] if prepared.paired else ["treatment"]), *columns, *flags])
 
 
 def _bin(column: str, edges: list[float], unit: str) -> str:
@@ -349,35 +352,54 @@ def _discover(found: list[Segment]) -> list[Segment]:
 MAX_POINTS = 40
 ROWS_PER_BIN = 40
 """a stretch of time holds as many rows of both arms on average: the rate of a handful of answers is noise"""
-ROWS_AT_ONCE = 10_000_000
 BINNED = {
-    "error_rate": ("avg(failed::INTEGER)", "in_measured"),
-    "p50_latency_ms": ("quantile_disc(latency_ms, 0.5)", "has_latency"),
-    "cost_per_request_usd": ("avg(cost_usd)", "has_cost"),
-    "output_tokens": ("avg(output_tokens)", "has_output"),
+    "error_rate": ("failed::INTEGER", "in_measured"),
+    "p50_latency_ms": None,
+    "cost_per_request_usd": ("cost_usd", "has_cost"),
+    "output_tokens": ("output_tokens", "has_output"),
 }
-"""by metric: its value in a bin, and the rows that count"""
-HOLDS_VALUES = frozenset({"p50_latency_ms"})
-"""those that hold all values of a bin in memory"""
+"""by metric: what its value in a stretch of time is the mean of, and the rows that count; None: the median latency"""
+LATENCY = ("latency_ms", "has_latency")
+
+
+def time_bins(prepared: Prepared) -> TimeBins | None:
+    """The stretches of time of the series; None where everything came at one instant."""
+    if prepared.first_us is None or prepared.last_us is None or prepared.last_us <= prepared.first_us:
+        return None
+    n = max(2, min(MAX_POINTS, prepared.n_rows // ROWS_PER_BIN))
+    width = max(1, -(-(prepared.last_us - prepared.first_us + 1) // n))
+    return TimeBins(first_us=prepared.first_us, width_us=width)
+
+
+def medians_over_time(prepared: Prepared) -> dict[str, TimeBins]:
+    """The columns of which the series have medians, with the stretches of time."""
+    bins = time_bins(prepared)
+    return {} if bins is None else {LATENCY[0]: bins}
 
 
 def measure_series(
-    connection: Connection, prepared: Prepared, look: LookPlan, *, judge: JudgeSummary | None
+    connection: Connection, prepared: Prepared, look: LookPlan, *, judge: JudgeSummary | None, values: SortedValues
 ) -> list[Series]:
-    """Cumulative win rate (by the instant of the request) and binned rates of both arms."""
-    found = []
-    if judge is not None:
-        found += _win_rate(connection, look, judge)
-    if prepared.first_us is None or prepared.last_us is None or prepared.last_us <= prepared.first_us:
+    """Cumulative win rate (by the instant of the request) and binned rates of both arms; `values`: with `medians_over_time`."""
+    found = [] if judge is None else _win_rate(connection, look, judge)
+    bins = time_bins(prepared)
+    if bins is None:
         return found
-    n_bins = max(2, min(MAX_POINTS, prepared.n_rows // ROWS_PER_BIN))
-    width = max(1, -(-(prepared.last_us - prepared.first_us + 1) // n_bins))
-    together = [name for name in BINNED if name not in HOLDS_VALUES]
-    bins = _bins(connection, together, prepared.first_us, width, n_bins=n_bins, at_once=n_bins)
-    for name in HOLDS_VALUES:  # of a large experiment a few bins at a time
-        at_once = max(1, n_bins * ROWS_AT_ONCE // max(1, prepared.n_rows))
-        bins |= _bins(connection, [name], prepared.first_us, width, n_bins=n_bins, at_once=at_once)
-    return found + [Series(metric=name, kind="binned", points=bins[name]) for name in BINNED if bins[name]]
+    points = _means(connection, bins)
+    medians = {arm: values.medians(*LATENCY, arm=arm) for arm in (False, True)}
+    points["p50_latency_ms"] = {
+        number: {arm: (of_arm[number].value, of_arm[number].n) for arm, of_arm in medians.items() if number in of_arm}
+        for number in medians[False].keys() | medians[True].keys()
+    }
+    return found + [
+        Series(
+            metric=name,
+            kind="binned",
+            points=[_point(bins.first_us + k * bins.width_us, arms) for k, arms in sorted(points[name].items())],
+        )
+        for name in BINNED
+        if points[name]
+    ]
 
 
 def _win_rate(connection: Connection, look: LookPlan, judge: JudgeSummary) -> list[Series]:
@@ -408,29 +430,28 @@ def _win_rate(connection: Connection, look: LookPlan, judge: JudgeSummary) -> li
     return [Series(metric="win_rate", kind="cumulative", points=points)]
 
 
-def _bins(
-    connection: Connection, names: Sequence[str], first_us: int, width: int, *, n_bins: int, at_once: int
-) -> dict[str, list[SeriesPoint]]:
-    """The points of these metrics. `width`: of a bin, µs; `at_once`: bins that a query reads."""
-    values = ", ".join(
-        f"{BINNED[name][0]} FILTER ({BINNED[name][1]}) AS {name}, count(*) FILTER ({BINNED[name][1]}) AS n_{name}"
-        for name in names
-    )
-    bins: dict[str, dict[int, dict[bool, tuple[float, int]]]] = {name: {} for name in names}
-    for first in range(0, n_bins, at_once):
-        low, high = first_us + first * width, first_us + (first + at_once) * width
-        within = "" if at_once >= n_bins else f"WHERE at_us >= {low} AND at_us < {high}"
-        for row in rows(
-            connection,
-            f"SELECT (at_us - {first_us}) // {width} AS bin, treatment, {values} FROM ev_rows {within} GROUP BY bin, treatment",
-        ):
-            for name in names:
-                if row[f"n_{name}"]:
-                    bins[name].setdefault(row["bin"], {})[row["treatment"]] = (row[name], row[f"n_{name}"])
-    return {
-        name: [_point(first_us + position * width, arms) for position, arms in sorted(found.items())]
-        for name, found in bins.items()
+def _means(connection: Connection, bins: TimeBins) -> dict[str, dict[int, dict[bool, tuple[float, int]]]]:
+    """Of each metric, the arms' (mean, requests) by the number of the stretch of time."""
+    summed = {name: one for name, one in BINNED.items() if one is not None}
+    parts = {
+        f"{part}_{name}": f"{aggregate}(CASE WHEN {condition} THEN {value} END)"
+        for name, (value, condition) in summed.items()
+        for part, aggregate in (("s", "sum"), ("n", "count"))
     }
+    (binned,) = over_pairs(
+        connection,
+        [
+            f"SELECT {bins.number('at_us')} AS bin, treatment, {', '.join(f'{sql} AS {name}' for name, sql in parts.items())} "
+            "FROM ev_rows GROUP BY bin, treatment"
+        ],
+    )
+    totals = ", ".join(f"sum({name}) AS {name}" for name in parts)
+    found: dict[str, dict[int, dict[bool, tuple[float, int]]]] = {name: {} for name in summed}
+    for row in rows(connection, f"SELECT bin, treatment, {totals} FROM {binned} GROUP BY bin, treatment"):
+        for name in summed:
+            if n := int(row[f"n_{name}"]):
+                found[name].setdefault(row["bin"], {})[row["treatment"]] = (float(row[f"s_{name}"]) / n, n)
+    return found
 
 
 def _point(at_us: int, arms: Mapping[bool, tuple[float, int]]) -> SeriesPoint:

@@ -106,15 +106,26 @@ class TaskWorkers(ABC):
         parts = parts_of(self._sizes, PART_ROWS)
         files = [StoredFiles(data=self._data, url=self._url, names=tuple(names)) for names in parts]
         arguments = [(one, self._selected, steps, outputs, self._threads) for one in files]
-        found = self.run(over_files, arguments, len(outputs), about)
-        return [[made[position] for made in found] for position in range(len(outputs))]
+        return self._run(over_files, arguments, len(outputs), about)
 
     def over_tables(
-        self, inputs: Sequence[Sequence[Part]], name: str, steps: Sequence[Statement], output: str, about: str
-    ) -> list[Part]:
+        self,
+        inputs: Sequence[Sequence[Part]],
+        name: str,
+        steps: Sequence[Statement],
+        outputs: Sequence[Statement],
+        about: str,
+    ) -> list[list[Part]]:
         """As `Workers.over_tables`."""
-        arguments = [(name, steps, output, self._threads, *parts) for parts in inputs]
-        return [made[0] for made in self.run(over_tables, arguments, 1, about)]
+        arguments = [(name, steps, outputs, self._threads, *parts) for parts in inputs]
+        return self._run(over_tables, arguments, len(outputs), about)
+
+    def _run(
+        self, task: Callable[..., Any], arguments: Sequence[Sequence[Any]], n_outputs: int, about: str
+    ) -> list[list[Part]]:
+        """What was made of each output by all tasks."""
+        found = self.run(task, arguments, n_outputs, about)
+        return [[made[position] for made in found] for position in range(n_outputs)]
 
     def share(self, connection: Connection, query: str) -> Part:
         """As `Workers.share`."""

@@ -71,16 +71,23 @@ def over_files(
     ):
         for step in steps:
             connection.execute(*step)
-        found = [connection.sql(query, params=parameters).to_arrow_table() for query, parameters in outputs]
-        return found if len(found) > 1 else found[0]  # as Ray takes several results, and one
+        return _rows(connection, outputs)
 
 
-def over_tables(name: str, steps: Sequence[Statement], output: str, threads: int, *tables: pa.Table) -> pa.Table:
-    """A task: run the statements over the tables' rows, as the view `name`; the rows of the output."""
+def over_tables(
+    name: str, steps: Sequence[Statement], outputs: Sequence[Statement], threads: int, *tables: pa.Table
+) -> list[pa.Table] | pa.Table:
+    """A task: run the statements over the tables' rows, as the view `name`; the rows of each output."""
     pa.set_memory_pool(pa.system_memory_pool())
     with duckdb.connect(":memory:") as connection:
         connection.execute(f"SET TimeZone = 'UTC'; SET threads = {threads:d}; SET memory_limit = '{TASK_MEMORY:d}B'")
         connection.register(name, pa.concat_tables(tables))
         for step in steps:
             connection.execute(*step)
-        return connection.sql(output).to_arrow_table()
+        return _rows(connection, outputs)
+
+
+def _rows(connection: duckdb.DuckDBPyConnection, outputs: Sequence[Statement]) -> list[pa.Table] | pa.Table:
+    """The rows of each output, as Ray takes several results of a task, and one."""
+    found = [connection.sql(query, params=parameters).to_arrow_table() for query, parameters in outputs]
+    return found if len(found) > 1 else found[0]

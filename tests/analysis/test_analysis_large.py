@@ -17,10 +17,10 @@ from experiment_builders import EXPERIMENT, NOW, both_arms, connect, failing, fr
 from inline_workers import InlineWorkers, inline
 
 from evalpipe.analysis.analyze import analyze
-from evalpipe.analysis.compute_metrics import SortedValues
 from evalpipe.analysis.prepare import prepare_rows
 from evalpipe.analysis.result import Analysis
 from evalpipe.analysis.settings import Settings
+from evalpipe.analysis.sorted_values import SortedValues, TimeBins
 from evalpipe.analysis.sql import Connection
 from evalpipe.store.query import Selection, Store, open_store
 from evalpipe.store.schema import BY_NAME, conformed
@@ -45,9 +45,9 @@ def large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("evalpipe.store.query.LARGE", 1)
     monkeypatch.setattr("evalpipe.store.query.LARGE_BYTES", 1)
     monkeypatch.setattr("evalpipe.analysis.prepare.PART_ROWS", 1)
-    monkeypatch.setattr("evalpipe.analysis.compute_metrics.READ_AT_ONCE", 50)
+    monkeypatch.setattr("evalpipe.analysis.sorted_values.READ_AT_ONCE", 50)
+    monkeypatch.setattr("evalpipe.analysis.sorted_values._BLOCK", 30)
     monkeypatch.setattr("evalpipe.analysis.intervals.USERS_AT_ONCE", 20)
-    monkeypatch.setattr("evalpipe.analysis.segments.ROWS_AT_ONCE", 50)
 
 
 @pytest.fixture(params=["", "workers"])
@@ -220,13 +220,37 @@ def test_a_log_without_texts_has_no_empty_answers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("at_once", [10, 1000])
 def test_quantiles_are_those_of_the_database(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
     """The database's own `quantile_disc` is the second implementation."""
-    monkeypatch.setattr("evalpipe.analysis.compute_metrics.READ_AT_ONCE", at_once)
+    monkeypatch.setattr("evalpipe.analysis.sorted_values.READ_AT_ONCE", at_once)
     shares = [0.0, 0.001, 0.2, 0.25, 1 / 3, 0.5, 0.7, 0.99, 0.995, 1.0]
     with connect(exchanges=both_arms(40)) as connection:
         n = prepare_rows(connection, experiment=EXPERIMENT, mode="shadow").n_rows
-        for arm, condition in ((False, "has_latency"), (True, "has_latency AND latency_ms < 700"), (True, "false")):
-            found = SortedValues(connection, n).quantiles("latency_ms", condition, arm=arm, shares=shares)
+        for paired, condition in ((True, "has_latency"), (True, "false"), (False, "has_latency AND latency_ms < 700")):
+            values = SortedValues(connection, n_rows=n, paired=paired)
+            for arm in (False, True):
+                found = values.quantiles("latency_ms", condition, arm=arm, shares=shares)
+                expected = connection.execute(
+                    f"SELECT quantile_disc(latency_ms, {shares}) FROM ev_rows WHERE treatment = {arm} AND {condition}"
+                ).fetchall()[0][0]
+                assert found == (expected or [None] * len(shares))
+
+
+@pytest.mark.parametrize("paired", [True, False])
+@pytest.mark.parametrize("at_once", [10, 1000])
+def test_medians_over_time_are_those_of_the_database(
+    monkeypatch: pytest.MonkeyPatch, at_once: int, paired: bool
+) -> None:
+    monkeypatch.setattr("evalpipe.analysis.sorted_values.READ_AT_ONCE", at_once)
+    monkeypatch.setattr("evalpipe.analysis.sorted_values._BLOCK", at_once)
+    with connect(exchanges=both_arms(40)) as connection:
+        prepared = prepare_rows(connection, experiment=EXPERIMENT, mode="shadow")
+        assert prepared.first_us is not None and prepared.last_us is not None
+        bins = TimeBins(first_us=prepared.first_us, width_us=(prepared.last_us - prepared.first_us) // 7 + 1)
+        values = SortedValues(connection, n_rows=prepared.n_rows, paired=paired, bins={"latency_ms": bins})
+        for arm in (False, True):
+            found = values.medians("latency_ms", "has_latency", arm=arm)
             expected = connection.execute(
-                f"SELECT quantile_disc(latency_ms, {shares}) FROM ev_rows WHERE treatment = {arm} AND {condition}"
-            ).fetchall()[0][0]
-            assert found == (expected or [None] * len(shares))
+                f"SELECT (at_us - {bins.first_us}) // {bins.width_us}, quantile_disc(latency_ms, 0.5), count(*) FROM ev_rows "
+                f"WHERE treatment = {arm} AND has_latency GROUP BY 1 ORDER BY 1"
+            ).fetchall()
+            assert [(number, one.value, one.n) for number, one in sorted(found.items())] == expected
+            assert len(expected) > 1

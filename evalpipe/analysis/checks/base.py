@@ -8,10 +8,45 @@ from dataclasses import dataclass
 from evalpipe.analysis.prepare import Prepared
 from evalpipe.analysis.result import Check, CorrectedRate, Funnel, JudgeResult, MetricResult
 from evalpipe.analysis.settings import LookPlan, Settings
-from evalpipe.analysis.sql import Connection
+from evalpipe.analysis.sql import Connection, rows
 from evalpipe.analysis.verdicts import Chosen
 
 PASS, WARN, FAIL = "pass", "warn", "fail"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResponseCounts:
+    """Of one arm's responses that count: those answered, and of these those without a cost; those streamed, and of these those
+    without tokens; and those that end before they begin."""
+
+    treatment: bool
+    answered: int
+    unpriced: int
+    streamed: int
+    unmetered: int
+    reversed: int
+
+
+def count_responses(connection: Connection, *, paired: bool) -> list[ResponseCounts]:
+    """Of each arm, control first; from `ev_counted_classes`."""
+    conditions = {
+        "answered": "@answered",
+        "unpriced": "@answered AND @cost_usd IS NULL",
+        "streamed": "@answered AND @streamed",
+        "unmetered": "@answered AND @streamed AND @output_tokens IS NULL",
+        "reversed": "@latency_ms < 0 OR @ttft_ms > @latency_ms + 1",
+    }
+    found = []
+    for arm, side in ((False, "c_"), (True, "t_")):
+        counts = ", ".join(
+            f"coalesce(sum(n) FILTER ({condition.replace('@', side if paired else '')}), 0)::BIGINT AS {name}"
+            for name, condition in conditions.items()
+        )
+        of_arm = "" if paired else f"WHERE treatment = {arm}"
+        found.append(
+            ResponseCounts(treatment=arm, **rows(connection, f"SELECT {counts} FROM ev_counted_classes {of_arm}")[0])
+        )
+    return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,6 +62,8 @@ class CheckContext:
     judges: Sequence[JudgeResult]
     look_plan: LookPlan
     results: Mapping[str, MetricResult]
+    responses: Sequence[ResponseCounts]
+    """control's, the treatment's"""
     chosen: Chosen | None = None
     corrected: CorrectedRate | None = None
 

@@ -46,9 +46,7 @@ def clock_skew(evidence: CheckContext) -> Check | None:
     early = 0
     if evidence.prepared.paired:
         early = rows(evidence.connection, f"SELECT count(*) AS n FROM ev_ids WHERE lead_us < {-MAX_EARLY_US}")[0]["n"]
-    odd = rows(
-        evidence.connection, "SELECT count(*) AS n FROM ev_rows WHERE latency_ms < 0 OR ttft_ms > latency_ms + 1"
-    )[0]["n"]
+    odd = sum(one.reversed for one in evidence.responses)
     if early or odd:
         return Check(
             name="clock_skew",
@@ -62,14 +60,11 @@ def clock_skew(evidence: CheckContext) -> Check | None:
 
 def no_usage_in_streams(evidence: CheckContext) -> Check | None:
     """Streamed answers that never reported their tokens."""
-    row = rows(
-        evidence.connection,
-        "SELECT count(*) AS n, count(*) FILTER (output_tokens IS NULL) AS unknown FROM ev_rows WHERE answered AND streamed",
-    )[0]
-    if not row["n"]:
+    n, unknown = (sum(getattr(one, name) for one in evidence.responses) for name in ("streamed", "unmetered"))
+    if not n:
         return None
-    detail = f"{count(row['unknown'])} of {count(row['n'])} streamed answers did not report their tokens"
-    if row["unknown"] > MAX_UNMETERED * row["n"]:
+    detail = f"{count(unknown)} of {count(n)} streamed answers did not report their tokens"
+    if unknown > MAX_UNMETERED * n:
         return Check(
             name="no_usage_in_streams",
             status=WARN,
@@ -220,16 +215,12 @@ def price_unknown(evidence: CheckContext) -> Check | None:
     cost = evidence.results.get("cost_per_request_usd")
     if cost is not None and not cost.measurable and not evidence.settings.priced:
         return None  # a log without costs, and no arm whose price could be missing
-    found = rows(
-        evidence.connection,
-        "SELECT treatment, count(*) AS n, count(*) FILTER (cost_usd IS NULL) AS unknown "
-        "FROM ev_rows WHERE answered GROUP BY treatment ORDER BY treatment",
-    )
-    short = [row for row in found if row["unknown"] > MAX_UNPRICED * row["n"]]
+    found = [one for one in evidence.responses if one.answered]
+    short = [one for one in found if one.unpriced > MAX_UNPRICED * one.answered]
     partial = _notes(evidence, "cost_usd IS NOT NULL AND cost_note IS NOT NULL")
     part = _parts(partial)
     if not short:
-        n_part, n = sum(row["n"] for row in partial), sum(row["n"] for row in found)
+        n_part, n = sum(row["n"] for row in partial), sum(one.answered for one in found)
         if n_part > MAX_UNPRICED * n:
             return Check(
                 name="price_unknown",
@@ -239,7 +230,7 @@ def price_unknown(evidence: CheckContext) -> Check | None:
                 "code_interpreter_per_1000)",
             )
         return Check(name="price_unknown", status=PASS, detail="every answer has a price" + (part and f", {part}"))
-    shares = [f"{'treatment' if row['treatment'] else 'control'} {percent(row['unknown'] / row['n'])}" for row in short]
+    shares = [f"{'treatment' if one.treatment else 'control'} {percent(one.unpriced / one.answered)}" for one in short]
     unmetered = _number(evidence, f"cost_usd IS NULL AND {UNMETERED} AND NOT {UNPRICED_WITH_NOTE}")
     unpriced = _notes(evidence, f"cost_usd IS NULL AND {UNPRICED_WITH_NOTE}")
     why = "" if not unmetered else f"; {count(unmetered)} of them did not report their tokens"

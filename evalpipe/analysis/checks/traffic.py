@@ -189,10 +189,9 @@ def missing_answers(evidence: CheckContext) -> Check | None:
         return None
     row = rows(
         evidence.connection,
-        "SELECT count(*) AS n, count(*) FILTER (treatment_failed AND NOT control_failed) AS t, "
-        "count(*) FILTER (control_failed AND NOT treatment_failed) AS c, "
-        "count(*) FILTER (control_failed AND treatment_failed) AS both FROM ev_ids "
-        "WHERE control_attempted AND treatment_attempted",
+        "SELECT coalesce(sum(n), 0)::BIGINT AS n, coalesce(sum(n) FILTER (t_failed AND NOT c_failed), 0)::BIGINT AS t, "
+        "coalesce(sum(n) FILTER (c_failed AND NOT t_failed), 0)::BIGINT AS c, "
+        "coalesce(sum(n) FILTER (c_failed AND t_failed), 0)::BIGINT AS both FROM ev_counted_classes",
     )[0]
     if not row["n"]:
         return None
