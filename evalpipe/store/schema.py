@@ -182,7 +182,8 @@ BY_NAME = {dataset.name: dataset for dataset in DATASETS}
 
 def forgo_pandas() -> None:
     """For a process of evalpipe's own that makes arrays of records only: before its first one pyarrow imports pandas, to see
-    whether it is given a column of a frame, which takes 0.3 s and 40 MB. It takes note of an import that fails."""
+    whether it is given a column of a frame, which takes 0.3 s and 40 MB. It takes note of an import that fails. Not where it
+    has to find the type of a value: there each array and scalar needs a named one, also as an argument of `pyarrow.compute`."""
     if "pandas" in sys.modules:
         return
     sys.modules["pandas"] = None  # type: ignore[assignment]
@@ -215,9 +216,8 @@ ANSWER_EMPTY = "answer_empty"
 
 def _answer_empty(text: pa.Array, tool_calls: pa.Array) -> pa.Array:
     """Whether there is neither a text to read nor a tool call."""
-    blank = pc.fill_null(pc.match_substring_regex(text, rf"\A{BLANK}\z"), True)
-    calls = pc.fill_null(pc.not_equal(tool_calls, "[]"), False)
-    return pc.and_not(blank, calls)
+    blank = pc.or_kleene(pc.is_null(text), pc.match_substring_regex(text, rf"\A{BLANK}\z"))
+    return pc.and_(blank, pc.is_in(tool_calls, value_set=pa.array([None, "[]"], pa.string())))
 
 
 def _columns(names: Sequence[str], rows: Sequence[Any]) -> list[tuple[Any, ...]]:

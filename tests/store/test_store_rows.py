@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spool_builders import T0, copy, request, served, shadow
+from spool_builders import T0, copy, request, served, shadow, write_segment
 
 from evalpipe.models import Arm
 from evalpipe.spool.format import Body, read_record, render_record
@@ -94,3 +97,20 @@ def test_instants_are_stored_as_arrow_reads_them(values: list[datetime | None]) 
     assert [value if value is None else (value if value.tzinfo else value.replace(tzinfo=UTC)) for value in values] == (
         table["value"].to_pylist()
     )
+
+
+def test_rows_are_made_without_pandas(tmp_path: Path) -> None:
+    write_segment(tmp_path, "served-1.000001", [request("r1"), served("r1"), shadow("r1"), copy("r1")])
+    code = """
+import sys
+from pathlib import Path
+from evalpipe.store.exchange_rows import ReadingRules
+from evalpipe.store.load import SpoolLoad
+from evalpipe.store.schema import forgo_pandas
+
+forgo_pandas()
+root = Path(sys.argv[1])
+print(SpoolLoad(root / "data", root, rules=ReadingRules(), now=2e9).run().n_exchanges, "pandas" in sys.modules)
+"""
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() == ["2", "False"]
