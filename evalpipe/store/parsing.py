@@ -6,15 +6,17 @@ holds the datasets' locks: where it is killed nothing appears any more.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import signal
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from io import BufferedReader
 from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from types import TracebackType
@@ -207,13 +209,20 @@ class RowWriters:
 
 
 class _Process:
-    """Another process with files of its own, which are gone when it is stopped before they are in place."""
+    """Another process with files of its own, which are gone when it is stopped before they are in place.
+
+    Batches go through a pipe of their own, in one write and one read each: the pool's takes 64 kB at a time, each into a new
+    buffer of the whole size, which costs the processor four times as much.
+    """
 
     def __init__(self, data: Path, rules: ReadingRules) -> None:
         # A fresh interpreter, not a fork: this process may hold threads of DuckDB and Arrow.
+        context = get_context("spawn")
+        self._received, self._pipe = context.Pipe(duplex=False)
         self._pool = ProcessPoolExecutor(
-            max_workers=1, mp_context=get_context("spawn"), initializer=_begin, initargs=(data, rules)
+            max_workers=1, mp_context=context, initializer=_begin, initargs=(data, rules, self._received)
         )
+        self._sender = ThreadPoolExecutor(max_workers=1)
         self._batches: deque[Future[Written]] = deque()
         self.is_used = False
         """the process is started with its first batch"""
@@ -223,7 +232,10 @@ class _Process:
         return len(self._batches)
 
     def write(self, entries: Sequence[PendingRequest], *, may_be_stored: bool) -> None:
-        self._batches.append(self._pool.submit(_write, pack(entries), may_be_stored))
+        batch = pack(entries)
+        self._batches.append(self._pool.submit(_write, len(batch), may_be_stored))
+        self._received.close()  # the process has it by now: where it ends, so does a write to the pipe
+        self._sender.submit(_send, self._pipe.fileno(), batch)
         self.is_used = True
 
     def done(self, *, wait: bool = False) -> Iterator[Written]:
@@ -241,6 +253,16 @@ class _Process:
             with suppress(RuntimeError):  # its process was killed, as a system short of memory does
                 self._pool.submit(_abandon)
         self._pool.shutdown(wait=True)
+        self._sender.shutdown(wait=True)
+        self._pipe.close()
+        self._received.close()
+
+
+def _send(pipe: int, batch: bytes) -> None:
+    left = memoryview(batch)
+    with suppress(BrokenPipeError):  # its process has ended, which the pool reports
+        while left:
+            left = left[os.write(pipe, left) :]
 
 
 # Entries on their way to another process. MessagePack: texts are copied there, where in JSON each character is looked at.
@@ -265,7 +287,7 @@ def pack(entries: Sequence[PendingRequest]) -> bytes:
     )
 
 
-def unpack(batch: bytes) -> list[PendingRequest]:
+def unpack(batch: bytes | bytearray) -> list[PendingRequest]:
     """The entries, without the lines that they were put together from."""
     return [_unpacked(one) for one in _unpacker.decode(batch)]
 
@@ -297,12 +319,16 @@ def rare_collections() -> Iterator[None]:
 
 _files: RowFiles
 """of this process, where it is such a one"""
+_received: BufferedReader
+"""the batches that are sent to it"""
 
 
-def _begin(data: Path, rules: ReadingRules) -> None:
-    global _files
+def _begin(data: Path, rules: ReadingRules, received: connection.Connection) -> None:
+    global _files, _received
     gc.set_threshold(*_RARELY)
+    atexit.register(os._exit, 0)  # at its end all is handed back; to take the interpreter apart takes 0.2 s
     _files = RowFiles(data, rules)
+    _received = os.fdopen(os.dup(received.fileno()), "rb")
     _watch_parent()
     forgo_pandas()
 
@@ -328,7 +354,10 @@ def _exit_with_parent() -> None:
     os._exit(1)
 
 
-def _write(batch: bytes, may_be_stored: bool) -> Written:
+def _write(n_bytes: int, may_be_stored: bool) -> Written:
+    batch = bytearray(n_bytes)
+    if _received.readinto(batch) < n_bytes:
+        raise EOFError("the process that reads the spool has ended")
     return _files.write(unpack(batch), may_be_stored=may_be_stored)
 
 
