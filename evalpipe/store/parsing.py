@@ -45,9 +45,6 @@ _GROUP_BYTES = 16 * 1024 * 1024
 _MOST_OPEN = 2
 """Batches another process has at a time: the one it is at, and the next."""
 
-_ENTRIES_AT_ONCE = 256
-"""Entries whose rows become columns together: what they take is in the processor's cache still."""
-
 
 @dataclass(kw_only=True, slots=True)
 class Written:
@@ -89,12 +86,6 @@ class RowFiles:
     def write(self, entries: Sequence[PendingRequest], *, may_be_stored: bool) -> Written:
         """Append the rows of `entries`. `may_be_stored`: those that are in the store are left out."""
         join_attempts(entries)
-        written = Written()
-        for start in range(0, len(entries), _ENTRIES_AT_ONCE):
-            written.add(self._write(entries[start : start + _ENTRIES_AT_ONCE], may_be_stored=may_be_stored))
-        return written
-
-    def _write(self, entries: Sequence[PendingRequest], *, may_be_stored: bool) -> Written:
         rows: dict[str, list[Exchange]] = {}
         for entry in entries:
             assert entry.request is not None
@@ -287,7 +278,7 @@ def pack(entries: Sequence[PendingRequest]) -> bytes:
     )
 
 
-def unpack(batch: bytes | bytearray) -> list[PendingRequest]:
+def unpack(batch: bytes) -> list[PendingRequest]:
     """The entries, without the lines that they were put together from."""
     return [_unpacked(one) for one in _unpacker.decode(batch)]
 
@@ -355,10 +346,7 @@ def _exit_with_parent() -> None:
 
 
 def _write(n_bytes: int, may_be_stored: bool) -> Written:
-    batch = bytearray(n_bytes)
-    if _received.readinto(batch) < n_bytes:
-        raise EOFError("the process that reads the spool has ended")
-    return _files.write(unpack(batch), may_be_stored=may_be_stored)
+    return _files.write(unpack(_received.read(n_bytes)), may_be_stored=may_be_stored)
 
 
 def _seal() -> list[SealedFile]:
