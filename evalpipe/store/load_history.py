@@ -79,8 +79,8 @@ class Ledger:
         if self._file is None:
             self._file = ParquetFile(self._folder, SCHEMA)
         columns = {
-            "dataset": pa.repeat(pa.scalar(dataset), table.num_rows),
-            "loaded_from": pa.repeat(pa.scalar(self._source), table.num_rows),
+            "dataset": pa.repeat(pa.scalar(dataset, pa.string()), table.num_rows),
+            "loaded_from": pa.repeat(pa.scalar(self._source, pa.string()), table.num_rows),
             "loaded_at": pa.repeat(pa.scalar(self._at, pa.timestamp("us", tz="UTC")), table.num_rows),
         }
         arrays = [
