@@ -87,6 +87,9 @@ def measure_all(
         sum_by_user(connection, sums, paired=False, group="stage::VARCHAR")
         sum_by_user(connection, quantiles.helpers, paired=False, table="ev_below")
         users, below, first = UserSums(connection), UserSums(connection, "ev_below"), 0
+    columns = [f"m{first + position}" for position in range(len(quantiles.helpers))]
+    users.read_ahead([(f"m{position}", one.denominator != "1", one.binary) for position, one in enumerate(sums)])
+    below.read_ahead([(column, False, False) for column in columns])
     judged = sum_quality(connection, judge=judge, pointwise=pointwise, paired=look_plan.paired)
     times = _Times(connection, ratios, prepared)
     measured: dict[str, Measured] = {}
@@ -102,7 +105,6 @@ def measure_all(
     for item in items:
         if isinstance(item.values, JudgmentValue):
             measured[item.name] = _verdict(connection, item, look_plan, judge, has_data=item.name in judged)
-    columns = [f"m{first + position}" for position in range(len(quantiles.helpers))]
     for one in quantiles.measure(columns, below, alphas):
         measured[one.metric.name] = one.with_missing(prepared.missing.get(one.metric.values.rows))  # type: ignore[union-attr]
     for name, measurable in sources.items():

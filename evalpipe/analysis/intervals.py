@@ -19,7 +19,7 @@ from evalpipe.analysis.populations import STATUS as MISSING_DIFFERS
 from evalpipe.analysis.populations import Missing, note_of
 from evalpipe.analysis.result import ArmValue
 from evalpipe.analysis.settings import SIGMA2_PAIRED_BINARY, LookPlan
-from evalpipe.analysis.sql import Connection, fill_large, hash_ranges, is_on_disk, rows, scalar
+from evalpipe.analysis.sql import Connection, fill_large, hash_ranges, is_on_disk, made_while_reading, rows, scalar
 from evalpipe.stats import betting, estimates, event_rates
 from evalpipe.stats.clusters import ArmAggregate, Array, PairedAggregate, Spread, carrying, paired_aggregate
 from evalpipe.stats.estimates import Estimate
@@ -531,6 +531,9 @@ def _limit_by_arm(values: Below) -> str:
     return f"CASE WHEN treatment THEN {values.limit('t')} ELSE {values.limit('c')} END"
 
 
+_Wanted = tuple[str, bool, bool]
+
+
 class UserSums:
     """The users' sums of one table as arrays, by group.
 
@@ -544,6 +547,7 @@ class UserSums:
         table: its name.
         """
         self._connection, self._table = connection, table
+        self._found: dict[_Wanted, dict[str, Aggregates]] = {}
         sizes = rows(connection, f"SELECT grp, count(*) AS n FROM {table} GROUP BY grp ORDER BY grp")
         self._groups = [row["grp"] for row in sizes]
         self._whole: dict[Any, dict[str, Any]] | None = None
@@ -565,18 +569,27 @@ class UserSums:
             counted: the requests are counted apart (name_nt, name_nc) because the denominator is not 1 per request.
             binary: events are counted for the gates.
         """
+        self.read_ahead([(name, counted, binary)])
+        return self._found[name, counted, binary]
+
+    def read_ahead(self, wanted: Sequence[_Wanted]) -> None:
+        """Make the aggregates of these (name, counted, binary), see `aggregate`: the sums of one are read while another's
+        aggregates are made."""
+        missing = [key for key in dict.fromkeys(wanted) if key not in self._found]
+        self._found |= {key: {} for key in missing}
+        steps = [(key, group) for key in missing for group in self._groups]
+        read = ((key, group, self._arrays(group, *key[:2])) for key, group in steps)
+        made = made_while_reading(read, _aggregated) if self._whole is None else map(_aggregated, read)
+        for key, group, aggregates in made:
+            if aggregates is not None:
+                self._found[key][group] = aggregates
+
+    def _arrays(self, group: Any, name: str, counted: bool) -> list[Array]:
+        """Of each user: the treatment's numerator and denominator, control's, and the requests of both."""
         n = f"{name}_n" if counted else f"{name}_w"
         columns = [f"{name}_st", f"{name}_wt", f"{name}_sc", f"{name}_wc", f"{n}t", f"{n}c"]
-        found: dict[str, Aggregates] = {}
-        for group in self._groups:
-            read = self._whole[group] if self._whole is not None else self._read(group, dict.fromkeys(columns))
-            st, wt, sc, wc, nt, nc = (np.asarray(read[column], float) for column in columns)
-            if any(bool(one.any()) for one in (wt, wc, st, sc)):
-                if counted:  # else the requests are the denominators
-                    seen = carrying(st, wt) | carrying(sc, wc)
-                    nt, nc = nt[seen], nc[seen]
-                found[str(group)] = _aggregates(st, wt, sc, wc, nt, nc, binary=binary)
-        return found
+        read = self._whole[group] if self._whole is not None else self._read(group, dict.fromkeys(columns))
+        return [np.asarray(read[column], float) for column in columns]
 
     def _query(self, columns: str) -> str:
         """The query of a group's rows; its parameter is the group."""
@@ -586,6 +599,17 @@ class UserSums:
         """By way of Arrow: a quarter of the time that NumPy's arrays of millions of users take by themselves."""
         table = self._connection.sql(self._query(", ".join(columns)), params=[group]).to_arrow_table()
         return {name: table.column(name).to_numpy() for name in columns}
+
+
+def _aggregated(read: tuple[_Wanted, Any, list[Array]]) -> tuple[_Wanted, str, Aggregates | None]:
+    """The aggregates of a group's sums; None where there is nothing in them."""
+    (name, counted, binary), group, (st, wt, sc, wc, nt, nc) = read
+    if not any(bool(one.any()) for one in (wt, wc, st, sc)):
+        return (name, counted, binary), str(group), None
+    if counted:  # else the requests are the denominators
+        seen = carrying(st, wt) | carrying(sc, wc)
+        nt, nc = nt[seen], nc[seen]
+    return (name, counted, binary), str(group), _aggregates(st, wt, sc, wc, nt, nc, binary=binary)
 
 
 def _aggregates(st: Array, wt: Array, sc: Array, wc: Array, nt: Array, nc: Array, *, binary: bool) -> Aggregates:

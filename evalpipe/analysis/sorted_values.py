@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -134,24 +135,24 @@ def _rank(share: float, n: int) -> int:
 
 
 def _sorted_arms(arms: list[tuple[Array, _Bins | None]]) -> list[tuple[Array, dict[int, Median]]]:
-    found = []
-    while arms:  # an arm's values leave the memory before the next one's are looked at
-        values, bins = arms.pop(0)
-        medians = {} if bins is None else _medians(values, bins)
-        found.append((_sorted(values), medians))
-        del values
-    return found
+    with ThreadPoolExecutor(max_workers=len(arms)) as threads:  # NumPy leaves the interpreter to others while it sorts
+        return list(threads.map(_sorted_arm, *zip(*arms, strict=True)))
+
+
+def _sorted_arm(values: Array, bins: _Bins | None) -> tuple[Array, dict[int, Median]]:
+    medians = {} if bins is None else _medians(values, bins)
+    return _sorted(values), medians
 
 
 def _medians(values: Array, bins: _Bins) -> dict[int, Median]:
     """Of the values in each bin. They are put in another order: by bin within each block, which takes no memory."""
-    edges = [
-        start + np.concatenate([[0], np.cumsum(_group(values[start : start + _BLOCK], bins[start : start + _BLOCK]))])
-        for start in range(0, len(values), _BLOCK)
-    ]
+    starts = range(0, len(values), _BLOCK)
+    counts = [_group(values[start : start + _BLOCK], bins[start : start + _BLOCK]) for start in starts]
+    ends = [start + np.cumsum(counted) for start, counted in zip(starts, counts, strict=True)]
     found = {}
-    for number in np.unique(bins).tolist():
-        own = np.concatenate([values[edge[number] : edge[number + 1]] for edge in edges])
+    for number in np.flatnonzero(sum(counts)).tolist():
+        parts = [slice(end[number] - counted[number], end[number]) for end, counted in zip(ends, counts, strict=True)]
+        own = np.concatenate([values[part] for part in parts])
         middle = _rank(0.5, len(own)) - 1
         found[number] = Median(value=float(np.partition(own, middle)[middle]), n=len(own))
     return found
