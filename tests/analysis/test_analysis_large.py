@@ -48,6 +48,7 @@ def large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("evalpipe.analysis.sorted_values.READ_AT_ONCE", 50)
     monkeypatch.setattr("evalpipe.analysis.sorted_values._BLOCK", 30)
     monkeypatch.setattr("evalpipe.analysis.intervals.USERS_AT_ONCE", 20)
+    monkeypatch.setattr("evalpipe.analysis.intervals.READ_WHOLE", 10)
 
 
 @pytest.fixture(params=["", "workers"])
