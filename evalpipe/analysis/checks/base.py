@@ -17,7 +17,7 @@ PASS, WARN, FAIL = "pass", "warn", "fail"
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResponseCounts:
     """Of one arm's responses that count: those answered, and of these those without a cost; those streamed, and of these those
-    without tokens; and those that end before they begin."""
+    without tokens; and those that end before they begin or before their first token."""
 
     treatment: bool
     answered: int

@@ -42,7 +42,8 @@ def duplicates(evidence: CheckContext) -> Check:
 
 
 def clock_skew(evidence: CheckContext) -> Check | None:
-    """Shadow requests that seem to start before their request, or responses that end before they begin."""
+    """Shadow requests that seem to start before their request, or responses that end before they begin or before their first
+    token."""
     early = 0
     if evidence.prepared.paired:
         early = rows(evidence.connection, f"SELECT count(*) AS n FROM ev_ids WHERE lead_us < {-MAX_EARLY_US}")[0]["n"]
@@ -52,7 +53,7 @@ def clock_skew(evidence: CheckContext) -> Check | None:
             name="clock_skew",
             status=WARN,
             detail=f"{count(early)} copies start a second or more before their request, "
-            f"{count(odd)} answers end before they begin",
+            f"{count(odd)} responses end before they begin or before their first token",
             remedy="check the clocks of the machines that write the log",
         )
     return Check(name="clock_skew", status=PASS, detail="the instants in the log are in order")
