@@ -120,7 +120,9 @@ def analyze(
     Raises:
         DataError: where there is nothing to analyse.
     """
-    found = measure(connection, experiment=experiment, mode=mode, settings=settings, now=now, record=record)
+    found = measure(
+        connection, experiment=experiment, mode=mode, settings=settings, now=now, details=details, record=record
+    )
     analysis = summarized(found, conclude(found), provenance)
     arms = _arms(connection, settings)
     analysis = replace(analysis, provenance={**analysis.provenance, "arms": arms})
@@ -173,9 +175,10 @@ def measure(
     mode: str,
     settings: Settings,
     now: datetime,
+    details: bool = False,
     record: ExperimentRecord | None = None,
 ) -> Measurements:
-    """Run the queries of the analysis; arguments as `analyze`."""
+    """Run the queries of the analysis; arguments as `analyze` (`details`: those that its details are made of, too)."""
     paired = mode == "shadow"
     check_names(settings)
     first_us = scalar(connection, "SELECT epoch_us(min(started_at)) FROM exchanges WHERE experiment = ?", [experiment])
@@ -204,7 +207,7 @@ def measure(
         connection,
         n_rows=prepared.n_rows // 2 if paired else prepared.n_rows,
         paired=paired,
-        bins=medians_over_time(prepared),
+        bins=medians_over_time(prepared) if details else None,
     )
     placed = [
         assign_role(measured, settings, mode=mode, sources=sources)

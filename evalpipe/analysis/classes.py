@@ -62,5 +62,10 @@ def with_values(source: str, *, sides: Sequence[str]) -> str:
     return f"SELECT * EXCLUDE (bits), {', '.join(values)} FROM {source}"
 
 
+def number_of(condition: str) -> str:
+    """SQL: how many requests are in classes of which the condition holds."""
+    return f"coalesce(sum(n) FILTER ({condition}), 0)::BIGINT"
+
+
 def _bit(position: int, name: str) -> int:
     return position * len(_CONDITIONS) + list(_CONDITIONS).index(name)

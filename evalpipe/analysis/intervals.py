@@ -538,7 +538,7 @@ class UserSums:
     """The users' sums of one table as arrays, by group.
 
     Small tables are read whole, as planning a query costs more than reading them; of large ones the columns of a metric are read
-    when they are asked for, so that memory stays at six numbers a user.
+    when they are asked for, so that memory stays at six numbers a user, and as many while the next ones are read.
     """
 
     def __init__(self, connection: Connection, table: str = "ev_users") -> None:

@@ -19,6 +19,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from evalpipe.analysis.classes import number_of
 from evalpipe.analysis.distributed import over_pairs
 from evalpipe.analysis.sql import Connection, rows, scalar
 from evalpipe.files import sql_statements
@@ -299,7 +300,7 @@ def count_unknown(connection: Connection, values: Sequence[Value], *, paired: bo
             expected = f"{whole} AND {prefix}answered" if value.answers_only else f"{whole}{applies}"
             parts[f"n{side}{position}"] = expected
             parts[f"{side}{position}"] = f"{expected} AND NOT ({value.known(prefix)})"
-    counts = ", ".join(f"coalesce(sum(n) FILTER ({sql}), 0)::BIGINT AS {name}" for name, sql in parts.items())
+    counts = ", ".join(f"{number_of(sql)} AS {name}" for name, sql in parts.items())
     found = rows(connection, f"SELECT kind, {counts} FROM ev_counted_classes GROUP BY kind ORDER BY kind")
     return {
         value.flag: [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from evalpipe.analysis.classes import number_of
 from evalpipe.analysis.prepare import Prepared
 from evalpipe.analysis.result import Check, CorrectedRate, Funnel, JudgeResult, MetricResult
 from evalpipe.analysis.settings import LookPlan, Settings
@@ -39,7 +40,7 @@ def count_responses(connection: Connection, *, paired: bool) -> list[ResponseCou
     found = []
     for arm, side in ((False, "c_"), (True, "t_")):
         counts = ", ".join(
-            f"coalesce(sum(n) FILTER ({condition.replace('@', side if paired else '')}), 0)::BIGINT AS {name}"
+            f"{number_of(condition.replace('@', side if paired else ''))} AS {name}"
             for name, condition in conditions.items()
         )
         of_arm = "" if paired else f"WHERE treatment = {arm}"

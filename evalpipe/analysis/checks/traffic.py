@@ -6,6 +6,7 @@ import math
 from typing import Final
 
 from evalpipe.analysis.checks.base import FAIL, PASS, WARN, CheckContext, CheckFunction
+from evalpipe.analysis.classes import number_of
 from evalpipe.analysis.metric_formatting import count, percent
 from evalpipe.analysis.prepare import Prepared
 from evalpipe.analysis.result import Check, Funnel, MetricResult
@@ -189,9 +190,8 @@ def missing_answers(evidence: CheckContext) -> Check | None:
         return None
     row = rows(
         evidence.connection,
-        "SELECT coalesce(sum(n), 0)::BIGINT AS n, coalesce(sum(n) FILTER (t_failed AND NOT c_failed), 0)::BIGINT AS t, "
-        "coalesce(sum(n) FILTER (c_failed AND NOT t_failed), 0)::BIGINT AS c, "
-        "coalesce(sum(n) FILTER (c_failed AND t_failed), 0)::BIGINT AS both FROM ev_counted_classes",
+        f"SELECT {number_of('true')} AS n, {number_of('t_failed AND NOT c_failed')} AS t, "
+        f"{number_of('c_failed AND NOT t_failed')} AS c, {number_of('c_failed AND t_failed')} AS both FROM ev_counted_classes",
     )[0]
     if not row["n"]:
         return None
